@@ -1,0 +1,1 @@
+"""Models: MLX on this machine, and a deterministic fake."""
