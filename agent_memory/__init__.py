@@ -1,0 +1,155 @@
+"""Agents on one local language model that resume where they stopped.
+
+    from agent_memory import Memory
+
+    with Memory() as memory:
+        print(memory.agent("alice").say("Hello").text)
+
+Importing this package is free of effects: names load on first use, and MLX only when a model is opened.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_memory.agent import Agent
+    from agent_memory.config import Config
+    from agent_memory.errors import (
+        AgentMemoryError,
+        BackendMissingError,
+        CancelledError,
+        ClosedError,
+        ConfigError,
+        DamagedModelError,
+        IncompatibleStoreError,
+        MissingExtraError,
+        ModelError,
+        ModelNotFoundError,
+        OutOfBudgetError,
+        OutOfSpaceError,
+        PromptTooLongError,
+        RequestError,
+        RequestTimeoutError,
+        StoreError,
+        StoreLockedError,
+        ToolResultError,
+        UnsupportedModelError,
+        UnsupportedParameterError,
+    )
+    from agent_memory.generation import Generation
+    from agent_memory.memory import Memory
+    from agent_memory.model.echo import EchoRunner
+    from agent_memory.model.mlx import MLXRunner
+    from agent_memory.types import (
+        AgentInfo,
+        Delta,
+        Doctor,
+        Message,
+        Reply,
+        Sampling,
+        Stats,
+        ToolCall,
+        ToolResult,
+        Usage,
+        VerifyReport,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "AgentMemoryError",
+    "BackendMissingError",
+    "CancelledError",
+    "ClosedError",
+    "Config",
+    "ConfigError",
+    "DamagedModelError",
+    "Delta",
+    "Doctor",
+    "EchoRunner",
+    "Generation",
+    "IncompatibleStoreError",
+    "MLXRunner",
+    "Memory",
+    "Message",
+    "MissingExtraError",
+    "ModelError",
+    "ModelNotFoundError",
+    "OutOfBudgetError",
+    "OutOfSpaceError",
+    "PromptTooLongError",
+    "Reply",
+    "RequestError",
+    "RequestTimeoutError",
+    "Sampling",
+    "Stats",
+    "StoreError",
+    "StoreLockedError",
+    "ToolCall",
+    "ToolResult",
+    "ToolResultError",
+    "UnsupportedModelError",
+    "UnsupportedParameterError",
+    "Usage",
+    "VerifyReport",
+    "__version__",
+]
+
+#: Public name -> the module that defines it.
+_HOMES = {
+    "Agent": "agent",
+    "AgentInfo": "types",
+    "AgentMemoryError": "errors",
+    "BackendMissingError": "errors",
+    "CancelledError": "errors",
+    "ClosedError": "errors",
+    "Config": "config",
+    "ConfigError": "errors",
+    "DamagedModelError": "errors",
+    "Delta": "types",
+    "Doctor": "types",
+    "EchoRunner": "model.echo",
+    "Generation": "generation",
+    "IncompatibleStoreError": "errors",
+    "MLXRunner": "model.mlx",
+    "Memory": "memory",
+    "Message": "types",
+    "MissingExtraError": "errors",
+    "ModelError": "errors",
+    "ModelNotFoundError": "errors",
+    "OutOfBudgetError": "errors",
+    "OutOfSpaceError": "errors",
+    "PromptTooLongError": "errors",
+    "Reply": "types",
+    "RequestError": "errors",
+    "RequestTimeoutError": "errors",
+    "Sampling": "types",
+    "Stats": "types",
+    "StoreError": "errors",
+    "StoreLockedError": "errors",
+    "ToolCall": "types",
+    "ToolResult": "types",
+    "ToolResultError": "errors",
+    "UnsupportedModelError": "errors",
+    "UnsupportedParameterError": "errors",
+    "Usage": "types",
+    "VerifyReport": "types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
