@@ -1,0 +1,39 @@
+"""The content address of a run of tokens: a hash chain over chunks, the model's identity being the first parent."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Ids = np.ndarray[Any, np.dtype[np.uint32]] | Sequence[int]
+
+ID_BYTES = 32
+
+
+def piece_id(parent: bytes, ids: Ids) -> bytes:
+    """sha256 of the parent's id and the token ids (u32, little-endian): 32 bytes."""
+    return hashlib.sha256(parent + np.ascontiguousarray(ids, dtype="<u4").tobytes()).digest()
+
+
+def chunk_chain(identity: bytes, ids: Ids, chunk_tokens: int) -> list[bytes]:
+    """The ids of the full chunks of ``ids``, in order; the unfinished tail has none."""
+    tokens = np.ascontiguousarray(ids, dtype="<u4")
+    chain: list[bytes] = []
+    parent = identity
+    for start in range(0, len(tokens) - chunk_tokens + 1, chunk_tokens):
+        parent = piece_id(parent, tokens[start : start + chunk_tokens])
+        chain.append(parent)
+    return chain
+
+
+def common_prefix(a: Ids, b: Ids) -> int:
+    """How many leading tokens are equal; O(n)."""
+    left, right = np.asarray(a, dtype=np.uint32), np.asarray(b, dtype=np.uint32)
+    n = min(len(left), len(right))
+    differs = left[:n] != right[:n]
+    return int(differs.argmax()) if differs.any() else n

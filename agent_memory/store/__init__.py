@@ -1,0 +1,1 @@
+"""What outlives the process: agents' logs and their KV, in one folder."""

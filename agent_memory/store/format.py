@@ -1,0 +1,135 @@
+"""What the store writes, byte by byte: names, versions and the header of a segment file (docs/format.md).
+
+A segment is a valid safetensors file. Its header has a fixed length before its checksums are known, so that tensors
+stream to disk first and the header is written last, in place.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import xxhash
+from attrs import frozen
+
+from agent_memory.kvcache.layout import Layout
+from agent_memory.types import Exactness
+
+READ_VERSION = 1  #: a store that says more cannot be read by this code
+WRITE_VERSION = 1  #: a store that says more must not be written by this code
+FORMAT = "agent_memory.kv/1"
+MANIFEST = "manifest.sqlite3"
+LOCK = "lock"
+KV_FOLDER = "kv"
+SUFFIX = ".safetensors"
+TEMP_SUFFIX = ".tmp"
+ALIGN = 64  #: bytes; the start of every tensor, and of the data section
+SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
+MAX_DELTAS = 16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
+
+Made = Literal[1, 2, 3]
+MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
+
+_NO_SUM = "0" * 16
+
+
+@frozen
+class Extent:
+    """One tensor of a segment file; ``start`` counts from the data section."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+    tensor: int  #: index in the layout; -1: ids; -2: padding
+
+
+@frozen(kw_only=True)
+class SegmentFacts:
+    """What a segment says of itself in its header."""
+
+    identity: str
+    parent: bytes
+    start: int
+    n_tokens: int
+    chunk_tokens: int
+    made: tuple[int, ...]
+    exactness: Exactness
+    host: str
+
+
+def file_sum(data: bytes | memoryview) -> str:
+    """xxh3-64 as 16 hex digits."""
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def extents(layout: Layout, n_tokens: int) -> tuple[Extent, ...]:
+    """Where each tensor of a segment of ``n_tokens`` lies: layout order, padded to 64 bytes, the ids last."""
+    found: list[Extent] = []
+    at = 0
+    for i, spec in enumerate(layout.tensors):
+        nbytes = spec.token_bytes * n_tokens
+        found.append(Extent(spec.name, spec.dtype, (spec.heads, n_tokens, spec.dim), at, nbytes, i))
+        at += nbytes
+        if pad := -at % ALIGN:  # safetensors allows no holes between tensors
+            found.append(Extent(f"pad.{i:03d}", "U8", (pad,), at, pad, -2))
+            at += pad
+    found.append(Extent("ids", "U32", (n_tokens,), at, 4 * n_tokens, -1))
+    return tuple(found)
+
+
+def header(places: Sequence[Extent], facts: SegmentFacts, sums: Sequence[str] | None = None) -> bytes:
+    """The length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each layout tensor, then of the ids.
+
+    Its length does not depend on ``sums``.
+    """
+    checked = [e for e in places if e.tensor != -2]
+    metadata = {
+        "format": FORMAT,
+        "identity": facts.identity,
+        "parent": facts.parent.hex(),
+        "start": str(facts.start),
+        "n_tokens": str(facts.n_tokens),
+        "chunk_tokens": str(facts.chunk_tokens),
+        "made": ",".join(MADE[m] for m in facts.made),
+        "exactness": facts.exactness,
+        "codec": "exact",
+        "host": facts.host,
+        "xxh3": "".join(sums) if sums is not None else _NO_SUM * len(checked),
+        "header_xxh3": _NO_SUM,
+    }
+    table: dict[str, Any] = {"__metadata__": metadata}
+    for e in places:
+        table[e.name] = {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.start + e.nbytes]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGN)
+    raw = struct.pack("<Q", len(text)) + text
+    if sums is None:
+        return raw
+    return raw.replace(_sum_field(_NO_SUM), _sum_field(file_sum(raw)), 1)
+
+
+def _sum_field(value: str) -> bytes:
+    return b'"header_xxh3":"' + value.encode() + b'"'
+
+
+def parse_header(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and tensor table of a whole header (length prefix included); ValueError where it is damaged."""
+    if len(raw) < 8 or struct.unpack("<Q", raw[:8])[0] != len(raw) - 8:
+        raise ValueError("the header's length is wrong")
+    mark = b'"header_xxh3":"'
+    at = raw.find(mark)
+    value = raw[at + len(mark) : at + len(mark) + 16] if at >= 0 else b""
+    if at < 0 or file_sum(raw[: at + len(mark)] + _NO_SUM.encode() + raw[at + len(mark) + 16 :]).encode() != value:
+        raise ValueError("the header's checksum is wrong")
+    table = json.loads(raw[8:])
+    return table.pop("__metadata__"), table
+
+
+def split_sums(metadata: Mapping[str, str]) -> list[str]:
+    """The xxh3 hex of each layout tensor, then of the ids."""
+    text = metadata["xxh3"]
+    return [text[i : i + 16] for i in range(0, len(text), 16)]

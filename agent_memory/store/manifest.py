@@ -1,0 +1,388 @@
+"""The manifest: one SQLite file of agents, their logs, and which segments exist (docs/format.md has the tables).
+
+Its commit is the moment at which a save exists. One connection under one lock: callable from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import xxhash
+from attrs import field, frozen
+
+from agent_memory.errors import IncompatibleStoreError, StoreError
+from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+from agent_memory.types import AgentInfo, Exactness, Finish, Message, ToolCall
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL, created_s REAL NOT NULL);
+CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL, name BLOB NOT NULL, system BLOB,
+    tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
+CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL, n_messages_kept INTEGER NOT NULL,
+    n_messages INTEGER NOT NULL, keep INTEGER NOT NULL, n_tokens INTEGER NOT NULL, tokenizer TEXT NOT NULL, finish TEXT,
+    created_s REAL NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
+CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL, PRIMARY KEY (agent, identity, head));
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL, bytes INTEGER NOT NULL,
+    header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL, n_tokens INTEGER NOT NULL,
+    chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL, used_s REAL NOT NULL, pieces BLOB NOT NULL);
+"""
+
+
+@frozen
+class Turn:
+    """One turn of an agent's log: afterwards its ids are ``(ids before)[:keep] + ids``, its messages likewise."""
+
+    messages: tuple[Message, ...]
+    keep: int
+    ids: Array = field(eq=False, repr=lambda a: f"<{len(a)} ids>")  #: u32
+    tokenizer: str  #: digest
+    finish: Finish | None
+    created_s: float
+    n_messages_kept: int  #: how many earlier messages stay
+
+
+@frozen
+class AgentRecord:
+    """An agent and its whole log."""
+
+    agent_id: int
+    name: str
+    system: str | None
+    tools: str  #: JSON
+    turns: tuple[Turn, ...]
+    created_s: float
+    used_s: float
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages after the last turn."""
+        found: tuple[Message, ...] = ()
+        for turn in self.turns:
+            found = found[: turn.n_messages_kept] + turn.messages
+        return found
+
+    @property
+    def ids(self) -> Array:
+        """The ids after the last turn (u32)."""
+        found = np.zeros(0, np.uint32)
+        for turn in self.turns:
+            found = np.concatenate([found[: turn.keep], turn.ids])
+        return found
+
+
+@frozen(kw_only=True)
+class SegmentRow:
+    """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 16 bytes head, of each."""
+
+    segment: int
+    identity: str
+    file: str
+    bytes: int
+    header_xxh3: str
+    parent: bytes
+    parent_segment: int | None
+    start: int
+    n_tokens: int
+    chunk_tokens: int
+    exactness: Exactness
+    host: str
+    used_s: float
+    pieces: bytes = field(repr=False)
+
+
+_COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
+
+
+def _blob(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # a name may be any str, lone surrogates and NUL included
+
+
+def _text(blob: bytes) -> str:
+    return bytes(blob).decode("utf-8", "surrogatepass")
+
+
+def _salt(salt: str) -> bytes:
+    return xxhash.xxh3_128_digest(_blob("agent_memory.salt/1\0" + salt))
+
+
+def _turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
+    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s]
+    return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
+
+
+def _agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
+    return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())
+
+
+def messages_json(messages: Iterable[Message]) -> str:
+    """Messages as JSON, fields at their default left out."""
+    blank = Message("user", "")
+    rows = []
+    for m in messages:
+        row = {k: v for k, v in attrs.asdict(m).items() if v != getattr(blank, k) or k in ("role", "content")}
+        rows.append(row)
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def messages_of(text: str) -> tuple[Message, ...]:
+    """The messages that ``messages_json`` wrote."""
+    found = []
+    for row in json.loads(text):
+        row["tool_calls"] = tuple(ToolCall(**call) for call in row.get("tool_calls", ()))
+        found.append(Message(**row))
+    return tuple(found)
+
+
+class Manifest:
+    """Agents, logs and the list of segments. ``path`` None: in memory. Raises IncompatibleStoreError, StoreError."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = threading.RLock()
+        try:
+            is_new = path is None or not path.exists() or path.stat().st_size == 0
+            if path is not None and not is_new:
+                _check_versions(path)
+            if path is not None and is_new:
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its side files the same mode
+            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA secure_delete=FAST")
+            if is_new or not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                self._create()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"cannot open the store's manifest {path}: {error}") from error
+
+    def _create(self) -> None:
+        with self.transaction() as db:
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            versions = {"read_version": READ_VERSION, "write_version": WRITE_VERSION, "created_s": time.time()}
+            db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in versions.items()])
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, durable when it returns."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Fold the WAL back and close."""
+        with self._lock:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+
+    # agents and logs
+
+    def load_agent(self, salt: str, name: str) -> tuple[AgentRecord, str | None] | None:
+        """The agent with its log up to the first damaged turn, and what was damaged."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT agent, system, tools, created_s, used_s, xxh3 FROM agents WHERE salt = ? AND name = ?",
+                (_salt(salt), _blob(name)),
+            ).fetchone()
+            if row is None:
+                return None
+            turns, damage = self._turns(row[0])
+        system, tools = None if row[1] is None else _text(row[1]), _text(row[2])
+        if _agent_sum(name, system, tools, row[3]) != row[5]:
+            damage = "the agent's own record"
+        return AgentRecord(row[0], name, system, tools, turns, row[3], row[4]), damage
+
+    def _turns(self, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
+        turns: list[Turn] = []
+        rows = self._db.execute(
+            "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, xxh3 FROM turns "
+            "WHERE agent = ? ORDER BY number",
+            (agent_id,),
+        )
+        for number, messages, keep, ids, tokenizer, finish, created_s, kept, digest in rows:
+            try:
+                turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept)
+                if number != len(turns) or _turn_sum(agent_id, number, turn, messages) != digest:
+                    raise ValueError("checksum")
+                turns.append(attrs.evolve(turn, messages=messages_of(messages)))
+            except (ValueError, TypeError, AttributeError):
+                return tuple(turns), f"turn {len(turns)}"
+        return tuple(turns), None
+
+    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+        """Commit a new agent. Raises StoreError where it exists."""
+        now = time.time()
+        digest = _agent_sum(name, system, tools, now)
+        row = (_salt(salt), _blob(name), None if system is None else _blob(system), _blob(tools), now, now, digest)
+        try:
+            with self.transaction() as db:
+                agent = db.execute(
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+                ).lastrowid
+        except sqlite3.IntegrityError as error:
+            raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
+        assert agent is not None
+        return AgentRecord(agent, name, system, tools, (), now, now)
+
+    def list_agents(self, salt: str) -> list[AgentInfo]:
+        """All agents of one salt, by name."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens FROM agents a LEFT JOIN turns t "
+                "ON t.agent = a.agent AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
+                (_salt(salt),),
+            ).fetchall()
+        found = [
+            AgentInfo(
+                name=_text(name), n_turns=0 if last is None else last + 1, n_messages=n_messages or 0, n_tokens=n_tokens or 0,
+                system=None if system is None else _text(system), created_s=created_s, used_s=used_s,
+            )
+            for name, system, created_s, used_s, last, n_messages, n_tokens in rows
+        ]  # fmt: skip
+        return sorted(found, key=lambda info: info.name)
+
+    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""
+        messages = messages_json(turn.messages)
+        row = (
+            agent_id, number, messages, turn.n_messages_kept, turn.n_messages_kept + len(turn.messages), turn.keep,
+            turn.keep + len(turn.ids), turn.tokenizer, turn.finish, turn.created_s, _turn_sum(agent_id, number, turn, messages),
+            turn.ids.astype("<u4").tobytes(),
+        )  # fmt: skip
+        with self.transaction() as db:
+            if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
+                return
+            db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
+            db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+
+    def rewind(self, agent_id: int, n_turns: int) -> None:
+        """Commit the removal of every turn after the first ``n_turns``."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, n_turns))
+
+    def has_agent(self, agent_id: int) -> bool:
+        """Whether the agent exists."""
+        with self._lock:
+            return self._db.execute("SELECT 1 FROM agents WHERE agent = ?", (agent_id,)).fetchone() is not None
+
+    def damaged_turns(self) -> tuple[int, list[str]]:
+        """How many turns there are, and one line for each damaged log or agent."""
+        found = []
+        with self._lock:
+            total = int(self._db.execute("SELECT count(*) FROM turns").fetchone()[0])
+            agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
+            for agent, name, system, tools, created_s, digest in agents:
+                _, damage = self._turns(agent)
+                if _agent_sum(_text(name), None if system is None else _text(system), _text(tools), created_s) != digest:
+                    damage = "its own record"
+                if damage is not None:
+                    found.append(f"agent {_text(name)!r}: {damage} is damaged")
+            check = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        return total, found if check == "ok" else [*found, f"manifest: {check}"]
+
+    def n_agents(self) -> int:
+        """How many agents there are, of all salts."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM agents").fetchone()[0])
+
+    # KV
+
+    def attach(self, identity: str, layout: str, facts: Mapping[str, str]) -> None:
+        """Record an identity and what is known of it."""
+        with self.transaction() as db:
+            db.execute(
+                "INSERT INTO identities VALUES (?, ?, ?, ?) ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
+                (identity, layout, json.dumps(dict(facts), sort_keys=True), time.time()),
+            )
+
+    def segments(self) -> list[SegmentRow]:
+        """All segments of all identities, parents before children."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments ORDER BY segment").fetchall()
+        return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+
+    def commit_segments(
+        self,
+        *,
+        add: Iterable[SegmentRow] = (),
+        drop: Iterable[int] = (),
+        used: Mapping[int, float] | None = None,
+        lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
+    ) -> None:
+        """One transaction: segments that exist from now on (or changed), those that do not, times of use, an agent's head.
+
+        ``lineage``: agent id, identity, head, and former heads that it replaces.
+        """
+        with self.transaction() as db:
+            if used:
+                db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
+            db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
+            marks = ",".join("?" * len(_COLUMNS))
+            rows = [tuple(getattr(row, name) for name in _COLUMNS) for row in add]
+            db.executemany(f"INSERT OR REPLACE INTO segments ({', '.join(_COLUMNS)}) VALUES ({marks})", rows)
+            if lineage is not None:
+                agent_id, identity, head, stale = lineage
+                stale_rows = [(agent_id, identity, former) for former in stale]
+                db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", stale_rows)
+                db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
+
+    def heads(self) -> list[tuple[int, str, bytes]]:
+        """(agent id, identity, piece id) of every lineage."""
+        with self._lock:
+            return list(self._db.execute("SELECT agent, identity, head FROM lineages"))
+
+    def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
+        """The heads of one agent under one identity."""
+        with self._lock:
+            rows = self._db.execute("SELECT head FROM lineages WHERE agent = ? AND identity = ?", (agent_id, identity))
+            return [head for (head,) in rows]
+
+    def delete_agent(self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
+        """Commit the end of an agent, its log and the KV that was its alone."""
+        with self.transaction() as db:
+            for table in ("agents", "turns", "lineages"):
+                db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
+            self.commit_changes(db, drop, change)
+
+    def commit_changes(self, db: sqlite3.Connection, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
+        """Part of a transaction: segments that went, and rows that replace their former selves."""
+        db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
+        for row in change:
+            db.execute(
+                "UPDATE segments SET file = ?, bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? WHERE segment = ?",
+                (row.file, row.bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
+            )
+
+
+def _check_versions(path: Path) -> None:
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return
+        found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('read_version', 'write_version')"))
+    finally:
+        db.close()
+    read, write = int(found.get("read_version", 0)), int(found.get("write_version", 0))
+    if read > READ_VERSION or write > WRITE_VERSION or read < 1:
+        raise IncompatibleStoreError(
+            f"{path.parent} was written with read version {read} and write version {write}; this version of agent_memory "
+            f"supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another folder."
+        )
