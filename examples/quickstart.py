@@ -67,7 +67,6 @@ def run_turns(store: Path, turns: int) -> dict[str, float]:
         known = {info.name: info for info in memory.agents()}
         # The brief is a system prompt that both agents begin with: it is computed once and stored once.
         agents = [memory.agent(name, system=BRIEF) for name in QUESTIONS]
-        memory.count_tokens("ready?")  # the model is loaded by now, so that the times below are the turns' own
         print(f"Opened, with the model, in {time.perf_counter() - opened:.1f} s.")
         for agent in agents:
             if info := known.get(agent.info.name):

@@ -32,7 +32,7 @@ def after_import(expression: str, imports: str = "import agent_memory") -> objec
 
 
 def test_the_public_names_are_sorted_and_complete() -> None:
-    public = {name for name in agent_memory._HOMES} | {"__version__"}
+    public = set(agent_memory._HOMES) | {"__version__"}
     assert agent_memory.__all__ == sorted(public)
     assert dir(agent_memory) == agent_memory.__all__
 
@@ -60,7 +60,8 @@ def test_the_type_checker_sees_the_same_names_as_the_interpreter() -> None:
 
 
 def test_every_error_is_public_and_under_the_root() -> None:
-    tree = {name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__}
+    classes = {name: value for name, value in vars(errors).items() if inspect.isclass(value)}
+    tree = {name for name, value in classes.items() if value.__module__ == errors.__name__}
     assert tree == {name for name, home in agent_memory._HOMES.items() if home == "errors"}
     assert all(issubclass(getattr(errors, name), errors.AgentMemoryError) for name in tree)
 
@@ -106,7 +107,7 @@ def test_importing_starts_no_thread_opens_no_file_and_reads_no_environment() -> 
 def methods(name: str) -> dict[str, inspect.Parameter]:
     owner, method = name.split(".")
     parameters = dict(inspect.signature(getattr(getattr(agent_memory, owner), method)).parameters)
-    return {key: value for key, value in list(parameters.items())[2:]}
+    return dict(list(parameters.items())[2:])  # less self and what is asked
 
 
 @pytest.mark.parametrize("name", ["Memory.stream", "Memory.batch"])
