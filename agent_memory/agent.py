@@ -1,0 +1,330 @@
+"""Agent: a named conversation whose log is the truth; and Log, that truth in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agent_memory.errors import RequestError, ToolResultError, UnsupportedParameterError
+from agent_memory.generation import Generation
+from agent_memory.kvcache.chunks import common_prefix
+from agent_memory.protocols import LogitsProcessor, Tokenizer
+from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.template import prompt_ids, raw_ids
+from agent_memory.scheduler.request import Outcome, Prompt
+from agent_memory.store.manifest import AgentRecord, Turn
+from agent_memory.types import AgentInfo, Message, Reply, Sampling, ToolResult
+
+if TYPE_CHECKING:
+    from agent_memory.memory import Memory
+
+
+
+class Log:
+    """An agent's turns: the messages, and the ids that they became under one tokenizer.
+
+    Read from any thread; changed on the engine thread alone (``commit``, ``rewind``), as whole tuples.
+    """
+
+    __slots__ = ("agent_id", "created_s", "ids", "messages", "n_kv", "name", "system", "turns", "used_s", "version")
+
+    def __init__(self, record: AgentRecord) -> None:
+        self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
+        self.created_s, self.used_s = record.created_s, record.used_s
+        self.version = 0
+        self._replay(record.turns)
+
+    def _replay(self, turns: Sequence[Turn]) -> None:
+        """Set turns, and with them messages, ids and how many ids have had their KV."""
+        messages: tuple[Message, ...] = (Message("system", self.system),) if self.system is not None else ()
+        ids = np.zeros(0, np.uint32)
+        n_kv = 0
+        for turn in turns:
+            messages = messages[: turn.n_messages_kept] + turn.messages
+            ids = np.concatenate([ids[: turn.keep], turn.ids])
+            n_kv = turn.n_kv
+        self.turns, self.messages, self.ids, self.n_kv = tuple(turns), messages, ids, n_kv
+        self.version += 1
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Digest of the tokenizer that made the newest ids."""
+        return self.turns[-1].tokenizer if self.turns else None
+
+    def known(self, tokenizer: Tokenizer) -> np.ndarray[Any, Any]:
+        """Ids that may be reused under ``tokenizer``; none under another than the log's."""
+        return self.ids if self.tokenizer == tokenizer.digest else self.ids[:0]
+
+    def full_history(self, prompt: object) -> tuple[Message, ...]:
+        """The messages of the next prompt: a str is one more user turn, anything else the whole history."""
+        given = shapes.normalize(prompt)
+        if isinstance(prompt, str):
+            return self.messages + given
+        if self.system is not None and given[0].role != "system":
+            return (Message("system", self.system), *given)
+        return given
+
+    def turn(self, given: tuple[Message, ...], outcome: Outcome, reply: Message, tokenizer: str) -> Turn:
+        """What one more turn adds to the log."""
+        ids = np.array([*outcome.prompt.ids, *outcome.kept], np.uint32)
+        keep = common_prefix(self.ids, ids) if self.tokenizer in (None, tokenizer) else 0
+        messages = (*given, reply)
+        same = 0
+        while same < min(len(self.messages), len(messages)) and self.messages[same] == messages[same]:
+            same += 1
+        return Turn(
+            messages=messages[same:],
+            n_messages_kept=same,
+            keep=keep,
+            ids=ids[keep:],
+            n_kv=outcome.n_kv,
+            tokenizer=tokenizer,
+            finish=outcome.finish,
+            created_s=time.time(),
+        )
+
+    def append(self, turn: Turn) -> None:
+        """Take a turn in; O(ids) memory traffic, no rendering."""
+        self._replay((*self.turns, turn))
+        self.used_s = turn.created_s
+
+    def rewind(self, n_turns: int) -> None:
+        """Keep the first ``n_turns``."""
+        self._replay(self.turns[:n_turns])
+
+    @property
+    def info(self) -> AgentInfo:
+        """The agent at a glance."""
+        return AgentInfo(
+            name=self.name,
+            n_turns=len(self.turns),
+            n_messages=len(self.messages),
+            n_tokens=len(self.ids),
+            system=self.system,
+            created_s=self.created_s,
+            used_s=self.used_s,
+        )
+
+
+class Planner:
+    """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment."""
+
+    __slots__ = ("_cache", "_generation_prompt", "_log", "_prompt", "_raw", "_tokenizer", "_variables", "given")
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: object,
+        log: Log | None,
+        *,
+        raw: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        generation_prompt: bool = True,
+    ) -> None:
+        if raw and not isinstance(prompt, str):
+            raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
+        self._tokenizer, self._prompt, self._log = tokenizer, prompt, log
+        self._raw, self._variables, self._generation_prompt = raw, variables, generation_prompt
+        self._cache: tuple[int, Prompt] | None = None
+        self.given: tuple[Message, ...] = ()
+
+    def prompt(self) -> Prompt:
+        """Render and tokenize; again only when the log has changed since."""
+        version = self._log.version if self._log else 0
+        if self._cache is None or self._cache[0] != version:
+            self._cache = (version, self._plan())
+        return self._cache[1]
+
+    def _plan(self) -> Prompt:
+        log = self._log
+        known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
+        self.given = log.full_history(self._prompt) if log else shapes.normalize(self._prompt)
+        if self._raw:
+            ids = raw_ids(self._tokenizer, str(self._prompt), known.tolist())
+        else:
+            ids = prompt_ids(
+                self._tokenizer,
+                self.given,
+                known.tolist(),
+                variables=self._variables,
+                generation_prompt=self._generation_prompt,
+            )
+        shared = common_prefix(known, np.array(ids, np.uint32))
+        return Prompt(
+            ids=tuple(ids),
+            known=min(shared, log.n_kv) if log else 0,
+            foreign=bool(log and log.turns and not len(known)),
+        )
+
+
+class Agent:
+    """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent.
+
+    Turns of one agent run one after another; different agents never wait for each other's turns.
+    """
+
+    __slots__ = ("_log", "_memory")
+
+    def __init__(self, memory: Memory, log: Log) -> None:
+        self._memory, self._log = memory, log
+
+    def __repr__(self) -> str:
+        return f"Agent({self.name!r} turns={len(self._log.turns)} tokens={self.n_tokens:,})"
+
+    @property
+    def name(self) -> str:
+        """The agent's name, as given."""
+        return self._log.name
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation so far, system message first."""
+        return self._log.messages
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the conversation so far, as the model saw and made them."""
+        return len(self._log.ids)
+
+    @property
+    def info(self) -> AgentInfo:
+        """The agent at a glance."""
+        return self._log.info
+
+    def say(
+        self,
+        message: object,
+        *,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """One more turn; waits for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
+        return self._memory.generate(
+            message,
+            agent=self.name,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            schema=schema,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            logits_processors=logits_processors,
+            template=template,
+            raw=raw,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+
+    def stream(
+        self,
+        message: object,
+        *,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """One more turn, as a handle at once."""
+        return self._memory.stream(
+            message,
+            agent=self.name,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            schema=schema,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            logits_processors=logits_processors,
+            template=template,
+            raw=raw,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+
+    def give(
+        self,
+        *results: ToolResult,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """Answer the open tool calls and continue. Raises ToolResultError for an unknown, missing or repeated id."""
+        history = [*self.messages, *self._answers(results)]
+        return self._memory.generate(
+            history,
+            agent=self.name,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            schema=schema,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            logits_processors=logits_processors,
+            template=template,
+            raw=raw,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+
+    def rewind(self, turns: int = 1) -> None:
+        """Forget the newest ``turns``: messages and ids, durable at the next flush; their KV is reused up to there.
+
+        Raises UnsupportedParameterError for a number that is not within the agent's turns, RequestError while a turn runs.
+        """
+        n_turns = len(self._log.turns)
+        if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
+            raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
+        self._memory._rewind(self._log, turns)
+
+    def delete(self) -> bool:
+        """Delete the agent in all tiers; True when it existed."""
+        return self._memory.delete(self.name)
+
+    def _answers(self, results: Sequence[ToolResult]) -> list[Message]:
+        last = self.messages[-1] if self.messages else None
+        asked = [call.id for call in last.tool_calls] if last else []
+        given = [result.id for result in results]
+        if not asked:
+            raise ToolResultError(f"agent {self.name!r} has no open tool calls; got results for {given}")
+        if sorted(given) != sorted(asked):
+            raise ToolResultError(f"results must answer each open call once: open {asked}, given {given}")
+        return [Message("tool", r.content, tool_call_id=r.id) for r in results]
+
+
+def ensure_idle(is_busy: bool, name: str, what: str) -> None:
+    """Raises RequestError when an agent has a turn queued or running."""
+    if is_busy:
+        raise RequestError(f"cannot {what} agent {name!r} while a turn of it runs; await or cancel the turn first")

@@ -1,0 +1,51 @@
+"""What ``Memory.doctor()`` looks at, and the defaults that depend on the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+from agent_memory.config import Config
+from agent_memory.protocols import ModelRunner
+from agent_memory.types import Doctor
+
+#: Figures of the store that ``Stats`` shows under the same names.
+STORE_FIGURES = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents", "save_failures")
+
+_GIB = 1 << 30
+
+
+def total_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def default_hot_bytes() -> int:
+    """A quarter of the machine's memory."""
+    return total_memory_bytes() // 4
+
+
+def examine(runner: ModelRunner, config: Config) -> Doctor:
+    """Facts of the machine and the opened model, with advice."""
+    facts = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "memory_gib": round(total_memory_bytes() / _GIB, 1),
+        "hot_bytes": default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
+        "prefill_tokens": config.prefill_tokens or runner.prefill_tokens,
+        "kv_bytes_per_token": runner.layout.token_bytes,
+        **runner.facts,
+    }
+    advice = []
+    if facts.get("backend") == "mlx cpu" and sys.platform == "linux":
+        if not facts.get("blas_active"):
+            advice.append(f"prefill runs on a slow BLAS ({facts.get('blas_note')}): pip install 'agent-memory[cpu]'")
+        if facts.get("weights_dtype") not in ("float32", ""):
+            advice.append(
+                f"weights are {facts['weights_dtype']}; on this CPU float32 is several times faster: "
+                "Config(weights_dtype='float32') if memory allows"
+            )
+    if not runner.layout.is_storable:
+        advice.append(f"KV of this model is kept in memory only ({runner.layout.unstored[0]}): restarts recompute it")
+    return Doctor(facts=facts, advice=tuple(advice))

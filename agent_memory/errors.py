@@ -1,0 +1,127 @@
+"""Every error this library raises, as one tree.
+
+    AgentMemoryError
+     ├ ConfigError (ValueError)          a setting or an argument of a constructor is wrong
+     ├ ClosedError (RuntimeError)        used after close(), or in a forked child
+     ├ BackendMissingError (ImportError) no MLX backend is installed
+     ├ MissingExtraError (ImportError)   an optional dependency is needed
+     ├ ModelError
+     │  ├ ModelNotFoundError             no such directory, file or hub id
+     │  ├ UnsupportedModelError          found, but of a kind this version cannot run
+     │  └ DamagedModelError              found, but truncated or corrupt
+     ├ RequestError
+     │  ├ PromptTooLongError             n_tokens, limit
+     │  ├ UnsupportedParameterError      name, reason (ValueError)
+     │  ├ ToolResultError                unknown, missing or duplicate tool call id
+     │  ├ OutOfBudgetError               needed, budget (bytes)
+     │  ├ RequestTimeoutError            (TimeoutError)
+     │  └ CancelledError                 result() of a cancelled generation
+     └ StoreError
+        ├ StoreLockedError               path, holder
+        ├ IncompatibleStoreError         found, supported
+        └ OutOfSpaceError                the disk is full
+
+A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
+"""
+
+from __future__ import annotations
+
+
+class AgentMemoryError(Exception):
+    """Root of every error this library raises."""
+
+
+class ConfigError(AgentMemoryError, ValueError):
+    """A setting, or an argument that opens something, is wrong."""
+
+
+class ClosedError(AgentMemoryError, RuntimeError):
+    """The memory was closed, or is being used from a forked child."""
+
+
+class BackendMissingError(AgentMemoryError, ImportError):
+    """No MLX backend is installed; the message names the command that installs one."""
+
+
+class MissingExtraError(AgentMemoryError, ImportError):
+    """An optional dependency is needed; the message names the command that installs it."""
+
+
+class ModelError(AgentMemoryError):
+    """The model cannot be used."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No model of that name or path was found."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model was found, but this version cannot run it."""
+
+
+class DamagedModelError(ModelError):
+    """The model was found, but its files are truncated or corrupt."""
+
+
+class RequestError(AgentMemoryError):
+    """One request cannot be served; nothing else is affected."""
+
+
+class PromptTooLongError(RequestError, ValueError):
+    """The prompt does not fit the model's context."""
+
+    def __init__(self, n_tokens: int, limit: int) -> None:
+        self.n_tokens, self.limit = n_tokens, limit
+        super().__init__(
+            f"prompt is {n_tokens:,} tokens; the model's context is {limit:,} and one token must stay free "
+            f"for the reply. Shorten it, or rewind the agent to an earlier turn."
+        )
+
+    def __reduce__(self) -> tuple[type[PromptTooLongError], tuple[int, int]]:
+        return type(self), (self.n_tokens, self.limit)
+
+
+class UnsupportedParameterError(RequestError, ValueError):
+    """A parameter, role or value is not supported."""
+
+
+class ToolResultError(RequestError, ValueError):
+    """A tool result does not answer an open tool call."""
+
+
+class OutOfBudgetError(RequestError, MemoryError):
+    """The request can never fit the byte budget."""
+
+    def __init__(self, needed_bytes: int, budget_bytes: int) -> None:
+        self.needed_bytes, self.budget_bytes = needed_bytes, budget_bytes
+        super().__init__(
+            f"the request needs up to {needed_bytes:,} bytes of KV cache; the budget is {budget_bytes:,}. "
+            f"Lower max_tokens, shorten the prompt, or raise Config.hot_bytes."
+        )
+
+    def __reduce__(self) -> tuple[type[OutOfBudgetError], tuple[int, int]]:
+        return type(self), (self.needed_bytes, self.budget_bytes)
+
+
+class RequestTimeoutError(RequestError, TimeoutError):
+    """The request did not finish within its ``timeout_s``."""
+
+
+class CancelledError(RequestError):
+    """The generation was cancelled before it finished."""
+
+
+class StoreError(AgentMemoryError):
+    """The store on disk cannot be used."""
+
+
+class StoreLockedError(StoreError):
+    """Another process (or another Memory of this process) holds the store."""
+
+
+class IncompatibleStoreError(StoreError):
+    """The store was written by a version whose format this one cannot read."""
+
+
+class OutOfSpaceError(StoreError, OSError):
+    """The disk is full."""

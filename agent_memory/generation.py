@@ -1,0 +1,203 @@
+"""Generation: the handle of a running request, and Feed, the end that the engine writes to.
+
+One handle serves threads and event loops alike: iterate it, ``async for`` it, ``await`` it, or call ``result()``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Literal
+
+from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError
+from agent_memory.types import Delta, Reply
+
+State = Literal["queued", "prefill", "decode", "done", "cancelled", "failed"]
+_ENDED = ("done", "cancelled", "failed")
+
+
+class Feed:
+    """The producer's end: written by the engine thread, read by any number of threads and event loops."""
+
+    __slots__ = ("_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._wakers: set[Callable[[], None]] = set()
+        self.deltas: list[Delta] = []
+        self.state: State = "queued"
+        self.progress = (0, 0)
+        self.reply: Reply | None = None
+        self.error: BaseException | None = None
+        self.pid = os.getpid()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in _ENDED
+
+    def emit(self, delta: Delta) -> None:
+        """One more piece of text."""
+        with self._changed:
+            self.deltas.append(delta)
+            self._wake()
+
+    def move(self, state: State, progress: tuple[int, int] | None = None) -> None:
+        """Enter a state that is not the end."""
+        with self._changed:
+            if not self.ended:
+                self.state = state
+                self.progress = progress or self.progress
+                self._wake()
+
+    def finish(self, reply: Reply) -> None:
+        """End with a reply; later ends are ignored."""
+        self._end("done", reply, None)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error."""
+        self._end("failed", None, error)
+
+    def cancelled(self) -> None:
+        """End as cancelled."""
+        self._end("cancelled", None, CancelledError("the generation was cancelled; the agent's log is as before the turn"))
+
+    def wait(self, seen: int, timeout_s: float | None) -> bool:
+        """Block until there are more than ``seen`` deltas or the end; False when the time is up first."""
+        if os.getpid() != self.pid:
+            raise ClosedError("this generation belongs to the parent process; a forked child must open its own Memory")
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self.deltas) > seen or self.ended, timeout_s)
+
+    def watch(self, waker: Callable[[], None]) -> Callable[[], None]:
+        """Call ``waker`` (any thread) at every change; returns the call that ends it."""
+        with self._changed:
+            self._wakers.add(waker)
+        return lambda: self._wakers.discard(waker)
+
+    def _end(self, state: State, reply: Reply | None, error: BaseException | None) -> None:
+        with self._changed:
+            if not self.ended:
+                self.reply, self.error = reply, error
+                self.state = state
+                self._wake()
+
+    def _wake(self) -> None:
+        self._changed.notify_all()
+        for waker in tuple(self._wakers):
+            waker()
+
+
+class Generation:
+    """A running request: an iterable of ``Delta``, async-iterable, awaitable, and a context manager.
+
+    Iterating gives the text as it comes; ``result()`` and ``await`` give the ``Reply``. Leaving a ``with`` block,
+    closing an iterator early, or cancelling an asyncio task that waits on it cancels the request. Cancelled: an
+    iterator ends, ``result()`` raises CancelledError. Failed: both raise the error. Usable from any thread.
+    """
+
+    __slots__ = ("__weakref__", "_cancel", "_feed", "id")
+
+    def __init__(self, feed: Feed, cancel: Callable[[], None]) -> None:
+        self.id = uuid.uuid4().hex
+        self._feed, self._cancel = feed, cancel
+
+    def __repr__(self) -> str:
+        return f"Generation({self.id[:8]} {self.state} {self.progress[0]}/{self.progress[1]})"
+
+    @property
+    def state(self) -> State:
+        """Where the request stands."""
+        return self._feed.state
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Prompt tokens done and all of them while in prefill; output tokens and ``max_tokens`` while decoding."""
+        return self._feed.progress
+
+    def result(self, timeout_s: float | None = None) -> Reply:
+        """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (still running then)."""
+        if not self._feed.wait(2**62, timeout_s):
+            raise RequestTimeoutError(f"no reply within {timeout_s} s; the request is still running, state {self.state!r}")
+        return self._outcome()
+
+    def cancel(self) -> None:
+        """End the request at the next step; idempotent, returns at once."""
+        self._cancel()
+
+    def text(self) -> Iterator[str]:
+        """The text as it comes, whole characters only."""
+        for delta in self:
+            if delta.text:
+                yield delta.text
+
+    def __iter__(self) -> Iterator[Delta]:
+        seen = 0
+        try:
+            while self._feed.wait(seen, None) and seen < len(self._feed.deltas):
+                yield self._feed.deltas[seen]
+                seen += 1
+        finally:
+            if not self._feed.ended:
+                self.cancel()
+        if self._feed.state == "failed":
+            self._outcome()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        seen = 0
+        try:
+            while True:
+                await self._changed(seen)
+                if seen >= len(self._feed.deltas):
+                    break
+                yield self._feed.deltas[seen]
+                seen += 1
+        finally:
+            if not self._feed.ended:
+                self.cancel()
+        if self._feed.state == "failed":
+            self._outcome()
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        return self._wait_async().__await__()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._feed.ended:
+            self.cancel()
+
+    async def _wait_async(self) -> Reply:
+        try:
+            await self._changed(2**62)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._outcome()
+
+    async def _changed(self, seen: int) -> None:
+        """Wait, without blocking the event loop, for more than ``seen`` deltas or the end."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        def waker() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+        unwatch = self._feed.watch(waker)
+        try:
+            while len(self._feed.deltas) <= seen and not self._feed.ended:
+                event.clear()
+                if len(self._feed.deltas) <= seen and not self._feed.ended:
+                    await event.wait()
+        finally:
+            unwatch()
+
+    def _outcome(self) -> Reply:
+        if self._feed.error is not None:
+            raise self._feed.error
+        assert self._feed.reply is not None
+        return self._feed.reply

@@ -1,0 +1,454 @@
+"""Memory: the facade. It opens the model and the store, owns the engine, and speaks to callers in plain method calls."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from agent_memory import doctor as checkup
+from agent_memory.agent import Agent, Log, Planner, ensure_idle
+from agent_memory.config import Config
+from agent_memory.errors import ClosedError, ConfigError, PromptTooLongError, UnsupportedParameterError
+from agent_memory.generation import Feed, Generation
+from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.template import prompt_ids
+from agent_memory.prompt.tokens import check_stop
+from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.scheduler.engine import Engine
+from agent_memory.scheduler.request import Outcome, Prompt, Request
+from agent_memory.store.store import Store
+from agent_memory.types import AgentInfo, Doctor, Message, Reply, Sampling, Stats, Usage, VerifyReport
+
+
+class Memory:
+    """Agents that share one local model and never compute their context twice.
+
+    ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
+    the starter model. ``path``: the store's folder; None for the user's data folder; ":memory:" for no disk tier.
+    Loads the model before it returns. Thread-safe; one process at a time holds a store.
+
+    Raises ConfigError, ModelError, BackendMissingError, StoreLockedError, IncompatibleStoreError or StoreError.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | ModelRunner | None = None,
+        path: str | PathLike[str] | None = None,
+        *,
+        config: Config = Config(),
+        adapter: str | PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(config, Config):
+            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        self._config = config
+        self._runner = _runner(model, config, adapter)
+        self._logs: dict[str, Log] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._store = Store(_store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens)
+        self._engine = Engine(
+            self._runner,
+            self._store,
+            hot_bytes=checkup.default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
+            max_batch=config.max_batch,
+            prefill_tokens=config.prefill_tokens,
+        )
+        try:
+            self._engine.open(self._attach)
+        except BaseException:
+            self._store.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: object,
+        *,
+        agent: str | None = None,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """The reply to ``prompt``: a str is one user turn, a list of messages a whole history.
+
+        With ``agent``, a str continues that agent's conversation and a list replaces it, reusing what is equal.
+        ``raw``: no chat template. ``template``: variables for it. Interrupted (Ctrl-C), the request is cancelled.
+        Raises RequestError's kinds; the agent's log is as before the turn after each of them.
+        """
+        handle = self.stream(
+            prompt,
+            agent=agent,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            schema=schema,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            logits_processors=logits_processors,
+            template=template,
+            raw=raw,
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+        with handle:
+            return handle.result()
+
+    def stream(
+        self,
+        prompt: object,
+        *,
+        agent: str | None = None,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
+        _refuse_unsupported(tools, tool_choice, schema)
+        _check_numbers(max_tokens, priority, timeout_s)
+        if not isinstance(sampling, Sampling):
+            raise UnsupportedParameterError(f"sampling must be a Sampling, got {type(sampling).__name__}")
+        log = self.agent(agent)._log if agent is not None else None
+        planner = Planner(self._tokenizer(), prompt, log, raw=raw, variables=template)
+        return self._submit(
+            planner,
+            log,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=check_stop(stop),
+            logits_processors=tuple(logits_processors),
+            priority=priority,
+            timeout_s=timeout_s,
+        )
+
+    def batch(
+        self,
+        prompts: Sequence[object],
+        *,
+        agent: str | None = None,
+        tools: Sequence[Any] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        schema: Any = None,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        stop: str | Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
+        template: Mapping[str, Any] | None = None,
+        raw: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> list[Reply]:
+        """Replies to several prompts, decoded together, in their order. The first error cancels the rest and is raised."""
+        if isinstance(prompts, (str, bytes, Mapping)):
+            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
+        handles: list[Generation] = []
+        try:
+            for prompt in prompts:
+                handles.append(
+                    self.stream(
+                        prompt,
+                        agent=agent,
+                        tools=tools,
+                        tool_choice=tool_choice,
+                        parallel_tool_calls=parallel_tool_calls,
+                        schema=schema,
+                        sampling=sampling,
+                        max_tokens=max_tokens,
+                        stop=stop,
+                        logits_processors=logits_processors,
+                        template=template,
+                        raw=raw,
+                        priority=priority,
+                        timeout_s=timeout_s,
+                    )
+                )
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
+        """Compute a prefix ahead of need, e.g. a system prompt that agents will share; nothing is generated or logged."""
+        _refuse_unsupported(tools, "auto", None)
+        log = self.agent(agent)._log if agent is not None else None
+        planner = Planner(self._tokenizer(), prompt, log, generation_prompt=False)
+        return self._submit(planner, None, sampling=Sampling(), max_tokens=0).result().usage
+
+    def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
+        """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
+        _refuse_unsupported(tools, "auto", None)
+        return len(prompt_ids(self._tokenizer(), shapes.normalize(prompt)))
+
+    # -- agents --------------------------------------------------------------------------------------------------
+
+    def agent(self, name: str, *, system: str | None = None, tools: Sequence[Any] = ()) -> Agent:
+        """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
+
+        Raises ConfigError for an empty name, or when the agent exists with another system prompt.
+        """
+        self._tokenizer()
+        _refuse_unsupported(tools, "auto", None)
+        if not isinstance(name, str) or not name or not _is_text(name):
+            raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
+        if system is not None:
+            (checked,) = shapes.normalize([Message("system", system)])
+            system = checked.content
+        with self._lock:
+            log = self._logs.get(name)
+            if log is None:
+                record = self._store.load_agent(self._config.salt, name)
+                if record is None:
+                    record = self._store.create_agent(self._config.salt, name, system=system, tools="[]")
+                log = self._logs[name] = Log(record)
+        if system is not None and log.system != system:
+            raise ConfigError(
+                f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
+                f"{len(system)}). Open it without system=, or use another name, or delete it first"
+            )
+        return Agent(self, log)
+
+    def agents(self) -> list[AgentInfo]:
+        """Every agent in the store, newest use first."""
+        self._tokenizer()
+        listed = {info.name: info for info in self._store.list_agents(self._config.salt)}
+        with self._lock:
+            listed.update({name: log.info for name, log in self._logs.items()})
+        return sorted(listed.values(), key=lambda info: -info.used_s)
+
+    def delete(self, name: str) -> bool:
+        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays."""
+        if not isinstance(name, str) or not any(info.name == name for info in self.agents()):
+            return False
+        log = self.agent(name)._log
+
+        def work() -> None:
+            ensure_idle(self._engine.is_busy(name), name, "delete")
+            self._engine.forget(name)
+            self._store.delete_agent(log.agent_id)
+
+        self._engine.call(work)
+        with self._lock:
+            self._logs.pop(name, None)
+        return True
+
+    def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
+        """Free the memory of one idle agent, or of all idle KV; saved first, so that it comes back from disk."""
+        if to != "cold":
+            raise UnsupportedParameterError(f"to must be 'cold', got {to!r}")
+        self._engine.call(lambda: self._engine.evict(agent))
+        self._store.flush()
+
+    # -- the house -----------------------------------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """Counters since this Memory was opened, and bytes now."""
+        counted = self._engine.counters
+        hot_bytes = self._engine.call(lambda: self._engine.hot.nbytes)
+        stored = self._store.stats()
+        return Stats(
+            requests=counted.requests,
+            prompt_tokens=counted.prompt_tokens,
+            cached_tokens=counted.cached_tokens,
+            computed_tokens=counted.computed_tokens,
+            output_tokens=counted.output_tokens,
+            computed_ids=counted.computed_ids,
+            hits=dict(counted.hits),
+            misses=dict(counted.misses),
+            hot_bytes=hot_bytes,
+            **{name: stored[name] for name in checkup.STORE_FIGURES},
+        )
+
+    def verify(self) -> VerifyReport:
+        """Read and check every stored byte: segments against their checksums, logs against theirs. Minutes for a large store."""
+        self.flush()
+        return self._store.verify()
+
+    def doctor(self) -> Doctor:
+        """What was found on this machine, and what would make it faster."""
+        self._tokenizer()
+        return checkup.examine(self._runner, self._config)
+
+    def flush(self) -> None:
+        """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
+        self._engine.call(self._engine.settle)
+        self._store.flush()
+
+    def close(self) -> None:
+        """Fail what still runs with ClosedError, save the rest, free the model; idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._engine.close()
+        self._store.close()
+
+    async def aclose(self) -> None:
+        """``close()`` without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Memory:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        """Tell the store whose KV this is; engine thread, after the model is loaded."""
+        parts = {**self._runner.identity, "salt": self._config.salt, "chunk_tokens": self._config.chunk_tokens}
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        facts = {"model": self._runner.name, **{k: str(v) for k, v in self._runner.identity.items()}}
+        self._store.attach(identity, self._runner.layout, self._runner.host, facts)
+
+    def _tokenizer(self) -> Any:
+        if self._closed:
+            raise ClosedError("this Memory is closed; open it again")
+        return self._runner.tokenizer
+
+    def _submit(
+        self,
+        planner: Planner,
+        log: Log | None,
+        *,
+        sampling: Sampling,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
+        logits_processors: tuple[LogitsProcessor, ...] = (),
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        created = time.perf_counter()
+        limit = self._runner.context_tokens
+
+        def prepare() -> Prompt:
+            prompt = planner.prompt()
+            if limit is not None and len(prompt.ids) >= limit:
+                raise PromptTooLongError(len(prompt.ids), limit)
+            return prompt
+
+        def commit(outcome: Outcome) -> Reply:
+            message = Message("assistant", outcome.text)
+            if log is not None:
+                turn = log.turn(planner.given, outcome, message, self._runner.tokenizer.digest)
+                self._store.append_turn(log.agent_id, len(log.turns), turn)
+                log.append(turn)
+            return Reply(
+                text=outcome.text, finish=outcome.finish, usage=outcome.usage, message=message, token_ids=outcome.kept
+            )
+
+        prepare()  # bad input raises here, on the caller's thread; the engine asks again only if the log has moved on
+        request = Request(
+            feed=Feed(),
+            prepare=prepare,
+            commit=commit,
+            owner=log.name if log else None,
+            agent_id=log.agent_id if log else None,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            logits_processors=logits_processors,
+            priority=priority,
+            created=created,
+            deadline=None if timeout_s is None else created + timeout_s,
+        )
+        self._engine.submit(request)
+        return Generation(request.feed, lambda: self._engine.cancel(request))
+
+    def _rewind(self, log: Log, turns: int) -> None:
+        def work() -> None:
+            ensure_idle(self._engine.is_busy(log.name), log.name, "rewind")
+            log.rewind(len(log.turns) - turns)
+            self._store.rewind(log.agent_id, len(log.turns))
+
+        self._engine.call(work)
+
+
+def _runner(model: Any, config: Config, adapter: Any) -> ModelRunner:
+    if isinstance(model, ModelRunner):
+        if adapter is not None:
+            raise ConfigError("adapter= goes with a model that this library loads; load it into the model you pass instead")
+        return model
+    if model is not None and not isinstance(model, (str, PathLike)):
+        raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
+    from agent_memory.model.mlx import MLXRunner
+
+    return MLXRunner.named(model, config=config, adapter=adapter)
+
+
+def _store_path(path: str | PathLike[str] | None) -> Path | None:
+    if path is None:
+        import platformdirs
+
+        return Path(platformdirs.user_data_dir("agent_memory")) / "store"
+    if not isinstance(path, (str, PathLike)) or not fspath(path):
+        raise ConfigError(f"path must be a folder, ':memory:' or None, got {path!r}")
+    return None if fspath(path) == ":memory:" else Path(path)
+
+
+def _refuse_unsupported(tools: Sequence[Any], tool_choice: str, schema: Any) -> None:
+    """Tool calling and structured output are named in the signature and not built yet: refused, never ignored."""
+    if tools:
+        raise UnsupportedParameterError("tools= is not supported in this version")
+    if tool_choice not in ("auto", "none"):
+        raise UnsupportedParameterError(f"tool_choice={tool_choice!r} is not supported in this version")
+    if schema is not None:
+        raise UnsupportedParameterError("schema= is not supported in this version")
+
+
+def _check_numbers(max_tokens: Any, priority: Any, timeout_s: Any) -> None:
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
+    if not isinstance(priority, int):
+        raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
+    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or timeout_s <= 0):
+        raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,267 @@
+"""MLXRunner: an mlx-lm model as the engine sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_memory.config import Config
+from agent_memory.errors import AgentMemoryError, BackendMissingError, ConfigError, DamagedModelError, UnsupportedModelError
+from agent_memory.model import blas, resolve
+
+if TYPE_CHECKING:
+    from agent_memory.kvcache.layout import Layout
+    from agent_memory.model.batch import MLXBatch
+    from agent_memory.model.tokenizer import HFTokenizer
+
+#: Prefill grid by device: on CPUs small steps win, on GPUs large ones (facts measured in benchmarks/ttft.py).
+_CPU_GRID, _GPU_GRID = 256, 2048
+_SAMPLED = 4096  #: elements of each weight that go into its digest, besides the wrapping sum of all its words
+
+
+class MLXRunner:
+    """A model for ``Memory``: ``MLXRunner(model, tokenizer)`` wraps what the host has loaded with ``mlx_lm.load``.
+
+    The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
+    cannot cross threads. Raises ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None) -> None:
+        if not callable(model) or not hasattr(model, "parameters"):
+            raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
+        if not hasattr(tokenizer, "encode"):
+            raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
+        self._spec: str | os.PathLike[str] | None = None
+        self._adapter: str | os.PathLike[str] | None = None
+        self._config = Config()
+        self._setup(name, prefill_tokens)
+        self._model, self._hf = model, tokenizer
+        import mlx.core as mx
+
+        mx.eval(model.parameters())
+
+    @classmethod
+    def named(
+        cls,
+        model: str | os.PathLike[str] | None,
+        *,
+        config: Config,
+        adapter: str | os.PathLike[str] | None = None,
+    ) -> MLXRunner:
+        """A runner that loads on ``open()``: hub id, mlx-lm directory, ``.gguf`` file, or None for the starter model.
+
+        Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
+        """
+        resolve.check(model)
+        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+            raise ConfigError(f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder")
+        runner = cls.__new__(cls)
+        runner._spec, runner._adapter, runner._config = model, adapter, config
+        runner._model = runner._hf = None
+        runner._setup("starter" if model is None else Path(os.fspath(model)).name, config.prefill_tokens)
+        return runner
+
+    def _setup(self, name: str, prefill_tokens: int | None) -> None:
+        self._name, self._prefill_tokens = name, prefill_tokens
+        self._path: Path | None = None
+        self._layout: Layout | None = None
+        self._tokenizer: HFTokenizer | None = None
+        self._identity: dict[str, str] = {}
+        self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
+
+    @property
+    def name(self) -> str:
+        """The folder's, file's or hub id's last part."""
+        return self._name
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        """Valid after ``open``."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def layout(self) -> Layout:
+        """Valid after ``open``."""
+        assert self._layout is not None
+        return self._layout
+
+    @property
+    def context_tokens(self) -> int | None:
+        """``max_position_embeddings`` of the model's config."""
+        value = getattr(getattr(self._model, "args", None), "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def prefill_tokens(self) -> int:
+        """256 on CPU, 2,048 on GPUs, unless set."""
+        return self._prefill_tokens or (_CPU_GRID if _on_cpu() else _GPU_GRID)
+
+    @property
+    def host(self) -> str:
+        """mlx build, device, BLAS and its threads."""
+        import mlx.core as mx
+
+        device = "cpu" if _on_cpu() else "gpu"
+        linear = f"{self._blas.name} {self._blas.version} x{self._blas.threads}" if device == "cpu" else ""
+        return " ".join(f"mlx {mx.__version__} {platform.system()} {platform.machine()} {device} {linear}".split())
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Digests of weights (adapter included: its layers are in the tree), config, tokenizer and layout."""
+        return self._identity
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Backend, BLAS, dtype and versions, for ``doctor()``."""
+        import mlx.core as mx
+        import mlx_lm
+
+        return {
+            "backend": "mlx cpu" if _on_cpu() else "mlx gpu",
+            "mlx": mx.__version__,
+            "mlx_lm": mlx_lm.__version__,
+            "blas": f"{self._blas.name} {self._blas.version}".strip(),
+            "blas_active": self._blas.active,
+            "blas_note": self._blas.note,
+            "weights_dtype": self._identity.get("dtype", ""),
+            "model": self._name,
+            "model_path": str(self._path) if self._path else None,
+            "context_tokens": self.context_tokens,
+            "host": self.host,
+        }
+
+    def open(self) -> None:
+        """Load, speed up the BLAS, and feed one token to learn the layout of the caches. Engine thread."""
+        if self._layout is not None:
+            return
+        resolve.import_mlx_lm()
+        self._blas = blas.speed_up(self._config.blas)
+        if self._model is None:
+            self._load()
+        from agent_memory.model.tokenizer import HFTokenizer
+
+        self._tokenizer = HFTokenizer(self._hf)
+        self._layout = _probe(self._model)
+        self._identity = {
+            "weights": _digest_weights(self._model),
+            "config": _digest_config(self._model),
+            "tokenizer": self._tokenizer.digest,
+            "layout": self._layout.digest,
+            "dtype": _main_dtype(self._model),
+        }
+
+    def open_batch(self) -> MLXBatch:
+        """An empty batch; engine thread."""
+        from agent_memory.model.batch import MLXBatch
+
+        return MLXBatch(
+            self._model, self.layout, callable_timeout_s=self._config.callable_timeout_s, clears=not _on_cpu()
+        )
+
+    def close(self) -> None:
+        """Drop model and tokenizer. A model that the host loaded stays the host's."""
+        self._model = self._hf = None
+
+    def _load(self) -> None:
+        import mlx_lm
+
+        found = resolve.resolve(
+            self._spec,
+            weights_dtype=self._config.weights_dtype,
+            progress=self._config.progress,
+            trust_remote_code=self._config.trust_remote_code,
+            is_cpu=_on_cpu(),
+        )
+        self._path, self._name = found.path, found.name
+        try:
+            self._model, self._hf = mlx_lm.load(
+                str(found.path),
+                adapter_path=os.fspath(self._adapter) if self._adapter is not None else None,
+                trust_remote_code=self._config.trust_remote_code,
+                lazy=True,
+            )[:2]
+        except AgentMemoryError:
+            raise
+        except (ValueError, KeyError, TypeError, ModuleNotFoundError) as error:
+            raise UnsupportedModelError(f"mlx-lm cannot load {found.path}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
+        _cast(self._model, found.weights_dtype)
+
+
+def _on_cpu() -> bool:
+    try:
+        import mlx.core as mx
+    except ImportError as error:
+        raise BackendMissingError(resolve.BACKEND_HINT) from error
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
+def _cast(model: Any, dtype: str | None) -> None:
+    """Set the dtype of unquantized weights; quantized ones stay as stored. Evaluates all of them."""
+    import mlx.core as mx
+
+    if dtype is not None and not any(a.dtype == mx.uint32 for _, a in _leaves(model)):
+        model.set_dtype(getattr(mx, dtype))
+    mx.eval(model.parameters())
+
+
+def _leaves(model: Any) -> list[tuple[str, Any]]:
+    from mlx.utils import tree_flatten
+
+    return sorted(tree_flatten(model.parameters()))
+
+
+def _main_dtype(model: Any) -> str:
+    """The dtype of most weights' bytes, as text."""
+    sizes: dict[str, int] = {}
+    for _, array in _leaves(model):
+        sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.nbytes
+    return max(sizes, key=lambda d: sizes[d], default="").removeprefix("mlx.core.")
+
+
+def _probe(model: Any) -> Layout:
+    """Feed one token to fresh caches: shapes and dtypes as the model really makes them. One decode step."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from agent_memory.kvcache import kinds
+
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.array([[0]]), cache=caches), [c.state for c in caches])
+    return kinds.probe(caches)
+
+
+def _digest_weights(model: Any) -> str:
+    """sha256 over every weight: name, shape, dtype, evenly sampled elements, and the wrapping sum of all its words.
+
+    The sum reads every byte (at memory speed) and does not depend on the order of summation, so two fine-tunes of one
+    geometry differ in it even where no sampled element does.
+    """
+    import mlx.core as mx
+    import numpy as np
+
+    sha = hashlib.sha256()
+    for name, array in _leaves(model):
+        flat = array.reshape(-1)
+        words = flat.view(mx.uint32) if array.nbytes % 4 == 0 else flat.view(mx.uint8).astype(mx.uint32)
+        sampled = flat[:: max(1, flat.size // _SAMPLED)].view(mx.uint8)
+        total = mx.sum(words)
+        mx.eval(total, sampled)
+        sha.update(f"{name} {array.shape} {array.dtype} {int(total)} ".encode())
+        sha.update(np.array(sampled).tobytes())
+    return sha.hexdigest()
+
+
+def _digest_config(model: Any) -> str:
+    """sha256 of the model's arguments: rope, norms, windows and all that weights do not show."""
+    args = getattr(model, "args", None)
+    values = vars(args) if hasattr(args, "__dict__") else {"repr": repr(args)}
+    text = json.dumps([type(model).__module__, values], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,96 @@
+"""Sampling on MLX arrays: one sampler and one list of logits processors per row, with a random key of the row's own.
+
+mlx's global random state is never read nor advanced: a seeded row draws the same tokens whatever shares its batch,
+and the host's own random numbers stay as they were.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
+
+from agent_memory.errors import RequestTimeoutError
+from agent_memory.protocols import LogitsProcessor
+from agent_memory.types import Sampling
+
+Sampler = Callable[[mx.array], mx.array]
+
+
+def greedy(logprobs: mx.array) -> mx.array:
+    """The most probable token of each row. One function for all greedy rows, so that a batch samples them in one call."""
+    return mx.argmax(logprobs, axis=-1)
+
+
+def make_sampler(sampling: Sampling) -> Sampler:
+    """The sampler of one row: ``(1, vocab)`` log-probabilities to a ``(1,)`` token. Filters as mlx-lm applies them."""
+    if sampling.is_greedy:
+        return greedy
+    seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
+    key = mx.random.key(seed % 2**64)
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        key, draw = mx.random.split(key)
+        if sampling.top_p < 1.0:
+            logprobs = apply_top_p(logprobs, sampling.top_p)
+        if sampling.min_p > 0.0:
+            logprobs = apply_min_p(logprobs, sampling.min_p)
+        if 0 < sampling.top_k < logprobs.shape[-1]:
+            logprobs = apply_top_k(logprobs, sampling.top_k)
+        return mx.random.categorical(logprobs * (1.0 / sampling.temperature), key=draw)
+
+    return sampler
+
+
+class Processors:
+    """The logits processors of one row, guarded: what a user's callable raises is kept, never thrown into the batch.
+
+    User callables get host arrays on a side thread; one that outlives ``timeout_s`` fails its row and is abandoned.
+    """
+
+    __slots__ = ("_timeout_s", "_user", "chain", "error")
+
+    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor], timeout_s: float) -> None:
+        self.error: BaseException | None = None
+        self._user, self._timeout_s = tuple(user), timeout_s
+        self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []
+        if sampling.repetition_penalty != 1.0:
+            self.chain.append(make_repetition_penalty(sampling.repetition_penalty, sampling.repetition_context))
+        if self._user:
+            self.chain.append(self._guarded)
+
+    def _guarded(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self.error is not None:
+            return logits
+        ids, values = tokens.tolist(), np.array(logits[0].astype(mx.float32))
+        result = self._call(ids, values)
+        return logits if result is None else mx.array(result, dtype=logits.dtype)[None]
+
+    def _call(self, ids: list[int], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        results: list[np.ndarray[Any, Any]] = []
+
+        def work() -> None:
+            try:
+                out = values
+                for processor in self._user:
+                    out = np.asarray(processor(ids, out), dtype=np.float32)
+                    if out.shape != values.shape:
+                        raise ValueError(f"logits processor returned shape {out.shape}, expected {values.shape}")
+                results.append(out)
+            except BaseException as error:  # noqa: BLE001 - a thread's end: the row reports it
+                self.error = error
+
+        thread = threading.Thread(target=work, name="agent_memory-callable", daemon=True)
+        thread.start()
+        thread.join(self._timeout_s)
+        if not results and self.error is None:
+            self.error = RequestTimeoutError(
+                f"a logits processor did not return within {self._timeout_s} s (Config.callable_timeout_s)"
+            )
+        return results[0] if results else None

@@ -1,0 +1,176 @@
+"""Hugging Face tokenizers behind the ``Tokenizer`` protocol: exact text, whole characters, one lock."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from agent_memory.errors import UnsupportedParameterError
+
+#: Names that the template call itself sets; a caller's variable of that name would be lost or break it.
+_RESERVED = {"messages", "conversation", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
+
+
+class HFTokenizer:
+    """A tokenizer as mlx-lm loads it (``TokenizerWrapper``), or any Hugging Face fast tokenizer."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self._wrapper = wrapper
+        self._hf = getattr(wrapper, "_tokenizer", wrapper)
+        # Fast tokenizers raise "Already borrowed" when two threads set their padding at once.
+        self._lock = threading.Lock()
+        eos = getattr(wrapper, "eos_token_ids", None) or [self._hf.eos_token_id]
+        self._eos_ids = frozenset(int(i) for i in eos if i is not None)
+        self._hidden = frozenset(int(i) for i in self._hf.all_special_ids)
+        self._special_ids = frozenset(int(i) for i in self._hf.added_tokens_decoder) | self._hidden
+        probe = self._hf.encode("a")
+        self._bos_id = self._hf.bos_token_id if probe and probe[0] == self._hf.bos_token_id else None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 hex of the tokenizer's own serialization."""
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        text = backend.to_str() if backend is not None else json.dumps(sorted(self._hf.get_vocab().items()))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that this tokenizer puts before raw text by itself."""
+        return self._bos_id
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end a reply."""
+        return self._eos_ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Added tokens: taken out of the text before anything merges."""
+        return self._special_ids
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """Ids of ``text``; BOS once when asked."""
+        with self._lock:
+            ids: list[int] = self._hf.encode(text, add_special_tokens=False)
+        if bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
+            ids.insert(0, self._bos_id)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens, byte for byte."""
+        if self._pieces is not None:
+            stream = self.detokenizer()
+            return "".join(map(stream.add, ids)) + stream.end()
+        with self._lock:
+            return str(self._hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def key(self, ids: Sequence[int]) -> str:
+        """The pieces of the vocabulary, joined: no decoder touches them, so equal keys are equal bytes."""
+        return "".join(self._hf.convert_ids_to_tokens(list(ids)))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The chat template's text; the tokenizer must have a template."""
+        if clash := _RESERVED & set(variables or ()):
+            raise UnsupportedParameterError(f"template variable {min(clash)!r} is set by the library; choose another name")
+        try:
+            text = self._hf.apply_chat_template(
+                [dict(m) for m in messages],
+                tools=[dict(t) for t in tools] or None,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **(variables or {}),
+            )
+        except Exception as error:
+            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
+            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
+                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
+            raise
+        return str(text)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether a chat template came with the tokenizer."""
+        return bool(getattr(self._hf, "chat_template", None))
+
+    def detokenizer(self) -> _ByteStream | _WrappedStream:
+        """A fresh streaming detokenizer."""
+        if self._pieces is not None:
+            return _ByteStream(self._pieces, self._hidden)
+        return _WrappedStream(self._wrapper.detokenizer, self._hidden)
+
+    @cached_property
+    def _pieces(self) -> list[bytes] | None:
+        """Bytes of every id of a byte-level vocabulary; None where the decoder is of another kind."""
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
+        if (decoder or {}).get("type") != "ByteLevel":
+            return None
+        added = {int(i): str(t) for i, t in self._hf.added_tokens_decoder.items()}
+        alphabet = {char: byte for byte, char in _byte_alphabet().items()}
+        pieces = []
+        for number, piece in enumerate(self._hf.convert_ids_to_tokens(list(range(len(self._hf))))):
+            if number in added or piece is None or not all(c in alphabet for c in piece):
+                pieces.append((added.get(number) or piece or "").encode())
+            else:
+                pieces.append(bytes(alphabet[c] for c in piece))
+        return pieces
+
+
+class _ByteStream:
+    """Byte-level ids to text: bytes go through one incremental UTF-8 decoder, so a character comes out whole."""
+
+    __slots__ = ("_decoder", "_hidden", "_pieces")
+
+    def __init__(self, pieces: list[bytes], hidden: frozenset[int]) -> None:
+        self._pieces, self._hidden = pieces, hidden
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token: int) -> str:
+        if token in self._hidden or token >= len(self._pieces):  # models pad their vocabulary beyond the tokenizer's
+            return ""
+        return self._decoder.decode(self._pieces[token])
+
+    def end(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _WrappedStream:
+    """mlx-lm's own streaming detokenizer, for every other kind of vocabulary."""
+
+    __slots__ = ("_hidden", "_inner")
+
+    def __init__(self, inner: Any, hidden: frozenset[int]) -> None:
+        self._inner, self._hidden = inner, hidden
+        inner.reset()
+
+    def add(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
+        self._inner.add_token(token)
+        return str(self._inner.last_segment)
+
+    def end(self) -> str:
+        self._inner.finalize()
+        return str(self._inner.last_segment)
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest follow from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(256 + len(table) - len(printable))
+    return table

@@ -1,0 +1,203 @@
+"""The one seam between the engine and a model: ``ModelRunner``, its ``Batch``, its ``KV`` and its ``Tokenizer``.
+
+``MLXRunner`` and ``EchoRunner`` implement it; the engine, the store and the prompt room know nothing else of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from agent_memory.kvcache.layout import Layout
+    from agent_memory.types import Sampling
+
+#: A user's logits processor: ``(ids so far, logits (vocab,) float32) -> logits``. Called on a side thread.
+LogitsProcessor = Callable[[Sequence[int], "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+
+
+class Detokenizer(Protocol):
+    """Turns one stream of ids into text. Not thread-safe; one per stream."""
+
+    def add(self, token: int) -> str:
+        """The text that became final with this id: whole characters only, possibly empty."""
+
+    def end(self) -> str:
+        """The rest that was held back; an unfinished character becomes U+FFFD."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to ids and back. Thread-safe."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of vocabulary, merges and special tokens: part of the identity of a KV."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id put before a raw prompt, if this tokenizer puts one."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The ids that end a reply."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that never merge with the text around them: the seams at which ids may be exchanged."""
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """Ids of ``text``; special tokens written in it become their ids; none is added but BOS when asked.
+
+        With ``bos`` and a text that already starts with the BOS token, no second one is put.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens left out."""
+
+    def key(self, ids: Sequence[int]) -> str:
+        """An exact stand-in for the text of ``ids``: equal keys mean equal text, byte for byte."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The chat template's text for ``messages`` (role, content, tool_calls ... as the template expects).
+
+        Raises UnsupportedParameterError where the template itself refuses the messages.
+        """
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh streaming detokenizer."""
+
+
+class KV(Protocol):
+    """The live attention state of one row. Engine thread only."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it covers."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, spare room included."""
+
+    def trim(self, n_tokens: int) -> bool:
+        """Cut to the first ``n_tokens``, in place and without copying; False (unchanged) where the kind cannot."""
+
+    def copy(self, n_tokens: int) -> KV | None:
+        """The first ``n_tokens`` as an independent KV with spare room; None where the kind cannot be cut."""
+
+    def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """A host copy of tokens ``[start, stop)`` of layout tensor ``tensor``: (heads, stop - start, row_bytes) uint8."""
+
+
+class Source(Protocol):
+    """Stored bytes on their way into a KV: given by the store, called by the runner on whatever thread loads."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it holds."""
+
+    def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+        """Fill layout tensor ``tensor``: ``out`` is writable bytes of shape (heads, capacity, row_bytes), flat.
+
+        Writes the first ``n_tokens`` of each head. Never raises: damage is noted, and asked for by ``check``.
+        """
+
+    def check(self) -> bool:
+        """Whether everything read so far was verified. Call once the KV has been evaluated, before its results are used."""
+
+    def close(self) -> None:
+        """Let go of files; idempotent."""
+
+
+class Batch(Protocol):
+    """Rows of one model that decode together. Engine thread only."""
+
+    def empty(self) -> KV:
+        """A KV of no tokens."""
+
+    def restore(self, source: Source) -> KV:
+        """A KV filled from ``source``, with spare room. It may be read lazily, up to the end of the next call that uses it."""
+
+    def prefill(self, kv: KV, ids: Sequence[int]) -> None:
+        """Feed ``ids`` to one row that is not decoding; returns when they are computed."""
+
+    def insert(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+    ) -> int:
+        """Feed the last id of ``ids`` (all the others are in ``kv``) and give the first sampled token.
+
+        The row then owns ``kv`` and decodes from the next ``step`` on.
+        """
+
+    def step(self) -> list[tuple[int, int]]:
+        """One decode step of all rows: (row, token) each. A token given out is covered by the row's KV."""
+
+    def error(self, row: int) -> BaseException | None:
+        """What a user's callable of this row raised, if it did."""
+
+    def remove(self, row: int) -> KV:
+        """Take a row out; its KV is handed back, not copied where it was alone."""
+
+    def close(self) -> None:
+        """Free everything; idempotent."""
+
+
+@runtime_checkable
+class ModelRunner(Protocol):
+    """A model: what it is, how it keeps its KV, and batches of it."""
+
+    @property
+    def name(self) -> str:
+        """A short name for people."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Valid after ``open``."""
+
+    @property
+    def layout(self) -> Layout:
+        """Valid after ``open``."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The model's context length, if it says one."""
+
+    @property
+    def prefill_tokens(self) -> int:
+        """The prefill grid that suits this device (tokens)."""
+
+    @property
+    def host(self) -> str:
+        """Build, device and threads: where it differs, the same bits may be computed on with other rounding."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """weights, adapter, config, tokenizer, layout, dtype: digests that a KV belongs to. Valid after ``open``."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What ``Memory.doctor()`` shows of this model and its backend."""
+
+    def open(self) -> None:
+        """Load; engine thread; may take minutes the first time. Raises ModelError or BackendMissingError."""
+
+    def open_batch(self) -> Batch:
+        """An empty batch; engine thread."""
+
+    def close(self) -> None:
+        """Drop the model; idempotent."""

@@ -1,0 +1,32 @@
+"""What the engine counted since it was opened."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from agent_memory.types import Usage
+
+
+@define
+class Counters:
+    """Sums over requests; engine thread writes, others may read."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    computed_ids: int = 0
+    hits: dict[str, int] = field(factory=dict)
+    misses: dict[str, int] = field(factory=dict)
+
+    def note(self, usage: Usage) -> None:
+        """Add one finished request."""
+        self.requests += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.computed_tokens += usage.computed_tokens
+        self.output_tokens += usage.output_tokens
+        self.hits[usage.tier] = self.hits.get(usage.tier, 0) + 1
+        if usage.miss is not None:
+            self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1

@@ -1,0 +1,146 @@
+"""A request that is running: where its KV came from, which ids were fed, what text came out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from attrs import define, field
+
+from agent_memory.prompt.tokens import TextStream
+from agent_memory.protocols import KV, Source, Tokenizer
+from agent_memory.scheduler.request import Outcome, Prompt, Request
+from agent_memory.store.tiers import Lineage
+from agent_memory.types import TIERS, Delta, Exactness, Finish, Tier, Usage
+
+PREFILL, DECODE = 1, 2  #: how the KV of an id was made
+
+
+@define(eq=False, kw_only=True)
+class Base:
+    """What a row starts from: KV of the first ``n_tokens`` of its prompt, and how it came here."""
+
+    kv: KV
+    n_tokens: int = 0
+    made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
+    tier: Tier = "none"
+    exactness: Exactness = "exact"
+    miss: str | None = None
+    source: Source | None = None  #: to be checked once the KV has been evaluated
+
+
+@define(eq=False, kw_only=True)
+class Row:
+    """A running request. Engine thread only.
+
+    Positions: ``[0, base.n_tokens)`` reused, ``[base.n_tokens, fed)`` computed, ``[fed, len(prompt.ids))`` to come.
+    """
+
+    number: int
+    request: Request
+    prompt: Prompt
+    base: Base
+    tokenizer: Tokenizer
+    max_tokens: int
+    reserved_bytes: int
+    fed: int = 0
+    output: list[int] = field(factory=list)
+    finish: Finish | None = None
+    started: float = field(factory=time.perf_counter)
+    restored_s: float = 0.0
+    prefilled: float = 0.0  #: when prefill began
+    first_token: float = 0.0
+    stream: TextStream = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.stream = TextStream(self.tokenizer.detokenizer(), self.request.stop)
+        self.fed = self.base.n_tokens
+
+    @property
+    def n_prompt(self) -> int:
+        """Prompt length in tokens."""
+        return len(self.prompt.ids)
+
+    @property
+    def n_prefill(self) -> int:
+        """Ids to be fed before the first token is sampled; the last prompt id is a step of its own."""
+        return self.n_prompt - (1 if self.max_tokens else 0)
+
+    def next_step(self, grid: int) -> int:
+        """Where the next prefill step ends: at the grid's next line, counted from the prompt's start."""
+        return min((self.fed // grid + 1) * grid, self.n_prefill)
+
+    def accept(self, token: int) -> None:
+        """Take one sampled token: text, stop strings, limits; sets ``finish`` when it was the last."""
+        if not self.output:
+            self.first_token = time.perf_counter()
+        self.output.append(token)
+        text = ""
+        if token in self.tokenizer.eos_ids:
+            self.finish = "stop"
+        else:
+            text = self.stream.add(token)
+            if self.stream.stopped is not None:
+                self.finish = "stop"
+            elif len(self.output) >= self.max_tokens:
+                self.finish = "length"
+        if self.finish is not None:
+            text += self.stream.end()
+        feed = self.request.feed
+        feed.emit(Delta(text, (token,)))
+        feed.move("decode", (len(self.output), self.max_tokens))
+
+    def outcome(self, kv: KV) -> Outcome:
+        """The finished row; cuts ``kv`` at the last id that the log keeps."""
+        kept = tuple(self.output)
+        if self.stream.stopped is not None:
+            n_ids, rest = self.stream.kept()
+            kept = (*self.output[:n_ids], *self.tokenizer.encode(rest))
+            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))
+        n_kv = min(kv.n_tokens, self.n_prompt + len(kept))
+        return Outcome(
+            prompt=self.prompt,
+            text=self.stream.text,
+            kept=kept,
+            n_kv=n_kv,
+            finish=self.finish or "length",
+            usage=self.usage(),
+        )
+
+    def usage(self) -> Usage:
+        """Figures so far."""
+        now, base = time.perf_counter(), self.base
+        first = self.first_token or now
+        n_later = max(0, len(self.output) - 1)
+        return Usage(
+            prompt_tokens=self.n_prompt,
+            cached_tokens=base.n_tokens,
+            computed_tokens=self.fed - base.n_tokens,
+            output_tokens=len(self.output),
+            tier=base.tier,
+            tier_tokens={base.tier: base.n_tokens} if base.tier in TIERS[1:] else {},
+            exactness=base.exactness,
+            miss=base.miss,
+            ttft_s=first - self.request.created,
+            queue_s=self.started - self.request.created,
+            restore_s=self.restored_s,
+            prefill_s=first - self.prefilled if self.prefilled else 0.0,
+            decode_tps=n_later / (now - first) if n_later and now > first else 0.0,
+        )
+
+    def lineage(self, kv: KV) -> Lineage:
+        """The row's KV with the ids that it covers, to be kept hot."""
+        n = kv.n_tokens
+        ids = np.array([*self.prompt.ids, *self.output][:n], np.uint32)
+        made = np.full(n, PREFILL, np.uint8)
+        made[: self.base.n_tokens] = self.base.made[:n][: self.base.n_tokens]
+        made[self.n_prompt :] = DECODE
+        return Lineage(
+            owner=self.request.owner,
+            ids=ids,
+            made=made,
+            kv=kv,
+            exactness=self.base.exactness,
+            agent_id=self.request.agent_id,
+        )

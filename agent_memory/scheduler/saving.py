@@ -1,0 +1,70 @@
+"""Handing new KV to the store, a tensor at a time, between decode steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from agent_memory.store.tiers import Lineage
+
+if TYPE_CHECKING:
+    from agent_memory.store.store import Store
+
+#: While others decode, one tick of saving takes about this long.
+_SLICE_S = 0.004
+#: Copies waiting to be written; above this the engine stops copying until the disk has caught up.
+_PENDING_BYTES = 64 << 20
+
+
+class Saver:
+    """Lineages whose KV is on its way to the store. Engine thread only.
+
+    The live arrays are copied out here (O(new tokens) bytes), because the next turn may change them in place; writing,
+    fsync and commit are the store's I/O thread's work. A lineage is settled before anybody changes its KV.
+    """
+
+    def __init__(self, store: Store, n_tensors: int) -> None:
+        self._store, self._n_tensors = store, n_tensors
+        self._jobs: dict[int, tuple[Lineage, Iterator[None]]] = {}
+
+    @property
+    def can_step(self) -> bool:
+        """Whether something is left and the disk keeps up."""
+        return self.busy and self._store.pending_bytes < _PENDING_BYTES
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is left to hand over."""
+        return bool(self._jobs)
+
+    def begin(self, lineage: Lineage) -> None:
+        """Save a lineage that will rest in the hot tier."""
+        self._jobs[id(lineage)] = (lineage, self._export(lineage))
+
+    def settle(self, lineage: Lineage | None = None) -> None:
+        """Hand over all that is left of one lineage, or of all."""
+        keys = list(self._jobs) if lineage is None else [id(lineage)]
+        for key in keys:
+            if key in self._jobs:
+                for _ in self._jobs.pop(key)[1]:
+                    pass
+
+    def step(self, hurry: bool) -> None:
+        """Go on for a moment; with ``hurry`` (others decode) for a few milliseconds only."""
+        until = time.perf_counter() + (_SLICE_S if hurry else 10 * _SLICE_S)
+        while self.can_step and time.perf_counter() < until:
+            key, (_, job) = next(iter(self._jobs.items()))
+            if next(job, self) is self:
+                del self._jobs[key]
+
+    def _export(self, lineage: Lineage) -> Iterator[None]:
+        kv = lineage.kv
+        save = self._store.begin_save(
+            lineage.ids, len(lineage.ids), lineage.made, lineage.exactness, agent_id=lineage.agent_id
+        )
+        for number, part in enumerate(save.parts):
+            for tensor in range(self._n_tensors):
+                save.put(number, tensor, kv.read(tensor, part.start, part.stop))
+                yield
+        save.finish()

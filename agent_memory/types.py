@@ -1,0 +1,213 @@
+"""The values that callers see: messages, requests' settings, replies and figures. All frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import field, frozen
+from attrs.validators import ge, gt, instance_of, le, optional
+
+Role = Literal["system", "user", "assistant", "tool"]
+Tier = Literal["hot", "warm", "cold", "none"]
+Exactness = Literal["exact", "moved", "recomputed", "quantized"]
+Finish = Literal["stop", "length", "tool_calls"]
+
+TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest
+EXACTNESS: tuple[Exactness, ...] = ("exact", "moved", "recomputed", "quantized")  #: strongest promise to weakest
+
+
+def weakest(*promises: Exactness) -> Exactness:
+    """The weakest of some promises; ``exact`` of none."""
+    return max(promises, key=EXACTNESS.index, default="exact")
+
+
+@frozen
+class ToolCall:
+    """A call that the model asked for."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str
+
+
+@frozen
+class ToolResult:
+    """The answer to one tool call."""
+
+    id: str
+    content: str
+    is_error: bool = False
+
+
+@frozen
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    def __repr__(self) -> str:
+        text = self.content if len(self.content) <= 60 else self.content[:57] + "..."
+        return f"Message({self.role}: {text!r})"
+
+
+@frozen(kw_only=True)
+class Sampling:
+    """How tokens are drawn from the model's probabilities; the default is greedy."""
+
+    temperature: float = field(default=0.0, validator=ge(0), converter=float)
+    top_p: float = field(default=1.0, validator=[gt(0), le(1)], converter=float)
+    top_k: int = field(default=0, validator=[instance_of(int), ge(0)])  #: 0: no limit
+    min_p: float = field(default=0.0, validator=[ge(0), le(1)], converter=float)
+    repetition_penalty: float = field(default=1.0, validator=gt(0), converter=float)
+    repetition_context: int = field(default=64, validator=[instance_of(int), gt(0)])  #: tokens looked back
+    seed: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+
+@frozen(kw_only=True)
+class Usage:
+    """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    tier: Tier  #: the slowest tier touched
+    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
+    exactness: Exactness = "exact"
+    miss: str | None = None  #: why less was reused than had been computed before
+    ttft_s: float = 0.0  #: from the call to the first token
+    queue_s: float = 0.0
+    restore_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_tps: float = 0.0  #: tokens a second after the first
+
+    def __repr__(self) -> str:
+        return (
+            f"Usage(prompt={self.prompt_tokens} cached={self.cached_tokens} computed={self.computed_tokens} "
+            f"output={self.output_tokens} tier={self.tier} exactness={self.exactness} ttft={self.ttft_s * 1e3:.0f}ms)"
+        )
+
+
+@frozen(kw_only=True)
+class Reply:
+    """A finished generation."""
+
+    text: str
+    finish: Finish
+    usage: Usage
+    message: Message
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    rejected_calls: tuple[Any, ...] = ()
+    parsed: Any = None
+    token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return f"Reply({text!r} finish={self.finish} {self.usage!r})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        u = self.usage
+        return f"{self.text}\n\n*{u.cached_tokens:,} of {u.prompt_tokens:,} prompt tokens from {u.tier}, {u.ttft_s * 1e3:.0f} ms*"
+
+
+@frozen
+class Delta:
+    """One piece of a reply's text: whole characters, possibly several."""
+
+    text: str
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+
+
+@frozen(kw_only=True)
+class AgentInfo:
+    """An agent at a glance."""
+
+    name: str
+    n_turns: int
+    n_messages: int
+    n_tokens: int
+    system: str | None = None
+    created_s: float = 0.0  #: Unix time
+    used_s: float = 0.0
+
+
+@frozen(kw_only=True)
+class Stats:
+    """Counters of one Memory since it was opened, and its bytes now."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    hits: Mapping[str, int] = field(factory=dict)  #: requests by slowest tier touched
+    misses: Mapping[str, int] = field(factory=dict)  #: by reason
+    damage: int = 0  #: stored pieces found damaged or missing
+    hot_bytes: int = 0
+    warm_bytes: int = 0
+    disk_bytes: int = 0
+    bytes_written: int = 0
+    segments: int = 0
+    chunks: int = 0
+    agents: int = 0
+    save_failures: int = 0
+    computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in self.rows())
+        return f"<table>{rows}</table>"
+
+    def rows(self) -> list[tuple[str, Any]]:
+        """(name, value) of every figure."""
+        return [(name, getattr(self, name)) for name in self.__slots__ if not name.startswith("_")]
+
+
+@frozen(kw_only=True)
+class VerifyReport:
+    """What ``Memory.verify()`` found."""
+
+    segments: int
+    chunks: int
+    bytes_read: int
+    turns: int
+    damaged: tuple[str, ...] = ()  #: one line each
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was damaged."""
+        return not self.damaged
+
+
+@frozen(kw_only=True)
+class Doctor:
+    """What was found on this machine, and what would make it faster."""
+
+    facts: Mapping[str, Any]
+    advice: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{k}: {v}" for k, v in self.facts.items()]
+        return "\n".join(lines + [f"advice: {a}" for a in self.advice])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.facts[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
