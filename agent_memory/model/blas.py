@@ -1,8 +1,8 @@
 """On Linux, give MLX's CPU build a fast matrix multiplication.
 
-The mlx-cpu wheel links the reference BLAS: some 8 GFLOP/s in float32 where OpenBLAS does 180. libmlx.so calls it through
-three pointers of its own global offset table; they are set to the functions of the ``scipy-openblas32`` wheel. No other
-library of the process is touched, no symbol is made global, and it works after mlx was imported.
+The mlx-cpu wheel links the reference BLAS: some 8 GFLOP/s in float32 where OpenBLAS does 180. libmlx.so calls it
+through three pointers of its own global offset table; they are set to the functions of the ``scipy-openblas32`` wheel.
+No other library of the process is touched, no symbol is made global, and it works after mlx was imported.
 Sources: System V ABI, "Dynamic Linking"; the x86-64 and AArch64 ELF supplements for the relocation types.
 """
 
@@ -229,7 +229,8 @@ class _Elf:
             if table not in self.dynamic or size not in self.dynamic:
                 continue
             start = self.at(self.dynamic[table])
-            for address, info, _ in struct.iter_unpack("<QQq", self.data[start : start + self.dynamic[size] // 24 * 24]):
+            entries = self.data[start : start + self.dynamic[size] // 24 * 24]
+            for address, info, _ in struct.iter_unpack("<QQq", entries):
                 if info & 0xFFFFFFFF in self.types and (name := self.symbol(info >> 32)) in names:
                     found[name.decode()] = address
         return found

@@ -34,7 +34,7 @@ def check_directory(path: Path) -> None:
     if (path / "model.safetensors.index.json").is_file():
         listed = read_json(path, "model.safetensors.index.json").get("weight_map") or {}
         if missing := sorted(set(listed.values()) - {p.name for p in files}):
-            raise DamagedModelError(f"{path} lacks {len(missing)} of its weight files, such as {missing[0]}. Fetch them.")
+            raise DamagedModelError(f"{path} lacks {len(missing)} weight files, such as {missing[0]}. Fetch them.")
     for file in files:
         safetensors_header(file)
 

@@ -75,7 +75,9 @@ def convert(path: Path, out: Path, *, dtype: str | None, progress: Progress | No
     Raises what ``check_gguf`` raises, before mlx sees the file.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise UnsupportedModelError(f"weights dtype {dtype!r}; supported are {', '.join(DTYPES)}, and None for as stored.")
+        raise UnsupportedModelError(
+            f"weights dtype {dtype!r}; supported are {', '.join(DTYPES)}, and None (as stored)."
+        )
     header = check_gguf(path)
     config = _config(path, header)
     write_tokenizer(header.metadata, out)
@@ -86,9 +88,8 @@ def convert(path: Path, out: Path, *, dtype: str | None, progress: Progress | No
         mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
     config |= _precision(header, dtype)
     _write_json(out / "config.json", config)
-    ends = end_ids(header.metadata)
-    bos = header.metadata.get("tokenizer.ggml.bos_token_id")
-    _write_json(out / "generation_config.json", {"eos_token_id": ends, **({} if bos is None else {"bos_token_id": bos})})
+    ends: dict[str, Any] = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
+    _write_json(out / "generation_config.json", ends)
     log.info("converted file=%s tensors=%d dtype=%s", path.name, len(header.tensors), dtype or "as stored")
 
 
@@ -140,7 +141,8 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
         config["bos_token_id"] = data["tokenizer.ggml.bos_token_id"]
     if _is_scaled(data) or _ROPE_FACTORS in header.tensors:
         raise UnsupportedModelError(
-            f"{path} scales its rotary positions; such GGUF files are not supported. Use the model's mlx-lm directory or hub id."
+            f"{path} scales its rotary positions; such GGUF files are not supported. "
+            f"Use the model's mlx-lm directory or hub id instead."
         )
     return config
 

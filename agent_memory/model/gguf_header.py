@@ -133,7 +133,9 @@ class _Cursor:
             raise UnsupportedModelError(f"{self.path}: tensor {name} has the unknown type {kind}.")
         type_name, block, block_bytes = TENSOR_TYPES[kind]
         if shape[0] % block or 0 in shape:
-            _damaged(self.path, f"tensor {name} has rows of {shape[0]:,} values; {type_name} takes multiples of {block}")
+            _damaged(
+                self.path, f"tensor {name} has rows of {shape[0]:,} values; {type_name} needs multiples of {block}"
+            )
         return TensorInfo(name, shape[::-1], type_name, offset, math.prod(shape) // block * block_bytes)
 
     def value(self, kind: int) -> Any:

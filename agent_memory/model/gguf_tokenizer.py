@@ -1,4 +1,4 @@
-"""A GGUF file's tokenizer metadata -> ``tokenizer.json`` and ``tokenizer_config.json`` as Hugging Face's tokenizers read them.
+"""A GGUF file's tokenizer metadata -> ``tokenizer.json`` and ``tokenizer_config.json`` of Hugging Face's form.
 
 Sources: llama.cpp ``src/llama-vocab.cpp`` (the pre-tokenizers by name), transformers ``convert_slow_tokenizer.py``.
 """
@@ -154,6 +154,7 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str], types: li
         pairs = [(a, b) for a, b in cuts if a in pieces and b in pieces]
         merges += [(-scores[i], i, k, pair) for k, pair in enumerate(pairs)]
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    unknown = next((t for t, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN), None)
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
@@ -165,7 +166,7 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str], types: li
         "model": _bpe(
             tokens,
             [list(pair) for *_, pair in sorted(merges)],
-            unknown=_token(metadata, "unknown", tokens) or next((t for t, k in zip(tokens, types, strict=True) if k == _UNKNOWN), None),
+            unknown=_token(metadata, "unknown", tokens) or unknown,
             byte_fallback=True,
         ),
     }

@@ -1,4 +1,4 @@
-"""From what a caller names (nothing, a directory, a ``.gguf`` file, a hub id) to an mlx-lm directory on this machine."""
+"""From what a caller names (nothing, a directory, a ``.gguf`` file, a hub id) to an mlx-lm directory that is here."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("agent_memory.model")
 Source = Literal["starter", "directory", "gguf", "hub"]
 
 BACKEND_HINT = (
-    "no MLX backend is installed. On Linux: pip install \"agent-memory[cpu]\" (or [cuda12], [cuda13]); "
+    'no MLX backend is installed. On Linux: pip install "agent-memory[cpu]" (or [cuda12], [cuda13]); '
     "on macOS with Apple silicon: pip install agent-memory"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ("*.json", "model*.safetensors", "*.py", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jinja")
+_HUB_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jinja")
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 _importing = threading.RLock()  # two threads must not take each other's stand-in for the original
 
@@ -179,7 +179,7 @@ def _converted(path: Path, dtype: str | None, progress: bool | None, cache: Path
 
 
 def _content_key(path: Path) -> str:
-    """A digest of size, time of change and evenly spread samples: a moved file keeps its conversion, a new one gets its own."""
+    """A digest of size, time of change and spread samples: a moved file keeps its conversion, a new one gets one."""
     stat = path.stat()
     digest = xxhash.xxh3_128(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
     with path.open("rb") as file:
@@ -205,15 +205,18 @@ def _from_hub(name: str, progress: bool | None, trust_remote_code: bool) -> Path
                 settings["disable"] = not progress
             super().__init__(*args, **settings)
 
-    patterns = [p for p in _HUB_FILES if trust_remote_code or p != "*.py"]
+    patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     log.info("fetching hub_id=%s", name)
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, tqdm_class=Bar))
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        offline = "" if _answered(error) else " The hub could not be reached, and the model is not in its cache: go online once."
+        said = (str(error).strip().splitlines() or ["no reason given"])[0]
+        offline = (
+            "" if _answered(error) else " The hub could not be reached, and its cache lacks the model: go online once."
+        )
         raise ModelNotFoundError(
             f"{name!r} is neither a directory or file here nor to be had from the hub: "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}.{offline}"
+            f"{type(error).__name__}: {said}{offline}"
         ) from error
 
 

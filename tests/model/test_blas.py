@@ -25,7 +25,8 @@ def pointers():
     base = blas._load_address(library, regions)
     slots = blas.pointer_slots(library)
     values = {n: ctypes.c_uint64.from_address(base + s).value for n, s in slots.items()}
-    return {n: [v, blas.region_of(v, regions).path, blas.region_of(base + slots[n], regions).permissions] for n, v in values.items()}
+    at = lambda address: blas.region_of(address, regions)
+    return {n: [v, at(v).path, at(base + slots[n]).permissions] for n, v in values.items()}
 def products():
     out = []
     for shape in ((3, 5, 7), (64, 576, 192), (257, 301, 129)):
@@ -132,7 +133,9 @@ print(json.dumps(dict(old=old, new=new, active=b.active, n=len(products()))))
         assert "scipy_openblas" in found["new"][name][1]
 
 
-@pytest.mark.parametrize("head", [b"", b"\x7fELF", b"\x7fELF\x01\x01\x01" + bytes(60), b"\x7fELF\x02\x01\x01" + bytes(60)])
+@pytest.mark.parametrize(
+    "head", [b"", b"\x7fELF", b"\x7fELF\x01\x01\x01" + bytes(60), b"\x7fELF\x02\x01\x01" + bytes(60)]
+)
 def test_an_unexpected_file_is_refused_not_parsed(tmp_path, head: bytes) -> None:
     path = tmp_path / "libmlx.so"
     path.write_bytes(head)
