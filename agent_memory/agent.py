@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from agent_memory.memory import Memory
 
 
-
 class Log:
     """An agent's turns: the messages, and the ids that they became under one tokenizer.
 
@@ -302,7 +301,7 @@ class Agent:
     def rewind(self, turns: int = 1) -> None:
         """Forget the newest ``turns``: messages and ids, durable at the next flush; their KV is reused up to there.
 
-        Raises UnsupportedParameterError for a number that is not within the agent's turns, RequestError while a turn runs.
+        Raises UnsupportedParameterError for a number beyond the agent's turns, RequestError while a turn runs.
         """
         n_turns = len(self._log.turns)
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:

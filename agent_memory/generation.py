@@ -63,7 +63,9 @@ class Feed:
 
     def cancelled(self) -> None:
         """End as cancelled."""
-        self._end("cancelled", None, CancelledError("the generation was cancelled; the agent's log is as before the turn"))
+        self._end(
+            "cancelled", None, CancelledError("the generation was cancelled; the agent's log is as before the turn")
+        )
 
     def wait(self, seen: int, timeout_s: float | None) -> bool:
         """Block until there are more than ``seen`` deltas or the end; False when the time is up first."""
@@ -119,9 +121,11 @@ class Generation:
         return self._feed.progress
 
     def result(self, timeout_s: float | None = None) -> Reply:
-        """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (still running then)."""
+        """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (it runs on)."""
         if not self._feed.wait(2**62, timeout_s):
-            raise RequestTimeoutError(f"no reply within {timeout_s} s; the request is still running, state {self.state!r}")
+            raise RequestTimeoutError(
+                f"no reply within {timeout_s} s; the request is still running, state {self.state!r}"
+            )
         return self._outcome()
 
     def cancel(self) -> None:

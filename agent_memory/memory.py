@@ -1,4 +1,4 @@
-"""Memory: the facade. It opens the model and the store, owns the engine, and speaks to callers in plain method calls."""
+"""Memory: the facade. It opens the model and the store, owns the engine, and answers plain method calls."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
 from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
+from agent_memory.arguments import check_numbers, is_text, refuse_unsupported, runner_for, store_path
 from agent_memory.config import Config
 from agent_memory.errors import ClosedError, ConfigError, PromptTooLongError, UnsupportedParameterError
 from agent_memory.generation import Feed, Generation
@@ -49,11 +49,11 @@ class Memory:
         if not isinstance(config, Config):
             raise ConfigError(f"config must be a Config, got {type(config).__name__}")
         self._config = config
-        self._runner = _runner(model, config, adapter)
+        self._runner = runner_for(model, config, adapter)
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._store = Store(_store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens)
+        self._store = Store(store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens)
         self._engine = Engine(
             self._runner,
             self._store,
@@ -69,8 +69,6 @@ class Memory:
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"
-
-    # -- generating ----------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -134,8 +132,8 @@ class Memory:
         timeout_s: float | None = None,
     ) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        _refuse_unsupported(tools, tool_choice, schema)
-        _check_numbers(max_tokens, priority, timeout_s)
+        refuse_unsupported(tools, tool_choice, schema)
+        check_numbers(max_tokens, priority, timeout_s)
         if not isinstance(sampling, Sampling):
             raise UnsupportedParameterError(f"sampling must be a Sampling, got {type(sampling).__name__}")
         log = self.agent(agent)._log if agent is not None else None
@@ -169,7 +167,7 @@ class Memory:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in their order. The first error cancels the rest and is raised."""
+        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised."""
         if isinstance(prompts, (str, bytes, Mapping)):
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         handles: list[Generation] = []
@@ -199,18 +197,16 @@ class Memory:
                 handle.cancel()
 
     def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
-        """Compute a prefix ahead of need, e.g. a system prompt that agents will share; nothing is generated or logged."""
-        _refuse_unsupported(tools, "auto", None)
+        """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
+        refuse_unsupported(tools, "auto", None)
         log = self.agent(agent)._log if agent is not None else None
         planner = Planner(self._tokenizer(), prompt, log, generation_prompt=False)
         return self._submit(planner, None, sampling=Sampling(), max_tokens=0).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
         """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
-        _refuse_unsupported(tools, "auto", None)
+        refuse_unsupported(tools, "auto", None)
         return len(prompt_ids(self._tokenizer(), shapes.normalize(prompt)))
-
-    # -- agents --------------------------------------------------------------------------------------------------
 
     def agent(self, name: str, *, system: str | None = None, tools: Sequence[Any] = ()) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
@@ -218,8 +214,8 @@ class Memory:
         Raises ConfigError for an empty name, or when the agent exists with another system prompt.
         """
         self._tokenizer()
-        _refuse_unsupported(tools, "auto", None)
-        if not isinstance(name, str) or not name or not _is_text(name):
+        refuse_unsupported(tools, "auto", None)
+        if not isinstance(name, str) or not name or not is_text(name):
             raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])
@@ -269,8 +265,6 @@ class Memory:
         self._engine.call(lambda: self._engine.evict(agent))
         self._store.flush()
 
-    # -- the house -----------------------------------------------------------------------------------------------
-
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
         counted = self._engine.counters
@@ -290,7 +284,7 @@ class Memory:
         )
 
     def verify(self) -> VerifyReport:
-        """Read and check every stored byte: segments against their checksums, logs against theirs. Minutes for a large store."""
+        """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
         return self._store.verify()
 
@@ -332,8 +326,6 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    # -- inside --------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
         """Tell the store whose KV this is; engine thread, after the model is loaded."""
@@ -403,52 +395,3 @@ class Memory:
             self._store.rewind(log.agent_id, len(log.turns))
 
         self._engine.call(work)
-
-
-def _runner(model: Any, config: Config, adapter: Any) -> ModelRunner:
-    if isinstance(model, ModelRunner):
-        if adapter is not None:
-            raise ConfigError("adapter= goes with a model that this library loads; load it into the model you pass instead")
-        return model
-    if model is not None and not isinstance(model, (str, PathLike)):
-        raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
-    from agent_memory.model.mlx import MLXRunner
-
-    return MLXRunner.named(model, config=config, adapter=adapter)
-
-
-def _store_path(path: str | PathLike[str] | None) -> Path | None:
-    if path is None:
-        import platformdirs
-
-        return Path(platformdirs.user_data_dir("agent_memory")) / "store"
-    if not isinstance(path, (str, PathLike)) or not fspath(path):
-        raise ConfigError(f"path must be a folder, ':memory:' or None, got {path!r}")
-    return None if fspath(path) == ":memory:" else Path(path)
-
-
-def _refuse_unsupported(tools: Sequence[Any], tool_choice: str, schema: Any) -> None:
-    """Tool calling and structured output are named in the signature and not built yet: refused, never ignored."""
-    if tools:
-        raise UnsupportedParameterError("tools= is not supported in this version")
-    if tool_choice not in ("auto", "none"):
-        raise UnsupportedParameterError(f"tool_choice={tool_choice!r} is not supported in this version")
-    if schema is not None:
-        raise UnsupportedParameterError("schema= is not supported in this version")
-
-
-def _check_numbers(max_tokens: Any, priority: Any, timeout_s: Any) -> None:
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
-    if not isinstance(priority, int):
-        raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
-    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or timeout_s <= 0):
-        raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -95,7 +95,7 @@ class KV(Protocol):
         """The first ``n_tokens`` as an independent KV with spare room; None where the kind cannot be cut."""
 
     def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """A host copy of tokens ``[start, stop)`` of layout tensor ``tensor``: (heads, stop - start, row_bytes) uint8."""
+        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8."""
 
 
 class Source(Protocol):
@@ -112,7 +112,7 @@ class Source(Protocol):
         """
 
     def check(self) -> bool:
-        """Whether everything read so far was verified. Call once the KV has been evaluated, before its results are used."""
+        """Whether everything read was verified. Call once the KV has been evaluated, before its results are used."""
 
     def close(self) -> None:
         """Let go of files; idempotent."""
@@ -125,7 +125,7 @@ class Batch(Protocol):
         """A KV of no tokens."""
 
     def restore(self, source: Source) -> KV:
-        """A KV filled from ``source``, with spare room. It may be read lazily, up to the end of the next call that uses it."""
+        """A KV filled from ``source``, with spare room; read lazily, up to the end of the next call that uses it."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row that is not decoding; returns when they are computed."""

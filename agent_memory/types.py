@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 from attrs.validators import ge, gt, instance_of, le, optional
 
@@ -122,7 +123,8 @@ class Reply:
 
     def _repr_markdown_(self) -> str:
         u = self.usage
-        return f"{self.text}\n\n*{u.cached_tokens:,} of {u.prompt_tokens:,} prompt tokens from {u.tier}, {u.ttft_s * 1e3:.0f} ms*"
+        reused = f"{u.cached_tokens:,} of {u.prompt_tokens:,} prompt tokens from {u.tier}"
+        return f"{self.text}\n\n*{reused}, {u.ttft_s * 1e3:.0f} ms*"
 
 
 @frozen
@@ -174,7 +176,7 @@ class Stats:
 
     def rows(self) -> list[tuple[str, Any]]:
         """(name, value) of every figure."""
-        return [(name, getattr(self, name)) for name in self.__slots__ if not name.startswith("_")]
+        return [(a.name, getattr(self, a.name)) for a in attrs.fields(type(self))]
 
 
 @frozen(kw_only=True)
@@ -209,5 +211,3 @@ class Doctor:
             return self.facts[name]
         except KeyError:
             raise AttributeError(name) from None
-
-

@@ -78,7 +78,9 @@ class MLXKV:
             if n_tokens:
                 twin.keys, twin.values = (_with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
                 twin.offset = n_tokens
-                mx.eval(twin.keys, twin.values)  # layer by layer: peak memory stays at one layer's worth above the result
+                mx.eval(
+                    twin.keys, twin.values
+                )  # layer by layer: peak memory stays at one layer's worth above the result
             caches.append(twin)
         return MLXKV(caches, self.layout, n_tokens)
 
@@ -110,7 +112,8 @@ class _RoomyFile(io.RawIOBase):
 
     def __init__(self, layout: Layout, source: Source, capacity: int) -> None:
         super().__init__()
-        self._source, self._capacity, self._at = source, capacity, 0
+        self._source, self._capacity = source, capacity
+        self._at = 0
         self._starts: dict[int, int] = {}
         header: dict[str, Any] = {}
         end = 0
@@ -143,14 +146,16 @@ class _RoomyFile(io.RawIOBase):
             view[:] = self._header[self._at : self._at + len(view)]
         else:
             self._source.read_into(self._starts[self._at - len(self._header)], view, self._capacity)
-        self._at += len(view)
-        return len(view)
+        size = len(view)
+        self._at += size
+        return size
 
 
 def fill(layout: Layout, source: Source) -> list[Any]:
     """One ``KVCache`` a layer with the rows of ``source`` and spare room, read when first used."""
     capacity, n_tokens = roomy(source.n_tokens), source.n_tokens
-    arrays = mx.load(_RoomyFile(layout, source, capacity), format="safetensors")
+    file: Any = _RoomyFile(layout, source, capacity)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    arrays: Any = mx.load(file, format="safetensors")
     caches = []
     for first in range(0, len(layout.tensors), 2):
         cache = KVCache()

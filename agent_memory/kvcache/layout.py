@@ -9,7 +9,7 @@ from typing import Literal
 from attrs import field, frozen
 
 Kind = Literal["full", "unstored"]
-#: ``full``: one row per token, cut anywhere. ``unstored``: kept live in memory only, recomputed from the log after that.
+#: ``full``: one row per token, cut anywhere. ``unstored``: kept live in memory only, else recomputed from the log.
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "U8": 1, "I8": 1, "U16": 2, "U32": 4}
 

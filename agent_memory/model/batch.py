@@ -21,7 +21,7 @@ from agent_memory.kvcache import kinds
 from agent_memory.kvcache.kinds import MLXKV
 from agent_memory.kvcache.layout import Layout
 from agent_memory.model.sampling import Processors, Sampler, greedy, make_sampler
-from agent_memory.protocols import LogitsProcessor, Source
+from agent_memory.protocols import KV, LogitsProcessor, Source
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -62,40 +62,41 @@ class MLXBatch:
         """Caches that read ``source`` when they are first used."""
         return MLXKV(kinds.fill(self._layout, source), self._layout, source.n_tokens)
 
-    def prefill(self, kv: MLXKV, ids: Sequence[int]) -> None:
+    def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
+        mine = _own(kv)
         with mx.stream(self._generator.stream):
-            self._model(mx.array([list(ids)]), cache=kv.caches)
-            mx.eval([c.state for c in kv.caches])
-        kv.n_tokens += len(ids)
+            self._model(mx.array([list(ids)]), cache=mine.caches)
+            mx.eval([c.state for c in mine.caches])
+        mine.n_tokens += len(ids)
         if self._clears:
             mx.clear_cache()
 
     def insert(
         self,
         row: int,
-        kv: MLXKV,
+        kv: KV,
         ids: Sequence[int],
         *,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
     ) -> int:
         """Feed the last id alone, sample the first token, and keep the row for the next step."""
-        sampler = make_sampler(sampling)
+        mine, sampler = _own(kv), make_sampler(sampling)
         processors = Processors(sampling, logits_processors, self._timeout_s)
         with mx.stream(self._generator.stream):
-            logits = self._model(mx.array([[ids[-1]]]), cache=kv.caches)[:, -1, :]
+            logits = self._model(mx.array([[ids[-1]]]), cache=mine.caches)[:, -1, :]
             if processors.chain:
                 context = mx.array(list(ids))
                 for processor in processors.chain:
                     logits = processor(context, logits)
             if sampler is not greedy:
                 logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            token = int(sampler(logits).item())
-        kv.n_tokens += 1
+            token: Any = sampler(logits).item()
+        mine.n_tokens += 1
         known = list(ids) if processors.chain else []
-        self._waiting[row] = _Row(row, kv, known, token, sampler, processors, n_prompt=kv.n_tokens)
-        return token
+        self._waiting[row] = _Row(row, mine, known, token, sampler, processors, n_prompt=mine.n_tokens)
+        return int(token)
 
     def step(self) -> list[tuple[int, int]]:
         """Join the waiting rows, then one decode step of every row."""
@@ -168,3 +169,8 @@ class MLXBatch:
             if len(one.uids) == 1:
                 one.prompt_cache = [kinds.to_batch(c) for c in one.prompt_cache]
         host.extend(group)
+
+
+def _own(kv: KV) -> MLXKV:
+    assert isinstance(kv, MLXKV), f"a KV of another runner: {type(kv).__name__}"
+    return kv

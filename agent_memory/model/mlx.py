@@ -7,11 +7,18 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.config import Config
-from agent_memory.errors import AgentMemoryError, BackendMissingError, ConfigError, DamagedModelError, UnsupportedModelError
+from agent_memory.errors import (
+    AgentMemoryError,
+    BackendMissingError,
+    ConfigError,
+    DamagedModelError,
+    UnsupportedModelError,
+)
 from agent_memory.model import blas, resolve
 
 if TYPE_CHECKING:
@@ -31,7 +38,9 @@ class MLXRunner:
     cannot cross threads. Raises ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None
+    ) -> None:
         if not callable(model) or not hasattr(model, "parameters"):
             raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
         if not hasattr(tokenizer, "encode"):
@@ -59,7 +68,9 @@ class MLXRunner:
         """
         resolve.check(model)
         if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-            raise ConfigError(f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder")
+            raise ConfigError(
+                f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
+            )
         runner = cls.__new__(cls)
         runner._spec, runner._adapter, runner._config = model, adapter, config
         runner._model = runner._hf = None
@@ -105,11 +116,9 @@ class MLXRunner:
     @property
     def host(self) -> str:
         """mlx build, device, BLAS and its threads."""
-        import mlx.core as mx
-
         device = "cpu" if _on_cpu() else "gpu"
         linear = f"{self._blas.name} {self._blas.version} x{self._blas.threads}" if device == "cpu" else ""
-        return " ".join(f"mlx {mx.__version__} {platform.system()} {platform.machine()} {device} {linear}".split())
+        return " ".join(f"mlx {version('mlx')} {platform.system()} {platform.machine()} {device} {linear}".split())
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -119,13 +128,10 @@ class MLXRunner:
     @property
     def facts(self) -> Mapping[str, Any]:
         """Backend, BLAS, dtype and versions, for ``doctor()``."""
-        import mlx.core as mx
-        import mlx_lm
-
         return {
             "backend": "mlx cpu" if _on_cpu() else "mlx gpu",
-            "mlx": mx.__version__,
-            "mlx_lm": mlx_lm.__version__,
+            "mlx": version("mlx"),
+            "mlx_lm": version("mlx-lm"),
             "blas": f"{self._blas.name} {self._blas.version}".strip(),
             "blas_active": self._blas.active,
             "blas_note": self._blas.note,

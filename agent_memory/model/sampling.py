@@ -23,7 +23,7 @@ Sampler = Callable[[mx.array], mx.array]
 
 
 def greedy(logprobs: mx.array) -> mx.array:
-    """The most probable token of each row. One function for all greedy rows, so that a batch samples them in one call."""
+    """The most probable token of each row; one function for all greedy rows: a batch samples them in one call."""
     return mx.argmax(logprobs, axis=-1)
 
 
@@ -68,8 +68,8 @@ class Processors:
     def _guarded(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self.error is not None:
             return logits
-        ids, values = tokens.tolist(), np.array(logits[0].astype(mx.float32))
-        result = self._call(ids, values)
+        ids: Any = tokens.tolist()
+        result = self._call(ids, np.array(logits[0].astype(mx.float32)))
         return logits if result is None else mx.array(result, dtype=logits.dtype)[None]
 
     def _call(self, ids: list[int], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:

@@ -61,12 +61,12 @@ class Engine:
         self._reuse: Reuse
         self._budget: Budget
 
-    # -- callers' side -------------------------------------------------------------------------------------------
-
     def open(self, attach: Callable[[], None]) -> None:
         """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request."""
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._main, args=(ready, attach), name="agent_memory-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._main, args=(ready, attach), name="agent_memory-engine", daemon=True
+        )
         self._thread.start()
         ready.result()
 
@@ -130,8 +130,6 @@ class Engine:
             self._inbox.append(message)
             self._bell.notify()
 
-    # -- the thread ----------------------------------------------------------------------------------------------
-
     def _main(self, ready: Future[None], attach: Callable[[], None]) -> None:
         try:
             self._runner.open()
@@ -150,7 +148,7 @@ class Engine:
             try:
                 self._tick()
             except Exception as error:
-                # The thread's boundary: whatever broke, every handle ends with it and the next request finds a new batch.
+                # The thread's boundary: whatever broke, every handle ends with it; the next request finds a new batch.
                 log.exception("engine step failed, failing %d rows", len(self._rows))
                 self._fail_running(error)
         self._shut_down()

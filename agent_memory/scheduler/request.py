@@ -27,7 +27,9 @@ class Outcome:
 
     prompt: Prompt
     text: str
-    kept: tuple[int, ...]  #: output ids that the log keeps: generated ones, then the re-encoded rest before a stop string
+    kept: tuple[
+        int, ...
+    ]  #: output ids that the log keeps: generated ones, then the re-encoded rest before a stop string
     n_kv: int  #: how many of prompt ids + kept the KV covers
     finish: Finish
     usage: Usage

@@ -1,0 +1,67 @@
+"""What callers may pass: checks made at the door, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from agent_memory.config import Config
+from agent_memory.errors import ConfigError, UnsupportedParameterError
+from agent_memory.protocols import ModelRunner
+
+
+def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
+    """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
+    if isinstance(model, ModelRunner):
+        if adapter is not None:
+            raise ConfigError(
+                "adapter= goes with a model that this library loads; load it into the model you pass instead"
+            )
+        return model
+    if model is not None and not isinstance(model, (str, PathLike)):
+        raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
+    from agent_memory.model.mlx import MLXRunner
+
+    return MLXRunner.named(model, config=config, adapter=adapter)
+
+
+def store_path(path: str | PathLike[str] | None) -> Path | None:
+    """The folder that ``Memory(path=)`` means; None for no disk tier. Raises ConfigError."""
+    if path is None:
+        import platformdirs
+
+        return Path(platformdirs.user_data_dir("agent_memory")) / "store"
+    if not isinstance(path, (str, PathLike)) or not fspath(path):
+        raise ConfigError(f"path must be a folder, ':memory:' or None, got {path!r}")
+    return None if fspath(path) == ":memory:" else Path(path)
+
+
+def refuse_unsupported(tools: Sequence[Any], tool_choice: str, schema: Any) -> None:
+    """Tool calling and structured output are named in the signature and not built yet: refused, never ignored."""
+    if tools:
+        raise UnsupportedParameterError("tools= is not supported in this version")
+    if tool_choice not in ("auto", "none"):
+        raise UnsupportedParameterError(f"tool_choice={tool_choice!r} is not supported in this version")
+    if schema is not None:
+        raise UnsupportedParameterError("schema= is not supported in this version")
+
+
+def check_numbers(max_tokens: Any, priority: Any, timeout_s: Any) -> None:
+    """Raises UnsupportedParameterError for numbers that no request can have."""
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+        raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
+    if not isinstance(priority, int):
+        raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
+    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or timeout_s <= 0):
+        raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
+
+
+def is_text(text: str) -> bool:
+    """Whether a str can be written as UTF-8 (no lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
