@@ -126,15 +126,18 @@ def test_everything_after_the_first_argument_is_keyword_only(name: str) -> None:
     assert {parameter.kind for parameter in methods(name).values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
+#: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a subclass of tqdm.
+TUNNELS = {"config.py make", "model/resolve.py __init__"}
+
+
 def test_the_core_has_no_keyword_tunnels() -> None:
-    tunnels = [
-        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+    found = {
+        f"{path.relative_to(PACKAGE)} {node.name}"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg
-    ]
-    # Config.make takes any keyword so that an unknown one becomes a ConfigError that lists the known ones.
-    assert [tunnel for tunnel in tunnels if not tunnel.endswith(" make")] == []
+    }
+    assert found <= TUNNELS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
