@@ -126,7 +126,7 @@ def test_everything_after_the_first_argument_is_keyword_only(name: str) -> None:
     assert {parameter.kind for parameter in methods(name).values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-#: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a subclass of tqdm.
+#: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a kind of tqdm.
 TUNNELS = {"config.py make", "model/resolve.py __init__"}
 
 
