@@ -33,9 +33,9 @@ CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL
     tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
 CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL, n_messages_kept INTEGER NOT NULL,
     n_messages INTEGER NOT NULL, keep INTEGER NOT NULL, n_tokens INTEGER NOT NULL, tokenizer TEXT NOT NULL, finish TEXT,
-    created_s REAL NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
+    created_s REAL NOT NULL, n_kv INTEGER NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
 CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL, PRIMARY KEY (agent, identity, head));
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL, bytes INTEGER NOT NULL,
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL, n_bytes INTEGER NOT NULL,
     header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL, n_tokens INTEGER NOT NULL,
     chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL, used_s REAL NOT NULL, pieces BLOB NOT NULL);
 """
@@ -52,6 +52,7 @@ class Turn:
     finish: Finish | None
     created_s: float
     n_messages_kept: int  #: how many earlier messages stay
+    n_kv: int = 0  #: how many of the agent's ids have had their KV computed
 
 
 @frozen
@@ -90,7 +91,7 @@ class SegmentRow:
     segment: int
     identity: str
     file: str
-    bytes: int
+    n_bytes: int
     header_xxh3: str
     parent: bytes
     parent_segment: int | None
@@ -119,7 +120,7 @@ def _salt(salt: str) -> bytes:
 
 
 def _turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
-    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s]
+    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s, turn.n_kv]
     return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
 
 
@@ -213,13 +214,13 @@ class Manifest:
     def _turns(self, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
         turns: list[Turn] = []
         rows = self._db.execute(
-            "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, xxh3 FROM turns "
+            "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, xxh3 FROM turns "
             "WHERE agent = ? ORDER BY number",
             (agent_id,),
         )
-        for number, messages, keep, ids, tokenizer, finish, created_s, kept, digest in rows:
+        for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
             try:
-                turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept)
+                turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
                 if number != len(turns) or _turn_sum(agent_id, number, turn, messages) != digest:
                     raise ValueError("checksum")
                 turns.append(attrs.evolve(turn, messages=messages_of(messages)))
@@ -264,7 +265,7 @@ class Manifest:
         messages = messages_json(turn.messages)
         row = (
             agent_id, number, messages, turn.n_messages_kept, turn.n_messages_kept + len(turn.messages), turn.keep,
-            turn.keep + len(turn.ids), turn.tokenizer, turn.finish, turn.created_s, _turn_sum(agent_id, number, turn, messages),
+            turn.keep + len(turn.ids), turn.tokenizer, turn.finish, turn.created_s, turn.n_kv, _turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
         )  # fmt: skip
         with self.transaction() as db:
@@ -313,10 +314,17 @@ class Manifest:
                 (identity, layout, json.dumps(dict(facts), sort_keys=True), time.time()),
             )
 
-    def segments(self) -> list[SegmentRow]:
-        """All segments of all identities, parents before children."""
+    def layout(self, identity: str) -> str | None:
+        """The layout recorded for an identity, as ``attach`` was given it."""
         with self._lock:
-            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments ORDER BY segment").fetchall()
+            row = self._db.execute("SELECT layout FROM identities WHERE identity = ?", (identity,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def segments(self, identity: str | None = None) -> list[SegmentRow]:
+        """All segments, or those of one identity, parents before children."""
+        where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
+        with self._lock:
+            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given).fetchall()
         return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
     def commit_segments(
@@ -326,10 +334,11 @@ class Manifest:
         drop: Iterable[int] = (),
         used: Mapping[int, float] | None = None,
         lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
+        moved: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """One transaction: segments that exist from now on (or changed), those that do not, times of use, an agent's head.
 
-        ``lineage``: agent id, identity, head, and former heads that it replaces.
+        ``lineage``: agent id, identity, head, and former heads that it replaces. ``moved``: heads whose piece another took over.
         """
         with self.transaction() as db:
             if used:
@@ -338,6 +347,8 @@ class Manifest:
             marks = ",".join("?" * len(_COLUMNS))
             rows = [tuple(getattr(row, name) for name in _COLUMNS) for row in add]
             db.executemany(f"INSERT OR REPLACE INTO segments ({', '.join(_COLUMNS)}) VALUES ({marks})", rows)
+            for old, new in (moved or {}).items():
+                db.execute("UPDATE OR REPLACE lineages SET head = ? WHERE head = ?", (new, old))
             if lineage is not None:
                 agent_id, identity, head, stale = lineage
                 stale_rows = [(agent_id, identity, former) for former in stale]
@@ -356,20 +367,16 @@ class Manifest:
             return [head for (head,) in rows]
 
     def delete_agent(self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
-        """Commit the end of an agent, its log and the KV that was its alone."""
+        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments that became shorter."""
         with self.transaction() as db:
             for table in ("agents", "turns", "lineages"):
                 db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
-            self.commit_changes(db, drop, change)
-
-    def commit_changes(self, db: sqlite3.Connection, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
-        """Part of a transaction: segments that went, and rows that replace their former selves."""
-        db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
-        for row in change:
-            db.execute(
-                "UPDATE segments SET file = ?, bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? WHERE segment = ?",
-                (row.file, row.bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
-            )
+            db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
+            for row in change:
+                db.execute(
+                    "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? WHERE segment = ?",
+                    (row.file, row.n_bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
+                )
 
 
 def _check_versions(path: Path) -> None:

@@ -1,0 +1,253 @@
+"""The index of what is stored, and the longest stored prefix of some ids. Pure: no file is opened here.
+
+A look-up walks full chunks by hash, then the longest chain of tail deltas, then takes the longest token prefix of one
+more piece: full-attention KV can be cut anywhere. O(tokens) hashing, plus a bisection among the children of one piece.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from agent_memory.kvcache.chunks import common_prefix, piece_id
+from agent_memory.types import Exactness
+
+Ids = np.ndarray[Any, np.dtype[np.uint32]]
+HEAD_IDS = 4  #: leading ids of a piece that are kept in memory
+_MAX_VISITS = 256  #: chains of deltas looked at in one tail
+
+
+class Segment:
+    """One segment file. ``ids`` is held only until it is committed."""
+
+    __slots__ = (
+        "chunk_tokens", "exactness", "file", "header_xxh3", "host", "identity", "ids", "is_ready", "n_bytes", "n_tokens", "number",
+        "parent", "parent_number", "pieces", "start", "used_s",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, number: int, identity: str, file: str, parent: bytes, parent_number: int | None, start: int, n_tokens: int,
+        chunk_tokens: int, exactness: Exactness, host: str, used_s: float, n_bytes: int = 0, header_xxh3: str = "",
+        ids: Ids | None = None, is_ready: bool = False,
+    ) -> None:  # fmt: skip
+        self.number, self.identity, self.file, self.parent, self.parent_number = number, identity, file, parent, parent_number
+        self.start, self.n_tokens, self.chunk_tokens, self.exactness, self.host = start, n_tokens, chunk_tokens, exactness, host
+        self.used_s, self.n_bytes, self.header_xxh3, self.ids, self.is_ready = used_s, n_bytes, header_xxh3, ids, is_ready
+        self.pieces: list[Piece] = []
+
+
+class Piece:
+    """One chunk or tail delta inside a segment."""
+
+    __slots__ = ("head", "id", "index", "made", "n_tokens", "parent", "segment")
+
+    def __init__(self, id: bytes, parent: bytes, segment: Segment, index: int, n_tokens: int, made: int, head: bytes) -> None:
+        self.id, self.parent, self.segment, self.index = id, parent, segment, index
+        self.n_tokens, self.made, self.head = n_tokens, made, head
+
+    @property
+    def offset(self) -> int:
+        """First token, counted from the segment's first."""
+        return self.index * self.segment.chunk_tokens
+
+    @property
+    def start(self) -> int:
+        """First token, counted from the lineage's first."""
+        return self.segment.start + self.offset
+
+    def __repr__(self) -> str:
+        return f"Piece({self.id.hex()[:8]} [{self.start}, {self.start + self.n_tokens}) segment={self.segment.number})"
+
+
+def sort_key(ids: Ids) -> bytes:
+    """Bytes that sort as the ids do."""
+    return ids.astype(">u4").tobytes()
+
+
+class _Siblings:
+    """Children of one piece, by head; those of one head are put in full order when that is first needed."""
+
+    __slots__ = ("deltas", "ordered", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.deltas: dict[int, int] = {}  # lengths of deltas among them -> how many
+        self.ordered: set[bytes] = set()
+
+    def tied(self, head: bytes) -> tuple[int, int]:
+        low = bisect.bisect_left(self.pieces, head, key=lambda p: p.head)
+        return low, bisect.bisect_right(self.pieces, head, lo=low, key=lambda p: p.head)
+
+
+class Index:
+    """Pieces of one identity by id, and by parent. Not thread-safe: the store guards it.
+
+    ``read_ids`` gives the ids of a piece, or None where its file is gone.
+    """
+
+    def __init__(self, root: bytes, chunk_tokens: int, read_ids: Callable[[Piece], Ids | None]) -> None:
+        self.root, self.chunk_tokens, self._read_ids = root, chunk_tokens, read_ids
+        self.pieces: dict[bytes, Piece] = {}
+        self._children: dict[bytes, Piece | _Siblings] = {}
+
+    # changing
+
+    def add(self, piece: Piece, ids: Ids | None = None) -> None:
+        """Enter a piece; its parent must be known. ``ids``: its own, where at hand."""
+        self.pieces[piece.id] = piece
+        parent = self.pieces.get(piece.parent)
+        if parent is not None:
+            piece.parent = parent.id  # one bytes object for all that mention it
+        found = self._children.get(piece.parent)
+        if found is None:
+            self._children[piece.parent] = piece
+            return
+        if isinstance(found, Piece):
+            siblings = _Siblings()
+            self._children[piece.parent] = siblings
+            self._insert(siblings, found, None)
+        else:
+            siblings = found
+        self._insert(siblings, piece, ids)
+
+    def _insert(self, siblings: _Siblings, piece: Piece, ids: Ids | None) -> None:
+        low, high = siblings.tied(piece.head)
+        if low < high and piece.head in siblings.ordered:
+            own = ids if ids is not None else self._ids(piece)
+            low = bisect.bisect_left(siblings.pieces, sort_key(own), low, high, key=lambda p: sort_key(self._ids(p)))
+        siblings.pieces.insert(low, piece)
+        if piece.n_tokens < self.chunk_tokens:
+            siblings.deltas[piece.n_tokens] = siblings.deltas.get(piece.n_tokens, 0) + 1
+
+    def remove(self, piece: Piece) -> None:
+        """Take a piece out; its children become unreachable."""
+        del self.pieces[piece.id]
+        found = self._children[piece.parent]
+        if isinstance(found, Piece):
+            del self._children[piece.parent]
+            return
+        found.pieces.remove(piece)
+        if piece.n_tokens < self.chunk_tokens:
+            found.deltas[piece.n_tokens] -= 1
+            if not found.deltas[piece.n_tokens]:
+                del found.deltas[piece.n_tokens]
+        if not found.pieces:
+            del self._children[piece.parent]
+
+    def children(self, parent: bytes) -> list[Piece]:
+        """The pieces that follow ``parent``."""
+        found = self._children.get(parent)
+        return [] if found is None else [found] if isinstance(found, Piece) else list(found.pieces)
+
+    def descendants(self, pieces: list[Piece]) -> list[Piece]:
+        """``pieces`` and all that follows them, parents before children."""
+        found = {p.id: p for p in pieces}
+        queue = list(found.values())
+        for piece in queue:
+            fresh = [c for c in self.children(piece.id) if c.id not in found]
+            found.update((c.id, c) for c in fresh)
+            queue.extend(fresh)
+        return queue
+
+    def ancestors(self, piece: Piece) -> Iterator[Piece]:
+        """``piece`` and all before it."""
+        at: Piece | None = piece
+        while at is not None:
+            yield at
+            at = self.pieces.get(at.parent)
+
+    # looking up
+
+    def chunks(self, ids: Ids, *, ready: bool) -> list[Piece]:
+        """The stored full chunks at the head of ``ids``; ``ready``: only those that can be read."""
+        found: list[Piece] = []
+        parent = self.root
+        for start in range(0, len(ids) - self.chunk_tokens + 1, self.chunk_tokens):
+            piece = self.pieces.get(piece_id(parent, ids[start : start + self.chunk_tokens]))
+            if piece is None or (ready and not piece.segment.is_ready):
+                break
+            found.append(piece)
+            parent = piece.id
+        return found
+
+    def deltas(self, parent: bytes, rest: Ids, *, ready: bool) -> list[list[Piece]]:
+        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``, each with its prefixes; [] is one."""
+        chains: list[list[Piece]] = [[]]
+        for chain in chains:
+            if len(chains) > _MAX_VISITS:
+                break
+            last = chain[-1].id if chain else parent
+            done = sum(p.n_tokens for p in chain)
+            for length in self._delta_lengths(last):
+                if done + length > len(rest):
+                    continue
+                piece = self.pieces.get(piece_id(last, rest[done : done + length]))
+                if piece is not None and (piece.segment.is_ready or not ready):
+                    chains.append([*chain, piece])
+        return chains
+
+    def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
+        """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""
+        chunks = self.chunks(ids, ready=ready)
+        plan = [(piece, piece.n_tokens) for piece in chunks]
+        rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
+        parent = chunks[-1].id if chunks else self.root
+        return plan + self._tail(parent, rest, ready) if len(rest) else plan
+
+    def _tail(self, parent: bytes, rest: Ids, ready: bool) -> list[tuple[Piece, int]]:
+        best: list[tuple[Piece, int]] = []
+        best_tokens = 0
+        for chain in self.deltas(parent, rest, ready=ready):
+            done = sum(p.n_tokens for p in chain)
+            partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
+            if done + take > best_tokens:
+                best_tokens = done + take
+                best = [(p, p.n_tokens) for p in chain]
+                if partial is not None and take:
+                    best.append((partial, take))
+        return best
+
+    def _delta_lengths(self, parent: bytes) -> list[int]:
+        found = self._children.get(parent)
+        if isinstance(found, Piece):
+            return [found.n_tokens] if found.n_tokens < self.chunk_tokens else []
+        return [] if found is None else list(found.deltas)
+
+    def _partial(self, parent: bytes, rest: Ids, ready: bool) -> tuple[Piece | None, int]:
+        """The child that shares the longest prefix with ``rest``, and that length."""
+        found = self._children.get(parent)
+        if found is None or not len(rest):
+            return None, 0
+        if isinstance(found, Piece):
+            usable = found.segment.is_ready or not ready
+            return (found, common_prefix(self._ids(found), rest)) if usable else (None, 0)
+        best: Piece | None = None
+        best_take = 0
+        for piece in self._neighbours(found, rest, ready):
+            take = common_prefix(self._ids(piece), rest)
+            if take > best_take:
+                best, best_take = piece, take
+        return best, best_take
+
+    def _neighbours(self, siblings: _Siblings, rest: Ids, ready: bool) -> Iterator[Piece]:
+        """The nearest usable pieces on both sides of where ``rest`` would stand: one shares the longest prefix."""
+        head = sort_key(rest[:HEAD_IDS])
+        low, high = siblings.tied(head)
+        at = low
+        if high - low > 1:
+            if head not in siblings.ordered:
+                siblings.pieces[low:high] = sorted(siblings.pieces[low:high], key=lambda p: sort_key(self._ids(p)))
+                siblings.ordered.add(head)
+            at = bisect.bisect_left(siblings.pieces, sort_key(rest), low, high, key=lambda p: sort_key(self._ids(p)))
+        for side in (range(at, len(siblings.pieces)), range(at - 1, -1, -1)):
+            for i in side:
+                if siblings.pieces[i].segment.is_ready or not ready:
+                    yield siblings.pieces[i]
+                    break
+
+    def _ids(self, piece: Piece) -> Ids:
+        ids = self._read_ids(piece)
+        return ids if ids is not None else np.zeros(0, np.uint32)

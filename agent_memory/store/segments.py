@@ -1,0 +1,314 @@
+"""Segment files: written as tensors come, read straight into a KV's buffers, every byte checked against its xxh3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from attrs import frozen
+
+from agent_memory.kvcache.layout import Layout
+from agent_memory.store.format import Extent, SegmentFacts, extents, file_sum, header, parse_header, split_sums
+from agent_memory.store.planner import Segment
+
+Ids = np.ndarray[Any, np.dtype[np.uint32]]
+_IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024
+_MAX_HEADER_BYTES = 16 << 20
+
+
+class DamageError(Exception):
+    """Inside the room: a segment is not what was written. ``reason``: "damaged" or "missing"."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class SegmentWriter:
+    """One segment on its way to disk: tensors in layout order, each in one or more pieces. I/O thread only."""
+
+    def __init__(self, path: Path, temp: Path, layout: Layout, facts: SegmentFacts, ids: Ids) -> None:
+        self._path, self._temp, self._facts, self._ids = path, temp, facts, ids
+        self._places = extents(layout, facts.n_tokens)
+        self._by_tensor = {e.tensor: e for e in self._places if e.tensor >= 0}
+        self._data_start = len(header(self._places, facts))
+        self._sums = [xxhash.xxh3_64() for _ in layout.tensors]
+        self._written = [0] * len(layout.tensors)
+        self._fd: int | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the finished file."""
+        last = self._places[-1]
+        return self._data_start + last.start + last.nbytes
+
+    def write(self, tensor: int, data: memoryview) -> None:
+        """The next bytes of one tensor."""
+        if self._fd is None:
+            self._fd = os.open(self._temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        place = self._by_tensor[tensor]
+        at = self._written[tensor]
+        if at + len(data) > place.nbytes:
+            raise ValueError(f"tensor {place.name}: {at + len(data)} bytes given, {place.nbytes} expected")
+        _pwrite(self._fd, data, self._data_start + place.start + at)
+        self._sums[tensor].update(data)
+        self._written[tensor] = at + len(data)
+
+    def finish(self) -> str:
+        """Write ids, padding and header, fsync, rename; give the header's checksum."""
+        if self._fd is None or any(self._written[e.tensor] != e.nbytes for e in self._by_tensor.values()):
+            raise ValueError("the segment is not complete")
+        ids = self._ids.astype("<u4").tobytes()
+        for e in self._places:
+            if e.tensor < 0:
+                _pwrite(self._fd, memoryview(ids if e.tensor == -1 else bytes(e.nbytes)), self._data_start + e.start)
+        raw = header(self._places, self._facts, [s.hexdigest() for s in self._sums] + [file_sum(ids)])
+        _pwrite(self._fd, memoryview(raw), 0)
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = None
+        os.rename(self._temp, self._path)
+        return parse_header(raw)[0]["header_xxh3"]
+
+    def abandon(self) -> None:
+        """Close and remove whatever there is."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        with contextlib.suppress(OSError):
+            self._temp.unlink()
+
+
+def _pwrite(fd: int, data: memoryview, at: int) -> None:
+    while len(data):
+        n = os.pwrite(fd, data, at)
+        data, at = data[n:], at + n
+
+
+def sync_folder(path: Path) -> None:
+    """fsync a folder, so that a rename in it lasts."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class OpenSegment:
+    """A segment file opened for reading, its header checked."""
+
+    def __init__(self, path: Path, segment: Segment) -> None:
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamageError("missing", f"{path.name}: {error.strerror}") from error
+        try:
+            self.metadata, self.table, self.data_start = read_header(self.fd, segment.n_bytes)
+            self.sums = split_sums(self.metadata)
+            if self.metadata["header_xxh3"] != segment.header_xxh3:
+                raise DamageError("damaged", "the header is not the one that was written")
+        except (DamageError, OSError, ValueError, KeyError) as error:
+            self.close()
+            raise DamageError("damaged", f"{path.name}: {error}") from error
+
+    def ids(self, n_tokens: int) -> Ids:
+        """The whole segment's ids, checked."""
+        place = self.table["ids"]["data_offsets"]
+        raw = os.pread(self.fd, 4 * n_tokens, self.data_start + place[0])
+        if len(raw) != 4 * n_tokens or file_sum(raw) != self.sums[-1]:
+            raise DamageError("damaged", "the ids' checksum is wrong")
+        return np.frombuffer(raw, "<u4")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def read_header(fd: int, n_bytes: int) -> tuple[dict[str, str], dict[str, Any], int]:
+    """Metadata, tensor table and start of the data section; ValueError where the file or its header is damaged."""
+    size = os.fstat(fd).st_size
+    if size != n_bytes:
+        raise ValueError(f"the file has {size:,} bytes, {n_bytes:,} were written")
+    first = os.pread(fd, 16384, 0)
+    length = 8 + struct.unpack("<Q", first[:8])[0] if len(first) >= 8 else 0
+    if not 8 < length <= min(size, _MAX_HEADER_BYTES):
+        raise ValueError("the header's length is wrong")
+    raw = first[:length] if length <= len(first) else first + os.pread(fd, length - len(first), len(first))
+    metadata, table = parse_header(raw)
+    return metadata, table, length
+
+
+@frozen
+class Span:
+    """Tokens ``[0, take)`` of one segment, wanted from ``at`` on in the KV that is filled."""
+
+    segment: Segment
+    path: Path
+    at: int
+    take: int
+
+
+class SegmentSource:
+    """The first ``n_tokens`` of a match on their way into a KV; implements ``protocols.Source``.
+
+    ``on_damage(segment, reason, text)`` is called at most once, from whatever thread found it; nothing here raises.
+    """
+
+    def __init__(
+        self, layout: Layout, spans: Sequence[Span], ids: Ids, on_damage: Callable[[Segment, str, str], None]
+    ) -> None:
+        self._layout, self._spans, self._on_damage = layout, spans, on_damage
+        self._n_tokens = len(ids)
+        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
+        self._open: list[OpenSegment] = []
+        self._places: dict[int, dict[int, Extent]] = {}
+        self.damage: str | None = None
+        self._cut: int = self._n_tokens  # tokens from here on are zeros
+        for span in spans:
+            try:
+                found = OpenSegment(span.path, span.segment)
+                self._open.append(found)
+                stored = found.ids(span.segment.n_tokens)[: span.take]
+                if not np.array_equal(stored, ids[span.at : span.at + span.take]):
+                    raise DamageError("damaged", f"{span.path.name}: it holds other ids than the index says")
+            except (DamageError, OSError) as error:
+                self._note(span, error)
+                break
+            n = span.segment.n_tokens
+            if n not in self._places:
+                self._places[n] = {e.tensor: e for e in extents(layout, n)}
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self._n_tokens
+
+    def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+        """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
+        with self._lock:
+            flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
+            for i, span in enumerate(self._spans):
+                if self.damage is None:
+                    try:
+                        self._read(i, span, tensor, flat, capacity)
+                        continue
+                    except (DamageError, OSError, IndexError) as error:
+                        self._note(span, error)
+                self._zero(tensor, flat, capacity, span.at)
+                break
+
+    def _read(self, i: int, span: Span, tensor: int, out: memoryview, capacity: int) -> None:
+        spec, source = self._layout.tensors[tensor], self._open[i]
+        row = spec.row_bytes
+        n = span.segment.n_tokens
+        place = source.data_start + self._places[n][tensor].start
+        runs = [out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)]
+        if span.take == n:
+            _preadv(source.fd, runs, place)
+            checked = runs
+        else:
+            scratch = memoryview(bytearray(spec.token_bytes * n))
+            _preadv(source.fd, [scratch], place)
+            for h, run in enumerate(runs):
+                run[:] = scratch[h * n * row : (h * n + span.take) * row]
+            checked = [scratch]
+        digest = xxhash.xxh3_64()
+        for run in checked:
+            digest.update(run)
+        if digest.hexdigest() != source.sums[tensor]:
+            raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
+
+    def _zero(self, tensor: int, out: memoryview, capacity: int, at: int) -> None:
+        spec = self._layout.tensors[tensor]
+        for h in range(spec.heads):
+            run = out[(h * capacity + at) * spec.row_bytes : (h * capacity + self._n_tokens) * spec.row_bytes]
+            run[:] = bytes(len(run))
+
+    def _note(self, span: Span, error: BaseException) -> None:
+        self.damage = str(error)
+        self._on_damage(span.segment, getattr(error, "reason", "damaged"), str(error))
+
+    def check(self) -> bool:
+        """Whether everything read so far was what had been written."""
+        with self._lock:
+            return self.damage is None
+
+    def close(self) -> None:
+        """Give the files back; idempotent."""
+        with self._lock:
+            for found in self._open:
+                found.close()
+
+
+def _preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
+    """Fill ``runs`` in order from ``at`` on; DamageError where the file ends before."""
+    for first in range(0, len(runs), _IOV_MAX):
+        group = list(runs[first : first + _IOV_MAX])
+        while group:
+            n = os.preadv(fd, group, at)
+            if n == 0:
+                raise DamageError("damaged", "the file ends too early")
+            at += n
+            while group and n >= len(group[0]):
+                n -= len(group.pop(0))
+            if group and n:
+                group[0] = group[0][n:]
+
+
+def check_file(path: Path, n_bytes: int, header_xxh3: str) -> int:
+    """Read and check every byte of one segment; the bytes read. Raises OSError or ValueError saying what is wrong."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        metadata, table, data_start = read_header(fd, n_bytes)
+        if metadata["header_xxh3"] != header_xxh3:
+            raise ValueError("the header is not the one that was written")
+        sums = iter(split_sums(metadata))
+        for name, entry in table.items():
+            start, stop = entry["data_offsets"]
+            digest = xxhash.xxh3_64()
+            is_zero = True
+            for raw in _blocks(fd, data_start + start, stop - start):
+                digest.update(raw)
+                is_zero = is_zero and name.startswith("pad.") and not any(raw)
+            if not is_zero and name.startswith("pad."):
+                raise ValueError(f"{name} is not zero")
+            if not name.startswith("pad.") and digest.hexdigest() != next(sums):
+                raise ValueError(f"the checksum of {name} is wrong")
+        return n_bytes
+    finally:
+        os.close(fd)
+
+
+def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0:
+        raw = os.pread(fd, min(nbytes, 8 << 20), at)
+        if not raw:
+            raise ValueError("the file ends too early")
+        yield raw
+        at, nbytes = at + len(raw), nbytes - len(raw)
+
+
+def copy_prefix(source: Path, segment: Segment, writer: SegmentWriter, layout: Layout, n_tokens: int) -> str:
+    """Write the first ``n_tokens`` of a segment as another one, checked on the way; the new header's checksum."""
+    found = OpenSegment(source, segment)
+    try:
+        for i, spec in enumerate(layout.tensors):
+            start, stop = found.table[spec.name]["data_offsets"]
+            raw = b"".join(_blocks(found.fd, found.data_start + start, stop - start))
+            if file_sum(raw) != found.sums[i]:
+                raise DamageError("damaged", f"{source.name}: the checksum of {spec.name} is wrong")
+            run = segment.n_tokens * spec.row_bytes
+            for h in range(spec.heads):
+                writer.write(i, memoryview(raw)[h * run : h * run + n_tokens * spec.row_bytes])
+        return writer.finish()
+    finally:
+        found.close()

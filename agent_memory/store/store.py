@@ -1,0 +1,307 @@
+"""Store: one folder that holds agents' logs and their KV, used by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
+from agent_memory.kvcache.chunks import piece_id
+from agent_memory.kvcache.layout import Layout
+from agent_memory.store.catalog import Catalog, layout_json
+from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
+from agent_memory.store.io import IOThread
+from agent_memory.store.manifest import AgentRecord, Manifest, Turn
+from agent_memory.store.planner import Ids, Piece, Segment
+from agent_memory.store.saves import Save
+from agent_memory.store.segments import SegmentSource, Span, check_file
+from agent_memory.types import AgentInfo, Exactness, VerifyReport, weakest
+
+log = logging.getLogger("agent_memory.store")
+
+_MAX_DEFAULT_BYTES = 32 << 30
+
+
+@frozen
+class Match:
+    """The longest stored prefix of some ids."""
+
+    n_tokens: int
+    pieces: tuple[tuple[Piece, int], ...]  #: with how many tokens are taken of each
+    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: 1 prefill, 2 decode, 3 a piece of both
+    exactness: Exactness = "exact"
+    stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
+    ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
+
+
+class Store:
+    """Logs and KV on disk. ``path`` None: logs in memory, no KV. ``disk_bytes`` None: min(32 GiB, a quarter of free space).
+
+    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
+    """
+
+    def __init__(self, path: Path | None, *, disk_bytes: int | None, chunk_tokens: int) -> None:
+        self._path, self._chunk_tokens = path, chunk_tokens
+        self._io = IOThread()
+        self._is_closed = False
+        self._lock_fd = -1
+        self._catalog: Catalog | None = None
+        self._log_damage = 0
+        if path is None:
+            self._manifest = Manifest(None)
+            return
+        self._lock_fd = _lock(path)
+        try:
+            self._manifest = Manifest(path / MANIFEST)
+            try:
+                budget = disk_bytes if disk_bytes is not None else _default_budget(path)
+                catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget)
+                catalog.sweep()
+                catalog.enforce()
+            except BaseException:
+                self._manifest.close()
+                raise
+        except BaseException as error:
+            os.close(self._lock_fd)
+            if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
+                raise StoreError(f"cannot open the store {path}: {error}") from error
+            raise
+        self._catalog = catalog
+        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), catalog.n_bytes)
+
+    def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
+        """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
+        with _store_errors("record the model"):
+            self._manifest.attach(identity, layout_json(layout), facts)
+            if self._catalog is not None:
+                self._io.drain()
+                self._catalog.attach(identity, layout, host, self._chunk_tokens)
+
+    # logs
+
+    def load_agent(self, salt: str, name: str) -> AgentRecord | None:
+        """An agent and its log, up to the first damaged turn. Waits for queued log writes."""
+        self._drain_logs()
+        with _store_errors("read the agent"):
+            found = self._manifest.load_agent(salt, name)
+        if found is None:
+            return None
+        record, damage = found
+        if damage is not None:
+            self._log_damage += 1
+            log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
+        return record
+
+    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+        """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
+        if not name:
+            raise StoreError("an agent's name must not be empty")
+        with _store_errors("create the agent"):
+            return self._manifest.create_agent(salt, name, system=system, tools=tools)
+
+    def list_agents(self, salt: str) -> list[AgentInfo]:
+        """All agents of a salt, by name."""
+        self._drain_logs()
+        with _store_errors("list agents"):
+            return self._manifest.list_agents(salt)
+
+    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+        """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn))
+
+    def rewind(self, agent_id: int, n_turns: int) -> None:
+        """Queue the removal of every turn after the first ``n_turns``."""
+        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns))
+
+    def delete_agent(self, agent_id: int) -> None:
+        """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
+        self._drain_logs()
+        with _store_errors("delete the agent"):
+            if self._catalog is None:
+                self._manifest.delete_agent(agent_id, drop=(), change=())
+            else:
+                catalog = self._catalog
+                self._io.call(lambda: catalog.delete_agent(agent_id))
+
+    # KV
+
+    def match(self, ids: Ids) -> Match:
+        """The longest stored prefix of ``ids``; O(len(ids)) hashing, in memory."""
+        catalog = self._catalog
+        ids = np.ascontiguousarray(ids, dtype=np.uint32)
+        if catalog is None or catalog.index is None or not len(ids):
+            return Match(0, (), np.zeros(0, np.uint8))
+        with catalog.lock:
+            plan = catalog.index.plan(ids)
+            n_tokens = sum(take for _, take in plan)
+            full = [p for p, take in plan if take == catalog.index.chunk_tokens]
+            parent = full[-1].id if full else catalog.index.root
+            stopped = None
+            if n_tokens < len(ids):
+                rest = ids[len(full) * catalog.index.chunk_tokens :][: catalog.index.chunk_tokens]
+                following = piece_id(parent, rest) if len(rest) == catalog.index.chunk_tokens else None
+                stopped = catalog.reason(plan[-1][0].id if plan else parent, following) or catalog.reason(parent, None)
+        promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
+        if any(p.segment.host != catalog.host for p, _ in plan):
+            promises.append("moved")
+        made = np.repeat(np.array([p.made for p, _ in plan], np.uint8), [take for _, take in plan])
+        return Match(n_tokens, tuple(plan), made, weakest(*promises), stopped, ids[:n_tokens])
+
+    def source(self, match: Match, n_tokens: int) -> SegmentSource:
+        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised."""
+        catalog = self._catalog
+        assert catalog is not None and catalog.layout is not None and n_tokens <= match.n_tokens
+        spans: list[Span] = []
+        at = 0
+        with catalog.lock:
+            for piece, whole in match.pieces:
+                take = min(whole, n_tokens - at)
+                if take <= 0:
+                    break
+                if spans and spans[-1].segment is piece.segment:
+                    spans[-1] = Span(piece.segment, spans[-1].path, spans[-1].at, spans[-1].take + take)
+                else:
+                    spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
+                at += take
+        return SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+
+    def touch(self, match: Match) -> None:
+        """The match was used now; what it stands on counts as used too."""
+        if self._catalog is not None:
+            segments: dict[int, Segment] = {p.segment.number: p.segment for p, _ in match.pieces}
+            self._catalog.touch(segments.values())
+
+    def begin_save(
+        self, ids: Ids, n_tokens: int, made: np.ndarray[Any, Any], exactness: Exactness, *, agent_id: int | None
+    ) -> Save:
+        """Plan what of ``ids[:n_tokens]`` must be written: ``Save.parts``; pieces stored or being saved are left out."""
+        if self._catalog is None:
+            return Save(None)
+        tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
+        return self._catalog.begin_save(tokens, np.asarray(made[:n_tokens], np.uint8), exactness, agent_id)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes put and not yet written."""
+        return self._io.pending_bytes
+
+    # the house
+
+    def flush(self) -> None:
+        """Return when everything queued before is durable. Raises OutOfSpaceError or StoreError where a log write failed."""
+        error = self._io.drain()
+        if error is not None:
+            raise _as_store_error("write an agent's log", error) from error
+
+    def verify(self) -> VerifyReport:
+        """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
+        self.flush()
+        damaged: list[str] = []
+        n_bytes = n_pieces = n_segments = 0
+        for row in self._manifest.segments() if self._catalog is not None else []:
+            assert self._path is not None
+            n_segments += 1
+            n_pieces += -(-row.n_tokens // row.chunk_tokens)
+            try:
+                n_bytes += check_file(self._path / KV_FOLDER / row.file, row.n_bytes, row.header_xxh3)
+            except (OSError, ValueError, KeyError, StopIteration) as error:
+                if any(row == now for now in self._manifest.segments(row.identity)):  # else it was evicted meanwhile
+                    damaged.append(f"segment {row.file}: {error}")
+        turns, bad_logs = self._manifest.damaged_turns()
+        return VerifyReport(segments=n_segments, chunks=n_pieces, bytes_read=n_bytes, turns=turns, damaged=(*damaged, *bad_logs))
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the store was opened, and its size now."""
+        c = self._catalog
+        figures = {"disk_bytes": 0, "bytes_written": 0, "segments": 0, "chunks": 0, "damage": self._log_damage, "save_failures": 0}
+        if c is not None:
+            with c.lock:
+                figures.update(
+                    disk_bytes=c.n_bytes,
+                    bytes_written=c.bytes_written,
+                    segments=sum(s.is_ready for s in c.segments.values()),
+                    chunks=sum(-(-s.n_tokens // s.chunk_tokens) for s in c.segments.values() if s.is_ready),
+                    damage=c.damage + self._log_damage,
+                    save_failures=c.save_failures,
+                )
+        return figures | {"agents": self._manifest.n_agents()}
+
+    def close(self) -> None:
+        """Flush, end the I/O thread, give the lock back; idempotent. Raises as ``flush`` does, after closing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if self._catalog is not None and self._catalog._used:
+                with contextlib.suppress(AgentMemoryError):
+                    self._io.submit(self._catalog.flush_used)
+            self.flush()
+        finally:
+            self._io.close()
+            self._manifest.close()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+        log.info("store closed path=%s", self._path)
+
+    def _drain_logs(self) -> None:
+        error = self._io.drain(logs_only=True)
+        if error is not None:
+            raise _as_store_error("write an agent's log", error) from error
+
+
+@contextlib.contextmanager
+def _store_errors(doing: str) -> Any:
+    try:
+        yield
+    except AgentMemoryError:
+        raise
+    except (sqlite3.Error, OSError) as error:
+        raise _as_store_error(doing, error) from error
+
+
+def _as_store_error(doing: str, error: BaseException) -> StoreError:
+    text = str(error)
+    is_full = (isinstance(error, OSError) and error.errno in (28, 122)) or "disk is full" in text  # ENOSPC, EDQUOT
+    kind: Callable[[str], StoreError] = OutOfSpaceError if is_full else StoreError
+    advice = ". Free some space and flush again" if is_full else ""
+    return kind(f"could not {doing}: {text}{advice}")
+
+
+def _default_budget(path: Path) -> int:
+    held = sum(f.stat().st_size for f in (path / KV_FOLDER).glob("*/*") if f.is_file())
+    return min(_MAX_DEFAULT_BYTES, (shutil.disk_usage(path).free + held) // 4)
+
+
+def _lock(path: Path) -> int:
+    """Make the folder ours alone, and lock it; the lock's file descriptor."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(path, 0o700)
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"cannot use {path} as a store: {error.strerror}. Give another path, or ':memory:'") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        try:
+            holder = json.loads(os.pread(fd, 4096, 0))
+            who = f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        os.close(fd)
+        raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+    return fd
