@@ -54,7 +54,7 @@ class Row:
     stream: TextStream = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.stream = TextStream(self.tokenizer.detokenizer(), self.request.stop)
+        self.stream = TextStream(self.tokenizer, self.request.stop)
         self.fed = self.base.n_tokens
 
     @property

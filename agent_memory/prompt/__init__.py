@@ -1,0 +1,1 @@
+"""From what callers pass to ids, and from ids to text."""

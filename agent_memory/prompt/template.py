@@ -1,0 +1,50 @@
+"""Messages -> the chat template's text -> ids, keeping the ids that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_memory.prompt.messages import as_dicts
+from agent_memory.prompt.tokens import reuse
+from agent_memory.protocols import Tokenizer
+from agent_memory.types import Message
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] | None = None,
+    generation_prompt: bool = True,
+) -> str:
+    """The text that the model reads. A tokenizer without a chat template gets ``Role: text`` paragraphs.
+
+    Raises UnsupportedParameterError where the template refuses the messages.
+    """
+    if getattr(tokenizer, "has_template", True):
+        return tokenizer.render(
+            as_dicts(messages), tools=tools, generation_prompt=generation_prompt, variables=variables
+        )
+    parts = [f"{message.role.capitalize()}: {message.content}\n\n" for message in messages]
+    return "".join(parts) + ("Assistant:" if generation_prompt else "")
+
+
+def prompt_ids(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    known: Sequence[int] = (),
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] | None = None,
+    generation_prompt: bool = True,
+) -> list[int]:
+    """Ids of a conversation, with the ``known`` ones where the text is equal. BOS stands where the template puts it."""
+    text = render(tokenizer, messages, tools=tools, variables=variables, generation_prompt=generation_prompt)
+    return reuse(tokenizer.encode(text), known, tokenizer)
+
+
+def raw_ids(tokenizer: Tokenizer, text: str, known: Sequence[int] = ()) -> list[int]:
+    """Ids of bare text after the ``known`` ones; BOS once, at the very beginning, where the tokenizer puts one."""
+    return [*known, *tokenizer.encode(text, bos=not known)]

@@ -1,0 +1,156 @@
+"""Text and ids: which known ids a newly rendered prompt reuses, and text that streams out whole and stops in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.protocols import Tokenizer
+
+
+def reuse(fresh: Sequence[int], known: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """``fresh`` with the ids of ``known`` wherever the text is equal: same text as ``fresh``, most of ``known`` kept.
+
+    The model's own tokens need not be those that a tokenizer makes of their text, and their KV exists. Both lists are
+    split into runs at special ids, which never merge with what surrounds them. A run with equal text keeps the known
+    ids; the first run that differs keeps its longest common prefix of ids, and everything after it is fresh. No id is
+    ever cut. O(len) time.
+    """
+    same = _common(fresh, known)
+    if same in (len(fresh), len(known)):
+        return list(fresh)
+    specials = tokenizer.special_ids
+    start = same
+    while start and fresh[start - 1] not in specials:
+        start -= 1
+    out = list(fresh[:start])
+    runs = zip(_runs(fresh, start, specials), _runs(known, start, specials), strict=False)
+    at = start
+    for (f_start, f_stop), (k_start, k_stop) in runs:
+        mine, theirs = list(fresh[f_start:f_stop]), list(known[k_start:k_stop])
+        if mine != theirs:
+            taken = _exchange(mine, theirs, tokenizer, ends=k_stop == len(known))
+            if taken is None:
+                break
+            mine = taken
+        out += mine
+        at = f_stop
+        if k_stop == len(known):
+            break
+        if f_stop < len(fresh):
+            if fresh[f_stop] != known[k_stop]:
+                break
+            out.append(fresh[f_stop])
+            at = f_stop + 1
+    return out + list(fresh[at:])
+
+
+def _exchange(mine: list[int], theirs: list[int], tokenizer: Tokenizer, *, ends: bool) -> list[int] | None:
+    """The known ids for one run of equal text; with ``ends`` (the log stops in this run) its text may go on."""
+    wanted, have = tokenizer.key(mine), tokenizer.key(theirs)
+    if wanted == have:
+        return theirs
+    if ends and wanted.startswith(have):
+        for cut in range(len(mine)):
+            if tokenizer.key(mine[:cut]) == have:
+                return theirs + mine[cut:]
+    return None
+
+
+def _runs(ids: Sequence[int], start: int, specials: frozenset[int]) -> Iterator[tuple[int, int]]:
+    """Half-open ranges between special ids, from ``start`` on; possibly empty ones."""
+    for place in range(start, len(ids)):
+        if ids[place] in specials:
+            yield start, place
+            start = place + 1
+    yield start, len(ids)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix: halved until slices are equal, so that equal runs cost a memory compare."""
+    low, high = 0, min(len(a), len(b))
+    a, b = list(a[:high]), list(b[:high])
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a tuple. Raises UnsupportedParameterError for an empty one or one that is no str."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, str) or not one:
+            raise UnsupportedParameterError(f"a stop string must be a non-empty str, got {one!r}")
+    return stops
+
+
+class TextStream:
+    """Ids in, text out: whole characters, and nothing that may turn out to begin a stop string.
+
+    Generation stops where a stop string is completed first; of those completed by the same character the longest
+    counts. Its text, and what follows, is never given out, however tokens cut it.
+    """
+
+    __slots__ = ("_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text")
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stops = tokenizer, tuple(stop)
+        self._detokenizer = tokenizer.detokenizer()
+        self._ids: list[int] = []
+        self._lens: list[int] = []  # characters decoded after each id
+        self._decoded = self._held = ""
+        self.text = ""  #: everything given out
+        self.stopped: str | None = None  #: the stop string that ended the text
+
+    def add(self, token: int) -> str:
+        """The text that is safe to give out after one more id."""
+        self._ids.append(token)
+        text = self._take(self._detokenizer.add(token))
+        self._lens.append(len(self._decoded))
+        return text
+
+    def end(self) -> str:
+        """The rest that was held back."""
+        text = self._take(self._detokenizer.end())
+        if self.stopped is None:
+            text, held, self._held = text + self._held, self._held, ""
+            self.text += held
+        return text
+
+    def kept(self) -> tuple[int, str]:
+        """After a stop: how many ids have their text wholly before it, and the visible text after those."""
+        n_ids = sum(1 for length in self._lens if length <= len(self.text))
+        while n_ids:
+            before = self.text[: self._lens[n_ids - 1]]
+            if self._tokenizer.decode(self._ids[:n_ids]) == before:  # no half character pending after these ids
+                return n_ids, self.text[len(before) :]
+            n_ids -= 1
+        return 0, self.text
+
+    def _take(self, piece: str) -> str:
+        """Decoded text in, safe text out; sets ``stopped``."""
+        if self.stopped is not None:
+            return ""
+        self._decoded += piece
+        window = self._held + piece
+        ends = [(place + len(s), place, s) for s in self._stops if (place := window.find(s)) >= 0]
+        if ends:
+            _, place, self.stopped = min(ends)
+            safe, self._held = window[:place], ""
+        else:
+            keep = self._held_back(window)
+            safe, self._held = window[: len(window) - keep], window[len(window) - keep :]
+        self.text += safe
+        return safe
+
+    def _held_back(self, window: str) -> int:
+        """Length of the longest end of ``window`` that begins a stop string."""
+        longest = max((len(s) - 1 for s in self._stops), default=0)
+        for size in range(min(longest, len(window)), 0, -1):
+            if any(s.startswith(window[len(window) - size :]) for s in self._stops):
+                return size
+        return 0
