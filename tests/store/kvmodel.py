@@ -1,0 +1,77 @@
+"""A plain stand-in for a model's KV: bytes that depend on every id up to and including the token's own."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.store.saves import Save
+from agent_memory.store.store import Match, Store
+
+IDENTITY = "ab" * 32
+OTHER = "cd" * 32
+SMALL = Layout(tuple(TensorSpec(f"{i:03d}.{k}", 3, 5, "F32") for i in range(2) for k in "kv"), ("full", "full"))
+
+
+def rows(ids: np.ndarray, spec: TensorSpec, tensor: int) -> np.ndarray:
+    """(heads, n, row_bytes) uint8."""
+    with np.errstate(over="ignore"):
+        state = np.cumsum((ids.astype(np.uint64) + np.uint64(7)) * np.uint64(0x9E3779B97F4A7C15), dtype=np.uint64)
+        lanes = np.arange(spec.heads * spec.row_bytes, dtype=np.uint64).reshape(spec.heads, 1, spec.row_bytes)
+        mixed = (state[None, :, None] + lanes + np.uint64(tensor * 1000)) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.ascontiguousarray((mixed >> np.uint64(53)).astype(np.uint8))
+
+
+@contextlib.contextmanager
+def opened(path: Path | None, *, layout: Layout = SMALL, identity: str = IDENTITY, disk_bytes=None, chunk_tokens=16, host="h"):
+    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens)
+    try:
+        store.attach(identity, layout, host, {"model": "plain"})
+        yield store
+    finally:
+        store.close()
+
+
+def save(
+    store: Store, ids: np.ndarray, *, layout: Layout = SMALL, agent_id: int | None = None, made: int = 1, exactness="exact"
+) -> Save:
+    found = store.begin_save(ids, len(ids), np.full(len(ids), made, np.uint8), exactness, agent_id=agent_id)
+    for number, part in enumerate(found.parts):
+        for t, spec in enumerate(layout.tensors):
+            found.put(number, t, np.ascontiguousarray(rows(ids, spec, t)[:, part.start : part.stop]))
+    found.finish()
+    return found
+
+
+def load(store: Store, match: Match, n_tokens: int | None = None, *, layout: Layout = SMALL, spare: int = 5):
+    """(KV as a list of arrays, whether check() held); the spare room must stay untouched."""
+    n = match.n_tokens if n_tokens is None else n_tokens
+    source = store.source(match, n)
+    found = []
+    for t, spec in enumerate(layout.tensors):
+        out = np.full((spec.heads, n + spare, spec.row_bytes), 0xEE, np.uint8)
+        source.read_into(t, memoryview(out).cast("B"), n + spare)
+        assert (out[:, n:] == 0xEE).all()
+        found.append(out[:, :n])
+    sound = source.check()
+    source.close()
+    return found, sound
+
+
+def is_right(kv: list[np.ndarray], ids: np.ndarray, layout: Layout = SMALL) -> bool:
+    return all(np.array_equal(kv[t], rows(ids, spec, t)) for t, spec in enumerate(layout.tensors))
+
+
+def segment_files(path: Path) -> list[Path]:
+    return sorted(path.glob("kv/*/*.safetensors"))
+
+
+def held_bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.glob("kv/*/*"))
+
+
+def draw(rng: np.random.Generator, n: int, vocabulary: int = 50_000) -> np.ndarray:
+    return rng.integers(0, vocabulary, n).astype(np.uint32)
