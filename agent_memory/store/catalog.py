@@ -66,7 +66,7 @@ class Catalog:
             self.damage += len(gone)
             log.warning("store: %d of %d segments are missing or have a wrong size; they will be computed again", len(gone), len(rows))
         for row in rows:  # parents come first
-            if row.segment in gone or row.parent_segment in gone:
+            if row.segment in gone or (row.parent_segment is not None and row.parent_segment not in self.segments):
                 gone.add(row.segment)
                 self._remember(row.parent, _unpack(row.pieces), "missing")
             else:
@@ -280,10 +280,12 @@ class Catalog:
         save.is_over = True
         for writer in save.writers:
             writer.abandon()
+        gone: list[Segment] = []
         with self.lock:
             for segment in save.segments:
                 if self.segments.get(segment.number) is segment:
-                    self._forget(segment, "not stored")
+                    gone += self._forget(segment, "not stored")
+        self._drop(gone)  # what relied on it may be committed already
         for segment in save.segments:
             if not segment.is_ready:
                 _unlink(self.path(segment))

@@ -1,0 +1,143 @@
+"""The disk budget holds and parents outlive children; deletion frees what nobody else uses and keeps the rest."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent_memory.store.policy import Candidate, victims
+from tests.store.kvmodel import draw, held_bytes, is_right, load, opened, save, segment_files
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 5), st.booleans()), max_size=15), st.integers(0, 60))
+def test_no_parent_goes_before_its_child_and_no_more_goes_than_is_needed(rows, excess):
+    table = [Candidate(i, p if p < i else None, size, used, pin) for i, (p, size, used, pin) in enumerate(rows)]
+    gone = victims(table, excess)
+    by_number = {c.number: c for c in table}
+    for at, number in enumerate(gone):
+        assert not by_number[number].is_pinned
+        assert {c.number for c in table if c.parent == number} <= set(gone[:at])
+    sizes = [by_number[n].nbytes for n in gone]
+    assert sum(sizes[:-1]) < excess or not gone
+    if sum(sizes) < excess:
+        left = [c for c in table if c.number not in gone]
+        assert all(c.is_pinned or any(d.parent == c.number for d in left) for c in left)
+
+
+def test_the_least_recently_used_leaf_goes_first():
+    table = [Candidate(1, None, 1, 0.0), Candidate(2, 1, 1, 5.0), Candidate(3, None, 1, 3.0)]
+    assert victims(table, 3) == [3, 2, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(1, 60), st.booleans()), max_size=15), st.integers(1, 60))
+@settings(max_examples=25, deadline=None)
+def test_the_budget_holds_after_every_flush(steps, kib):
+    rng = np.random.default_rng(0)
+    saved = [np.zeros(0, np.uint32)]
+    with tempfile.TemporaryDirectory() as folder:
+        for is_reopened in (False, True):
+            budget = kib * 1024 // (2 if is_reopened else 1)
+            with opened(Path(folder), disk_bytes=budget) as store:
+                assert held_bytes(Path(folder)) <= budget
+                for base, keep, n, used in steps:
+                    ids = np.concatenate([saved[base % len(saved)][:keep], draw(rng, n)])
+                    save(store, ids)
+                    saved.append(ids)
+                    store.flush()
+                    assert held_bytes(Path(folder)) == store.stats()["disk_bytes"] <= budget
+                    match = store.match(ids)
+                    kv, sound = load(store, match)
+                    assert sound
+                    assert is_right(kv, ids[: match.n_tokens])
+                    if used:
+                        store.touch(match)
+
+
+def test_what_was_evicted_is_said_and_what_was_used_stays(tmp_path):
+    rng = np.random.default_rng(1)
+    first, second = draw(rng, 64), draw(rng, 64)
+    with opened(tmp_path, disk_bytes=60_000) as store:
+        save(store, first)
+        save(store, second)
+        store.touch(store.match(first))
+        store.flush()
+        for _ in range(8):
+            store.flush()
+            store.touch(store.match(first))
+            save(store, draw(rng, 64))
+        store.flush()
+        assert store.match(first).n_tokens == 64
+        match = store.match(second)
+        assert (match.n_tokens, match.stopped) == (0, "evicted")
+        assert store.stats()["damage"] == 0
+
+
+def test_a_save_larger_than_the_budget_is_not_written(tmp_path):
+    rng = np.random.default_rng(2)
+    with opened(tmp_path, disk_bytes=20_000) as store:
+        kept = draw(rng, 32)
+        save(store, kept)
+        assert save(store, draw(rng, 500)).parts == ()
+        store.flush()
+        assert store.match(kept).n_tokens == 32
+
+
+def test_deleting_an_agent_frees_its_own_and_keeps_what_others_share(tmp_path):
+    rng = np.random.default_rng(3)
+    shared = draw(rng, 16 * 3)
+    mine = [np.concatenate([shared, draw(rng, n)]) for n in (16 * 4 + 5, 16 * 2 + 3)]
+    other = np.concatenate([shared, draw(rng, 20)])
+    with opened(tmp_path) as store:
+        a = store.create_agent("", "a", system=None, tools="[]").agent_id
+        b = store.create_agent("", "b", system=None, tools="[]").agent_id
+        for ids in mine:  # the second replaces the first, as after a rewind
+            save(store, ids, agent_id=a)
+        save(store, other, agent_id=b)
+        store.flush()
+        store.delete_agent(a)
+        assert [i.name for i in store.list_agents("")] == ["b"]
+        assert store.match(mine[0]).n_tokens == store.match(mine[1]).n_tokens == 48
+        assert is_right(load(store, store.match(other))[0], other)
+        assert held_bytes(tmp_path) == store.stats()["disk_bytes"]
+        assert store.verify().ok
+    stored = b"".join(f.read_bytes() for f in segment_files(tmp_path))
+    assert mine[0][48:64].astype("<u4").tobytes() not in stored
+    with opened(tmp_path) as store:
+        assert is_right(load(store, store.match(other))[0], other)
+        store.delete_agent(b)
+        assert segment_files(tmp_path) == []
+        assert store.stats()["chunks"] == 0
+
+
+def test_deleting_reaches_the_kv_of_models_that_are_not_loaded(tmp_path):
+    rng = np.random.default_rng(4)
+    ids = draw(rng, 100)
+    with opened(tmp_path) as store:
+        a = store.create_agent("", "a", system=None, tools="[]").agent_id
+        save(store, ids[:70])  # nobody's: ends with it
+        save(store, ids, agent_id=a)
+        save(store, np.concatenate([ids[:32], draw(rng, 30)]), agent_id=store.create_agent("", "b", system=None, tools="").agent_id)
+    with opened(tmp_path, identity="cd" * 32) as store:
+        save(store, ids, agent_id=a)
+        store.flush()
+        store.delete_agent(a)
+        assert store.match(ids).n_tokens == 0
+    with opened(tmp_path) as store:
+        assert store.match(ids).n_tokens == 32
+        assert is_right(load(store, store.match(ids))[0], ids[:32])
+        assert store.verify().ok
+
+
+def test_a_save_of_an_agent_that_was_deleted_meanwhile_is_dropped(tmp_path):
+    ids = draw(np.random.default_rng(5), 40)
+    with opened(tmp_path) as store:
+        a = store.create_agent("", "a", system=None, tools="[]").agent_id
+        store.delete_agent(a)
+        save(store, ids, agent_id=a)
+        store.flush()
+        assert segment_files(tmp_path) == []
+        assert store.stats()["save_failures"] == 0

@@ -1,0 +1,122 @@
+"""Opening: one holder at a time, versions, file modes, left-overs of a killed process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from agent_memory.errors import ClosedError, IncompatibleStoreError, StoreError, StoreLockedError
+from agent_memory.store.store import Store
+from tests.store.kvmodel import draw, is_right, load, opened, save, segment_files
+
+HOLD = """
+import sys; from pathlib import Path; from agent_memory.store.store import Store
+store = Store(Path(sys.argv[1]), disk_bytes=None, chunk_tokens=16); print("held", flush=True); sys.stdin.read()
+"""
+
+
+def test_a_second_store_in_one_process_is_refused_with_the_holder_named(tmp_path):
+    with opened(tmp_path):
+        with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
+            Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
+
+
+def test_another_process_holds_the_store_until_it_ends(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(StoreLockedError, match=f"process {child.pid}"):
+            Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    finally:
+        child.kill()
+        child.communicate()
+    Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
+
+
+@pytest.mark.parametrize("key", ["read_version", "write_version"])
+def test_a_newer_store_is_refused_and_left_as_it_was(tmp_path, key):
+    with opened(tmp_path):
+        pass
+    manifest = tmp_path / "manifest.sqlite3"
+    db = sqlite3.connect(manifest)
+    db.execute("UPDATE meta SET value = '9' WHERE key = ?", (key,))
+    db.commit()
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    before = manifest.read_bytes()
+    with pytest.raises(IncompatibleStoreError, match="9.*up to 1"):
+        Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    assert manifest.read_bytes() == before
+
+
+def test_a_manifest_that_is_no_database_is_a_store_error(tmp_path):
+    (tmp_path / "manifest.sqlite3").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreError, match="manifest"):
+        Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+
+
+def test_a_path_that_is_a_file_is_a_store_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot use"):
+        Store(tmp_path / "file", disk_bytes=None, chunk_tokens=16)
+
+
+def test_every_file_is_the_owners_alone(tmp_path):
+    path = tmp_path / "deep" / "store"
+    with opened(path) as store:
+        save(store, draw(np.random.default_rng(0), 40))
+        store.flush()
+        for found in [path, *path.rglob("*")]:
+            assert stat.S_IMODE(found.stat().st_mode) == (0o700 if found.is_dir() else 0o600), found
+
+
+def test_left_overs_are_swept_and_strangers_are_not(tmp_path):
+    ids = draw(np.random.default_rng(1), 60)
+    with opened(tmp_path) as store:
+        save(store, ids)
+    folder = segment_files(tmp_path)[0].parent
+    for name in ("1.tmp", "2.safetensors", "notes.txt"):
+        (folder / name).write_bytes(b"x")
+    with opened(tmp_path) as store:
+        assert not (folder / "1.tmp").exists()
+        assert not (folder / "2.safetensors").exists()
+        assert (folder / "notes.txt").exists()
+        assert store.stats()["damage"] == 0
+        assert is_right(load(store, store.match(ids))[0], ids)
+
+
+def test_opening_starts_no_thread_and_closing_ends_it_twice(tmp_path):
+    before = threading.active_count()
+    store = Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    assert threading.active_count() == before
+    agent = store.create_agent("", "a", system=None, tools="[]")
+    store.rewind(agent.agent_id, 0)
+    assert threading.active_count() == before + 1
+    store.close()
+    store.close()
+    assert threading.active_count() == before
+    with pytest.raises(ClosedError):
+        store.rewind(agent.agent_id, 0)
+
+
+def test_two_identities_keep_their_kv_apart_in_one_folder(tmp_path):
+    ids = draw(np.random.default_rng(2), 50)
+    with opened(tmp_path) as store:
+        save(store, ids)
+    with opened(tmp_path, identity="cd" * 32) as store:
+        assert store.match(ids).n_tokens == 0
+        save(store, ids)
+        store.flush()
+        assert store.match(ids).n_tokens == 50
+    with opened(tmp_path) as store:
+        assert store.match(ids).n_tokens == 50
+        assert store.verify().segments == 4
