@@ -69,7 +69,7 @@ def run_turns(store: Path, turns: int) -> dict[str, float]:
         agents = [memory.agent(name, system=BRIEF) for name in QUESTIONS]
         print(f"Opened, with the model, in {time.perf_counter() - opened:.1f} s.")
         for agent in agents:
-            if info := known.get(agent.info.name):
+            if (info := known.get(agent.info.name)) and info.n_turns:
                 print(f"Found {info.name} after {info.n_turns} turns, {info.n_tokens:,} tokens: resuming.")
             if agent.info.n_turns >= 30:
                 agent.rewind(27)  # the way out for an agent that nears the end of its model's context
