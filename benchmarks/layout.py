@@ -1,9 +1,9 @@
-"""The store's layout at work, without a model: bytes written a turn, files, restore time, and look-ups among many agents.
+"""The store's layout at work, without a model: bytes written a turn, files, restore time, look-ups.
 
     python benchmarks/layout.py [--json FILE] [--layers N]
 
-Agents talk in turns over a shared prefix, one is forked, one is deleted; the KV is random bytes of a real model's shape.
-The last part compares reading one 2,048-token segment through the store with a plain ``preadv`` + xxh3 of the same bytes.
+Agents talk in turns over a shared prefix, one is forked, one is deleted; the KV has a real model's shape.
+The first part compares reading one 2,048-token segment through the store with a plain ``preadv`` + xxh3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ IDENTITY = "ab" * 32
 
 def layout_of(layers: int) -> Layout:
     """``layers`` x (k, v) x 3 heads x 64 in float32: at 30 layers, 46,080 bytes a token (SmolLM2-135M)."""
-    return Layout(tuple(TensorSpec(f"{i:03d}.{k}", 3, 64, "F32") for i in range(layers) for k in "kv"), ("full",) * layers)
+    return Layout(
+        tuple(TensorSpec(f"{i:03d}.{k}", 3, 64, "F32") for i in range(layers) for k in "kv"), ("full",) * layers
+    )
 
 
 def save(store: Store, layout: Layout, ids: np.ndarray[Any, Any], agent_id: int | None = None) -> None:
@@ -127,7 +129,9 @@ def one_segment(folder: Path, layout: Layout, rng: np.random.Generator, rounds: 
         for spec, out in zip(layout.tensors, outs, strict=True):
             run = out[: spec.token_bytes * n]
             os.preadv(fd, [run], at)
-            xxhash.xxh3_64_digest(run)
+            digest = xxhash.xxh3_64()
+            digest.update(run)
+            digest.digest()
             at += len(run)
         os.close(fd)
         plain.append(time.perf_counter() - began)

@@ -1,7 +1,8 @@
 """What KV is stored, where: the index, the segment files and their rows in the manifest, kept in step.
 
 Look-ups come from the engine thread and touch memory (at most a few KB of token ids are read from a file); everything
-that changes files or rows runs on the I/O thread. One lock guards the index and is never held while the disk is waited for.
+that changes files or rows runs on the I/O thread. One lock guards the index and is never held while the disk is
+waited for.
 """
 
 from __future__ import annotations
@@ -64,7 +65,11 @@ class Catalog:
         gone = {r.segment for r in rows if found.get(r.file) != r.n_bytes}
         if gone:
             self.damage += len(gone)
-            log.warning("store: %d of %d segments are missing or have a wrong size; they will be computed again", len(gone), len(rows))
+            log.warning(
+                "store: %d of %d segments are missing or have a wrong size; they will be computed again",
+                len(gone),
+                len(rows),
+            )
         for row in rows:  # parents come first
             if row.segment in gone or (row.parent_segment is not None and row.parent_segment not in self.segments):
                 gone.add(row.segment)
@@ -214,7 +219,9 @@ class Catalog:
     def _missing(
         self, index: Index, ids: Ids, chunks: list[Piece]
     ) -> tuple[list[tuple[int, int, Piece | None]], bytes, Piece | None]:
-        """Token ranges to write with the piece before each (None: the one just planned), head so far, last stored piece."""
+        """Token ranges to write with the piece before each (None: the one just planned), head so far, last stored
+        piece.
+        """
         size = index.chunk_tokens
         done, full = len(chunks) * size, len(ids) // size * size
         last = chunks[-1] if chunks else None
@@ -227,28 +234,55 @@ class Catalog:
         plan = index.plan(ids, ready=False)
         if sum(take for _, take in plan) == len(ids):  # a longer piece of another lineage may cover the tail
             return [], plan[-1][0].id, plan[-1][0]
-        chain = max(index.deltas(last.id if last else index.root, ids[full:], ready=False), key=lambda c: sum(p.n_tokens for p in c))
+        chain = max(
+            index.deltas(last.id if last else index.root, ids[full:], ready=False),
+            key=lambda c: sum(p.n_tokens for p in c),
+        )
         if len(chain) >= MAX_DELTAS:
             chain = []
         before = chain[-1] if chain else last
         return [(full + sum(p.n_tokens for p in chain), len(ids), before)], index.root, before
 
     def _plan_segment(
-        self, index: Index, ids: Ids, made: np.ndarray[Any, Any], exactness: Exactness, start: int, stop: int, before: Piece | None
+        self,
+        index: Index,
+        ids: Ids,
+        made: np.ndarray[Any, Any],
+        exactness: Exactness,
+        start: int,
+        stop: int,
+        before: Piece | None,
     ) -> Segment:
         if before is None and start:
             before = self.segments[self._numbers].pieces[-1]  # the part planned just before this one
         self._numbers += 1
         parent = before.id if before is not None else index.root
         segment = Segment(
-            number=self._numbers, identity=self.identity, file=f"{self.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}", parent=parent,
-            parent_number=before.segment.number if before is not None else None, start=start, n_tokens=stop - start,
-            chunk_tokens=index.chunk_tokens, exactness=exactness, host=self.host, used_s=time.time(), ids=ids[start:stop].copy(),
-        )  # fmt: skip
+            number=self._numbers,
+            identity=self.identity,
+            file=f"{self.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+            parent=parent,
+            parent_number=before.segment.number if before is not None else None,
+            start=start,
+            n_tokens=stop - start,
+            chunk_tokens=index.chunk_tokens,
+            exactness=exactness,
+            host=self.host,
+            used_s=time.time(),
+            ids=ids[start:stop].copy(),
+        )
         self.segments[segment.number] = segment
         for i, at in enumerate(range(start, stop, index.chunk_tokens)):
             own = ids[at : min(at + index.chunk_tokens, stop)]
-            piece = Piece(piece_id(parent, own), parent, segment, i, len(own), _made(made[at : at + len(own)]), sort_key(own[:HEAD_IDS]))
+            piece = Piece(
+                piece_id(parent, own),
+                parent,
+                segment,
+                i,
+                len(own),
+                _made(made[at : at + len(own)]),
+                sort_key(own[:HEAD_IDS]),
+            )
             segment.pieces.append(piece)
             index.add(piece, own)
             self._lost.pop(piece.id, None)
@@ -332,11 +366,20 @@ class Catalog:
             gone = {p.segment.number: p.segment for p in moved}
             used, self._used = self._used, {}
             lineage = None
-            if save.agent_id is not None and save.head is not None and save.head in (self.index.pieces if self.index else ()):
+            if (
+                save.agent_id is not None
+                and save.head is not None
+                and save.head in (self.index.pieces if self.index else ())
+            ):
                 assert self.index is not None
                 before = {p.id for p in self.index.ancestors(self.index.pieces[save.head])} - {save.head}
                 former = self.manifest.heads_of(save.agent_id, self.identity)
-                lineage = (save.agent_id, self.identity, save.head, [h for h in former if h in before or h not in self.index.pieces])
+                lineage = (
+                    save.agent_id,
+                    self.identity,
+                    save.head,
+                    [h for h in former if h in before or h not in self.index.pieces],
+                )
         self.manifest.commit_segments(
             add=[_row(s) for s in save.segments],
             drop=gone,
@@ -380,7 +423,10 @@ class Catalog:
             excess = self.n_bytes - self.budget_bytes
             if excess <= 0:
                 return
-            table = [Candidate(s.number, s.parent_number, s.n_bytes, s.used_s, not s.is_ready) for s in self.segments.values()]
+            table = [
+                Candidate(s.number, s.parent_number, s.n_bytes, s.used_s, not s.is_ready)
+                for s in self.segments.values()
+            ]
             gone = [self.segments[n] for n in victims(table, excess)]
             for segment in gone:
                 self._take_out(segment, "evicted")
@@ -452,10 +498,19 @@ class Catalog:
         n_tokens = n_pieces * segment.chunk_tokens
         ids = np.concatenate([i for p in segment.pieces[:n_pieces] if (i := self.read_ids(p)) is not None])
         new = Segment(
-            number=segment.number, identity=segment.identity, file=f"{segment.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
-            parent=segment.parent, parent_number=segment.parent_number, start=segment.start, n_tokens=n_tokens,
-            chunk_tokens=segment.chunk_tokens, exactness=segment.exactness, host=segment.host, used_s=segment.used_s, is_ready=True,
-        )  # fmt: skip
+            number=segment.number,
+            identity=segment.identity,
+            file=f"{segment.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+            parent=segment.parent,
+            parent_number=segment.parent_number,
+            start=segment.start,
+            n_tokens=n_tokens,
+            chunk_tokens=segment.chunk_tokens,
+            exactness=segment.exactness,
+            host=segment.host,
+            used_s=segment.used_s,
+            is_ready=True,
+        )
         new.pieces = segment.pieces[:n_pieces]
         path = self.path(new)
         writer = SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), layout, _facts(new), ids)
@@ -516,26 +571,54 @@ def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[lis
 
 def _facts(segment: Segment) -> SegmentFacts:
     return SegmentFacts(
-        identity=segment.identity, parent=segment.parent, start=segment.start, n_tokens=segment.n_tokens,
-        chunk_tokens=segment.chunk_tokens, made=tuple(p.made for p in segment.pieces), exactness=segment.exactness, host=segment.host,
-    )  # fmt: skip
+        identity=segment.identity,
+        parent=segment.parent,
+        start=segment.start,
+        n_tokens=segment.n_tokens,
+        chunk_tokens=segment.chunk_tokens,
+        made=tuple(p.made for p in segment.pieces),
+        exactness=segment.exactness,
+        host=segment.host,
+    )
 
 
 def _row(segment: Segment) -> SegmentRow:
     pieces = b"".join(p.id + bytes([p.made]) + p.head.ljust(_HEAD_BYTES, b"\0") for p in segment.pieces)
     return SegmentRow(
-        segment=segment.number, identity=segment.identity, file=segment.file, n_bytes=segment.n_bytes, header_xxh3=segment.header_xxh3,
-        parent=segment.parent, parent_segment=segment.parent_number, start=segment.start, n_tokens=segment.n_tokens,
-        chunk_tokens=segment.chunk_tokens, exactness=segment.exactness, host=segment.host, used_s=segment.used_s, pieces=pieces,
-    )  # fmt: skip
+        segment=segment.number,
+        identity=segment.identity,
+        file=segment.file,
+        n_bytes=segment.n_bytes,
+        header_xxh3=segment.header_xxh3,
+        parent=segment.parent,
+        parent_segment=segment.parent_number,
+        start=segment.start,
+        n_tokens=segment.n_tokens,
+        chunk_tokens=segment.chunk_tokens,
+        exactness=segment.exactness,
+        host=segment.host,
+        used_s=segment.used_s,
+        pieces=pieces,
+    )
 
 
 def _segment(row: SegmentRow) -> Segment:
     return Segment(
-        number=row.segment, identity=row.identity, file=row.file, parent=row.parent, parent_number=row.parent_segment, start=row.start,
-        n_tokens=row.n_tokens, chunk_tokens=row.chunk_tokens, exactness=row.exactness, host=row.host, used_s=row.used_s,
-        n_bytes=row.n_bytes, header_xxh3=row.header_xxh3, is_ready=True,
-    )  # fmt: skip
+        number=row.segment,
+        identity=row.identity,
+        file=row.file,
+        parent=row.parent,
+        parent_number=row.parent_segment,
+        start=row.start,
+        n_tokens=row.n_tokens,
+        chunk_tokens=row.chunk_tokens,
+        exactness=row.exactness,
+        host=row.host,
+        used_s=row.used_s,
+        n_bytes=row.n_bytes,
+        header_xxh3=row.header_xxh3,
+        is_ready=True,
+    )
 
 
 def _unpack(blob: bytes) -> list[tuple[bytes, int, bytes]]:

@@ -27,7 +27,9 @@ SUFFIX = ".safetensors"
 TEMP_SUFFIX = ".tmp"
 ALIGN = 64  #: bytes; the start of every tensor, and of the data section
 SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
-MAX_DELTAS = 16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
+MAX_DELTAS = (
+    16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
+)
 
 Made = Literal[1, 2, 3]
 MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}

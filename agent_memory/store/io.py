@@ -68,7 +68,7 @@ class IOThread:
         def run() -> None:
             try:
                 results.append(work())
-            except BaseException as error:  # thread boundary: raised again in the caller's thread
+            except BaseException as error:  # noqa: BLE001 - thread boundary: raised again in the caller's thread
                 errors.append(error)
             finally:
                 done.set()

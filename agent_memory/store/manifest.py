@@ -31,12 +31,16 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL, created_s REAL NOT NULL);
 CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL, name BLOB NOT NULL, system BLOB,
     tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
-CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL, n_messages_kept INTEGER NOT NULL,
+CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL,
+    n_messages_kept INTEGER NOT NULL,
     n_messages INTEGER NOT NULL, keep INTEGER NOT NULL, n_tokens INTEGER NOT NULL, tokenizer TEXT NOT NULL, finish TEXT,
     created_s REAL NOT NULL, n_kv INTEGER NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
-CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL, PRIMARY KEY (agent, identity, head));
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL, n_bytes INTEGER NOT NULL,
-    header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL, n_tokens INTEGER NOT NULL,
+CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL,
+    PRIMARY KEY (agent, identity, head));
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL,
+    n_bytes INTEGER NOT NULL,
+    header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL,
+    n_tokens INTEGER NOT NULL,
     chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL, used_s REAL NOT NULL, pieces BLOB NOT NULL);
 """
 
@@ -236,7 +240,8 @@ class Manifest:
         try:
             with self.transaction() as db:
                 agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    row,
                 ).lastrowid
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
@@ -264,10 +269,20 @@ class Manifest:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""
         messages = messages_json(turn.messages)
         row = (
-            agent_id, number, messages, turn.n_messages_kept, turn.n_messages_kept + len(turn.messages), turn.keep,
-            turn.keep + len(turn.ids), turn.tokenizer, turn.finish, turn.created_s, turn.n_kv, _turn_sum(agent_id, number, turn, messages),
+            agent_id,
+            number,
+            messages,
+            turn.n_messages_kept,
+            turn.n_messages_kept + len(turn.messages),
+            turn.keep,
+            turn.keep + len(turn.ids),
+            turn.tokenizer,
+            turn.finish,
+            turn.created_s,
+            turn.n_kv,
+            _turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
-        )  # fmt: skip
+        )
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
@@ -292,7 +307,10 @@ class Manifest:
             agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
             for agent, name, system, tools, created_s, digest in agents:
                 _, damage = self._turns(agent)
-                if _agent_sum(_text(name), None if system is None else _text(system), _text(tools), created_s) != digest:
+                if (
+                    _agent_sum(_text(name), None if system is None else _text(system), _text(tools), created_s)
+                    != digest
+                ):
                     damage = "its own record"
                 if damage is not None:
                     found.append(f"agent {_text(name)!r}: {damage} is damaged")
@@ -324,7 +342,9 @@ class Manifest:
         """All segments, or those of one identity, parents before children."""
         where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
         with self._lock:
-            rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given).fetchall()
+            rows = self._db.execute(
+                f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given
+            ).fetchall()
         return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
     def commit_segments(

@@ -24,18 +24,50 @@ class Segment:
     """One segment file. ``ids`` is held only until it is committed."""
 
     __slots__ = (
-        "chunk_tokens", "exactness", "file", "header_xxh3", "host", "identity", "ids", "is_ready", "n_bytes", "n_tokens", "number",
-        "parent", "parent_number", "pieces", "start", "used_s",
-    )  # fmt: skip
+        "chunk_tokens",
+        "exactness",
+        "file",
+        "header_xxh3",
+        "host",
+        "identity",
+        "ids",
+        "is_ready",
+        "n_bytes",
+        "n_tokens",
+        "number",
+        "parent",
+        "parent_number",
+        "pieces",
+        "start",
+        "used_s",
+    )
 
     def __init__(
         self, *, number: int, identity: str, file: str, parent: bytes, parent_number: int | None, start: int, n_tokens: int,
         chunk_tokens: int, exactness: Exactness, host: str, used_s: float, n_bytes: int = 0, header_xxh3: str = "",
         ids: Ids | None = None, is_ready: bool = False,
     ) -> None:  # fmt: skip
-        self.number, self.identity, self.file, self.parent, self.parent_number = number, identity, file, parent, parent_number
-        self.start, self.n_tokens, self.chunk_tokens, self.exactness, self.host = start, n_tokens, chunk_tokens, exactness, host
-        self.used_s, self.n_bytes, self.header_xxh3, self.ids, self.is_ready = used_s, n_bytes, header_xxh3, ids, is_ready
+        self.number, self.identity, self.file, self.parent, self.parent_number = (
+            number,
+            identity,
+            file,
+            parent,
+            parent_number,
+        )
+        self.start, self.n_tokens, self.chunk_tokens, self.exactness, self.host = (
+            start,
+            n_tokens,
+            chunk_tokens,
+            exactness,
+            host,
+        )
+        self.used_s, self.n_bytes, self.header_xxh3, self.ids, self.is_ready = (
+            used_s,
+            n_bytes,
+            header_xxh3,
+            ids,
+            is_ready,
+        )
         self.pieces: list[Piece] = []
 
 
@@ -44,7 +76,9 @@ class Piece:
 
     __slots__ = ("head", "id", "index", "made", "n_tokens", "parent", "segment")
 
-    def __init__(self, id: bytes, parent: bytes, segment: Segment, index: int, n_tokens: int, made: int, head: bytes) -> None:
+    def __init__(
+        self, id: bytes, parent: bytes, segment: Segment, index: int, n_tokens: int, made: int, head: bytes
+    ) -> None:
         self.id, self.parent, self.segment, self.index = id, parent, segment, index
         self.n_tokens, self.made, self.head = n_tokens, made, head
 
@@ -174,7 +208,9 @@ class Index:
         return found
 
     def deltas(self, parent: bytes, rest: Ids, *, ready: bool) -> list[list[Piece]]:
-        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``, each with its prefixes; [] is one."""
+        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``, each with its prefixes; [] is
+        one.
+        """
         chains: list[list[Piece]] = [[]]
         for chain in chains:
             if len(chains) > _MAX_VISITS:

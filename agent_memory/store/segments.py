@@ -211,7 +211,9 @@ class SegmentSource:
         row = spec.row_bytes
         n = span.segment.n_tokens
         place = source.data_start + self._places[n][tensor].start
-        runs = [out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)]
+        runs = [
+            out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
+        ]
         if span.take == n:
             _preadv(source.fd, runs, place)
             checked = runs

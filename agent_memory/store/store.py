@@ -200,7 +200,9 @@ class Store:
     # the house
 
     def flush(self) -> None:
-        """Return when everything queued before is durable. Raises OutOfSpaceError or StoreError where a log write failed."""
+        """Return when everything queued before is durable. Raises OutOfSpaceError or StoreError where a log write
+        failed.
+        """
         error = self._io.drain()
         if error is not None:
             raise _as_store_error("write an agent's log", error) from error
@@ -220,12 +222,21 @@ class Store:
                 if any(row == now for now in self._manifest.segments(row.identity)):  # else it was evicted meanwhile
                     damaged.append(f"segment {row.file}: {error}")
         turns, bad_logs = self._manifest.damaged_turns()
-        return VerifyReport(segments=n_segments, chunks=n_pieces, bytes_read=n_bytes, turns=turns, damaged=(*damaged, *bad_logs))
+        return VerifyReport(
+            segments=n_segments, chunks=n_pieces, bytes_read=n_bytes, turns=turns, damaged=(*damaged, *bad_logs)
+        )
 
     def stats(self) -> dict[str, int]:
         """Counters since the store was opened, and its size now."""
         c = self._catalog
-        figures = {"disk_bytes": 0, "bytes_written": 0, "segments": 0, "chunks": 0, "damage": self._log_damage, "save_failures": 0}
+        figures = {
+            "disk_bytes": 0,
+            "bytes_written": 0,
+            "segments": 0,
+            "chunks": 0,
+            "damage": self._log_damage,
+            "save_failures": 0,
+        }
         if c is not None:
             with c.lock:
                 figures.update(

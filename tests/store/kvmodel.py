@@ -26,7 +26,9 @@ def rows(ids: np.ndarray, spec: TensorSpec, tensor: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def opened(path: Path | None, *, layout: Layout = SMALL, identity: str = IDENTITY, disk_bytes=None, chunk_tokens=16, host="h"):
+def opened(
+    path: Path | None, *, layout: Layout = SMALL, identity: str = IDENTITY, disk_bytes=None, chunk_tokens=16, host="h"
+):
     store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens)
     try:
         store.attach(identity, layout, host, {"model": "plain"})
@@ -36,7 +38,13 @@ def opened(path: Path | None, *, layout: Layout = SMALL, identity: str = IDENTIT
 
 
 def save(
-    store: Store, ids: np.ndarray, *, layout: Layout = SMALL, agent_id: int | None = None, made: int = 1, exactness="exact"
+    store: Store,
+    ids: np.ndarray,
+    *,
+    layout: Layout = SMALL,
+    agent_id: int | None = None,
+    made: int = 1,
+    exactness="exact",
 ) -> Save:
     found = store.begin_save(ids, len(ids), np.full(len(ids), made, np.uint8), exactness, agent_id=agent_id)
     for number, part in enumerate(found.parts):

@@ -13,7 +13,10 @@ from agent_memory.store.policy import Candidate, victims
 from tests.store.kvmodel import draw, held_bytes, is_right, load, opened, save, segment_files
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 5), st.booleans()), max_size=15), st.integers(0, 60))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 5), st.booleans()), max_size=15),
+    st.integers(0, 60),
+)
 def test_no_parent_goes_before_its_child_and_no_more_goes_than_is_needed(rows, excess):
     table = [Candidate(i, p if p < i else None, size, used, pin) for i, (p, size, used, pin) in enumerate(rows)]
     gone = victims(table, excess)
@@ -33,7 +36,10 @@ def test_the_least_recently_used_leaf_goes_first():
     assert victims(table, 3) == [3, 2, 1]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(1, 60), st.booleans()), max_size=15), st.integers(1, 60))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(1, 60), st.booleans()), max_size=15),
+    st.integers(1, 60),
+)
 @settings(max_examples=25, deadline=None)
 def test_the_budget_holds_after_every_flush(steps, kib):
     rng = np.random.default_rng(0)
@@ -120,7 +126,11 @@ def test_deleting_reaches_the_kv_of_models_that_are_not_loaded(tmp_path):
         a = store.create_agent("", "a", system=None, tools="[]").agent_id
         save(store, ids[:70])  # nobody's: ends with it
         save(store, ids, agent_id=a)
-        save(store, np.concatenate([ids[:32], draw(rng, 30)]), agent_id=store.create_agent("", "b", system=None, tools="").agent_id)
+        save(
+            store,
+            np.concatenate([ids[:32], draw(rng, 30)]),
+            agent_id=store.create_agent("", "b", system=None, tools="").agent_id,
+        )
     with opened(tmp_path, identity="cd" * 32) as store:
         save(store, ids, agent_id=a)
         store.flush()

@@ -28,7 +28,8 @@ with opened(path, disk_bytes=400_000) as store:
     rng = np.random.default_rng(seed)
     while True:
         new = draw(rng, int(rng.integers(1, 40)))
-        store.append_turn(found.agent_id, number, Turn((Message("user", str(number)),), len(ids), new, "t", "stop", 0.0, number))
+        message = Message("user", str(number))
+        store.append_turn(found.agent_id, number, Turn((message,), len(ids), new, "t", "stop", 0.0, number))
         ids, number = np.concatenate([ids, new]), number + 1
         save(store, ids, agent_id=found.agent_id)
         if rng.random() < 0.5:

@@ -43,7 +43,11 @@ def test_a_flipped_bit_anywhere_is_never_served_and_always_counted(template, tmp
         files = segment_files(copy)
         file = files[round_ % len(files)]
         raw = bytearray(file.read_bytes())
-        at = int(rng.integers(0, 8 + int.from_bytes(raw[:8], "little"))) if round_ % 4 == 0 else int(rng.integers(len(raw)))
+        at = (
+            int(rng.integers(0, 8 + int.from_bytes(raw[:8], "little")))
+            if round_ % 4 == 0
+            else int(rng.integers(len(raw)))
+        )
         raw[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(raw)
         with opened(copy) as store:
@@ -73,13 +77,15 @@ def test_a_file_truncated_anywhere_under_an_open_store_is_noticed(template, tmp_
             match = store.match(ids)
             source = store.source(match, match.n_tokens) if k % 2 else None
             f.truncate(file.stat().st_size * k // 64)
-            if source is not None:  # cut after it was opened: found while reading, or after that a stale match
-                out = np.ones((3, len(ids), 20), np.uint8)
-                for tensor in range(4):
+            is_noted = False
+            if source is not None:  # cut after it was opened: found while reading, or nothing but the ids was cut off
+                found = [np.ones((3, len(ids), 20), np.uint8) for _ in range(4)]
+                for tensor, out in enumerate(found):
                     source.read_into(tensor, memoryview(out).cast("B"), len(ids))
-                assert not source.check()
+                is_noted = not source.check()
+                assert is_noted or (k > 56 and is_right(found, ids))
                 source.close()
-            assert settle(store, ids) == (0 if k % 2 else 1)
+            assert settle(store, ids) == (0 if is_noted else 1)
             assert store.stats()["damage"] == 1
         with opened(copy) as store:
             assert settle(store, ids) == 0

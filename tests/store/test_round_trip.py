@@ -14,7 +14,9 @@ from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from tests.store.kvmodel import SMALL, draw, is_right, load, opened, rows, save, segment_files
 
-specs = st.builds(lambda h, d, t: (h, d, t), st.integers(1, 4), st.integers(1, 9), st.sampled_from(["F32", "BF16", "F16"]))
+specs = st.builds(
+    lambda h, d, t: (h, d, t), st.integers(1, 4), st.integers(1, 9), st.sampled_from(["F32", "BF16", "F16"])
+)
 
 
 @st.composite
@@ -23,7 +25,9 @@ def layouts(draw_):
     return Layout(tuple(TensorSpec(f"{i:03d}.k", *s) for i, s in enumerate(found)), ("full",) * len(found))
 
 
-@given(layouts(), st.integers(2, 9), st.lists(st.lists(st.integers(1, 30), max_size=5), min_size=1, max_size=4), st.data())
+@given(
+    layouts(), st.integers(2, 9), st.lists(st.lists(st.integers(1, 30), max_size=5), min_size=1, max_size=4), st.data()
+)
 @settings(max_examples=40, deadline=None)
 def test_any_turns_of_any_layout_come_back_for_every_prefix(layout, chunk_tokens, agents, data):
     """Turns grow or fork from one another; after a reopening each stored prefix is found whole and right."""
