@@ -273,6 +273,8 @@ class Engine:
                     self._finish(row, row.base.kv)
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
             log.warning("prefill failed: %s", type(error).__name__)
+            if self._rows.pop(row.number, None) is not None:
+                self._batch.remove(row.number)
             self._prefilling = None
             row.request.feed.fail(error)
 
