@@ -151,3 +151,14 @@ def test_a_save_of_an_agent_that_was_deleted_meanwhile_is_dropped(tmp_path):
         store.flush()
         assert segment_files(tmp_path) == []
         assert store.stats()["save_failures"] == 0
+
+
+def test_what_another_agent_ends_with_stays_though_nothing_follows_it(tmp_path):
+    ids = draw(np.random.default_rng(6), 60)
+    with opened(tmp_path) as store:
+        a, b = (store.create_agent("", name, system=None, tools="[]").agent_id for name in "ab")
+        save(store, ids[:32], agent_id=b)
+        save(store, ids, agent_id=a)
+        store.flush()
+        store.delete_agent(a)
+        assert store.match(ids).n_tokens == 32
