@@ -24,22 +24,38 @@ class Config:
     Raises ConfigError naming the field, the limit and the value.
     """
 
-    hot_bytes: int | None = field(default=None, validator=_bytes)  #: live KV in memory; None: a quarter of the machine's
-    warm_bytes: int = field(default=0, validator=[instance_of(int), ge(0)])  #: encoded KV in memory; 0 until a lossy codec is chosen
-    disk_bytes: int | None = field(default=None, validator=_bytes)  #: stored KV; None: min(32 GiB, a quarter of what is free)
+    hot_bytes: int | None = field(
+        default=None, validator=_bytes
+    )  #: live KV in memory; None: a quarter of the machine's
+    warm_bytes: int = field(
+        default=0, validator=[instance_of(int), ge(0)]
+    )  #: encoded KV in memory; 0 until a lossy codec is chosen
+    disk_bytes: int | None = field(
+        default=None, validator=_bytes
+    )  #: stored KV; None: min(32 GiB, a quarter of what is free)
     warm_codec: Codec = field(default="exact", validator=in_(("exact",)))
     cold_codec: Codec = field(default="exact", validator=in_(("exact",)))
     chunk_tokens: int = field(default=256, validator=_positive)
-    prefill_tokens: int | None = field(default=None, validator=optional(_positive))  #: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs
+    prefill_tokens: int | None = field(
+        default=None, validator=optional(_positive)
+    )  #: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs
     weights_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
         default=None, validator=optional(in_(("float32", "bfloat16", "float16")))
     )  #: None: on CPU float32 where it fits a quarter of memory, else as stored
-    salt: str = field(default="", validator=instance_of(str))  #: a tenant's secret: caches of different salts never meet
-    target_gap_s: float = field(default=0.25, validator=gt(0), converter=float)  #: wished time between tokens while others prefill
+    salt: str = field(
+        default="", validator=instance_of(str)
+    )  #: a tenant's secret: caches of different salts never meet
+    target_gap_s: float = field(
+        default=0.25, validator=gt(0), converter=float
+    )  #: wished time between tokens while others prefill
     max_batch: int = field(default=8, validator=_positive)  #: rows that decode together
     callable_timeout_s: float = field(default=5.0, validator=gt(0), converter=float)  #: for users' logits processors
-    blas: Literal["auto"] | None = field(default="auto", validator=optional(in_(("auto",))))  #: None: leave the BLAS of mlx on Linux CPU as it is
-    progress: bool | None = field(default=None, validator=optional(instance_of(bool)))  #: None: bars when a person watches
+    blas: Literal["auto"] | None = field(
+        default="auto", validator=optional(in_(("auto",)))
+    )  #: None: leave the BLAS of mlx on Linux CPU as it is
+    progress: bool | None = field(
+        default=None, validator=optional(instance_of(bool))
+    )  #: None: bars when a person watches
     trust_remote_code: bool = field(default=False, validator=instance_of(bool))
 
     def __attrs_post_init__(self) -> None:
@@ -48,7 +64,9 @@ class Config:
                 f"prefill_tokens must be a multiple of chunk_tokens ({self.chunk_tokens}): {self.prefill_tokens}"
             )
         if self.warm_bytes and self.warm_codec == "exact":
-            raise ConfigError(f"warm_bytes must be 0 while warm_codec is 'exact' (warm would only copy hot): {self.warm_bytes}")
+            raise ConfigError(
+                f"warm_bytes must be 0 while warm_codec is 'exact' (warm would only copy hot): {self.warm_bytes}"
+            )
 
     @classmethod
     def make(cls, **settings: Any) -> Config:

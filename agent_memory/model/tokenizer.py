@@ -83,7 +83,9 @@ class HFTokenizer:
     ) -> str:
         """The chat template's text; the tokenizer must have a template."""
         if clash := _RESERVED & set(variables or ()):
-            raise UnsupportedParameterError(f"template variable {min(clash)!r} is set by the library; choose another name")
+            raise UnsupportedParameterError(
+                f"template variable {min(clash)!r} is set by the library; choose another name"
+            )
         try:
             text = self._hf.apply_chat_template(
                 [dict(m) for m in messages],

@@ -24,7 +24,9 @@ def test_two_chains_agree_exactly_as_far_as_whole_chunks_of_their_ids_agree(a, b
     left, right = chunk_chain(ROOT, a, size), chunk_chain(ROOT, b, size)
     shared = common_prefix(a, b) // size
     assert len(left) == len(a) // size
-    assert [x == y for x, y in zip(left, right, strict=False)] == [i < shared for i in range(min(len(left), len(right)))]
+    assert [x == y for x, y in zip(left, right, strict=False)] == [
+        i < shared for i in range(min(len(left), len(right)))
+    ]
 
 
 @given(tokens, tokens)

@@ -1,0 +1,432 @@
+"""EchoRunner: a deterministic stand-in for a model, for tests of programs that use this library.
+
+It needs no MLX and no weights, and answers with the last user message. It is stricter than a real model: it reads the
+conversation back out of its KV arrays, whose rows form a hash chain, so one wrong byte of KV gives a visibly wrong reply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import define
+
+from agent_memory.errors import ConfigError
+from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
+from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.types import Sampling
+
+if TYPE_CHECKING:
+    from agent_memory.protocols import KV, LogitsProcessor, Source
+
+_GROW = 256  #: tokens of spare room are added in steps of this many, as mlx-lm's KVCache does
+_SPOKEN = 5  #: replies are tokenized this many characters at a time: the ids differ from those of the whole text
+_RIVALS = b"etaoin"  #: drawn instead of the wanted token when the temperature is above 0
+_DAMAGED = "\ufffd" * 8
+
+#: ``(text of the last user message, all prompt ids) -> text or ids``; an end-of-turn id is added where there is none.
+Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@define
+class Calls:
+    """What an EchoRunner was asked to compute since it was made."""
+
+    prefill_ids: int = 0  #: ids fed by prefill()
+    insert_ids: int = 0  #: ids fed by insert(): one each
+    generated_ids: int = 0  #: sampled ids fed back
+    prefills: int = 0
+    inserts: int = 0
+    steps: int = 0
+    restores: int = 0
+    restored_tokens: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Prompt ids fed to the model."""
+        return self.prefill_ids + self.insert_ids
+
+
+class EchoRunner:
+    """A ModelRunner that answers with the last user message, or with ``reply``.
+
+    ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every step.
+    ``unstorable`` makes the KV of a kind that can be neither stored nor cut. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        reply: str | Replier | None = None,
+        *,
+        context_tokens: int = 32_768,
+        layers: int = 2,
+        heads: int = 2,
+        dim: int = 8,
+        dtype: str = "F32",
+        bos: bool = False,
+        identity: str = "echo",
+        prefill_tokens: int = 256,
+        delay_s: float = 0.0,
+        unstorable: bool = False,
+    ) -> None:
+        row_bytes = dim * ITEM_BYTES.get(dtype, 0)
+        if row_bytes < 16 or row_bytes % 8:
+            raise ConfigError(f"a row of {dim} x {dtype} is {row_bytes} bytes; it must be 16 or more, in steps of 8")
+        if min(layers, heads, context_tokens, prefill_tokens) < 1:
+            raise ConfigError("layers, heads, context_tokens and prefill_tokens must be 1 or more")
+        self.reply = reply
+        self.delay_s = delay_s
+        self.calls = Calls()
+        self._context_tokens, self._prefill_tokens, self._identity = context_tokens, prefill_tokens, identity
+        self._tokenizer = EchoTokenizer(bos=bos)
+        names = [f"{layer:03d}.{part}" for layer in range(layers) for part in "kv"]
+        kind: Kind = "unstored" if unstorable else "full"
+        self._layout = Layout(
+            tensors=tuple(TensorSpec(name, heads, dim, dtype) for name in names),
+            kinds=(kind,) * layers,
+            unstored=("EchoState",) if unstorable else (),
+        )
+        self._seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "little")
+
+    def __repr__(self) -> str:
+        return f"EchoRunner({self._identity!r})"
+
+    @property
+    def name(self) -> str:
+        """``echo``, or the identity that was given."""
+        return self._identity
+
+    @property
+    def tokenizer(self) -> EchoTokenizer:
+        """Bytes, a few merges and role tokens."""
+        return self._tokenizer
+
+    @property
+    def layout(self) -> Layout:
+        """``layers`` pairs of tensors (heads, n, dim)."""
+        return self._layout
+
+    @property
+    def context_tokens(self) -> int | None:
+        """As given."""
+        return self._context_tokens
+
+    @property
+    def prefill_tokens(self) -> int:
+        """As given."""
+        return self._prefill_tokens
+
+    @property
+    def host(self) -> str:
+        """The same everywhere: integer arithmetic does not round."""
+        return "echo"
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Differs where ``identity``, ``bos``, the dtype or the shape of the KV differ."""
+        return {
+            "weights": hashlib.sha256(self._identity.encode()).hexdigest(),
+            "adapter": "",
+            "config": "echo-1",
+            "tokenizer": self._tokenizer.digest,
+            "layout": self._layout.digest,
+            "dtype": self._layout.tensors[0].dtype,
+        }
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What it is and what it has computed."""
+        return {"backend": "echo", "model": self._identity, "computed_ids": self.calls.computed}
+
+    def open(self) -> None:
+        """Nothing to load."""
+
+    def open_batch(self) -> EchoBatch:
+        """An empty batch; any number may be open."""
+        return EchoBatch(self, self._seed)
+
+    def close(self) -> None:
+        """Nothing to drop."""
+
+
+class EchoKV:
+    """Rows of one conversation in numpy arrays, with spare room.
+
+    A row of tensor ``t``, head ``h`` is words of 64 bits: id and position; the chain; then mixes of the chain, ``t`` and ``h``.
+    """
+
+    __slots__ = ("_layout", "_n", "_seed", "_tensors")
+
+    def __init__(self, layout: Layout, seed: int, capacity: int = 0) -> None:
+        self._layout, self._seed, self._n = layout, seed, 0
+        self._tensors: list[Bytes] = [np.zeros((t.heads, capacity, t.row_bytes), np.uint8) for t in layout.tensors]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens covered."""
+        return self._n
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit without growing."""
+        return int(self._tensors[0].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, spare room included."""
+        return sum(t.nbytes for t in self._tensors)
+
+    def trim(self, n_tokens: int) -> bool:
+        """Cut in place; False where this kind cannot be cut."""
+        if not 0 <= n_tokens <= self._n or (self._layout.unstored and n_tokens != self._n):
+            return False
+        self._n = n_tokens
+        return True
+
+    def copy(self, n_tokens: int) -> EchoKV | None:
+        """The first ``n_tokens``, with spare room; None where this kind cannot be cut there."""
+        if not 0 <= n_tokens <= self._n or (self._layout.unstored and n_tokens != self._n):
+            return None
+        made = EchoKV(self._layout, self._seed, _room(n_tokens))
+        for mine, theirs in zip(self._tensors, made._tensors, strict=True):
+            theirs[:, :n_tokens] = mine[:, :n_tokens]
+        made._n = n_tokens
+        return made
+
+    def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """A copy of tokens ``[start, stop)``: (heads, stop - start, row_bytes) uint8."""
+        if not 0 <= start <= stop <= self._n:
+            raise ValueError(f"tokens [{start}, {stop}) of a KV of {self._n}")
+        return self._tensors[tensor][:, start:stop].copy()
+
+    def fill(self, source: Source) -> None:
+        """Take all of ``source``'s tokens into the spare room, one ``read_into`` per tensor."""
+        for index, tensor in enumerate(self._tensors):
+            source.read_into(index, memoryview(tensor.reshape(-1)), self.capacity)
+        self._n = source.n_tokens
+
+    def feed(self, ids: Sequence[int]) -> None:
+        """Append one row per id, chained to the last row as it stands in memory."""
+        if not len(ids):
+            return
+        start, stop = self._n, self._n + len(ids)
+        if stop > self.capacity:
+            self._grow(stop)
+        link = int(self._words(0)[0, start - 1, 1]) if start else self._seed
+        chain = np.empty(len(ids), np.uint64)
+        for i, token in enumerate(ids):
+            link = ((link ^ (token + 1)) * _K + start + i) & _MASK
+            link ^= link >> 29
+            chain[i] = link
+        self._n = stop
+        for index in range(len(self._tensors)):
+            words = self._words(index)
+            heads, _, width = words.shape
+            words[:, start:stop] = _rows(index, heads, width, np.asarray(ids, np.uint64), chain, start)
+
+    def conversation(self) -> tuple[int, ...] | None:
+        """The ids as the arrays hold them; None where any byte of any row is not what feeding them gives."""
+        words = self._words(0)[0, : self._n]
+        ids, chain = words[:, 0] & np.uint64(0xFFFF_FFFF), words[:, 1].copy()
+        before = np.concatenate([np.array([self._seed], np.uint64), chain[:-1]])[: self._n]
+        link = (before ^ (ids + np.uint64(1))) * np.uint64(_K) + np.arange(self._n, dtype=np.uint64)
+        link ^= link >> np.uint64(29)
+        if not np.array_equal(link, chain):
+            return None
+        for index in range(len(self._tensors)):
+            held = self._words(index)[:, : self._n]
+            heads, _, width = held.shape
+            if not np.array_equal(held, _rows(index, heads, width, ids, chain, 0)):
+                return None
+        return tuple(ids.tolist())
+
+    def _words(self, tensor: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        return self._tensors[tensor].view(np.uint64)
+
+    def _grow(self, n_tokens: int) -> None:
+        for index, old in enumerate(self._tensors):
+            new = np.zeros((old.shape[0], _room(n_tokens), old.shape[2]), np.uint8)
+            new[:, : self._n] = old[:, : self._n]
+            self._tensors[index] = new
+
+
+_K = 0x9E37_79B9_7F4A_7C15
+_MASK = (1 << 64) - 1
+
+
+def _room(n_tokens: int) -> int:
+    return (n_tokens // _GROW + 1) * _GROW
+
+
+def _rows(
+    tensor: int, heads: int, width: int, ids: np.ndarray[Any, Any], chain: np.ndarray[Any, Any], start: int
+) -> np.ndarray[Any, Any]:
+    """Rows as words of 64 bits: (heads, n, width)."""
+    n = len(ids)
+    rows = np.empty((heads, n, width), np.uint64)
+    rows[:, :, 0] = ids | (np.arange(start, start + n, dtype=np.uint64) << np.uint64(32))
+    rows[:, :, 1] = chain
+    for head in range(heads):
+        for word in range(2, width):
+            salt = ((tensor * heads + head) * width + word) * 0xBF58_476D_1CE4_E5B9 & _MASK
+            rows[head, :, word] = (chain ^ np.uint64(salt)) * np.uint64(_K)
+    return rows
+
+
+@define
+class _Row:
+    kv: EchoKV
+    plan: Sequence[int]  #: the ids this reply is meant to have
+    history: list[int]  #: prompt and sampled ids, the next one included
+    sampling: Sampling
+    processors: Sequence[LogitsProcessor]
+    n_prompt: int
+    next: int = 0  #: sampled, not yet fed
+    is_started: bool = False
+    error: BaseException | None = None
+
+
+class EchoBatch:
+    """The Batch of an EchoRunner. Rows do not influence one another."""
+
+    def __init__(self, runner: EchoRunner, seed: int) -> None:
+        self._runner, self._seed = runner, seed
+        self._rows: dict[int, _Row] = {}
+
+    def empty(self) -> EchoKV:
+        """A KV of no tokens and no room."""
+        return EchoKV(self._runner.layout, self._seed)
+
+    def restore(self, source: Source) -> EchoKV:
+        """A KV filled from ``source`` at once."""
+        kv = EchoKV(self._runner.layout, self._seed, _room(source.n_tokens))
+        kv.fill(source)
+        self._runner.calls.restores += 1
+        self._runner.calls.restored_tokens += source.n_tokens
+        return kv
+
+    def prefill(self, kv: KV, ids: Sequence[int]) -> None:
+        """Append ``ids`` to ``kv``."""
+        calls = self._runner.calls
+        calls.prefills += 1
+        calls.prefill_ids += len(ids)
+        _echo(kv).feed(ids)
+        self._wait()
+
+    def insert(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+    ) -> int:
+        """Feed the last id and give the first token, which is not in the KV yet."""
+        if row in self._rows:
+            raise ValueError(f"row {row} is decoding already")
+        if not ids or kv.n_tokens != len(ids) - 1:
+            raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
+        calls = self._runner.calls
+        calls.inserts += 1
+        calls.insert_ids += 1
+        mine = _echo(kv)
+        mine.feed(ids[-1:])
+        made = _Row(mine, self._plan(mine), list(ids), sampling, tuple(logits_processors), len(ids))
+        self._rows[row] = made
+        self._draw(made)
+        return made.next
+
+    def step(self) -> list[tuple[int, int]]:
+        """Each row's pending token is fed, the one after it is drawn; what was fed is given out."""
+        if not self._rows:
+            return []
+        self._runner.calls.steps += 1
+        out = []
+        for index, row in self._rows.items():
+            if not row.is_started:  # insert() gave the first token out before it was fed
+                row.is_started = True
+                self._advance(row)
+            out.append((index, self._advance(row)))
+        self._wait()
+        return out
+
+    def error(self, row: int) -> BaseException | None:
+        """What a logits processor of this row raised first."""
+        return self._rows[row].error if row in self._rows else None
+
+    def remove(self, row: int) -> EchoKV:
+        """Take a row out, with its KV."""
+        return self._rows.pop(row).kv
+
+    def close(self) -> None:
+        """Drop all rows."""
+        self._rows.clear()
+
+    def _wait(self) -> None:
+        if self._runner.delay_s:
+            time.sleep(self._runner.delay_s)
+
+    def _plan(self, kv: EchoKV) -> Sequence[int]:
+        tokenizer, reply = self._runner.tokenizer, self._runner.reply
+        prompt = kv.conversation()
+        if prompt is None:
+            return [*tokenizer.encode(_DAMAGED), tokenizer.end_id]
+        asked = tokenizer.last_user_text(prompt)
+        said = reply(asked, prompt) if callable(reply) else asked if reply is None else reply
+        if isinstance(said, str):
+            cuts = range(0, len(said), _SPOKEN)
+            said = [i for cut in cuts for i in tokenizer.encode_plain(said[cut : cut + _SPOKEN])]
+        return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
+
+    def _advance(self, row: _Row) -> int:
+        token = row.next
+        row.kv.feed([token])
+        self._runner.calls.generated_ids += 1
+        self._draw(row)
+        return token
+
+    def _draw(self, row: _Row) -> None:
+        """Sample the next token: it joins the history, not the KV."""
+        place = len(row.history) - row.n_prompt
+        is_end = place >= len(row.plan) - 1
+        logits = np.full(self._runner.tokenizer.n_vocab, -30.0, np.float32)
+        logits[list(_RIVALS)] = np.linspace(8.0, 7.0, len(_RIVALS)) if not is_end else -20.0
+        logits[self._runner.tokenizer.end_id if place >= len(row.plan) else row.plan[place]] = 10.0
+        if row.error is None:
+            logits = self._processed(row, logits)
+        row.next = _sample(logits, row.sampling, len(row.history))
+        row.history.append(row.next)
+
+    def _processed(self, row: _Row, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        made = logits
+        try:
+            for process in row.processors:
+                made = np.asarray(process(tuple(row.history), made.copy()), np.float32)
+                if made.shape != logits.shape or np.isnan(made).any():
+                    raise ValueError(f"a logits processor returned shape {made.shape} or NaN; {logits.shape} is needed")
+        except Exception as error:  # a user's callable: its row fails, and no other
+            row.error = error
+            return logits
+        return made
+
+
+def _sample(logits: np.ndarray[Any, Any], sampling: Sampling, position: int) -> int:
+    """Argmax, or a draw among the best few that depends on seed and position alone (no seed is seed 0)."""
+    if sampling.is_greedy:
+        return int(np.argmax(logits))
+    best = np.argsort(-logits, kind="stable")[: min(sampling.top_k or 8, 8)]
+    scaled = (logits[best] - logits[best[0]]).astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled)
+    draw = np.random.default_rng([sampling.seed or 0, position]).random() * weights.sum()
+    return int(best[min(int(np.searchsorted(np.cumsum(weights), draw)), len(best) - 1)])
+
+
+def _echo(kv: KV) -> EchoKV:
+    if not isinstance(kv, EchoKV):
+        raise TypeError(f"an EchoRunner was given a {type(kv).__name__}")
+    return kv
