@@ -1,7 +1,8 @@
 """EchoRunner: a deterministic stand-in for a model, for tests of programs that use this library.
 
 It needs no MLX and no weights, and answers with the last user message. It is stricter than a real model: it reads the
-conversation back out of its KV arrays, whose rows form a hash chain, so one wrong byte of KV gives a visibly wrong reply.
+conversation back out of its KV arrays, whose rows form a hash chain, so one wrong byte of KV gives a visibly wrong
+reply.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Calls:
 class EchoRunner:
     """A ModelRunner that answers with the last user message, or with ``reply``.
 
-    ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every step.
-    ``unstorable`` makes the KV of a kind that can be neither stored nor cut. Raises ConfigError.
+    ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every
+    step. ``unstorable`` makes the KV of a kind that can be neither stored nor cut. Raises ConfigError.
     """
 
     def __init__(
@@ -156,7 +157,8 @@ class EchoRunner:
 class EchoKV:
     """Rows of one conversation in numpy arrays, with spare room.
 
-    A row of tensor ``t``, head ``h`` is words of 64 bits: id and position; the chain; then mixes of the chain, ``t`` and ``h``.
+    A row of tensor ``t``, head ``h`` is words of 64 bits: id and position; the chain; then mixes of the chain, ``t``
+    and ``h``.
     """
 
     __slots__ = ("_layout", "_n", "_seed", "_tensors")
@@ -206,7 +208,7 @@ class EchoKV:
     def fill(self, source: Source) -> None:
         """Take all of ``source``'s tokens into the spare room, one ``read_into`` per tensor."""
         for index, tensor in enumerate(self._tensors):
-            source.read_into(index, memoryview(tensor.reshape(-1)), self.capacity)
+            source.read_into(index, tensor.reshape(-1).data, self.capacity)
         self._n = source.n_tokens
 
     def feed(self, ids: Sequence[int]) -> None:
@@ -409,7 +411,7 @@ class EchoBatch:
                 made = np.asarray(process(tuple(row.history), made.copy()), np.float32)
                 if made.shape != logits.shape or np.isnan(made).any():
                     raise ValueError(f"a logits processor returned shape {made.shape} or NaN; {logits.shape} is needed")
-        except Exception as error:  # a user's callable: its row fails, and no other
+        except Exception as error:  # noqa: BLE001 - a user's callable: its row fails, and no other
             row.error = error
             return logits
         return made

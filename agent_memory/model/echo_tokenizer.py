@@ -1,7 +1,7 @@
 """EchoTokenizer: 256 bytes, some merges, and role tokens; in Python alone.
 
-As with Hugging Face's tokenizers, a special token written in a text becomes its id: who lets strangers write prompts must
-strip such strings, or a stranger's message can end its turn and begin another.
+As with Hugging Face's tokenizers, a special token written in a text becomes its id: who lets strangers write prompts
+must strip such strings, or a stranger's message can end its turn and begin another.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|
 _END, _BOS = "<|end|>", "<|bos|>"
 _SPECIALS = (*_ROLES.values(), _END, _BOS)
 _MERGES = (
-    " a in ou the er re on he st nd is es en at it to or an ing ed ion un be bel lie li ie va able vable ab le "
-    "believable hel llo ell lo He wo rld 12 00 34 \u00e9 \u4e16 \u754c \u00fc"
-).split()
+    *("in", "ou", "the", "er", "re", "on", "he", "st", "nd", "is", "es", "en", "at", "it", "to", "or", "an", "ing", "ed"),
+    *("ion", "un", "be", "bel", "lie", "li", "ie", "va", "able", "vable", "ab", "le", "believable", "hel", "llo", "ell"),
+    *("lo", "He", "wo", "rld", "12", "00", "34", "\u00e9", "\u4e16", "\u754c", "\u00fc"),
+)
 _SPACED = (" ", "  ", "    ", " the", " a", " un", " be", " to", " w", "\n\n")
 _HALVES = (b"\xe4\xb8", b"\xf0\x9f", b"\x98\x80", b"a\xc3")  #: parts of characters, as byte-level BPE learns them
 
@@ -74,6 +75,11 @@ class EchoTokenizer:
         """Role tokens, ``<|end|>`` and ``<|bos|>``."""
         return self._special_ids
 
+    @property
+    def has_template(self) -> bool:
+        """Always."""
+        return True
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; special tokens written in it become their ids. Raises UnsupportedParameterError."""
         ids: list[int] = []
@@ -119,7 +125,8 @@ class EchoTokenizer:
         The one variable is ``reply_prefix``: text after the opening ``<|assistant|>``.
         """
         if unknown := [m["role"] for m in messages if m["role"] not in _ROLES]:
-            raise UnsupportedParameterError(f"the echo template knows no role {unknown[0]!r}; known: {', '.join(_ROLES)}")
+            known = ", ".join(_ROLES)
+            raise UnsupportedParameterError(f"the echo template knows no role {unknown[0]!r}; known: {known}")
         listed = "".join("\n" + json.dumps(tool, ensure_ascii=False, sort_keys=True) for tool in tools)
         parts = [_BOS] if self._bos_id is not None else []
         if tools and not (messages and messages[0]["role"] == "system"):
