@@ -28,9 +28,12 @@ class Log:
     Read from any thread; changed on the engine thread alone (``commit``, ``rewind``), as whole tuples.
     """
 
-    __slots__ = ("agent_id", "created_s", "ids", "messages", "n_kv", "name", "system", "turns", "used_s", "version")
+    __slots__ = (
+        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "turns", "used_s", "version",
+    )  # fmt: skip
 
-    def __init__(self, record: AgentRecord) -> None:
+    def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
+        self.is_foreign = is_foreign  #: whether its KV so far was made by other models alone
         self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
         self.created_s, self.used_s = record.created_s, record.used_s
         self.version = 0
@@ -87,6 +90,7 @@ class Log:
 
     def append(self, turn: Turn) -> None:
         """Take a turn in; O(ids) memory traffic, no rendering."""
+        self.is_foreign = False
         self._replay((*self.turns, turn))
         self.used_s = turn.created_s
 
@@ -155,7 +159,7 @@ class Planner:
         return Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv) if log else 0,
-            foreign=bool(log and log.turns and not len(known)),
+            foreign=bool(log and log.turns and (log.is_foreign or not len(known))),
         )
 
 

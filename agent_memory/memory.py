@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -53,6 +54,7 @@ class Memory:
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._identity = ""
         self._store = Store(store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens)
         self._engine = Engine(
             self._runner,
@@ -66,6 +68,8 @@ class Memory:
         except BaseException:
             self._store.close()
             raise
+        # A Memory that nobody closed still saves and ends its threads when it is collected or the interpreter exits.
+        self._finalizer = weakref.finalize(self, _shut, self._engine, self._store)
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"
@@ -226,7 +230,8 @@ class Memory:
                 record = self._store.load_agent(self._config.salt, name)
                 if record is None:
                     record = self._store.create_agent(self._config.salt, name, system=system, tools="[]")
-                log = self._logs[name] = Log(record)
+                stored = self._store.lineage_identities(record.agent_id)
+                log = self._logs[name] = Log(record, is_foreign=bool(stored) and self._identity not in stored)
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
@@ -304,8 +309,7 @@ class Memory:
             if self._closed:
                 return
             self._closed = True
-        self._engine.close()
-        self._store.close()
+        self._finalizer()
 
     async def aclose(self) -> None:
         """``close()`` without blocking the event loop."""
@@ -332,6 +336,7 @@ class Memory:
         parts = {**self._runner.identity, "salt": self._config.salt, "chunk_tokens": self._config.chunk_tokens}
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         facts = {"model": self._runner.name, **{k: str(v) for k, v in self._runner.identity.items()}}
+        self._identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _tokenizer(self) -> Any:
@@ -395,3 +400,10 @@ class Memory:
             self._store.rewind(log.agent_id, len(log.turns))
 
         self._engine.call(work)
+
+
+def _shut(engine: Engine, store: Store) -> None:
+    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
+    engine.close()
+    if engine.is_ours:
+        store.close()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -171,8 +172,13 @@ class MLXRunner:
         )
 
     def close(self) -> None:
-        """Drop model and tokenizer. A model that the host loaded stays the host's."""
+        """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""
         self._model = self._hf = None
+        if "mlx.core" in sys.modules:
+            import mlx.core as mx
+
+            # A thread that has computed must do this before it ends, or the process may abort at exit (mlx #3395).
+            mx.clear_streams()
 
     def _load(self) -> None:
         import mlx_lm
@@ -198,7 +204,7 @@ class MLXRunner:
             raise UnsupportedModelError(f"mlx-lm cannot load {found.path}: {error}") from error
         except (OSError, RuntimeError) as error:
             raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
-        _cast(self._model, found.weights_dtype)
+        self._model = _cast(self._model, found.weights_dtype)
 
 
 def _on_cpu() -> bool:
@@ -209,13 +215,17 @@ def _on_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
-def _cast(model: Any, dtype: str | None) -> None:
-    """Set the dtype of unquantized weights; quantized ones stay as stored. Evaluates all of them."""
+def _cast(model: Any, dtype: str | None) -> Any:
+    """The model with its weights in ``dtype``, dequantized where they were quantized; None: as stored. Evaluates all."""
     import mlx.core as mx
+    from mlx_lm.utils import dequantize_model
 
-    if dtype is not None and not any(a.dtype == mx.uint32 for _, a in _leaves(model)):
+    if dtype is not None:
+        if any(a.dtype == mx.uint32 for _, a in _leaves(model)):
+            model = dequantize_model(model)
         model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())
+    return model
 
 
 def _leaves(model: Any) -> list[tuple[str, Any]]:

@@ -64,11 +64,15 @@ class Engine:
     def open(self, attach: Callable[[], None]) -> None:
         """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request."""
         ready: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._main, args=(ready, attach), name="agent_memory-engine", daemon=True
-        )
+        boot = [attach]  # emptied by the thread, which must not keep the Memory behind ``attach`` alive
+        self._thread = threading.Thread(target=self._main, args=(ready, boot), name="agent_memory-engine", daemon=True)
         self._thread.start()
         ready.result()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that opened it, not a forked child."""
+        return os.getpid() == self._pid
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""
@@ -114,11 +118,13 @@ class Engine:
             self.hot.take(lineage)
 
     def close(self) -> None:
-        """Fail what still runs, save what is finished, end the thread; idempotent."""
+        """Fail what still runs, save what is finished, end the thread; idempotent, and nothing in a forked child."""
+        if os.getpid() != self._pid:
+            return
         with self._bell:
             self._closing = True
             self._bell.notify()
-        if self._thread is not None and os.getpid() == self._pid:
+        if self._thread is not None:
             self._thread.join()
 
     def _post(self, message: Callable[[], None]) -> None:
@@ -130,10 +136,10 @@ class Engine:
             self._inbox.append(message)
             self._bell.notify()
 
-    def _main(self, ready: Future[None], attach: Callable[[], None]) -> None:
+    def _main(self, ready: Future[None], boot: list[Callable[[], None]]) -> None:
         try:
             self._runner.open()
-            attach()
+            boot.pop()()
             layout = self._runner.layout
             self._batch = self._runner.open_batch()
             self._saver = Saver(self._store, len(layout.tensors))
@@ -141,6 +147,7 @@ class Engine:
             self._reuse = Reuse(self.hot, self._store, self._saver, layout)
             self._grid = self._prefill_tokens or self._runner.prefill_tokens
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
+            self._runner.close()
             ready.set_exception(error)
             return
         ready.set_result(None)

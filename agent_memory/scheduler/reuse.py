@@ -45,7 +45,7 @@ class Reuse:
                 source=source,
             )
         base = base or Base(kv=batch.empty())
-        if base.n_tokens < min(prompt.known, len(wanted)):
+        if base.n_tokens < min(prompt.known, len(wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
             base.miss = self._reason(prompt, stopped)
         return base

@@ -375,6 +375,12 @@ class Manifest:
                 db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", stale_rows)
                 db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
 
+    def lineage_identities(self, agent_id: int) -> frozenset[str]:
+        """Identities under which an agent has stored KV."""
+        with self._lock:
+            rows = self._db.execute("SELECT DISTINCT identity FROM lineages WHERE agent = ?", (agent_id,))
+            return frozenset(identity for (identity,) in rows)
+
     def heads(self) -> list[tuple[int, str, bytes]]:
         """(agent id, identity, piece id) of every lineage."""
         with self._lock:

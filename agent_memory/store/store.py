@@ -91,6 +91,11 @@ class Store:
 
     # logs
 
+    def lineage_identities(self, agent_id: int) -> frozenset[str]:
+        """Identities of the models under which this agent has stored KV."""
+        with _store_errors("read the agent"):
+            return self._manifest.lineage_identities(agent_id)
+
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
         """An agent and its log, up to the first damaged turn. Waits for queued log writes."""
         self._drain_logs()
