@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from agent_memory.config import Config
 from agent_memory.errors import ConfigError, UnsupportedParameterError
@@ -14,12 +14,12 @@ from agent_memory.protocols import ModelRunner
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
-    if isinstance(model, ModelRunner):
+    if hasattr(type(model), "open_batch"):  # a ModelRunner, without asking for properties that need it opened
         if adapter is not None:
             raise ConfigError(
                 "adapter= goes with a model that this library loads; load it into the model you pass instead"
             )
-        return model
+        return cast(ModelRunner, model)
     if model is not None and not isinstance(model, (str, PathLike)):
         raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
     from agent_memory.model.mlx import MLXRunner

@@ -18,11 +18,10 @@ from agent_memory.errors import UnsupportedParameterError
 _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|tool|>"}
 _END, _BOS = "<|end|>", "<|bos|>"
 _SPECIALS = (*_ROLES.values(), _END, _BOS)
-_MERGES = (
-    *("in", "ou", "the", "er", "re", "on", "he", "st", "nd", "is", "es", "en", "at", "it", "to", "or", "an", "ing", "ed"),
-    *("ion", "un", "be", "bel", "lie", "li", "ie", "va", "able", "vable", "ab", "le", "believable", "hel", "llo", "ell"),
-    *("lo", "He", "wo", "rld", "12", "00", "34", "\u00e9", "\u4e16", "\u754c", "\u00fc"),
+_WORDS = (
+    "in ou the er re on he st nd is es en at it to or an ing ed ion un be bel lie li ie va able vable ab le believable"
 )
+_MERGES = (*_WORDS.split(), "hel", "llo", "ell", "lo", "He", "wo", "rld", "12", "00", "\u00e9", "\u4e16", "\u754c")
 _SPACED = (" ", "  ", "    ", " the", " a", " un", " be", " to", " w", "\n\n")
 _HALVES = (b"\xe4\xb8", b"\xf0\x9f", b"\x98\x80", b"a\xc3")  #: parts of characters, as byte-level BPE learns them
 

@@ -51,10 +51,18 @@ def _exchange(mine: list[int], theirs: list[int], tokenizer: Tokenizer, *, ends:
     if wanted == have:
         return theirs
     if ends and wanted.startswith(have):
-        for cut in range(len(mine)):
-            if tokenizer.key(mine[:cut]) == have:
-                return theirs + mine[cut:]
+        return _continued(mine, theirs, wanted, tokenizer)
     return None
+
+
+def _continued(mine: list[int], theirs: list[int], wanted: str, tokenizer: Tokenizer) -> list[int] | None:
+    """``theirs`` and ids of the rest of ``mine``'s text; None where no ids are exactly that rest."""
+    whole, begun = tokenizer.decode(mine), tokenizer.decode(theirs)
+    if not whole.startswith(begun):
+        return None
+    rest = tokenizer.encode(whole[len(begun) :])
+    made = theirs + rest
+    return made if tokenizer.key(made) == wanted and tokenizer.special_ids.isdisjoint(rest) else None
 
 
 def _runs(ids: Sequence[int], start: int, specials: frozenset[int]) -> Iterator[tuple[int, int]]:
