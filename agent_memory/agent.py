@@ -11,11 +11,11 @@ import numpy as np
 from agent_memory.errors import RequestError, ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
-from agent_memory.protocols import LogitsProcessor, Tokenizer
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.template import prompt_ids, raw_ids
+from agent_memory.protocols import LogitsProcessor, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt
-from agent_memory.store.manifest import AgentRecord, Turn
+from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.types import AgentInfo, Message, Reply, Sampling, ToolResult
 
 if TYPE_CHECKING:

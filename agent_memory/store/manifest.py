@@ -13,22 +13,30 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
-import xxhash
-from attrs import field, frozen
 
 from agent_memory.errors import IncompatibleStoreError, StoreError
 from agent_memory.store.format import READ_VERSION, WRITE_VERSION
-from agent_memory.types import AgentInfo, Exactness, Finish, Message, ToolCall
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from agent_memory.store.records import (
+    AgentRecord,
+    SegmentRow,
+    Turn,
+    agent_sum,
+    blob_text,
+    messages_json,
+    messages_of,
+    salt_digest,
+    text_blob,
+    turn_sum,
+)
+from agent_memory.types import AgentInfo
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL, created_s REAL NOT NULL);
+CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL,
+    created_s REAL NOT NULL);
 CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL, name BLOB NOT NULL, system BLOB,
     tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
 CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL,
@@ -40,115 +48,11 @@ CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB
 CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL,
     n_bytes INTEGER NOT NULL,
     header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL,
-    n_tokens INTEGER NOT NULL,
-    chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL, used_s REAL NOT NULL, pieces BLOB NOT NULL);
+    n_tokens INTEGER NOT NULL, chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL,
+    used_s REAL NOT NULL, pieces BLOB NOT NULL);
 """
 
-
-@frozen
-class Turn:
-    """One turn of an agent's log: afterwards its ids are ``(ids before)[:keep] + ids``, its messages likewise."""
-
-    messages: tuple[Message, ...]
-    keep: int
-    ids: Array = field(eq=False, repr=lambda a: f"<{len(a)} ids>")  #: u32
-    tokenizer: str  #: digest
-    finish: Finish | None
-    created_s: float
-    n_messages_kept: int  #: how many earlier messages stay
-    n_kv: int = 0  #: how many of the agent's ids have had their KV computed
-
-
-@frozen
-class AgentRecord:
-    """An agent and its whole log."""
-
-    agent_id: int
-    name: str
-    system: str | None
-    tools: str  #: JSON
-    turns: tuple[Turn, ...]
-    created_s: float
-    used_s: float
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The messages after the last turn."""
-        found: tuple[Message, ...] = ()
-        for turn in self.turns:
-            found = found[: turn.n_messages_kept] + turn.messages
-        return found
-
-    @property
-    def ids(self) -> Array:
-        """The ids after the last turn (u32)."""
-        found = np.zeros(0, np.uint32)
-        for turn in self.turns:
-            found = np.concatenate([found[: turn.keep], turn.ids])
-        return found
-
-
-@frozen(kw_only=True)
-class SegmentRow:
-    """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 16 bytes head, of each."""
-
-    segment: int
-    identity: str
-    file: str
-    n_bytes: int
-    header_xxh3: str
-    parent: bytes
-    parent_segment: int | None
-    start: int
-    n_tokens: int
-    chunk_tokens: int
-    exactness: Exactness
-    host: str
-    used_s: float
-    pieces: bytes = field(repr=False)
-
-
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
-
-
-def _blob(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # a name may be any str, lone surrogates and NUL included
-
-
-def _text(blob: bytes) -> str:
-    return bytes(blob).decode("utf-8", "surrogatepass")
-
-
-def _salt(salt: str) -> bytes:
-    return xxhash.xxh3_128_digest(_blob("agent_memory.salt/1\0" + salt))
-
-
-def _turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
-    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s, turn.n_kv]
-    return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
-
-
-def _agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
-    return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())
-
-
-def messages_json(messages: Iterable[Message]) -> str:
-    """Messages as JSON, fields at their default left out."""
-    blank = Message("user", "")
-    rows = []
-    for m in messages:
-        row = {k: v for k, v in attrs.asdict(m).items() if v != getattr(blank, k) or k in ("role", "content")}
-        rows.append(row)
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def messages_of(text: str) -> tuple[Message, ...]:
-    """The messages that ``messages_json`` wrote."""
-    found = []
-    for row in json.loads(text):
-        row["tool_calls"] = tuple(ToolCall(**call) for call in row.get("tool_calls", ()))
-        found.append(Message(**row))
-    return tuple(found)
 
 
 class Manifest:
@@ -205,13 +109,13 @@ class Manifest:
         with self._lock:
             row = self._db.execute(
                 "SELECT agent, system, tools, created_s, used_s, xxh3 FROM agents WHERE salt = ? AND name = ?",
-                (_salt(salt), _blob(name)),
+                (salt_digest(salt), text_blob(name)),
             ).fetchone()
             if row is None:
                 return None
             turns, damage = self._turns(row[0])
-        system, tools = None if row[1] is None else _text(row[1]), _text(row[2])
-        if _agent_sum(name, system, tools, row[3]) != row[5]:
+        system, tools = None if row[1] is None else blob_text(row[1]), blob_text(row[2])
+        if agent_sum(name, system, tools, row[3]) != row[5]:
             damage = "the agent's own record"
         return AgentRecord(row[0], name, system, tools, turns, row[3], row[4]), damage
 
@@ -225,7 +129,7 @@ class Manifest:
         for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
             try:
                 turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
-                if number != len(turns) or _turn_sum(agent_id, number, turn, messages) != digest:
+                if number != len(turns) or turn_sum(agent_id, number, turn, messages) != digest:
                     raise ValueError("checksum")
                 turns.append(attrs.evolve(turn, messages=messages_of(messages)))
             except (ValueError, TypeError, AttributeError):
@@ -235,12 +139,14 @@ class Manifest:
     def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
         now = time.time()
-        digest = _agent_sum(name, system, tools, now)
-        row = (_salt(salt), _blob(name), None if system is None else _blob(system), _blob(tools), now, now, digest)
+        digest = agent_sum(name, system, tools, now)
+        told = None if system is None else text_blob(system)
+        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest)
         try:
             with self.transaction() as db:
                 agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).lastrowid
         except sqlite3.IntegrityError as error:
@@ -252,17 +158,23 @@ class Manifest:
         """All agents of one salt, by name."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens FROM agents a LEFT JOIN turns t "
-                "ON t.agent = a.agent AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
-                (_salt(salt),),
+                "SELECT a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens "
+                "FROM agents a LEFT JOIN turns t ON t.agent = a.agent "
+                "AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
+                (salt_digest(salt),),
             ).fetchall()
         found = [
             AgentInfo(
-                name=_text(name), n_turns=0 if last is None else last + 1, n_messages=n_messages or 0, n_tokens=n_tokens or 0,
-                system=None if system is None else _text(system), created_s=created_s, used_s=used_s,
+                name=blob_text(name),
+                n_turns=0 if last is None else last + 1,
+                n_messages=n_messages or 0,
+                n_tokens=n_tokens or 0,
+                system=None if system is None else blob_text(system),
+                created_s=created_s,
+                used_s=used_s,
             )
             for name, system, created_s, used_s, last, n_messages, n_tokens in rows
-        ]  # fmt: skip
+        ]
         return sorted(found, key=lambda info: info.name)
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
@@ -280,7 +192,7 @@ class Manifest:
             turn.finish,
             turn.created_s,
             turn.n_kv,
-            _turn_sum(agent_id, number, turn, messages),
+            turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
         )
         with self.transaction() as db:
@@ -307,13 +219,11 @@ class Manifest:
             agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
             for agent, name, system, tools, created_s, digest in agents:
                 _, damage = self._turns(agent)
-                if (
-                    _agent_sum(_text(name), None if system is None else _text(system), _text(tools), created_s)
-                    != digest
-                ):
+                told = None if system is None else blob_text(system)
+                if agent_sum(blob_text(name), told, blob_text(tools), created_s) != digest:
                     damage = "its own record"
                 if damage is not None:
-                    found.append(f"agent {_text(name)!r}: {damage} is damaged")
+                    found.append(f"agent {blob_text(name)!r}: {damage} is damaged")
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         return total, found if check == "ok" else [*found, f"manifest: {check}"]
 
@@ -328,7 +238,8 @@ class Manifest:
         """Record an identity and what is known of it."""
         with self.transaction() as db:
             db.execute(
-                "INSERT INTO identities VALUES (?, ?, ?, ?) ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
+                "INSERT INTO identities VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
                 (identity, layout, json.dumps(dict(facts), sort_keys=True), time.time()),
             )
 
@@ -356,9 +267,10 @@ class Manifest:
         lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
         moved: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """One transaction: segments that exist from now on (or changed), those that do not, times of use, an agent's head.
+        """One transaction: segments that exist from now on, those that no longer do, times of use, an agent's head.
 
-        ``lineage``: agent id, identity, head, and former heads that it replaces. ``moved``: heads whose piece another took over.
+        ``lineage``: agent id, identity, head, and former heads that it replaces. ``moved``: heads whose piece another
+        took over.
         """
         with self.transaction() as db:
             if used:
@@ -393,14 +305,15 @@ class Manifest:
             return [head for (head,) in rows]
 
     def delete_agent(self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
-        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments that became shorter."""
+        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments now shorter."""
         with self.transaction() as db:
             for table in ("agents", "turns", "lineages"):
                 db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
             db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
             for row in change:
                 db.execute(
-                    "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? WHERE segment = ?",
+                    "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? "
+                    "WHERE segment = ?",
                     (row.file, row.n_bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
                 )
 
@@ -416,6 +329,6 @@ def _check_versions(path: Path) -> None:
     read, write = int(found.get("read_version", 0)), int(found.get("write_version", 0))
     if read > READ_VERSION or write > WRITE_VERSION or read < 1:
         raise IncompatibleStoreError(
-            f"{path.parent} was written with read version {read} and write version {write}; this version of agent_memory "
-            f"supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another folder."
+            f"{path.parent} was written with read version {read} and write version {write}; this version of "
+            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another folder."
         )

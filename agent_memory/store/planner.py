@@ -43,31 +43,29 @@ class Segment:
     )
 
     def __init__(
-        self, *, number: int, identity: str, file: str, parent: bytes, parent_number: int | None, start: int, n_tokens: int,
-        chunk_tokens: int, exactness: Exactness, host: str, used_s: float, n_bytes: int = 0, header_xxh3: str = "",
-        ids: Ids | None = None, is_ready: bool = False,
-    ) -> None:  # fmt: skip
-        self.number, self.identity, self.file, self.parent, self.parent_number = (
-            number,
-            identity,
-            file,
-            parent,
-            parent_number,
-        )
-        self.start, self.n_tokens, self.chunk_tokens, self.exactness, self.host = (
-            start,
-            n_tokens,
-            chunk_tokens,
-            exactness,
-            host,
-        )
-        self.used_s, self.n_bytes, self.header_xxh3, self.ids, self.is_ready = (
-            used_s,
-            n_bytes,
-            header_xxh3,
-            ids,
-            is_ready,
-        )
+        self,
+        *,
+        number: int,
+        identity: str,
+        file: str,
+        parent: bytes,
+        parent_number: int | None,
+        start: int,
+        n_tokens: int,
+        chunk_tokens: int,
+        exactness: Exactness,
+        host: str,
+        used_s: float,
+        n_bytes: int = 0,
+        header_xxh3: str = "",
+        ids: Ids | None = None,
+        is_ready: bool = False,
+    ) -> None:
+        self.number, self.identity, self.file = number, identity, file
+        self.parent, self.parent_number = parent, parent_number
+        self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
+        self.exactness, self.host, self.used_s = exactness, host, used_s
+        self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
         self.pieces: list[Piece] = []
 
 
@@ -208,9 +206,7 @@ class Index:
         return found
 
     def deltas(self, parent: bytes, rest: Ids, *, ready: bool) -> list[list[Piece]]:
-        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``, each with its prefixes; [] is
-        one.
-        """
+        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``; the empty one comes first."""
         chains: list[list[Piece]] = [[]]
         for chain in chains:
             if len(chains) > _MAX_VISITS:

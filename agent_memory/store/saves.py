@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
 
+from agent_memory.store.files import make_folder, unlink
+from agent_memory.store.format import TEMP_SUFFIX
 from agent_memory.store.io import ITEM_BYTES
-from agent_memory.store.planner import Segment
-from agent_memory.store.segments import SegmentWriter
+from agent_memory.store.planner import Piece, Segment
+from agent_memory.store.rows import facts_of, row_of
+from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, sync_folder
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
+
+log = logging.getLogger("agent_memory.store")
 
 
 @frozen
@@ -55,16 +62,148 @@ class Save:
         data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
         for at in range(0, len(data), ITEM_BYTES):
             piece = data[at : at + ITEM_BYTES]
-            catalog.io.submit(lambda piece=piece: catalog.write(self, part, tensor, piece), len(piece))  # type: ignore[misc]
+            catalog.io.submit(partial(_write, catalog, self, part, tensor, piece), len(piece))
 
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
         if catalog is not None and (self.segments or self.agent_id is not None):
-            catalog.io.submit(lambda: catalog.commit(self))
+            catalog.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
         """Drop what was put so far."""
         catalog = self._catalog
         if catalog is not None and self.segments:
-            catalog.io.submit(lambda: catalog.abandon(self))
+            catalog.io.submit(lambda: _abandon(catalog, self))
+
+
+def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryview) -> None:
+    """Write some bytes of a save. I/O thread; a failure ends the save."""
+    if save.is_over:
+        return
+    try:
+        while len(save.writers) <= part:
+            save.writers.append(_writer(catalog, save.segments[len(save.writers)]))
+        save.writers[part].write(tensor, data)
+    except WRITE_ERRORS as error:
+        _fail(catalog, save, error)
+
+
+def _commit(catalog: Catalog, save: Save) -> None:
+    """Make a save durable and readable, remove what it supersedes, keep the budget. I/O thread."""
+    if save.is_over:
+        return
+    try:
+        if not _is_live(catalog, save) or (save.agent_id is not None and not catalog.manifest.has_agent(save.agent_id)):
+            _abandon(catalog, save)
+            return
+        if len(save.writers) != len(save.segments):
+            raise ValueError("not all tensors of a save were put")
+        for segment, writer in zip(save.segments, save.writers, strict=True):
+            segment.header_xxh3, segment.n_bytes = writer.finish(), writer.n_bytes
+            catalog.bytes_written += segment.n_bytes
+        if save.segments:
+            sync_folder(catalog.path(save.segments[0]).parent)
+        if not _is_live(catalog, save):  # something before it was found damaged meanwhile
+            _abandon(catalog, save)
+            return
+        superseded = _commit_rows(catalog, save)
+    except WRITE_ERRORS as error:
+        _fail(catalog, save, error)
+        return
+    save.is_over = True
+    for segment in superseded:
+        unlink(catalog.path(segment))
+    catalog.enforce()
+
+
+def _abandon(catalog: Catalog, save: Save) -> None:
+    """Forget a save and what was to follow it. I/O thread."""
+    if save.is_over:
+        return
+    save.is_over = True
+    for writer in save.writers:
+        writer.abandon()
+    gone: list[Segment] = []
+    with catalog.lock:
+        for segment in save.segments:
+            if catalog.segments.get(segment.number) is segment:
+                gone += catalog.forget(segment, "not stored")
+    catalog.drop(gone)  # what relied on it may be committed already
+    for segment in save.segments:
+        if not segment.is_ready:
+            unlink(catalog.path(segment))
+
+
+def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
+    catalog.save_failures += 1
+    log.warning("store: KV could not be saved and will be computed again: %s", error)
+    _abandon(catalog, save)
+
+
+def _is_live(catalog: Catalog, save: Save) -> bool:
+    with catalog.lock:
+        return all(catalog.segments.get(s.number) is s for s in save.segments)
+
+
+def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
+    assert catalog.layout is not None
+    assert segment.ids is not None
+    path = catalog.path(segment)
+    make_folder(path.parent)
+    return SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), catalog.layout, facts_of(segment), segment.ids)
+
+
+def _commit_rows(catalog: Catalog, save: Save) -> list[Segment]:
+    with catalog.lock:
+        moved = _superseded(catalog, save)
+        gone = {p.segment.number: p.segment for p in moved}
+        used = catalog.take_uses()
+        lineage = _lineage(catalog, save)
+    catalog.manifest.commit_segments(
+        add=[row_of(s) for s in save.segments],
+        drop=gone,
+        used=used,
+        lineage=lineage,
+        moved={p.id: new for p, new in moved.items()},
+    )
+    with catalog.lock:
+        for segment in save.segments:
+            segment.is_ready, segment.ids = True, None
+            catalog.n_bytes += segment.n_bytes
+        for segment in gone.values():
+            if catalog.segments.get(segment.number) is segment:
+                catalog.take_out(segment, None)
+        late = [s for s in save.segments if catalog.segments.get(s.number) is not s]
+    if late:  # voided while the commit ran: take them back
+        catalog.n_bytes -= sum(s.n_bytes for s in late)
+        catalog.drop(late)
+    return list(gone.values())
+
+
+def _lineage(catalog: Catalog, save: Save) -> tuple[int, str, bytes, list[bytes]] | None:
+    """The agent's new head, and the former ones that it continues or that are gone."""
+    index, agent_id, head = catalog.index, save.agent_id, save.head
+    if index is None or agent_id is None or head is None or head not in index.pieces:
+        return None
+    before = {p.id for p in index.ancestors(index.pieces[head])} - {head}
+    former = catalog.manifest.heads_of(agent_id, catalog.identity)
+    return agent_id, catalog.identity, head, [h for h in former if h in before or h not in index.pieces]
+
+
+def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
+    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece."""
+    index = catalog.index
+    found: dict[Piece, bytes] = {}
+    if index is None:
+        return found
+    for segment in save.segments:
+        for piece in segment.pieces:
+            ids = catalog.read_ids(piece)
+            assert ids is not None
+            chains = index.deltas(piece.parent, ids, ready=True)
+            covered = {p for chain in chains for p in chain} - {piece}
+            for delta in sorted(covered, key=lambda p: -p.start):
+                if all(child in found for child in index.children(delta.id)):
+                    found[delta] = piece.id
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import xxhash
 from attrs import frozen
 
+from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.format import Extent, SegmentFacts, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
@@ -29,6 +31,9 @@ class DamageError(Exception):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)  #: what ends a save, and no more
 
 
 class SegmentWriter:

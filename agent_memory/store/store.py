@@ -20,11 +20,14 @@ from attrs import field, frozen
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
 from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.catalog import Catalog, layout_json
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.deletion import delete_agent
 from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
 from agent_memory.store.io import IOThread
-from agent_memory.store.manifest import AgentRecord, Manifest, Turn
+from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import Ids, Piece, Segment
+from agent_memory.store.records import AgentRecord, Turn
+from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.segments import SegmentSource, Span, check_file
 from agent_memory.types import AgentInfo, Exactness, VerifyReport, weakest
@@ -47,7 +50,9 @@ class Match:
 
 
 class Store:
-    """Logs and KV on disk. ``path`` None: logs in memory, no KV. ``disk_bytes`` None: min(32 GiB, a quarter of free space).
+    """Logs and KV on disk. ``path`` None: logs in memory, no KV.
+
+    ``disk_bytes`` None: min(32 GiB, a quarter of free space).
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -138,7 +143,7 @@ class Store:
                 self._manifest.delete_agent(agent_id, drop=(), change=())
             else:
                 catalog = self._catalog
-                self._io.call(lambda: catalog.delete_agent(agent_id))
+                self._io.call(lambda: delete_agent(catalog, agent_id))
 
     # KV
 
@@ -167,7 +172,9 @@ class Store:
     def source(self, match: Match, n_tokens: int) -> SegmentSource:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised."""
         catalog = self._catalog
-        assert catalog is not None and catalog.layout is not None and n_tokens <= match.n_tokens
+        assert catalog is not None
+        assert catalog.layout is not None
+        assert n_tokens <= match.n_tokens
         spans: list[Span] = []
         at = 0
         with catalog.lock:
@@ -191,7 +198,7 @@ class Store:
     def begin_save(
         self, ids: Ids, n_tokens: int, made: np.ndarray[Any, Any], exactness: Exactness, *, agent_id: int | None
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written: ``Save.parts``; pieces stored or being saved are left out."""
+        """Plan what of ``ids[:n_tokens]`` must be written (``Save.parts``): what is neither stored nor being saved."""
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
@@ -260,9 +267,9 @@ class Store:
             return
         self._is_closed = True
         try:
-            if self._catalog is not None and self._catalog._used:
+            if self._catalog is not None and self._catalog.has_unwritten_uses:
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(self._catalog.flush_used)
+                    self._io.submit(self._catalog.flush_uses)
             self.flush()
         finally:
             self._io.close()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import OutOfSpaceError, StoreError
-from agent_memory.store.manifest import Turn, messages_json, messages_of
+from agent_memory.store.records import Turn, messages_json, messages_of
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
 from tests.store.kvmodel import opened

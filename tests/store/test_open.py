@@ -24,9 +24,9 @@ store = Store(Path(sys.argv[1]), disk_bytes=None, chunk_tokens=16); print("held"
 
 
 def test_a_second_store_in_one_process_is_refused_with_the_holder_named(tmp_path):
-    with opened(tmp_path):
-        with pytest.raises(StoreLockedError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
-            Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    holder = rf"process {os.getpid()} on {socket.gethostname()}"
+    with opened(tmp_path), pytest.raises(StoreLockedError, match=holder):
+        Store(tmp_path, disk_bytes=None, chunk_tokens=16)
     Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
 
 

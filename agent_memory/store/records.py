@@ -1,0 +1,124 @@
+"""What the manifest's rows mean: turns, agents and segments as values, with their checksums. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+import numpy as np
+import xxhash
+from attrs import field, frozen
+
+from agent_memory.types import Exactness, Finish, Message, ToolCall
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@frozen
+class Turn:
+    """One turn of an agent's log: afterwards its ids are ``(ids before)[:keep] + ids``, its messages likewise."""
+
+    messages: tuple[Message, ...]
+    keep: int
+    ids: Array = field(eq=False, repr=lambda a: f"<{len(a)} ids>")  #: u32
+    tokenizer: str  #: digest
+    finish: Finish | None
+    created_s: float
+    n_messages_kept: int  #: how many earlier messages stay
+    n_kv: int = 0  #: how many of the agent's ids have had their KV computed
+
+
+@frozen
+class AgentRecord:
+    """An agent and its whole log."""
+
+    agent_id: int
+    name: str
+    system: str | None
+    tools: str  #: JSON
+    turns: tuple[Turn, ...]
+    created_s: float
+    used_s: float
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages after the last turn."""
+        found: tuple[Message, ...] = ()
+        for turn in self.turns:
+            found = found[: turn.n_messages_kept] + turn.messages
+        return found
+
+    @property
+    def ids(self) -> Array:
+        """The ids after the last turn (u32)."""
+        found = np.zeros(0, np.uint32)
+        for turn in self.turns:
+            found = np.concatenate([found[: turn.keep], turn.ids])
+        return found
+
+
+@frozen(kw_only=True)
+class SegmentRow:
+    """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 16 bytes head, of each."""
+
+    segment: int
+    identity: str
+    file: str
+    n_bytes: int
+    header_xxh3: str
+    parent: bytes
+    parent_segment: int | None
+    start: int
+    n_tokens: int
+    chunk_tokens: int
+    exactness: Exactness
+    host: str
+    used_s: float
+    pieces: bytes = field(repr=False)
+
+
+def text_blob(text: str) -> bytes:
+    """UTF-8; a name may be any str, lone surrogates and NUL included."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def blob_text(blob: bytes) -> str:
+    """The str that ``text_blob`` was given."""
+    return bytes(blob).decode("utf-8", "surrogatepass")
+
+
+def salt_digest(salt: str) -> bytes:
+    """What the manifest keeps of a salt: it is a secret."""
+    return xxhash.xxh3_128_digest(text_blob("agent_memory.salt/1\0" + salt))
+
+
+def turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
+    """The checksum of one turn of a log."""
+    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s, turn.n_kv]
+    return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
+
+
+def agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
+    """The checksum of an agent's own record."""
+    return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())
+
+
+def messages_json(messages: Iterable[Message]) -> str:
+    """Messages as JSON, fields at their default left out."""
+    blank = Message("user", "")
+    rows = []
+    for m in messages:
+        row = {k: v for k, v in attrs.asdict(m).items() if v != getattr(blank, k) or k in ("role", "content")}
+        rows.append(row)
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def messages_of(text: str) -> tuple[Message, ...]:
+    """The messages that ``messages_json`` wrote."""
+    found = []
+    for row in json.loads(text):
+        row["tool_calls"] = tuple(ToolCall(**call) for call in row.get("tool_calls", ()))
+        found.append(Message(**row))
+    return tuple(found)
