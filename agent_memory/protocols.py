@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ class Detokenizer(Protocol):
         """The rest that was held back; an unfinished character becomes U+FFFD."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. Thread-safe."""
 
@@ -156,6 +157,7 @@ class Batch(Protocol):
         """Free everything; idempotent."""
 
 
+@runtime_checkable
 class ModelRunner(Protocol):
     """A model: what it is, how it keeps its KV, and batches of it."""
 

@@ -7,10 +7,8 @@ prefill step and one decode step, and hands a little finished KV to the store.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,8 +17,9 @@ from agent_memory.errors import AgentMemoryError, ClosedError, RequestTimeoutErr
 from agent_memory.protocols import Batch, ModelRunner
 from agent_memory.scheduler.admission import Budget
 from agent_memory.scheduler.counters import Counters
-from agent_memory.scheduler.reuse import Reuse
+from agent_memory.scheduler.mailbox import Mailbox
 from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.reuse import Reuse
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.tiers import HotTier, Lineage
@@ -44,10 +43,7 @@ class Engine:
     ) -> None:
         self._runner, self._store, self._hot_bytes, self._max_batch = runner, store, hot_bytes, max_batch
         self._prefill_tokens = prefill_tokens
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._bell = threading.Condition()
-        self._closing = False
-        self._pid = os.getpid()
+        self._mail = Mailbox()
         self._thread: threading.Thread | None = None
         # Everything below belongs to the engine thread.
         self.counters = Counters()
@@ -72,17 +68,16 @@ class Engine:
     @property
     def is_ours(self) -> bool:
         """Whether this is the process that opened it, not a forked child."""
-        return os.getpid() == self._pid
+        return self._mail.is_ours
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""
-        self._post(lambda: self._queue.append(request))
+        self._mail.post(lambda: self._queue.append(request))
 
     def cancel(self, request: Request) -> None:
         """End a request at the next tick; never raises."""
         request.is_cancelled = True
-        with self._bell:
-            self._bell.notify()
+        self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the engine thread between two ticks and give what it gives or raises."""
@@ -94,7 +89,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
                 done.set_exception(error)
 
-        self._post(run)
+        self._mail.post(run)
         return done.result()
 
     def is_busy(self, owner: str) -> bool:
@@ -119,22 +114,11 @@ class Engine:
 
     def close(self) -> None:
         """Fail what still runs, save what is finished, end the thread; idempotent, and nothing in a forked child."""
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             return
-        with self._bell:
-            self._closing = True
-            self._bell.notify()
+        self._mail.close()
         if self._thread is not None:
             self._thread.join()
-
-    def _post(self, message: Callable[[], None]) -> None:
-        if os.getpid() != self._pid:
-            raise ClosedError("this Memory belongs to the parent process; open another one after the fork")
-        with self._bell:
-            if self._closing:
-                raise ClosedError("this Memory is closed; open it again")
-            self._inbox.append(message)
-            self._bell.notify()
 
     def _main(self, ready: Future[None], boot: list[Callable[[], None]]) -> None:
         try:
@@ -162,15 +146,10 @@ class Engine:
 
     def _receive(self) -> bool:
         """Take messages; sleep while there is nothing to do. False when closing."""
-        with self._bell:
-            while not self._inbox and not self._closing and not self._has_work():
-                self._bell.wait(self._patience())
-            if self._closing:
-                return False
-            messages, self._inbox = self._inbox, deque()
-        for message in messages:
+        messages = self._mail.take(self._has_work, self._patience)
+        for message in messages or ():
             message()
-        return True
+        return messages is not None
 
     def _has_work(self) -> bool:
         waiting = any(r.is_cancelled for r in self._queue)
@@ -393,7 +372,7 @@ class Engine:
         except Exception:
             # The thread's end: the log is safe already, KV that was not handed over is recomputed later.
             log.exception("KV of the last turns was not saved")
-        for message in self._inbox:
+        for message in self._mail.rest():
             message()
         self.hot.clear()
         self._batch.close()
