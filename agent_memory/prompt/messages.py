@@ -87,7 +87,8 @@ def _message(one: object, index: int) -> Message:
     if not isinstance(one, Mapping):
         raise UnsupportedParameterError(f"message {index} must be a Message or a mapping, got {type(one).__name__}")
     if unknown := sorted(map(str, set(one) - _KEYS)):
-        raise UnsupportedParameterError(f"message {index} has the key {unknown[0]!r}; known: {', '.join(sorted(_KEYS))}")
+        known = ", ".join(sorted(_KEYS))
+        raise UnsupportedParameterError(f"message {index} has the key {unknown[0]!r}; known: {known}")
     role = "system" if one.get("role") == "developer" else one.get("role")
     calls = tuple(_call(call, index) for call in one.get("tool_calls") or ())
     content = _text(one.get("content"), index, optional=bool(calls))

@@ -58,11 +58,15 @@ def _exchange(mine: list[int], theirs: list[int], tokenizer: Tokenizer, *, ends:
 def _continued(mine: list[int], theirs: list[int], wanted: str, tokenizer: Tokenizer) -> list[int] | None:
     """``theirs`` and ids of the rest of ``mine``'s text; None where no ids are exactly that rest."""
     whole, begun = tokenizer.decode(mine), tokenizer.decode(theirs)
-    if not whole.startswith(begun):
-        return None
-    rest = tokenizer.encode(whole[len(begun) :])
-    made = theirs + rest
-    return made if tokenizer.key(made) == wanted and tokenizer.special_ids.isdisjoint(rest) else None
+    made = theirs + tokenizer.encode(whole[len(begun) :])
+    if tokenizer.key(made) == wanted and tokenizer.special_ids.isdisjoint(made):
+        return made
+    # Encoded by itself the rest may get a space that marks a beginning; the fresh ids have none where they part there.
+    length, cut = len(tokenizer.key(theirs)), 0
+    while length > 0:
+        length, cut = length - len(tokenizer.key(mine[cut : cut + 1])), cut + 1
+    made = theirs + mine[cut:]
+    return made if tokenizer.key(made) == wanted else None
 
 
 def _runs(ids: Sequence[int], start: int, specials: frozenset[int]) -> Iterator[tuple[int, int]]:
