@@ -29,7 +29,8 @@ class Log:
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "turns", "used_s", "version",
+        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "turns", "used_s",
+        "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:

@@ -169,7 +169,8 @@ def ratios(row: dict[str, Any]) -> dict[str, tuple[float, str]]:
         "cold tier / mlx-lm file": (t["cold tier"] / t["mlx-lm file"], "<= 0.8 at 2,048 and 4,096"),
     }
     if default:
-        bars["mlx-lm cold, default step / cold tier"] = (default / t["cold tier"], ">= 22, 130, 300 at 512, 2,048, 4,096")
+        bar = ">= 22, 130, 300 at 512, 2,048, 4,096"
+        bars["mlx-lm cold, default step / cold tier"] = (default / t["cold tier"], bar)
     return bars
 
 

@@ -20,7 +20,7 @@ from agent_memory.kvcache.layout import Kind, Layout, TensorSpec
 from agent_memory.protocols import Source
 
 #: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.
-STEP = KVCache.step
+STEP: int = KVCache.step
 
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 

@@ -216,7 +216,7 @@ def _on_cpu() -> bool:
 
 
 def _cast(model: Any, dtype: str | None) -> Any:
-    """The model with its weights in ``dtype``, dequantized where they were quantized; None: as stored. Evaluates all."""
+    """The model with its weights in ``dtype``, dequantized where quantized; None: as stored. Evaluates all."""
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model
 

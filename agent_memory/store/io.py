@@ -21,8 +21,8 @@ HIGH_WATER_BYTES = 64 << 20  #: above this, ``is_ready`` says no
 class IOThread:
     """Runs work in order on one thread, started by the first item and ended by ``close``.
 
-    A log item that fails stays first in its queue and is tried again at the next ``drain`` or log item, so that no later
-    turn is written over a hole. Thread-safe.
+    A log item that fails stays first in its queue and is tried again at the next ``drain`` or log item, so that no
+    later turn is written over a hole. Thread-safe.
     """
 
     def __init__(self, name: str = "agent_memory-io") -> None:

@@ -330,5 +330,6 @@ def _check_versions(path: Path) -> None:
     if read > READ_VERSION or write > WRITE_VERSION or read < 1:
         raise IncompatibleStoreError(
             f"{path.parent} was written with read version {read} and write version {write}; this version of "
-            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another folder."
+            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
+            "folder."
         )

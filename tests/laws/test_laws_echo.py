@@ -86,7 +86,7 @@ def test_law_2_and_3_any_schedule_answers_as_if_never_stopped_and_every_token_is
                 assert usage.exactness == "exact", usage
                 assert reply.text == reference.answer([*system, *log, {"role": "user", "content": text}])
                 if what != "plain":
-                    assert usage.cached_tokens >= min(before, usage.prompt_tokens) - 2, "a turn computes its new message"
+                    assert usage.cached_tokens >= min(before, usage.prompt_tokens) - 2, "only the new message"
                     log += [{"role": "user", "content": text}, {"role": "assistant", "content": reply.text}]
                     shown = [(m.role, m.content) for m in memory.agent(name).messages[1:]]
                     assert shown == [(m["role"], m["content"]) for m in log]
