@@ -79,6 +79,12 @@ def test_reuse_of_any_ids_keeps_the_bytes_of_the_text(fresh: list[int], known: l
     assert made[:n_common] == fresh[:n_common] or TOKENIZER.key(made[:n_common])
 
 
+def test_after_another_special_token_all_ids_are_fresh() -> None:
+    fresh = TOKENIZER.encode("<|user|>believable<|end|>believable")
+    known = [*TOKENIZER.encode("<|user|>"), *b"believable", *TOKENIZER.encode("<|tool|>"), *b"believable"]
+    assert reuse(fresh, known, TOKENIZER) == [*known[:11], *fresh[2:]]
+
+
 STOPS = st.lists(st.text(st.sampled_from("abé<"), min_size=1, max_size=4), max_size=3)
 STOPPABLE = st.text(st.sampled_from("abé<世"), max_size=30)
 
