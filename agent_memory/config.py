@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import attrs
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, instance_of, optional
 
 from agent_memory.errors import ConfigError
 
 Codec = Literal["exact"]
-_positive = [instance_of(int), gt(0)]
-_bytes = optional([instance_of(int), ge(0)])
+_Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def _refuse(name: str, limit: str, value: object) -> ConfigError:
+    shown = type(value).__name__ if name == "salt" else repr(value)  # a salt is a secret
+    return ConfigError(f"{name} must be {limit}: {shown}")
+
+
+def _whole(least: int, *, or_none: bool = False) -> _Validator:
+    limit = f"an int of {least} or more" + (", or None" if or_none else "")
+
+    def check(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is None and or_none:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise _refuse(attribute.name, limit, value)
+
+    return check
+
+
+def _one_of(*choices: str | None) -> _Validator:
+    limit = " or ".join(map(repr, choices))
+
+    def check(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not (value is None or isinstance(value, str)) or value not in choices:
+            raise _refuse(attribute.name, limit, value)
+
+    return check
+
+
+def _kind(*kinds: type) -> _Validator:
+    limit = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+
+    def check(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, kinds):
+            raise _refuse(attribute.name, limit, value)
+
+    return check
+
+
+def _seconds(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise _refuse(attribute.name, "a finite number above 0", value)
+
+
+def _as_float(value: float) -> float:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @frozen(kw_only=True)
@@ -24,39 +69,38 @@ class Config:
     Raises ConfigError naming the field, the limit and the value.
     """
 
-    hot_bytes: int | None = field(
-        default=None, validator=_bytes
-    )  #: live KV in memory; None: a quarter of the machine's
-    warm_bytes: int = field(
-        default=0, validator=[instance_of(int), ge(0)]
-    )  #: encoded KV in memory; 0 until a lossy codec is chosen
-    disk_bytes: int | None = field(
-        default=None, validator=_bytes
-    )  #: stored KV; None: min(32 GiB, a quarter of what is free)
-    warm_codec: Codec = field(default="exact", validator=in_(("exact",)))
-    cold_codec: Codec = field(default="exact", validator=in_(("exact",)))
-    chunk_tokens: int = field(default=256, validator=_positive)
-    prefill_tokens: int | None = field(
-        default=None, validator=optional(_positive)
-    )  #: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs
+    #: live KV in memory; None: a quarter of the machine's
+    hot_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
+    #: encoded KV in memory; 0 until a lossy codec is chosen
+    warm_bytes: int = field(default=0, validator=_whole(0))
+    #: stored KV; None: min(32 GiB, a quarter of what is free)
+    disk_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
+    #: how KV is encoded in memory
+    warm_codec: Codec = field(default="exact", validator=_one_of("exact"))
+    #: how KV is encoded on disk
+    cold_codec: Codec = field(default="exact", validator=_one_of("exact"))
+    #: tokens of the pieces that KV is stored and shared in
+    chunk_tokens: int = field(default=256, validator=_whole(1))
+    #: tokens computed in one prefill step: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs
+    prefill_tokens: int | None = field(default=None, validator=_whole(1, or_none=True))
+    #: None: on CPU float32 where it fits a quarter of memory, else as stored
     weights_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, validator=optional(in_(("float32", "bfloat16", "float16")))
-    )  #: None: on CPU float32 where it fits a quarter of memory, else as stored
-    salt: str = field(
-        default="", validator=instance_of(str)
-    )  #: a tenant's secret: caches of different salts never meet
-    target_gap_s: float = field(
-        default=0.25, validator=gt(0), converter=float
-    )  #: wished time between tokens while others prefill
-    max_batch: int = field(default=8, validator=_positive)  #: rows that decode together
-    callable_timeout_s: float = field(default=5.0, validator=gt(0), converter=float)  #: for users' logits processors
-    blas: Literal["auto"] | None = field(
-        default="auto", validator=optional(in_(("auto",)))
-    )  #: None: leave the BLAS of mlx on Linux CPU as it is
-    progress: bool | None = field(
-        default=None, validator=optional(instance_of(bool))
-    )  #: None: bars when a person watches
-    trust_remote_code: bool = field(default=False, validator=instance_of(bool))
+        default=None, validator=_one_of("float32", "bfloat16", "float16", None)
+    )
+    #: a tenant's secret: caches of different salts never meet
+    salt: str = field(default="", validator=_kind(str), repr=False)
+    #: wished time between tokens while others prefill
+    target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
+    #: rows that decode together
+    max_batch: int = field(default=8, validator=_whole(1))
+    #: how long a user's logits processor may take
+    callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
+    #: None: leave the BLAS of mlx on Linux CPU as it is
+    blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
+    #: None: bars when a person watches
+    progress: bool | None = field(default=None, validator=_kind(bool, type(None)))
+    #: whether a model's own Python code may run
+    trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
     def __attrs_post_init__(self) -> None:
         if self.prefill_tokens is not None and self.prefill_tokens % self.chunk_tokens:
@@ -70,44 +114,43 @@ class Config:
 
     @classmethod
     def make(cls, **settings: Any) -> Config:
-        """``Config(**settings)`` with every mistake raised as a ConfigError."""
+        """``Config(**settings)``; an unknown name raises ConfigError too, and not TypeError."""
         known = {a.name for a in attrs.fields(cls)}
         if unknown := sorted(set(settings) - known):
             raise ConfigError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        try:
-            return cls(**settings)
-        except ConfigError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise ConfigError(str(error.args[0] if error.args else error)) from error
+        return cls(**settings)
 
     @classmethod
     def from_env(cls, prefix: str = "AGENT_MEMORY_", environ: Mapping[str, str] | None = None) -> Config:
         """Settings from variables such as ``AGENT_MEMORY_HOT_BYTES``; unknown or malformed ones raise ConfigError."""
         environ = os.environ if environ is None else environ
-        fields = attrs.fields_dict(cls)
+        known = {a.name for a in attrs.fields(cls)}
         settings: dict[str, Any] = {}
         for key, text in environ.items():
             if key.startswith(prefix):
                 name = key[len(prefix) :].lower()
-                if name not in fields:
-                    raise ConfigError(f"{key} names no setting; known: {', '.join(sorted(fields))}")
-                settings[name] = _parse(key, text, fields[name].default)
-        return cls.make(**settings)
+                if name not in known:
+                    raise ConfigError(f"{key} names no setting; known: {', '.join(sorted(known))}")
+                settings[name] = _parse(key, name, text)
+        return cls(**settings)
 
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "chunk_tokens", "prefill_tokens", "max_batch"}
+_FLOATS = {"target_gap_s", "callable_timeout_s"}
+_BOOLS = {"progress", "trust_remote_code"}
 
 
-def _parse(key: str, text: str, default: Any) -> Any:
-    name = key.split("_", 2)[-1].lower()
+def _parse(key: str, name: str, text: str) -> Any:
+    """A variable's text as its field's type; "none" or nothing is None, except for a salt."""
+    if name == "salt":
+        return text
     if text.lower() in ("none", ""):
         return None
     try:
-        if isinstance(default, bool) or name == "progress":
+        if name in _BOOLS:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
         if name in _INTS:
             return int(text)
-        return float(text) if isinstance(default, float) else text
+        return float(text) if name in _FLOATS else text
     except (KeyError, ValueError):
-        raise ConfigError(f"{key}: cannot read {text!r}") from None
+        raise ConfigError(f"{key}: cannot read {text!r} as a value of {name}") from None

@@ -1,0 +1,151 @@
+"""Config: every wrong value is a ConfigError that names its field, and nothing else is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+
+from agent_memory import Config, ConfigError
+
+WRONG: dict[str, list[Any]] = {
+    "hot_bytes": [-1, 1.5, "1", True],
+    "warm_bytes": [-1, None, 1.5, 1],
+    "disk_bytes": [-1, "1 GB", False],
+    "warm_codec": ["q3", None, 3, ["exact"]],
+    "cold_codec": ["q3", None, 3],
+    "chunk_tokens": [0, -256, None, 256.0, True],
+    "prefill_tokens": [0, -256, 300, "256"],
+    "weights_dtype": ["int8", 32, ["float32"]],
+    "salt": [None, 7, b"bytes"],
+    "target_gap_s": [0, -0.25, None, "fast", math.nan, math.inf, True],
+    "max_batch": [0, -1, None, 2.0, True],
+    "callable_timeout_s": [0, -5, None, "5", math.nan, math.inf],
+    "blas": ["openblas", True, 0],
+    "progress": ["yes", 1],
+    "trust_remote_code": [None, "yes", 1],
+}
+RIGHT: dict[str, list[Any]] = {
+    "hot_bytes": [None, 0, 1 << 40],
+    "warm_bytes": [0],
+    "disk_bytes": [None, 0],
+    "warm_codec": ["exact"],
+    "cold_codec": ["exact"],
+    "chunk_tokens": [1, 16],
+    "prefill_tokens": [None, 512],
+    "weights_dtype": [None, "float32", "bfloat16", "float16"],
+    "salt": ["", "\ud800"],
+    "target_gap_s": [1, 0.01],
+    "max_batch": [1],
+    "callable_timeout_s": [1, 0.2],
+    "blas": [None, "auto"],
+    "progress": [None, True, False],
+    "trust_remote_code": [True],
+}
+SETTINGS = [a.name for a in attrs.fields(Config)]
+
+
+def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table.items() for value in values]
+
+
+def test_every_setting_has_wrong_and_right_values_here() -> None:
+    assert sorted(WRONG) == sorted(RIGHT) == sorted(SETTINGS)
+
+
+@pytest.mark.parametrize(("name", "value"), each(WRONG))
+def test_a_wrong_value_is_a_config_error_that_names_the_setting(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be ") as caught:
+        Config(**{name: value})
+    assert isinstance(caught.value, ValueError)
+    if name != "salt":
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), each(RIGHT))
+def test_a_right_value_is_kept(name: str, value: Any) -> None:
+    assert getattr(Config(**{name: value}), name) == value
+
+
+def test_the_limits_between_settings_are_named_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"^prefill_tokens must be a multiple of chunk_tokens \(16\): 24$"):
+        Config(chunk_tokens=16, prefill_tokens=24)
+
+
+def test_a_salt_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
+    assert "tenant" not in repr(Config(salt="tenant"))
+    with pytest.raises(ConfigError) as caught:
+        Config(salt=b"tenant")  # type: ignore[arg-type]
+    assert "tenant" not in str(caught.value)
+
+
+def test_a_config_is_frozen() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Config().max_batch = 3  # type: ignore[misc]
+
+
+def test_make_is_config_with_unknown_names_explained() -> None:
+    assert Config.make(max_batch=3) == Config(max_batch=3)
+    with pytest.raises(ConfigError, match=r"^unknown setting 'hot_byte'; known: .*hot_bytes"):
+        Config.make(hot_byte=3)
+
+
+def test_from_env_reads_every_setting_and_nothing_else() -> None:
+    environ = {
+        "AGENT_MEMORY_HOT_BYTES": "4096",
+        "AGENT_MEMORY_WARM_BYTES": "0",
+        "AGENT_MEMORY_DISK_BYTES": "None",
+        "AGENT_MEMORY_WARM_CODEC": "exact",
+        "AGENT_MEMORY_COLD_CODEC": "exact",
+        "AGENT_MEMORY_CHUNK_TOKENS": "16",
+        "AGENT_MEMORY_PREFILL_TOKENS": "32",
+        "AGENT_MEMORY_WEIGHTS_DTYPE": "bfloat16",
+        "AGENT_MEMORY_SALT": "none",
+        "AGENT_MEMORY_TARGET_GAP_S": "0.5",
+        "AGENT_MEMORY_MAX_BATCH": "2",
+        "AGENT_MEMORY_CALLABLE_TIMEOUT_S": "1",
+        "AGENT_MEMORY_BLAS": "",
+        "AGENT_MEMORY_PROGRESS": "false",
+        "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
+    }
+    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
+    assert Config.from_env(environ=environ | {"HOME": "/", "MAX_BATCH": "9"}) == Config(
+        hot_bytes=4096,
+        chunk_tokens=16,
+        prefill_tokens=32,
+        weights_dtype="bfloat16",
+        salt="none",
+        target_gap_s=0.5,
+        max_batch=2,
+        callable_timeout_s=1.0,
+        blas=None,
+        progress=False,
+        trust_remote_code=True,
+    )
+
+
+def test_from_env_takes_another_prefix_and_the_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Config.from_env("X_", {"X_HOT_BYTES": "7", "AGENT_MEMORY_HOT_BYTES": "8"}) == Config(hot_bytes=7)
+    monkeypatch.setenv("AGENT_MEMORY_MAX_BATCH", "5")
+    assert Config.from_env().max_batch == 5
+    assert Config().max_batch == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("HOT_BYTES", "a lot"),
+        ("MAX_BATCH", "2.5"),
+        ("MAX_BATCH", "0"),
+        ("MAX_BATCH", "none"),
+        ("TARGET_GAP_S", "nan"),
+        ("PROGRESS", "maybe"),
+        ("WARM_CODEC", "q3"),
+        ("HOT_BYTE", "1"),
+    ],
+)
+def test_a_wrong_variable_is_a_config_error_that_names_it(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?i){key}"):
+        Config.from_env(environ={f"AGENT_MEMORY_{key}": text})
