@@ -1,0 +1,114 @@
+"""The laws on the real starter model: bit-equal logits after every kind of interruption, equal tokens after none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_memory import Config, Memory
+from tests.laws import dialogue
+
+pytestmark = [pytest.mark.mlx, pytest.mark.model]
+
+N_TURNS = len(dialogue.TURNS)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: Any) -> Iterator[tuple[list[dict[str, Any]], Path]]:
+    """The reference run, and its store afterwards."""
+    store = tmp_path_factory.mktemp("uninterrupted") / "store"
+    with Memory(path=store) as memory:
+        rows = dialogue.turns(memory, 0, N_TURNS)
+    yield json.loads(json.dumps(rows)), store
+
+
+def _same(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
+    for row, wanted in zip(rows, reference, strict=True):
+        where = (row["agent"], row["turn"])
+        assert row["ids"] == wanted["ids"], where
+        assert row["logits"] == wanted["logits"], f"first logits differ in bits: {where}"
+        assert row["exactness"] == "exact", where
+
+
+def test_a_turn_computes_its_new_message_alone(uninterrupted: Any) -> None:
+    rows, _ = uninterrupted
+    ends: dict[str, int] = {}
+    for row in rows:
+        assert row["cached"] + row["computed"] == row["prompt"]
+        if row["agent"] in ends:
+            assert row["cached"] >= ends[row["agent"]] - 1
+            assert row["tier"] == "hot"
+        ends[row["agent"]] = row["prompt"] + len(row["ids"])
+    assert max(ends.values()) > 300, "the dialogues must cross a chunk's border"
+
+
+def test_evicted_before_every_turn_gives_bit_equal_logits(uninterrupted: Any, tmp_path: Path) -> None:
+    with Memory(path=tmp_path / "store") as memory:
+        rows = json.loads(json.dumps(dialogue.turns(memory, 0, N_TURNS, evict=True)))
+    _same(rows, uninterrupted[0])
+    assert {row["tier"] for row in rows if row["turn"]} == {"cold"}
+
+
+def test_a_new_process_before_every_turn_gives_bit_equal_logits(uninterrupted: Any, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(N_TURNS):
+        command = [sys.executable, dialogue.__file__, str(tmp_path / "store"), str(number), str(number + 1)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        rows += json.loads(done.stdout.splitlines()[-1])
+    _same(rows, uninterrupted[0])
+    assert {row["tier"] for row in rows if row["turn"]} == {"cold"}
+
+
+def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(uninterrupted: Any, tmp_path: Path) -> None:
+    rows, store = uninterrupted
+    shutil.copytree(store, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "kv")
+    with Memory(path=store) as kept, Memory(path=tmp_path / "store") as lost:
+        for name in dialogue.AGENTS:
+            want = kept.agent(name).say("One more word, please.", max_tokens=8)
+            got = lost.agent(name).say("One more word, please.", max_tokens=8)
+            assert want.usage.exactness == "exact"
+            assert got.usage.exactness == "recomputed"
+            assert got.token_ids == want.token_ids, "float32, far from a tie"
+            assert lost.agent(name).messages == kept.agent(name).messages
+        assert lost.stats().damage > 0
+
+
+def test_law_4_another_dtype_of_the_same_weights_shares_no_kv(tmp_path: Path) -> None:
+    prompt = "The lamp is lit at dusk. " * 20
+    with Memory(path=tmp_path) as memory:
+        memory.generate(prompt, max_tokens=1)
+    with Memory(path=tmp_path, config=Config(weights_dtype="bfloat16")) as memory:
+        assert memory.generate(prompt, max_tokens=1).usage.cached_tokens == 0
+
+
+def test_law_11_using_it_changes_no_attribute_of_mlx_and_no_limit(tmp_path: Path) -> None:
+    code = f"""
+import resource
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+import mlx.core as mx, mlx.nn as nn
+shot = {{m: dict(vars(m)) for m in (mx, nn, mx.fast, mx.random)}}
+from agent_memory import Memory
+with Memory(path={str(tmp_path)!r}) as memory:
+    import mlx_lm.generate, mlx_lm.models.cache
+    lm = {{m: dict(vars(m)) for m in (mlx_lm.generate, mlx_lm.models.cache)}}
+    memory.agent("a").say("Hello", max_tokens=4)
+    memory.evict()
+    memory.agent("a").say("Again", max_tokens=4)
+for module, attributes in {{**shot, **lm}}.items():
+    now = vars(module)
+    changed = [k for k in attributes if now.get(k) is not attributes[k] and not k.startswith("__")]
+    assert not changed, (module, changed)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+print("as it was")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("as it was"), done.stderr
