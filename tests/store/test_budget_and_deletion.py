@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.store.policy import Candidate, victims
-from tests.store.kvmodel import draw, held_bytes, is_right, load, opened, save, segment_files
+from tests.store.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files
 
 
 @given(
@@ -162,3 +162,35 @@ def test_what_another_agent_ends_with_stays_though_nothing_follows_it(tmp_path):
         store.flush()
         store.delete_agent(a)
         assert store.match(ids).n_tokens == 32
+
+
+def test_what_was_used_last_is_remembered_when_the_store_closes(tmp_path):
+    rng = np.random.default_rng(7)
+    first, second = draw(rng, 64), draw(rng, 64)
+    with opened(tmp_path) as store:
+        save(store, first)
+        save(store, second)
+        store.flush()
+        store.touch(store.match(first))
+        n_bytes = store.stats()["disk_bytes"]
+    with opened(tmp_path, disk_bytes=n_bytes - 1) as store:
+        assert [store.match(ids).n_tokens for ids in (first, second)] == [64, 0]
+
+
+def test_an_agent_is_known_under_the_models_that_it_has_kv_of(tmp_path):
+    ids = draw(np.random.default_rng(8), 40)
+    with opened(tmp_path) as store:
+        a, b = (store.create_agent("", name, system=None, tools="[]").agent_id for name in "ab")
+        assert store.lineage_identities(a) == frozenset()
+        save(store, ids, agent_id=a)
+        store.flush()
+        assert (store.lineage_identities(a), store.lineage_identities(b)) == ({IDENTITY}, frozenset())
+    with opened(tmp_path, identity=OTHER) as store:
+        save(store, ids, agent_id=a)
+        store.flush()
+        assert store.lineage_identities(a) == {IDENTITY, OTHER}
+    with opened(None) as store:
+        c = store.create_agent("", "c", system=None, tools="[]").agent_id
+        save(store, ids, agent_id=c)
+        store.flush()
+        assert store.lineage_identities(c) == frozenset()
