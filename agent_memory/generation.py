@@ -69,16 +69,20 @@ class Feed:
 
     def wait(self, seen: int, timeout_s: float | None) -> bool:
         """Block until there are more than ``seen`` deltas or the end; False when the time is up first."""
-        if os.getpid() != self.pid:
-            raise ClosedError("this generation belongs to the parent process; a forked child must open its own Memory")
+        self._ensure_ours()
         with self._changed:
             return self._changed.wait_for(lambda: len(self.deltas) > seen or self.ended, timeout_s)
 
     def watch(self, waker: Callable[[], None]) -> Callable[[], None]:
         """Call ``waker`` (any thread) at every change; returns the call that ends it."""
+        self._ensure_ours()
         with self._changed:
             self._wakers.add(waker)
         return lambda: self._wakers.discard(waker)
+
+    def _ensure_ours(self) -> None:
+        if os.getpid() != self.pid:
+            raise ClosedError("this generation belongs to the parent process; a forked child must open its own Memory")
 
     def _end(self, state: State, reply: Reply | None, error: BaseException | None) -> None:
         with self._changed:

@@ -23,6 +23,7 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
@@ -148,7 +149,7 @@ class Memory:
             sampling=sampling,
             max_tokens=max_tokens,
             stop=check_stop(stop),
-            logits_processors=tuple(logits_processors),
+            logits_processors=guarded(logits_processors, self._config.callable_timeout_s),
             priority=priority,
             timeout_s=timeout_s,
         )
@@ -340,6 +341,7 @@ class Memory:
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _tokenizer(self) -> Any:
+        self._engine.ensure_ours()
         if self._closed:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer

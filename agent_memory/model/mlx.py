@@ -168,7 +168,7 @@ class MLXRunner:
         from agent_memory.model.batch import MLXBatch
 
         return MLXBatch(
-            self._model, self.layout, callable_timeout_s=self._config.callable_timeout_s, clears=not _on_cpu()
+            self._model, self.layout, callable_timeout_s=None, clears=not _on_cpu()
         )
 
     def close(self) -> None:

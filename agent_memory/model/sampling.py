@@ -56,7 +56,7 @@ class Processors:
 
     __slots__ = ("_timeout_s", "_user", "chain", "error")
 
-    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor], timeout_s: float) -> None:
+    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor], timeout_s: float | None) -> None:
         self.error: BaseException | None = None
         self._user, self._timeout_s = tuple(user), timeout_s
         self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []

@@ -70,6 +70,10 @@ class Engine:
         """Whether this is the process that opened it, not a forked child."""
         return self._mail.is_ours
 
+    def ensure_ours(self) -> None:
+        """Raises ClosedError in a forked child."""
+        self._mail.ensure_ours()
+
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""
         self._mail.post(lambda: self._queue.append(request))

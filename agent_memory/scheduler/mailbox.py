@@ -26,10 +26,14 @@ class Mailbox:
         """Whether this is the process that opened it, not a forked child."""
         return os.getpid() == self._pid
 
-    def post(self, message: Message) -> None:
-        """Add a message. Raises ClosedError after ``close`` and in a forked child."""
+    def ensure_ours(self) -> None:
+        """Raises ClosedError in a forked child, where the owner thread does not run."""
         if not self.is_ours:
             raise ClosedError("this Memory belongs to the parent process; open another one after the fork")
+
+    def post(self, message: Message) -> None:
+        """Add a message. Raises ClosedError after ``close`` and in a forked child."""
+        self.ensure_ours()
         with self._bell:
             if self._is_closed:
                 raise ClosedError("this Memory is closed; open it again")
@@ -37,7 +41,9 @@ class Mailbox:
             self._bell.notify()
 
     def wake(self) -> None:
-        """Ring without a message."""
+        """Ring without a message; nothing in a forked child, where the bell may be held forever."""
+        if not self.is_ours:
+            return
         with self._bell:
             self._bell.notify()
 
