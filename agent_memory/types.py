@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import attrs
 from attrs import field, frozen
-from attrs.validators import ge, gt, instance_of, le, optional
+from attrs.validators import optional
+
+from agent_memory.errors import UnsupportedParameterError
 
 Role = Literal["system", "user", "assistant", "tool"]
 Tier = Literal["hot", "warm", "cold", "none"]
@@ -57,17 +60,29 @@ class Message:
         return f"Message({self.role}: {text!r})"
 
 
+def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Callable[[Any, Any, Any], None]:
+    """A validator of finite numbers that raises this library's own error; a bool is no number."""
+
+    def check(_: Any, attribute: Any, value: Any) -> None:
+        is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not is_right(value):
+            kind = "an int" if kinds else "a number"
+            raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {value!r}")
+
+    return check
+
+
 @frozen(kw_only=True)
 class Sampling:
-    """How tokens are drawn from the model's probabilities; the default is greedy."""
+    """How tokens are drawn from the model's probabilities; the default is greedy. Raises UnsupportedParameterError."""
 
-    temperature: float = field(default=0.0, validator=ge(0), converter=float)
-    top_p: float = field(default=1.0, validator=[gt(0), le(1)], converter=float)
-    top_k: int = field(default=0, validator=[instance_of(int), ge(0)])  #: 0: no limit
-    min_p: float = field(default=0.0, validator=[ge(0), le(1)], converter=float)
-    repetition_penalty: float = field(default=1.0, validator=gt(0), converter=float)
-    repetition_context: int = field(default=64, validator=[instance_of(int), gt(0)])  #: tokens looked back
-    seed: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
+    temperature: float = field(default=0.0, validator=_number("0 or more", lambda v: v >= 0))
+    top_p: float = field(default=1.0, validator=_number("above 0 and at most 1", lambda v: 0 < v <= 1))
+    top_k: int = field(default=0, validator=_number("0 or more", lambda v: v >= 0, int))  #: 0: no limit
+    min_p: float = field(default=0.0, validator=_number("between 0 and 1", lambda v: 0 <= v <= 1))
+    repetition_penalty: float = field(default=1.0, validator=_number("above 0", lambda v: v > 0))
+    repetition_context: int = field(default=64, validator=_number("above 0", lambda v: v > 0, int))  #: tokens looked back
+    seed: int | None = field(default=None, validator=optional(_number("0 or more", lambda v: v >= 0, int)))
 
     @property
     def is_greedy(self) -> bool:
