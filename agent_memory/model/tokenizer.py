@@ -20,11 +20,15 @@ class HFTokenizer:
     """A tokenizer as mlx-lm loads it (``TokenizerWrapper``), or any Hugging Face fast tokenizer."""
 
     def __init__(self, wrapper: Any) -> None:
-        self._wrapper = wrapper
-        self._hf = getattr(wrapper, "_tokenizer", wrapper)
+        from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+        self._wrapper = wrapper if isinstance(wrapper, TokenizerWrapper) else TokenizerWrapper(wrapper)
+        self._hf = self._wrapper._tokenizer
         # Fast tokenizers raise "Already borrowed" when two threads set their padding at once.
         self._lock = threading.Lock()
-        eos = getattr(wrapper, "eos_token_ids", None) or [self._hf.eos_token_id]
+        eos: Any = getattr(wrapper, "eos_token_ids", None)  # a set in mlx-lm's wrapper, one int in transformers 5
+        if eos is None or isinstance(eos, int):
+            eos = [self._hf.eos_token_id if eos is None else eos]
         self._eos_ids = frozenset(int(i) for i in eos if i is not None)
         self._hidden = frozenset(int(i) for i in self._hf.all_special_ids)
         self._special_ids = frozenset(int(i) for i in self._hf.added_tokens_decoder) | self._hidden
