@@ -10,9 +10,6 @@ from agent_memory.config import Config
 from agent_memory.protocols import ModelRunner
 from agent_memory.types import Doctor
 
-#: Figures of the store that ``Stats`` shows under the same names.
-STORE_FIGURES = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents", "save_failures")
-
 _GIB = 1 << 30
 
 

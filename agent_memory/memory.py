@@ -273,21 +273,8 @@ class Memory:
 
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
-        counted = self._engine.counters
         hot_bytes = self._engine.call(lambda: self._engine.hot.nbytes)
-        stored = self._store.stats()
-        return Stats(
-            requests=counted.requests,
-            prompt_tokens=counted.prompt_tokens,
-            cached_tokens=counted.cached_tokens,
-            computed_tokens=counted.computed_tokens,
-            output_tokens=counted.output_tokens,
-            computed_ids=counted.computed_ids,
-            hits=dict(counted.hits),
-            misses=dict(counted.misses),
-            hot_bytes=hot_bytes,
-            **{name: stored[name] for name in checkup.STORE_FIGURES},
-        )
+        return self._engine.counters.stats(hot_bytes, self._store.stats())
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""

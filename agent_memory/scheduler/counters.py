@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import define, field
 
-from agent_memory.types import Usage
+from agent_memory.types import Stats, Usage
+
+#: Figures of the store that ``Stats`` shows under the same names.
+_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents", "save_failures")
 
 
 @define
@@ -30,3 +35,18 @@ class Counters:
         self.hits[usage.tier] = self.hits.get(usage.tier, 0) + 1
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
+
+    def stats(self, hot_bytes: int, stored: Mapping[str, int]) -> Stats:
+        """The sums so far, beside the hot tier's size and the store's own figures."""
+        return Stats(
+            requests=self.requests,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            computed_tokens=self.computed_tokens,
+            output_tokens=self.output_tokens,
+            computed_ids=self.computed_ids,
+            hits=dict(self.hits),
+            misses=dict(self.misses),
+            hot_bytes=hot_bytes,
+            **{name: stored[name] for name in _STORED},
+        )

@@ -1,0 +1,132 @@
+"""One flipped bit or one cut file costs time: never a wrong answer, never an exception, never uncounted."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from agent_memory import Config, EchoRunner, Memory
+from agent_memory.model.mlx import MLXRunner
+from tests.reliability.damaging import cut, flip
+
+SMALL = Config(chunk_tokens=16, prefill_tokens=16)
+AGENTS = ("alice", "bob")
+
+
+@attrs.frozen
+class Bench:
+    """A closed store that is only ever copied, how to open a copy, and what its agents answer undamaged."""
+
+    pristine: Path
+    open: Callable[[Path], Memory]
+    max_tokens: int
+    answers: tuple[Any, ...]
+
+
+def _ask(memory: Memory, max_tokens: int) -> tuple[Any, ...]:
+    replies = [memory.agent(name).say(f"what now, {name}?", max_tokens=max_tokens) for name in AGENTS]
+    for reply in replies:
+        assert reply.usage.cached_tokens + reply.usage.computed_tokens == reply.usage.prompt_tokens
+    return tuple((reply.text, reply.token_ids) for reply in replies)
+
+
+def _prepare(folder: Path, open_: Callable[[Path], Memory], *, turns: int, max_tokens: int) -> Bench:
+    pristine = folder / "pristine"
+    with open_(pristine) as memory:
+        for turn in range(turns):
+            for name in AGENTS:
+                agent = memory.agent(name, system="Believable rules of the house. " * 2)
+                agent.say(f"{name} says something believable, number {turn}", max_tokens=max_tokens)
+    shutil.copytree(pristine, folder / "undamaged")
+    with open_(folder / "undamaged") as memory:
+        answers = _ask(memory, max_tokens)
+        assert memory.stats().damage == 0
+        assert memory.stats().hits.get("cold", 0) == len(AGENTS), "the answers rest on what was stored"
+        assert memory.verify().ok
+    return Bench(pristine, open_, max_tokens, answers)
+
+
+def _damage(bench: Bench, folder: Path, harm: Callable[[Path], tuple[Path, bool]], n_rounds: int) -> None:
+    counted = 0
+    for number in range(n_rounds):
+        copy = folder / "copy"
+        shutil.copytree(bench.pristine, copy)
+        file, is_needed = harm(copy)
+        with bench.open(copy) as memory:
+            if number % 4 == 0 and not memory.stats().damage:  # a cut shows in the file's size, and counts on opening
+                assert any(file.name in line for line in memory.verify().damaged), number
+            assert _ask(memory, bench.max_tokens) == bench.answers, f"round {number}: {file.name}"
+            noted = memory.stats().damage
+            if not noted:
+                assert any(file.name in line for line in memory.verify().damaged), number
+            assert not is_needed or noted == 1, f"round {number}: a damage that was read is not counted"
+            counted += noted
+        if number % 4 == 1 and noted:
+            with bench.open(copy) as memory:
+                assert memory.stats().damage == 0, "damage is counted once"
+                assert memory.verify().ok
+        shutil.rmtree(copy)
+    assert counted > n_rounds // 2
+
+
+def _flips(bench: Bench, folder: Path, n_rounds: int) -> None:
+    draw = random.Random(1)
+    _damage(bench, folder, lambda store: flip(store, draw), n_rounds)
+
+
+def _cuts(bench: Bench, folder: Path, n_rounds: int) -> None:
+    draw, shares = random.Random(2), iter([k / n_rounds for k in range(n_rounds)])
+    _damage(bench, folder, lambda store: (cut(store, draw, next(shares)), True), n_rounds)
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: Any) -> Bench:
+    def open_(path: Path) -> Memory:
+        return Memory(EchoRunner(), path, config=SMALL)
+
+    return _prepare(tmp_path_factory.mktemp("echo"), open_, turns=5, max_tokens=60)
+
+
+def test_200_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
+    _flips(echo, tmp_path, 200)
+
+
+def test_a_segment_cut_at_64_places_gives_no_wrong_text_and_is_counted(echo: Bench, tmp_path: Path) -> None:
+    _cuts(echo, tmp_path, 64)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: Any) -> Bench:
+    pytest.importorskip("mlx.core")
+    from tests import tiny as tiny_models
+    from tests.reliability.tinytokenizer import tokenizer
+
+    model, words = tiny_models.model("llama"), tokenizer()
+
+    def open_(path: Path) -> Memory:
+        return Memory(MLXRunner(model, words, name="tiny"), path, config=SMALL)
+
+    return _prepare(tmp_path_factory.mktemp("tiny"), open_, turns=3, max_tokens=12)
+
+
+@pytest.mark.mlx
+def test_20_flipped_bits_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
+    _flips(tiny, tmp_path, 20)
+
+
+@pytest.mark.mlx
+def test_8_cuts_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
+    _cuts(tiny, tmp_path, 8)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_20_flipped_bits_change_no_id_of_the_starter_model(tmp_path: Path) -> None:
+    bench = _prepare(tmp_path, lambda path: Memory(None, path), turns=3, max_tokens=8)
+    _flips(bench, tmp_path, 20)
