@@ -81,7 +81,8 @@ class Sampling:
     top_k: int = field(default=0, validator=_number("0 or more", lambda v: v >= 0, int))  #: 0: no limit
     min_p: float = field(default=0.0, validator=_number("between 0 and 1", lambda v: 0 <= v <= 1))
     repetition_penalty: float = field(default=1.0, validator=_number("above 0", lambda v: v > 0))
-    repetition_context: int = field(default=64, validator=_number("above 0", lambda v: v > 0, int))  #: tokens looked back
+    #: tokens looked back
+    repetition_context: int = field(default=64, validator=_number("above 0", lambda v: v > 0, int))
     seed: int | None = field(default=None, validator=optional(_number("0 or more", lambda v: v >= 0, int)))
 
     @property

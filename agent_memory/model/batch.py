@@ -45,7 +45,9 @@ class _Row:
 class MLXBatch:
     """Rows of one MLX model that decode together. Built and used on the engine thread alone."""
 
-    def __init__(self, model: Any, layout: Layout, *, callable_timeout_s: float | None = 5.0, clears: bool = False) -> None:
+    def __init__(
+        self, model: Any, layout: Layout, *, callable_timeout_s: float | None = 5.0, clears: bool = False
+    ) -> None:
         self._model, self._layout, self._timeout_s, self._clears = model, layout, callable_timeout_s, clears
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model)

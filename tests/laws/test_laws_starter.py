@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ N_TURNS = len(dialogue.TURNS)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: Any) -> Iterator[tuple[list[dict[str, Any]], Path]]:
+def uninterrupted(tmp_path_factory: Any) -> tuple[list[dict[str, Any]], Path]:
     """The reference run, and its store afterwards."""
     store = tmp_path_factory.mktemp("uninterrupted") / "store"
     with Memory(path=store) as memory:
         rows = dialogue.turns(memory, 0, N_TURNS)
-    yield json.loads(json.dumps(rows)), store
+    return json.loads(json.dumps(rows)), store
 
 
 def _same(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
@@ -67,8 +66,10 @@ def test_a_new_process_before_every_turn_gives_bit_equal_logits(uninterrupted: A
     assert {row["tier"] for row in rows if row["turn"]} == {"cold"}
 
 
-def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(uninterrupted: Any, tmp_path: Path) -> None:
-    rows, store = uninterrupted
+def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(
+    uninterrupted: Any, tmp_path: Path
+) -> None:
+    _, store = uninterrupted
     shutil.copytree(store, tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "kv")
     with Memory(path=store) as kept, Memory(path=tmp_path / "store") as lost:
