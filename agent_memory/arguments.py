@@ -54,7 +54,7 @@ def check_numbers(max_tokens: Any, priority: Any, timeout_s: Any) -> None:
         raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     if not isinstance(priority, int):
         raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
-    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or timeout_s <= 0):
+    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or not timeout_s > 0):
         raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
 
 

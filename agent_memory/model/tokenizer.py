@@ -75,7 +75,8 @@ class HFTokenizer:
 
     def key(self, ids: Sequence[int]) -> str:
         """The pieces of the vocabulary, joined: no decoder touches them, so equal keys are equal bytes."""
-        return "".join(self._hf.convert_ids_to_tokens(list(ids)))
+        # A model's vocabulary may be padded beyond its tokenizer's: an id without a piece has no text.
+        return "".join(piece or "" for piece in self._hf.convert_ids_to_tokens(list(ids)))
 
     def render(
         self,

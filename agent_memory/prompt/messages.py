@@ -90,7 +90,10 @@ def _message(one: object, index: int) -> Message:
         known = ", ".join(sorted(_KEYS))
         raise UnsupportedParameterError(f"message {index} has the key {unknown[0]!r}; known: {known}")
     role = "system" if one.get("role") == "developer" else one.get("role")
-    calls = tuple(_call(call, index) for call in one.get("tool_calls") or ())
+    asked = one.get("tool_calls") or ()
+    if not isinstance(asked, Sequence) or isinstance(asked, (str, bytes)):
+        raise UnsupportedParameterError(f"message {index}: tool_calls must be a list, got {type(asked).__name__}")
+    calls = tuple(_call(call, index) for call in asked)
     content = _text(one.get("content"), index, optional=bool(calls))
     message = Message(
         role=role,  # type: ignore[arg-type]  # checked right below
@@ -109,12 +112,20 @@ def _checked(message: Message, index: int) -> Message:
         raise UnsupportedParameterError(f"message {index} has the role {message.role!r}; known: {known}")
     if not isinstance(message.content, str):
         raise UnsupportedParameterError(f"message {index}: content must be text, got {type(message.content).__name__}")
+    for key in ("reasoning", "name", "tool_call_id"):
+        value = getattr(message, key)
+        if not isinstance(value, str) and (value is not None or key == "reasoning"):
+            raise UnsupportedParameterError(f"message {index}: {key} must be text, got {type(value).__name__}")
     if not message.content and not (message.tool_calls or message.role in ("assistant", "tool")):
         raise UnsupportedParameterError(f"message {index} ({message.role}) is empty")
     if message.role == "tool" and not message.tool_call_id:
         raise UnsupportedParameterError(f"message {index} has the role 'tool' and no tool_call_id")
     try:
-        f"{message.content}{message.reasoning}{message.name or ''}".encode()
+        said = json.dumps([[c.name, c.id, dict(c.arguments)] for c in message.tool_calls], ensure_ascii=False)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UnsupportedParameterError(f"message {index}: a tool call cannot be written as JSON: {error}") from None
+    try:
+        f"{message.content}{message.reasoning}{message.name or ''}{message.tool_call_id or ''}{said}".encode()
     except UnicodeEncodeError as error:
         place = f"character {error.start}"
         raise UnsupportedParameterError(f"message {index} is not valid Unicode: a lone surrogate at {place}") from None

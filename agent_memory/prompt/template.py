@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.messages import as_dicts
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
@@ -23,6 +24,8 @@ def render(
 
     Raises UnsupportedParameterError where the template refuses the messages.
     """
+    if variables is not None and not isinstance(variables, Mapping):
+        raise UnsupportedParameterError(f"template must be a mapping of variables, got {type(variables).__name__}")
     if getattr(tokenizer, "has_template", True):
         return tokenizer.render(
             as_dicts(messages), tools=tools, generation_prompt=generation_prompt, variables=variables

@@ -93,10 +93,14 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
     """Stop strings as a tuple. Raises UnsupportedParameterError for an empty one or one that is no str."""
+    if not isinstance(stop, Sequence) or isinstance(stop, (bytes, bytearray)):
+        raise UnsupportedParameterError(f"stop must be a str or a list of them, got {type(stop).__name__}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:
             raise UnsupportedParameterError(f"a stop string must be a non-empty str, got {one!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in one):
+            raise UnsupportedParameterError(f"a stop string must be valid Unicode, got {one!r}")
     return stops
 
 
