@@ -27,7 +27,6 @@ from agent_memory.errors import (
     ModelError,
     ModelNotFoundError,
     PromptTooLongError,
-    RequestError,
     StoreError,
     StoreLockedError,
     ToolResultError,
@@ -205,7 +204,8 @@ def test_wrong_sampling_values_are_typed_errors_naming_field_and_value(values: d
     assert isinstance(caught.value, ValueError)
 
 
-NAMES = ["a/b", "../../etc/passwd", "..", ".", "nul\0byte", "x" * 300, "🙂🙂", " ", "con", "-rf", "a\nb", "A", "ä", "a\u0308"]
+NAMES = ["a/b", "../../etc/passwd", "..", ".", "nul\0byte", "x" * 300, "🙂🙂", " ", "con", "-rf", "a\nb", "A"]
+NAMES += ["ä", "a\u0308"]  # the same to the eye: composed and decomposed
 
 
 def test_any_non_empty_name_works_and_no_two_meet(tmp_path: Path) -> None:
@@ -311,7 +311,11 @@ def test_an_unknown_model_or_file_is_a_typed_error_and_leaves_no_store_locked(tm
         assert memory.generate("hi").text == "hi"
 
 
-@pytest.mark.parametrize("arguments", [{"model": 3}, {"model": Odd()}, {"path": 3}, {"path": ""}, {"config": {}}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{"model": 3}, {"model": Odd()}, {"path": 3}, {"path": ""}, {"config": {}}],
+    ids=lambda a: next(iter(a)),
+)
 def test_bad_arguments_of_memory_are_config_errors(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Memory(**{"model": EchoRunner(), "path": tmp_path, **arguments})
@@ -395,10 +399,7 @@ def test_every_use_after_close_is_a_closed_error_and_closing_again_is_none(tmp_p
     memory.close()
     memory.close()
     asyncio.run(memory.aclose())
-    for what, use in _uses(memory, agent).items():
-        with pytest.raises(ClosedError):
-            use()
-            pytest.fail(f"{what} worked after close()")
+    assert _not_closed_errors(_uses(memory, agent)) == []
     assert done.result(30).text == "hi", "a reply that was given stays given"
     assert agent.messages == messages
     with Memory(EchoRunner(), tmp_path, config=SMALL) as again:
@@ -471,5 +472,3 @@ def test_a_forked_child_gets_closed_errors_and_the_parent_goes_on(tmp_path: Path
         assert _in_a_forked_child(look) == []
         assert running.result(30).text.startswith("a long believable")
         scene.assert_intact(before)
-    with pytest.raises(RequestError):
-        raise UnsupportedParameterError("the tree holds: an UnsupportedParameterError is a RequestError")
