@@ -116,7 +116,7 @@ class Catalog:
         if segment.ids is not None:
             return segment.ids[piece.offset : piece.offset + piece.n_tokens]
         try:
-            fd = os.open(self.path(segment), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"{self.folder}/{segment.file}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
