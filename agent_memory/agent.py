@@ -42,14 +42,18 @@ class Log:
 
     def _replay(self, turns: Sequence[Turn]) -> None:
         """Set turns, and with them messages, ids and how many ids have had their KV."""
-        messages: tuple[Message, ...] = (Message("system", self.system),) if self.system is not None else ()
-        ids = np.zeros(0, np.uint32)
-        n_kv = 0
+        self.turns: tuple[Turn, ...] = ()
+        self.messages: tuple[Message, ...] = (Message("system", self.system),) if self.system is not None else ()
+        self.ids = np.zeros(0, np.uint32)
+        self.n_kv = 0
+        self.version += 1
         for turn in turns:
-            messages = messages[: turn.n_messages_kept] + turn.messages
-            ids = np.concatenate([ids[: turn.keep], turn.ids])
-            n_kv = turn.n_kv
-        self.turns, self.messages, self.ids, self.n_kv = tuple(turns), messages, ids, n_kv
+            self._add(turn)
+
+    def _add(self, turn: Turn) -> None:
+        self.messages = self.messages[: turn.n_messages_kept] + turn.messages
+        self.ids = np.concatenate([self.ids[: turn.keep], turn.ids])
+        self.turns, self.n_kv = (*self.turns, turn), turn.n_kv
         self.version += 1
 
     @property
@@ -92,7 +96,7 @@ class Log:
     def append(self, turn: Turn) -> None:
         """Take a turn in; O(ids) memory traffic, no rendering."""
         self.is_foreign = False
-        self._replay((*self.turns, turn))
+        self._add(turn)
         self.used_s = turn.created_s
 
     def rewind(self, n_turns: int) -> None:

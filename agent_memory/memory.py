@@ -393,6 +393,9 @@ class Memory:
 
 def _shut(engine: Engine, store: Store) -> None:
     """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
+    if engine.is_current_thread:  # the last reference to the Memory went with a request that the engine dropped
+        threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
+        return
     engine.close()
     if engine.is_ours:
         store.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agent_memory.errors import AgentMemoryError, ClosedError, RequestTimeoutError
+from agent_memory.errors import ClosedError, RequestTimeoutError
 from agent_memory.protocols import Batch, ModelRunner
 from agent_memory.scheduler.admission import Budget
 from agent_memory.scheduler.counters import Counters
@@ -73,6 +73,11 @@ class Engine:
     def ensure_ours(self) -> None:
         """Raises ClosedError in a forked child."""
         self._mail.ensure_ours()
+
+    @property
+    def is_current_thread(self) -> bool:
+        """Whether the caller is the engine thread itself."""
+        return threading.current_thread() is self._thread
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""
@@ -222,7 +227,7 @@ class Engine:
             max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
             needed = self._budget.worst_case(n_prompt, max_tokens)
             self._budget.check(needed)
-        except AgentMemoryError as error:
+        except Exception as error:  # noqa: BLE001 - a prompt that cannot be made fails its own request alone
             request.feed.fail(error)
             return True
         reserved = sum(row.reserved_bytes for row in self._rows.values())
