@@ -329,9 +329,9 @@ class Memory:
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()
-        if self._closed:
-            raise ClosedError("this Memory is closed; open it again")
-        return self._runner.tokenizer
+        if not self._closed:
+            return self._runner.tokenizer
+        raise ClosedError("this Memory is closed; open it again")
 
     def _submit(
         self,
@@ -395,7 +395,6 @@ def _shut(engine: Engine, store: Store) -> None:
     """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
     if engine.is_current_thread:  # the last reference to the Memory went with a request that the engine dropped
         threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
-        return
-    engine.close()
-    if engine.is_ours:
+    elif engine.is_ours:
+        engine.close()
         store.close()

@@ -25,7 +25,7 @@ ENDED = ("done", "cancelled", "failed")
 @pytest.fixture
 def memory() -> Iterator[Memory]:
     """Slow enough to be caught in any state."""
-    with Memory(EchoRunner(delay_s=0.01), ":memory:", config=SMALL) as made:
+    with Memory(EchoRunner(delay_s=0.004), ":memory:", config=SMALL) as made:
         yield made
 
 
