@@ -16,7 +16,7 @@ from agent_memory.kvcache.chunks import common_prefix, piece_id
 from agent_memory.types import Exactness
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
-HEAD_IDS = 4  #: leading ids of a piece that are kept in memory
+HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
 _MAX_VISITS = 256  #: chains of deltas looked at in one tail
 
 

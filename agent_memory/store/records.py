@@ -61,7 +61,7 @@ class AgentRecord:
 
 @frozen(kw_only=True)
 class SegmentRow:
-    """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 16 bytes head, of each."""
+    """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 64 bytes head, of each."""
 
     segment: int
     identity: str
