@@ -60,7 +60,7 @@ class HFTokenizer:
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; BOS once when asked."""
         with self._lock:
-            ids: list[int] = self._hf.encode(text, add_special_tokens=False)
+            ids: list[int] = self._hf.encode(text, add_special_tokens=False, verbose=False)
         if bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids

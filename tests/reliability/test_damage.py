@@ -145,6 +145,18 @@ def test_8_cuts_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> Non
     _cuts(tiny, tmp_path, 8)
 
 
+@pytest.mark.mlx
+@pytest.mark.slow
+def test_200_flipped_bits_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
+    _flips(tiny, tmp_path, 200)
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+def test_64_cuts_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
+    _cuts(tiny, tmp_path, 64)
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_20_flipped_bits_change_no_id_of_the_starter_model(tmp_path: Path) -> None:
