@@ -39,10 +39,11 @@ class Feed:
         """Whether nothing more will come."""
         return self.state in _ENDED
 
-    def emit(self, delta: Delta) -> None:
-        """One more piece of text."""
+    def emit(self, delta: Delta, progress: tuple[int, int]) -> None:
+        """One more piece of text while decoding; wakes readers once."""
         with self._changed:
             self.deltas.append(delta)
+            self.state, self.progress = ("decode", progress) if not self.ended else (self.state, self.progress)
             self._wake()
 
     def move(self, state: State, progress: tuple[int, int] | None = None) -> None:

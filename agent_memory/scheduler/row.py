@@ -87,9 +87,7 @@ class Row:
                 self.finish = "length"
         if self.finish is not None:
             text += self.stream.end()
-        feed = self.request.feed
-        feed.emit(Delta(text, (token,)))
-        feed.move("decode", (len(self.output), self.max_tokens))
+        self.request.feed.emit(Delta(text, (token,)), (len(self.output), self.max_tokens))
 
     def outcome(self, kv: KV) -> Outcome:
         """The finished row; cuts ``kv`` at the last id that the log keeps."""
