@@ -323,9 +323,9 @@ class Memory:
         """Tell the store whose KV this is; engine thread, after the model is loaded."""
         parts = {**self._runner.identity, "salt": self._config.salt, "chunk_tokens": self._config.chunk_tokens}
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        grid = self._config.prefill_tokens or self._runner.prefill_tokens
+        facts = {"grid": str(self._config.prefill_tokens or self._runner.prefill_tokens), **self._runner.identity}
         self._identity = identity
-        self._store.attach(identity, self._runner.layout, self._runner.host, {"grid": str(grid), **self._runner.identity})
+        self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()

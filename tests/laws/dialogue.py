@@ -17,7 +17,11 @@ SYSTEM = (
     "answer briefly, in plain words, and you never guess: where you do not know, you say so. The harbour lies two "
     "miles to the east; the reef to the west has taken nine ships, the last of them in the winter of the great storm."
 )
-AGENTS = {"ann": SYSTEM + " You are Ann.", "bob": SYSTEM + " You are Bob.", "cid": "You write very short poems about the sea. " * 12}
+AGENTS = {
+    "ann": SYSTEM + " You are Ann.",
+    "bob": SYSTEM + " You are Bob.",
+    "cid": "You write very short poems about the sea. " * 12,
+}
 TURNS = [
     "What do you do at dusk?",
     "Name one thing that you write into the log, and say why it matters to anybody.",
