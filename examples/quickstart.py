@@ -55,6 +55,7 @@ def main() -> None:
     # The very first turn computes the whole brief. Later runs never do, so its figures are kept to compare with.
     if first["cached"] == 0:
         (args.store / "cold.json").write_text(json.dumps(first), encoding="utf-8")
+    sys.stdout.flush()
     # What follows shares nothing with this process but the folder.
     subprocess.run([sys.executable, __file__, "--store", str(args.store), "--second-process"], check=True)
 
