@@ -1,4 +1,4 @@
-"""The laws of DESIGN section 2 as properties over EchoRunner, whose answers are read back out of the KV arrays.
+"""The library's laws as properties over EchoRunner, whose answers are read back out of the KV arrays.
 
 EchoRunner's KV carries the ids and a chain check: one wrong byte anywhere makes it answer garbage, so equal texts here
 mean that the right KV was restored.
