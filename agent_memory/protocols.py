@@ -112,7 +112,7 @@ class Source(Protocol):
         """
 
     def check(self) -> bool:
-        """Whether everything read was verified. Call once the KV has been evaluated, before its results are used."""
+        """Whether everything read was verified. Asked after ``Batch.restore``, before the KV is used."""
 
     def close(self) -> None:
         """Let go of files; idempotent."""
@@ -125,7 +125,7 @@ class Batch(Protocol):
         """A KV of no tokens."""
 
     def restore(self, source: Source) -> KV:
-        """A KV filled from ``source``, with spare room; read lazily, up to the end of the next call that uses it."""
+        """A KV filled from ``source``, with spare room; all of it has been read when this returns."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row that is not decoding; returns when they are computed."""

@@ -107,7 +107,7 @@ class _RoomyFile(io.RawIOBase):
     """A safetensors file that exists only while mx.load reads it: stored rows scattered into buffers with spare room.
 
     mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
-    they are used, with no copy, no zeroing, and, being lazy, while earlier layers are already computing.
+    they are used, with no copy and no zeroing.
     """
 
     def __init__(self, layout: Layout, source: Source, capacity: int) -> None:
@@ -152,10 +152,11 @@ class _RoomyFile(io.RawIOBase):
 
 
 def fill(layout: Layout, source: Source) -> list[Any]:
-    """One ``KVCache`` a layer with the rows of ``source`` and spare room, read when first used."""
+    """One ``KVCache`` a layer with the rows of ``source`` and spare room, all of them read."""
     capacity, n_tokens = roomy(source.n_tokens), source.n_tokens
     file: Any = _RoomyFile(layout, source, capacity)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors")
+    mx.eval(arrays)  # everything is read when this returns, so that it can be verified before it is used
     caches = []
     for first in range(0, len(layout.tensors), 2):
         cache = KVCache()

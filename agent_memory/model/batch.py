@@ -61,7 +61,7 @@ class MLXBatch:
         return MLXKV(make_prompt_cache(self._model), self._layout)
 
     def restore(self, source: Source) -> MLXKV:
-        """Caches that read ``source`` when they are first used."""
+        """Caches filled from ``source``; O(its bytes)."""
         return MLXKV(kinds.fill(self._layout, source), self._layout, source.n_tokens)
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:

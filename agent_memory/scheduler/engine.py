@@ -161,9 +161,7 @@ class Engine:
         return messages is not None
 
     def _has_work(self) -> bool:
-        waiting = any(r.is_cancelled for r in self._queue)
-        startable = bool(self._queue) and not self._prefilling
-        return bool(self._rows) or self._prefilling is not None or startable or waiting or self._saver.can_step
+        return bool(self._queue or self._rows or self._prefilling) or self._saver.can_step
 
     def _patience(self) -> float | None:
         return 0.002 if self._saver.busy else None
@@ -185,8 +183,7 @@ class Engine:
         for request in list(self._queue):
             if self._is_over(request, now):
                 self._queue.remove(request)
-        running = [*self._rows.values(), *([self._prefilling] if self._prefilling else [])]
-        for row in running:
+        for row in self._running():
             if self._is_over(row.request, now):
                 self._retire(row)
 
@@ -201,10 +198,13 @@ class Engine:
         return True
 
     def _owners(self) -> set[str | None]:
-        owners = {row.request.owner for row in self._rows.values()}
-        if self._prefilling is not None:
-            owners.add(self._prefilling.request.owner)
-        return owners
+        return {row.request.owner for row in self._running()}
+
+    def _running(self) -> list[Row]:
+        return [*self._rows.values(), *([self._prefilling] if self._prefilling else [])]
+
+    def _reserved_bytes(self) -> int:
+        return sum(row.reserved_bytes for row in self._running())
 
     def _start_next(self) -> None:
         """Start the first request, by priority and then age, whose agent is idle and whose bytes fit."""
@@ -230,7 +230,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - a prompt that cannot be made fails its own request alone
             request.feed.fail(error)
             return True
-        reserved = sum(row.reserved_bytes for row in self._rows.values())
+        reserved = self._reserved_bytes()
         short = self._budget.shortfall(needed, reserved, self.hot.nbytes)
         if short and self._rows and short > self.hot.nbytes:
             return False
@@ -261,7 +261,7 @@ class Engine:
             if row.fed < stop:
                 self._batch.prefill(row.base.kv, row.prompt.ids[row.fed : stop])
                 self._count_fed(row, stop)
-            if row.fed == row.n_prefill and self._is_sound(row):
+            if row.fed == row.n_prefill:
                 if row.max_tokens:
                     self._first_token(row)
                 else:
@@ -281,28 +281,12 @@ class Engine:
         self._rows[row.number] = row
         self._prefilling = None
         self._count_fed(row, row.n_prompt)
-        if self._is_sound(row):
-            self._take_token(row, token)
-        else:
-            self._rows.pop(row.number, None)
+        self._take_token(row, token)
 
     def _count_fed(self, row: Row, stop: int) -> None:
         self.counters.computed_ids += stop - row.fed
         row.fed = stop
         row.request.feed.move("prefill", (row.fed, row.n_prompt))
-
-    def _is_sound(self, row: Row) -> bool:
-        """Whether what was restored is verified; if not, the row starts over without the damaged pieces."""
-        source, row.base.source = row.base.source, None
-        if source is None or self._reuse.close(source):
-            return True
-        if row.number in self._rows:
-            self._batch.remove(row.number)
-            del self._rows[row.number]
-        row.base = self._reuse.find(self._batch, row.prompt, row.request.owner)
-        row.fed = row.base.n_tokens
-        self._prefilling = row
-        return False
 
     def _decode_step(self) -> None:
         for number, token in self._batch.step():
@@ -330,7 +314,7 @@ class Engine:
         else:
             row.request.feed.finish(reply)
         self._rest(row.lineage(kv))
-        self._free(sum(r.reserved_bytes for r in self._rows.values()))
+        self._free(self._reserved_bytes())
 
     def _retire(self, row: Row) -> None:
         """Take a cancelled or failed row out; what it computed stays as cache of the ids it was computed from."""
@@ -339,10 +323,7 @@ class Engine:
             kv = self._batch.remove(row.number)
         else:
             kv, self._prefilling = row.base.kv, None
-        if row.base.source is not None and not self._reuse.close(row.base.source):
-            return
-        if kv.n_tokens and row.base.source is None:
-            self._rest(row.lineage(kv), save=False)
+        self._rest(row.lineage(kv), save=False)
 
     def _rest(self, lineage: Lineage, *, save: bool = True) -> None:
         if not len(lineage.ids):
@@ -362,7 +343,7 @@ class Engine:
         self.hot.take(lineage)
 
     def _fail_running(self, error: BaseException) -> None:
-        rows = [*self._rows.values(), *([self._prefilling] if self._prefilling else [])]
+        rows = self._running()
         self._rows.clear()
         self._prefilling = None
         for row in rows:
@@ -374,7 +355,7 @@ class Engine:
         closed = ClosedError("the Memory was closed before this request finished")
         for request in self._queue:
             request.feed.fail(closed)
-        for row in [*self._rows.values(), *([self._prefilling] if self._prefilling else [])]:
+        for row in self._running():
             row.request.feed.fail(closed)
         try:
             self._saver.settle()

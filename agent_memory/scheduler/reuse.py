@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout
-from agent_memory.protocols import Batch, Source
+from agent_memory.protocols import Batch
 from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base
 from agent_memory.scheduler.saving import Saver
@@ -15,7 +15,7 @@ from agent_memory.store.tiers import HotTier
 from agent_memory.types import weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.store import Store
+    from agent_memory.store.store import Match, Store
 
 
 class Reuse:
@@ -32,29 +32,26 @@ class Reuse:
         wanted = np.array(prompt.ids[:-1], np.uint32)
         cold = self._store.match(wanted)
         base = self._from_hot(wanted, owner, at_least=cold.n_tokens)
-        stopped = cold.stopped
-        if base is None and cold.n_tokens:
-            source = self._store.source(cold, cold.n_tokens)
-            self._store.touch(cold)
-            base = Base(
-                kv=batch.restore(source),
-                n_tokens=cold.n_tokens,
-                made=cold.made,
-                tier="cold",
-                exactness=cold.exactness,
-                source=source,
-            )
+        while base is None and cold.n_tokens:
+            base = self._from_store(batch, cold)
+            if base is None:  # damaged: the store has forgotten those pieces by now and matches less
+                cold = self._store.match(wanted)
         base = base or Base(kv=batch.empty())
         if base.n_tokens < min(prompt.known, len(wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss = self._reason(prompt, stopped)
+            base.miss = self._reason(prompt, cold.stopped)
         return base
 
-    def close(self, source: Source) -> bool:
-        """Check what was read; False when it was damaged, which the store has noted by then."""
-        sound = source.check()
+    def _from_store(self, batch: Batch, cold: Match) -> Base | None:
+        """A base read from disk; None, before anything was computed on it, where a checksum was wrong."""
+        source = self._store.source(cold, cold.n_tokens)
+        kv = batch.restore(source)
+        is_sound = source.check()
         source.close()
-        return sound
+        if not is_sound:
+            return None
+        self._store.touch(cold)
+        return Base(kv=kv, n_tokens=cold.n_tokens, made=cold.made, tier="cold", exactness=cold.exactness)
 
     def _from_hot(self, wanted: np.ndarray[Any, Any], owner: str | None, at_least: int) -> Base | None:
         lineage, n_tokens = self._hot.match(wanted, owner)

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import define, field
 
 from agent_memory.prompt.tokens import TextStream
-from agent_memory.protocols import KV, Source, Tokenizer
+from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
 from agent_memory.types import TIERS, Delta, Exactness, Finish, Tier, Usage
@@ -27,7 +27,6 @@ class Base:
     tier: Tier = "none"
     exactness: Exactness = "exact"
     miss: str | None = None
-    source: Source | None = None  #: to be checked once the KV has been evaluated
 
 
 @define(eq=False, kw_only=True)

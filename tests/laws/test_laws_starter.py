@@ -83,6 +83,27 @@ def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(
         assert lost.stats().damage > 0
 
 
+def test_a_resent_prompt_computes_its_last_token_alone_with_bit_equal_logits(tmp_path: Path) -> None:
+    prompt, found = "The lamp is lit at dusk and put out at dawn. " * 30, []
+
+    with Memory(path=tmp_path) as memory:
+        for tier in ("none", "hot", "cold", "cold"):
+            logits: list[bytes] = []
+
+            def note(ids: Any, values: Any, seen: list[bytes] = logits) -> Any:
+                seen.append(values.tobytes())
+                return values
+
+            usage = memory.generate(prompt, max_tokens=2, logits_processors=[note]).usage
+            assert usage.tier == tier
+            assert usage.computed_tokens == (usage.prompt_tokens if tier == "none" else 1)
+            found.append(logits)
+            if tier != "none":
+                memory.evict()
+        assert memory.stats().damage == 0
+    assert found[1:] == found[:1] * 3
+
+
 def test_law_4_another_dtype_of_the_same_weights_shares_no_kv(tmp_path: Path) -> None:
     prompt = "The lamp is lit at dusk. " * 20
     with Memory(path=tmp_path) as memory:
