@@ -45,10 +45,8 @@ class _Row:
 class MLXBatch:
     """Rows of one MLX model that decode together. Built and used on the engine thread alone."""
 
-    def __init__(
-        self, model: Any, layout: Layout, *, callable_timeout_s: float | None = 5.0, clears: bool = False
-    ) -> None:
-        self._model, self._layout, self._timeout_s, self._clears = model, layout, callable_timeout_s, clears
+    def __init__(self, model: Any, layout: Layout, *, clears: bool = False) -> None:
+        self._model, self._layout, self._clears = model, layout, clears
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model)
         self._waiting: dict[int, _Row] = {}
@@ -85,7 +83,7 @@ class MLXBatch:
     ) -> int:
         """Feed the last id alone, sample the first token, and keep the row for the next step."""
         mine, sampler = _own(kv), make_sampler(sampling)
-        processors = Processors(sampling, logits_processors, self._timeout_s)
+        processors = Processors(sampling, logits_processors)
         with mx.stream(self._generator.stream):
             logits = self._model(mx.array([[ids[-1]]]), cache=mine.caches)[:, -1, :]
             if processors.chain:

@@ -167,9 +167,7 @@ class MLXRunner:
         """An empty batch; engine thread."""
         from agent_memory.model.batch import MLXBatch
 
-        return MLXBatch(
-            self._model, self.layout, callable_timeout_s=None, clears=not _on_cpu()
-        )
+        return MLXBatch(self._model, self.layout, clears=not _on_cpu())
 
     def close(self) -> None:
         """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import xxhash
 from attrs import frozen
 
+from agent_memory.doctor import total_memory_bytes
 from agent_memory.errors import BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.model import directory, starter
 from agent_memory.model.converted import build_once
@@ -105,11 +106,6 @@ def default_cache_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("agent_memory")) / "models"
-
-
-def total_memory_bytes() -> int:
-    """The machine's physical memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ and the host's own random numbers stay as they were.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
 
-from agent_memory.errors import RequestTimeoutError
 from agent_memory.protocols import LogitsProcessor
 from agent_memory.types import Sampling
 
@@ -49,48 +47,34 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 
 class Processors:
-    """The logits processors of one row, guarded: what a user's callable raises is kept, never thrown into the batch.
+    """The logits processors of one row: what a user's callable raises is kept, never thrown into the batch.
 
-    User callables get host arrays on a side thread; one that outlives ``timeout_s`` fails its row and is abandoned.
+    User callables get host arrays; how long they may take is the caller's business (scheduler/callables.py).
     """
 
-    __slots__ = ("_timeout_s", "_user", "chain", "error")
+    __slots__ = ("_user", "chain", "error")
 
-    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor], timeout_s: float | None) -> None:
+    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor]) -> None:
         self.error: BaseException | None = None
-        self._user, self._timeout_s = tuple(user), timeout_s
+        self._user = tuple(user)
         self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []
         if sampling.repetition_penalty != 1.0:
             self.chain.append(make_repetition_penalty(sampling.repetition_penalty, sampling.repetition_context))
         if self._user:
-            self.chain.append(self._guarded)
+            self.chain.append(self._process)
 
-    def _guarded(self, tokens: mx.array, logits: mx.array) -> mx.array:
+    def _process(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self.error is not None:
             return logits
         ids: Any = tokens.tolist()
-        result = self._call(ids, np.array(logits[0].astype(mx.float32)))
-        return logits if result is None else mx.array(result, dtype=logits.dtype)[None]
-
-    def _call(self, ids: list[int], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
-        results: list[np.ndarray[Any, Any]] = []
-
-        def work() -> None:
-            try:
-                out = values
-                for processor in self._user:
-                    out = np.asarray(processor(ids, out), dtype=np.float32)
-                    if out.shape != values.shape:
-                        raise ValueError(f"logits processor returned shape {out.shape}, expected {values.shape}")
-                results.append(out)
-            except BaseException as error:  # noqa: BLE001 - a thread's end: the row reports it
-                self.error = error
-
-        thread = threading.Thread(target=work, name="agent_memory-callable", daemon=True)
-        thread.start()
-        thread.join(self._timeout_s)
-        if not results and self.error is None:
-            self.error = RequestTimeoutError(
-                f"a logits processor did not return within {self._timeout_s} s (Config.callable_timeout_s)"
-            )
-        return results[0] if results else None
+        values = np.array(logits[0].astype(mx.float32))
+        try:
+            for processor in self._user:
+                out = np.asarray(processor(ids, values), dtype=np.float32)
+                if out.shape != values.shape:
+                    raise ValueError(f"logits processor returned shape {out.shape}, expected {values.shape}")
+                values = out
+        except Exception as error:  # noqa: BLE001 - a user's code: its row reports it, the batch goes on
+            self.error = error
+            return logits
+        return mx.array(values, dtype=logits.dtype)[None]

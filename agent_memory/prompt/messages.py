@@ -50,7 +50,7 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def to_json(messages: Sequence[Message]) -> str:
-    """The log's stored form: compact JSON, fields that are empty left out."""
+    """The log's stored form: compact JSON, fields that are empty left out; ASCII, so that any str can be written."""
     rows = []
     for m in messages:
         row: dict[str, Any] = {"role": m.role, "content": m.content}
@@ -63,7 +63,7 @@ def to_json(messages: Sequence[Message]) -> str:
         if m.name is not None:
             row["name"] = m.name
         rows.append(row)
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def from_json(text: str) -> tuple[Message, ...]:

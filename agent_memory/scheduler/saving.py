@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 #: While others decode, one tick of saving takes about this long.
 _SLICE_S = 0.004
-#: Copies waiting to be written; above this the engine stops copying until the disk has caught up.
-_PENDING_BYTES = 64 << 20
 
 
 class Saver:
@@ -31,7 +29,7 @@ class Saver:
     @property
     def can_step(self) -> bool:
         """Whether something is left and the disk keeps up."""
-        return self.busy and self._store.pending_bytes < _PENDING_BYTES
+        return self.busy and self._store.is_ready
 
     @property
     def busy(self) -> bool:

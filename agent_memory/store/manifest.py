@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 
 from agent_memory.errors import IncompatibleStoreError, StoreError
+from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.format import READ_VERSION, WRITE_VERSION
 from agent_memory.store.records import (
     AgentRecord,
@@ -25,8 +26,6 @@ from agent_memory.store.records import (
     Turn,
     agent_sum,
     blob_text,
-    messages_json,
-    messages_of,
     salt_digest,
     text_blob,
     turn_sum,
@@ -131,7 +130,7 @@ class Manifest:
                 turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
                 if number != len(turns) or turn_sum(agent_id, number, turn, messages) != digest:
                     raise ValueError("checksum")
-                turns.append(attrs.evolve(turn, messages=messages_of(messages)))
+                turns.append(attrs.evolve(turn, messages=from_json(messages)))
             except (ValueError, TypeError, AttributeError):
                 return tuple(turns), f"turn {len(turns)}"
         return tuple(turns), None
@@ -179,7 +178,7 @@ class Manifest:
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""
-        messages = messages_json(turn.messages)
+        messages = to_json(turn.messages)
         row = (
             agent_id,
             number,

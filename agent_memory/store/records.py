@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
-import attrs
 import numpy as np
 import xxhash
 from attrs import field, frozen
 
-from agent_memory.types import Exactness, Finish, Message, ToolCall
+from agent_memory.types import Exactness, Finish, Message
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -103,22 +101,3 @@ def turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
 def agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
     """The checksum of an agent's own record."""
     return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())
-
-
-def messages_json(messages: Iterable[Message]) -> str:
-    """Messages as JSON, fields at their default left out."""
-    blank = Message("user", "")
-    rows = []
-    for m in messages:
-        row = {k: v for k, v in attrs.asdict(m).items() if v != getattr(blank, k) or k in ("role", "content")}
-        rows.append(row)
-    return json.dumps(rows, separators=(",", ":"))
-
-
-def messages_of(text: str) -> tuple[Message, ...]:
-    """The messages that ``messages_json`` wrote."""
-    found = []
-    for row in json.loads(text):
-        row["tool_calls"] = tuple(ToolCall(**call) for call in row.get("tool_calls", ()))
-        found.append(Message(**row))
-    return tuple(found)

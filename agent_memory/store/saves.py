@@ -49,11 +49,6 @@ class Save:
         self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
         self.is_over = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether the disk keeps up; while not, put() only costs memory."""
-        return self._catalog is None or self._catalog.io.is_ready
-
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
         """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied."""
         catalog = self._catalog

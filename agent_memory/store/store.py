@@ -205,9 +205,9 @@ class Store:
         return self._catalog.begin_save(tokens, np.asarray(made[:n_tokens], np.uint8), exactness, agent_id)
 
     @property
-    def pending_bytes(self) -> int:
-        """Bytes put and not yet written."""
-        return self._io.pending_bytes
+    def is_ready(self) -> bool:
+        """Whether the disk keeps up with what is put; while not, more would only cost memory."""
+        return self._io.is_ready
 
     # the house
 

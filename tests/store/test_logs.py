@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import OutOfSpaceError, StoreError
-from agent_memory.store.records import Turn, messages_json, messages_of
+from agent_memory.prompt.messages import from_json, to_json
+from agent_memory.store.records import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
 from tests.store.kvmodel import opened
@@ -37,7 +38,7 @@ messages = st.builds(
 
 @given(st.lists(messages, max_size=4).map(tuple))
 def test_messages_come_back_equal(given_):
-    assert messages_of(messages_json(given_)) == given_
+    assert from_json(to_json(given_)) == given_
 
 
 def test_any_name_is_a_value_and_salts_never_meet(tmp_path):
