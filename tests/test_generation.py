@@ -332,3 +332,22 @@ def test_close_while_requests_run_ends_every_handle_with_closed_error(tmp_path: 
     with Memory(EchoRunner(), tmp_path, config=SMALL) as again:
         assert _shown(again, "agent 0") == before
         assert again.agent("agent 0").say("second").text == "second"
+
+
+def test_a_restore_that_raises_fails_its_own_request_and_no_other(tmp_path: Path) -> None:
+    from agent_memory.model.echo import EchoBatch
+
+    class Broken(EchoBatch):
+        def restore(self, source: Any) -> Any:
+            raise MemoryError("no buffer")
+
+    runner = EchoRunner()
+    runner.open_batch = lambda: Broken(runner, 0)  # type: ignore[method-assign]
+    with Memory(runner, tmp_path, config=Config(chunk_tokens=16, prefill_tokens=16)) as memory:
+        memory.agent("a").say("believable " * 10)
+        memory.evict()
+        before = memory.agent("a").messages
+        with pytest.raises(MemoryError, match="no buffer"):
+            memory.agent("a").stream("again").result(timeout_s=30)
+        assert memory.agent("a").messages == before
+        assert memory.agent("b").say("quite another").text == "quite another"

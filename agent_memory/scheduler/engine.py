@@ -214,22 +214,23 @@ class Engine:
         self._queue.sort(key=lambda r: (-r.priority, r.created))
         for request in self._queue:
             if request.owner is None or request.owner not in busy:
-                if self._start(request):
+                try:
+                    has_left = self._start(request)
+                except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+                    request.feed.fail(error)
+                    has_left = True
+                if has_left:
                     self._queue.remove(request)
                 return
 
     def _start(self, request: Request) -> bool:
-        """True when the request has left the queue: it runs, or has failed."""
-        try:
-            prompt = request.prepare()
-            limit = self._runner.context_tokens
-            n_prompt = len(prompt.ids)
-            max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
-            needed = self._budget.worst_case(n_prompt, max_tokens)
-            self._budget.check(needed)
-        except Exception as error:  # noqa: BLE001 - a prompt that cannot be made fails its own request alone
-            request.feed.fail(error)
-            return True
+        """True when the request runs, False when it must wait for bytes. Raises what makes it impossible."""
+        prompt = request.prepare()
+        limit = self._runner.context_tokens
+        n_prompt = len(prompt.ids)
+        max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
+        needed = self._budget.worst_case(n_prompt, max_tokens)
+        self._budget.check(needed)
         reserved = self._reserved_bytes()
         short = self._budget.shortfall(needed, reserved, self.hot.nbytes)
         if short and self._rows and short > self.hot.nbytes:
