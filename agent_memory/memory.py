@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import threading
 import time
 import weakref
@@ -19,6 +17,7 @@ from agent_memory.arguments import check_numbers, is_text, refuse_unsupported, r
 from agent_memory.config import Config
 from agent_memory.errors import ClosedError, ConfigError, PromptTooLongError, UnsupportedParameterError
 from agent_memory.generation import Feed, Generation
+from agent_memory.kvcache.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
@@ -52,6 +51,7 @@ class Memory:
             raise ConfigError(f"config must be a Config, got {type(config).__name__}")
         self._config = config
         self._runner = runner_for(model, config, adapter)
+        self._model = self._runner.name
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -65,7 +65,7 @@ class Memory:
             prefill_tokens=config.prefill_tokens,
         )
         try:
-            self._engine.open(self._attach)
+            self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
             self._store.close()
             raise
@@ -321,9 +321,9 @@ class Memory:
 
     def _attach(self) -> None:
         """Tell the store whose KV this is; engine thread, after the model is loaded."""
-        parts = {**self._runner.identity, "salt": self._config.salt, "chunk_tokens": self._config.chunk_tokens}
-        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        facts = {"grid": str(self._config.prefill_tokens or self._runner.prefill_tokens), **self._runner.identity}
+        identity = identity_of(self._runner.identity, self._config.salt, self._config.chunk_tokens)
+        grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
+        facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
         self._identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 

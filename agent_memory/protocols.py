@@ -193,8 +193,15 @@ class ModelRunner(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """What ``Memory.doctor()`` shows of this model and its backend."""
 
-    def open(self) -> None:
-        """Load; engine thread; may take minutes the first time. Raises ModelError or BackendMissingError."""
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """What this machine decided while opening; the store keeps it, so that it is decided once. After ``open``."""
+
+    def open(self, recorded: Mapping[str, str]) -> None:
+        """Load; engine thread; may take minutes the first time.
+
+        ``recorded``: the ``choices`` of an earlier time, or {}. Raises ModelError or BackendMissingError.
+        """
 
     def open_batch(self) -> Batch:
         """An empty batch; engine thread."""

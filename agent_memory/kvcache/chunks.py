@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,3 +39,9 @@ def common_prefix(a: Ids, b: Ids) -> int:
     n = min(len(left), len(right))
     differs = left[:n] != right[:n]
     return int(differs.argmax()) if differs.any() else n
+
+
+def identity_of(model: Mapping[str, str], salt: str, chunk_tokens: int) -> str:
+    """sha256 hex of all that a KV belongs to: the model's own digests, the tenant's salt, the size of the chunks."""
+    parts = {**model, "salt": salt, "chunk_tokens": chunk_tokens}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

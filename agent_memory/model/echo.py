@@ -142,7 +142,12 @@ class EchoRunner:
         """What it is and what it has computed."""
         return {"backend": "echo", "model": self._identity, "computed_ids": self.calls.computed}
 
-    def open(self) -> None:
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Nothing to decide."""
+        return {}
+
+    def open(self, recorded: Mapping[str, str] = {}) -> None:
         """Nothing to load."""
 
     def open_batch(self) -> EchoBatch:

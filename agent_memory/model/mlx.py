@@ -84,6 +84,7 @@ class MLXRunner:
         self._layout: Layout | None = None
         self._tokenizer: HFTokenizer | None = None
         self._identity: dict[str, str] = {}
+        self._choices: dict[str, str] = {}
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -143,14 +144,19 @@ class MLXRunner:
             "host": self.host,
         }
 
-    def open(self) -> None:
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """The dtype in which the weights are held, or ``stored``; nothing for a model that the host has loaded."""
+        return self._choices
+
+    def open(self, recorded: Mapping[str, str] = {}) -> None:
         """Load, speed up the BLAS, and feed one token to learn the layout of the caches. Engine thread."""
         if self._layout is not None:
             return
         resolve.import_mlx_lm()
         self._blas = blas.speed_up(self._config.blas)
         if self._model is None:
-            self._load()
+            self._load(recorded.get("weights_dtype"))
         from agent_memory.model.tokenizer import HFTokenizer
 
         self._tokenizer = HFTokenizer(self._hf)
@@ -178,17 +184,18 @@ class MLXRunner:
             # A thread that has computed must do this before it ends, or the process may abort at exit (mlx #3395).
             mx.clear_streams()
 
-    def _load(self) -> None:
+    def _load(self, weights_dtype: str | None) -> None:
         import mlx_lm
 
         found = resolve.resolve(
             self._spec,
-            weights_dtype=self._config.weights_dtype,
+            weights_dtype=self._config.weights_dtype or weights_dtype,
             progress=self._config.progress,
             trust_remote_code=self._config.trust_remote_code,
             is_cpu=_on_cpu(),
         )
         self._path, self._name = found.path, found.name
+        self._choices = {"weights_dtype": found.weights_dtype or resolve.AS_STORED}
         try:
             self._model, self._hf = mlx_lm.load(
                 str(found.path),

@@ -27,6 +27,7 @@ log = logging.getLogger("agent_memory.model")
 
 Source = Literal["starter", "directory", "gguf", "hub"]
 
+AS_STORED = "stored"  #: a weights dtype: whatever the files hold
 BACKEND_HINT = (
     'no MLX backend is installed. On Linux: pip install "agent-memory[cpu]" (or [cuda12], [cuda13]); '
     "on macOS with Apple silicon: pip install agent-memory"
@@ -78,11 +79,12 @@ def resolve(
     """The mlx-lm directory of a model, fetched or converted the first time (minutes then, milliseconds later).
 
     ``weights_dtype`` None: on CPU float32 where the weights so held fit a quarter of the machine's memory, else as
-    stored. ``cache_dir``: where conversions are kept; None: the user's cache folder. The network is used for hub ids
-    and the first fetch of the starter model only. Raises what ``check`` raises, ModelError and OutOfSpaceError.
+    stored; "stored": as stored. ``cache_dir``: where conversions are kept; None: the user's cache folder. The network
+    is used for hub ids and the first fetch of the starter model only. Raises what ``check``
+    raises, ModelError and OutOfSpaceError.
     """
     check(model)
-    if weights_dtype is not None and weights_dtype not in DTYPES:
+    if weights_dtype is not None and weights_dtype not in (*DTYPES, AS_STORED):
         raise ConfigError(f"weights_dtype must be one of {', '.join(DTYPES)}, or None: {weights_dtype!r}")
     cache = cache_dir if cache_dir is not None else default_cache_dir()
     if model is None:
@@ -158,7 +160,7 @@ def _is_hub_id(model: str | os.PathLike[str]) -> bool:
 
 def _dtype(asked: str | None, n_values: int, is_cpu: bool) -> str | None:
     if asked is not None or not is_cpu:
-        return asked
+        return None if asked == AS_STORED else asked
     return "float32" if 4 * n_values <= total_memory_bytes() // 4 else None
 
 

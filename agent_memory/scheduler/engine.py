@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,11 +57,16 @@ class Engine:
         self._reuse: Reuse
         self._budget: Budget
 
-    def open(self, attach: Callable[[], None]) -> None:
-        """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request."""
+    def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
+        """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request.
+
+        ``recorded``: what the model decided on this store's first use of it.
+        """
         ready: Future[None] = Future()
         boot = [attach]  # emptied by the thread, which must not keep the Memory behind ``attach`` alive
-        self._thread = threading.Thread(target=self._main, args=(ready, boot), name="agent_memory-engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._main, args=(ready, recorded, boot), name="agent_memory-engine", daemon=True
+        )
         self._thread.start()
         ready.result()
 
@@ -129,9 +134,9 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
-    def _main(self, ready: Future[None], boot: list[Callable[[], None]]) -> None:
+    def _main(self, ready: Future[None], recorded: Mapping[str, str], boot: list[Callable[[], None]]) -> None:
         try:
-            self._runner.open()
+            self._runner.open(recorded)
             boot.pop()()
             layout = self._runner.layout
             self._batch = self._runner.open_batch()

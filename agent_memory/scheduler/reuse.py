@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from agent_memory.store.store import Match, Store
 
 
+log = logging.getLogger("agent_memory.reuse")
+
+
 class Reuse:
     """The longest prefix wins; hot before cold among equals. Engine thread only.
 
@@ -31,25 +35,32 @@ class Reuse:
         """A base for ``prompt``; its KV is the caller's alone."""
         wanted = np.array(prompt.ids[:-1], np.uint32)
         cold = self._store.match(wanted)
+        stopped = cold.stopped
         base = self._from_hot(wanted, owner, at_least=cold.n_tokens)
-        while base is None and cold.n_tokens:
-            base = self._from_store(batch, cold)
-            if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                cold = self._store.match(wanted)
+        try:
+            while base is None and cold.n_tokens:
+                base = self._from_store(batch, cold)
+                if base is None:  # damaged: the store has forgotten those pieces by now and matches less
+                    cold = self._store.match(wanted)
+                    stopped = cold.stopped
+        except Exception as error:  # noqa: BLE001 - whatever a restore dies of is a miss: the log has all it takes
+            stopped = f"restore failed: {type(error).__name__}: {error}"
+            log.warning("%d tokens are recomputed: %s", cold.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
         if base.n_tokens < min(prompt.known, len(wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss = self._reason(prompt, cold.stopped)
+            base.miss = self._reason(prompt, stopped)
         return base
 
     def _from_store(self, batch: Batch, cold: Match) -> Base | None:
         """A base read from disk; None, before anything was computed on it, where a checksum was wrong."""
         source = self._store.source(cold, cold.n_tokens)
-        kv = batch.restore(source)
-        is_sound = source.check()
-        source.close()
-        if not is_sound:
-            return None
+        try:
+            kv = batch.restore(source)
+            if not source.check():
+                return None
+        finally:
+            source.close()
         self._store.touch(cold)
         return Base(kv=kv, n_tokens=cold.n_tokens, made=cold.made, tier="cold", exactness=cold.exactness)
 

@@ -242,6 +242,13 @@ class Manifest:
                 (identity, layout, json.dumps(dict(facts), sort_keys=True), time.time()),
             )
 
+    def facts(self, model: str) -> dict[str, str]:
+        """What was recorded of the model of this name that was first used last; {} for a new one."""
+        with self._lock:
+            rows = self._db.execute("SELECT facts FROM identities ORDER BY created_s DESC").fetchall()
+        found: list[dict[str, str]] = [json.loads(row[0]) for row in rows]
+        return next((facts for facts in found if facts.get("model") == model), {})
+
     def layout(self, identity: str) -> str | None:
         """The layout recorded for an identity, as ``attach`` was given it."""
         with self._lock:

@@ -86,6 +86,11 @@ class Store:
         self._catalog = catalog
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), catalog.n_bytes)
 
+    def recorded(self, model: str) -> Mapping[str, str]:
+        """What ``attach`` was told of a model of this name; {} for one that was never used here."""
+        with _store_errors("read what is known of the model"):
+            return self._manifest.facts(model)
+
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
         """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
         with _store_errors("record the model"):
