@@ -4,20 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
+_COMMON: dict[str, Any] = dict(
+    hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, rms_norm_eps=1e-5,
+    vocab_size=300,
+)  # fmt: skip
+
+#: What each stands for: plain attention; windows; MLA latents; recurrent layers (in one list, and in a ``CacheList``);
+#: llama4's chunks.
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": dict(
-        model_type="llama", hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_attention_heads=4,
-        num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=300, tie_word_embeddings=True,
+    "llama": _COMMON | dict(model_type="llama", num_hidden_layers=2, tie_word_embeddings=True),
+    "llama_windows": _COMMON | dict(
+        model_type="llama", num_hidden_layers=3, tie_word_embeddings=True, sliding_window=32,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
-    "qwen3": dict(
-        model_type="qwen3", hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_attention_heads=4,
-        num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=300, head_dim=16, max_position_embeddings=4096,
-        rope_theta=1e4, tie_word_embeddings=True,
+    "qwen3": _COMMON | dict(
+        model_type="qwen3", num_hidden_layers=2, head_dim=16, max_position_embeddings=4096, rope_theta=1e4,
+        tie_word_embeddings=True,
     ),
-    "gemma3_text": dict(
-        model_type="gemma3_text", hidden_size=64, num_hidden_layers=3, intermediate_size=128, num_attention_heads=4,
-        head_dim=16, num_key_value_heads=2, rms_norm_eps=1e-5, vocab_size=300, sliding_window=32,
-        sliding_window_pattern=3,
+    "gemma3_text": _COMMON | dict(
+        model_type="gemma3_text", num_hidden_layers=3, head_dim=16, sliding_window=32, sliding_window_pattern=3,
+    ),
+    "deepseek_v3": _COMMON | dict(
+        model_type="deepseek_v3", num_hidden_layers=2, moe_intermediate_size=32, num_key_value_heads=4,
+        kv_lora_rank=24, q_lora_rank=16, qk_rope_head_dim=8, v_head_dim=12, qk_nope_head_dim=16,
+        n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=1,
+        max_position_embeddings=4096,
+    ),
+    "qwen3_next": _COMMON | dict(
+        model_type="qwen3_next", num_hidden_layers=4, head_dim=16, linear_num_value_heads=4, linear_num_key_heads=2,
+        linear_key_head_dim=32, linear_value_head_dim=16, linear_conv_kernel_dim=4, num_experts=4,
+        num_experts_per_tok=2, decoder_sparse_step=1, shared_expert_intermediate_size=32, mlp_only_layers=[],
+        moe_intermediate_size=32, rope_theta=1e4, partial_rotary_factor=0.5, max_position_embeddings=4096,
+    ),
+    "falcon_h1": _COMMON | dict(
+        model_type="falcon_h1", num_hidden_layers=2, head_dim=16, mamba_d_conv=4, mamba_d_head=16, mamba_d_ssm=64,
+        mamba_d_state=16, mamba_expand=1, mamba_n_groups=1, mamba_n_heads=4, rope_theta=1e4,
+        max_position_embeddings=4096, ssm_multipliers=[1.0] * 5, lm_head_multiplier=1.0,
+        key_multiplier=1.0, embedding_multiplier=1.0,
+    ),
+    "llama4": dict(
+        model_type="llama4",
+        text_config=_COMMON | dict(
+            model_type="llama4_text", num_hidden_layers=4, attention_bias=False, attention_chunk_size=32, head_dim=16,
+            interleave_moe_layer_step=2, intermediate_size_mlp=128, max_position_embeddings=4096,
+            num_experts_per_tok=1, num_local_experts=4, rope_scaling=None, rope_theta=1e4, use_qk_norm=True,
+        ),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import BatchKVCache, KVCache
+from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, KVCache
 
 from agent_memory.kvcache.layout import Kind, Layout, TensorSpec
 from agent_memory.protocols import Source
@@ -170,12 +170,19 @@ def fill(layout: Layout, source: Source) -> list[Any]:
 
 
 def can_batch(caches: Sequence[Any]) -> bool:
-    """Whether mlx-lm can decode these caches together with others."""
-    return all(hasattr(c, "merge") and not getattr(c, "keep", 0) for c in caches)
+    """Whether mlx-lm can decode these caches together with others: not chunked ones, nor windows with sinks."""
+    return all(
+        can_batch(c.caches) if type(c) is CacheList else hasattr(c, "merge") and not getattr(c, "keep", 0)
+        for c in caches
+    )
 
 
 def to_batch(cache: Any) -> Any:
     """The batch form of one row's cache; a ``KVCache`` hands its buffers over uncopied, spare room and all."""
+    if type(cache) is CacheList:
+        return CacheList(*(to_batch(c) for c in cache.caches))
+    if type(cache) is ArraysCache and not cache.empty():
+        return cache  # its batch form is itself
     if type(cache) is not KVCache or cache.keys is None:
         return cache.merge([cache])
     batch = BatchKVCache([0])
@@ -186,6 +193,10 @@ def to_batch(cache: Any) -> Any:
 
 def from_batch(batch: Any) -> Any:
     """The reverse, for a batch with one row left."""
+    if type(batch) is CacheList:
+        return CacheList(*(from_batch(c) for c in batch.caches))
+    if type(batch) is ArraysCache:
+        return batch
     if type(batch) is not BatchKVCache:
         return batch.extract(0)
     batch.filter([0])  # shifts the row to the left edge
@@ -196,6 +207,12 @@ def from_batch(batch: Any) -> Any:
 
 def take(batch: Any, row: int) -> Any:
     """One row of a batch as a cache of its own; unlike ``extract``, spare room comes along."""
+    if type(batch) is CacheList:
+        return CacheList(*(take(c, row) for c in batch.caches))
+    if type(batch) is ArraysCache:
+        alone = ArraysCache(len(batch.cache))  # a view of the row would hold the whole batch in memory
+        alone.cache = [None if a is None else mx.contiguous(a[row : row + 1]) for a in batch.cache]
+        return alone
     if type(batch) is not BatchKVCache:
         return batch.extract(row)
     padding = int(batch.left_padding[row].item())
