@@ -89,7 +89,7 @@ class Config:
     )
     #: a tenant's secret: caches of different salts never meet
     salt: str = field(default="", validator=_kind(str), repr=False)
-    #: wished time between tokens while others prefill; no effect in this version
+    #: wished mean time between tokens of those who decode while somebody's prompt is computed
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
     max_batch: int = field(default=8, validator=_whole(1))

@@ -61,8 +61,7 @@ class Memory:
             self._runner,
             self._store,
             hot_bytes=checkup.default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
-            max_batch=config.max_batch,
-            prefill_tokens=config.prefill_tokens,
+            config=config,
         )
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
@@ -273,7 +272,7 @@ class Memory:
 
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
-        hot_bytes = self._engine.call(lambda: self._engine.hot.nbytes)
+        hot_bytes = self._engine.call(lambda: self._engine.hot_bytes)
         return self._engine.counters.stats(hot_bytes, self._store.stats())
 
     def verify(self) -> VerifyReport:

@@ -136,22 +136,37 @@ class Batch(Protocol):
         kv: KV,
         ids: Sequence[int],
         *,
+        group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
-    ) -> int:
-        """Feed the last id of ``ids`` (all the others are in ``kv``) and give the first sampled token.
+    ) -> None:
+        """Let a row join ``group`` at its next step, which feeds the last id of ``ids``; all the others are in ``kv``.
 
-        The row then owns ``kv`` and decodes from the next ``step`` on.
+        The row then owns ``kv``. Rows of one group are padded to its longest and share every forward pass.
         """
 
-    def step(self) -> list[tuple[int, int]]:
-        """One decode step of all rows: (row, token) each. A token given out is covered by the row's KV."""
+    def step(self, group: int) -> list[tuple[int, int]]:
+        """One decode step of a group: (row, token) each, in order.
+
+        A row that joins rows that decode gives its first token one step later. Every token given out is covered by its
+        row's KV, but for the first token of rows that joined an empty group. Raises what the model raised.
+        """
 
     def error(self, row: int) -> BaseException | None:
         """What a user's callable of this row raised, if it did."""
 
-    def remove(self, row: int) -> KV:
-        """Take a row out; its KV is handed back, not copied where it was alone."""
+    def copy(self, row: int, n_tokens: int) -> KV | None:
+        """The first ``n_tokens`` of a decoding row as an independent KV; None where the kind cannot be cut."""
+
+    def remove(self, rows: Sequence[int]) -> list[KV]:
+        """Take rows out; their KV in the same order, not copied where a row was alone."""
+
+    def drop(self, group: int) -> None:
+        """Forget a group whose step raised, with its rows."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for the rows that were inserted, padding and spare room included."""
 
     def close(self) -> None:
         """Free everything; idempotent."""
@@ -180,6 +195,10 @@ class ModelRunner(Protocol):
     @property
     def prefill_tokens(self) -> int:
         """The prefill grid that suits this device (tokens)."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """What every forward pass reads beside the KV; valid after ``open``."""
 
     @property
     def host(self) -> str:

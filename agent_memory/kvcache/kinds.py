@@ -205,6 +205,54 @@ def from_batch(batch: Any) -> Any:
     return cache
 
 
+def join(caches: Sequence[Any]) -> Any:
+    """One batch of one layer's caches, each a row's own or a batch already; evaluated. One copy of their bytes."""
+    first = caches[0]
+    if type(first) is CacheList:
+        return CacheList(*(join([c.caches[i] for c in caches]) for i in range(len(first.caches))))
+    if all(type(c) in (KVCache, BatchKVCache) for c in caches):
+        joined = _pad([to_batch(c) for c in caches])
+    else:
+        joined = to_batch(first)
+        for other in caches[1:]:
+            joined.extend(to_batch(other))
+    mx.eval(joined.state)
+    return joined
+
+
+def _pad(parts: Sequence[BatchKVCache]) -> BatchKVCache:
+    """Full-attention batches as one, right-justified at the longest, with the spare room that ``merge`` drops."""
+    length = max(p._idx for p in parts)
+    sizes = [int(p.left_padding.size) for p in parts]
+    joined = BatchKVCache([0])
+    joined.left_padding = mx.concatenate([p.left_padding + (length - p._idx) for p in parts])
+    joined.offset, joined._idx = mx.concatenate([p.offset for p in parts]), length
+    filled = next((p for p in parts if p.keys is not None), None)
+    for name in ("keys", "values") if filled is not None else ():
+        like = getattr(filled, name)
+        rows = mx.zeros((sum(sizes), like.shape[1], roomy(length), like.shape[3]), like.dtype)
+        at = 0
+        for part, size in zip(parts, sizes, strict=True):
+            if part.keys is not None:
+                rows[at : at + size, :, length - part._idx : length] = getattr(part, name)[..., : part._idx, :]
+            at += size
+        setattr(joined, name, rows)
+    return joined
+
+
+def view(batch: Any, row: int) -> KVCache | None:
+    """One row of a full-attention cache or batch, uncopied, spare room included; None for other kinds."""
+    if type(batch) is KVCache:
+        return batch
+    if type(batch) is not BatchKVCache:
+        return None
+    padding = int(batch.left_padding[row].item())
+    cache = KVCache()
+    cache.keys, cache.values = (a[row : row + 1, :, padding:] for a in (batch.keys, batch.values))
+    cache.offset = batch._idx - padding
+    return cache
+
+
 def take(batch: Any, row: int) -> Any:
     """One row of a batch as a cache of its own; unlike ``extract``, spare room comes along."""
     if type(batch) is CacheList:
@@ -213,10 +261,8 @@ def take(batch: Any, row: int) -> Any:
         alone = ArraysCache(len(batch.cache))  # a view of the row would hold the whole batch in memory
         alone.cache = [None if a is None else mx.contiguous(a[row : row + 1]) for a in batch.cache]
         return alone
-    if type(batch) is not BatchKVCache:
+    seen = view(batch, row)
+    if seen is None:
         return batch.extract(row)
-    padding = int(batch.left_padding[row].item())
-    cache = KVCache()
-    cache.keys, cache.values = (mx.contiguous(a[row : row + 1, :, padding:]) for a in (batch.keys, batch.values))
-    cache.offset = batch._idx - padding
-    return cache
+    seen.keys, seen.values = mx.contiguous(seen.keys), mx.contiguous(seen.values)
+    return seen

@@ -1,10 +1,11 @@
 """The one adapter of mlx-lm's batching: everything this library needs from ``GenerationBatch`` stands here.
 
 mlx-lm's own way from prompt to batch copies a row's KV several times and gives its first token one step late. Here a
-row is prefilled alone, its first token is read as soon as it is sampled, and its buffers are handed over: a batch of
-one decodes on the row's own caches, a second row turns them into batch caches with their spare room
-(benchmarks/handover.py has the figures). Private names of mlx-lm that are used: ``GenerationBatch.prompt_cache``,
-``.tokens``, ``.uids``, ``BatchKVCache._idx``; tests/model/test_batch.py is their contract.
+row is prefilled alone and joins with its last prompt id still to be fed, so that rows which come together share even
+their first step; its buffers are handed over: a lone row decodes on its own caches, a second row turns them into batch
+caches with spare room (benchmarks/handover.py has the figures). Private names of mlx-lm that are used:
+``GenerationBatch._step``, ``._next_tokens``, ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``,
+``BatchKVCache._idx``; tests/model/test_batch.py is their contract.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from attrs import define, field
+from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -29,21 +30,31 @@ _NO_LIMIT = 2**31 - 1
 _CLEAR_STEPS = 512
 
 
+class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
+    """Rows on their way into a lane that decodes: not stepped by themselves, as a GenerationBatch would be."""
+
+    def _step(self) -> tuple[list[int], list[mx.array]]:
+        self._next_logprobs = [mx.zeros(1) for _ in self.uids]
+        return [], []
+
+
 @define
 class _Row:
-    """A row that has its first token and joins the batch at the next step."""
+    """A row: on its way into a lane while it has ``caches``."""
 
     number: int
-    kv: MLXKV
-    ids: list[int]
-    token: int
+    group: int
+    caches: list[Any]
+    n_kv: int  #: tokens in the caches when it came
+    ids: list[int]  #: what mlx-lm is told of the ids so far, the pending one left out: all or, unwanted, none
+    pending: int  #: its last prompt id
     sampler: Sampler
     processors: Processors
-    n_prompt: int = field(default=0)
+    n_skip: int = 1  #: ids that the lane will give out and that are no news: the prompt's last, or a first token
 
 
 class MLXBatch:
-    """Rows of one MLX model that decode together. Built and used on the engine thread alone."""
+    """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone."""
 
     def __init__(self, model: Any, layout: Layout, *, clears: bool = False) -> None:
         self._model, self._layout, self._clears = model, layout, clears
@@ -51,7 +62,8 @@ class MLXBatch:
         self._generator = BatchGenerator(model)
         self._waiting: dict[int, _Row] = {}
         self._rows: dict[int, _Row] = {}
-        self._groups: list[GenerationBatch] = []
+        #: by group: one lane, or one a row where mlx-lm cannot batch the model's caches
+        self._lanes: dict[int, list[GenerationBatch]] = {}
         self._steps = 0
 
     def empty(self) -> MLXKV:
@@ -78,34 +90,26 @@ class MLXBatch:
         kv: KV,
         ids: Sequence[int],
         *,
+        group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
-    ) -> int:
-        """Feed the last id alone, sample the first token, and keep the row for the next step."""
-        mine, sampler = _own(kv), make_sampler(sampling)
-        processors = Processors(sampling, logits_processors)
-        with mx.stream(self._generator.stream):
-            logits = self._model(mx.array([[ids[-1]]]), cache=mine.caches)[:, -1, :]
-            if processors.chain:
-                context = mx.array(list(ids))
-                for processor in processors.chain:
-                    logits = processor(context, logits)
-            if sampler is not greedy:
-                logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            token: Any = sampler(logits).item()
-        mine.n_tokens += 1
-        known = list(ids) if processors.chain else []
-        self._waiting[row] = _Row(row, mine, known, token, sampler, processors, n_prompt=mine.n_tokens)
-        return int(token)
+    ) -> None:
+        """Keep the row for the group's next step."""
+        mine, processors = _own(kv), Processors(sampling, logits_processors)
+        known = list(ids[:-1]) if processors.chain else []
+        self._waiting[row] = _Row(
+            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors
+        )
+        self._rows[row] = self._waiting[row]
 
-    def step(self) -> list[tuple[int, int]]:
+    def step(self, group: int) -> list[tuple[int, int]]:
         """Join the waiting rows, then one decode step of every row."""
-        out: list[tuple[int, int]] = []
+        lanes = self._lanes.setdefault(group, [])
         with mx.stream(self._generator.stream):
-            for number in list(self._waiting):
-                self._join(self._waiting.pop(number))
-            for group in self._groups:
-                out.extend((r.uid, r.token) for r in group.next())
+            old = list(lanes)
+            out = self._join(lanes, [row for row in self._waiting.values() if row.group == group])
+            for lane in old:
+                out.extend(self._advance(lane))
         self._steps += 1
         if self._steps % _CLEAR_STEPS == 0:
             mx.clear_cache()
@@ -113,62 +117,155 @@ class MLXBatch:
 
     def error(self, row: int) -> BaseException | None:
         """What a user's callable of this row raised."""
-        found = self._rows.get(row) or self._waiting.get(row)
-        return found.processors.error if found else None
+        return self._rows[row].processors.error if row in self._rows else None
 
-    def remove(self, row: int) -> MLXKV:
-        """Take a row out. Alone in its group: handed back as it is; else cut out of the batch arrays (one copy)."""
-        if waiting := self._waiting.pop(row, None):
-            return waiting.kv
-        mine = self._rows.pop(row)
-        for group in self._groups:
-            if row not in group.uids:
-                continue
-            index = group.uids.index(row)
-            n_tokens = mine.n_prompt + len(group.tokens[index]) - len(mine.ids)
-            with mx.stream(self._generator.stream):
-                if len(group.uids) == 1:
-                    caches = list(group.prompt_cache)
-                    self._groups.remove(group)
-                else:
-                    caches = [kinds.take(c, index) for c in group.prompt_cache]
-                    mx.eval([c.state for c in caches])
-                    group.filter([i for i in range(len(group.uids)) if i != index])
-                    if len(group.uids) == 1:
-                        group.prompt_cache = [kinds.from_batch(c) for c in group.prompt_cache]
-            return MLXKV(caches, self._layout, n_tokens)
-        raise KeyError(row)
+    def copy(self, row: int, n_tokens: int) -> MLXKV | None:
+        """The first ``n_tokens`` of a row in buffers of their own; None where the kind cannot be cut."""
+        with mx.stream(self._generator.stream):
+            mine = self._rows[row]
+            if row in self._waiting:
+                return MLXKV(mine.caches, self._layout, mine.n_kv).copy(n_tokens)
+            lane, index = self._find(mine)
+            views = [kinds.view(c, index) for c in lane.prompt_cache]
+            if any(v is None for v in views):
+                return None
+            return MLXKV(views, self._layout, _n_tokens(mine, lane, index)).copy(n_tokens)
+
+    def remove(self, rows: Sequence[int]) -> list[KV]:
+        """Take rows out. One that was alone is handed back as it is; others are cut out of the batch (one copy)."""
+        out: dict[int, KV] = {}
+        leaving: dict[int, tuple[GenerationBatch, list[int]]] = {}
+        for number in rows:
+            mine = self._rows[number]
+            if self._waiting.pop(number, None):
+                out[number] = MLXKV(mine.caches, self._layout, mine.n_kv)
+            else:
+                lane, _ = self._find(mine)
+                leaving.setdefault(id(lane), (lane, []))[1].append(number)
+        with mx.stream(self._generator.stream):
+            for lane, numbers in leaving.values():
+                sizes = {n: _n_tokens(self._rows[n], lane, lane.uids.index(n)) for n in numbers}
+                for number, caches in zip(numbers, self._cut(lane, numbers), strict=True):
+                    out[number] = MLXKV(caches, self._layout, sizes[number])
+        for number in rows:
+            del self._rows[number]
+        return [out[number] for number in rows]
+
+    def drop(self, group: int) -> None:
+        """Forget a group, whatever state it is in."""
+        self._lanes.pop(group, None)
+        for number in [n for n, row in self._rows.items() if row.group == group]:
+            self._rows.pop(number)
+            self._waiting.pop(number, None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all lanes and of the rows that wait to join one."""
+        caches = [c for lanes in self._lanes.values() for lane in lanes for c in lane.prompt_cache]
+        return sum(int(c.nbytes) for row in self._waiting.values() for c in row.caches) + sum(
+            int(c.nbytes) for c in caches
+        )
 
     def close(self) -> None:
         """Drop all rows; gives the wired limit back on Metal."""
         self._waiting.clear()
         self._rows.clear()
-        self._groups.clear()
+        self._lanes.clear()
         self._generator.close()
 
-    def _join(self, row: _Row) -> None:
-        group = GenerationBatch(
+    def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
+        """Bring rows into lanes; first tokens of those that found nobody decoding, read as soon as they are there."""
+        out: list[tuple[int, int]] = []
+        lane = lanes[0] if lanes else None
+        while rows:
+            can_batch = kinds.can_batch(rows[0].caches)
+            count = len(rows) if can_batch else 1
+            coming, rows = rows[:count], rows[count:]
+            for row in coming:
+                del self._waiting[row.number]
+            if can_batch and lane is not None:
+                self._enter(lane, coming)
+            else:
+                lanes.append(self._lane(GenerationBatch, coming))
+                tokens: Any = lanes[-1]._next_tokens.tolist()
+                out.extend((row.number, token) for row, token in zip(coming, tokens, strict=True))
+        return out
+
+    def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
+        parts = [row.caches for row in rows]
+        caches = parts[0] if len(rows) == 1 else [kinds.join(layer) for layer in zip(*parts, strict=True)]
+        lane = kind(
             self._model,
-            [row.number],
-            mx.array([row.token]),
-            row.kv.caches,
-            [list(row.ids)],
-            [row.sampler],
+            [row.number for row in rows],
+            mx.array([row.pending for row in rows], mx.uint32),
+            caches,
+            [list(row.ids) for row in rows],
+            [row.sampler for row in rows],
             greedy,
-            [row.processors.chain],
-            [StopSequences()],
-            [_NO_LIMIT],
+            [row.processors.chain for row in rows],
+            [StopSequences()] * len(rows),
+            [_NO_LIMIT] * len(rows),
         )
-        self._rows[row.number] = row
-        row.kv = MLXKV([], self._layout)  # the group owns the caches now
-        host = next((g for g in self._groups if kinds.can_batch(g.prompt_cache)), None)
-        if host is None or not kinds.can_batch(group.prompt_cache):
-            self._groups.append(group)
-            return
-        for one in (host, group):
-            if len(one.uids) == 1:
-                one.prompt_cache = [kinds.to_batch(c) for c in one.prompt_cache]
-        host.extend(group)
+        for row in rows:
+            row.caches = []  # the lane owns them now
+        return lane
+
+    def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
+        """Join rows to a lane that decodes, layer by layer: never more than one layer is held twice."""
+        layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
+        lane.prompt_cache = []
+        for row in rows:
+            row.caches = []
+        joined = []
+        for layer in layers:
+            joined.append(kinds.join(layer))
+            layer.clear()
+        lane.extend(self._lane(_Joining, rows))
+        lane.prompt_cache = joined
+
+    def _cut(self, lane: GenerationBatch, numbers: list[int]) -> list[list[Any]]:
+        """The caches of rows that leave a lane, layer by layer."""
+        places = [lane.uids.index(number) for number in numbers]
+        stay = [i for i in range(len(lane.uids)) if i not in places]
+        layers, lane.prompt_cache = lane.prompt_cache, []
+        out: list[list[Any]] = [[] for _ in numbers]
+        if len(lane.uids) == 1:
+            out = [layers]
+        for number, layer in enumerate(layers if len(lane.uids) > 1 else []):
+            for place, taken in zip(places, out, strict=True):
+                taken.append(kinds.take(layer, place))
+            mx.eval([taken[-1].state for taken in out])
+            if stay:
+                layer.filter(stay)
+                layers[number] = kinds.from_batch(layer) if len(stay) == 1 else layer
+                mx.eval(layers[number].state)
+        lane.filter(stay)
+        if stay:
+            lane.prompt_cache = layers
+        else:
+            for lanes in self._lanes.values():
+                lanes[:] = [one for one in lanes if one is not lane]
+        return out
+
+    def _advance(self, lane: GenerationBatch) -> list[tuple[int, int]]:
+        """Steps of a lane until one of its rows has news: one, or two where every token was given out already."""
+        out: list[tuple[int, int]] = []
+        while lane.uids and not out:
+            for response in lane.next():
+                row = self._rows[response.uid]
+                if row.n_skip:
+                    row.n_skip -= 1
+                else:
+                    out.append((response.uid, response.token))
+        return out
+
+    def _find(self, row: _Row) -> tuple[GenerationBatch, int]:
+        lane = next(lane for lane in self._lanes[row.group] if row.number in lane.uids)
+        return lane, lane.uids.index(row.number)
+
+
+def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
+    return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
 
 
 def _own(kv: KV) -> MLXKV:

@@ -55,7 +55,8 @@ class EchoRunner:
     """A ModelRunner that answers with the last user message, or with ``reply``.
 
     ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every
-    step. ``unstorable`` makes the KV of a kind that can be neither stored nor cut. Raises ConfigError.
+    step. ``unstorable`` makes the KV of a kind that can be neither stored nor cut. ``weights_bytes`` is what it says of
+    its weights, of which it has none. Raises ConfigError.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class EchoRunner:
         prefill_tokens: int = 256,
         delay_s: float = 0.0,
         unstorable: bool = False,
+        weights_bytes: int = 1 << 30,
     ) -> None:
         row_bytes = dim * ITEM_BYTES.get(dtype, 0)
         if row_bytes < 16 or row_bytes % 8:
@@ -82,6 +84,7 @@ class EchoRunner:
         self.delay_s = delay_s
         self.calls = Calls()
         self._context_tokens, self._prefill_tokens, self._identity = context_tokens, prefill_tokens, identity
+        self._weights_bytes = weights_bytes
         self._tokenizer = EchoTokenizer(bos=bos)
         names = [f"{layer:03d}.{part}" for layer in range(layers) for part in "kv"]
         kind: Kind = "unstored" if unstorable else "full"
@@ -119,6 +122,11 @@ class EchoRunner:
     def prefill_tokens(self) -> int:
         """As given."""
         return self._prefill_tokens
+
+    @property
+    def weights_bytes(self) -> int:
+        """As given."""
+        return self._weights_bytes
 
     @property
     def host(self) -> str:
@@ -166,8 +174,10 @@ class _Row:
     sampling: Sampling
     processors: Sequence[LogitsProcessor]
     n_prompt: int
+    group: int
     next: int = 0  #: sampled, not yet fed
-    is_started: bool = False
+    is_fed: bool = False  #: whether its last prompt id has been fed
+    is_ahead: bool = False  #: whether its first token was given out before it was fed
     error: BaseException | None = None
 
 
@@ -204,35 +214,36 @@ class EchoBatch:
         kv: KV,
         ids: Sequence[int],
         *,
+        group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
-    ) -> int:
-        """Feed the last id and give the first token, which is not in the KV yet."""
+    ) -> None:
+        """Keep the row; its last id is fed by the group's next step."""
         if row in self._rows:
             raise ValueError(f"row {row} is decoding already")
         if not ids or kv.n_tokens != len(ids) - 1:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
-        calls = self._runner.calls
-        calls.inserts += 1
-        calls.insert_ids += 1
-        mine = _echo(kv)
-        mine.feed(ids[-1:])
-        made = _Row(mine, self._plan(mine), list(ids), sampling, tuple(logits_processors), len(ids))
-        self._rows[row] = made
-        self._draw(made)
-        return made.next
+        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), len(ids), group)
 
-    def step(self) -> list[tuple[int, int]]:
+    def step(self, group: int) -> list[tuple[int, int]]:
         """Each row's pending token is fed, the one after it is drawn; what was fed is given out."""
-        if not self._rows:
+        rows = {number: row for number, row in self._rows.items() if row.group == group}
+        if not rows:
             return []
         self._runner.calls.steps += 1
+        joins_others = any(row.is_fed for row in rows.values())
         out = []
-        for index, row in self._rows.items():
-            if not row.is_started:  # insert() gave the first token out before it was fed
-                row.is_started = True
+        for number, row in rows.items():
+            if not row.is_fed:
+                self._begin(row)
+                row.is_ahead = not joins_others
+                if row.is_ahead:
+                    out.append((number, row.next))
+                continue
+            if row.is_ahead:
+                row.is_ahead = False
                 self._advance(row)
-            out.append((index, self._advance(row)))
+            out.append((number, self._advance(row)))
         self._wait()
         return out
 
@@ -240,9 +251,22 @@ class EchoBatch:
         """What a logits processor of this row raised first."""
         return self._rows[row].error if row in self._rows else None
 
-    def remove(self, row: int) -> EchoKV:
-        """Take a row out, with its KV."""
-        return self._rows.pop(row).kv
+    def copy(self, row: int, n_tokens: int) -> EchoKV | None:
+        """The first tokens of a row, with spare room; None where this kind cannot be cut there."""
+        return self._rows[row].kv.copy(n_tokens)
+
+    def remove(self, rows: Sequence[int]) -> list[KV]:
+        """Take rows out, with their KV."""
+        return [self._rows.pop(row).kv for row in rows]
+
+    def drop(self, group: int) -> None:
+        """Forget a group."""
+        self._rows = {number: row for number, row in self._rows.items() if row.group != group}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows' KV; nothing is padded here."""
+        return sum(row.kv.nbytes for row in self._rows.values())
 
     def close(self) -> None:
         """Drop all rows."""
@@ -263,6 +287,16 @@ class EchoBatch:
             cuts = range(0, len(said), _SPOKEN)
             said = [i for cut in cuts for i in tokenizer.encode_plain(said[cut : cut + _SPOKEN])]
         return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
+
+    def _begin(self, row: _Row) -> None:
+        """Feed the last prompt id and draw the first token."""
+        calls = self._runner.calls
+        calls.inserts += 1
+        calls.insert_ids += 1
+        row.kv.feed(row.history[-1:])
+        row.plan = self._plan(row.kv)
+        row.is_fed = True
+        self._draw(row)
 
     def _advance(self, row: _Row) -> int:
         token = row.next

@@ -85,6 +85,7 @@ class MLXRunner:
         self._tokenizer: HFTokenizer | None = None
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
+        self._weights_bytes = 0
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -114,6 +115,11 @@ class MLXRunner:
     def prefill_tokens(self) -> int:
         """256 on CPU, 2,048 on GPUs, unless set."""
         return self._prefill_tokens or (_CPU_GRID if _on_cpu() else _GPU_GRID)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the weights as they are held. Valid after ``open``."""
+        return self._weights_bytes
 
     @property
     def host(self) -> str:
@@ -161,6 +167,7 @@ class MLXRunner:
 
         self._tokenizer = HFTokenizer(self._hf)
         self._layout = _probe(self._model)
+        self._weights_bytes = sum(array.nbytes for _, array in _leaves(self._model))
         self._identity = {
             "weights": _digest_weights(self._model),
             "config": _digest_config(self._model),

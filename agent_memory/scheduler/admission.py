@@ -1,4 +1,4 @@
-"""Admission by bytes: what a request may need at worst, and what must leave the hot tier for it."""
+"""Admission by bytes: what a request may need at worst, and which rows share a padded batch. Pure."""
 
 from __future__ import annotations
 
@@ -11,26 +11,72 @@ _STEP = 256
 
 
 @frozen
-class Budget:
-    """The hot tier's bytes, shared by idle lineages and running rows."""
+class Place:
+    """Where a request would decode, and what that adds to the reserved bytes."""
 
-    limit_bytes: int
-    token_bytes: int
+    group: int
+    tokens: int  #: of its own, at worst
+    n_bytes: int
 
-    def worst_case(self, n_prompt: int, max_tokens: int) -> int:
-        """Bytes of a row that uses all its tokens, spare room included.
+
+class Admission:
+    """The hot tier's bytes, shared by idle lineages and running rows, and the groups that rows decode in.
+
+    A group is padded to its longest row: it reserves rows x longest. A row goes into a group of its own where the
+    padding would read more bytes a step than another forward pass does, which is the weights once more, or where the
+    padding does not fit.
+    """
+
+    def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._token_bytes, self._weights_bytes = token_bytes, weights_bytes
+        self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
+        self._n_groups = 0
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What all running rows may come to."""
+        return self._token_bytes * sum(len(rows) * max(rows.values()) for rows in self._groups.values())
+
+    def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
+        """Tokens of room for a row that uses all it may. Raises OutOfBudgetError where it could never run.
 
         A growing cache is copied layer by layer, so the old and the new buffer of one layer exist together: the room
         for one more step covers it.
         """
-        steps = (n_prompt + max_tokens + 2 * _STEP - 1) // _STEP
-        return steps * _STEP * self.token_bytes
+        tokens = (n_prompt + max_tokens + 2 * _STEP - 1) // _STEP * _STEP
+        if tokens * self._token_bytes > self.limit_bytes:
+            raise OutOfBudgetError(tokens * self._token_bytes, self.limit_bytes)
+        return tokens
 
-    def check(self, needed_bytes: int) -> None:
-        """Raises OutOfBudgetError when a request could never run."""
-        if needed_bytes > self.limit_bytes:
-            raise OutOfBudgetError(needed_bytes, self.limit_bytes)
+    def place(self, tokens: int) -> Place:
+        """The group in which a row of so many tokens costs least. O(groups)."""
+        alone = tokens * self._token_bytes
+        best = Place(self._n_groups, tokens, alone)
+        free = self.limit_bytes - self.reserved_bytes
+        for group, rows in self._groups.items():
+            longest = max(rows.values())
+            added = self._token_bytes * ((len(rows) + 1) * max(longest, tokens) - len(rows) * longest)
+            is_worth_it = added - alone <= self._weights_bytes and (added <= free or alone > free)
+            if is_worth_it and (best.group == self._n_groups or added < best.n_bytes):
+                best = Place(group, tokens, added)
+        return best
 
-    def shortfall(self, needed_bytes: int, running_bytes: int, idle_bytes: int) -> int:
-        """Bytes that idle lineages must give up; more than ``idle_bytes`` means the request waits."""
-        return max(0, needed_bytes + running_bytes + idle_bytes - self.limit_bytes)
+    def add(self, row: int, place: Place) -> None:
+        """Reserve for a row that starts."""
+        self._groups.setdefault(place.group, {})[row] = place.tokens
+        self._n_groups = max(self._n_groups, place.group + 1)
+
+    def remove(self, row: int) -> None:
+        """Give back what a row reserved; nothing for an unknown one."""
+        for group, rows in list(self._groups.items()):
+            if rows.pop(row, None) is not None and not rows:
+                del self._groups[group]
+
+    def has_room(self, needed_bytes: int) -> bool:
+        """Whether so much fits beside the running rows, if every idle lineage left."""
+        return needed_bytes + self.reserved_bytes <= self.limit_bytes
+
+    def shortfall(self, needed_bytes: int, idle_bytes: int) -> int:
+        """Bytes that idle lineages of ``idle_bytes`` must give up for ``needed_bytes`` more."""
+        return max(0, needed_bytes + self.reserved_bytes + idle_bytes - self.limit_bytes)

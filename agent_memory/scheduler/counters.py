@@ -9,7 +9,7 @@ from attrs import define, field
 from agent_memory.types import Stats, Usage
 
 #: Figures of the store that ``Stats`` shows under the same names.
-_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents", "save_failures")
+_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
 
 
 @define
@@ -22,6 +22,7 @@ class Counters:
     computed_tokens: int = 0
     output_tokens: int = 0
     computed_ids: int = 0
+    save_failures: int = 0  #: saves that ended before they reached the store
     hits: dict[str, int] = field(factory=dict)
     misses: dict[str, int] = field(factory=dict)
 
@@ -48,5 +49,6 @@ class Counters:
             hits=dict(self.hits),
             misses=dict(self.misses),
             hot_bytes=hot_bytes,
+            save_failures=self.save_failures + stored["save_failures"],
             **{name: stored[name] for name in _STORED},
         )

@@ -6,10 +6,44 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from attrs import define, field
 
 from agent_memory.errors import ClosedError
 
-Message = Callable[[], None]
+
+class Message(Protocol):
+    """Something for the owner thread to do, which ends in any case."""
+
+    def run(self) -> None:
+        """Do it; owner thread."""
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error where it has not ended; any thread."""
+
+
+@define(eq=False)
+class Call:
+    """A call that somebody waits for."""
+
+    work: Callable[[], Any]
+    done: Future[Any] = field(factory=Future)
+
+    def run(self) -> None:
+        """Give what ``work`` gives or raises."""
+        try:
+            result = self.work()
+        except Exception as error:  # noqa: BLE001 - handed to the thread that asked
+            self.fail(error)
+        else:
+            self.done.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise ``error`` in the thread that waits."""
+        if not self.done.done():
+            self.done.set_exception(error)
 
 
 class Mailbox:
@@ -53,19 +87,27 @@ class Mailbox:
             self._is_closed = True
             self._bell.notify()
 
-    def take(self, has_work: Callable[[], bool], patience: Callable[[], float | None]) -> list[Message] | None:
-        """All messages, after sleeping while there are none and no work; None once closed."""
+    def receive(self, has_work: Callable[[], bool], patience: Callable[[], float | None]) -> bool:
+        """Run all messages, after sleeping while there are none and no work; False once closed.
+
+        A message leaves the box only when it has run, so that whatever ends the owner finds it there.
+        """
         with self._bell:
             while not self._messages and not self._is_closed and not has_work():
                 self._bell.wait(patience())
-            return None if self._is_closed else self._all()
+        while self._messages and not self._is_closed:
+            self._messages[0].run()
+            self._messages.popleft()
+        return not self._is_closed
 
-    def rest(self) -> list[Message]:
-        """What was posted before ``close`` and never taken."""
-        with self._bell:
-            return self._all()
+    def fail(self, error: BaseException) -> None:
+        """End every message that is still here with ``error``."""
+        while self._messages:
+            self._messages[0].fail(error)
+            self._messages.popleft()
 
-    def _all(self) -> list[Message]:
-        messages = list(self._messages)
-        self._messages.clear()
-        return messages
+    def drain(self) -> None:
+        """Run what was posted before ``close`` and never received."""
+        while self._messages:
+            self._messages[0].run()
+            self._messages.popleft()

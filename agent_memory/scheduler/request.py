@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.generation import Feed
@@ -40,11 +42,10 @@ class Request:
     """One request on its way. Built on the caller's thread; from then on the engine's."""
 
     feed: Feed
-    prepare: Callable[[], Prompt]  #: renders and tokenizes; called by the engine when ``prompt`` is None
+    prepare: Callable[[], Prompt]  #: renders and tokenizes, again only when the log has moved on
     commit: Callable[[Outcome], Reply]  #: writes the log, makes the reply; engine thread
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
-    prompt: Prompt | None = None
     sampling: Sampling = field(factory=Sampling)
     max_tokens: int = 512  #: 0: prefill only
     stop: tuple[str, ...] = ()
@@ -53,3 +54,12 @@ class Request:
     created: float = field(factory=time.perf_counter)
     deadline: float | None = None  #: perf_counter time
     is_cancelled: bool = False
+    is_prefetched: bool = False
+    is_held: Callable[[], bool] | None = None  #: whether waiting for another row's KV still pays; asked each tick
+    _ids: tuple[Prompt, np.ndarray[Any, Any]] | None = field(default=None, init=False)
+
+    def ids(self, prompt: Prompt) -> np.ndarray[Any, Any]:
+        """The prompt's ids as u32; made once for each prompt."""
+        if self._ids is None or self._ids[0] is not prompt:
+            self._ids = (prompt, np.array(prompt.ids, np.uint32))
+        return self._ids[1]

@@ -1,56 +1,117 @@
-"""Finding what a prompt can start from: the longest prefix in the hot tier or on disk, and why it is not longer."""
+"""Finding what a prompt can start from: the longest prefix in memory or on disk, and why it is not longer."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import define
 
+from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.kvcache.layout import Layout
-from agent_memory.protocols import Batch
+from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.request import Prompt
-from agent_memory.scheduler.row import Base
+from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier
+from agent_memory.store.tiers import HotTier, Lineage
 from agent_memory.types import weakest
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Match, Store
 
-
 log = logging.getLogger("agent_memory.reuse")
+Ids = np.ndarray[Any, Any]
+
+
+@define(eq=False, kw_only=True)
+class Plan:
+    """What a prompt could start from, before anything is taken or read."""
+
+    wanted: Ids
+    cold: Match
+    lineage: Lineage | None = None  #: an idle one
+    row: Row | None = None  #: a running one, whose KV is copied
+    n_live: int = 0  #: tokens that the lineage or the row gives
+    is_moved: bool = False  #: the lineage itself is taken, not copied
+    awaited: Row | None = None  #: a row that is computing more of the same prefix: its KV is worth waiting for
+    n_awaited: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """How much of the prompt is there."""
+        return max(self.n_live, self.cold.n_tokens)
 
 
 class Reuse:
-    """The longest prefix wins; hot before cold among equals. Engine thread only.
+    """The longest prefix wins; in memory before on disk among equals. Engine thread only.
 
     At least one id is always left to compute: its logits give the first token.
     """
 
-    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout) -> None:
-        self._hot, self._store, self._saver, self._layout = hot, store, saver, layout
+    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout, grid: int) -> None:
+        self._hot, self._store, self._saver, self._layout, self._grid = hot, store, saver, layout, grid
 
-    def find(self, batch: Batch, prompt: Prompt, owner: str | None) -> Base:
+    def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
+        """Where ``wanted`` is found now. O(its ids) for every lineage and row."""
+        plan = Plan(wanted=wanted, cold=self._store.match(wanted))
+        lineage, n_tokens = self._hot.match(wanted, owner)
+        if lineage is not None and n_tokens >= max(1, plan.cold.n_tokens):
+            plan.lineage, plan.n_live = lineage, n_tokens
+            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
+        if not self._layout.is_storable:
+            return plan  # the KV of such a row cannot be cut
+        for row in rows:
+            shared = common_prefix(row.ids[: row.n_prefill], wanted)
+            there = min(shared, row.fed)
+            if there > plan.n_tokens:
+                plan.lineage, plan.row, plan.n_live, plan.is_moved = None, row, there, False
+            if shared > max(there, plan.n_awaited):
+                plan.awaited, plan.n_awaited = row, shared
+        if plan.n_awaited < plan.n_tokens + self._grid:  # a step of its own costs less than waiting
+            plan.awaited = None
+        return plan
+
+    def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
         """A base for ``prompt``; its KV is the caller's alone."""
-        wanted = np.array(prompt.ids[:-1], np.uint32)
-        cold = self._store.match(wanted)
-        stopped = cold.stopped
-        base = self._from_hot(wanted, owner, at_least=cold.n_tokens)
+        base, stopped = self._live(batch, plan), plan.cold.stopped
+        cold = plan.cold
         try:
             while base is None and cold.n_tokens:
                 base = self._from_store(batch, cold)
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                    cold = self._store.match(wanted)
+                    cold = self._store.match(plan.wanted)
                     stopped = cold.stopped
         except Exception as error:  # noqa: BLE001 - whatever a restore dies of is a miss: the log has all it takes
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", cold.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
-        if base.n_tokens < min(prompt.known, len(wanted)) or (prompt.foreign and not base.n_tokens):
+        if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
             base.miss = self._reason(prompt, stopped)
         return base
+
+    def _live(self, batch: Batch, plan: Plan) -> Base | None:
+        source, n_tokens = plan.lineage or plan.row, plan.n_live
+        if source is None:
+            return None
+        made, exactness = source.made[:n_tokens], source.exactness
+        if plan.row is not None:
+            row = plan.row
+            kv = row.base.kv.copy(n_tokens) if row.is_prefilling else batch.copy(row.number, n_tokens)
+        else:
+            assert plan.lineage is not None
+            kv = self._from_hot(plan.lineage, n_tokens, is_moved=plan.is_moved)
+        return None if kv is None else Base(kv=kv, n_tokens=n_tokens, made=made, tier="hot", exactness=exactness)
+
+    def _from_hot(self, lineage: Lineage, n_tokens: int, *, is_moved: bool) -> KV | None:
+        self._saver.settle(lineage)
+        if is_moved:
+            self._hot.take(lineage)
+            return lineage.kv if lineage.trim(n_tokens) else None
+        self._hot.touch(lineage)
+        return lineage.kv.copy(n_tokens)
 
     def _from_store(self, batch: Batch, cold: Match) -> Base | None:
         """A base read from disk; None, before anything was computed on it, where a checksum was wrong."""
@@ -63,24 +124,6 @@ class Reuse:
             source.close()
         self._store.touch(cold)
         return Base(kv=kv, n_tokens=cold.n_tokens, made=cold.made, tier="cold", exactness=cold.exactness)
-
-    def _from_hot(self, wanted: np.ndarray[Any, Any], owner: str | None, at_least: int) -> Base | None:
-        lineage, n_tokens = self._hot.match(wanted, owner)
-        if lineage is None or n_tokens < max(1, at_least):
-            return None
-        self._saver.settle(lineage)
-        if self._hot.is_moved(lineage, n_tokens, owner):
-            self._hot.take(lineage)
-            if not lineage.trim(n_tokens):
-                return None
-            kv = lineage.kv
-        else:
-            self._hot.touch(lineage)
-            twin = lineage.kv.copy(n_tokens)
-            if twin is None:
-                return None
-            kv = twin
-        return Base(kv=kv, n_tokens=n_tokens, made=lineage.made[:n_tokens], tier="hot", exactness=lineage.exactness)
 
     def _reason(self, prompt: Prompt, stopped: str | None) -> str:
         if prompt.foreign:

@@ -42,7 +42,9 @@ class Row:
     base: Base
     tokenizer: Tokenizer
     max_tokens: int
-    reserved_bytes: int
+    group: int
+    ids: np.ndarray[Any, Any] = field(repr=False)  #: of the prompt, u32
+    is_prefilling: bool = True  #: its KV is its own; later the batch's
     fed: int = 0
     output: list[int] = field(factory=list)
     finish: Finish | None = None
@@ -60,6 +62,23 @@ class Row:
     def n_prompt(self) -> int:
         """Prompt length in tokens."""
         return len(self.prompt.ids)
+
+    @property
+    def exactness(self) -> Exactness:
+        """Of the KV it has so far."""
+        return self.base.exactness
+
+    @property
+    def made(self) -> np.ndarray[Any, Any]:
+        """How the KV of each prompt id was, or will be, made."""
+        made = np.full(self.n_prompt, PREFILL, np.uint8)
+        made[: self.base.n_tokens] = self.base.made
+        return made
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing is left to prefill."""
+        return self.fed == self.n_prefill
 
     @property
     def n_prefill(self) -> int:
@@ -129,14 +148,12 @@ class Row:
     def lineage(self, kv: KV) -> Lineage:
         """The row's KV with the ids that it covers, to be kept hot."""
         n = kv.n_tokens
-        ids = np.array([*self.prompt.ids, *self.output][:n], np.uint32)
-        made = np.full(n, PREFILL, np.uint8)
-        made[: self.base.n_tokens] = self.base.made[:n][: self.base.n_tokens]
-        made[self.n_prompt :] = DECODE
+        ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
+        made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])
         return Lineage(
             owner=self.request.owner,
-            ids=ids,
-            made=made,
+            ids=ids[:n],
+            made=made[:n],
             kv=kv,
             exactness=self.base.exactness,
             agent_id=self.request.agent_id,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from agent_memory.scheduler.counters import Counters
 from agent_memory.store.tiers import Lineage
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Store
+
+log = logging.getLogger("agent_memory.saving")
 
 #: While others decode, one tick of saving takes about this long.
 _SLICE_S = 0.004
@@ -22,8 +26,8 @@ class Saver:
     fsync and commit are the store's I/O thread's work. A lineage is settled before anybody changes its KV.
     """
 
-    def __init__(self, store: Store, n_tensors: int) -> None:
-        self._store, self._n_tensors = store, n_tensors
+    def __init__(self, store: Store, n_tensors: int, counters: Counters) -> None:
+        self._store, self._n_tensors, self._counters = store, n_tensors, counters
         self._jobs: dict[int, tuple[Lineage, Iterator[None]]] = {}
 
     @property
@@ -40,12 +44,13 @@ class Saver:
         """Save a lineage that will rest in the hot tier."""
         self._jobs[id(lineage)] = (lineage, self._export(lineage))
 
-    def settle(self, lineage: Lineage | None = None) -> None:
+    def settle(self, only: Lineage | None = None) -> None:
         """Hand over all that is left of one lineage, or of all."""
-        keys = list(self._jobs) if lineage is None else [id(lineage)]
+        keys = list(self._jobs) if only is None else [id(only)]
         for key in keys:
             if key in self._jobs:
-                for _ in self._jobs.pop(key)[1]:
+                _, job = self._jobs.pop(key)
+                while self._advance(job):
                     pass
 
     def step(self, hurry: bool) -> None:
@@ -53,16 +58,29 @@ class Saver:
         until = time.perf_counter() + (_SLICE_S if hurry else 10 * _SLICE_S)
         while self.can_step and time.perf_counter() < until:
             key, (_, job) = next(iter(self._jobs.items()))
-            if next(job, self) is self:
+            if not self._advance(job):
                 del self._jobs[key]
+
+    def _advance(self, job: Iterator[None]) -> bool:
+        """One tensor more; False at the end. A save that fails costs a recomputation some day, and nobody's reply."""
+        try:
+            return next(job, self) is None
+        except Exception as error:  # noqa: BLE001 - whatever reading the live arrays died of
+            self._counters.save_failures += 1
+            log.warning("KV could not be handed to the store and will be computed again: %s", error)
+            return False
 
     def _export(self, lineage: Lineage) -> Iterator[None]:
         kv = lineage.kv
         save = self._store.begin_save(
             lineage.ids, len(lineage.ids), lineage.made, lineage.exactness, agent_id=lineage.agent_id
         )
-        for number, part in enumerate(save.parts):
-            for tensor in range(self._n_tensors):
-                save.put(number, tensor, kv.read(tensor, part.start, part.stop))
-                yield
+        try:
+            for number, part in enumerate(save.parts):
+                for tensor in range(self._n_tensors):
+                    save.put(number, tensor, kv.read(tensor, part.start, part.stop))
+                    yield
+        except BaseException:
+            save.abandon()
+            raise
         save.finish()

@@ -1,4 +1,4 @@
-"""The one thread that writes: a queue of small items of host bytes. Logs go before KV; order is kept within each."""
+"""The one thread that moves bytes to and from the disk, in small items: logs first, then reads ahead, then KV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from agent_memory.errors import AgentMemoryError, ClosedError
@@ -30,6 +30,7 @@ class IOThread:
         self._lock = threading.Condition()
         self._logs: deque[Callable[[], object]] = deque()
         self._work: deque[tuple[Callable[[], object], int]] = deque()
+        self._reads: deque[Iterator[None]] = deque()
         self._thread: threading.Thread | None = None
         self._is_busy = False
         self._is_closing = False
@@ -55,6 +56,13 @@ class IOThread:
             self._start()
             self._logs.append(work)
             self._log_error = None
+            self._lock.notify_all()
+
+    def submit_read(self, steps: Iterator[None]) -> None:
+        """Queue reading ahead, a step at a time, before any KV is written; nobody waits for it, ``close`` drops it."""
+        with self._lock:
+            self._start()
+            self._reads.append(steps)
             self._lock.notify_all()
 
     def call(self, work: Callable[[], T]) -> T:
@@ -116,9 +124,12 @@ class IOThread:
             with self._lock:
                 self._is_busy = False
                 self._lock.notify_all()
-                self._lock.wait_for(lambda: self._has_log() or self._work or self._is_closing)
+                self._lock.wait_for(lambda: self._has_log() or self._reads or self._work or self._is_closing)
+                item: Callable[[], object]
                 if self._has_log():
                     item, nbytes, is_log = self._logs[0], 0, True
+                elif self._reads and not self._is_closing:
+                    item, nbytes, is_log = self._read_on, 0, False
                 elif self._work:
                     (item, nbytes), is_log = self._work.popleft(), False
                 else:
@@ -127,13 +138,19 @@ class IOThread:
             self._step(item, nbytes, is_log)
             del item  # it holds KV bytes
 
+    def _read_on(self) -> None:
+        """One step of the first read."""
+        steps = self._reads.popleft()
+        if next(steps, self) is not self:
+            self._reads.appendleft(steps)
+
     def _step(self, item: Callable[[], object], nbytes: int, is_log: bool) -> None:
         failure: BaseException | None = None
         try:
             item()
         except (OSError, sqlite3.Error, AgentMemoryError) as error:
             failure = error
-        except Exception as error:  # thread boundary: the thread must outlive any item
+        except BaseException as error:  # thread boundary: the thread must outlive any item
             log.exception("store write failed")
             failure = error
         with self._lock:

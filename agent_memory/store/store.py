@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from agent_memory.store.planner import Ids, Piece, Segment
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import SegmentSource, Span, check_file
+from agent_memory.store.segments import SegmentSource, Span, check_file, checking
 from agent_memory.types import AgentInfo, Exactness, VerifyReport, weakest
 
 log = logging.getLogger("agent_memory.store")
@@ -193,6 +193,23 @@ class Store:
                     spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
                 at += take
         return SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+
+    def prefetch(self, match: Match) -> None:
+        """Read a match's segments on the I/O thread, before any write: checked, and in the page cache when needed."""
+        catalog = self._catalog
+        if catalog is None or not match.n_tokens:
+            return
+        segments = {p.segment.number: p.segment for p, _ in match.pieces}
+
+        def steps() -> Iterator[None]:
+            for segment in segments.values():
+                try:
+                    yield from checking(catalog.path(segment), segment.n_bytes, segment.header_xxh3)
+                except (OSError, ValueError, KeyError, StopIteration) as error:
+                    catalog.void(segment, "missing" if isinstance(error, FileNotFoundError) else "damaged", str(error))
+                    return
+
+        self._io.submit_read(steps())
 
     def touch(self, match: Match) -> None:
         """The match was used now; what it stands on counts as used too."""

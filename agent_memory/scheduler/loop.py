@@ -1,0 +1,388 @@
+"""What the engine thread does between two messages: start requests, prefill one row a step, decode all the others.
+
+One tick sweeps what is over, starts what fits, runs at most one prefill step and one decode step of each group, and
+hands a little finished KV to the store. It is single-threaded and knows nothing of the thread that runs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from agent_memory.errors import RequestTimeoutError
+from agent_memory.protocols import KV, Batch, ModelRunner
+from agent_memory.scheduler.admission import Admission
+from agent_memory.scheduler.counters import Counters
+from agent_memory.scheduler.pacing import Pacer
+from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.reuse import Plan, Reuse
+from agent_memory.scheduler.row import Row
+from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.waiting import AGE_S, Waiting, effective_priority
+from agent_memory.store.tiers import HotTier, Lineage
+
+if TYPE_CHECKING:
+    from agent_memory.store.store import Store
+
+log = logging.getLogger("agent_memory.engine")
+
+Outcome = Literal["started", "ended", "awaits", "no bytes", "no row"]
+
+#: Of the requests that cannot start yet, the first few have their segments read ahead.
+_PREFETCHED = 2
+
+
+class Loop:
+    """Requests and rows of one model. Engine thread only."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        store: Store,
+        *,
+        hot_bytes: int,
+        max_batch: int,
+        grid: int,
+        target_gap_s: float,
+        counters: Counters,
+    ) -> None:
+        self._runner, self._max_batch, self._grid, self._target_gap_s = runner, max_batch, grid, target_gap_s
+        self._store, self._counters = store, counters
+        layout = runner.layout
+        self.hot = HotTier()
+        self.saver = Saver(store, len(layout.tensors), counters)
+        self.waiting = Waiting()
+        self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes)
+        self._reuse = Reuse(self.hot, store, self.saver, layout, grid)
+        self._pacer = Pacer(target_gap_s)
+        self._prefilling: list[Row] = []  # oldest first
+        self._passed = False  # whether the last prefill step was a younger row's
+        self._rows: dict[int, Row] = {}  # those that decode
+        self._n_rows = 0
+        self._batch: Batch | None = runner.open_batch()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a tick would do something."""
+        return bool(self.waiting or self._rows or self._prefilling) or self.saver.can_step
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare room included."""
+        running = sum(row.base.kv.nbytes for row in self._prefilling) + (self._batch.nbytes if self._batch else 0)
+        return self.hot.nbytes + running
+
+    def is_busy(self, owner: str) -> bool:
+        """Whether an agent has a request waiting or running."""
+        return self.waiting.has_owner(owner) or owner in self._owners()
+
+    def tick(self) -> None:
+        """One round of all that there is to do."""
+        self._sweep()
+        self._start_waiting()
+        if self._prefilling and (not self._rows or self._pacer.is_prefill_due):
+            started = time.perf_counter()
+            self._prefill_step(self._next_prefill())
+            self._pacer.prefilled(time.perf_counter() - started)
+        if self._rows:
+            started = time.perf_counter()
+            self._decode_step()
+            self._pacer.decoded(time.perf_counter() - started)
+        if self.saver.busy:
+            self.saver.step(hurry=bool(self._rows or self._prefilling))
+
+    def evict(self, lineage: Lineage) -> None:
+        """Let an idle lineage leave memory, saved first."""
+        self.saver.settle(lineage)
+        self.hot.take(lineage)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""
+        for request in [row.request for row in self._running()] + list(self.waiting):
+            request.feed.fail(error)
+        for row in self._running():
+            self._admission.remove(row.number)
+        self.waiting.clear()
+        self._rows.clear()
+        self._prefilling.clear()
+        batch, self._batch = self._batch, None
+        try:
+            if batch is not None:
+                batch.close()
+        except Exception:
+            log.exception("a broken batch could not be closed")
+
+    def close(self) -> None:
+        """Drop all KV."""
+        self.hot.clear()
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.close()
+
+    # starting
+
+    def _sweep(self) -> None:
+        """End what was cancelled or ran out of time, in every state."""
+        now = time.perf_counter()
+        for request in self.waiting:
+            if _is_over(request, now):
+                self.waiting.remove(request)
+        over = [row for row in self._running() if _is_over(row.request, now)]
+        if over:
+            self._retire(over)
+
+    def _start_waiting(self) -> None:
+        """Start what may start: its agent is idle, there is a row for it, its bytes fit, nobody computes its prefix.
+
+        One that must wait for bytes lets smaller ones pass until it has waited as long as ageing takes.
+        """
+        if not self.waiting:
+            return
+        busy, now, n_ahead = self._owners(), time.perf_counter(), 0
+        for request in self.waiting.in_order(now):
+            if request.owner is not None and request.owner in busy:
+                continue
+            busy.add(request.owner)  # its later requests keep their order
+            outcome: Outcome
+            try:
+                outcome = self._start(request) if self._has_row(now) else "no row"
+            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+                request.feed.fail(error)
+                outcome = "ended"
+            if outcome in ("started", "ended"):
+                self.waiting.remove(request)
+            elif outcome != "awaits" and n_ahead < _PREFETCHED:
+                n_ahead += 1
+                self._prefetch(request)
+            if outcome == "no row" or (outcome == "no bytes" and now - request.created > AGE_S):
+                break
+
+    def _has_row(self, now: float) -> bool:
+        """Whether another row may start in this tick: there is one, and starting others has not taken long already."""
+        is_late = self._rows and time.perf_counter() - now > self._target_gap_s / 2
+        return not is_late and len(self._rows) + len(self._prefilling) < self._max_batch
+
+    def _start(self, request: Request) -> Outcome:
+        """Start a request, or say what it must wait for. Raises what makes it impossible."""
+        if request.is_held is not None and request.is_held():
+            return "awaits"
+        prompt = request.prepare()
+        limit = self._runner.context_tokens
+        n_prompt = len(prompt.ids)
+        max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
+        tokens = self._admission.worst_tokens(n_prompt, max_tokens)
+        ids = request.ids(prompt)
+        place = self._admission.place(tokens)
+        if self._running() and not self._admission.has_room(place.n_bytes):
+            return "no bytes"
+        plan = self._reuse.plan(ids[:-1], request.owner, self._running())
+        if plan.awaited is not None:
+            request.is_held = partial(_is_coming, plan.awaited, plan.n_awaited)
+            return "awaits"
+        self._make_room(place.n_bytes, plan)
+        if self._batch is None:
+            self._batch = self._runner.open_batch()
+        started = time.perf_counter()
+        base = self._reuse.take(self._batch, plan, prompt)
+        now = time.perf_counter()
+        row = Row(
+            number=self._n_rows,
+            request=request,
+            prompt=prompt,
+            ids=ids,
+            base=base,
+            tokenizer=self._runner.tokenizer,
+            max_tokens=max_tokens,
+            group=place.group,
+            started=started,
+            restored_s=now - started,
+            prefilled=now,
+        )
+        self._n_rows += 1
+        self._admission.add(row.number, place)
+        self._prefilling.append(row)
+        self._free()
+        request.feed.move("prefill", (row.fed, row.n_prompt))
+        if row.is_ready and row.max_tokens:
+            self._enter_batch(self._batch, row)
+        return "started"
+
+    def _make_room(self, n_bytes: int, plan: Plan) -> None:
+        """Let idle lineages leave, longest unused first, until ``n_bytes`` fit; the one that the plan is about stays.
+
+        Where there is no room for it and a copy of it, it moves.
+        """
+        kept = plan.lineage
+        for lineage in self.hot:
+            held = self.hot.nbytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
+            if not self._admission.shortfall(n_bytes, held):
+                return
+            if lineage is not kept:
+                self.evict(lineage)
+        plan.is_moved = kept is not None and (plan.is_moved or self._admission.shortfall(n_bytes, self.hot.nbytes) > 0)
+
+    def _prefetch(self, request: Request) -> None:
+        if not request.is_prefetched:
+            request.is_prefetched = True
+            self._store.prefetch(self._store.match(request.ids(request.prepare())[:-1]))
+
+    # running
+
+    def _running(self) -> list[Row]:
+        return [*self._rows.values(), *self._prefilling]
+
+    def _owners(self) -> set[str | None]:
+        return {row.request.owner for row in self._running()} - {None}
+
+    def _next_prefill(self) -> Row:
+        """The row to compute a step of: by priority, then age; one that needs a single step passes longer ones, but
+        never twice running.
+        """
+        now = time.perf_counter()
+        first = max(effective_priority(row.request, now) for row in self._prefilling)
+        rows = [row for row in self._prefilling if effective_priority(row.request, now) == first]
+        shortest = min(rows, key=lambda row: row.n_prefill - row.fed)
+        is_short = shortest.next_step(self._grid) == shortest.n_prefill
+        self._passed = is_short and not self._passed and shortest is not rows[0]
+        return shortest if self._passed else rows[0]
+
+    def _prefill_step(self, row: Row) -> None:
+        """Feed one grid step; at the end, the row joins the batch."""
+        batch = self._batch
+        assert batch is not None
+        try:
+            stop = row.next_step(self._grid)
+            if row.fed < stop:
+                batch.prefill(row.base.kv, row.prompt.ids[row.fed : stop])
+                self._count_fed(row, stop)
+            if row.is_ready and row.max_tokens:
+                self._enter_batch(batch, row)
+            elif row.is_ready:
+                self._leave([row], [row.base.kv])
+        except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
+            log.warning("prefill failed: %s", type(error).__name__)
+            traceback.clear_frames(error.__traceback__)
+            row.request.feed.fail(error)
+            self._forget(row)
+
+    def _enter_batch(self, batch: Batch, row: Row) -> None:
+        sampling, processors = row.request.sampling, row.request.logits_processors
+        batch.insert(
+            row.number,
+            row.base.kv,
+            row.prompt.ids,
+            group=row.group,
+            sampling=sampling,
+            logits_processors=processors,
+        )
+        self._rows[row.number] = row  # first: a row that is in two places ends, one that is in none would not
+        self._prefilling.remove(row)
+        row.is_prefilling = False
+
+    def _count_fed(self, row: Row, stop: int) -> None:
+        self._counters.computed_ids += stop - row.fed
+        row.fed = stop
+        row.request.feed.move("prefill", (row.fed, row.n_prompt))
+
+    def _decode_step(self) -> None:
+        """One step of every group. A group whose step raises fails with that error, and no other."""
+        batch = self._batch
+        assert batch is not None
+        for group in sorted({row.group for row in self._rows.values()}):
+            mine = [row for row in self._rows.values() if row.group == group]
+            try:
+                tokens = batch.step(group)
+            except Exception as error:  # noqa: BLE001 - the model's own failure: these rows end with it
+                log.warning("a decode step failed, and %d rows with it: %s", len(mine), type(error).__name__)
+                batch.drop(group)
+                traceback.clear_frames(error.__traceback__)  # an error that a caller keeps must not keep arrays
+                for row in mine:
+                    row.request.feed.fail(error)
+                    self._forget(row)
+                continue
+            for row in mine:
+                if row.fed < row.n_prompt:
+                    self._count_fed(row, row.n_prompt)
+            self._take_tokens(batch, tokens)
+
+    def _take_tokens(self, batch: Batch, tokens: list[tuple[int, int]]) -> None:
+        failed, finished = [], []
+        for number, token in tokens:
+            row = self._rows[number]
+            if error := batch.error(number):
+                row.request.feed.fail(error)
+                failed.append(row)
+                continue
+            row.accept(token)
+            if row.finish is not None:
+                finished.append(row)
+        if failed:
+            self._retire(failed)
+        if finished:
+            self._leave(finished, batch.remove([row.number for row in finished]))
+
+    # leaving
+
+    def _leave(self, rows: list[Row], kvs: list[KV]) -> None:
+        """The log first, then the reply, then the KV: to the hot tier, and behind the reply to the store."""
+        for row, kv in zip(rows, kvs, strict=True):
+            outcome = row.outcome(kv)
+            self._counters.note(outcome.usage)
+            try:
+                reply = row.request.commit(outcome)
+            except Exception as error:  # noqa: BLE001 - the reply that could not be made is the caller's to see
+                row.request.feed.fail(error)
+            else:
+                row.request.feed.finish(reply)
+            self._rest(row.lineage(kv))
+            self._forget(row)
+        self._free()
+
+    def _retire(self, rows: list[Row]) -> None:
+        """Take cancelled or failed rows out; what they computed stays as cache of the ids it was computed from."""
+        batch = self._batch
+        assert batch is not None
+        decoding = [row for row in rows if not row.is_prefilling]
+        kvs = dict(zip([row.number for row in decoding], batch.remove([row.number for row in decoding]), strict=True))
+        for row in rows:
+            self._forget(row)
+            self._rest(row.lineage(kvs.get(row.number, row.base.kv)), save=False)
+        self._free()
+
+    def _forget(self, row: Row) -> None:
+        self._rows.pop(row.number, None)
+        if row in self._prefilling:
+            self._prefilling.remove(row)
+        self._admission.remove(row.number)
+
+    def _rest(self, lineage: Lineage, *, save: bool = True) -> None:
+        if not len(lineage.ids):
+            return
+        for replaced in self.hot.put(lineage):
+            self.saver.settle(replaced)
+        if save and self._runner.layout.is_storable:
+            self.saver.begin(lineage)
+
+    def _free(self) -> None:
+        """Let the lineages used longest ago leave until idle and reserved bytes fit the budget."""
+        while (oldest := self.hot.oldest()) and self._admission.shortfall(0, self.hot.nbytes):
+            self.evict(oldest)
+
+
+def _is_coming(row: Row, n_tokens: int) -> bool:
+    """Whether a row is still on its way to KV of its first ``n_tokens``."""
+    return row.is_prefilling and row.fed < n_tokens and not row.request.feed.ended
+
+
+def _is_over(request: Request, now: float) -> bool:
+    if request.is_cancelled:
+        request.feed.cancelled()
+    elif request.deadline is not None and now > request.deadline:
+        state, waited = request.feed.state, now - request.created
+        request.feed.fail(RequestTimeoutError(f"no reply after {waited:.2f} s (timeout_s), while in {state!r}"))
+    else:
+        return False
+    return True

@@ -1,0 +1,44 @@
+"""How many decode steps run between two prefill steps. Pure."""
+
+from __future__ import annotations
+
+import math
+
+#: Of a long prompt's time, decoding others may add this share: its first token stays near what it takes alone.
+_DECODE_SHARE = 0.4
+
+
+class Pacer:
+    """Keeps decoding callers near ``target_gap_s`` between tokens while somebody's prompt is computed.
+
+    A prefill step is never cut or grown under load (the KV must not depend on it); what varies is how many decode
+    steps follow it: enough that the mean gap comes near the target, at least one, and no more than the prompt's own
+    time allows.
+    """
+
+    def __init__(self, target_gap_s: float) -> None:
+        self._target_gap_s = target_gap_s
+        self._decode_s = 0.0  # a running mean
+        self._owed = 0
+
+    @property
+    def is_prefill_due(self) -> bool:
+        """Whether the decode steps that the last prefill step owed have run."""
+        return self._owed <= 0
+
+    def prefilled(self, seconds: float) -> None:
+        """A prefill step took so long while others decode."""
+        self._owed = self.decode_steps(seconds)
+
+    def decoded(self, seconds: float) -> None:
+        """A decode step of all groups took so long."""
+        self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
+        self._owed -= 1
+
+    def decode_steps(self, prefill_s: float) -> int:
+        """Decode steps after a prefill step of ``prefill_s``."""
+        spare = self._target_gap_s - self._decode_s  # what a step may lend to the prefill
+        if prefill_s <= spare or not self._decode_s:
+            return 1
+        most = max(1, int(_DECODE_SHARE * prefill_s / self._decode_s))
+        return min(most, math.ceil(prefill_s / spare)) if spare > 0 else most

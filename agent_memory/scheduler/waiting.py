@@ -1,0 +1,48 @@
+"""The line of requests that have not started: by priority, then first come, and nobody waits for ever. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent_memory.scheduler.request import Request
+
+#: A request gains one level of priority each time it has waited so long.
+AGE_S = 10.0
+
+
+class Waiting:
+    """Requests in the order in which they came. Engine thread only."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(list(self._requests))
+
+    def add(self, request: Request) -> None:
+        """Join the line."""
+        self._requests.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Leave the line."""
+        self._requests.remove(request)
+
+    def has_owner(self, owner: str) -> bool:
+        """Whether a request of an agent waits."""
+        return any(request.owner == owner for request in self._requests)
+
+    def in_order(self, now: float) -> list[Request]:
+        """The next first, at ``now`` (perf_counter). O(n log n)."""
+        return sorted(self._requests, key=lambda r: (-effective_priority(r, now), r.created))
+
+    def clear(self) -> None:
+        """Empty the line."""
+        self._requests.clear()
+
+
+def effective_priority(request: Request, now: float) -> int:
+    """Its priority and one more for each ``AGE_S`` that it is old."""
+    return request.priority + int((now - request.created) / AGE_S)
