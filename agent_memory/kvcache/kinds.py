@@ -178,11 +178,14 @@ def can_batch(caches: Sequence[Any]) -> bool:
 
 
 def to_batch(cache: Any) -> Any:
-    """The batch form of one row's cache; a ``KVCache`` hands its buffers over uncopied, spare room and all."""
+    """The batch form of one row's cache; a ``KVCache`` hands its buffers over uncopied, spare room and all.
+
+    A batch stays what it is.
+    """
     if type(cache) is CacheList:
         return CacheList(*(to_batch(c) for c in cache.caches))
-    if type(cache) is ArraysCache and not cache.empty():
-        return cache  # its batch form is itself
+    if hasattr(cache, "extend") and not cache.empty():
+        return cache  # a batch already; of an ArraysCache the batch form is itself
     if type(cache) is not KVCache or cache.keys is None:
         return cache.merge([cache])
     batch = BatchKVCache([0])

@@ -37,10 +37,11 @@ def _fed(batch: Any, ids: list[int]) -> Any:
 
 
 def _alone(batch: Any, ids: list[int], n_steps: int) -> tuple[list[int], Any]:
-    out = [batch.insert(99, kv := _fed(batch, ids[:-1]), ids, sampling=GREEDY)]
+    batch.insert(99, _fed(batch, ids[:-1]), ids, group=99, sampling=GREEDY)
+    out: list[int] = []
     for _ in range(n_steps):
-        out += [token for row, token in batch.step() if row == 99]
-    kv = batch.remove(99)
+        out += [token for row, token in batch.step(99) if row == 99]
+    [kv] = batch.remove([99])
     return out, kv
 
 
@@ -72,44 +73,68 @@ def test_rows_that_join_and_leave_hold_what_they_would_hold_alone(name: str) -> 
     out: dict[int, list[int]] = {}
     for number, n in enumerate(LENGTHS):  # each joins while the ones before it decode
         ids = _ids(n)
-        out[number] = [batch.insert(number, _fed(batch, ids[:-1]), ids, sampling=GREEDY)]
-        for row, token in batch.step():
+        batch.insert(number, _fed(batch, ids[:-1]), ids, group=0, sampling=GREEDY)
+        out[number] = []
+        for row, token in batch.step(0):
             out[row].append(token)
     rng = random.Random(1)
     while out:
         for _ in range(rng.randrange(3, 20)):
-            for row, token in batch.step():
+            for row, token in batch.step(0):
                 out[row].append(token)
-        leaving = rng.choice(list(out))
-        kv, tokens = batch.remove(leaving), out.pop(leaving)
-        wanted, alone = _alone(_batch(name), _ids(LENGTHS[leaving]), len(tokens) - 1)
-        assert tokens == wanted
-        _assert_same(kv, alone)
+        leaving = rng.sample(list(out), min(len(out), rng.randrange(1, 3)))
+        for number, kv in zip(leaving, batch.remove(leaving), strict=True):
+            tokens = out.pop(number)
+            wanted, alone = _alone(_batch(name), _ids(LENGTHS[number]), len(tokens))
+            assert tokens == wanted
+            _assert_same(kv, alone)
 
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_a_row_taken_out_decodes_on_and_joins_again(name: str) -> None:
     batch, ids = _batch(name), _ids(60)
-    out = [batch.insert(0, _fed(batch, ids[:-1]), ids, sampling=GREEDY)]
-    batch.insert(1, _fed(batch, _ids(33)[:-1]), _ids(33), sampling=GREEDY)
-    for _ in range(7):
-        out += [token for row, token in batch.step() if row == 0]
-    kv = batch.remove(0)  # it covers what it gave out: feeding one id more is the next step
+    batch.insert(0, _fed(batch, ids[:-1]), ids, group=0, sampling=GREEDY)
+    batch.insert(1, _fed(batch, _ids(33)[:-1]), _ids(33), group=0, sampling=GREEDY)
+    before: list[int] = []
+    for _ in range(8):
+        before += [token for row, token in batch.step(0) if row == 0]
+    [kv] = batch.remove([0])  # it covers what it gave out: feeding one id more is the next step
     batch.prefill(kv, [7])
-    batch.step()
-    out = [batch.insert(0, kv, [*ids, *out, 7, 8], sampling=GREEDY)]
-    for _ in range(9):
-        out += [token for row, token in batch.step() if row == 0]
-    taken = batch.remove(0)
+    batch.step(0)
+    batch.insert(0, kv, [*ids, *before, 7, 8], group=0, sampling=GREEDY)
+    out: list[int] = []
+    while len(out) < 10:
+        out += [token for row, token in batch.step(0) if row == 0]
+    [taken] = batch.remove([0])
 
     other = _batch(name)
-    first, kv = _alone(other, ids, 7)
+    first, kv = _alone(other, ids, 8)
+    assert first == before
     other.prefill(kv, [7])
-    wanted = [other.insert(0, kv, [*ids, *first, 7, 8], sampling=GREEDY)]
-    for _ in range(9):
-        wanted += [token for _, token in other.step()]
+    other.insert(0, kv, [*ids, *first, 7, 8], group=0, sampling=GREEDY)
+    wanted: list[int] = []
+    while len(wanted) < 10:
+        wanted += [token for _, token in other.step(0)]
     assert out == wanted
-    _assert_same(taken, other.remove(0))
+    _assert_same(taken, other.remove([0])[0])
+
+
+def test_the_prefix_of_a_decoding_row_is_copied_out_of_the_batch() -> None:
+    batch, model_batch = _batch("llama"), _batch("llama")
+    for number, n in enumerate((60, 33)):
+        batch.insert(number, _fed(batch, _ids(n)[:-1]), _ids(n), group=0, sampling=GREEDY)
+    waiting = batch.copy(1, 20)
+    for _ in range(4):
+        batch.step(0)
+    for row, n in ((0, 60), (1, 33)):
+        twin = batch.copy(row, 30)
+        assert (twin.n_tokens, twin.caches[0].offset) == (30, 30)
+        _assert_same(twin, _fed(model_batch, _ids(n)[:30]))
+    _assert_same(waiting, _fed(model_batch, _ids(33)[:20]))
+    windows = _batch("gemma3_text")
+    windows.insert(0, _fed(windows, _ids(60)[:-1]), _ids(60), group=0, sampling=GREEDY)
+    windows.step(0)
+    assert windows.copy(0, 30) is None, "a wrapped window has lost what stood there"
 
 
 def test_only_classes_that_mlx_lm_can_merge_share_a_batch() -> None:

@@ -81,8 +81,10 @@ def test_a_restored_kv_has_room_and_is_not_copied_at_its_first_append() -> None:
     rows = [live.read(t, 0, 256) for t in range(len(batch._layout.tensors))]
     restored = batch.restore(HostSource(rows, 256))
     before = restored.nbytes
-    batch.insert(0, restored, [*range(256), 5], sampling=Sampling())
-    assert batch.remove(0).nbytes == before
+    batch.insert(0, restored, [*range(256), 5], group=0, sampling=Sampling())
+    assert len(batch.step(0)) == 1
+    [kv] = batch.remove([0])
+    assert (kv.n_tokens, kv.nbytes) == (257, before)
 
 
 def test_a_copy_is_independent_and_cut_where_asked() -> None:

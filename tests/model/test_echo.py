@@ -44,10 +44,11 @@ def answer(runner: EchoRunner, ids: Sequence[int], kv: Any = None, **options: An
     batch = runner.open_batch()
     kv = batch.empty() if kv is None else kv
     batch.prefill(kv, ids[kv.n_tokens : -1])
-    out = [batch.insert(0, kv, ids, sampling=options.pop("sampling", Sampling()), **options)]
-    while out[-1] not in runner.tokenizer.eos_ids and len(out) < 400:
-        out.append(batch.step()[0][1])
-    return out, batch.remove(0)
+    batch.insert(0, kv, ids, group=0, sampling=options.pop("sampling", Sampling()), **options)
+    out: list[int] = []
+    while not out or (out[-1] not in runner.tokenizer.eos_ids and len(out) < 400):
+        out.append(batch.step(0)[0][1])
+    return out, batch.remove([0])[0]
 
 
 def test_it_is_a_model_runner() -> None:
@@ -118,10 +119,11 @@ def test_a_token_given_out_by_step_is_covered_by_the_kv() -> None:
     batch = runner.open_batch()
     kv = batch.empty()
     batch.prefill(kv, ids[:-1])
-    out = [batch.insert(7, kv, ids, sampling=Sampling())]
-    assert kv.n_tokens == len(ids)
+    batch.insert(7, kv, ids, group=3, sampling=Sampling())
+    out = [batch.step(3)[0][1]]
+    assert kv.n_tokens == len(ids), "the first token is not fed before the next step"
     for _ in range(4):
-        [(row, token)] = batch.step()
+        [(row, token)] = batch.step(3)
         out.append(token)
         assert row == 7
         assert kv.n_tokens == len(ids) + len(out)
@@ -193,10 +195,13 @@ def test_seeds_decide_draws_and_batch_mates_do_not() -> None:
     for row, sampling in enumerate(hot):
         kv = batch.empty()
         batch.prefill(kv, ids[:-1])
-        outs.append([batch.insert(row, kv, ids, sampling=sampling)])
-    for _ in range(19):
-        for row, token in batch.step():
-            outs[row].append(token)
+        batch.insert(row, kv, ids, group=0, sampling=sampling)
+        outs.append([])
+        for number, token in batch.step(0):  # each joins while those before it decode
+            outs[number].append(token)
+    for _ in range(22):
+        for number, token in batch.step(0):
+            outs[number].append(token)
     assert [out[: len(a)] for out, a in zip(outs, alone, strict=True)] == alone
 
 
@@ -221,8 +226,8 @@ def test_logits_processors_choose_and_a_raising_one_fails_its_row_alone() -> Non
     for row, processors in enumerate(([broken], [lambda h, x: x[:3]], [])):
         kv = batch.empty()
         batch.prefill(kv, ids[:-1])
-        batch.insert(row, kv, ids, sampling=Sampling(), logits_processors=processors)
-    assert batch.step()[2] == (2, ord("a"))
+        batch.insert(row, kv, ids, group=0, sampling=Sampling(), logits_processors=processors)
+    assert batch.step(0)[2] == (2, ord("a"))
     assert str(batch.error(0)) == "mine"
     assert isinstance(batch.error(1), ValueError)
     assert batch.error(2) is None
@@ -237,7 +242,7 @@ def test_wrong_arguments_are_refused() -> None:
         EchoRunner().tokenizer.encode("\ud800")
     batch = EchoRunner().open_batch()
     with pytest.raises(ValueError, match="covers 0 tokens"):
-        batch.insert(0, batch.empty(), [1, 2], sampling=Sampling())
+        batch.insert(0, batch.empty(), [1, 2], group=0, sampling=Sampling())
 
 
 def test_tools_are_shown_with_and_without_a_system_message() -> None:
