@@ -126,8 +126,16 @@ class Generation:
         return self._feed.progress
 
     def result(self, timeout_s: float | None = None) -> Reply:
-        """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (it runs on)."""
-        if not self._feed.wait(2**62, timeout_s):
+        """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (it runs on).
+
+        Interrupted by Ctrl-C, the request is cancelled.
+        """
+        try:
+            ended = self._feed.wait(2**62, timeout_s)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        if not ended:
             raise RequestTimeoutError(
                 f"no reply within {timeout_s} s; the request is still running, state {self.state!r}"
             )

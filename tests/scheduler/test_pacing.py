@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_memory.scheduler.pacing import Pacer
+
+SECONDS = st.floats(0.001, 10.0)
+
+
+def _paced(target_s: float, decode_s: float) -> Pacer:
+    pacer = Pacer(target_s)
+    for _ in range(50):
+        pacer.decoded(decode_s)
+    return pacer
+
+
+def test_short_prefill_steps_take_turns_with_decode_steps() -> None:
+    assert _paced(0.25, 0.05).decode_steps(0.1) == 1
+
+
+def test_long_prefill_steps_are_followed_by_as_many_decode_steps_as_bring_the_mean_gap_to_the_target() -> None:
+    pacer = _paced(0.5, 0.1)
+    n = pacer.decode_steps(2.0)
+    assert n == 5
+    assert (2.0 + n * 0.1) / n <= 0.5
+
+
+def test_decoding_never_takes_more_than_its_share_of_a_prompts_time() -> None:
+    assert _paced(0.25, 0.2).decode_steps(2.0) == 3  # the target would want forty
+    assert _paced(0.25, 1.0).decode_steps(2.0) == 1  # slower than the target by itself
+
+
+@given(SECONDS, SECONDS, SECONDS)
+def test_there_is_always_one_decode_step_and_no_more_than_the_share(gap: float, decode: float, step: float) -> None:
+    n = _paced(gap, decode).decode_steps(step)
+    assert n >= 1
+    assert n == 1 or n * decode <= 0.4 * step * 1.001
+
+
+def test_the_steps_owed_are_counted_down() -> None:
+    pacer = _paced(0.5, 0.1)
+    assert pacer.is_prefill_due
+    pacer.prefilled(2.0)
+    for _ in range(5):
+        assert not pacer.is_prefill_due
+        pacer.decoded(0.1)
+    assert pacer.is_prefill_due
