@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.kvs: weakref.WeakSet[Faulty] = weakref.WeakSet()  #: every KV that was handed out and is still held
         self._planned: dict[str, list[tuple[int, BaseException]]] = {}
         self._gates: dict[str, threading.Event] = {}
         self._held: set[str] = set()
@@ -30,6 +32,11 @@ class Faults:
         error = error or Fault(f"planned in {call}")
         self._planned.setdefault(call, []).append((self.calls[call] + after, error))
         return error
+
+    @property
+    def held_bytes(self) -> int:
+        """Allocated bytes of all KV that the engine, its rows and the hot tier hold. Engine thread."""
+        return sum({id(kv._real): int(kv.nbytes) for kv in self.kvs}.values())
 
     @contextmanager
     def hold(self, call: str) -> Iterator[None]:
@@ -72,14 +79,18 @@ class Faulty:
             self._faults.reached(name)
             given = [a._real if isinstance(a, Faulty) else a for a in args]
             result = value(*given, **named)
-            return Faulty(result, self._faults) if hasattr(result, "trim") else result
+            if not hasattr(result, "trim"):
+                return result
+            kv = Faulty(result, self._faults)
+            self._faults.kvs.add(kv)
+            return kv
 
         return call
 
 
-def with_faults(runner: ModelRunner) -> Faults:
+def with_faults(runner: ModelRunner, faults: Faults | None = None) -> Faults:
     """Let every batch that ``runner`` opens from now on be faulty; where to plan what happens."""
-    faults, really_open = Faults(), runner.open_batch
+    faults, really_open = faults or Faults(), runner.open_batch
 
     def open_batch() -> Any:
         faults.reached("open_batch")
