@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +14,7 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
+from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
@@ -180,8 +180,7 @@ class Engine:
         while True:
             try:
                 log.error("the engine was interrupted and every request ends: %r", failure, exc_info=failure)
-                traceback.clear_frames(failure.__traceback__)
-                self._loop.fail_all(failure)
+                self._loop.fail_all(let_go(failure))
                 self._mail.fail(failure)
                 return False
             except BaseException as error:  # noqa: BLE001 - thrown in meanwhile: once more

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +15,7 @@ from agent_memory.errors import RequestTimeoutError
 from agent_memory.protocols import KV, Batch, ModelRunner
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
+from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.reuse import Plan, Reuse
@@ -72,7 +72,7 @@ class Loop:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare room included."""
-        running = sum(row.base.kv.nbytes for row in self._prefilling) + (self._batch.nbytes if self._batch else 0)
+        running = sum(row.kv.nbytes for row in self._prefilling if row.kv) + (self._batch.nbytes if self._batch else 0)
         return self.hot.nbytes + running
 
     def is_busy(self, owner: str) -> bool:
@@ -104,6 +104,7 @@ class Loop:
         for request in [row.request for row in self._running()] + list(self.waiting):
             request.feed.fail(error)
         for row in self._running():
+            row.kv = None
             self._admission.remove(row.number)
         self.waiting.clear()
         self._rows.clear()
@@ -145,12 +146,11 @@ class Loop:
         for request in self.waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
-            busy.add(request.owner)  # its later requests keep their order
             outcome: Outcome
             try:
                 outcome = self._start(request) if self._has_row(now) else "no row"
             except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
-                request.feed.fail(error)
+                request.feed.fail(let_go(error))
                 outcome = "ended"
             if outcome in ("started", "ended"):
                 self.waiting.remove(request)
@@ -255,24 +255,25 @@ class Loop:
         assert batch is not None
         try:
             stop = row.next_step(self._grid)
+            assert row.kv is not None
             if row.fed < stop:
-                batch.prefill(row.base.kv, row.prompt.ids[row.fed : stop])
+                batch.prefill(row.kv, row.prompt.ids[row.fed : stop])
                 self._count_fed(row, stop)
             if row.is_ready and row.max_tokens:
                 self._enter_batch(batch, row)
             elif row.is_ready:
-                self._leave([row], [row.base.kv])
+                self._leave([row], [row.kv])
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
             log.warning("prefill failed: %s", type(error).__name__)
-            traceback.clear_frames(error.__traceback__)
-            row.request.feed.fail(error)
+            row.request.feed.fail(let_go(error))
             self._forget(row)
 
     def _enter_batch(self, batch: Batch, row: Row) -> None:
         sampling, processors = row.request.sampling, row.request.logits_processors
+        assert row.kv is not None
         batch.insert(
             row.number,
-            row.base.kv,
+            row.kv,
             row.prompt.ids,
             group=row.group,
             sampling=sampling,
@@ -280,7 +281,7 @@ class Loop:
         )
         self._rows[row.number] = row  # first: a row that is in two places ends, one that is in none would not
         self._prefilling.remove(row)
-        row.is_prefilling = False
+        row.kv = None
 
     def _count_fed(self, row: Row, stop: int) -> None:
         self._counters.computed_ids += stop - row.fed
@@ -298,9 +299,8 @@ class Loop:
             except Exception as error:  # noqa: BLE001 - the model's own failure: these rows end with it
                 log.warning("a decode step failed, and %d rows with it: %s", len(mine), type(error).__name__)
                 batch.drop(group)
-                traceback.clear_frames(error.__traceback__)  # an error that a caller keeps must not keep arrays
                 for row in mine:
-                    row.request.feed.fail(error)
+                    row.request.feed.fail(let_go(error))
                     self._forget(row)
                 continue
             for row in mine:
@@ -313,7 +313,7 @@ class Loop:
         for number, token in tokens:
             row = self._rows[number]
             if error := batch.error(number):
-                row.request.feed.fail(error)
+                row.request.feed.fail(let_go(error))
                 failed.append(row)
                 continue
             row.accept(token)
@@ -334,7 +334,7 @@ class Loop:
             try:
                 reply = row.request.commit(outcome)
             except Exception as error:  # noqa: BLE001 - the reply that could not be made is the caller's to see
-                row.request.feed.fail(error)
+                row.request.feed.fail(let_go(error))
             else:
                 row.request.feed.finish(reply)
             self._rest(row.lineage(kv))
@@ -345,14 +345,17 @@ class Loop:
         """Take cancelled or failed rows out; what they computed stays as cache of the ids it was computed from."""
         batch = self._batch
         assert batch is not None
-        decoding = [row for row in rows if not row.is_prefilling]
-        kvs = dict(zip([row.number for row in decoding], batch.remove([row.number for row in decoding]), strict=True))
+        decoding = [row for row in rows if row.kv is None]
+        for row, kv in zip(decoding, batch.remove([row.number for row in decoding]), strict=True):
+            row.kv = kv
         for row in rows:
+            assert row.kv is not None
+            self._rest(row.lineage(row.kv), save=False)
             self._forget(row)
-            self._rest(row.lineage(kvs.get(row.number, row.base.kv)), save=False)
         self._free()
 
     def _forget(self, row: Row) -> None:
+        row.kv = None  # whoever still holds the row, an error's traceback say, must not hold its KV
         self._rows.pop(row.number, None)
         if row in self._prefilling:
             self._prefilling.remove(row)
@@ -374,7 +377,7 @@ class Loop:
 
 def _is_coming(row: Row, n_tokens: int) -> bool:
     """Whether a row is still on its way to KV of its first ``n_tokens``."""
-    return row.is_prefilling and row.fed < n_tokens and not row.request.feed.ended
+    return row.kv is not None and row.fed < n_tokens and not row.request.feed.ended
 
 
 def _is_over(request: Request, now: float) -> bool:

@@ -99,7 +99,7 @@ class Reuse:
         made, exactness = source.made[:n_tokens], source.exactness
         if plan.row is not None:
             row = plan.row
-            kv = row.base.kv.copy(n_tokens) if row.is_prefilling else batch.copy(row.number, n_tokens)
+            kv = row.kv.copy(n_tokens) if row.kv is not None else batch.copy(row.number, n_tokens)
         else:
             assert plan.lineage is not None
             kv = self._from_hot(plan.lineage, n_tokens, is_moved=plan.is_moved)

@@ -21,7 +21,7 @@ PREFILL, DECODE = 1, 2  #: how the KV of an id was made
 class Base:
     """What a row starts from: KV of the first ``n_tokens`` of its prompt, and how it came here."""
 
-    kv: KV
+    kv: KV | None = field(repr=False)  #: taken over by the row
     n_tokens: int = 0
     made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
     tier: Tier = "none"
@@ -44,7 +44,7 @@ class Row:
     max_tokens: int
     group: int
     ids: np.ndarray[Any, Any] = field(repr=False)  #: of the prompt, u32
-    is_prefilling: bool = True  #: its KV is its own; later the batch's
+    kv: KV | None = field(init=False, repr=False)  #: its own while it prefills; then the batch's
     fed: int = 0
     output: list[int] = field(factory=list)
     finish: Finish | None = None
@@ -57,6 +57,7 @@ class Row:
     def __attrs_post_init__(self) -> None:
         self.stream = TextStream(self.tokenizer, self.request.stop)
         self.fed = self.base.n_tokens
+        self.kv, self.base.kv = self.base.kv, None
 
     @property
     def n_prompt(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from agent_memory.scheduler.request import Request
@@ -35,8 +36,17 @@ class Waiting:
         return any(request.owner == owner for request in self._requests)
 
     def in_order(self, now: float) -> list[Request]:
-        """The next first, at ``now`` (perf_counter). O(n log n)."""
-        return sorted(self._requests, key=lambda r: (-effective_priority(r, now), r.created))
+        """Those that may be next, the first of them first, at ``now`` (perf_counter). O(n log n).
+
+        Of an agent's requests only the oldest: a conversation is never reordered. What hurries a later one hurries it.
+        """
+        firsts: dict[str | int, Request] = {}
+        priorities: dict[str | int, int] = {}
+        for request in sorted(self._requests, key=lambda r: r.created):
+            key = id(request) if request.owner is None else request.owner
+            firsts.setdefault(key, request)
+            priorities[key] = max(priorities.get(key, -sys.maxsize), effective_priority(request, now))
+        return [firsts[key] for key in sorted(firsts, key=lambda k: (-priorities[k], firsts[k].created))]
 
     def clear(self) -> None:
         """Empty the line."""

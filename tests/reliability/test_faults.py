@@ -219,13 +219,18 @@ def test_a_failing_prefill_fails_its_own_request_alone(scene: Scene, call: str, 
     scene.check()
 
 
-def test_a_failing_restore_fails_its_own_request_alone(scene: Scene) -> None:
+def test_a_failing_restore_is_a_miss_and_harms_nobody(scene: Scene) -> None:
     beside = scene.decoding("ann", "bob")
-    error = scene.faults.fail("restore")
-    failing = scene.stream("cid")
-    _failed_with(failing, error)
-    scene.unharmed("cid")
-    _was_answered(*beside)
+    scene.faults.fail("restore")
+    said = scene.stream("cid", "what was it again")
+    _was_answered(said, *beside)
+    usage = said.result().usage
+    assert (usage.tier, usage.exactness, usage.miss) == (
+        "none",
+        "recomputed",
+        "restore failed: Fault: planned in restore",
+    )
+    scene.acknowledged("cid", [("what was it again", said.result())])
     scene.check()
 
 

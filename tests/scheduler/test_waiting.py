@@ -46,6 +46,15 @@ def test_nobody_is_overtaken_for_ever(arrivals: list[tuple[float, int]]) -> None
     assert all(order.index(first) < order.index(r) for r in late)
 
 
+def test_an_agents_requests_keep_their_order_and_share_their_hurry() -> None:
+    first, second, other = _request(0.0), _request(1.0, 9), _request(0.5, 5)
+    first.owner = second.owner = "ann"
+    line = _line(second, other, first)
+    assert line.in_order(2.0) == [first, other], "only the oldest may start, as soon as the hurried one could"
+    line.remove(first)
+    assert line.in_order(2.0) == [second, other]
+
+
 def test_a_request_is_found_by_its_agent_until_it_leaves() -> None:
     request = _request(0.0)
     request.owner = "ann"
