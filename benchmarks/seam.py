@@ -38,6 +38,8 @@ class WatchedBatch:
 
     def __getattr__(self, name: str) -> Any:
         called: Callable[..., Any] = getattr(self._batch, name)
+        if not callable(called):
+            return called
 
         def noted(*args: Any, **named: Any) -> Any:
             start = time.perf_counter()

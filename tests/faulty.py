@@ -79,13 +79,17 @@ class Faulty:
             self._faults.reached(name)
             given = [a._real if isinstance(a, Faulty) else a for a in args]
             result = value(*given, **named)
-            if not hasattr(result, "trim"):
-                return result
-            kv = Faulty(result, self._faults)
-            self._faults.kvs.add(kv)
-            return kv
+            return [self._kv(one) for one in result] if isinstance(result, list) else self._kv(result)
 
         return call
+
+    def _kv(self, result: Any) -> Any:
+        """A KV becomes a faulty one; anything else stays what it is."""
+        if not hasattr(result, "trim"):
+            return result
+        kv = Faulty(result, self._faults)
+        self._faults.kvs.add(kv)
+        return kv
 
 
 def with_faults(runner: ModelRunner, faults: Faults | None = None) -> Faults:
