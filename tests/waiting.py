@@ -35,9 +35,9 @@ def within(work: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     return results[0]
 
 
-def wait_for(condition: Callable[[], bool], what: str = "a condition") -> None:
+def wait_for(condition: Callable[[], bool], what: str = "a condition", patience_s: float = PATIENCE_S) -> None:
     """Return when ``condition`` holds."""
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < until, f"waited in vain for {what}"
         time.sleep(0.001)

@@ -27,6 +27,7 @@ from tests.waiting import ENDED, outcome, wait_for
 
 #: Largest difference of logits that counts as rounding.
 GAP = 1e-3
+LAST_S = 600.0  #: a schedule on a real model and a busy machine may take minutes
 N_AGENTS = 8
 MOST = 48  #: output tokens of a request, at most
 SMALL = Config(chunk_tokens=16, prefill_tokens=64, max_batch=4)
@@ -157,7 +158,7 @@ class Stage:
         for number, ask in enumerate(self.asks):
             if number:
                 before = self.given[-1][1]
-                wait_for(lambda: self._is_time(before, ask.join))  # noqa: B023 - called here
+                wait_for(lambda: self._is_time(before, ask.join), "its time", LAST_S)  # noqa: B023 - called here
             watch, turn = Watch(), self.turn(ask)
             handle = self.memory.stream(
                 turn.text,
@@ -168,7 +169,7 @@ class Stage:
                 logits_processors=[watch] if ask.is_watched else [],
             )
             self.given.append((ask, handle, watch))
-        wait_for(lambda: self._is_time(None, 0), "the schedule's end")
+        wait_for(lambda: self._is_time(None, 0), "the schedule's end", LAST_S)
 
     def _is_time(self, before: Generation | None, join: int) -> bool:
         """Cancel what is due; whether ``before`` has ``join`` tokens, or, of None, whether all have ended."""
