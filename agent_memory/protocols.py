@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -88,14 +88,31 @@ class KV(Protocol):
     def nbytes(self) -> int:
         """Bytes allocated, spare room included."""
 
+    @property
+    def held_from(self) -> int:
+        """The first token whose rows every sliding-window layer holds; 0 without such layers."""
+
+    @property
+    def snapshots(self) -> Collection[int]:
+        """The numbers of tokens at which a state of all layers that cannot be cut is held; its own is among them."""
+
+    def reach(self, n_tokens: int) -> int:
+        """The longest prefix of at most ``n_tokens`` to which it can be cut; 0 where there is none."""
+
     def trim(self, n_tokens: int) -> bool:
-        """Cut to the first ``n_tokens``, in place and without copying; False (unchanged) where the kind cannot."""
+        """Cut to the first ``n_tokens``, in place and without copying; False (unchanged) where it does not reach."""
 
     def copy(self, n_tokens: int) -> KV | None:
-        """The first ``n_tokens`` as an independent KV with spare room; None where the kind cannot be cut."""
+        """The first ``n_tokens`` as an independent KV with spare room; None where it does not reach."""
 
     def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8."""
+        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8.
+
+        Tensors of sliding-window layers are numbered after all others, and hold rows from ``held_from`` on.
+        """
+
+    def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
+        """The state at ``n_tokens``, one of ``snapshots``, as bytes: (n,) uint8."""
 
 
 class Source(Protocol):
@@ -105,11 +122,19 @@ class Source(Protocol):
     def n_tokens(self) -> int:
         """How many tokens it holds."""
 
+    @property
+    def held_from(self) -> int:
+        """The first token whose rows it holds for sliding-window layers."""
+
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill layout tensor ``tensor``: ``out`` is writable bytes of shape (heads, capacity, row_bytes), flat.
 
-        Writes the first ``n_tokens`` of each head. Never raises: damage is noted, and asked for by ``check``.
+        Writes the first ``n_tokens`` of each head; of a sliding-window layer those from ``held_from`` on, at the front.
+        Never raises: damage is noted, and asked for by ``check``.
         """
+
+    def read_state(self) -> np.ndarray[Any, Any] | None:
+        """The bytes that ``KV.read_state`` gave at ``n_tokens``, verified; None where damaged. Never raises."""
 
     def check(self) -> bool:
         """Whether everything read was verified. Asked after ``Batch.restore``, before the KV is used."""
@@ -222,8 +247,8 @@ class ModelRunner(Protocol):
         ``recorded``: the ``choices`` of an earlier time, or {}. Raises ModelError or BackendMissingError.
         """
 
-    def open_batch(self) -> Batch:
-        """An empty batch; engine thread."""
+    def open_batch(self, chunk_tokens: int = 256) -> Batch:
+        """An empty batch; engine thread. ``chunk_tokens``: where states of layers that cannot be cut are kept."""
 
     def close(self) -> None:
         """Drop the model; idempotent."""

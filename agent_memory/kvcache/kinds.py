@@ -1,22 +1,25 @@
-"""Cache classes of mlx-lm, and the arrays in them: cut, copy, hand over, read out and fill.
+"""Cache classes of mlx-lm, and the arrays in them: cut, copy, read out and fill.
 
-``KVCache`` (full attention, MLA latents too) is stored and cut at any token. Every other class is kept live in
-memory, continued as it is, and recomputed from the log once it is gone: ``Layout.unstored`` names it.
+What each class is kept as (``Layout.kinds``): ``KVCache`` (MLA latents too) as rows, ``RotatingKVCache`` as the rows of
+its window, all others as snapshots of their whole state. ``CacheList`` is the list of its parts.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import ArraysCache, BatchKVCache, CacheList, KVCache
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
-from agent_memory.kvcache.layout import Kind, Layout, TensorSpec
+from agent_memory.kvcache import states, windows
+from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
+from agent_memory.kvcache.windows import WindowKVCache
 from agent_memory.protocols import Source
 
 #: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.
@@ -25,72 +28,208 @@ STEP: int = KVCache.step
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
+def fresh(caches: Iterable[Any], chunk_tokens: int) -> list[Any]:
+    """The empty caches of a model as this library keeps them: windows in order of time."""
+    made = []
+    for cache in caches:
+        if type(cache) is CacheList:
+            cache.caches = tuple(fresh(cache.caches, chunk_tokens))
+        elif type(cache) is RotatingKVCache and not cache.keep:
+            cache = WindowKVCache(cache.max_size, chunk_tokens)
+        made.append(cache)
+    return made
+
+
+def leaves(caches: Iterable[Any]) -> list[Any]:
+    """The caches with every list taken apart."""
+    return [leaf for c in caches for leaf in (leaves(c.caches) if type(c) is CacheList else [c])]
+
+
 def probe(caches: Sequence[Any]) -> Layout:
-    """The layout of caches that hold at least one token."""
-    tensors: list[TensorSpec] = []
+    """The layout of caches, made by ``fresh``, that hold at least one token."""
+    tensors: dict[str, list[TensorSpec]] = {"full": [], "window": []}
     kinds: list[Kind] = []
     unstored: list[str] = []
-    for number, cache in enumerate(caches):
-        if type(cache) is KVCache and cache.keys.dtype in _DTYPES:
-            kinds.append("full")
-            for name, array in (("k", cache.keys), ("v", cache.values)):
+    snapshots: list[str] = []
+    state_bytes = 0
+    named = [
+        (f"{number:03d}" if type(cache) is not CacheList else f"{number:03d}.{part}", leaf)
+        for number, cache in enumerate(caches)
+        for part, leaf in enumerate(leaves([cache]))
+    ]
+    for name, cache in named:
+        kinds.append(_kind(cache))
+        if kinds[-1] in tensors:
+            for part, array in (("k", cache.keys), ("v", cache.values)):
                 _, heads, _, dim = array.shape
-                tensors.append(TensorSpec(f"{number:03d}.{name}", heads, dim, _DTYPES[array.dtype]))
+                tensors[kinds[-1]].append(TensorSpec(f"{name}.{part}", heads, dim, _DTYPES[array.dtype]))
+        elif kinds[-1] == "snapshot":
+            state = states.captured(cache)
+            snapshots.append(f"{type(cache).__name__} {states.shapes(state)}")
+            state_bytes += states.nbytes(state)
         else:
-            kinds.append("unstored")
-            unstored.append(f"layer {number}: {type(cache).__name__}")
-    return Layout(tuple(tensors), tuple(kinds), tuple(unstored))
+            unstored.append(f"layer {name}: {type(cache).__name__}")
+    window = max((c.max_size for _, c in named if type(c) is WindowKVCache), default=0)
+    return Layout(
+        tuple(tensors["full"]),
+        tuple(kinds),
+        tuple(unstored),
+        tuple(tensors["window"]),
+        window,
+        tuple(snapshots),
+        state_bytes,
+    )
+
+
+def _kind(cache: Any) -> Kind:
+    if type(cache) in (KVCache, WindowKVCache):
+        if cache.keys.dtype in _DTYPES:
+            return "full" if type(cache) is KVCache else "window"
+        return "unstored"
+    try:
+        states.captured(cache)
+    except (TypeError, AttributeError, NotImplementedError):
+        return "unstored"
+    return "snapshot"
 
 
 class MLXKV:
-    """The live caches of one row, layer by layer, and how many tokens they cover. Engine thread only."""
+    """The live caches of one row, layer by layer, and how many tokens they cover. Engine thread only.
 
-    __slots__ = ("caches", "layout", "n_tokens")
+    ``marks``: snapshots by the number of tokens they cover, each the states of all layers that need one.
+    """
 
-    def __init__(self, caches: list[Any], layout: Layout, n_tokens: int = 0) -> None:
+    __slots__ = ("caches", "layout", "marks", "n_tokens")
+
+    def __init__(
+        self, caches: list[Any], layout: Layout, n_tokens: int = 0, marks: dict[int, list[Any]] | None = None
+    ) -> None:
         self.caches, self.layout, self.n_tokens = caches, layout, n_tokens
+        self.marks = marks if marks is not None else {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, spare room included."""
-        return sum(int(c.nbytes) for c in self.caches)
+        """Bytes allocated, spare room and snapshots included."""
+        return marks_nbytes(self.marks) + sum(int(c.nbytes) for c in self.caches)
+
+    @property
+    def held_from(self) -> int:
+        """The first token whose rows every sliding-window layer holds."""
+        return max((c.start for c in self._of("window")), default=0)
+
+    @property
+    def snapshots(self) -> frozenset[int]:
+        """The numbers of tokens at which a state of all layers that cannot be cut is held."""
+        return frozenset(self.marks) | {self.n_tokens}
+
+    def reach(self, n_tokens: int) -> int:
+        """The longest prefix of at most ``n_tokens`` to which it can be cut."""
+        n_tokens = min(n_tokens, self.n_tokens)
+        if self.layout.unstored:
+            return n_tokens if n_tokens == self.n_tokens else 0
+        if not self.layout.snapshots:
+            return n_tokens if self._holds(n_tokens) else 0
+        return max((n for n in self.snapshots if n <= n_tokens and self._holds(n)), default=0)
 
     def trim(self, n_tokens: int) -> bool:
-        """Cut in place; False where a layer's class cannot."""
-        surplus = self.n_tokens - n_tokens
-        if surplus < 0:
+        """Cut in place; False where ``reach`` does not say so."""
+        if n_tokens == self.n_tokens:
+            return True
+        if n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
             return False
-        if surplus and not all(c.is_trimmable() for c in self.caches):
-            return False
-        for cache in self.caches if surplus else ():
-            cache.trim(surplus)
+        for cache in self._of("full", "window"):
+            cache.trim(self.n_tokens - n_tokens)
+        for cache, state in zip(self._of("snapshot"), self.marks.get(n_tokens, ()), strict=True):
+            states.give(cache, state)
         self.n_tokens = n_tokens
+        self.marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
         return True
 
     def copy(self, n_tokens: int) -> MLXKV | None:
-        """The first ``n_tokens`` in buffers of their own; O(n_tokens) bytes."""
-        if not self.layout.is_storable or n_tokens > self.n_tokens:
+        """The first ``n_tokens`` in buffers of their own, with spare room; O(n_tokens) bytes."""
+        if not self.layout.is_storable or n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
             return None
-        room = roomy(n_tokens) - n_tokens
-        caches = []
-        for cache in self.caches:
-            twin = KVCache()
-            if n_tokens:
-                twin.keys, twin.values = (_with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
-                twin.offset = n_tokens
-                mx.eval(
-                    twin.keys, twin.values
-                )  # layer by layer: peak memory stays at one layer's worth above the result
-            caches.append(twin)
-        return MLXKV(caches, self.layout, n_tokens)
+        marked = iter(self._state(n_tokens))
+        twins: list[Any] = []
+        for cache, kind in zip(leaves(self.caches), self.layout.kinds, strict=True):
+            if kind == "full":
+                twins.append(_copied(cache, n_tokens))
+            elif kind == "window":
+                twins.append(cache.copied(n_tokens))
+            else:
+                twins.append(copy.copy(cache))
+                states.give(twins[-1], next(marked))
+            mx.eval(twins[-1].state)  # layer by layer: peak memory stays at one layer's worth above the result
+        marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
+        return MLXKV(_regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
 
     def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
         """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8."""
-        cache = self.caches[tensor // 2]
+        number = tensor - len(self.layout.tensors)
+        cache = self._of("full")[tensor // 2] if number < 0 else self._of("window")[number // 2]
+        first = 0 if number < 0 else cache.start
         array = cache.values if tensor % 2 else cache.keys
-        rows = mx.contiguous(array[0, :, start:stop, :]).view(mx.uint8)
+        if not array.size:
+            return np.zeros((array.shape[1], stop - start, 0), np.uint8)
+        rows = mx.contiguous(array[0, :, start - first : stop - first, :]).view(mx.uint8)
         mx.eval(rows)
         return np.array(rows)
+
+    def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
+        """The state at ``n_tokens`` (one of ``snapshots``) of all layers that cannot be cut, as bytes: (n,) uint8."""
+        return states.packed(self._state(n_tokens))
+
+    def _state(self, n_tokens: int) -> list[Any]:
+        return self.marks.get(n_tokens) or [states.captured(c) for c in self._of("snapshot")]
+
+    def _of(self, *kinds: Kind) -> list[Any]:
+        return of_kind(self.layout, self.caches, *kinds)
+
+    def _holds(self, n_tokens: int) -> bool:
+        return all(c.holds(n_tokens) for c in self._of("window"))
+
+
+def marks_nbytes(marks: dict[int, list[Any]]) -> int:
+    """Bytes of snapshots."""
+    return sum(states.nbytes(state) for mark in marks.values() for state in mark)
+
+
+def of_kind(layout: Layout, caches: Iterable[Any], *kinds: Kind) -> list[Any]:
+    """The leaves of some kinds, in order."""
+    return [leaf for leaf, kind in zip(leaves(caches), layout.kinds, strict=True) if kind in kinds]
+
+
+def mark(
+    marks: dict[int, list[Any]],
+    layout: Layout,
+    caches: Iterable[Any],
+    n_tokens: int,
+    chunk_tokens: int,
+    row: int | None = None,
+) -> None:
+    """At a chunk boundary, keep a snapshot among ``marks``, and let those go that ``is_kept`` no longer wants.
+
+    ``row``: the caches are a batch's. Costs the bytes of the states, no more.
+    """
+    if not layout.snapshots or not layout.is_storable or n_tokens % chunk_tokens:
+        return
+    for n in [n for n in marks if not is_kept(n // chunk_tokens, n_tokens // chunk_tokens)]:
+        del marks[n]
+    marks[n_tokens] = [states.captured(c, row) for c in of_kind(layout, caches, "snapshot")]
+    mx.eval([states.arrays(state) for state in marks[n_tokens]])
+
+
+def _regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
+    """``caches`` with other leaves."""
+    return [CacheList(*_regrown(c.caches, new)) if type(c) is CacheList else next(new) for c in caches]
+
+
+def _copied(cache: KVCache, n_tokens: int) -> KVCache:
+    twin = KVCache()
+    room = roomy(n_tokens) - n_tokens
+    twin.keys, twin.values = (_with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
+    twin.offset = n_tokens
+    return twin
 
 
 def _with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
@@ -110,18 +249,18 @@ class _RoomyFile(io.RawIOBase):
     they are used, with no copy and no zeroing.
     """
 
-    def __init__(self, layout: Layout, source: Source, capacity: int) -> None:
+    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source) -> None:
         super().__init__()
-        self._source, self._capacity = source, capacity
+        self._source = source
         self._at = 0
-        self._starts: dict[int, int] = {}
+        self._starts: dict[int, tuple[int, int]] = {}
         header: dict[str, Any] = {}
         end = 0
-        for number, spec in enumerate(layout.tensors):
+        for number, (spec, capacity) in enumerate(specs):
             size = spec.token_bytes * capacity
             shape = [1, spec.heads, capacity, spec.dim]
             header[spec.name] = {"dtype": spec.dtype, "shape": shape, "data_offsets": [end, end + size]}
-            self._starts[end] = number
+            self._starts[end] = (number, capacity)
             end += size
         text = json.dumps(header).encode()
         self._header, self._size = struct.pack("<Q", len(text)) + text, end
@@ -145,127 +284,36 @@ class _RoomyFile(io.RawIOBase):
         if self._at < len(self._header):
             view[:] = self._header[self._at : self._at + len(view)]
         else:
-            self._source.read_into(self._starts[self._at - len(self._header)], view, self._capacity)
+            tensor, capacity = self._starts[self._at - len(self._header)]
+            self._source.read_into(tensor, view, capacity)
         size = len(view)
         self._at += size
         return size
 
 
-def fill(layout: Layout, source: Source) -> list[Any]:
-    """One ``KVCache`` a layer with the rows of ``source`` and spare room, all of them read."""
-    capacity, n_tokens = roomy(source.n_tokens), source.n_tokens
-    file: Any = _RoomyFile(layout, source, capacity)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
-    arrays: Any = mx.load(file, format="safetensors")
+def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
+    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read."""
+    n_tokens, start = source.n_tokens, source.held_from
+    room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
+    n_rows = n_tokens - start
+    held = max(n_rows, min(layout.window + room, n_rows + room))
+    specs = [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
+    file: Any = _RoomyFile(specs, source)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)  # everything is read when this returns, so that it can be verified before it is used
-    caches = []
-    for first in range(0, len(layout.tensors), 2):
-        cache = KVCache()
-        cache.keys, cache.values = (arrays.pop(layout.tensors[first + i].name) for i in (0, 1))
-        cache.offset = n_tokens
-        caches.append(cache)
-    return caches
-
-
-# A batch of one keeps the row's own caches; a second row turns them into mlx-lm's batch classes, and back.
-
-
-def can_batch(caches: Sequence[Any]) -> bool:
-    """Whether mlx-lm can decode these caches together with others: not chunked ones, nor windows with sinks."""
-    return all(
-        can_batch(c.caches) if type(c) is CacheList else hasattr(c, "merge") and not getattr(c, "keep", 0)
-        for c in caches
-    )
-
-
-def to_batch(cache: Any) -> Any:
-    """The batch form of one row's cache; a ``KVCache`` hands its buffers over uncopied, spare room and all.
-
-    A batch stays what it is.
-    """
-    if type(cache) is CacheList:
-        return CacheList(*(to_batch(c) for c in cache.caches))
-    if hasattr(cache, "extend") and not cache.empty():
-        return cache  # a batch already; of an ArraysCache the batch form is itself
-    if type(cache) is not KVCache or cache.keys is None:
-        return cache.merge([cache])
-    batch = BatchKVCache([0])
-    batch.keys, batch.values = cache.keys, cache.values
-    batch.offset, batch._idx = mx.array([cache.offset]), cache.offset
-    return batch
-
-
-def from_batch(batch: Any) -> Any:
-    """The reverse, for a batch with one row left."""
-    if type(batch) is CacheList:
-        return CacheList(*(from_batch(c) for c in batch.caches))
-    if type(batch) is ArraysCache:
-        return batch
-    if type(batch) is not BatchKVCache:
-        return batch.extract(0)
-    batch.filter([0])  # shifts the row to the left edge
-    cache = KVCache()
-    cache.keys, cache.values, cache.offset = batch.keys, batch.values, batch._idx
-    return cache
-
-
-def join(caches: Sequence[Any]) -> Any:
-    """One batch of one layer's caches, each a row's own or a batch already; evaluated. One copy of their bytes."""
-    first = caches[0]
-    if type(first) is CacheList:
-        return CacheList(*(join([c.caches[i] for c in caches]) for i in range(len(first.caches))))
-    if all(type(c) in (KVCache, BatchKVCache) for c in caches):
-        joined = _pad([to_batch(c) for c in caches])
-    else:
-        joined = to_batch(first)
-        for other in caches[1:]:
-            joined.extend(to_batch(other))
-    mx.eval(joined.state)
-    return joined
-
-
-def _pad(parts: Sequence[BatchKVCache]) -> BatchKVCache:
-    """Full-attention batches as one, right-justified at the longest, with the spare room that ``merge`` drops."""
-    length = max(p._idx for p in parts)
-    sizes = [int(p.left_padding.size) for p in parts]
-    joined = BatchKVCache([0])
-    joined.left_padding = mx.concatenate([p.left_padding + (length - p._idx) for p in parts])
-    joined.offset, joined._idx = mx.concatenate([p.offset for p in parts]), length
-    filled = next((p for p in parts if p.keys is not None), None)
-    for name in ("keys", "values") if filled is not None else ():
-        like = getattr(filled, name)
-        rows = mx.zeros((sum(sizes), like.shape[1], roomy(length), like.shape[3]), like.dtype)
-        at = 0
-        for part, size in zip(parts, sizes, strict=True):
-            if part.keys is not None:
-                rows[at : at + size, :, length - part._idx : length] = getattr(part, name)[..., : part._idx, :]
-            at += size
-        setattr(joined, name, rows)
-    return joined
-
-
-def view(batch: Any, row: int) -> KVCache | None:
-    """One row of a full-attention cache or batch, uncopied, spare room included; None for other kinds."""
-    if type(batch) is KVCache:
-        return batch
-    if type(batch) is not BatchKVCache:
-        return None
-    padding = int(batch.left_padding[row].item())
-    cache = KVCache()
-    cache.keys, cache.values = (a[row : row + 1, :, padding:] for a in (batch.keys, batch.values))
-    cache.offset = batch._idx - padding
-    return cache
-
-
-def take(batch: Any, row: int) -> Any:
-    """One row of a batch as a cache of its own; unlike ``extract``, spare room comes along."""
-    if type(batch) is CacheList:
-        return CacheList(*(take(c, row) for c in batch.caches))
-    if type(batch) is ArraysCache:
-        alone = ArraysCache(len(batch.cache))  # a view of the row would hold the whole batch in memory
-        alone.cache = [None if a is None else mx.contiguous(a[row : row + 1]) for a in batch.cache]
-        return alone
-    seen = view(batch, row)
-    if seen is None:
-        return batch.extract(row)
-    seen.keys, seen.values = mx.contiguous(seen.keys), mx.contiguous(seen.values)
-    return seen
+    blob = source.read_state() if layout.snapshots else None
+    marked = iter(states.unpacked(blob) if blob is not None else [])
+    rows = {
+        kind: iter([arrays[t.name] for t in found])
+        for kind, found in (("full", layout.tensors), ("window", layout.windows))
+    }
+    filled: list[Any] = []
+    for cache, kind in zip(leaves(empty), layout.kinds, strict=True):
+        if kind == "full":
+            cache.keys, cache.values, cache.offset = next(rows[kind]), next(rows[kind]), n_tokens
+        elif kind == "window":
+            cache = windows.filled(cache, next(rows[kind]), next(rows[kind]), start, n_tokens)
+        elif (state := next(marked, None)) is not None:  # none where it was damaged: then nothing of this is used
+            states.give(cache, state)
+        filled.append(cache)
+    return _regrown(empty, iter(filled))

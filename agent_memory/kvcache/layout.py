@@ -1,4 +1,4 @@
-"""What each layer of a model keeps per token: the shapes and types that a stored KV must match."""
+"""What each layer of a model keeps: the shapes and types that a stored KV must match, and where it may be cut."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Literal
 
 from attrs import field, frozen
 
-Kind = Literal["full", "unstored"]
-#: ``full``: one row per token, cut anywhere. ``unstored``: kept live in memory only, else recomputed from the log.
+Kind = Literal["full", "window", "snapshot", "unstored"]
+#: ``full``: one row per token (full attention, MLA latents), cut anywhere. ``window``: only the newest rows are needed.
+#: ``snapshot``: a state that cannot be cut, kept as it was at chunk boundaries (recurrent layers, chunked attention,
+#: unknown classes). ``unstored``: kept live in memory only, else recomputed from the log.
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "U8": 1, "I8": 1, "U16": 2, "U32": 4}
 
@@ -36,26 +38,68 @@ class TensorSpec:
 
 @frozen
 class Layout:
-    """The tensors of all layers in their stored order (layer-major), and the kind of each layer."""
+    """The tensors of all layers in their stored order (layer-major), and the kind of each layer.
+
+    A ``CacheList`` counts as the list of its parts. Tensors are numbered through: ``tensors``, then ``windows``.
+    """
 
     tensors: tuple[TensorSpec, ...]
     kinds: tuple[Kind, ...] = field(default=())
     #: class names of layers that are not stored, for messages
     unstored: tuple[str, ...] = field(default=())
+    #: the tensors of sliding-window layers
+    windows: tuple[TensorSpec, ...] = field(default=())
+    #: tokens that a sliding-window layer attends to, itself included: the largest of all layers; 0: no such layer
+    window: int = 0
+    #: classes and sizes of what is kept as snapshots
+    snapshots: tuple[str, ...] = field(default=())
+    #: bytes of one snapshot, as first seen: that of a chunked layer grows
+    state_bytes: int = field(default=0, eq=False)
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one token costs, all layers."""
+        """Bytes that one token costs for good: full-attention layers."""
         return sum(t.token_bytes for t in self.tensors)
 
     @property
+    def window_token_bytes(self) -> int:
+        """Bytes that one token costs while it is inside the window."""
+        return sum(t.token_bytes for t in self.windows)
+
+    @property
     def is_storable(self) -> bool:
-        """Whether every layer can be stored and cut at any token."""
+        """Whether every layer can be stored."""
         return not self.unstored
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every layer can be cut at any token, with no record but its own rows."""
+        return self.is_storable and not self.windows and not self.snapshots
+
+    def fixed_bytes(self, n_tokens: int, chunk_tokens: int) -> int:
+        """Bytes beyond ``token_bytes`` that a live row of ``n_tokens`` may hold: its windows and its snapshots."""
+        rows = min(n_tokens + chunk_tokens, self.window + chunk_tokens) if self.windows else 0
+        states = 2 + (n_tokens // chunk_tokens).bit_length() if self.snapshots else 0
+        return rows * self.window_token_bytes + states * self.state_bytes
 
     @property
     def digest(self) -> str:
         """sha256 hex of the layout: part of the identity of every KV made with it."""
-        rows = [[t.name, t.heads, t.dim, t.dtype] for t in self.tensors]
-        text = json.dumps([rows, list(self.kinds), list(self.unstored)], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        parts: list[object] = [_rows(self.tensors), list(self.kinds), list(self.unstored)]
+        if self.windows or self.snapshots:
+            parts += [_rows(self.windows), self.window, list(self.snapshots)]
+        return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
+
+
+def _rows(tensors: tuple[TensorSpec, ...]) -> list[list[object]]:
+    return [[t.name, t.heads, t.dim, t.dtype] for t in tensors]
+
+
+def is_kept(boundary: int, newest: int) -> bool:
+    """Whether the snapshot of chunk boundary ``boundary`` is kept once ``newest`` is reached (both counted in chunks).
+
+    The newest one and about one at every power of two back: at most ``log2(newest) + 2``. What is dropped once is
+    never wanted again.
+    """
+    lowest_bit = boundary & -boundary
+    return boundary == newest or newest - boundary < 2 * lowest_bit

@@ -18,7 +18,7 @@ from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
-from agent_memory.kvcache import kinds
+from agent_memory.kvcache import joining, kinds
 from agent_memory.kvcache.kinds import MLXKV
 from agent_memory.kvcache.layout import Layout
 from agent_memory.model.sampling import Processors, Sampler, greedy, make_sampler
@@ -50,14 +50,18 @@ class _Row:
     pending: int  #: its last prompt id
     sampler: Sampler
     processors: Processors
+    marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
     n_skip: int = 1  #: ids that the lane will give out and that are no news: the prompt's last, or a first token
 
 
 class MLXBatch:
-    """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone."""
+    """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
 
-    def __init__(self, model: Any, layout: Layout, *, clears: bool = False) -> None:
-        self._model, self._layout, self._clears = model, layout, clears
+    ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut.
+    """
+
+    def __init__(self, model: Any, layout: Layout, chunk_tokens: int = 256, *, clears: bool = False) -> None:
+        self._model, self._layout, self._chunk_tokens, self._clears = model, layout, chunk_tokens, clears
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model)
         self._waiting: dict[int, _Row] = {}
@@ -68,11 +72,14 @@ class MLXBatch:
 
     def empty(self) -> MLXKV:
         """Fresh caches of this model."""
-        return MLXKV(make_prompt_cache(self._model), self._layout)
+        return MLXKV(self._caches(), self._layout)
 
     def restore(self, source: Source) -> MLXKV:
         """Caches filled from ``source``; O(its bytes)."""
-        return MLXKV(kinds.fill(self._layout, source), self._layout, source.n_tokens)
+        return MLXKV(kinds.fill(self._layout, source, self._caches()), self._layout, source.n_tokens)
+
+    def _caches(self) -> list[Any]:
+        return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
@@ -80,7 +87,10 @@ class MLXBatch:
         with mx.stream(self._generator.stream):
             self._model(mx.array([list(ids)]), cache=mine.caches)
             mx.eval([c.state for c in mine.caches])
-        mine.n_tokens += len(ids)
+            mine.n_tokens += len(ids)
+            for window in kinds.of_kind(self._layout, mine.caches, "window"):
+                window.tidy()
+            self._mark(mine.marks, mine.caches, mine.n_tokens)
         if self._clears:
             mx.clear_cache()
 
@@ -98,7 +108,7 @@ class MLXBatch:
         mine, processors = _own(kv), Processors(sampling, logits_processors)
         known = list(ids[:-1]) if processors.chain else []
         self._waiting[row] = _Row(
-            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors
+            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors, mine.marks
         )
         self._rows[row] = self._waiting[row]
 
@@ -124,12 +134,10 @@ class MLXBatch:
         with mx.stream(self._generator.stream):
             mine = self._rows[row]
             if row in self._waiting:
-                return MLXKV(mine.caches, self._layout, mine.n_kv).copy(n_tokens)
+                return MLXKV(mine.caches, self._layout, mine.n_kv, mine.marks).copy(n_tokens)
             lane, index = self._find(mine)
-            views = [kinds.view(c, index) for c in lane.prompt_cache]
-            if any(v is None for v in views):
-                return None
-            return MLXKV(views, self._layout, _n_tokens(mine, lane, index)).copy(n_tokens)
+            views = [joining.view(c, index, self._chunk_tokens) for c in lane.prompt_cache]
+            return MLXKV(views, self._layout, _n_tokens(mine, lane, index), mine.marks).copy(n_tokens)
 
     def remove(self, rows: Sequence[int]) -> list[KV]:
         """Take rows out. One that was alone is handed back as it is; others are cut out of the batch (one copy)."""
@@ -138,7 +146,7 @@ class MLXBatch:
         for number in rows:
             mine = self._rows[number]
             if self._waiting.pop(number, None):
-                out[number] = MLXKV(mine.caches, self._layout, mine.n_kv)
+                out[number] = MLXKV(mine.caches, self._layout, mine.n_kv, mine.marks)
             else:
                 lane, _ = self._find(mine)
                 leaving.setdefault(id(lane), (lane, []))[1].append(number)
@@ -146,7 +154,7 @@ class MLXBatch:
             for lane, numbers in leaving.values():
                 sizes = {n: _n_tokens(self._rows[n], lane, lane.uids.index(n)) for n in numbers}
                 for number, caches in zip(numbers, self._cut(lane, numbers), strict=True):
-                    out[number] = MLXKV(caches, self._layout, sizes[number])
+                    out[number] = MLXKV(caches, self._layout, sizes[number], self._rows[number].marks)
         for number in rows:
             del self._rows[number]
         return [out[number] for number in rows]
@@ -160,11 +168,11 @@ class MLXBatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all lanes and of the rows that wait to join one."""
+        """Bytes of all lanes, of the rows that wait to join one, and of the snapshots of all rows."""
         caches = [c for lanes in self._lanes.values() for lane in lanes for c in lane.prompt_cache]
-        return sum(int(c.nbytes) for row in self._waiting.values() for c in row.caches) + sum(
-            int(c.nbytes) for c in caches
-        )
+        caches += [c for row in self._waiting.values() for c in row.caches]
+        marks = sum(kinds.marks_nbytes(row.marks) for row in self._rows.values())
+        return sum(int(c.nbytes) for c in caches) + marks
 
     def close(self) -> None:
         """Drop all rows; gives the wired limit back on Metal."""
@@ -178,7 +186,7 @@ class MLXBatch:
         out: list[tuple[int, int]] = []
         lane = lanes[0] if lanes else None
         while rows:
-            can_batch = kinds.can_batch(rows[0].caches)
+            can_batch = joining.can_batch(rows[0].caches)
             count = len(rows) if can_batch else 1
             coming, rows = rows[:count], rows[count:]
             for row in coming:
@@ -187,13 +195,14 @@ class MLXBatch:
                 self._enter(lane, coming)
             else:
                 lanes.append(self._lane(GenerationBatch, coming))
+                self._mark_lane(lanes[-1])
                 tokens: Any = lanes[-1]._next_tokens.tolist()
                 out.extend((row.number, token) for row, token in zip(coming, tokens, strict=True))
         return out
 
     def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
         parts = [row.caches for row in rows]
-        caches = parts[0] if len(rows) == 1 else [kinds.join(layer) for layer in zip(*parts, strict=True)]
+        caches = parts[0] if len(rows) == 1 else [joining.join(layer) for layer in zip(*parts, strict=True)]
         lane = kind(
             self._model,
             [row.number for row in rows],
@@ -218,7 +227,7 @@ class MLXBatch:
             row.caches = []
         joined = []
         for layer in layers:
-            joined.append(kinds.join(layer))
+            joined.append(joining.join(layer))
             layer.clear()
         lane.extend(self._lane(_Joining, rows))
         lane.prompt_cache = joined
@@ -233,11 +242,11 @@ class MLXBatch:
             out = [layers]
         for number, layer in enumerate(layers if len(lane.uids) > 1 else []):
             for place, taken in zip(places, out, strict=True):
-                taken.append(kinds.take(layer, place))
+                taken.append(joining.take(layer, place, self._chunk_tokens))
             mx.eval([taken[-1].state for taken in out])
             if stay:
                 layer.filter(stay)
-                layers[number] = kinds.from_batch(layer) if len(stay) == 1 else layer
+                layers[number] = joining.from_batch(layer, self._chunk_tokens) if len(stay) == 1 else layer
                 mx.eval(layers[number].state)
         lane.filter(stay)
         if stay:
@@ -251,13 +260,26 @@ class MLXBatch:
         """Steps of a lane until one of its rows has news: one, or two where every token was given out already."""
         out: list[tuple[int, int]] = []
         while lane.uids and not out:
-            for response in lane.next():
+            responses = lane.next()
+            self._mark_lane(lane)
+            for response in responses:
                 row = self._rows[response.uid]
                 if row.n_skip:
                     row.n_skip -= 1
                 else:
                     out.append((response.uid, response.token))
         return out
+
+    def _mark_lane(self, lane: GenerationBatch) -> None:
+        if not self._layout.snapshots:
+            return
+        for index, uid in enumerate(lane.uids):
+            row = self._rows[uid]
+            place = index if len(lane.uids) > 1 else None
+            self._mark(row.marks, lane.prompt_cache, _n_tokens(row, lane, index), place)
+
+    def _mark(self, marks: dict[int, list[Any]], caches: list[Any], n_tokens: int, row: int | None = None) -> None:
+        kinds.mark(marks, self._layout, caches, n_tokens, self._chunk_tokens, row)
 
     def _find(self, row: _Row) -> tuple[GenerationBatch, int]:
         lane = next(lane for lane in self._lanes[row.group] if row.number in lane.uids)

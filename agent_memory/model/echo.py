@@ -158,7 +158,7 @@ class EchoRunner:
     def open(self, recorded: Mapping[str, str] = {}) -> None:
         """Nothing to load."""
 
-    def open_batch(self) -> EchoBatch:
+    def open_batch(self, chunk_tokens: int = 256) -> EchoBatch:
         """An empty batch; any number may be open."""
         return EchoBatch(self, self._seed)
 

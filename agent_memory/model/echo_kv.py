@@ -45,16 +45,31 @@ class EchoKV:
         """Bytes allocated, spare room included."""
         return sum(t.nbytes for t in self._tensors)
 
+    @property
+    def held_from(self) -> int:
+        """0: every row is held."""
+        return 0
+
+    @property
+    def snapshots(self) -> frozenset[int]:
+        """What it covers: there is no state beside the rows."""
+        return frozenset((self._n,))
+
+    def reach(self, n_tokens: int) -> int:
+        """The longest prefix of at most ``n_tokens`` to which it can be cut."""
+        n_tokens = min(n_tokens, self._n)
+        return n_tokens if n_tokens == self._n or not self._layout.unstored else 0
+
     def trim(self, n_tokens: int) -> bool:
         """Cut in place; False where this kind cannot be cut."""
-        if not 0 <= n_tokens <= self._n or (self._layout.unstored and n_tokens != self._n):
+        if not 0 <= n_tokens <= self._n or self.reach(n_tokens) != n_tokens:
             return False
         self._n = n_tokens
         return True
 
     def copy(self, n_tokens: int) -> EchoKV | None:
         """The first ``n_tokens``, with spare room; None where this kind cannot be cut there."""
-        if not 0 <= n_tokens <= self._n or (self._layout.unstored and n_tokens != self._n):
+        if not 0 <= n_tokens <= self._n or self.reach(n_tokens) != n_tokens:
             return None
         made = EchoKV(self._layout, self._seed, room(n_tokens))
         for mine, theirs in zip(self._tensors, made._tensors, strict=True):
@@ -67,6 +82,10 @@ class EchoKV:
         if not 0 <= start <= stop <= self._n:
             raise ValueError(f"tokens [{start}, {stop}) of a KV of {self._n}")
         return self._tensors[tensor][:, start:stop].copy()
+
+    def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
+        """Nothing: there is no state beside the rows."""
+        return np.zeros(0, np.uint8)
 
     def fill(self, source: Source) -> None:
         """Take all of ``source``'s tokens into the spare room, one ``read_into`` per tensor."""

@@ -176,11 +176,11 @@ class MLXRunner:
             "dtype": _main_dtype(self._model),
         }
 
-    def open_batch(self) -> MLXBatch:
+    def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
         from agent_memory.model.batch import MLXBatch
 
-        return MLXBatch(self._model, self.layout, clears=not _on_cpu())
+        return MLXBatch(self._model, self.layout, chunk_tokens, clears=not _on_cpu())
 
     def close(self) -> None:
         """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""
@@ -261,7 +261,7 @@ def _probe(model: Any) -> Layout:
 
     from agent_memory.kvcache import kinds
 
-    caches = make_prompt_cache(model)
+    caches = kinds.fresh(make_prompt_cache(model), kinds.STEP)
     mx.eval(model(mx.array([[0]]), cache=caches), [c.state for c in caches])
     return kinds.probe(caches)
 

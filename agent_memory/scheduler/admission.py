@@ -24,19 +24,21 @@ class Admission:
 
     A group is padded to its longest row: it reserves rows x longest. A row goes into a group of its own where the
     padding would read more bytes a step than another forward pass does, which is the weights once more, or where the
-    padding does not fit.
+    padding does not fit. ``row_bytes``: what every row may hold beside its tokens, windows and states of layers.
     """
 
-    def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int, row_bytes: int = 0) -> None:
         self.limit_bytes = limit_bytes
-        self._token_bytes, self._weights_bytes = token_bytes, weights_bytes
+        self._token_bytes, self._weights_bytes, self._row_bytes = token_bytes, weights_bytes, row_bytes
         self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
         self._n_groups = 0
 
     @property
     def reserved_bytes(self) -> int:
         """What all running rows may come to."""
-        return self._token_bytes * sum(len(rows) * max(rows.values()) for rows in self._groups.values())
+        groups = self._groups.values()
+        tokens = sum(len(rows) * max(rows.values()) for rows in groups)
+        return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Tokens of room for a row that uses all it may. Raises OutOfBudgetError where it could never run.
@@ -45,18 +47,20 @@ class Admission:
         for one more step covers it.
         """
         tokens = (n_prompt + max_tokens + 2 * _STEP - 1) // _STEP * _STEP
-        if tokens * self._token_bytes > self.limit_bytes:
-            raise OutOfBudgetError(tokens * self._token_bytes, self.limit_bytes)
+        needed = tokens * self._token_bytes + self._row_bytes
+        if needed > self.limit_bytes:
+            raise OutOfBudgetError(needed, self.limit_bytes)
         return tokens
 
     def place(self, tokens: int) -> Place:
         """The group in which a row of so many tokens costs least. O(groups)."""
-        alone = tokens * self._token_bytes
+        alone = tokens * self._token_bytes + self._row_bytes
         best = Place(self._n_groups, tokens, alone)
         free = self.limit_bytes - self.reserved_bytes
         for group, rows in self._groups.items():
             longest = max(rows.values())
             added = self._token_bytes * ((len(rows) + 1) * max(longest, tokens) - len(rows) * longest)
+            added += self._row_bytes
             is_worth_it = added - alone <= self._weights_bytes and (added <= free or alone > free)
             if is_worth_it and (best.group == self._n_groups or added < best.n_bytes):
                 best = Place(group, tokens, added)

@@ -31,6 +31,8 @@ log = logging.getLogger("agent_memory.engine")
 
 Outcome = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
+#: For models that do not say how long their context is.
+_LONG_TOKENS = 32_768
 #: Of the requests that cannot start yet, the first few have their segments read ahead.
 _PREFETCHED = 2
 
@@ -53,16 +55,17 @@ class Loop:
         self._store, self._counters = store, counters
         layout = runner.layout
         self.hot = HotTier()
-        self.saver = Saver(store, len(layout.tensors), counters)
+        self.saver = Saver(store, layout, counters)
         self.waiting = Waiting()
-        self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes)
+        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
+        self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self._reuse = Reuse(self.hot, store, self.saver, layout, grid)
         self._pacer = Pacer(target_gap_s)
         self._prefilling: list[Row] = []  # oldest first
         self._passed = False  # whether the last prefill step was a younger row's
         self._rows: dict[int, Row] = {}  # those that decode
         self._n_rows = 0
-        self._batch: Batch | None = runner.open_batch()
+        self._batch: Batch | None = runner.open_batch(store.chunk_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -184,7 +187,7 @@ class Loop:
             return "awaits"
         self._make_room(place.n_bytes, plan)
         if self._batch is None:
-            self._batch = self._runner.open_batch()
+            self._batch = self._runner.open_batch(self._store.chunk_tokens)
         started = time.perf_counter()
         base = self._reuse.take(self._batch, plan, prompt)
         now = time.perf_counter()

@@ -64,7 +64,7 @@ class Reuse:
             return plan  # the KV of such a row cannot be cut
         for row in rows:
             shared = common_prefix(row.ids[: row.n_prefill], wanted)
-            there = min(shared, row.fed)
+            there = self._reach(row, min(shared, row.fed))
             if there > plan.n_tokens:
                 plan.lineage, plan.row, plan.n_live, plan.is_moved = None, row, there, False
             if shared > max(there, plan.n_awaited):
@@ -72,6 +72,12 @@ class Reuse:
         if plan.n_awaited < plan.n_tokens + self._grid:  # a step of its own costs less than waiting
             plan.awaited = None
         return plan
+
+    def _reach(self, row: Row, n_tokens: int) -> int:
+        """What of ``n_tokens`` a running row can give. One that decodes is cut only where that is possible anywhere."""
+        if self._layout.is_full:
+            return n_tokens
+        return row.base.kv.reach(n_tokens) if row.is_prefilling else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
         """A base for ``prompt``; its KV is the caller's alone."""

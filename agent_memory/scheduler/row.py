@@ -110,12 +110,12 @@ class Row:
 
     def outcome(self, kv: KV) -> Outcome:
         """The finished row; cuts ``kv`` at the last id that the log keeps."""
-        kept = tuple(self.output)
+        kept, n_ids = tuple(self.output), len(self.output)
         if self.stream.stopped is not None:
             n_ids, rest = self.stream.kept()
             kept = (*self.output[:n_ids], *self.tokenizer.encode(rest))
-            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))
-        n_kv = min(kv.n_tokens, self.n_prompt + len(kept))
+            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))  # where it cannot be cut, it covers what is not kept
+        n_kv = min(kv.n_tokens, self.n_prompt + n_ids)
         return Outcome(
             prompt=self.prompt,
             text=self.stream.text,

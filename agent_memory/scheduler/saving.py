@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from agent_memory.kvcache.layout import Layout
 from agent_memory.scheduler.counters import Counters
+from agent_memory.store.sides import Held
 from agent_memory.store.tiers import Lineage
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ class Saver:
     fsync and commit are the store's I/O thread's work. A lineage is settled before anybody changes its KV.
     """
 
-    def __init__(self, store: Store, n_tensors: int, counters: Counters) -> None:
-        self._store, self._n_tensors, self._counters = store, n_tensors, counters
+    def __init__(self, store: Store, layout: Layout, counters: Counters) -> None:
+        self._store, self._layout, self._counters = store, layout, counters
         self._jobs: dict[int, tuple[Lineage, Iterator[None]]] = {}
 
     @property
@@ -71,15 +73,27 @@ class Saver:
             return False
 
     def _export(self, lineage: Lineage) -> Iterator[None]:
-        kv = lineage.kv
+        kv, n_full = lineage.kv, len(self._layout.tensors)
         save = self._store.begin_save(
-            lineage.ids, len(lineage.ids), lineage.made, lineage.exactness, agent_id=lineage.agent_id
+            lineage.ids,
+            len(lineage.ids),
+            lineage.made,
+            lineage.exactness,
+            agent_id=lineage.agent_id,
+            held=Held(kv.held_from, kv.snapshots),
         )
         try:
             for number, part in enumerate(save.parts):
-                for tensor in range(self._n_tensors):
+                for tensor in range(n_full):
                     save.put(number, tensor, kv.read(tensor, part.start, part.stop))
                     yield
+            for number, side in enumerate(save.sides):
+                rows = []
+                for tensor in range(len(self._layout.windows) if side.start < side.stop else 0):
+                    rows.append(kv.read(n_full + tensor, side.start, side.stop))
+                    yield
+                save.put_side(number, rows, kv.read_state(side.stop) if side.side.has_state else None)
+                yield
         except BaseException:
             save.abandon()
             raise

@@ -26,10 +26,12 @@ from agent_memory.store.files import list_files, unlink
 from agent_memory.store.format import MAX_DELTAS, SEGMENT_CHUNKS, SUFFIX
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, sort_key
+from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
+from agent_memory.store.points import Needs, Plan, Side, best_plan
 from agent_memory.store.policy import Candidate, victims
 from agent_memory.store.rows import root_id, segment_of, unpack
 from agent_memory.store.saves import Save
+from agent_memory.store.sides import Held, plan_sides, void_side
 from agent_memory.types import Exactness
 
 log = logging.getLogger("agent_memory.store")
@@ -44,12 +46,16 @@ class Catalog:
         self.folder, self.manifest, self.io, self.budget_bytes = folder, manifest, io, disk_bytes
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}
+        self.sides: dict[bytes, Side] = {}  # by piece, of all identities
+        self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
         self.index: Index | None = None
         self.layout: Layout | None = None
+        self.needs: Needs | None = None  # None: full-attention rows are all there is
         self.identity = self.host = ""
         self.damage = self.save_failures = self.bytes_written = self.n_bytes = 0
         self._lost: dict[bytes, str] = {}
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
+        self._orphans: list[str] = []  # side files of segments that were taken out
         self._numbers = 0
 
     # opening
@@ -75,15 +81,30 @@ class Catalog:
                 self.n_bytes += row.n_bytes
         if gone:
             self.manifest.commit_segments(drop=gone)
-        known = {s.file for s in self.segments.values()}
+        self._sweep_sides(found)
+        known = {one.file for held in (self.segments, self.sides) for one in held.values()}
         for name in found.keys() - known:
             unlink(self.folder / name)
         self._numbers = max((r.segment for r in rows), default=0)
+
+    def _sweep_sides(self, found: dict[str, int]) -> None:
+        """As ``sweep``, for side files: a missing one costs a place to restore at."""
+        sides = self.manifest.sides()
+        for side in sides:
+            if side.segment in self.segments and found.get(side.file) == side.n_bytes:
+                self.sides[side.piece] = side
+                self.n_bytes += side.n_bytes
+        lost = [s for s in sides if s.piece not in self.sides]
+        self.damage += sum(s.segment in self.segments for s in lost)
+        if lost:
+            log.warning("store: %d side files are missing or have a wrong size; KV will be computed again", len(lost))
+            self.manifest.drop_sides([s.piece for s in lost])
 
     def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
         """Index the pieces of one identity."""
         with self.lock:
             self.identity, self.layout, self.host = identity, layout, host
+            self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
             for segment in self.segments.values():
                 segment.pieces = []
             self.index = self.build_index(identity, chunk_tokens, self.segments)
@@ -106,9 +127,16 @@ class Catalog:
 
     # looking up
 
-    def path(self, segment: Segment) -> Path:
-        """Where a segment's file is."""
-        return self.folder / segment.file
+    def plan(self, ids: Ids) -> Plan:
+        """What to restore the longest prefix of ``ids`` from that can be restored."""
+        assert self.index is not None
+        if self.needs is None:
+            return Plan(self.index.plan(ids))
+        return best_plan(self.index.paths(ids), self.sides, self.needs)
+
+    def path(self, file: Segment | Side) -> Path:
+        """Where a segment's or side file is."""
+        return self.folder / file.file
 
     def read_ids(self, piece: Piece) -> Ids | None:
         """A piece's ids: the last bytes of its file; None where they cannot be read. Not verified."""
@@ -145,8 +173,11 @@ class Catalog:
 
     # losing
 
-    def void(self, segment: Segment, reason: str, text: str) -> None:
-        """A damaged or missing segment and all that follows it are forgotten. Any thread; never raises."""
+    def void(self, segment: Segment | Side, reason: str, text: str) -> None:
+        """A damaged or missing segment and all that follows it, or a side file, is forgotten. Any thread; no raise."""
+        if isinstance(segment, Side):
+            void_side(self, segment, reason, text)
+            return
         with self.lock:
             if self.segments.get(segment.number) is not segment or self.index is None:
                 return
@@ -155,6 +186,12 @@ class Catalog:
         log.warning("store: a segment is %s and will be computed again: %s", reason, text)
         with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
             self.io.submit(lambda: self.drop(gone))
+
+    def take_side(self, side: Side) -> None:
+        """Remove a side file from memory."""
+        del self.sides[side.piece]
+        if side.is_ready:
+            self.n_bytes -= side.n_bytes
 
     def forget(self, segment: Segment, reason: str) -> list[Segment]:
         """Remove a segment and all that follows it from memory; what was removed."""
@@ -172,8 +209,12 @@ class Catalog:
             self._remember(segment.parent, [(p.id, p.made, p.head) for p in segment.pieces], reason)
         if self.index is not None:
             for piece in reversed(segment.pieces):
+                self.abandoned.discard(piece.id)
                 if self.index.pieces.get(piece.id) is piece:
                     self.index.remove(piece)
+        for side in [self.sides[p.id] for p in segment.pieces if p.id in self.sides]:
+            self.take_side(side)
+            self._orphans.append(side.file)
         del self.segments[segment.number]
         self._uses.pop(segment.number, None)
         if segment.is_ready:
@@ -193,15 +234,26 @@ class Catalog:
             self.manifest.commit_segments(drop=[s.number for s in ready])
         for segment in ready:
             unlink(self.path(segment))
+        self.clear_orphans()
+
+    def clear_orphans(self) -> None:
+        """Unlink side files whose segments have left the manifest. I/O thread."""
+        with self.lock:
+            orphans, self._orphans = self._orphans, []
+        for file in orphans:
+            unlink(self.folder / file)
 
     # saving
 
-    def begin_save(self, ids: Ids, made: np.ndarray[Any, Any], exactness: Exactness, agent_id: int | None) -> Save:
+    def begin_save(
+        self, ids: Ids, made: np.ndarray[Any, Any], exactness: Exactness, agent_id: int | None, held: Held
+    ) -> Save:
         """Plan a save and enter its pieces as not yet readable."""
         with self.lock:
             index, layout = self.index, self.layout
-            if index is None or layout is None or not layout.is_storable or not layout.token_bytes or not len(ids):
+            if index is None or layout is None or not layout.is_storable or not len(ids):
                 return Save(None)
+            former = n_tokens(index.plan(ids, ready=False)) if self.needs is not None else 0
             chunks = index.chunks(ids, ready=False)
             runs, head, kept = self._missing(index, ids, chunks)
             self.touch([kept.segment] if kept is not None else [])
@@ -212,7 +264,8 @@ class Catalog:
             for start, stop, parent in runs:
                 segments.append(self._plan_segment(index, ids, made, exactness, start, stop, parent))
                 head = segments[-1].pieces[-1].id
-            return Save(self, tuple(segments), head=head, agent_id=agent_id)
+            sides = plan_sides(self, head, len(ids), held)
+            return Save(self, tuple(segments), sides, head=head, former=former, agent_id=agent_id)
 
     def _missing(
         self, index: Index, ids: Ids, chunks: list[Piece]
@@ -230,8 +283,8 @@ class Catalog:
                 runs.append((full, len(ids), None))
             return runs, last.id if last else index.root, last
         plan = index.plan(ids, ready=False)
-        if sum(take for _, take in plan) == len(ids):  # a longer piece of another lineage may cover the tail
-            return [], plan[-1][0].id, plan[-1][0]
+        if n_tokens(plan) == len(ids) and (self.needs is None or plan[-1][0].n_tokens == plan[-1][1]):
+            return [], plan[-1][0].id, plan[-1][0]  # a longer piece of another lineage may cover the tail
         chain = max(
             index.deltas(last.id if last else index.root, ids[full:], ready=False),
             key=lambda c: sum(p.n_tokens for p in c),
@@ -295,7 +348,7 @@ class Catalog:
             if excess <= 0:
                 return
             table = [
-                Candidate(s.number, s.parent_number, s.n_bytes, s.used_s, not s.is_ready)
+                Candidate(s.number, s.parent_number, self._held_bytes(s), s.used_s, not s.is_ready)
                 for s in self.segments.values()
             ]
             gone = [self.segments[n] for n in victims(table, excess)]
@@ -303,6 +356,10 @@ class Catalog:
                 self.take_out(segment, "evicted")
         self.drop(gone)
         log.debug("store: evicted segments=%d", len(gone))
+
+    def _held_bytes(self, segment: Segment) -> int:
+        sides = (self.sides.get(p.id) for p in segment.pieces) if self.sides else ()
+        return segment.n_bytes + sum(s.n_bytes for s in sides if s is not None)
 
     @property
     def has_unwritten_uses(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agent_memory.store.files import unlink
-from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
+from agent_memory.store.format import SUFFIX, TEMP_SUFFIX, extents
 from agent_memory.store.planner import Index, Piece, Segment
 from agent_memory.store.rows import facts_of, layout_of, row_of, segment_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix, sync_folder
@@ -41,7 +41,8 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
             log.warning("store: a shared segment could not be rewritten and will be computed again: %s", error)
             drop += _with_children(catalog, segment)
     dropped = {s.number: s for s in drop}
-    catalog.manifest.delete_agent(agent_id, drop=dropped, change=[row_of(new) for _, new in changes])
+    stale = [p.id for old, new in changes for p in old.pieces[len(new.pieces) :]]
+    catalog.manifest.delete_agent(agent_id, drop=dropped, change=[row_of(new) for _, new in changes], stale=stale)
     old_files = [catalog.path(old) for old, _ in changes] + [catalog.path(s) for s in dropped.values()]
     with catalog.lock:
         for segment in dropped.values():
@@ -49,8 +50,12 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
                 catalog.take_out(catalog.segments[segment.number], None)
         for old, new in changes:
             _shorten(catalog, old, new)
+        old_files += [catalog.path(catalog.sides[p]) for p in stale if p in catalog.sides]
+        for side in [catalog.sides[p] for p in stale if p in catalog.sides]:
+            catalog.take_side(side)
     for path in old_files:
         unlink(path)
+    catalog.clear_orphans()
 
 
 def _indexes(catalog: Catalog, identity: str) -> list[Index]:
@@ -94,7 +99,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     )
     new.pieces = segment.pieces[:n_pieces]
     path = catalog.path(new)
-    writer = SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), layout, facts_of(new), ids)
+    writer = SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), extents(layout, n_tokens), facts_of(new).metadata, ids)
     try:
         new.header_xxh3 = copy_prefix(catalog.path(segment), segment, writer, layout, n_tokens)
     except BaseException:

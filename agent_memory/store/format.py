@@ -14,12 +14,13 @@ from typing import Any, Literal
 import xxhash
 from attrs import frozen
 
-from agent_memory.kvcache.layout import Layout
+from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.types import Exactness
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
-WRITE_VERSION = 1  #: a store that says more must not be written by this code
+WRITE_VERSION = 2  #: a store that says more must not be written by this code; 2 added side files
 FORMAT = "agent_memory.kv/1"
+SIDE_FORMAT = "agent_memory.side/1"
 MANIFEST = "manifest.sqlite3"
 LOCK = "lock"
 KV_FOLDER = "kv"
@@ -62,6 +63,22 @@ class SegmentFacts:
     exactness: Exactness
     host: str
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As the header has it."""
+        return {
+            "format": FORMAT,
+            "identity": self.identity,
+            "parent": self.parent.hex(),
+            "start": str(self.start),
+            "n_tokens": str(self.n_tokens),
+            "chunk_tokens": str(self.chunk_tokens),
+            "made": ",".join(MADE[m] for m in self.made),
+            "exactness": self.exactness,
+            "codec": "exact",
+            "host": self.host,
+        }
+
 
 def file_sum(data: bytes | memoryview) -> str:
     """xxh3-64 as 16 hex digits."""
@@ -70,36 +87,41 @@ def file_sum(data: bytes | memoryview) -> str:
 
 def extents(layout: Layout, n_tokens: int) -> tuple[Extent, ...]:
     """Where each tensor of a segment of ``n_tokens`` lies: layout order, padded to 64 bytes, the ids last."""
+    found = _rows(layout.tensors, n_tokens)
+    at = found[-1].start + found[-1].nbytes if found else 0
+    return (*found, Extent("ids", "U32", (n_tokens,), at, 4 * n_tokens, -1))
+
+
+def side_extents(layout: Layout, n_rows: int, state_bytes: int | None) -> tuple[Extent, ...]:
+    """Where the parts of a side file lie: the window tensors in layout order, then the state (as tensor after them)."""
+    found = _rows(layout.windows, n_rows) if n_rows else []
+    if state_bytes is not None:
+        at = found[-1].start + found[-1].nbytes if found else 0
+        found.append(Extent("state", "U8", (state_bytes,), at, state_bytes, len(layout.windows)))
+    return tuple(found)
+
+
+def _rows(tensors: Sequence[TensorSpec], n_tokens: int) -> list[Extent]:
     found: list[Extent] = []
     at = 0
-    for i, spec in enumerate(layout.tensors):
+    for i, spec in enumerate(tensors):
         nbytes = spec.token_bytes * n_tokens
         found.append(Extent(spec.name, spec.dtype, (spec.heads, n_tokens, spec.dim), at, nbytes, i))
         at += nbytes
         if pad := -at % ALIGN:  # safetensors allows no holes between tensors
             found.append(Extent(f"pad.{i:03d}", "U8", (pad,), at, pad, -2))
             at += pad
-    found.append(Extent("ids", "U32", (n_tokens,), at, 4 * n_tokens, -1))
-    return tuple(found)
+    return found
 
 
-def header(places: Sequence[Extent], facts: SegmentFacts, sums: Sequence[str] | None = None) -> bytes:
-    """The length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each layout tensor, then of the ids.
+def header(places: Sequence[Extent], facts: Mapping[str, str], sums: Sequence[str] | None = None) -> bytes:
+    """The length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each tensor that is no padding.
 
     Its length does not depend on ``sums``.
     """
     checked = [e for e in places if e.tensor != -2]
     metadata = {
-        "format": FORMAT,
-        "identity": facts.identity,
-        "parent": facts.parent.hex(),
-        "start": str(facts.start),
-        "n_tokens": str(facts.n_tokens),
-        "chunk_tokens": str(facts.chunk_tokens),
-        "made": ",".join(MADE[m] for m in facts.made),
-        "exactness": facts.exactness,
-        "codec": "exact",
-        "host": facts.host,
+        **facts,
         "xxh3": "".join(sums) if sums is not None else _NO_SUM * len(checked),
         "header_xxh3": _NO_SUM,
     }
@@ -132,6 +154,6 @@ def parse_header(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def split_sums(metadata: Mapping[str, str]) -> list[str]:
-    """The xxh3 hex of each layout tensor, then of the ids."""
+    """The xxh3 hex of each tensor that is no padding, in the order of the file."""
     text = metadata["xxh3"]
     return [text[i : i + 16] for i in range(0, len(text), 16)]

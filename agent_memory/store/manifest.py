@@ -20,6 +20,7 @@ import numpy as np
 from agent_memory.errors import IncompatibleStoreError, StoreError
 from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+from agent_memory.store.points import Side
 from agent_memory.store.records import (
     AgentRecord,
     SegmentRow,
@@ -50,8 +51,15 @@ CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file
     n_tokens INTEGER NOT NULL, chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL,
     used_s REAL NOT NULL, pieces BLOB NOT NULL);
 """
+#: Added by write version 2.
+SIDES = """
+CREATE TABLE IF NOT EXISTS sides (piece BLOB PRIMARY KEY, segment INTEGER NOT NULL, file TEXT NOT NULL,
+    n_rows INTEGER NOT NULL, has_state INTEGER NOT NULL, n_bytes INTEGER NOT NULL, header_xxh3 TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
+"""
 
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
+_SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
 
 
 class Manifest:
@@ -71,15 +79,25 @@ class Manifest:
             self._db.execute("PRAGMA secure_delete=FAST")
             if is_new or not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 self._create()
+            self._upgrade()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"cannot open the store's manifest {path}: {error}") from error
 
     def _create(self) -> None:
         with self.transaction() as db:
-            for statement in SCHEMA.split(";"):
+            for statement in (SCHEMA + SIDES).split(";"):
                 db.execute(statement)
             versions = {"read_version": READ_VERSION, "write_version": WRITE_VERSION, "created_s": time.time()}
             db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in versions.items()])
+
+    def _upgrade(self) -> None:
+        """Bring a store of an older write version to this one."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'write_version'").fetchone()
+        if found is None or int(found[0]) < WRITE_VERSION:
+            with self.transaction() as db:
+                for statement in SIDES.split(";"):
+                    db.execute(statement)
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('write_version', ?)", (str(WRITE_VERSION),))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -264,24 +282,38 @@ class Manifest:
             ).fetchall()
         return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
 
+    def sides(self) -> list[Side]:
+        """All side files."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT {', '.join(_SIDE_COLUMNS)} FROM sides").fetchall()
+        return [Side(**dict(zip(_SIDE_COLUMNS, row, strict=True)), is_ready=True) for row in rows]
+
+    def drop_sides(self, pieces: Iterable[bytes]) -> None:
+        """Commit the end of some pieces' side files."""
+        with self.transaction() as db:
+            db.executemany("DELETE FROM sides WHERE piece = ?", [(p,) for p in pieces])
+
     def commit_segments(
         self,
         *,
         add: Iterable[SegmentRow] = (),
         drop: Iterable[int] = (),
+        sides: Iterable[Side] = (),
         used: Mapping[int, float] | None = None,
         lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
         moved: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """One transaction: segments that exist from now on, those that no longer do, times of use, an agent's head.
 
-        ``lineage``: agent id, identity, head, and former heads that it replaces. ``moved``: heads whose piece another
-        took over.
+        ``sides``: side files that exist from now on. ``lineage``: agent id, identity, head, and former heads that it
+        replaces. ``moved``: heads whose piece another took over.
         """
         with self.transaction() as db:
             if used:
                 db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
-            db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
+            _drop_segments(db, drop)
+            side_rows = [tuple(getattr(side, name) for name in _SIDE_COLUMNS) for side in sides]
+            db.executemany(f"INSERT OR REPLACE INTO sides VALUES ({','.join('?' * len(_SIDE_COLUMNS))})", side_rows)
             marks = ",".join("?" * len(_COLUMNS))
             rows = [tuple(getattr(row, name) for name in _COLUMNS) for row in add]
             db.executemany(f"INSERT OR REPLACE INTO segments ({', '.join(_COLUMNS)}) VALUES ({marks})", rows)
@@ -310,18 +342,30 @@ class Manifest:
             rows = self._db.execute("SELECT head FROM lineages WHERE agent = ? AND identity = ?", (agent_id, identity))
             return [head for (head,) in rows]
 
-    def delete_agent(self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow]) -> None:
-        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments now shorter."""
+    def delete_agent(
+        self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow], stale: Iterable[bytes] = ()
+    ) -> None:
+        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments now shorter.
+
+        ``stale``: pieces whose side file no longer exists.
+        """
         with self.transaction() as db:
             for table in ("agents", "turns", "lineages"):
                 db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
-            db.executemany("DELETE FROM segments WHERE segment = ?", [(n,) for n in drop])
+            _drop_segments(db, drop)
+            db.executemany("DELETE FROM sides WHERE piece = ?", [(p,) for p in stale])
             for row in change:
                 db.execute(
                     "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? "
                     "WHERE segment = ?",
                     (row.file, row.n_bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
                 )
+
+
+def _drop_segments(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
+    rows = [(n,) for n in numbers]
+    db.executemany("DELETE FROM segments WHERE segment = ?", rows)
+    db.executemany("DELETE FROM sides WHERE segment = ?", rows)
 
 
 def _check_versions(path: Path) -> None:

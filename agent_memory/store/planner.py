@@ -1,7 +1,8 @@
 """The index of what is stored, and the longest stored prefix of some ids. Pure: no file is opened here.
 
-A look-up walks full chunks by hash, then the longest chain of tail deltas, then takes the longest token prefix of one
-more piece: full-attention KV can be cut anywhere. O(tokens) hashing, plus a bisection among the children of one piece.
+A look-up walks full chunks by hash, then every chain of tail deltas, then takes the longest token prefix of one more
+piece; which of these paths is the best is the caller's to say. O(tokens) hashing, plus a bisection among the children
+of one piece.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class Piece:
 def sort_key(ids: Ids) -> bytes:
     """Bytes that sort as the ids do."""
     return ids.astype(">u4").tobytes()
+
+
+def n_tokens(path: list[tuple[Piece, int]]) -> int:
+    """How many tokens a path covers."""
+    return sum(take for _, take in path)
 
 
 class _Siblings:
@@ -221,26 +227,21 @@ class Index:
                     chains.append([*chain, piece])
         return chains
 
-    def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
-        """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""
+    def paths(self, ids: Ids, *, ready: bool = True) -> Iterator[list[tuple[Piece, int]]]:
+        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least."""
         chunks = self.chunks(ids, ready=ready)
         plan = [(piece, piece.n_tokens) for piece in chunks]
         rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
         parent = chunks[-1].id if chunks else self.root
-        return plan + self._tail(parent, rest, ready) if len(rest) else plan
-
-    def _tail(self, parent: bytes, rest: Ids, ready: bool) -> list[tuple[Piece, int]]:
-        best: list[tuple[Piece, int]] = []
-        best_tokens = 0
         for chain in self.deltas(parent, rest, ready=ready):
             done = sum(p.n_tokens for p in chain)
             partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
-            if done + take > best_tokens:
-                best_tokens = done + take
-                best = [(p, p.n_tokens) for p in chain]
-                if partial is not None and take:
-                    best.append((partial, take))
-        return best
+            more = [(partial, take)] if partial is not None and take else []
+            yield [*plan, *((p, p.n_tokens) for p in chain), *more]
+
+    def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
+        """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""
+        return max(self.paths(ids, ready=ready), key=n_tokens)
 
     def _delta_lengths(self, parent: bytes) -> list[int]:
         found = self._children.get(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,13 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.store.files import make_folder, unlink
-from agent_memory.store.format import TEMP_SUFFIX
+from agent_memory.store.format import TEMP_SUFFIX, extents
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.planner import Piece, Segment
+from agent_memory.store.points import Side
 from agent_memory.store.rows import facts_of, row_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, sync_folder
+from agent_memory.store.sides import SidePart, side_writer, stale_sides
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
@@ -40,13 +43,18 @@ class Save:
         self,
         catalog: Catalog | None,
         segments: tuple[Segment, ...] = (),
+        sides: tuple[SidePart, ...] = (),
         *,
         head: bytes | None = None,
+        former: int = 0,
         agent_id: int | None = None,
     ) -> None:
-        self._catalog, self.segments, self.head, self.agent_id = catalog, segments, head, agent_id
+        #: how many tokens of the lineage were stored before
+        self.former = former
+        self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
         self.parts = tuple(Part(s.start, s.start + s.n_tokens) for s in segments)
         self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
+        self.side_writers: dict[int, SegmentWriter] = {}
         self.is_over = False
 
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
@@ -59,16 +67,31 @@ class Save:
             piece = data[at : at + ITEM_BYTES]
             catalog.io.submit(partial(_write, catalog, self, part, tensor, piece), len(piece))
 
+    def put_side(self, number: int, rows: Sequence[np.ndarray[Any, Any]], state: np.ndarray[Any, Any] | None) -> None:
+        """Queue one of ``sides``: the window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, none where
+        it has no rows; and the state's bytes, where it has one.
+        """
+        catalog = self._catalog
+        if catalog is None:
+            return
+        assert catalog.layout is not None
+        arrays = [*rows, *([state] if state is not None else [])]
+        state_bytes = None if state is None else len(state)
+        for tensor, array in enumerate(arrays, 0 if rows else len(catalog.layout.windows)):
+            data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
+            work = partial(_write_side, catalog, self, number, tensor, data, state_bytes)
+            catalog.io.submit(work, len(data))
+
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
-        if catalog is not None and (self.segments or self.agent_id is not None):
+        if catalog is not None and (self.segments or self.sides or self.agent_id is not None):
             catalog.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
         """Drop what was put so far."""
         catalog = self._catalog
-        if catalog is not None and self.segments:
+        if catalog is not None and (self.segments or self.sides):
             catalog.io.submit(lambda: _abandon(catalog, self))
 
 
@@ -84,6 +107,20 @@ def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryvie
         _fail(catalog, save, error)
 
 
+def _write_side(
+    catalog: Catalog, save: Save, number: int, tensor: int, data: memoryview, state_bytes: int | None
+) -> None:
+    """Write one tensor of a side file. I/O thread; a failure ends the save."""
+    if save.is_over:
+        return
+    try:
+        if number not in save.side_writers:
+            save.side_writers[number] = side_writer(catalog, save.sides[number], state_bytes)
+        save.side_writers[number].write(tensor, data)
+    except WRITE_ERRORS as error:
+        _fail(catalog, save, error)
+
+
 def _commit(catalog: Catalog, save: Save) -> None:
     """Make a save durable and readable, remove what it supersedes, keep the budget. I/O thread."""
     if save.is_over:
@@ -92,13 +129,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         if not _is_live(catalog, save) or (save.agent_id is not None and not catalog.manifest.has_agent(save.agent_id)):
             _abandon(catalog, save)
             return
-        if len(save.writers) != len(save.segments):
-            raise ValueError("not all tensors of a save were put")
-        for segment, writer in zip(save.segments, save.writers, strict=True):
-            segment.header_xxh3, segment.n_bytes = writer.finish(), writer.n_bytes
-            catalog.bytes_written += segment.n_bytes
-        if save.segments:
-            sync_folder(catalog.path(save.segments[0]).parent)
+        _finish_files(catalog, save)
         if not _is_live(catalog, save):  # something before it was found damaged meanwhile
             _abandon(catalog, save)
             return
@@ -107,9 +138,24 @@ def _commit(catalog: Catalog, save: Save) -> None:
         _fail(catalog, save, error)
         return
     save.is_over = True
-    for segment in superseded:
-        unlink(catalog.path(segment))
+    for file in superseded:
+        unlink(catalog.path(file))
+    catalog.clear_orphans()
     catalog.enforce()
+
+
+def _finish_files(catalog: Catalog, save: Save) -> None:
+    if catalog.layout is not None and not catalog.layout.tensors:  # then nothing was put: the ids are all there is
+        save.writers += [_writer(catalog, segment) for segment in save.segments]
+    if len(save.writers) != len(save.segments) or len(save.side_writers) != len(save.sides):
+        raise ValueError("not all tensors of a save were put")
+    files: list[tuple[Segment | Side, SegmentWriter]] = [*zip(save.segments, save.writers, strict=True)]
+    files += [(part.side, save.side_writers[number]) for number, part in enumerate(save.sides)]
+    for file, writer in files:
+        file.header_xxh3, file.n_bytes = writer.finish(), writer.n_bytes
+        catalog.bytes_written += file.n_bytes
+    if files:
+        sync_folder(catalog.path(files[0][0]).parent)
 
 
 def _abandon(catalog: Catalog, save: Save) -> None:
@@ -117,17 +163,21 @@ def _abandon(catalog: Catalog, save: Save) -> None:
     if save.is_over:
         return
     save.is_over = True
-    for writer in save.writers:
+    for writer in (*save.writers, *save.side_writers.values()):
         writer.abandon()
     gone: list[Segment] = []
     with catalog.lock:
+        for part in save.sides:
+            if catalog.sides.get(part.side.piece) is part.side:
+                catalog.take_side(part.side)
         for segment in save.segments:
             if catalog.segments.get(segment.number) is segment:
                 gone += catalog.forget(segment, "not stored")
     catalog.drop(gone)  # what relied on it may be committed already
-    for segment in save.segments:
-        if not segment.is_ready:
-            unlink(catalog.path(segment))
+    files: list[Segment | Side] = [*save.segments, *(part.side for part in save.sides)]
+    for file in files:
+        if not file.is_ready:
+            unlink(catalog.path(file))
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
@@ -146,26 +196,33 @@ def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
     assert segment.ids is not None
     path = catalog.path(segment)
     make_folder(path.parent)
-    return SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), catalog.layout, facts_of(segment), segment.ids)
+    places = extents(catalog.layout, segment.n_tokens)
+    return SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), places, facts_of(segment).metadata, segment.ids)
 
 
-def _commit_rows(catalog: Catalog, save: Save) -> list[Segment]:
+def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
+    """Commit the rows and bring memory in step; the files that nothing needs any more."""
     with catalog.lock:
         moved = _superseded(catalog, save)
         gone = {p.segment.number: p.segment for p in moved}
         used = catalog.take_uses()
         lineage = _lineage(catalog, save)
+        sides = [part for part in save.sides if catalog.index is not None and part.side.piece in catalog.index.pieces]
     catalog.manifest.commit_segments(
         add=[row_of(s) for s in save.segments],
         drop=gone,
+        sides=[part.side for part in sides],
         used=used,
         lineage=lineage,
         moved={p.id: new for p, new in moved.items()},
     )
+    unused: list[Segment | Side] = [p.side for p in save.sides if p not in sides]
     with catalog.lock:
         for segment in save.segments:
             segment.is_ready, segment.ids = True, None
             catalog.n_bytes += segment.n_bytes
+        for part in sides:
+            unused += _enter_side(catalog, part.side)
         for segment in gone.values():
             if catalog.segments.get(segment.number) is segment:
                 catalog.take_out(segment, None)
@@ -173,7 +230,33 @@ def _commit_rows(catalog: Catalog, save: Save) -> list[Segment]:
     if late:  # voided while the commit ran: take them back
         catalog.n_bytes -= sum(s.n_bytes for s in late)
         catalog.drop(late)
-    return list(gone.values())
+    return [*gone.values(), *unused, *_drop_stale(catalog, save)]
+
+
+def _enter_side(catalog: Catalog, side: Side) -> list[Side]:
+    """Make a committed side file readable; the one it replaces."""
+    former = catalog.sides.get(side.piece)
+    if former is not None:
+        catalog.take_side(former)
+    side.is_ready = True
+    catalog.sides[side.piece] = side
+    catalog.n_bytes += side.n_bytes
+    return [former] if former is not None and former is not side else []
+
+
+def _drop_stale(catalog: Catalog, save: Save) -> list[Side]:
+    """End the side files that the saved lineage has moved past. Not part of the save: after a crash they are too many,
+    which the next save of that lineage mends.
+    """
+    if catalog.needs is None or save.head is None:
+        return []
+    with catalog.lock:
+        gone = stale_sides(catalog, save.head, save.former, save.agent_id)
+        for side in gone:
+            catalog.take_side(side)
+    if gone:
+        catalog.manifest.drop_sides([side.piece for side in gone])
+    return gone
 
 
 def _lineage(catalog: Catalog, save: Save) -> tuple[int, str, bytes, list[bytes]] | None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from attrs import frozen
 
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.format import Extent, SegmentFacts, extents, file_sum, header, parse_header, split_sums
+from agent_memory.store.format import Extent, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
+from agent_memory.store.points import Side
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 _IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024
@@ -37,15 +38,20 @@ WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryErro
 
 
 class SegmentWriter:
-    """One segment on its way to disk: tensors in layout order, each in one or more pieces. I/O thread only."""
+    """One file on its way to disk: tensors in the order of ``places``, each in one or more pieces. I/O thread only.
 
-    def __init__(self, path: Path, temp: Path, layout: Layout, facts: SegmentFacts, ids: Ids) -> None:
-        self._path, self._temp, self._facts, self._ids = path, temp, facts, ids
-        self._places = extents(layout, facts.n_tokens)
-        self._by_tensor = {e.tensor: e for e in self._places if e.tensor >= 0}
-        self._data_start = len(header(self._places, facts))
-        self._sums = [xxhash.xxh3_64() for _ in layout.tensors]
-        self._written = [0] * len(layout.tensors)
+    ``metadata``: the header's, without checksums. ``ids``: of a segment; side files have none.
+    """
+
+    def __init__(
+        self, path: Path, temp: Path, places: Sequence[Extent], metadata: Mapping[str, str], ids: Ids | None = None
+    ) -> None:
+        self._path, self._temp, self._places, self._metadata = path, temp, places, metadata
+        self._ids = b"" if ids is None else ids.astype("<u4").tobytes()
+        self._by_tensor = {e.tensor: e for e in places if e.tensor >= 0}
+        self._data_start = len(header(places, metadata))
+        self._sums = {tensor: xxhash.xxh3_64() for tensor in self._by_tensor}
+        self._written = dict.fromkeys(self._by_tensor, 0)
         self._fd: int | None = None
 
     @property
@@ -54,30 +60,37 @@ class SegmentWriter:
         last = self._places[-1]
         return self._data_start + last.start + last.nbytes
 
-    def write(self, tensor: int, data: memoryview) -> None:
-        """The next bytes of one tensor."""
+    def _open(self) -> int:
         if self._fd is None:
             self._fd = os.open(self._temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return self._fd
+
+    def write(self, tensor: int, data: memoryview) -> None:
+        """The next bytes of one tensor."""
+        fd = self._open()
         place = self._by_tensor[tensor]
         at = self._written[tensor]
         if at + len(data) > place.nbytes:
             raise ValueError(f"tensor {place.name}: {at + len(data)} bytes given, {place.nbytes} expected")
-        _pwrite(self._fd, data, self._data_start + place.start + at)
+        _pwrite(fd, data, self._data_start + place.start + at)
         self._sums[tensor].update(data)
         self._written[tensor] = at + len(data)
 
     def finish(self) -> str:
         """Write ids, padding and header, fsync, rename; give the header's checksum."""
-        if self._fd is None or any(self._written[e.tensor] != e.nbytes for e in self._by_tensor.values()):
-            raise ValueError("the segment is not complete")
-        ids = self._ids.astype("<u4").tobytes()
+        if any(self._written[tensor] != e.nbytes for tensor, e in self._by_tensor.items()):
+            raise ValueError("the file is not complete")
+        fd = self._open()
+        sums = []
         for e in self._places:
             if e.tensor < 0:
-                _pwrite(self._fd, memoryview(ids if e.tensor == -1 else bytes(e.nbytes)), self._data_start + e.start)
-        raw = header(self._places, self._facts, [s.hexdigest() for s in self._sums] + [file_sum(ids)])
-        _pwrite(self._fd, memoryview(raw), 0)
-        os.fsync(self._fd)
-        os.close(self._fd)
+                _pwrite(fd, memoryview(self._ids if e.tensor == -1 else bytes(e.nbytes)), self._data_start + e.start)
+            if e.tensor != -2:
+                sums.append(self._sums[e.tensor].hexdigest() if e.tensor >= 0 else file_sum(self._ids))
+        raw = header(self._places, self._metadata, sums)
+        _pwrite(fd, memoryview(raw), 0)
+        os.fsync(fd)
+        os.close(fd)
         self._fd = None
         os.rename(self._temp, self._path)
         return parse_header(raw)[0]["header_xxh3"]
@@ -107,9 +120,9 @@ def sync_folder(path: Path) -> None:
 
 
 class OpenSegment:
-    """A segment file opened for reading, its header checked."""
+    """A segment or side file opened for reading, its header checked."""
 
-    def __init__(self, path: Path, segment: Segment) -> None:
+    def __init__(self, path: Path, segment: Segment | Side) -> None:
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -197,6 +210,14 @@ class SegmentSource:
         """How many tokens it holds."""
         return self._n_tokens
 
+    @property
+    def held_from(self) -> int:
+        """0: there are no sliding-window layers."""
+        return 0
+
+    def read_state(self) -> None:
+        """None: there is no state."""
+
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
         with self._lock:
@@ -220,11 +241,11 @@ class SegmentSource:
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
         if span.take == n:
-            _preadv(source.fd, runs, place)
+            preadv(source.fd, runs, place)
             checked = runs
         else:
             scratch = memoryview(bytearray(spec.token_bytes * n))
-            _preadv(source.fd, [scratch], place)
+            preadv(source.fd, [scratch], place)
             for h, run in enumerate(runs):
                 run[:] = scratch[h * n * row : (h * n + span.take) * row]
             checked = [scratch]
@@ -256,7 +277,7 @@ class SegmentSource:
                 found.close()
 
 
-def _preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
+def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
     """Fill ``runs`` in order from ``at`` on; DamageError where the file ends before."""
     for first in range(0, len(runs), _IOV_MAX):
         group = list(runs[first : first + _IOV_MAX])

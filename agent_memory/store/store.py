@@ -20,16 +20,19 @@ from attrs import field, frozen
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
 from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.layout import Layout
+from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import Ids, Piece, Segment
+from agent_memory.store.points import Side
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.segments import SegmentSource, Span, check_file, checking
+from agent_memory.store.sides import Held, StoredSource, side_spans_of
 from agent_memory.types import AgentInfo, Exactness, VerifyReport, weakest
 
 log = logging.getLogger("agent_memory.store")
@@ -47,6 +50,7 @@ class Match:
     exactness: Exactness = "exact"
     stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
     ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
+    held_from: int = 0  #: the first token whose rows of sliding-window layers are stored
 
 
 class Store:
@@ -159,7 +163,8 @@ class Store:
         if catalog is None or catalog.index is None or not len(ids):
             return Match(0, (), np.zeros(0, np.uint8))
         with catalog.lock:
-            plan = catalog.index.plan(ids)
+            found = catalog.plan(ids)
+            plan = found.pieces
             n_tokens = sum(take for _, take in plan)
             full = [p for p, take in plan if take == catalog.index.chunk_tokens]
             parent = full[-1].id if full else catalog.index.root
@@ -168,14 +173,18 @@ class Store:
                 rest = ids[len(full) * catalog.index.chunk_tokens :][: catalog.index.chunk_tokens]
                 following = piece_id(parent, rest) if len(rest) == catalog.index.chunk_tokens else None
                 stopped = catalog.reason(plan[-1][0].id if plan else parent, following) or catalog.reason(parent, None)
+                stopped = "no snapshot" if found.is_cut else stopped
         promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
         if any(p.segment.host != catalog.host for p, _ in plan):
             promises.append("moved")
         made = np.repeat(np.array([p.made for p, _ in plan], np.uint8), [take for _, take in plan])
-        return Match(n_tokens, tuple(plan), made, weakest(*promises), stopped, ids[:n_tokens])
+        return Match(n_tokens, tuple(plan), made, weakest(*promises), stopped, ids[:n_tokens], found.rows_from)
 
-    def source(self, match: Match, n_tokens: int) -> SegmentSource:
-        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised."""
+    def source(self, match: Match, n_tokens: int) -> Source:
+        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
+
+        Less than the whole match only where the model's layers can be cut at any token.
+        """
         catalog = self._catalog
         assert catalog is not None
         assert catalog.layout is not None
@@ -192,21 +201,30 @@ class Store:
                 else:
                     spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
                 at += take
-        return SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+            needs = catalog.needs
+            side_spans, held_from = side_spans_of(catalog, match.pieces, match.held_from)
+        source = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+        if needs is None:
+            return source
+        assert n_tokens == match.n_tokens
+        return StoredSource(catalog.layout, source, side_spans, held_from, catalog.void)
 
     def prefetch(self, match: Match) -> None:
-        """Read a match's segments on the I/O thread, before any write: checked, and in the page cache when needed."""
+        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed."""
         catalog = self._catalog
         if catalog is None or not match.n_tokens:
             return
         segments = {p.segment.number: p.segment for p, _ in match.pieces}
+        files: list[Segment | Side] = list(segments.values())
+        with catalog.lock:
+            files += [span.side for span in side_spans_of(catalog, match.pieces, match.held_from)[0]]
 
         def steps() -> Iterator[None]:
-            for segment in segments.values():
+            for file in files:
                 try:
-                    yield from checking(catalog.path(segment), segment.n_bytes, segment.header_xxh3)
+                    yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
                 except (OSError, ValueError, KeyError, StopIteration) as error:
-                    catalog.void(segment, "missing" if isinstance(error, FileNotFoundError) else "damaged", str(error))
+                    catalog.void(file, "missing" if isinstance(error, FileNotFoundError) else "damaged", str(error))
                     return
 
         self._io.submit_read(steps())
@@ -218,13 +236,28 @@ class Store:
             self._catalog.touch(segments.values())
 
     def begin_save(
-        self, ids: Ids, n_tokens: int, made: np.ndarray[Any, Any], exactness: Exactness, *, agent_id: int | None
+        self,
+        ids: Ids,
+        n_tokens: int,
+        made: np.ndarray[Any, Any],
+        exactness: Exactness,
+        *,
+        agent_id: int | None,
+        held: Held = Held(),  # noqa: B008 - a frozen value
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written (``Save.parts``): what is neither stored nor being saved."""
+        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved.
+
+        ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
+        """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
-        return self._catalog.begin_save(tokens, np.asarray(made[:n_tokens], np.uint8), exactness, agent_id)
+        return self._catalog.begin_save(tokens, np.asarray(made[:n_tokens], np.uint8), exactness, agent_id, held)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk."""
+        return self._chunk_tokens
 
     @property
     def is_ready(self) -> bool:
@@ -255,6 +288,13 @@ class Store:
             except (OSError, ValueError, KeyError, StopIteration) as error:
                 if any(row == now for now in self._manifest.segments(row.identity)):  # else it was evicted meanwhile
                     damaged.append(f"segment {row.file}: {error}")
+        for side in self._manifest.sides() if self._catalog is not None else []:
+            assert self._path is not None
+            try:
+                n_bytes += check_file(self._path / KV_FOLDER / side.file, side.n_bytes, side.header_xxh3)
+            except (OSError, ValueError, KeyError, StopIteration) as error:
+                if any(side.file == now.file for now in self._manifest.sides()):  # else it was dropped meanwhile
+                    damaged.append(f"side file {side.file}: {error}")
         turns, bad_logs = self._manifest.damaged_turns()
         return VerifyReport(
             segments=n_segments, chunks=n_pieces, bytes_read=n_bytes, turns=turns, damaged=(*damaged, *bad_logs)

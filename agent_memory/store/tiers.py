@@ -54,11 +54,11 @@ class HotTier:
         return sum(one.kv.nbytes for one in self._lineages.values())
 
     def match(self, ids: np.ndarray[Any, Any], owner: str | None) -> tuple[Lineage | None, int]:
-        """The lineage sharing the longest prefix with ``ids``, an own one first among equals, and that length."""
+        """The lineage that reaches the longest prefix of ``ids``, an own one first among equals, and that length."""
         best: Lineage | None = None
         best_len = 0
         for one in self._lineages.values():
-            shared = common_prefix(one.ids, ids)
+            shared = one.kv.reach(common_prefix(one.ids, ids))
             if shared > best_len or (shared and shared == best_len and one.owner == owner):
                 best, best_len = one, shared
         return best, best_len

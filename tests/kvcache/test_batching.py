@@ -53,8 +53,9 @@ def _arrays(cache: Any) -> list[np.ndarray]:
     if kind == "ArraysCache":
         return [np.array(a) for a in cache.cache]
     arrays = cache.keys_and_values()
-    if kind == "RotatingKVCache":
-        arrays = [cache._temporal_order(a)[..., -cache.size() :, :] for a in (cache.keys, cache.values)]
+    if kind == "WindowKVCache":
+        rows = slice(cache.offset - cache.start - cache.size(), cache.offset - cache.start)
+        arrays = (cache.keys[..., rows, :], cache.values[..., rows, :])
     return [np.array(a) for a in arrays] + [np.array(cache.offset)]
 
 
@@ -140,7 +141,7 @@ def test_the_prefix_of_a_decoding_row_is_copied_out_of_the_batch() -> None:
 def test_only_classes_that_mlx_lm_can_merge_share_a_batch() -> None:
     from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
-    from agent_memory.kvcache.kinds import can_batch
+    from agent_memory.kvcache.joining import can_batch
 
     assert can_batch([KVCache(), RotatingKVCache(8), ArraysCache(2), CacheList(ArraysCache(1), KVCache())])
     assert not can_batch([KVCache(), ChunkedKVCache(8)])

@@ -1,0 +1,147 @@
+"""Where stored KV can be taken up again. Pure.
+
+Full-attention rows can be cut at any token. Sliding-window layers need the rows of the window before that token, layers
+that keep a state need their state at that token: both lie in side files, one for a piece, which come and go while the
+piece stays. A prefix is restorable where its side files are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from attrs import define, field, frozen
+
+from agent_memory.kvcache.layout import Layout, is_kept
+from agent_memory.store.planner import Piece, n_tokens
+
+
+@define(eq=False)
+class Side:
+    """The side file of one piece: window rows of its last ``n_rows`` tokens, and maybe the state at its end."""
+
+    piece: bytes
+    segment: int  #: number of the segment that holds the piece
+    file: str
+    n_rows: int
+    has_state: bool = field(converter=bool)
+    n_bytes: int = 0
+    header_xxh3: str = ""
+    is_ready: bool = field(default=False)
+
+    def covers(self, n_rows: int, has_state: bool) -> bool:
+        """Whether nothing would be new in a file with so much."""
+        return self.n_rows >= n_rows and self.has_state >= has_state
+
+
+@frozen
+class Needs:
+    """What a restore needs beside full-attention rows."""
+
+    window: int  #: tokens that a window attends to; 0: there is none
+    state: bool
+    chunk_tokens: int
+
+    @classmethod
+    def of(cls, layout: Layout, chunk_tokens: int) -> Needs:
+        """Those of a model."""
+        return cls(layout.window if layout.windows else 0, bool(layout.snapshots), chunk_tokens)
+
+    def first_row(self, n_tokens: int) -> int:
+        """The first token whose window rows a restore at ``n_tokens`` needs."""
+        return max(0, n_tokens - self.window + 1) if self.window else n_tokens
+
+    def boundary_row(self, n_tokens: int) -> int:
+        """The first token whose window rows a restore at the chunk boundary before ``n_tokens`` needs."""
+        return self.first_row(n_tokens // self.chunk_tokens * self.chunk_tokens)
+
+    def wants_rows(self, start: int, stop: int, point: int) -> bool:
+        """Whether window rows ``[start, stop)`` are kept for a lineage that ends at ``point``.
+
+        What the restore there needs, and older ones while all together stay within the window and one chunk.
+        """
+        if not self.window or start >= stop:
+            return False
+        return stop > self.first_row(point) or start >= point - self.window - self.chunk_tokens
+
+    def wants_state(self, at: int, point: int) -> bool:
+        """Whether the state at ``at`` is kept for a lineage that ends at ``point``: there, and by ``is_kept``.
+
+        Beside windows an older state is of no use: their rows are gone.
+        """
+        if not self.state or at == point:
+            return self.state
+        is_boundary = at % self.chunk_tokens == 0
+        return is_boundary and not self.window and is_kept(at // self.chunk_tokens, point // self.chunk_tokens)
+
+
+def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], needs: Needs) -> tuple[int, int]:
+    """The longest prefix of ``path`` (pieces with tokens taken of each) that can be restored, and from which token on
+    its window rows are there; O(pieces).
+    """
+    best = (0, 0)
+    rows_from = at = 0  # window rows [rows_from, at) are stored without a gap
+    for piece, take in path:
+        side = sides.get(piece.id)
+        if side is not None and not side.is_ready:
+            side = None
+        first = at + piece.n_tokens - (side.n_rows if side is not None else 0)
+        if first > at:
+            rows_from = first
+        at += take
+        has_rows = not needs.window or needs.first_row(at) >= rows_from
+        has_state = not needs.state or (side is not None and side.has_state and take == piece.n_tokens)
+        if has_rows and has_state:
+            best = (at, rows_from)
+    return best
+
+
+@frozen
+class Plan:
+    """Pieces to restore from, with how many tokens are taken of each."""
+
+    pieces: list[tuple[Piece, int]]
+    rows_from: int = 0  #: the first token whose window rows are there
+    is_cut: bool = False  #: whether more is stored, with no place to restore at
+
+
+def best_plan(paths: Iterable[list[tuple[Piece, int]]], sides: Mapping[bytes, Side], needs: Needs) -> Plan:
+    """The one that restores most, cut where it can be restored."""
+    best, longest = (0, 0), 0
+    chosen: list[tuple[Piece, int]] = []
+    for path in paths:
+        found = restorable(path, sides, needs)
+        longest = max(longest, n_tokens(path))
+        if found[0] > best[0]:
+            best, chosen = found, path
+    pieces = [(p, min(take, best[0] - p.start)) for p, take in chosen if p.start < best[0]]
+    return Plan(pieces, best[1], longest > best[0])
+
+
+def stale(
+    lineage: Iterable[Piece],
+    sides: Mapping[bytes, Side],
+    needs: Needs,
+    former: int,
+    is_point: Callable[[Piece], bool],
+) -> list[Side]:
+    """The side files that a lineage no longer needs; ``lineage``: its pieces, the last first.
+
+    What a restore needs is kept for the end of a lineage, for places where lineages fork or end, and for ``former``,
+    where this one ended before its last turn: that turn may be taken back, or its reply be told otherwise.
+    """
+    gone: list[Side] = []
+    newest = point = 0
+    for number, piece in enumerate(lineage):
+        stop = piece.start + piece.n_tokens
+        newest = max(newest, stop)
+        is_here = number == 0 or is_point(piece)
+        point = stop if is_here else point
+        side = sides.get(piece.id)
+        if side is None or not side.is_ready:
+            continue
+        start = stop - side.n_rows
+        has_rows = needs.wants_rows(start, stop, point) or (start < former and stop > needs.boundary_row(former))
+        has_state = side.has_state and (is_here or stop == former or needs.wants_state(stop, newest))
+        if not (side.n_rows and has_rows) and not (has_state and not needs.window):
+            gone.append(side)
+    return gone

@@ -1,0 +1,261 @@
+"""Side files on their way to disk and back: what a piece keeps beside its full-attention rows (see points.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import field, frozen
+
+from agent_memory.errors import AgentMemoryError
+from agent_memory.kvcache.layout import Layout
+from agent_memory.store.files import make_folder, unlink
+from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, file_sum, side_extents
+from agent_memory.store.planner import Piece
+from agent_memory.store.points import Side, stale
+from agent_memory.store.segments import DamageError, OpenSegment, SegmentSource, SegmentWriter, preadv
+
+if TYPE_CHECKING:
+    from agent_memory.store.catalog import Catalog
+
+log = logging.getLogger("agent_memory.store")
+
+
+@frozen
+class Held:
+    """What a live KV holds beside its full-attention rows."""
+
+    held_from: int = 0  #: the first token whose window rows it holds
+    snapshots: Collection[int] = field(default=())  #: numbers of tokens at which it holds a state
+
+
+@frozen
+class SidePart:
+    """One side file to be written: window rows ``[start, stop)`` of the lineage, and maybe the state at ``stop``."""
+
+    side: Side
+    piece: Piece
+    start: int
+    stop: int
+
+
+def plan_sides(catalog: Catalog, head: bytes, point: int, held: Held) -> tuple[SidePart, ...]:
+    """The side files that a lineage of ``point`` tokens with its last piece ``head`` should have, has not, and can be
+    given by ``held``. Enters them as not yet readable. Under the catalog's lock.
+    """
+    index, needs = catalog.index, catalog.needs
+    parts: list[SidePart] = []
+    if index is None or needs is None or head not in index.pieces:
+        return ()
+    for piece in index.ancestors(index.pieces[head]):
+        stop = piece.start + piece.n_tokens
+        start = min(stop, max(piece.start, held.held_from))
+        n_rows = stop - start if needs.wants_rows(start, stop, point) else 0
+        is_fork = len(index.children(piece.id)) > 1 and not needs.window
+        has_state = stop in held.snapshots and needs.state and (is_fork or needs.wants_state(stop, point))
+        former = catalog.sides.get(piece.id)
+        if not n_rows and not has_state:
+            continue
+        if former is not None and (
+            former.covers(n_rows, has_state) or n_rows < former.n_rows or has_state < former.has_state
+        ):
+            continue
+        file = f"{catalog.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
+        side = Side(piece.id, piece.segment.number, file, n_rows, has_state)
+        catalog.sides.setdefault(piece.id, side)
+        parts.append(SidePart(side, piece, stop - n_rows, stop))
+    return tuple(reversed(parts))
+
+
+def side_writer(catalog: Catalog, part: SidePart, state_bytes: int | None) -> SegmentWriter:
+    """The writer of one side file. I/O thread."""
+    assert catalog.layout is not None
+    side = part.side
+    path = catalog.path(side)
+    make_folder(path.parent)
+    metadata = {
+        "format": SIDE_FORMAT,
+        "identity": part.piece.segment.identity,
+        "piece": side.piece.hex(),
+        "start": str(part.start),
+        "stop": str(part.stop),
+        "codec": "exact",
+        "host": part.piece.segment.host,
+    }
+    return SegmentWriter(
+        path, path.with_suffix(TEMP_SUFFIX), side_extents(catalog.layout, side.n_rows, state_bytes), metadata
+    )
+
+
+def void_side(catalog: Catalog, side: Side, reason: str, text: str) -> None:
+    """A damaged or missing side file is forgotten; its piece stays. Any thread; never raises."""
+    with catalog.lock:
+        if catalog.sides.get(side.piece) is not side:
+            return
+        catalog.damage += 1
+        catalog.take_side(side)
+    log.warning("store: a side file is %s; KV will be computed again: %s", reason, text)
+
+    def drop() -> None:
+        catalog.manifest.drop_sides([side.piece])
+        unlink(catalog.path(side))
+
+    with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
+        catalog.io.submit(drop)
+
+
+def stale_sides(catalog: Catalog, head: bytes, former: int, agent_id: int | None) -> list[Side]:
+    """Side files that nothing needs once an agent's lineage ends at ``head``, and before at ``former`` tokens: those it
+    has moved past, and those of turns that it has told otherwise. Under the catalog's lock.
+    """
+    index, needs = catalog.index, catalog.needs
+    if index is None or needs is None or head not in index.pieces:
+        return []
+    lineage = list(index.ancestors(index.pieces[head]))
+    alive = {p.id for p in lineage}
+    heads = [(agent, h) for agent, identity, h in catalog.manifest.heads() if identity == catalog.identity]
+    others = {h for agent, h in heads if agent != agent_id}
+    catalog.abandoned -= alive
+
+    def follows(piece: Piece) -> list[Piece]:
+        return [child for child in index.children(piece.id) if child.id not in catalog.abandoned]
+
+    left: list[Piece] = []
+    for mine in [h for agent, h in heads if agent == agent_id and h in index.pieces]:
+        for piece in index.ancestors(index.pieces[mine]):
+            if piece.id in alive or piece.id in others or follows(piece):
+                break
+            catalog.abandoned.add(piece.id)
+            left.append(piece)
+    gone = [side for p in left if (side := catalog.sides.get(p.id)) is not None and side.is_ready]
+    is_point = {p.id for p in lineage if p.id in others or len(follows(p)) != 1}
+    return gone + stale(lineage, catalog.sides, needs, former, lambda p: p.id in is_point)
+
+
+@frozen
+class SideSpan:
+    """A side file that a restore reads."""
+
+    side: Side
+    path: Path
+    stop: int  #: the end of its piece
+
+
+class StoredSource:
+    """A match whose model needs side files too; implements ``protocols.Source``.
+
+    ``on_damage(side, reason, text)`` is called from whatever thread found it; nothing here raises.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        segments: SegmentSource,
+        spans: Sequence[SideSpan],
+        held_from: int,
+        on_damage: Callable[[Side, str, str], None],
+    ) -> None:
+        self._layout, self._segments, self._on_damage = layout, segments, on_damage
+        self._held_from = held_from
+        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
+        self._spans: list[tuple[SideSpan, OpenSegment]] = []
+        self._is_sound = True
+        for span in spans:
+            try:
+                self._spans.append((span, OpenSegment(span.path, span.side)))
+            except DamageError as error:
+                self._note(span, error)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self._segments.n_tokens
+
+    @property
+    def held_from(self) -> int:
+        """The first token whose window rows it holds."""
+        return self._held_from
+
+    def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+        """Fill one tensor; of a window, its rows from ``held_from`` on."""
+        number = tensor - len(self._layout.tensors)
+        if number < 0:
+            self._segments.read_into(tensor, out, capacity)
+            return
+        with self._lock:
+            for span, source in self._spans:
+                if span.side.n_rows and self._is_sound:
+                    try:
+                        self._read_rows(number, span, source, out, capacity)
+                    except (DamageError, OSError, KeyError) as error:
+                        self._note(span, error)
+
+    def _read_rows(self, number: int, span: SideSpan, source: OpenSegment, out: memoryview, capacity: int) -> None:
+        spec, n_rows = self._layout.windows[number], span.side.n_rows
+        first = span.stop - n_rows
+        start, stop = max(first, self._held_from), min(span.stop, self.n_tokens)
+        rows = self._read(source, number, spec.name).reshape(spec.heads, n_rows, spec.row_bytes)
+        into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
+        into[:, start - self._held_from : stop - self._held_from] = rows[:, start - first : stop - first]
+
+    def read_state(self) -> np.ndarray[Any, Any] | None:
+        """The state at the end, verified; None where it is damaged."""
+        with self._lock:
+            if not self._is_sound:
+                return None
+            span, source = self._spans[-1]
+            try:
+                return self._read(source, len(self._layout.windows) if span.side.n_rows else 0, "state")
+            except (DamageError, OSError, KeyError) as error:
+                self._note(span, error)
+                return None
+
+    def _read(self, source: OpenSegment, number: int, name: str) -> np.ndarray[Any, Any]:
+        """One whole tensor, checked; ``number``: its place among the checksums."""
+        start, stop = source.table[name]["data_offsets"]
+        raw = bytearray(stop - start)
+        preadv(source.fd, [memoryview(raw)] if raw else [], source.data_start + start)
+        if file_sum(memoryview(raw)) != source.sums[number]:
+            raise DamageError("damaged", f"the checksum of {name} is wrong")
+        return np.frombuffer(raw, np.uint8)
+
+    def _note(self, span: SideSpan, error: BaseException) -> None:
+        self._is_sound = False
+        self._on_damage(span.side, getattr(error, "reason", "damaged"), f"{span.path.name}: {error}")
+
+    def check(self) -> bool:
+        """Whether everything read so far is what had been written."""
+        with self._lock:
+            return self._is_sound and self._segments.check()
+
+    def close(self) -> None:
+        """Give the files back; idempotent."""
+        self._segments.close()
+        with self._lock:
+            for _, source in self._spans:
+                source.close()
+
+
+def side_spans_of(catalog: Catalog, pieces: Sequence[tuple[Piece, int]], rows_from: int) -> tuple[list[SideSpan], int]:
+    """The side files that a restore of ``pieces`` reads, and the first token whose window rows they give: what the
+    newest chunk boundary needs, as far as it is stored. Under the catalog's lock.
+    """
+    needs = catalog.needs
+    if needs is None or not pieces:
+        return [], 0
+    at = pieces[-1][0].start + pieces[-1][1]
+    held_from = max(rows_from, needs.boundary_row(at)) if needs.window else 0
+    spans = []
+    for piece, _ in pieces:
+        stop = piece.start + piece.n_tokens
+        side = catalog.sides.get(piece.id)
+        is_read = (needs.window and stop > held_from) or (needs.state and piece is pieces[-1][0])
+        if side is not None and is_read:
+            spans.append(SideSpan(side, catalog.path(side), stop))
+    return spans, held_from

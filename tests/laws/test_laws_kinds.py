@@ -1,0 +1,212 @@
+"""Law 2 on every kind of cache: what is restored, wherever it is cut, computes the bits of what never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import string
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent_memory import Config, Memory
+from tests import tiny
+
+pytestmark = pytest.mark.mlx
+
+CHUNK = 16  #: the tiny models' windows and chunks are of 32
+WINDOWS = ("llama_windows", "gemma3_text")
+LETTERS = [ord(letter) - 33 for letter in string.ascii_letters]  #: as tinytokenizer.py numbers them
+CONFIG = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK)
+
+
+def opened(name: str, path: Any) -> Memory:
+    from agent_memory.model.mlx import MLXRunner
+    from tests.reliability.tinytokenizer import tokenizer
+
+    return Memory(MLXRunner(tiny.model(name), tokenizer(), name=name), path, config=CONFIG)
+
+
+def text(seed: int, n_tokens: int) -> str:
+    """One letter is one token."""
+    return "".join(random.Random(seed).choices(string.ascii_letters, k=n_tokens))
+
+
+def answer(memory: Memory, prompt: str, max_tokens: int = 4) -> tuple[list[bytes], Any]:
+    """The logits of every token, and the reply."""
+    logits: list[bytes] = []
+
+    def note(ids: Any, values: Any) -> Any:
+        logits.append(values.tobytes())
+        return values
+
+    reply = memory.generate(prompt, raw=True, max_tokens=max_tokens, logits_processors=[note])
+    return logits, reply
+
+
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_restored_at_every_chunk_boundary_and_at_the_tail_equals_never_stopped(name: str, tmp_path: Path) -> None:
+    lengths = [*range(CHUNK, 8 * CHUNK + 1, CHUNK), 1, 7, 31, 33, 50, 77, 100]
+    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored:
+        for n in lengths:
+            first, second = text(n, n), text(n, n) + text(-n, 21)
+            for memory in (live, stored):
+                answer(memory, first, max_tokens=1)
+            stored.evict()
+            wanted, hot = answer(live, second)
+            got, cold = answer(stored, second)
+            assert (hot.usage.tier, cold.usage.tier) == ("hot", "cold"), n
+            assert hot.usage.cached_tokens == cold.usage.cached_tokens == n
+            assert cold.usage.exactness == "exact"
+            assert got == wanted, n
+            assert cold.token_ids == hot.token_ids
+        assert stored.stats().damage == 0
+        assert not stored.verify().damaged
+
+
+def _reach(name: str, cut: int) -> int:
+    """How much of 104 tokens is reused where a prompt changes at ``cut``."""
+    kinds = {
+        "llama": "full",
+        "qwen3": "full",
+        "deepseek_v3": "full",
+        "llama_windows": "window",
+        "gemma3_text": "window",
+    }
+    if kinds.get(name) == "full":
+        return cut
+    if kinds.get(name) == "window":  # to any token since the last boundary
+        return cut if cut >= 96 else 0
+    return max(b for b in (0, 64, 80, 96) if b <= cut)
+
+
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_a_changed_prompt_reuses_what_stands_before_it_with_the_bits_of_a_fresh_run(name: str, tmp_path: Path) -> None:
+    long = text(1, 100)
+    for cut in (20, 66, 80, 99):
+        changed = long[:cut] + text(cut, 120 - cut)
+        with opened(name, ":memory:") as fresh:
+            wanted, _ = answer(fresh, changed)
+        for tier, path in (("hot", ":memory:"), ("cold", tmp_path / str(cut))):
+            with opened(name, path) as memory:
+                answer(memory, long)  # its KV covers 104 tokens
+                if tier == "cold":
+                    memory.evict()
+                got, reply = answer(memory, changed)
+            assert reply.usage.cached_tokens == _reach(name, cut), (tier, cut)
+            assert reply.usage.tier == (tier if reply.usage.cached_tokens else "none")
+            if reply.usage.cached_tokens % CHUNK == 0:  # then the prefill steps are the same
+                assert got == wanted, (tier, cut)
+            else:
+                assert np.allclose(*(np.frombuffer(b"".join(one), np.float32) for one in (got, wanted)), atol=1e-3)
+
+
+def spoken(logits: Any) -> Any:
+    """Letters only: a random model's bytes are no text, and would be other ids when the next turn reads the log."""
+    masked = np.full_like(logits, -1e9)
+    masked[LETTERS] = logits[LETTERS]
+    return masked
+
+
+def turns(memory: Memory, first: int, last: int) -> list[list[str]]:
+    """Turns of one agent that cross windows and chunks: the digests of all logits."""
+    found = []
+    for number in range(first, last):
+        logits: list[str] = []
+
+        def note(ids: Any, values: Any, seen: list[str] = logits) -> Any:
+            seen.append(hashlib.sha256(values.tobytes()).hexdigest())
+            return spoken(values)
+
+        message = text(number, (30, 3, 50, 1, 17)[number % 5])
+        reply = memory.agent("a").say(message, max_tokens=(5, 20, 40)[number % 3], logits_processors=[note])
+        assert reply.usage.exactness == "exact", (number, reply.usage)
+        found.append(logits)
+    return found
+
+
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_an_agent_evicted_before_every_turn_gives_the_logits_of_one_that_never_was(name: str, tmp_path: Path) -> None:
+    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored:
+        wanted = turns(live, 0, 6)
+        for number in range(6):
+            stored.evict()
+            assert turns(stored, number, number + 1) == wanted[number : number + 1], number
+        assert stored.stats().hits == {"none": 1, "cold": 5}
+        assert live.stats().hits == {"none": 1, "hot": 5}
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next", "llama4"])
+def test_a_new_process_gives_the_logits_of_the_one_that_never_ended(name: str, tmp_path: Path) -> None:
+    with opened(name, ":memory:") as live:
+        wanted = turns(live, 0, 4)
+    got: list[list[str]] = []
+    for number in (0, 2):
+        command = [sys.executable, __file__, name, str(tmp_path), str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        got += json.loads(done.stdout.splitlines()[-1])
+    assert got == wanted
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_the_store_keeps_no_more_of_a_window_than_itself_and_one_chunk(name: str, tmp_path: Path) -> None:
+    window, layers, token_bytes = 32, 2, 2 * 2 * 16 * 4  # keys and values, two heads, dim 16, float32
+    limit = (window + CHUNK) * token_bytes
+    with opened(name, tmp_path / "at once") as memory:
+        answer(memory, text(3, 4 * window), max_tokens=1)
+    stored = window_bytes(tmp_path / "at once")
+    assert len(stored) == layers
+    assert all(window * token_bytes <= n <= limit for n in stored.values()), stored
+    with opened(name, tmp_path / "in turns") as memory:
+        agent, kept = memory.agent("a"), 0
+        while agent.n_tokens < 4 * window:  # replies that are no text: each turn tells the one before otherwise
+            cached = agent.say("abc", max_tokens=3).usage.cached_tokens
+            assert cached >= kept
+            kept = cached
+            memory.flush()
+            turn = (agent.n_tokens - kept) * token_bytes  # it may be taken back
+            assert all(n <= limit + turn for n in window_bytes(tmp_path / "in turns").values())
+
+
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_a_turn_taken_back_is_told_otherwise_from_where_it_began(name: str, tmp_path: Path) -> None:
+    with opened(name, tmp_path / "rewound") as memory, opened(name, tmp_path / "straight") as straight:
+        for one in (memory, straight):
+            turns(one, 0, 3)
+        n_tokens = memory.agent("a").n_tokens
+        turns(memory, 3, 4)
+        memory.evict()
+        memory.agent("a").rewind(1)
+        reply = memory.agent("a").say("no, otherwise", max_tokens=3)
+        assert n_tokens - CHUNK <= reply.usage.cached_tokens < n_tokens + 12, "the template opens both turns alike"
+        assert reply.usage.tier == "cold"
+        straight.evict()
+        assert straight.agent("a").say("no, otherwise", max_tokens=3).token_ids == reply.token_ids
+
+
+def window_bytes(path: Path) -> dict[str, int]:
+    """Bytes of window rows in a store, by layer."""
+    found: dict[str, int] = {}
+    for file in path.glob("kv/*/*.safetensors"):
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        table = json.loads(raw[8 : 8 + length])
+        if table["__metadata__"]["format"].startswith("agent_memory.side"):
+            for tensor, entry in table.items():
+                if tensor[-1] in "kv" and tensor != "__metadata__":
+                    start, stop = entry["data_offsets"]
+                    found[tensor[:-2]] = found.get(tensor[:-2], 0) + stop - start
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    with opened(sys.argv[1], sys.argv[2]) as again:
+        print(json.dumps(turns(again, int(sys.argv[3]), int(sys.argv[3]) + 2)))
