@@ -55,6 +55,7 @@ class Catalog:
         self.damage = self.save_failures = self.bytes_written = self.n_bytes = 0
         self._lost: dict[bytes, str] = {}
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
+        self._beside: dict[int, dict[bytes, Side]] = {}  # side files by segment
         self._orphans: list[str] = []  # side files of segments that were taken out
         self._numbers = 0
 
@@ -92,8 +93,7 @@ class Catalog:
         sides = self.manifest.sides()
         for side in sides:
             if side.segment in self.segments and found.get(side.file) == side.n_bytes:
-                self.sides[side.piece] = side
-                self.n_bytes += side.n_bytes
+                self.enter_side(side)
         lost = [s for s in sides if s.piece not in self.sides]
         self.damage += sum(s.segment in self.segments for s in lost)
         if lost:
@@ -187,11 +187,17 @@ class Catalog:
         with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
             self.io.submit(lambda: self.drop(gone))
 
+    def enter_side(self, side: Side) -> None:
+        """Enter a side file; its bytes count once it is ready."""
+        self.sides[side.piece] = self._beside.setdefault(side.segment, {})[side.piece] = side
+        self.n_bytes += side.n_bytes if side.is_ready else 0
+
     def take_side(self, side: Side) -> None:
         """Remove a side file from memory."""
-        del self.sides[side.piece]
-        if side.is_ready:
-            self.n_bytes -= side.n_bytes
+        del self.sides[side.piece], self._beside[side.segment][side.piece]
+        if not self._beside[side.segment]:
+            del self._beside[side.segment]
+        self.n_bytes -= side.n_bytes if side.is_ready else 0
 
     def forget(self, segment: Segment, reason: str) -> list[Segment]:
         """Remove a segment and all that follows it from memory; what was removed."""
@@ -212,7 +218,7 @@ class Catalog:
                 self.abandoned.discard(piece.id)
                 if self.index.pieces.get(piece.id) is piece:
                     self.index.remove(piece)
-        for side in [self.sides[p.id] for p in segment.pieces if p.id in self.sides]:
+        for side in list(self._beside.get(segment.number, {}).values()):
             self.take_side(side)
             self._orphans.append(side.file)
         del self.segments[segment.number]
@@ -358,8 +364,7 @@ class Catalog:
         log.debug("store: evicted segments=%d", len(gone))
 
     def _held_bytes(self, segment: Segment) -> int:
-        sides = (self.sides.get(p.id) for p in segment.pieces) if self.sides else ()
-        return segment.n_bytes + sum(s.n_bytes for s in sides if s is not None)
+        return segment.n_bytes + sum(side.n_bytes for side in self._beside.get(segment.number, {}).values())
 
     @property
     def has_unwritten_uses(self) -> bool:

@@ -239,8 +239,7 @@ def _enter_side(catalog: Catalog, side: Side) -> list[Side]:
     if former is not None:
         catalog.take_side(former)
     side.is_ready = True
-    catalog.sides[side.piece] = side
-    catalog.n_bytes += side.n_bytes
+    catalog.enter_side(side)
     return [former] if former is not None and former is not side else []
 
 

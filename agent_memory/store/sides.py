@@ -68,7 +68,8 @@ def plan_sides(catalog: Catalog, head: bytes, point: int, held: Held) -> tuple[S
             continue
         file = f"{catalog.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
         side = Side(piece.id, piece.segment.number, file, n_rows, has_state)
-        catalog.sides.setdefault(piece.id, side)
+        if former is None:
+            catalog.enter_side(side)
         parts.append(SidePart(side, piece, stop - n_rows, stop))
     return tuple(reversed(parts))
 
@@ -147,6 +148,17 @@ class SideSpan:
     stop: int  #: the end of its piece
 
 
+@frozen
+class SideSpans:
+    """All of them, and the first token whose window rows they give: what the newest chunk boundary needs, as far as it
+    is stored.
+    """
+
+    spans: tuple[SideSpan, ...] = ()
+    held_from: int = 0
+    is_whole: bool = True  #: False where one has gone since it was found
+
+
 class StoredSource:
     """A match whose model needs side files too; implements ``protocols.Source``.
 
@@ -157,16 +169,15 @@ class StoredSource:
         self,
         layout: Layout,
         segments: SegmentSource,
-        spans: Sequence[SideSpan],
-        held_from: int,
+        sides: SideSpans,
         on_damage: Callable[[Side, str, str], None],
     ) -> None:
         self._layout, self._segments, self._on_damage = layout, segments, on_damage
-        self._held_from = held_from
+        self._held_from = sides.held_from
         self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
         self._spans: list[tuple[SideSpan, OpenSegment]] = []
-        self._is_sound = True
-        for span in spans:
+        self._is_sound = sides.is_whole
+        for span in sides.spans if sides.is_whole else ():
             try:
                 self._spans.append((span, OpenSegment(span.path, span.side)))
             except DamageError as error:
@@ -242,20 +253,25 @@ class StoredSource:
                 source.close()
 
 
-def side_spans_of(catalog: Catalog, pieces: Sequence[tuple[Piece, int]], rows_from: int) -> tuple[list[SideSpan], int]:
-    """The side files that a restore of ``pieces`` reads, and the first token whose window rows they give: what the
-    newest chunk boundary needs, as far as it is stored. Under the catalog's lock.
-    """
+def side_spans_of(catalog: Catalog, pieces: Sequence[tuple[Piece, int]], rows_from: int) -> SideSpans:
+    """The side files that a restore of ``pieces`` reads. Under the catalog's lock."""
     needs = catalog.needs
     if needs is None or not pieces:
-        return [], 0
-    at = pieces[-1][0].start + pieces[-1][1]
-    held_from = max(rows_from, needs.boundary_row(at)) if needs.window else 0
+        return SideSpans()
+    stop = pieces[-1][0].start + pieces[-1][1]
+    held_from = max(rows_from, needs.boundary_row(stop)) if needs.window else 0
     spans = []
+    is_whole = True
     for piece, _ in pieces:
-        stop = piece.start + piece.n_tokens
+        end = piece.start + piece.n_tokens
         side = catalog.sides.get(piece.id)
-        is_read = (needs.window and stop > held_from) or (needs.state and piece is pieces[-1][0])
-        if side is not None and is_read:
-            spans.append(SideSpan(side, catalog.path(side), stop))
-    return spans, held_from
+        has_rows = not needs.window or end <= held_from
+        has_state = not needs.state or piece is not pieces[-1][0]
+        if has_rows and has_state:
+            continue
+        if side is not None and side.is_ready:
+            spans.append(SideSpan(side, catalog.path(side), end))
+            has_rows = has_rows or end - side.n_rows <= max(piece.start, held_from)
+            has_state = has_state or side.has_state
+        is_whole = is_whole and has_rows and has_state
+    return SideSpans(tuple(spans), held_from, is_whole)

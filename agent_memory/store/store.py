@@ -202,12 +202,12 @@ class Store:
                     spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
                 at += take
             needs = catalog.needs
-            side_spans, held_from = side_spans_of(catalog, match.pieces, match.held_from)
+            sides = side_spans_of(catalog, match.pieces, match.held_from)
         source = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
         if needs is None:
             return source
         assert n_tokens == match.n_tokens
-        return StoredSource(catalog.layout, source, side_spans, held_from, catalog.void)
+        return StoredSource(catalog.layout, source, sides, catalog.void)
 
     def prefetch(self, match: Match) -> None:
         """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed."""
@@ -217,7 +217,7 @@ class Store:
         segments = {p.segment.number: p.segment for p, _ in match.pieces}
         files: list[Segment | Side] = list(segments.values())
         with catalog.lock:
-            files += [span.side for span in side_spans_of(catalog, match.pieces, match.held_from)[0]]
+            files += [span.side for span in side_spans_of(catalog, match.pieces, match.held_from).spans]
 
         def steps() -> Iterator[None]:
             for file in files:

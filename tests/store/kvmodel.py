@@ -1,19 +1,37 @@
-"""A plain stand-in for a model's KV: bytes that depend on every id up to and including the token's own."""
+"""A plain stand-in for a model's KV: bytes that depend on every id up to and including the token's own.
+
+``SMALL`` has full attention alone; ``WINDOWS`` a layer with a window of 24 tokens beside it, ``STATES`` a recurrent
+one, ``MIXED`` both, ``STATE_ALONE`` nothing but the recurrent one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.store.saves import Save
+from agent_memory.store.sides import Held
 from agent_memory.store.store import Match, Store
 
 IDENTITY = "ab" * 32
 OTHER = "cd" * 32
 SMALL = Layout(tuple(TensorSpec(f"{i:03d}.{k}", 3, 5, "F32") for i in range(2) for k in "kv"), ("full", "full"))
+_FULL = SMALL.tensors[:2]
+_WINDOW = tuple(TensorSpec(f"001.{k}", 2, 3, "F32") for k in "kv")
+WINDOWS = Layout(_FULL, ("full", "window"), windows=_WINDOW, window=24)
+STATES = Layout(_FULL, ("full", "snapshot"), snapshots=("Plain",), state_bytes=48)
+MIXED = Layout(_FULL, ("full", "window", "snapshot"), windows=_WINDOW, window=24, snapshots=("Plain",), state_bytes=48)
+STATE_ALONE = Layout((), ("snapshot",), snapshots=("Plain",), state_bytes=48)
+KINDS = {"windows": WINDOWS, "states": STATES, "mixed": MIXED, "state alone": STATE_ALONE}
+
+
+def state(ids: np.ndarray) -> np.ndarray:
+    """The state after all of ``ids``."""
+    return np.frombuffer(hashlib.sha384(ids.astype("<u4").tobytes()).digest(), np.uint8)
 
 
 def rows(ids: np.ndarray, spec: TensorSpec, tensor: int) -> np.ndarray:
@@ -45,11 +63,27 @@ def save(
     agent_id: int | None = None,
     made: int = 1,
     exactness="exact",
+    held_from: int = 0,
+    snapshots=(),
 ) -> Save:
-    found = store.begin_save(ids, len(ids), np.full(len(ids), made, np.uint8), exactness, agent_id=agent_id)
+    found = store.begin_save(
+        ids,
+        len(ids),
+        np.full(len(ids), made, np.uint8),
+        exactness,
+        agent_id=agent_id,
+        held=Held(held_from, {*snapshots, len(ids)}),
+    )
     for number, part in enumerate(found.parts):
         for t, spec in enumerate(layout.tensors):
             found.put(number, t, np.ascontiguousarray(rows(ids, spec, t)[:, part.start : part.stop]))
+    for number, side in enumerate(found.sides):
+        assert side.start == side.stop or side.start >= held_from
+        taken = [rows(ids, spec, 100 + t)[:, side.start : side.stop] for t, spec in enumerate(layout.windows)]
+        assert not side.side.has_state or side.stop in {*snapshots, len(ids)}
+        found.put_side(
+            number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.side.has_state else None
+        )
     found.finish()
     return found
 
@@ -67,6 +101,28 @@ def load(store: Store, match: Match, n_tokens: int | None = None, *, layout: Lay
     sound = source.check()
     source.close()
     return found, sound
+
+
+def load_beside(store: Store, match: Match, ids: np.ndarray, layout: Layout) -> bool:
+    """Whether all that a match gives is right, rows and states; False where the check did not hold."""
+    source = store.source(match, match.n_tokens)
+    n, first = match.n_tokens, source.held_from
+    right = True
+    for t, spec in enumerate((*layout.tensors, *layout.windows)):
+        start, number = (0, t) if t < len(layout.tensors) else (first, 100 + t - len(layout.tensors))
+        out = np.full((spec.heads, n - start + 3, spec.row_bytes), 0xEE, np.uint8)
+        source.read_into(t, memoryview(out).cast("B"), n - start + 3)
+        right = right and np.array_equal(out[:, : n - start], rows(ids[:n], spec, number)[:, start:])
+        assert (out[:, n - start :] == 0xEE).all()
+    if layout.windows:
+        assert first <= max(0, n - layout.window + 1)
+    if layout.snapshots:
+        found = source.read_state()
+        right = right and found is not None and np.array_equal(found, state(ids[:n]))
+    sound = source.check()
+    source.close()
+    assert right or not sound, "something wrong was served"
+    return sound
 
 
 def is_right(kv: list[np.ndarray], ids: np.ndarray, layout: Layout = SMALL) -> bool:
