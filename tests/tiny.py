@@ -52,6 +52,34 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+#: More ways to combine them, for slow tests: recurrent layers beside windows, and alone; a ``CacheList`` of
+#: attention; layers that read another layer's window.
+MORE: dict[str, dict[str, Any]] = {
+    "recurrent_gemma": _COMMON | dict(
+        model_type="recurrent_gemma", num_hidden_layers=3, num_key_value_heads=1, attention_bias=False, conv1d_width=4,
+        logits_soft_cap=30.0, rope_theta=1e4, attention_window_size=32,
+        block_types=["recurrent", "recurrent", "attention"],
+    ),
+    "mamba": dict(
+        model_type="mamba", vocab_size=300, hidden_size=64, intermediate_size=96, state_size=8, num_hidden_layers=2,
+        conv_kernel=4, use_bias=False, use_conv_bias=True, time_step_rank=4,
+    ),
+    "deepseek_v32": SHAPES["deepseek_v3"] | dict(
+        model_type="deepseek_v32", index_head_dim=16, index_n_heads=4, index_topk=24,
+    ),
+    "gemma3n": dict(
+        model_type="gemma3n",
+        text_config=_COMMON | dict(
+            model_type="gemma3n_text", num_hidden_layers=6, intermediate_size=[128] * 6, head_dim=16,
+            num_kv_shared_layers=3, vocab_size_per_layer_input=300, sliding_window=32, max_position_embeddings=4096,
+            rope_local_base_freq=1e4, rope_theta=1e6, final_logit_softcapping=30.0,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            activation_sparsity_pattern=[0.0] * 6, hidden_size_per_layer_input=8, altup_num_inputs=2,
+            altup_coef_clip=120.0, altup_correct_scale=True, altup_active_idx=0, laurel_rank=4,
+        ),
+    ),
+}  # fmt: skip
+
 
 def model(name: str, seed: int = 0) -> Any:
     """A float32 model of one architecture with random weights; the same for the same seed."""
@@ -60,7 +88,7 @@ def model(name: str, seed: int = 0) -> Any:
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_unflatten
 
-    shape = SHAPES[name]
+    shape = (SHAPES | MORE)[name]
     module = importlib.import_module(f"mlx_lm.models.{shape['model_type']}")
     built = module.Model(module.ModelArgs.from_dict(shape))
     key = mx.random.key(seed)

@@ -66,12 +66,12 @@ class Needs:
     def wants_state(self, at: int, point: int) -> bool:
         """Whether the state at ``at`` is kept for a lineage that ends at ``point``: there, and by ``is_kept``.
 
-        Beside windows an older state is of no use: their rows are gone.
+        Beside windows older states are of no use, their rows are gone: then the newest boundary's alone.
         """
         if not self.state or at == point:
             return self.state
-        is_boundary = at % self.chunk_tokens == 0
-        return is_boundary and not self.window and is_kept(at // self.chunk_tokens, point // self.chunk_tokens)
+        boundary, newest = at // self.chunk_tokens, point // self.chunk_tokens
+        return at % self.chunk_tokens == 0 and (boundary == newest if self.window else is_kept(boundary, newest))
 
 
 def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], needs: Needs) -> tuple[int, int]:
