@@ -57,10 +57,10 @@ class WatchedRunner(MLXRunner):
 
     spans: list[Span]
 
-    def open_batch(self) -> Any:
+    def open_batch(self, chunk_tokens: int = 256) -> Any:
         """An empty batch, watched; the newest batch's notes only."""
         self.spans = []
-        return WatchedBatch(super().open_batch(), self.spans)
+        return WatchedBatch(super().open_batch(chunk_tokens), self.spans)
 
     def since(self, mark: int) -> list[Span]:
         """What was noted after the first ``mark`` notes."""

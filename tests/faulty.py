@@ -96,9 +96,9 @@ def with_faults(runner: ModelRunner, faults: Faults | None = None) -> Faults:
     """Let every batch that ``runner`` opens from now on be faulty; where to plan what happens."""
     faults, really_open = faults or Faults(), runner.open_batch
 
-    def open_batch() -> Any:
+    def open_batch(chunk_tokens: int) -> Any:
         faults.reached("open_batch")
-        return Faulty(really_open(), faults)
+        return Faulty(really_open(chunk_tokens), faults)
 
     runner.open_batch = open_batch  # type: ignore[method-assign]
     return faults

@@ -342,7 +342,7 @@ def test_a_restore_that_raises_is_a_miss_with_its_reason(tmp_path: Path) -> None
             raise MemoryError("no buffer")
 
     runner = EchoRunner()
-    runner.open_batch = lambda: Broken(runner, 0)  # type: ignore[method-assign]
+    runner.open_batch = lambda _: Broken(runner, 0)  # type: ignore[method-assign]
     with Memory(runner, tmp_path, config=Config(chunk_tokens=16, prefill_tokens=16)) as memory:
         memory.agent("a").say("believable " * 10)
         memory.evict()
