@@ -77,7 +77,7 @@ class Reuse:
         """What of ``n_tokens`` a running row can give. One that decodes is cut only where that is possible anywhere."""
         if self._layout.is_full:
             return n_tokens
-        return row.base.kv.reach(n_tokens) if row.is_prefilling else 0
+        return row.kv.reach(n_tokens) if row.kv is not None else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
         """A base for ``prompt``; its KV is the caller's alone."""
