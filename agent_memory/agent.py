@@ -12,6 +12,7 @@ from agent_memory.errors import RequestError, ToolResultError, UnsupportedParame
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.results import result_message
 from agent_memory.prompt.template import prompt_ids, raw_ids
 from agent_memory.protocols import LogitsProcessor, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt
@@ -329,7 +330,7 @@ class Agent:
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got results for {given}")
         if sorted(given) != sorted(asked):
             raise ToolResultError(f"results must answer each open call once: open {asked}, given {given}")
-        return [Message("tool", r.content, tool_call_id=r.id) for r in results]
+        return [result_message(result) for result in results]
 
 
 def ensure_idle(is_busy: bool, name: str, what: str) -> None:
