@@ -14,6 +14,8 @@ from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
 from agent_memory.arguments import check_settings, is_text, runner_for, store_path
 from agent_memory.config import Config
+from agent_memory.dialects.anthropic import AnthropicMessages
+from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import identity_of
@@ -73,6 +75,16 @@ class Memory:
             raise
         # A Memory that nobody closed still saves and ends its threads when it is collected or the interpreter exits.
         self._finalizer = weakref.finalize(self, _shut, self._engine, self._store)
+
+    @property
+    def messages(self) -> AnthropicMessages:
+        """Anthropic's Messages API, in process."""
+        return AnthropicMessages(self, self._runner.name)
+
+    @property
+    def chat(self) -> OpenAIChat:
+        """OpenAI's Chat Completions API, in process: ``memory.chat.completions.create``."""
+        return OpenAIChat(self, self._runner.name)
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"

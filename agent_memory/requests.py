@@ -140,6 +140,7 @@ class Requests:
             tool_calls=parsed.tool_calls,
             rejected_calls=parsed.rejected_calls,
             finish=outcome.finish,
+            stopped=outcome.stopped,
             usage=outcome.usage,
             message=message,
             token_ids=outcome.kept,

@@ -150,6 +150,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     rejected_calls: tuple[RejectedCall, ...] = ()
     parsed: Any = None
+    stopped: str | None = None  #: the stop string that ended the text
     token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
 
     def __repr__(self) -> str:

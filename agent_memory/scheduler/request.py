@@ -36,6 +36,7 @@ class Outcome:
     ]  #: output ids that the log keeps: generated ones, then the re-encoded rest before a stop string
     n_kv: int  #: how many of prompt ids + kept the KV covers
     finish: Finish
+    stopped: str | None  #: the stop string that ended the text
     usage: Usage
 
 

@@ -130,6 +130,7 @@ class Row:
             kept=kept,
             n_kv=n_kv,
             finish=self._outcome_finish(),
+            stopped=self.stream.stopped,
             usage=self.usage(),
         )
 
