@@ -48,7 +48,7 @@ class MarkScanner:
             marks = self._outside if quote is None else self._within[quote]
             found = marks[0].search(text, at)
             if found is None:
-                stop = len(text) - held_back(text, at, marks[1])
+                stop = len(text) - marks[1].held_back(text, at)
                 self._read(text[at:stop])
                 return stop
             if quote is not None and found.group() == quote.close:
@@ -139,21 +139,29 @@ class HeaderScanner:
         return at
 
 
-Marks = tuple[re.Pattern[str], frozenset[str]]
+class Beginnings:
+    """Tells how much of a text's end may be the beginning of one of some marks, and must wait."""
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        self._begun = frozenset(mark[:size] for mark in marks for size in range(1, len(mark)))
+        self._first = re.compile("|".join(sorted({re.escape(begun[0]) for begun in self._begun})) or r"(?!)")
+        self._longest = max(map(len, self._begun), default=0)
+
+    def held_back(self, text: str, at: int) -> int:
+        """Length of the longest end of ``text`` from ``at`` on that may begin a mark."""
+        place = max(at, len(text) - self._longest)
+        while found := self._first.search(text, place):
+            if text[found.start() :] in self._begun:
+                return len(text) - found.start()
+            place = found.end()
+        return 0
+
+
+Marks = tuple[re.Pattern[str], Beginnings]
 
 
 def _marks(marks: Iterable[str], *, escapes: bool = False) -> Marks:
-    """A pattern of marks, and everything that may begin one."""
+    """A pattern of marks, and what may begin one; ``escapes``: a backslash and any character is one too."""
     some = [mark for mark in marks if mark]
-    pattern = "|".join([*(re.escape(mark) for mark in some), *([r"\\."] if escapes else [])])
-    begun = {mark[:size] for mark in some for size in range(1, len(mark))}
-    return re.compile(pattern, re.DOTALL), frozenset(begun | ({"\\"} if escapes else set()))
-
-
-def held_back(text: str, at: int, begun: frozenset[str]) -> int:
-    """Length of the longest end of ``text`` from ``at`` on that may begin a mark."""
-    longest = max(map(len, begun), default=0)
-    for size in range(min(longest, len(text) - at), 0, -1):
-        if text[len(text) - size :] in begun:
-            return size
-    return 0
+    pattern = "|".join([*map(re.escape, some), *([r"\\."] if escapes else [])])
+    return re.compile(pattern, re.DOTALL), Beginnings([*some, *(["\\."] if escapes else [])])

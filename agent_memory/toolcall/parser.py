@@ -25,7 +25,7 @@ from agent_memory.toolcall import native
 from agent_memory.toolcall.formats import JSONForm, NativeForm, forms
 from agent_memory.toolcall.found import Found
 from agent_memory.toolcall.jsonscan import CallScanner
-from agent_memory.toolcall.markscan import HeaderScanner, MarkScanner, held_back
+from agent_memory.toolcall.markscan import Beginnings, HeaderScanner, MarkScanner
 from agent_memory.toolcall.output import Output, Parsed
 from agent_memory.tools import as_tools
 from agent_memory.types import Event, RejectedCall
@@ -71,7 +71,7 @@ class ToolParser:
         self._open_think, self._close_think = reasoning or ("", "")
         self._max_calls = max_calls
         self._triggers, self._begun = self._plain_marks()
-        self._begun_close = _beginnings([self._close_think])
+        self._begun_close = Beginnings([self._close_think])
         self._output = Output()
         self._state = self._reasoning if reasoning and in_reasoning else self._text
         self._held = self._fence = ""
@@ -126,15 +126,15 @@ class ToolParser:
 
     # Plain text and reasoning.
 
-    def _plain_marks(self) -> tuple[re.Pattern[str] | None, frozenset[str]]:
+    def _plain_marks(self) -> tuple[re.Pattern[str] | None, Beginnings]:
         """What may end plain text, and everything that may begin such a mark."""
         has_lines = bool(self._bare or self._open_think)  # whose beginnings matter
         marks = [*self._marked, *filter(None, [self._open_think]), *(_FENCES if has_lines else ())]
         if not marks:
-            return None, frozenset()
+            return None, Beginnings(())
         singles = ["\n", *("{" if self._bare else "")] if has_lines else []
         pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True) + singles))
-        return re.compile(pattern), _beginnings(marks)
+        return re.compile(pattern), Beginnings(marks)
 
     def _text(self, text: str, at: int) -> int:
         output = self._output
@@ -159,14 +159,14 @@ class ToolParser:
             if mark in _FENCES and output.is_line_start and self._fence in ("", mark):
                 self._fence = "" if self._fence else mark
             output.text(mark)
-        stop = len(text) - held_back(text, at, self._begun)
+        stop = len(text) - self._begun.held_back(text, at)
         output.text(text[at:stop])
         return stop
 
     def _reasoning(self, text: str, at: int) -> int:
         place = text.find(self._close_think, at)
         if place < 0:
-            stop = len(text) - held_back(text, at, self._begun_close)
+            stop = len(text) - self._begun_close.held_back(text, at)
             self._output.reasoning(text[at:stop])
             return stop
         self._output.reasoning(text[at:place])
@@ -319,8 +319,3 @@ class ToolParser:
 
     def _undeclared(self, name: str) -> str:
         return f"no tool {name!r} is declared; declared: {', '.join(sorted(self._names or ()))}"
-
-
-def _beginnings(marks: Sequence[str]) -> frozenset[str]:
-    """Everything that may begin one of ``marks`` and is not all of it."""
-    return frozenset(mark[:size] for mark in marks for size in range(1, len(mark)))
