@@ -23,6 +23,7 @@ from agent_memory import (
     ToolResultError,
     UnsupportedParameterError,
 )  # fmt: skip
+from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Text
 
 ADD = Tool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
@@ -104,6 +105,13 @@ def test_without_tools_or_with_the_choice_none_a_call_is_text_13(opened: Any) ->
     assert with_none == memory.generate("go").usage.prompt_tokens < memory.count_tokens("go", tools=[ADD])
 
 
+def test_a_reply_that_begins_inside_reasoning_is_understood_12(opened: Any) -> None:
+    memory = opened(f"I could {CALL}.</think>\n\n{CALL}", "plain")
+    reply = memory.generate("go", tools=[ADD], template={"reply_prefix": "<think>\n"})
+    assert (reply.reasoning, reply.text, len(reply.tool_calls)) == (f"I could {CALL}.", "", 1)
+    assert memory.generate("about <think>", tools=[ADD]).reasoning == ""
+
+
 def test_one_call_at_most_ends_the_generation_after_it_16(opened: Any) -> None:
     memory = opened(TWO, TWO)
     one = memory.generate("go", tools=[ADD], parallel_tool_calls=False)
@@ -124,6 +132,40 @@ def test_a_call_that_max_tokens_cuts_is_marked_and_the_finish_is_length_17(opene
         assert [call.reason for call in reply.rejected_calls] == ["truncated"] * (
             len(reply.text) >= len("<tool_call>") or not reply.text
         )
+
+
+@pytest.mark.parametrize("said", [f"{CALL}\n{CALL[:50]}", CALL[:50], f"{CALL} {CALL[:12]}"])
+def test_a_call_that_is_cut_counts_more_than_one_that_is_complete_17(opened: Any, said: str) -> None:
+    reply = opened(said).generate("go", tools=[ADD])
+    assert (reply.finish, [call.reason for call in reply.rejected_calls]) == ("length", ["truncated"])
+    assert len(reply.tool_calls) == (CALL in said)
+
+
+class Ignorant(EchoTokenizer):
+    """A tokenizer whose template knows no tools."""
+
+    @property
+    def knows_tools(self) -> bool:
+        return False
+
+
+def test_a_history_given_as_dicts_reuses_what_the_model_really_wrote() -> None:
+    runner = scripted('{"tool_use":{"name":"add","input":{"a":1}}}', "one")  # not spaced as we would write it
+    runner._tokenizer = Ignorant()
+    with Memory(runner, ":memory:") as memory:
+        asked = memory.generate("1?", agent="ann", tools=[ADD])
+        [call] = asked.tool_calls
+        history = [
+            {"role": "user", "content": "1?"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": call.id, "function": {"name": "add", "arguments": '{"a": 1}'}}],
+            },
+            {"role": "tool", "tool_call_id": call.id, "content": "1"},
+        ]
+        answered = memory.generate(history, agent="ann", tools=[ADD])
+        assert answered.text == "one"
+        assert answered.usage.cached_tokens >= asked.usage.prompt_tokens + asked.usage.output_tokens - 1
 
 
 def test_a_dialogue_with_calls_reuses_everything_and_survives_a_restart(tmp_path: Path) -> None:

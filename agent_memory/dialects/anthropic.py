@@ -129,7 +129,6 @@ class MessageWriter:
                 self._blocks[-1]["thinking"] += event.text
                 out.append(self._delta({"type": "thinking_delta", "thinking": event.text}))
             elif isinstance(event, CallStart):
-                out += self._close()
                 out += self._on("tool_use", {"id": event.id, "name": event.name, "input": {}})
             elif isinstance(event, CallArguments):
                 self._input += event.text

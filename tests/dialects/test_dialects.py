@@ -14,7 +14,7 @@ from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import given
 from hypothesis import strategies as st
 from jiter import from_json
-from openai.lib.streaming.chat._completions import ChatCompletionStreamState
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import TypeAdapter
 
 from agent_memory import CancelledError, EchoRunner, Memory, ToolResultError, UnsupportedParameterError
