@@ -44,7 +44,7 @@ class Calling:
         marks = None if self.is_raw else tokenizer.reasoning
         return ToolParser(
             self.tools,
-            tokenizer.tool_format if tokenizer.has_template and tokenizer.knows_tools else None,
+            tokenizer.tool_format if self.tools and tokenizer.has_template and tokenizer.knows_tools else None,
             reasoning=marks,
             in_reasoning=marks is not None and _ends_inside(prompt, tokenizer, marks),
             max_calls=self.max_calls,

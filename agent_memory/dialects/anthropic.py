@@ -34,15 +34,14 @@ class AnthropicMessages:
 
     def create(self, **request: Any) -> Data | EventStream:
         """A message; with ``stream=True`` its events."""
-        is_stream = bool(request.pop("stream", False))
-        events = self.stream(**request)
+        parameters = Parameters(request, "messages")
+        is_stream = parameters.take("stream", bool, default=False)
+        events = self._events(parameters)
         return events if is_stream else events.whole()
 
     def stream(self, **request: Any) -> EventStream:
         """A message's events, at once. ``get_final_message()`` and ``text_stream`` as in the SDK."""
-        parameters = Parameters(request, "messages")
-        generation = self._generation(parameters)
-        return EventStream(generation, lambda: MessageWriter(generation.id, self._model))
+        return self._events(Parameters(request, "messages"))
 
     def count_tokens(self, **request: Any) -> Data:
         """``input_tokens`` of a request without generating anything."""
@@ -51,6 +50,10 @@ class AnthropicMessages:
         history, tools = _history(parameters), parameters.take("tools", list, tuple, default=())
         parameters.end()
         return Data({"input_tokens": self._memory.count_tokens(history, tools=tools)})
+
+    def _events(self, parameters: Parameters) -> EventStream:
+        generation = self._generation(parameters)
+        return EventStream(generation, lambda: MessageWriter(generation.id, self._model))
 
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
@@ -64,11 +67,9 @@ class AnthropicMessages:
             top_p=parameters.take("top_p", default=1.0),
             top_k=parameters.take("top_k", default=0),
         )
-        settings = {
-            "max_tokens": parameters.need("max_tokens", int),
-            "stop": parameters.take("stop_sequences", list, tuple, default=()),
-            "tools": parameters.take("tools", list, tuple, default=()),
-        }
+        max_tokens = parameters.need("max_tokens", int)
+        stop = parameters.take("stop_sequences", list, tuple, default=())
+        tools = parameters.take("tools", list, tuple, default=())
         history = _history(parameters)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
@@ -76,12 +77,12 @@ class AnthropicMessages:
         return self._memory.stream(
             history,
             agent=agent,
-            tools=settings["tools"],
+            tools=tools,
             tool_choice=choice,
             parallel_tool_calls=is_parallel,
             sampling=sampling,
-            max_tokens=settings["max_tokens"],
-            stop=settings["stop"],
+            max_tokens=max_tokens,
+            stop=stop,
         )
 
 

@@ -41,7 +41,7 @@ class OpenAICompletions:
     def create(self, **request: Any) -> Data | EventStream:
         """A completion; with ``stream=True`` its chunks."""
         parameters = Parameters(request, "chat.completions")
-        is_stream = bool(parameters.take("stream", bool, default=False))
+        is_stream = parameters.take("stream", bool, default=False)
         options = parameters.take("stream_options", Mapping, default={})
         if set(options) - {"include_usage"} or (options and not is_stream):
             raise UnsupportedParameterError(f"chat.completions: stream_options={dict(options)!r} is not supported")

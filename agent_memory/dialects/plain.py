@@ -67,11 +67,8 @@ class Parameters:
     def take(self, name: str, *kinds: type, default: Any = None) -> Any:
         """The parameter, of one of ``kinds`` where any are named. Raises UnsupportedParameterError."""
         value = self._rest.pop(name, default)
-        if (
-            kinds
-            and value is not default
-            and (not isinstance(value, kinds) or isinstance(value, bool) > (bool in kinds))
-        ):
+        is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if kinds and value is not default and not is_right:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise UnsupportedParameterError(f"{self._method}: {name} must be {wanted}, got {value!r}")
         return value

@@ -26,6 +26,21 @@ class Writer(Protocol):
         """The object; after ``end``."""
 
 
+class TextPieces:
+    """The text of a reply, piece by piece."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def __iter__(self) -> Iterator[str]:
+        return self._generation.text()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for delta in self._generation:
+            if delta.text:
+                yield delta.text
+
+
 class EventStream:
     """The events of one reply: iterable, async-iterable, awaitable for the whole object, and a context manager.
 
@@ -57,9 +72,9 @@ class EventStream:
         return self.whole()
 
     @property
-    def text_stream(self) -> Iterator[str]:
-        """The answer's text alone, as it comes."""
-        return self._generation.text()
+    def text_stream(self) -> TextPieces:
+        """The answer's text alone, as it comes: for ``for`` and ``async for``."""
+        return TextPieces(self._generation)
 
     def whole(self) -> Data:
         """The object that the events add up to: what the request gives without streaming. Waits for the reply."""

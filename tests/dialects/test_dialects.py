@@ -230,6 +230,7 @@ def test_stop_sequences_seeds_and_parallel_calls_reach_the_request_16(saying: An
         ({"tool_choice": {"type": "any"}}, "'required'"), ({"tool_choice": {"type": "tool", "name": "f"}}, "'f'"),
         ({"tool_choice": {"type": "maybe"}}, "maybe"), ({"metadata": {"team": "x"}}, "metadata.team"),
         ({"messages": "hi"}, "messages must be list"), ({"max_tokens": True}, "max_tokens must be int"),
+        ({"stream": "yes"}, "stream must be bool"),
         ({"temperature": "hot"}, "temperature"), ({"system": 3}, "system must be"),
         ({"service_tier": "x"}, "service_tier"),
     ],
