@@ -12,11 +12,13 @@ from agent_memory.errors import RequestError, ToolResultError, UnsupportedParame
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.results import paired, result_message
 from agent_memory.prompt.template import prompt_ids, raw_ids
 from agent_memory.protocols import LogitsProcessor, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt
 from agent_memory.store.records import AgentRecord, Turn
-from agent_memory.types import AgentInfo, Message, Reply, Sampling, ToolResult
+from agent_memory.tools import from_json as tools_from_json
+from agent_memory.types import AgentInfo, Message, Reply, Sampling, Tool, ToolResult
 
 if TYPE_CHECKING:
     from agent_memory.memory import Memory
@@ -29,13 +31,14 @@ class Log:
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "turns", "used_s",
-        "version",
+        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "tools", "turns",
+        "used_s", "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
         self.is_foreign = is_foreign  #: whether its KV so far was made by other models alone
         self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
+        self.tools = tools_from_json(record.tools)
         self.created_s, self.used_s = record.created_s, record.used_s
         self.version = 0
         self._replay(record.turns)
@@ -74,14 +77,23 @@ class Log:
             return (Message("system", self.system), *given)
         return given
 
+    def as_logged(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """``messages``, and as long as they are equal to the log's, those: they know what the model really wrote."""
+        same = self._n_same(messages)
+        return self.messages[:same] + messages[same:]
+
+    def _n_same(self, messages: Sequence[Message]) -> int:
+        same = 0
+        while same < min(len(self.messages), len(messages)) and self.messages[same] == messages[same]:
+            same += 1
+        return same
+
     def turn(self, given: tuple[Message, ...], outcome: Outcome, reply: Message, tokenizer: str) -> Turn:
         """What one more turn adds to the log."""
         ids = np.array([*outcome.prompt.ids, *outcome.kept], np.uint32)
         keep = common_prefix(self.ids, ids) if self.tokenizer in (None, tokenizer) else 0
         messages = (*given, reply)
-        same = 0
-        while same < min(len(self.messages), len(messages)) and self.messages[same] == messages[same]:
-            same += 1
+        same = self._n_same(messages)
         return Turn(
             messages=messages[same:],
             n_messages_kept=same,
@@ -120,7 +132,9 @@ class Log:
 class Planner:
     """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment."""
 
-    __slots__ = ("_cache", "_generation_prompt", "_log", "_prompt", "_raw", "_tokenizer", "_variables", "given")
+    __slots__ = (
+        "_cache", "_generation_prompt", "_log", "_prompt", "_raw", "_tokenizer", "_tools", "_variables", "given",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -128,6 +142,7 @@ class Planner:
         prompt: object,
         log: Log | None,
         *,
+        tools: Sequence[Tool] = (),
         raw: bool = False,
         variables: Mapping[str, Any] | None = None,
         generation_prompt: bool = True,
@@ -136,6 +151,7 @@ class Planner:
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
         self._tokenizer, self._prompt, self._log = tokenizer, prompt, log
         self._raw, self._variables, self._generation_prompt = raw, variables, generation_prompt
+        self._tools = tuple(tools)
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
 
@@ -149,7 +165,9 @@ class Planner:
     def _plan(self) -> Prompt:
         log = self._log
         known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
-        self.given = log.full_history(self._prompt) if log else shapes.normalize(self._prompt)
+        given = log.full_history(self._prompt) if log else shapes.normalize(self._prompt)
+        given = paired(given, may_end_open=not self._generation_prompt)
+        self.given = log.as_logged(given) if log else given
         if self._raw:
             ids = raw_ids(self._tokenizer, str(self._prompt), known.tolist())
         else:
@@ -157,6 +175,7 @@ class Planner:
                 self._tokenizer,
                 self.given,
                 known.tolist(),
+                tools=self._tools,
                 variables=self._variables,
                 generation_prompt=self._generation_prompt,
             )
@@ -191,6 +210,11 @@ class Agent:
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far, system message first."""
         return self._log.messages
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that are stored with the agent: offered in each turn that names no others."""
+        return self._log.tools
 
     @property
     def n_tokens(self) -> int:
@@ -288,7 +312,10 @@ class Agent:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> Reply:
-        """Answer the open tool calls and continue. Raises ToolResultError for an unknown, missing or repeated id."""
+        """Answer the open tool calls and continue.
+
+        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open.
+        """
         history = [*self.messages, *self._answers(results)]
         return self._memory.generate(
             history,
@@ -322,14 +349,9 @@ class Agent:
         return self._memory.delete(self.name)
 
     def _answers(self, results: Sequence[ToolResult]) -> list[Message]:
-        last = self.messages[-1] if self.messages else None
-        asked = [call.id for call in last.tool_calls] if last else []
-        given = [result.id for result in results]
-        if not asked:
-            raise ToolResultError(f"agent {self.name!r} has no open tool calls; got results for {given}")
-        if sorted(given) != sorted(asked):
-            raise ToolResultError(f"results must answer each open call once: open {asked}, given {given}")
-        return [Message("tool", r.content, tool_call_id=r.id) for r in results]
+        if not (self.messages and self.messages[-1].tool_calls):
+            raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
+        return [result_message(result) for result in results]
 
 
 def ensure_idle(is_busy: bool, name: str, what: str) -> None:

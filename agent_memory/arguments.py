@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 from agent_memory.config import Config
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
+from agent_memory.types import Sampling
 
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
@@ -38,18 +38,10 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
     return None if fspath(path) == ":memory:" else Path(path)
 
 
-def refuse_unsupported(tools: Sequence[Any], tool_choice: str, schema: Any) -> None:
-    """Tool calling and structured output are named in the signature and not built yet: refused, never ignored."""
-    if tools:
-        raise UnsupportedParameterError("tools= is not supported in this version")
-    if tool_choice not in ("auto", "none"):
-        raise UnsupportedParameterError(f"tool_choice={tool_choice!r} is not supported in this version")
-    if schema is not None:
-        raise UnsupportedParameterError("schema= is not supported in this version")
-
-
-def check_numbers(max_tokens: Any, priority: Any, timeout_s: Any) -> None:
-    """Raises UnsupportedParameterError for numbers that no request can have."""
+def check_settings(sampling: Any, max_tokens: Any, priority: Any, timeout_s: Any) -> None:
+    """Raises UnsupportedParameterError for what no request can have."""
+    if not isinstance(sampling, Sampling):
+        raise UnsupportedParameterError(f"sampling must be a Sampling, got {type(sampling).__name__}")
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     if not isinstance(priority, int):

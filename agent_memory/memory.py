@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any
 
 from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
-from agent_memory.arguments import check_numbers, is_text, refuse_unsupported, runner_for, store_path
+from agent_memory.arguments import check_settings, is_text, runner_for, store_path
 from agent_memory.config import Config
-from agent_memory.errors import ClosedError, ConfigError, PromptTooLongError, UnsupportedParameterError
-from agent_memory.generation import Feed, Generation
+from agent_memory.dialects.anthropic import AnthropicMessages
+from agent_memory.dialects.openai import OpenAIChat
+from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
+from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import identity_of
 from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.requests import Calling, Requests, Settings, calling_of
 from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine
-from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
+from agent_memory.toolloop import run_rounds
+from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Doctor, Message, Reply, Sampling, Stats, Usage, VerifyReport
 
 
@@ -63,6 +67,7 @@ class Memory:
             hot_bytes=checkup.default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
             config=config,
         )
+        self._requests = Requests(self._runner, self._store, self._engine)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -70,6 +75,16 @@ class Memory:
             raise
         # A Memory that nobody closed still saves and ends its threads when it is collected or the interpreter exits.
         self._finalizer = weakref.finalize(self, _shut, self._engine, self._store)
+
+    @property
+    def messages(self) -> AnthropicMessages:
+        """Anthropic's Messages API, in process."""
+        return AnthropicMessages(self, self._runner.name)
+
+    @property
+    def chat(self) -> OpenAIChat:
+        """OpenAI's Chat Completions API, in process: ``memory.chat.completions.create``."""
+        return OpenAIChat(self, self._runner.name)
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"
@@ -136,15 +151,8 @@ class Memory:
         timeout_s: float | None = None,
     ) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        refuse_unsupported(tools, tool_choice, schema)
-        check_numbers(max_tokens, priority, timeout_s)
-        if not isinstance(sampling, Sampling):
-            raise UnsupportedParameterError(f"sampling must be a Sampling, got {type(sampling).__name__}")
-        log = self.agent(agent)._log if agent is not None else None
-        planner = Planner(self._tokenizer(), prompt, log, raw=raw, variables=template)
-        return self._submit(
-            planner,
-            log,
+        check_settings(sampling, max_tokens, priority, timeout_s)
+        settings = Settings(
             sampling=sampling,
             max_tokens=max_tokens,
             stop=check_stop(stop),
@@ -152,6 +160,11 @@ class Memory:
             priority=priority,
             timeout_s=timeout_s,
         )
+        log = self.agent(agent)._log if agent is not None else None
+        kept = log.tools if log else ()
+        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, kept=kept, raw=raw)
+        planner = Planner(self._tokenizer(), prompt, log, tools=calling.tools, raw=raw, variables=template)
+        return self._requests.submit(planner, log, settings, calling)
 
     def batch(
         self,
@@ -202,23 +215,24 @@ class Memory:
 
     def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
-        refuse_unsupported(tools, "auto", None)
         log = self.agent(agent)._log if agent is not None else None
-        planner = Planner(self._tokenizer(), prompt, log, generation_prompt=False)
-        return self._submit(planner, None, sampling=Sampling(), max_tokens=0).result().usage
+        calling = Calling(as_tools(tools) or (log.tools if log else ()))
+        planner = Planner(self._tokenizer(), prompt, log, tools=calling.tools, generation_prompt=False)
+        return self._requests.submit(planner, None, Settings(max_tokens=0), calling).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
         """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
-        refuse_unsupported(tools, "auto", None)
-        return len(prompt_ids(self._tokenizer(), shapes.normalize(prompt)))
+        messages = paired(shapes.normalize(prompt), may_end_open=True)
+        return len(prompt_ids(self._tokenizer(), messages, tools=as_tools(tools)))
 
     def agent(self, name: str, *, system: str | None = None, tools: Sequence[Any] = ()) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
-        Raises ConfigError for an empty name, or when the agent exists with another system prompt.
+        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has. Raises
+        ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
         """
         self._tokenizer()
-        refuse_unsupported(tools, "auto", None)
+        given = as_tools(tools)
         if not isinstance(name, str) or not name or not is_text(name):
             raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
         if system is not None:
@@ -229,7 +243,7 @@ class Memory:
             if log is None:
                 record = self._store.load_agent(self._config.salt, name)
                 if record is None:
-                    record = self._store.create_agent(self._config.salt, name, system=system, tools="[]")
+                    record = self._store.create_agent(self._config.salt, name, system=system, tools=to_json(given))
                 stored = self._store.lineage_identities(record.agent_id)
                 log = self._logs[name] = Log(record, is_foreign=bool(stored) and self._identity not in stored)
         if system is not None and log.system != system:
@@ -237,7 +251,39 @@ class Memory:
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
                 f"{len(system)}). Open it without system=, or use another name, or delete it first"
             )
+        if given and log.tools != given:
+            raise ConfigError(
+                f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
+                f"{[tool.name for tool in given]}). Open it without tools=, or give them with each turn"
+            )
         return Agent(self, log)
+
+    def run_tools(
+        self,
+        agent: str | Agent,
+        message: object,
+        functions: Sequence[Callable[..., Any]],
+        *,
+        max_rounds: int = 8,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 512,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """A turn of ``agent`` in which the model may call typed Python ``functions``; they run here, one by one.
+
+        What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
+        that calls nothing, or after ``max_rounds`` rounds of calls with a reply whose calls are still open.
+        ``timeout_s``: of each reply.
+        """
+        return run_rounds(
+            agent if isinstance(agent, Agent) else self.agent(agent),
+            message,
+            functions,
+            max_rounds=max_rounds,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            timeout_s=timeout_s,
+        )
 
     def agents(self) -> list[AgentInfo]:
         """Every agent in the store, newest use first."""
@@ -331,55 +377,6 @@ class Memory:
         if not self._closed:
             return self._runner.tokenizer
         raise ClosedError("this Memory is closed; open it again")
-
-    def _submit(
-        self,
-        planner: Planner,
-        log: Log | None,
-        *,
-        sampling: Sampling,
-        max_tokens: int,
-        stop: tuple[str, ...] = (),
-        logits_processors: tuple[LogitsProcessor, ...] = (),
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Generation:
-        created = time.perf_counter()
-        limit = self._runner.context_tokens
-
-        def prepare() -> Prompt:
-            prompt = planner.prompt()
-            if limit is not None and len(prompt.ids) >= limit:
-                raise PromptTooLongError(len(prompt.ids), limit)
-            return prompt
-
-        def commit(outcome: Outcome) -> Reply:
-            message = Message("assistant", outcome.text)
-            if log is not None:
-                turn = log.turn(planner.given, outcome, message, self._runner.tokenizer.digest)
-                self._store.append_turn(log.agent_id, len(log.turns), turn)
-                log.append(turn)
-            return Reply(
-                text=outcome.text, finish=outcome.finish, usage=outcome.usage, message=message, token_ids=outcome.kept
-            )
-
-        prepare()  # bad input raises here, on the caller's thread; the engine asks again only if the log has moved on
-        request = Request(
-            feed=Feed(),
-            prepare=prepare,
-            commit=commit,
-            owner=log.name if log else None,
-            agent_id=log.agent_id if log else None,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            logits_processors=logits_processors,
-            priority=priority,
-            created=created,
-            deadline=None if timeout_s is None else created + timeout_s,
-        )
-        self._engine.submit(request)
-        return Generation(request.feed, lambda: self._engine.cancel(request))
 
     def _rewind(self, log: Log, turns: int) -> None:
         def work() -> None:

@@ -48,6 +48,22 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]:
         """Ids that never merge with the text around them: the seams at which ids may be exchanged."""
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template writes the tools it is given."""
+
+    @property
+    def tool_format(self) -> str | None:
+        """How this model writes calls, one of ``toolcall.FORMATS``; None: in some JSON form."""
+
+    @property
+    def reasoning(self) -> tuple[str, str] | None:
+        """The marks around this model's reasoning, if it has any."""
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; special tokens written in it become their ids; none is added but BOS when asked.
 
@@ -73,8 +89,8 @@ class Tokenizer(Protocol):
         Raises UnsupportedParameterError where the template itself refuses the messages.
         """
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh streaming detokenizer."""
+    def detokenizer(self, *, marks: bool = False) -> Detokenizer:
+        """A fresh streaming detokenizer. ``marks``: special tokens are text too, but for those that begin or end."""
 
 
 class KV(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -27,21 +27,41 @@ def weakest(*promises: Exactness) -> Exactness:
 
 
 @frozen
+class Tool:
+    """A tool that the model may call. ``parameters``: a JSON Schema of an object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(factory=lambda: {"type": "object", "properties": {}})
+
+
+@frozen
 class ToolCall:
     """A call that the model asked for."""
 
     name: str
     arguments: Mapping[str, Any]
     id: str
+    source: str = field(default="", eq=False, repr=False)  #: the arguments' JSON as the model wrote it, if it did
 
 
 @frozen
 class ToolResult:
-    """The answer to one tool call."""
+    """The answer to one tool call. ``content``: text, or a list of text blocks."""
 
     id: str
-    content: str
+    content: str | Sequence[Mapping[str, Any]]
     is_error: bool = False
+
+
+@frozen
+class RejectedCall:
+    """What the model wrote as a call and must not be run; ``detail`` says why in words."""
+
+    reason: Literal["undeclared", "malformed", "truncated", "parallel"]
+    name: str | None  #: where one could be read
+    source: str = field(repr=False)  #: as the model wrote it, markup included
+    detail: str
 
 
 @frozen
@@ -54,6 +74,8 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    #: what the model wrote, calls and marks included, where ``content`` is not all of it
+    source: str = field(default="", eq=False, repr=False)
 
     def __repr__(self) -> str:
         text = self.content if len(self.content) <= 60 else self.content[:57] + "..."
@@ -126,8 +148,9 @@ class Reply:
     message: Message
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
-    rejected_calls: tuple[Any, ...] = ()
+    rejected_calls: tuple[RejectedCall, ...] = ()
     parsed: Any = None
+    stopped: str | None = None  #: the stop string that ended the text
     token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
 
     def __repr__(self) -> str:
@@ -144,11 +167,93 @@ class Reply:
 
 
 @frozen
+class Text:
+    """A piece of the visible answer."""
+
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The text itself."""
+        return self.text
+
+
+@frozen
+class Reasoning:
+    """A piece of what the model wrote between its marks of reasoning."""
+
+    text: str
+
+    @property
+    def source(self) -> str:
+        """The text itself."""
+        return self.text
+
+
+@frozen
+class Markup:
+    """Text that is neither answer nor call: a mark of reasoning, what closes a call, blanks next to either."""
+
+    source: str
+
+
+@frozen
+class CallStart:
+    """A call opens. ``index`` counts the calls of a reply from 0."""
+
+    index: int
+    id: str
+    name: str
+    source: str = field(default="", repr=False)
+
+
+@frozen
+class CallArguments:
+    """A piece of a call's arguments, JSON as the model wrote it; the pieces of one call join to one object."""
+
+    index: int
+    text: str
+    source: str = field(default="", repr=False)
+
+
+@frozen
+class CallEnd:
+    """A call closes: with ``call``, or with ``rejected`` where its arguments turned out broken or cut short."""
+
+    index: int
+    call: ToolCall | None
+    rejected: RejectedCall | None = None
+    source: str = field(default="", repr=False)
+
+
+@frozen
+class CallRejected:
+    """Something like a call was found and stays text: its text is given out beside this."""
+
+    rejected: RejectedCall
+
+    @property
+    def source(self) -> str:
+        """Nothing: the text stands for itself."""
+        return ""
+
+
+#: What a reply is made of, in order. The ``source`` of all events of a reply joins to what the model wrote.
+Event = Text | Reasoning | Markup | CallStart | CallArguments | CallEnd | CallRejected
+
+
+@frozen
 class Delta:
-    """One piece of a reply's text: whole characters, possibly several."""
+    """One piece of a reply: ``text`` is its visible text, whole characters; ``events`` says what else there was."""
 
     text: str
     token_ids: tuple[int, ...] = field(default=(), repr=False)
+    events: tuple[Event, ...] = field(default=(), repr=False)
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning in this piece."""
+        return "".join(event.text for event in self.events if isinstance(event, Reasoning))
 
 
 @frozen(kw_only=True)

@@ -126,8 +126,14 @@ def test_everything_after_the_first_argument_is_keyword_only(name: str) -> None:
     assert {parameter.kind for parameter in methods(name).values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-#: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a kind of tqdm.
-TUNNELS = {"config.py make", "model/resolve.py __init__"}
+#: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a kind of tqdm;
+#: the two APIs' requests are dicts, whose keys are taken one by one and refused by name.
+TUNNELS = {
+    "config.py make",
+    "model/resolve.py __init__",
+    *(f"dialects/{name}" for name in ("anthropic.py create", "anthropic.py stream", "anthropic.py count_tokens")),
+    "dialects/openai.py create",
+}
 
 
 def test_the_core_has_no_keyword_tunnels() -> None:

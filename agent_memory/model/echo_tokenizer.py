@@ -79,6 +79,21 @@ class EchoTokenizer:
         """Always."""
         return True
 
+    @property
+    def knows_tools(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def tool_format(self) -> str | None:
+        """Any JSON form."""
+        return None
+
+    @property
+    def reasoning(self) -> tuple[str, str] | None:
+        """``<think>``, ``</think>``: plain text to this tokenizer."""
+        return "<think>", "</think>"
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; special tokens written in it become their ids. Raises UnsupportedParameterError."""
         ids: list[int] = []
@@ -107,8 +122,8 @@ class EchoTokenizer:
         keys = self._keys
         return "".join([keys[i] for i in ids])
 
-    def detokenizer(self) -> EchoDetokenizer:
-        """A fresh streaming detokenizer."""
+    def detokenizer(self, *, marks: bool = False) -> EchoDetokenizer:
+        """A fresh streaming detokenizer; no special token is a mark."""
         return EchoDetokenizer(self._pieces)
 
     def render(
@@ -131,8 +146,8 @@ class EchoTokenizer:
         if tools and not (messages and messages[0]["role"] == "system"):
             parts.append(f"{_ROLES['system']}Tools:{listed}{_END}")
         for place, message in enumerate(messages):
-            extra = f"\nTools:{listed}" if tools and not place and message["role"] == "system" else _calls(message)
-            parts.append(f"{_ROLES[message['role']]}{message.get('content') or ''}{extra}{_END}")
+            extra = f"\nTools:{listed}" if tools and not place and message["role"] == "system" else ""
+            parts.append(f"{_ROLES[message['role']]}{_said(message)}{extra}{_END}")
         if generation_prompt:
             parts.append(_ROLES["assistant"] + str((variables or {}).get("reply_prefix", "")))
         return "".join(parts)
@@ -163,7 +178,10 @@ class EchoDetokenizer:
         return self._decoder.decode(b"", final=True)
 
 
-def _calls(message: Mapping[str, Any]) -> str:
+def _said(message: Mapping[str, Any]) -> str:
+    """Content and then calls, each on a line of its own."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
-    shown = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
-    return "".join(f"\n<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in shown)
+    shown = [json.dumps({"name": c["name"], "arguments": c["arguments"]}, ensure_ascii=False) for c in calls]
+    content = str(message.get("content") or "")
+    break_ = "\n" if content and calls and not content.endswith("\n") else ""
+    return content + break_ + "\n".join(f"<tool_call>{call}</tool_call>" for call in shown)

@@ -31,6 +31,8 @@ class HFTokenizer:
             eos = [self._hf.eos_token_id if eos is None else eos]
         self._eos_ids = frozenset(int(i) for i in eos if i is not None)
         self._hidden = frozenset(int(i) for i in self._hf.all_special_ids)
+        ends = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+        self._ends = self._eos_ids | {int(i) for name in ends if (i := getattr(self._hf, name, None)) is not None}
         self._special_ids = frozenset(int(i) for i in self._hf.added_tokens_decoder) | self._hidden
         probe = self._hf.encode("a")
         self._bos_id = self._hf.bos_token_id if probe and probe[0] == self._hf.bos_token_id else None
@@ -111,11 +113,43 @@ class HFTokenizer:
         """Whether a chat template came with the tokenizer."""
         return bool(getattr(self._hf, "chat_template", None))
 
-    def detokenizer(self) -> _ByteStream | _WrappedStream:
+    @cached_property
+    def knows_tools(self) -> bool:
+        """Whether a tool's name comes out where one goes in."""
+        probe = {"name": "probe_tool", "description": "", "parameters": {"type": "object", "properties": {}}}
+        try:
+            tools = [{"type": "function", "function": probe}]
+            return self.has_template and "probe_tool" in self.render([{"role": "user", "content": "a"}], tools=tools)
+        except UnsupportedParameterError:
+            return False
+
+    @cached_property
+    def tool_format(self) -> str | None:
+        """As mlx-lm infers it from configuration, template and vocabulary; Llama's by its template."""
+        from mlx_lm import tokenizer_utils
+
+        if (parser := getattr(self._wrapper, "tool_parser", None)) is not None:
+            return str(parser.__module__.rpartition(".")[2])
+        template = getattr(self._hf, "chat_template", None)
+        if not isinstance(template, str):
+            return None
+        if "<|python_tag|>" in template or '{"name": function name, "parameters"' in template:
+            return "llama3"
+        found = tokenizer_utils._infer_tool_parser(self._hf)
+        return None if found is None else str(found)
+
+    @cached_property
+    def reasoning(self) -> tuple[str, str] | None:
+        """As mlx-lm infers them from the vocabulary."""
+        marks = (getattr(self._wrapper, "think_start", None), getattr(self._wrapper, "think_end", None))
+        return (str(marks[0]), str(marks[1])) if all(marks) else None
+
+    def detokenizer(self, *, marks: bool = False) -> _ByteStream | _WrappedStream:
         """A fresh streaming detokenizer."""
+        hidden = self._hidden & self._ends if marks else self._hidden
         if self._pieces is not None:
-            return _ByteStream(self._pieces, self._hidden)
-        return _WrappedStream(self._wrapper.detokenizer, self._hidden)
+            return _ByteStream(self._pieces, hidden)
+        return _WrappedStream(self._wrapper.detokenizer, hidden)
 
     @cached_property
     def _pieces(self) -> list[bytes] | None:

@@ -1,4 +1,4 @@
-"""Any caller's shape of a conversation -> Messages; and their stored form."""
+"""Any caller's shape of a conversation -> Messages (OpenAI's or Anthropic's, or both mixed); and their stored form."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from agent_memory.errors import UnsupportedParameterError
+from agent_memory.prompt.results import result_text
 from agent_memory.types import Message, Role, ToolCall
 
 ROLES: tuple[str, ...] = get_args(Role)
@@ -26,7 +27,7 @@ def normalize(prompt: object) -> tuple[Message, ...]:
         raise UnsupportedParameterError(f"a prompt must be a str or a list of messages, got {type(prompt).__name__}")
     if not prompt:
         raise UnsupportedParameterError("a prompt must hold at least one message; the list is empty")
-    return tuple(_message(one, index) for index, one in enumerate(prompt))
+    return tuple(message for index, one in enumerate(prompt) for message in _messages(one, index))
 
 
 def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -62,6 +63,8 @@ def to_json(messages: Sequence[Message]) -> str:
             row["tool_call_id"] = m.tool_call_id
         if m.name is not None:
             row["name"] = m.name
+        if m.source:
+            row["source"] = m.source
         rows.append(row)
     return json.dumps(rows, separators=(",", ":"))
 
@@ -76,34 +79,62 @@ def from_json(text: str) -> tuple[Message, ...]:
             tool_calls=tuple(ToolCall(**call) for call in row.get("tool_calls", ())),
             tool_call_id=row.get("tool_call_id"),
             name=row.get("name"),
+            source=row.get("source", ""),
         )
         for row in json.loads(text)
     )
 
 
-def _message(one: object, index: int) -> Message:
+def _messages(one: object, index: int) -> list[Message]:
+    """One message of the caller's; of Anthropic's shape, each tool result in it is a message of its own."""
     if isinstance(one, Message):
-        return _checked(one, index)
+        return [_checked(one, index)]
     if not isinstance(one, Mapping):
         raise UnsupportedParameterError(f"message {index} must be a Message or a mapping, got {type(one).__name__}")
+    one = {key: value for key, value in one.items() if value is not None}  # objects of the two APIs hold unset fields
     if unknown := sorted(map(str, set(one) - _KEYS)):
         known = ", ".join(sorted(_KEYS))
         raise UnsupportedParameterError(f"message {index} has the key {unknown[0]!r}; known: {known}")
     role = "system" if one.get("role") == "developer" else one.get("role")
-    asked = one.get("tool_calls") or ()
+    asked = one.get("tool_calls", ())
     if not isinstance(asked, Sequence) or isinstance(asked, (str, bytes)):
         raise UnsupportedParameterError(f"message {index}: tool_calls must be a list, got {type(asked).__name__}")
-    calls = tuple(_call(call, index) for call in asked)
-    content = _text(one.get("content"), index, optional=bool(calls))
-    message = Message(
-        role=role,  # type: ignore[arg-type]  # checked right below
-        content=content,
-        reasoning=one.get("reasoning") or one.get("reasoning_content") or "",
-        tool_calls=calls,
-        tool_call_id=one.get("tool_call_id"),
-        name=one.get("name"),
-    )
-    return _checked(message, index)
+    content = one.get("content", "" if asked else None)
+    if role == "user" and isinstance(content, Sequence) and (results := _results(content)):
+        rest = list(content[len(results) :])
+        answers = [_checked(_result(block, index), index) for block in results]
+        return answers + (_messages({**one, "content": rest}, index) if rest else [])
+    text, thoughts, uses = _blocks(content, index, role)
+    return [
+        _checked(
+            Message(
+                role=role,  # type: ignore[arg-type]  # checked right there
+                content=text,
+                reasoning=one.get("reasoning") or one.get("reasoning_content") or thoughts,
+                tool_calls=(*uses, *(_call(call, index) for call in asked)),
+                tool_call_id=one.get("tool_call_id"),
+                name=one.get("name"),
+            ),
+            index,
+        )
+    ]
+
+
+def _results(content: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """The tool results with which a user's content begins (Anthropic's shape)."""
+    found: list[Mapping[str, Any]] = []
+    for block in content:
+        if not isinstance(block, Mapping) or block.get("type") != "tool_result":
+            break
+        found.append(block)
+    return found
+
+
+def _result(block: Mapping[str, Any], index: int) -> Message:
+    if unknown := sorted(map(str, set(block) - {"type", "tool_use_id", "content", "is_error", "cache_control"})):
+        raise UnsupportedParameterError(f"message {index}: a tool result has the key {unknown[0]!r}")
+    text = result_text(block.get("content"), is_error=bool(block.get("is_error")))
+    return Message("tool", text, tool_call_id=block.get("tool_use_id"))
 
 
 def _checked(message: Message, index: int) -> Message:
@@ -132,31 +163,35 @@ def _checked(message: Message, index: int) -> Message:
     return message
 
 
-def _text(content: object, index: int, *, optional: bool) -> str:
+def _blocks(content: object, index: int, role: object) -> tuple[str, str, list[ToolCall]]:
+    """Text, reasoning and calls of a content: a text, or a list of blocks."""
     if isinstance(content, str):
-        return content
-    if content is None and optional:
-        return ""
+        return content, "", []
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise UnsupportedParameterError(f"message {index}: content must be text, got {type(content).__name__}")
-    parts = []
+    texts, thoughts, calls = [], [], []
     for place, block in enumerate(content):
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
-        text = block.get("text") if isinstance(block, Mapping) else None
-        if kind != "text" or not isinstance(text, str):
+        if kind == "tool_use" and role == "assistant":
+            calls.append(_call(block, index, "input"))
+        elif kind == "thinking" and role == "assistant" and isinstance(block["thinking"], str):
+            thoughts.append(block["thinking"])
+        elif kind == "text" and isinstance(block.get("text"), str):
+            texts.append(block["text"])
+        else:
             raise UnsupportedParameterError(
-                f"message {index}: content block {place} is of type {kind!r}; only text blocks are supported"
+                f"message {index}: content block {place} is of type {kind!r}; only text blocks are supported there"
             )
-        parts.append(text)
-    return "".join(parts)
+    return "".join(texts), "".join(thoughts), calls
 
 
-def _call(call: object, index: int) -> ToolCall:
+def _call(call: object, index: int, key: str = "arguments") -> ToolCall:
+    """A call in OpenAI's shape, bare or inside ``function``, or with another ``key`` in Anthropic's."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str):
         raise UnsupportedParameterError(f"message {index}: a tool call needs a name and arguments, got {call!r}")
-    arguments = function.get("arguments", {})
+    arguments = function.get(key, {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")

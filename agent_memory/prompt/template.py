@@ -8,28 +8,47 @@ from typing import Any
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.messages import as_dicts
 from agent_memory.prompt.tokens import reuse
+from agent_memory.prompt.toolprompt import spelled
 from agent_memory.protocols import Tokenizer
-from agent_memory.types import Message
+from agent_memory.tools import as_functions
+from agent_memory.types import Message, Tool
 
 
 def render(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Tool] = (),
     variables: Mapping[str, Any] | None = None,
     generation_prompt: bool = True,
 ) -> str:
     """The text that the model reads. A tokenizer without a chat template gets ``Role: text`` paragraphs.
 
-    Raises UnsupportedParameterError where the template refuses the messages.
+    A template that knows no tools gets them, their calls and results as text. Raises UnsupportedParameterError where
+    the template refuses the messages.
     """
     if variables is not None and not isinstance(variables, Mapping):
         raise UnsupportedParameterError(f"template must be a mapping of variables, got {type(variables).__name__}")
-    if getattr(tokenizer, "has_template", True):
+
+    def write(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         return tokenizer.render(
-            as_dicts(messages), tools=tools, generation_prompt=generation_prompt, variables=variables
+            as_dicts(messages), tools=as_functions(tools), generation_prompt=generation_prompt, variables=variables
         )
+
+    if not tokenizer.has_template:
+        return _paragraphs(spelled(messages, tools), generation_prompt)
+    has_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
+    if not has_tools or tokenizer.knows_tools:
+        return write(messages, tools)
+    try:
+        return write(spelled(messages, tools))
+    except UnsupportedParameterError:  # some templates have no system message
+        if not tools or messages[0].role == "system":
+            raise
+        return write(spelled(messages, tools, has_system=False))
+
+
+def _paragraphs(messages: Sequence[Message], generation_prompt: bool) -> str:
     parts = [f"{message.role.capitalize()}: {message.content}\n\n" for message in messages]
     return "".join(parts) + ("Assistant:" if generation_prompt else "")
 
@@ -39,7 +58,7 @@ def prompt_ids(
     messages: Sequence[Message],
     known: Sequence[int] = (),
     *,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Tool] = (),
     variables: Mapping[str, Any] | None = None,
     generation_prompt: bool = True,
 ) -> list[int]:

@@ -113,9 +113,9 @@ class TextStream:
 
     __slots__ = ("_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text")
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, marks: bool = False) -> None:
         self._tokenizer, self._stops = tokenizer, tuple(stop)
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(marks=marks)
         self._ids: list[int] = []
         self._lens: list[int] = []  # characters decoded after each id
         self._decoded = self._held = ""

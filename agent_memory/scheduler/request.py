@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 
 from agent_memory.generation import Feed
 from agent_memory.protocols import LogitsProcessor
+from agent_memory.toolcall import Parsed, ToolParser
 from agent_memory.types import Finish, Reply, Sampling, Usage
 
 
@@ -28,12 +29,14 @@ class Outcome:
     """A finished row, before it becomes a Reply: the text, and the ids that the log keeps."""
 
     prompt: Prompt
-    text: str
+    text: str  #: all of it, calls and marks included
+    parsed: Parsed  #: what is in the text
     kept: tuple[
         int, ...
     ]  #: output ids that the log keeps: generated ones, then the re-encoded rest before a stop string
     n_kv: int  #: how many of prompt ids + kept the KV covers
     finish: Finish
+    stopped: str | None  #: the stop string that ended the text
     usage: Usage
 
 
@@ -46,6 +49,8 @@ class Request:
     commit: Callable[[Outcome], Reply]  #: writes the log, makes the reply; engine thread
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
+    parser: Callable[[Sequence[int]], ToolParser] = field(default=lambda prompt: ToolParser((), reasoning=None))
+    shows_marks: bool = False  #: whether special tokens are text for the parser
     sampling: Sampling = field(factory=Sampling)
     max_tokens: int = 512  #: 0: prefill only
     stop: tuple[str, ...] = ()

@@ -12,7 +12,8 @@ from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
-from agent_memory.types import TIERS, Delta, Exactness, Finish, Tier, Usage
+from agent_memory.toolcall import ToolParser
+from agent_memory.types import TIERS, Delta, Exactness, Finish, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: how the KV of an id was made
 
@@ -53,9 +54,11 @@ class Row:
     prefilled: float = 0.0  #: when prefill began
     first_token: float = 0.0
     stream: TextStream = field(init=False)
+    parser: ToolParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.stream = TextStream(self.tokenizer, self.request.stop)
+        self.stream = TextStream(self.tokenizer, self.request.stop, marks=self.request.shows_marks)
+        self.parser = self.request.parser(self.prompt.ids)
         self.fed = self.base.n_tokens
         self.kv, self.base.kv = self.base.kv, None
 
@@ -104,9 +107,13 @@ class Row:
                 self.finish = "stop"
             elif len(self.output) >= self.max_tokens:
                 self.finish = "length"
+        events = self.parser.feed(text)
+        if self.parser.is_done:
+            self.finish = self.finish or "stop"
         if self.finish is not None:
-            text += self.stream.end()
-        self.request.feed.emit(Delta(text, (token,)), (len(self.output), self.max_tokens))
+            events += self.parser.feed(self.stream.end()) + self.parser.end()
+        visible = "".join(event.text for event in events if isinstance(event, Text))
+        self.request.feed.emit(Delta(visible, (token,), tuple(events)), (len(self.output), self.max_tokens))
 
     def outcome(self, kv: KV) -> Outcome:
         """The finished row; cuts ``kv`` at the last id that the log keeps."""
@@ -119,11 +126,20 @@ class Row:
         return Outcome(
             prompt=self.prompt,
             text=self.stream.text,
+            parsed=self.parser.parsed,
             kept=kept,
             n_kv=n_kv,
-            finish=self.finish or "length",
+            finish=self._outcome_finish(),
+            stopped=self.stream.stopped,
             usage=self.usage(),
         )
+
+    def _outcome_finish(self) -> Finish:
+        """Why it ended, as callers see it: a call that is cut short counts more than any that is complete."""
+        parsed = self.parser.parsed
+        if parsed.is_truncated:
+            return "length"
+        return "tool_calls" if parsed.tool_calls else self.finish or "length"
 
     def usage(self) -> Usage:
         """Figures so far."""

@@ -8,7 +8,7 @@ import pytest
 
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.prompt.template import prompt_ids, raw_ids, render
-from agent_memory.types import Message
+from agent_memory.types import Message, Tool
 
 
 class Bare(EchoTokenizer):
@@ -53,7 +53,7 @@ def test_variables_tools_and_the_generation_prompt_reach_the_template() -> None:
     tokenizer = EchoTokenizer()
     assert render(tokenizer, [USER], variables={"reply_prefix": "Well"}).endswith("<|assistant|>Well")
     assert not render(tokenizer, [USER], generation_prompt=False).endswith("<|assistant|>")
-    assert '"clock"' in render(tokenizer, [SYSTEM, USER], tools=[{"name": "clock"}])
+    assert '"clock"' in render(tokenizer, [SYSTEM, USER], tools=[Tool("clock")])
 
 
 def test_a_tokenizer_without_a_template_gets_plain_paragraphs() -> None:

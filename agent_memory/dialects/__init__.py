@@ -1,0 +1,1 @@
+"""Requests and replies in the shapes of the two well-known APIs, as plain data."""

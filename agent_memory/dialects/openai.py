@@ -1,0 +1,191 @@
+"""OpenAI's Chat Completions API in process: requests as keyword arguments, replies and chunks as plain data.
+
+Shapes follow the API's reference and the types of its Python SDK; ``reasoning_content`` beside ``content`` holds what
+a model writes between its marks of reasoning, as local servers commonly name it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agent_memory.dialects.plain import Data, Parameters
+from agent_memory.dialects.stream import EventStream
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.generation import Generation
+from agent_memory.types import CallArguments, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
+
+if TYPE_CHECKING:
+    from agent_memory.memory import Memory
+
+
+class OpenAIChat:
+    """``memory.chat``, whose ``completions`` is the API."""
+
+    def __init__(self, memory: Memory, model: str) -> None:
+        self.completions = OpenAICompletions(memory, model)
+
+
+class OpenAICompletions:
+    """``memory.chat.completions``: ``create`` takes the API's parameters by name.
+
+    ``user``, or ``agent=`` beside the API's own, names the agent; the request's messages are its whole history.
+    ``model`` may be any text: the reply names the model that answered. Without ``temperature`` decoding is greedy.
+    Raises UnsupportedParameterError, by name, for what is not supported.
+    """
+
+    def __init__(self, memory: Memory, model: str) -> None:
+        self._memory, self._model = memory, model
+
+    def create(self, **request: Any) -> Data | EventStream:
+        """A completion; with ``stream=True`` its chunks."""
+        parameters = Parameters(request, "chat.completions")
+        is_stream = parameters.take("stream", bool, default=False)
+        options = parameters.take("stream_options", Mapping, default={})
+        if set(options) - {"include_usage"} or (options and not is_stream):
+            raise UnsupportedParameterError(f"chat.completions: stream_options={dict(options)!r} is not supported")
+        generation = self._generation(parameters)
+        created, shows_usage = int(time.time()), bool(options.get("include_usage"))
+        events = EventStream(generation, lambda: CompletionWriter(generation.id, self._model, created, shows_usage))
+        return events if is_stream else events.whole()
+
+    def _generation(self, parameters: Parameters) -> Generation:
+        parameters.take("model", str)
+        agent = parameters.take("agent", str, default=parameters.take("user", str))
+        sampling = Sampling(
+            temperature=parameters.take("temperature", default=0.0),
+            top_p=parameters.take("top_p", default=1.0),
+            seed=parameters.take("seed"),
+        )
+        limits = [parameters.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
+        if None not in limits:
+            raise UnsupportedParameterError("chat.completions: give max_completion_tokens or max_tokens, not both")
+        history = list(parameters.need("messages", list, tuple))
+        tools = parameters.take("tools", list, tuple, default=())
+        choice = _choice(parameters.take("tool_choice", str, Mapping, default="auto"))
+        is_parallel = parameters.take("parallel_tool_calls", bool, default=True)
+        stop = parameters.take("stop", str, list, tuple, default=())
+        schema = _schema(parameters.take("response_format", Mapping, default={"type": "text"}))
+        parameters.only("n", 1)
+        parameters.only("logprobs", False)
+        parameters.only("top_logprobs", 0)
+        parameters.only("frequency_penalty", 0)
+        parameters.only("presence_penalty", 0)
+        parameters.only("store", False)
+        parameters.end()
+        return self._memory.stream(
+            history,
+            agent=agent,
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=is_parallel,
+            schema=schema,
+            sampling=sampling,
+            max_tokens=next((limit for limit in limits if limit is not None), 512),
+            stop=stop,
+        )
+
+
+def _choice(given: Any) -> Any:
+    """``Memory.generate``'s tool_choice."""
+    if isinstance(given, Mapping):
+        function = given.get("function")
+        if given.get("type") != "function" or not isinstance(function, Mapping):
+            raise UnsupportedParameterError(f"chat.completions: tool_choice={dict(given)!r} is not supported")
+        return {"name": function.get("name")}
+    return given
+
+
+def _schema(given: Mapping[str, Any]) -> Any:
+    """``Memory.generate``'s schema for a response_format."""
+    kind, described = given.get("type"), given.get("json_schema")
+    if kind == "text":
+        return None
+    if kind == "json_schema" and isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping):
+        return described["schema"]
+    raise UnsupportedParameterError(f"chat.completions: response_format of type {kind!r} is not supported")
+
+
+class CompletionWriter:
+    """A reply as chunks: the role, text and calls as they come, one with the finish reason, and usage where asked."""
+
+    def __init__(self, id: str, model: str, created: int, shows_usage: bool = False) -> None:
+        self._base = {"id": f"chatcmpl-{id}", "created": created, "model": model}
+        self._shows_usage = shows_usage
+        self._is_open = False
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._finish: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Nothing: the first chunk says whether there is text, and waits for the first piece."""
+        return []
+
+    def delta(self, delta: Delta) -> list[dict[str, Any]]:
+        """Chunks of one piece."""
+        out = []
+        for event in delta.events:
+            if isinstance(event, Text):
+                out += self._opening("")
+                self._content.append(event.text)
+                out.append(self._chunk({"content": event.text}))
+            elif isinstance(event, Reasoning):
+                out += self._opening(None)
+                self._reasoning.append(event.text)
+                out.append(self._chunk({"reasoning_content": event.text}))
+            elif isinstance(event, CallStart):
+                out += self._opening(None)
+                self._calls.append(_call(event))
+                out.append(self._chunk({"tool_calls": [{"index": event.index, **_call(event)}]}))
+            elif isinstance(event, CallArguments):
+                self._calls[event.index]["function"]["arguments"] += event.text
+                out.append(self._chunk({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}))
+        return out
+
+    def end(self, reply: Reply) -> list[dict[str, Any]]:
+        """The finish reason, and usage where it was asked for."""
+        self._finish, self._usage = reply.finish, usage_of(reply.usage)
+        out = [*self._opening(""), self._chunk({}, reply.finish)]
+        if self._shows_usage:
+            out.append({**self._base, "object": "chat.completion.chunk", "choices": [], "usage": self._usage})
+        return out
+
+    def whole(self) -> dict[str, Any]:
+        """The completion."""
+        has_content = self._content or not (self._calls or self._reasoning)
+        content = "".join(self._content) if has_content else None
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = self._calls
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish}
+        return {**self._base, "object": "chat.completion", "choices": [choice], "usage": self._usage}
+
+    def _opening(self, content: str | None) -> list[dict[str, Any]]:
+        """The role, once."""
+        if self._is_open:
+            return []
+        self._is_open = True
+        return [self._chunk({"role": "assistant", "content": content})]
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {**self._base, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+def _call(start: CallStart) -> dict[str, Any]:
+    return {"id": start.id, "type": "function", "function": {"name": start.name, "arguments": ""}}
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """The API's figures."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

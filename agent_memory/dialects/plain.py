@@ -1,0 +1,119 @@
+"""What both dialects are made of: objects that read like the SDKs', requests read by name, and JSON that was cut."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent_memory.errors import UnsupportedParameterError
+
+_FREE = frozenset({"input", "metadata"})  #: fields whose value is the model's or the caller's own JSON, left as it is
+
+
+class Data(Mapping[str, Any]):
+    """A JSON object with attribute and item access; ``to_dict()`` gives plain dicts and lists. Immutable."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = {key: value if key in _FREE else _wrapped(value) for key, value in fields.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_fields")[name]
+        except KeyError:
+            raise AttributeError(f"this object has no {name!r}; it has {', '.join(self._fields)}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Data({self.to_dict()!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain copy."""
+        return {key: value if key in _FREE else _plain(value) for key, value in self._fields.items()}
+
+    model_dump = to_dict  #: the name under which the SDKs' objects have it
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Data(value)
+    return [_wrapped(one) for one in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Data):
+        return value.to_dict()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+class Parameters:
+    """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
+
+    def __init__(self, request: Mapping[str, Any], method: str) -> None:
+        self._rest = {key: value for key, value in request.items() if value is not None}
+        self._method = method
+
+    def take(self, name: str, *kinds: type, default: Any = None) -> Any:
+        """The parameter, of one of ``kinds`` where any are named. Raises UnsupportedParameterError."""
+        value = self._rest.pop(name, default)
+        is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if kinds and value is not default and not is_right:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise UnsupportedParameterError(f"{self._method}: {name} must be {wanted}, got {value!r}")
+        return value
+
+    def need(self, name: str, *kinds: type) -> Any:
+        """The same for a parameter that must be given."""
+        if name not in self._rest:
+            raise UnsupportedParameterError(f"{self._method}: {name} is missing")
+        return self.take(name, *kinds)
+
+    def only(self, name: str, *values: Any) -> None:
+        """Accept a parameter with a value that asks for nothing. Raises UnsupportedParameterError for any other."""
+        value = self._rest.pop(name, values[0])
+        if value not in values:
+            known = " or ".join(map(repr, values))
+            raise UnsupportedParameterError(f"{self._method}: {name}={value!r} is not supported; only {known}")
+
+    def end(self) -> None:
+        """Raises UnsupportedParameterError for what was not taken."""
+        if self._rest:
+            raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+|"', re.DOTALL)
+_LITERAL = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null", re.ASCII)
+
+
+def begun_object(text: str) -> dict[str, Any]:
+    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended."""
+    stack: list[str] = []
+    kept, is_key = "", False
+    for token in _TOKEN.finditer(text):
+        mark = token.group()
+        if mark in "{[":
+            stack.append("}" if mark == "{" else "]")
+            is_key = mark == "{"
+        elif mark in "}]":
+            stack.pop()
+        elif mark in ",:":
+            is_key = mark == "," and stack[-1] == "}"
+            continue
+        elif is_key:
+            continue
+        elif mark == '"' or (mark[0] != '"' and not _LITERAL.fullmatch(mark)):
+            break
+        kept = text[: token.end()] + "".join(reversed(stack))
+    found: dict[str, Any] = json.loads(kept or "{}")
+    return found

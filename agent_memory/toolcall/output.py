@@ -1,0 +1,163 @@
+"""What a reply is made of so far: events to hand out, and what they add up to."""
+
+from __future__ import annotations
+
+import secrets
+import string
+
+from attrs import frozen
+
+from agent_memory.toolcall.found import Found
+from agent_memory.types import (
+    CallArguments,
+    CallEnd,
+    CallRejected,
+    CallStart,
+    Event,
+    Markup,
+    Reasoning,
+    RejectedCall,
+    Text,
+    ToolCall,
+)  # fmt: skip
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+@frozen
+class Parsed:
+    """What a text holds."""
+
+    text: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    rejected_calls: tuple[RejectedCall, ...] = ()
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the text ends inside a call."""
+        return any(call.reason == "truncated" for call in self.rejected_calls)
+
+
+class Output:
+    """Collects events. Text comes in passages: calls and marks part them, and blanks at a passage's beginning wait
+    until there is text in it; without any they are markup, or text where the whole reply is nothing else.
+    """
+
+    def __init__(self) -> None:
+        self.is_line_start = True  #: whether only blanks stand between here and the beginning of the line
+        self.n_complete = 0  #: calls that may be run
+        self._events: list[Event] = []
+        self._said: list[str] = []
+        self._in_passage = self._drops_blanks = self._has_marks = False
+        self._blanks = ""
+        self._n_calls = 0
+        self._id = ""
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._rejected: list[RejectedCall] = []
+
+    @property
+    def parsed(self) -> Parsed:
+        """What there is so far."""
+        return Parsed("".join(self._texts), "".join(self._thoughts), tuple(self._calls), tuple(self._rejected))
+
+    def text(self, text: str) -> None:
+        """Text of the answer."""
+        if not text:
+            return
+        _, newline, line = text.rpartition("\n")
+        self.is_line_start = not line.strip() and (bool(newline) or self.is_line_start)
+        if not self._in_passage:
+            rest = text.lstrip()
+            self._blanks += text[: len(text) - len(rest)]
+            if not rest:
+                return
+            if self._drops_blanks:
+                self._flush_blanks()
+            text, self._blanks, self._in_passage = self._blanks + rest, "", True
+        self._said.append(text)
+
+    def reasoning(self, text: str) -> None:
+        """Text between the marks of reasoning."""
+        if text:
+            self._thoughts.append(text)
+            self._emit(Reasoning(text))
+
+    def mark(self, source: str, *, drops_blanks: bool = False) -> None:
+        """Structure, which ends a passage; ``drops_blanks``: those behind it are never text."""
+        self._part(drops_blanks)
+        self._emit(Markup(source))
+
+    def start_call(self, name: str, source: str = "", call_id: str | None = None) -> None:
+        """A call opens, at the beginning of a line as far as what follows it is concerned."""
+        self._part()
+        taken = {call.id for call in self._calls}
+        self._id = call_id if call_id and call_id not in taken else _new_id()
+        self._emit(CallStart(self._n_calls, self._id, name, source))
+        self._n_calls += 1
+
+    def arguments(self, text: str, source: str) -> None:
+        """More of the open call's arguments."""
+        self._emit(CallArguments(self._n_calls - 1, text, source))
+
+    def end_call(self, found: Found, source: str = "") -> None:
+        """The open call is complete."""
+        call = ToolCall(found.name, found.arguments, self._id, found.source)
+        self._calls.append(call)
+        self.n_complete += 1
+        self.is_line_start = True
+        self._emit(CallEnd(self._n_calls - 1, call, None, source))
+
+    def fail_call(self, rejected: RejectedCall, source: str) -> None:
+        """The open call is broken."""
+        self._rejected.append(rejected)
+        self.is_line_start = False
+        self._emit(CallEnd(self._n_calls - 1, None, rejected, source))
+
+    def reject(self, rejected: RejectedCall) -> None:
+        """Something is no call that may be run; its text is given as text, or stands in a ``mark``."""
+        self._rejected.append(rejected)
+        self._emit(CallRejected(rejected))
+
+    def end(self) -> None:
+        """Nothing follows."""
+        if self._blanks and not self._has_marks:
+            self._said.append(self._blanks)
+            self._blanks = ""
+        self._flush_blanks()
+
+    def flush(self) -> list[Event]:
+        """The events since the last call of this."""
+        self._say()
+        events, self._events = self._events, []
+        return events
+
+    def _part(self, drops_blanks: bool = False) -> None:
+        """End the passage; blanks between two of these belong to neither."""
+        self._say()
+        self._has_marks = True
+        self._flush_blanks()
+        self._in_passage, self._drops_blanks = False, drops_blanks
+
+    def _flush_blanks(self) -> None:
+        if self._blanks:
+            self._events.append(Markup(self._blanks))
+            self._blanks = ""
+
+    def _emit(self, event: Event) -> None:
+        self._say()
+        self._events.append(event)
+
+    def _say(self) -> None:
+        if self._said:
+            text = "".join(self._said)
+            self._said.clear()
+            self._texts.append(text)
+            self._events.append(Text(text))
+
+
+def _new_id() -> str:
+    """Nine letters and digits: what the strictest template (Mistral's) asks of an id, and both APIs allow."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(9))

@@ -1,0 +1,76 @@
+"""The tool loop: the one place where this library runs tools, and only when asked to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agent_memory.agent import Agent
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.tools import as_tools
+from agent_memory.types import Reply, Sampling, Tool, ToolCall, ToolResult
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
+    "object": (dict,), "null": (type(None),),
+}  # fmt: skip
+
+
+def run_rounds(
+    agent: Agent,
+    message: object,
+    functions: Sequence[Callable[..., Any]],
+    *,
+    max_rounds: int,
+    sampling: Sampling,
+    max_tokens: int,
+    timeout_s: float | None,
+) -> Reply:
+    """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over."""
+    if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
+        raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
+    if not all(callable(function) for function in functions):
+        raise UnsupportedParameterError("functions must be Python functions with typed parameters")
+    tools = as_tools(functions)
+    by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
+    reply = agent.say(message, tools=tools, sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s)
+    for _ in range(max_rounds):
+        if not reply.tool_calls:
+            break
+        results = [run_call(call, *by_name[call.name]) for call in reply.tool_calls]
+        reply = agent.give(*results, tools=tools, sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s)
+    return reply
+
+
+def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolResult:
+    """The result of one call; what it raises, and arguments that do not fit the function's types, are its error."""
+    properties = tool.parameters.get("properties", {})
+    unknown = [name for name in call.arguments if name not in properties]
+    missing = [name for name in tool.parameters.get("required", ()) if name not in call.arguments]
+    wrong = [name for name, value in call.arguments.items() if not unknown and not fits(value, properties[name])]
+    if unknown or missing or wrong:
+        said = {"unknown arguments": unknown, "missing arguments": missing, "arguments of the wrong type": wrong}
+        return ToolResult(call.id, "; ".join(f"{k}: {', '.join(v)}" for k, v in said.items() if v), is_error=True)
+    try:
+        value = function(**call.arguments)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except Exception as error:  # noqa: BLE001 - a user's function: its failure is the model's to read
+        return ToolResult(call.id, f"{type(error).__name__}: {error}", is_error=True)
+    return ToolResult(call.id, text)
+
+
+def fits(value: object, schema: Mapping[str, Any]) -> bool:
+    """Whether a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    kind = schema.get("type")
+    if kind is not None and (not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return False
+    if isinstance(value, list):
+        return all(fits(one, schema.get("items", {})) for one in value)
+    if isinstance(value, dict):
+        return all(fits(one, schema.get("additionalProperties", {})) for one in value.values())
+    return True

@@ -1,0 +1,156 @@
+"""Any caller's shape of a tool -> ``Tool``: Anthropic's, OpenAI's, or a typed Python function."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.types import Tool
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_SHAPES = "a Tool, {name, input_schema}, {type: 'function', function: {name, parameters}} or a typed Python function"
+
+
+def as_tools(tools: object) -> tuple[Tool, ...]:
+    """The canonical value of each tool, in order. Raises UnsupportedParameterError naming the tool and the reason."""
+    if isinstance(tools, (str, bytes, Mapping, Tool)) or not isinstance(tools, Sequence):
+        raise UnsupportedParameterError(f"tools must be a list of tools, got {type(tools).__name__}")
+    found = tuple(_tool(tool, place) for place, tool in enumerate(tools))
+    names = [tool.name for tool in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UnsupportedParameterError(f"two tools have the name {twice[0]!r}; a call could mean either")
+    return found
+
+
+def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Tools in the shape that chat templates and mlx-lm's parsers read (OpenAI's)."""
+    return [
+        {
+            "type": "function",
+            "function": {"name": t.name, "description": t.description, "parameters": dict(t.parameters)},
+        }
+        for t in tools
+    ]
+
+
+def to_json(tools: Sequence[Tool]) -> str:
+    """The store's form."""
+    return json.dumps([[t.name, t.description, dict(t.parameters)] for t in tools], separators=(",", ":"))
+
+
+def from_json(text: str) -> tuple[Tool, ...]:
+    """The reverse of ``to_json``."""
+    return tuple(Tool(*row) for row in json.loads(text))
+
+
+def _tool(tool: object, place: int) -> Tool:
+    if isinstance(tool, Tool):
+        return _checked(tool, place)
+    if isinstance(tool, Mapping):
+        return _checked(_from_mapping(tool, place), place)
+    if callable(tool):
+        return _checked(from_function(tool), place)
+    raise UnsupportedParameterError(f"tool {place} must be {_SHAPES}; got {type(tool).__name__}")
+
+
+def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
+    kind = tool.get("type", "function" if "function" in tool else "custom")
+    known = {"type", "name", "description", "input_schema", "cache_control"}
+    if kind == "function":
+        known, tool = {"name", "description", "parameters", "strict"}, tool.get("function", tool)
+        if not isinstance(tool, Mapping):
+            raise UnsupportedParameterError(f"tool {place}: function must be an object, got {type(tool).__name__}")
+        known |= {"type"}
+    elif kind != "custom":
+        raise UnsupportedParameterError(f"tool {place} is of type {kind!r}; only tools that the caller runs are known")
+    if unknown := sorted(map(str, set(tool) - known)):
+        raise UnsupportedParameterError(f"tool {place} has the key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if tool.get("strict"):
+        raise UnsupportedParameterError(f"tool {place}: strict is not supported in this version")
+    schema = tool.get("input_schema" if kind == "custom" else "parameters")
+    name, description = tool.get("name"), tool.get("description")
+    if schema is None:
+        return Tool(name, description or "")  # type: ignore[arg-type]  # checked by the caller
+    return Tool(name, description or "", schema)  # type: ignore[arg-type]  # checked by the caller
+
+
+def _checked(tool: Tool, place: int) -> Tool:
+    if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
+        raise UnsupportedParameterError(
+            f"tool {place}: a name has letters, digits, '_', '-' and '.', at most 128, got {tool.name!r}"
+        )
+    if not isinstance(tool.description, str):
+        raise UnsupportedParameterError(f"tool {tool.name!r}: the description must be text")
+    if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
+        raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
+    try:
+        text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
+    return Tool(tool.name, tool.description, json.loads(text)[1])
+
+
+def from_function(function: Callable[..., Any]) -> Tool:
+    """A tool of a Python function: its name, its docstring, and a schema of its annotations.
+
+    ``name: text`` lines of an ``Args:`` section describe the parameters. Raises UnsupportedParameterError for a
+    parameter without a type, of a type that JSON has not, or that cannot be passed by name.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        signature, hints = inspect.signature(function), typing.get_type_hints(function)
+    except (TypeError, ValueError, NameError) as error:
+        raise UnsupportedParameterError(f"the types of function {name!r} cannot be read: {error}") from None
+    text, described = _documented(inspect.getdoc(function) or "")
+    properties: dict[str, Any] = {}
+    required = []
+    for parameter in signature.parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise UnsupportedParameterError(f"function {name!r}: {parameter} cannot be passed by name")
+        if parameter.name not in hints:
+            raise UnsupportedParameterError(f"function {name!r}: parameter {parameter.name!r} needs a type")
+        properties[parameter.name] = _schema(hints[parameter.name], f"{name}.{parameter.name}")
+        if parameter.name in described:
+            properties[parameter.name]["description"] = described[parameter.name]
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    return Tool(name, text, {"type": "object", "properties": properties, "required": required})
+
+
+def _documented(text: str) -> tuple[str, dict[str, str]]:
+    """A docstring's first part, and what its ``Args:`` section says of each parameter."""
+    head, _, rest = text.partition("\nArgs:\n")
+    found = {}
+    for line in rest.splitlines():
+        if not line.startswith(" "):
+            break
+        if pair := re.match(r"\s+(\w+)(?: \([^)]*\))?: (.+)", line):
+            found[pair[1]] = pair[2].strip()
+    return head.strip(), found
+
+
+def _schema(hint: Any, place: str) -> dict[str, Any]:
+    """The JSON Schema of an annotation."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return {}
+    if hint in _JSON_TYPES:
+        return {"type": _JSON_TYPES[hint]}
+    if origin is Literal:
+        kinds = {_JSON_TYPES.get(type(part), "") for part in parts}
+        return {"type": kinds.pop(), "enum": list(parts)} if len(kinds) == 1 else {"enum": list(parts)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(part, place) for part in parts]}
+    if hint is list or origin in (list, Sequence):
+        return {"type": "array", **({"items": _schema(parts[0], place)} if parts else {})}
+    if hint is dict or origin in (dict, Mapping):
+        return {"type": "object", **({"additionalProperties": _schema(parts[1], place)} if parts else {})}
+    raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {hint!r}")

@@ -1,0 +1,97 @@
+"""An agent with a calculator and a folder of notes: the model calls, plain Python functions answer.
+
+    python examples/tools.py [--model NAME_OR_FOLDER]
+
+The starter model (135 million parameters) is far too small to choose tools well, and in this version nothing holds its
+calls to their schema: with it, expect answers in plain words, and calls that are refused. Name a model of a few billion
+parameters that was trained to call tools to see it work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import operator
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent_memory import Memory, Reply
+
+NOTES = {"shed.txt": "3 red tools, 14 blue tools.", "loans.txt": "A loan lasts 21 days."}
+TASKS = [
+    "What is 137 * 24? Use the calculator.",
+    "Which notes are there?",
+    "How many tools are in the shed, in all? Read the note shed.txt.",
+]
+OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}  # fmt: skip
+
+
+def calculate(expression: str) -> str:
+    """Calculate with numbers, + - * / and parentheses.
+
+    Args:
+        expression: What to calculate, e.g. "2 * (3 + 4)".
+    """
+
+    def value(node: ast.expr) -> float:
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+            return node.value
+        if isinstance(node, ast.BinOp):
+            return float(OPERATORS[type(node.op)](value(node.left), value(node.right)))
+        if isinstance(node, ast.UnaryOp):
+            return float(OPERATORS[type(node.op)](value(node.operand)))
+        raise ValueError("only numbers, + - * / and parentheses")
+
+    return f"{value(ast.parse(expression, mode='eval').body):g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, Memory(args.model, Path(folder) / "store") as memory:
+        notes = Path(folder) / "notes"
+        notes.mkdir()
+        for name, text in NOTES.items():
+            (notes / name).write_text(text, encoding="utf-8")
+
+        def list_notes() -> list[str]:
+            """The names of all notes."""
+            return sorted(path.name for path in notes.iterdir())
+
+        def read_note(name: str) -> str:
+            """The text of one note."""
+            if name not in list_notes():  # a model's arguments are not to be trusted with paths
+                raise ValueError(f"there is no note {name!r}; there are {', '.join(list_notes())}")
+            return (notes / name).read_text(encoding="utf-8")
+
+        for number, task in enumerate(TASKS):
+            agent = memory.agent(f"worker {number}", system="Answer in one sentence.")
+            reply = memory.run_tools(agent, task, [calculate, list_notes, read_note], max_rounds=4, max_tokens=96)
+            print(f"\nTask: {task}")
+            for message in agent.messages[2:-1]:
+                for call in message.tool_calls:
+                    print(f"  calls    {call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})")
+                if message.role == "tool":
+                    print(f"  result   {message.content}")
+            show(reply)
+
+
+def show(reply: Reply) -> None:
+    """The last reply of a task."""
+    for call in reply.rejected_calls:
+        print(f"  refused  {call.name or 'a call'}: {call.detail}")
+    print(f"  {reply.finish:8} {' '.join(reply.text.split())[:200]}")
+    usage = reply.usage
+    print(f"  {usage.cached_tokens:,} of {usage.prompt_tokens:,} prompt tokens were there already")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Both APIs in process: replies and every event are valid under the SDKs' own types, and streams add up to replies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anthropic.types
+import openai.types.chat
+import pytest
+from anthropic.lib.streaming._messages import accumulate_event
+from hypothesis import given
+from hypothesis import strategies as st
+from jiter import from_json
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from pydantic import TypeAdapter
+
+from agent_memory import CancelledError, EchoRunner, Memory, ToolResultError, UnsupportedParameterError
+from agent_memory.dialects.plain import begun_object
+
+EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "location": {"type": "string", "description": "The city name"},
+        "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+    },
+    "required": ["location"],
+}
+WEATHER = {"name": "get_weather", "description": "Get the current weather for a location", "input_schema": SCHEMA}
+FUNCTION = {"type": "function", "function": {**WEATHER, "parameters": SCHEMA}}
+del FUNCTION["function"]["input_schema"]  # type: ignore[attr-defined]
+ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+INPUT = {"location": "Paris", "unit": "celsius"}
+CALL = json.dumps({"tool_use": {"name": "get_weather", "input": INPUT}})
+#: As the echo template itself writes a call, so that what was generated is reused.
+NATIVE = f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': INPUT})}</tool_call>"
+SAYINGS = [
+    "Hello, you.", "", "\n", CALL, f"I'll check the weather for you.\n{CALL}", f"One.\n{CALL}\nTwo.\n{CALL}\n\nThree.",
+    f"<think>hm</think>\n\nSo: {{x}}\n{CALL}", CALL[:-14], CALL[:40], f"<think>{CALL}", f"{CALL[:-2]}, }}}}",
+    '{"tool_use": {"name": "send", "input": {}}}', '{"function_call": {"name": "get_weather", "arguments": "{}"}}',
+]  # fmt: skip
+
+
+@pytest.fixture
+def saying() -> Iterator[Callable[..., Memory]]:
+    memories: list[Memory] = []
+
+    def open_(*said: str) -> Memory:
+        rest = list(said)
+        memories.append(Memory(EchoRunner(lambda asked, ids: rest.pop(0) if len(rest) > 1 else rest[0]), ":memory:"))
+        return memories[-1]
+
+    yield open_
+    for memory in memories:
+        memory.close()
+
+
+def anthropic_request(**more: Any) -> dict[str, Any]:
+    return {"model": "any", "max_tokens": 500, "messages": ASK, "tools": [WEATHER], **more}
+
+
+def openai_request(**more: Any) -> dict[str, Any]:
+    return {"model": "any", "messages": ASK, "tools": [FUNCTION], **more}
+
+
+def check_anthropic_order(events: list[Any]) -> None:
+    """Starts and stops balanced, indices contiguous, one block open at a time (requirement 19)."""
+    kinds = [event.type for event in events]
+    assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
+    index, is_open = -1, False
+    for event in events[1:-2]:
+        if event.type == "content_block_start":
+            index, is_open = index + 1, not is_open
+            assert is_open
+        elif event.type == "content_block_stop":
+            is_open = False
+        else:
+            assert is_open
+        assert event.index == index
+    assert not is_open
+
+
+@pytest.mark.parametrize("said", SAYINGS)
+def test_anthropic_events_are_valid_and_add_up_to_the_message_19(saying: Any, said: str) -> None:
+    memory = saying(said)
+    stream = memory.messages.create(**anthropic_request(stream=True))
+    snapshot, buffers = None, {}  # type: ignore[var-annotated]
+    for event in stream:
+        valid = EVENTS.validate_python(event.to_dict(), strict=True)
+        snapshot = accumulate_event(event=valid, current_snapshot=snapshot, json_bufs=buffers)
+    check_anthropic_order(list(stream))
+    whole = stream.whole().to_dict()
+    assert anthropic.types.Message.model_validate(whole, strict=True)
+    assert snapshot is not None
+    validated = anthropic.types.Message.model_validate(whole)
+    assert snapshot.to_dict(exclude_none=True) == validated.to_dict(exclude_none=True)
+    alone = memory.messages.create(**anthropic_request()).to_dict()
+    for message in (alone, whole):
+        message.pop("id")
+        message.pop("usage")
+        for block in message["content"]:
+            block.pop("id", None)
+    assert alone == whole
+
+
+@pytest.mark.parametrize("said", SAYINGS)
+def test_openai_chunks_are_valid_and_add_up_to_the_completion_20(saying: Any, said: str) -> None:
+    memory = saying(said)
+    stream = memory.chat.completions.create(**openai_request(stream=True, stream_options={"include_usage": True}))
+    state: Any = ChatCompletionStreamState()
+    chunks = [event.to_dict() for event in stream]
+    for chunk in chunks:
+        state.handle_chunk(openai.types.chat.ChatCompletionChunk.model_validate(chunk, strict=True))
+    assert [chunk["choices"] for chunk in chunks[-1:]] == [[]]
+    finishes = [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]]
+    assert finishes[:-1] == [None] * (len(finishes) - 1)
+    starts = [c for chunk in chunks[:-1] for c in chunk["choices"][0]["delta"].get("tool_calls", ()) if "id" in c]
+    assert [call["index"] for call in starts] == list(range(len(starts)))
+    whole = stream.whole().to_dict()
+    assert openai.types.chat.ChatCompletion.model_validate(whole, strict=True)
+    added_up = state.current_completion_snapshot.to_dict()
+    mine, theirs = whole["choices"][0], added_up["choices"][0]
+    assert mine["finish_reason"] == finishes[-1] == theirs["finish_reason"]
+    for key in ("role", "content", "reasoning_content"):
+        assert mine["message"].get(key) == theirs["message"].get(key), key
+    stripped = [
+        {"id": call["id"], "type": call["type"], "function": {k: call["function"][k] for k in ("name", "arguments")}}
+        for call in theirs["message"].get("tool_calls") or ()
+    ]
+    assert mine["message"].get("tool_calls", []) == stripped
+    assert whole["usage"] == chunks[-1]["usage"]
+
+
+def test_the_anthropic_tool_guide_works_as_printed(saying: Any) -> None:
+    memory = saying(f"I'll check the weather for you.\n{NATIVE}", "It is sunny.")
+    first = memory.messages.create(**anthropic_request(metadata={"user_id": "ann"}))
+    assert (first.stop_reason, first.role, first.type) == ("tool_use", "assistant", "message")
+    text, use = first.content
+    assert (text.type, text.text) == ("text", "I'll check the weather for you.\n")
+    assert (use.type, use.name, use.input, use["input"]) == ("tool_use", "get_weather", INPUT, INPUT)
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "The weather in Paris is 22°C and sunny."}
+    history = [*ASK, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    second = memory.messages.create(**anthropic_request(metadata={"user_id": "ann"}, messages=history))
+    assert (second.content[0].text, second.stop_reason) == ("It is sunny.", "end_turn")
+    usage = second.usage
+    assert usage.cache_read_input_tokens >= first.usage.cache_creation_input_tokens + first.usage.output_tokens - 1
+    assert [m.role for m in memory.agent("ann").messages] == ["user", "assistant", "tool", "assistant"]
+    counted = memory.messages.count_tokens(model="any", messages=ASK, tools=[WEATHER]).input_tokens
+    spent = first.usage
+    assert counted == spent.input_tokens + spent.cache_read_input_tokens + spent.cache_creation_input_tokens
+
+
+def test_the_openai_function_guide_works_as_printed(saying: Any) -> None:
+    memory = saying(NATIVE, "It is sunny.")
+    first = memory.chat.completions.create(**openai_request(tool_choice="auto", max_tokens=200, user="ann"))
+    [choice] = first.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    [call] = choice.message.tool_calls
+    assert (call.type, call.function.name, json.loads(call.function.arguments)) == ("function", "get_weather", INPUT)
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "22°C and sunny."}
+    history = [*ASK, choice.message, answer]  # the object itself, as guides append it
+    second = memory.chat.completions.create(**openai_request(messages=history, user="ann"))
+    assert (second.choices[0].message.content, second.choices[0].finish_reason) == ("It is sunny.", "stop")
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.total_tokens - 1
+    assert first.usage.total_tokens == first.usage.prompt_tokens + first.usage.completion_tokens
+
+
+def test_dialogues_that_are_equal_in_both_apis_compute_once_22(saying: Any) -> None:
+    memory = saying("Sunny.")
+    a = memory.messages.create(**anthropic_request(system=[{"type": "text", "text": "Be brief."}]))
+    b = memory.chat.completions.create(**openai_request(messages=[{"role": "system", "content": "Be brief."}, *ASK]))
+    assert b.usage.prompt_tokens == a.usage.cache_creation_input_tokens + a.usage.cache_read_input_tokens
+    assert b.usage.prompt_tokens_details.cached_tokens == b.usage.prompt_tokens - 1
+
+
+def test_streams_serve_event_loops_context_managers_and_early_ends(saying: Any) -> None:
+    memory = saying(f"Well.\n{CALL}")
+
+    async def both() -> None:
+        async with memory.messages.stream(**anthropic_request()) as stream:
+            kinds = [event.type async for event in stream]
+            assert kinds == [event.type for event in stream]
+            assert (await stream).to_dict() == stream.get_final_message().to_dict()
+        chunks = [c async for c in memory.chat.completions.create(**openai_request(stream=True))]
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+    asyncio.run(both())
+    with memory.messages.stream(**anthropic_request()) as stream:
+        assert "".join(stream.text_stream) == "Well.\n"
+    with memory.messages.stream(**anthropic_request()) as stream:
+        next(iter(stream))
+    with pytest.raises(CancelledError):
+        stream.get_final_message()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "anthropics", "openais"), [(12, "max_tokens", "length"), (500, "tool_use", "tool_calls")]
+)
+def test_why_it_ended_in_both_apis_words_17_18(saying: Any, max_tokens: int, anthropics: str, openais: str) -> None:
+    memory = saying(CALL)
+    assert memory.messages.create(**anthropic_request(max_tokens=max_tokens)).stop_reason == anthropics
+    completion = memory.chat.completions.create(**openai_request(max_completion_tokens=max_tokens))
+    assert completion.choices[0].finish_reason == openais
+
+
+def test_stop_sequences_seeds_and_parallel_calls_reach_the_request_16(saying: Any) -> None:
+    memory = saying("One two three.", "One two three.", f"{CALL}\n{CALL}", f"{CALL}\n{CALL}", CALL, CALL)
+    message = memory.messages.create(**anthropic_request(stop_sequences=["two", "x"]))
+    assert (message.stop_reason, message.stop_sequence, message.content[0].text) == ("stop_sequence", "two", "One ")
+    completion = memory.chat.completions.create(**openai_request(stop="two", temperature=0, top_p=0.9, seed=7))
+    assert completion.choices[0].message.content == "One "
+    one = memory.messages.create(**anthropic_request(tool_choice={"type": "auto", "disable_parallel_tool_use": True}))
+    assert [block.type for block in one.content] == ["tool_use"]
+    other = memory.chat.completions.create(**openai_request(parallel_tool_calls=False))
+    assert len(other.choices[0].message.tool_calls) == 1
+    none = memory.messages.create(**anthropic_request(tool_choice={"type": "none"}))
+    assert ([block.type for block in none.content], none.stop_reason) == (["text"], "end_turn")
+    assert memory.chat.completions.create(**openai_request(tool_choice="none")).choices[0].message.content == CALL
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"max_tokens": None}, "max_tokens is missing"), ({"messages": None}, "messages is missing"),
+        ({"betas": ["x"]}, "betas is not supported"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking"),
+        ({"tool_choice": {"type": "any"}}, "'required'"), ({"tool_choice": {"type": "tool", "name": "f"}}, "'f'"),
+        ({"tool_choice": {"type": "maybe"}}, "maybe"), ({"metadata": {"team": "x"}}, "metadata.team"),
+        ({"messages": "hi"}, "messages must be list"), ({"max_tokens": True}, "max_tokens must be int"),
+        ({"stream": "yes"}, "stream must be bool"),
+        ({"temperature": "hot"}, "temperature"), ({"system": 3}, "system must be"),
+        ({"service_tier": "x"}, "service_tier"),
+    ],
+)  # fmt: skip
+def test_what_messages_does_not_support_is_refused_by_name(saying: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        saying("x").messages.create(**anthropic_request(**more))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"n": 2}, "n=2"), ({"logprobs": True}, "logprobs"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"), ({"audio": {}}, "audio"), ({"functions": []}, "functions"),
+        ({"response_format": {"type": "json_object"}}, "json_object"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "schema="),
+        ({"tool_choice": "required"}, "required"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "'f'"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "allowed_tools"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "both"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"), ({"messages": None}, "messages is missing"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"), ({"user": 3}, "user must be str"),
+    ],
+)  # fmt: skip
+def test_what_completions_does_not_support_is_refused_by_name(saying: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        saying("x").chat.completions.create(**openai_request(**more))
+
+
+def test_a_result_that_answers_nothing_is_refused_in_both_21(saying: Any) -> None:
+    memory = saying("x")
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
+    answer = {"role": "tool", "tool_call_id": "1", "content": "x"}
+    with pytest.raises(ToolResultError):
+        memory.messages.create(**anthropic_request(messages=[*ASK, {"role": "user", "content": [result]}]))
+    with pytest.raises(ToolResultError):
+        memory.chat.completions.create(**openai_request(messages=[*ASK, answer]))
+
+
+def test_objects_read_like_the_sdks(saying: Any) -> None:
+    message = saying(CALL).messages.create(**anthropic_request())
+    assert message.content[0].name == message["content"][0]["name"]
+    assert dict(**message.content[0].input) == INPUT
+    assert message.model_dump() == message.to_dict() == json.loads(json.dumps(message.to_dict()))
+    assert message == message.to_dict()
+    with pytest.raises(AttributeError, match="no 'colour'; it has id"):
+        message.colour  # noqa: B018
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.integers(1, 200), st.sampled_from([None, 2]))
+def test_what_is_complete_in_cut_arguments_is_what_the_sdk_makes_of_them(value: Any, stop: int, indent: Any) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)[:stop]
+    assert begun_object(text) == from_json(text.encode(), partial_mode=True)
