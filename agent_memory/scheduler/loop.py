@@ -88,9 +88,10 @@ class Loop:
         self._start_waiting()
         if self._prefilling and (not self._rows or self._pacer.is_prefill_due):
             started = time.perf_counter()
-            self._prefill_step(self._next_prefill())
-            self._pacer.prefilled(time.perf_counter() - started)
-        if self._rows:
+            row = self._next_prefill()
+            self._prefill_step(row)
+            self._pacer.prefilled(time.perf_counter() - started, is_last=row.is_ready)
+        if self._rows and not (self._prefilling and self._pacer.is_prefill_due):
             started = time.perf_counter()
             self._decode_step()
             self._pacer.decoded(time.perf_counter() - started)

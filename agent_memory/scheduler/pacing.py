@@ -11,32 +11,37 @@ _DECODE_SHARE = 0.4
 class Pacer:
     """Keeps decoding callers near ``target_gap_s`` between tokens while somebody's prompt is computed.
 
-    A prefill step is never cut or grown under load (the KV must not depend on it); what varies is how many decode
+    A prefill step is never cut or grown under load (the KV must not depend on it). What varies is how many decode
     steps follow it: enough that the mean gap comes near the target, at least one, and no more than the prompt's own
-    time allows.
+    time allows. Prompts that need one short step each follow one another while the gap stays within the target.
     """
 
     def __init__(self, target_gap_s: float) -> None:
         self._target_gap_s = target_gap_s
         self._decode_s = 0.0  # a running mean
+        self._spent_s = 0.0  # in prefill steps since the last decode step
         self._owed = 0
 
     @property
     def is_prefill_due(self) -> bool:
-        """Whether the decode steps that the last prefill step owed have run."""
+        """Whether a prefill step may come next; else a decode step does."""
         return self._owed <= 0
 
-    def prefilled(self, seconds: float) -> None:
-        """A prefill step took so long while others decode."""
-        self._owed = self.decode_steps(seconds)
+    def prefilled(self, seconds: float, *, is_last: bool) -> None:
+        """A prefill step took so long, the last of its prompt or not, while others decode."""
+        self._spent_s += seconds
+        is_tight = self._spent_s + seconds > self._target_gap_s - self._decode_s  # another such step would not fit
+        if is_tight or not is_last:
+            self._owed = self.decode_steps(self._spent_s)
 
     def decoded(self, seconds: float) -> None:
         """A decode step of all groups took so long."""
         self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
         self._owed -= 1
+        self._spent_s = 0.0
 
     def decode_steps(self, prefill_s: float) -> int:
-        """Decode steps after a prefill step of ``prefill_s``."""
+        """Decode steps after ``prefill_s`` of prefill."""
         spare = self._target_gap_s - self._decode_s  # what a step may lend to the prefill
         if prefill_s <= spare or not self._decode_s:
             return 1

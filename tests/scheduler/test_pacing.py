@@ -38,10 +38,28 @@ def test_there_is_always_one_decode_step_and_no_more_than_the_share(gap: float, 
     assert n == 1 or n * decode <= 0.4 * step * 1.001
 
 
+def test_short_prefill_steps_follow_one_another_while_the_gap_allows_it() -> None:
+    pacer = _paced(0.5, 0.1)
+    for _ in range(3):
+        assert pacer.is_prefill_due
+        pacer.prefilled(0.1, is_last=True)
+    assert pacer.is_prefill_due, "0.3 s are spent, and one more step and the decode step end at 0.5 s"
+    pacer.prefilled(0.1, is_last=True)
+    assert not pacer.is_prefill_due
+    pacer.decoded(0.1)
+    assert pacer.is_prefill_due
+
+
+def test_a_long_prompts_steps_never_follow_one_another() -> None:
+    pacer = _paced(0.5, 0.001)
+    pacer.prefilled(0.001, is_last=False)
+    assert not pacer.is_prefill_due
+
+
 def test_the_steps_owed_are_counted_down() -> None:
     pacer = _paced(0.5, 0.1)
     assert pacer.is_prefill_due
-    pacer.prefilled(2.0)
+    pacer.prefilled(2.0, is_last=False)
     for _ in range(5):
         assert not pacer.is_prefill_due
         pacer.decoded(0.1)
