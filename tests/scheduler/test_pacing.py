@@ -39,11 +39,11 @@ def test_there_is_always_one_decode_step_and_no_more_than_the_share(gap: float, 
 
 
 def test_short_prefill_steps_follow_one_another_while_the_gap_allows_it() -> None:
-    pacer = _paced(0.5, 0.1)
+    pacer = _paced(0.55, 0.1)
     for _ in range(3):
         assert pacer.is_prefill_due
         pacer.prefilled(0.1, is_last=True)
-    assert pacer.is_prefill_due, "0.3 s are spent, and one more step and the decode step end at 0.5 s"
+    assert pacer.is_prefill_due, "0.3 s are spent, one more step and the decode step would end at 0.5 s"
     pacer.prefilled(0.1, is_last=True)
     assert not pacer.is_prefill_due
     pacer.decoded(0.1)
