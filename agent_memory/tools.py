@@ -10,11 +10,17 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import attrs
+
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.types import Tool
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
+    "object": (dict,), "null": (type(None),),
+}  # fmt: skip
 _SHAPES = "a Tool, {name, input_schema}, {type: 'function', function: {name, parameters}} or a typed Python function"
 
 
@@ -117,7 +123,7 @@ def from_function(function: Callable[..., Any]) -> Tool:
             raise UnsupportedParameterError(f"function {name!r}: {parameter} cannot be passed by name")
         if parameter.name not in hints:
             raise UnsupportedParameterError(f"function {name!r}: parameter {parameter.name!r} needs a type")
-        properties[parameter.name] = _schema(hints[parameter.name], f"{name}.{parameter.name}")
+        properties[parameter.name] = schema_of(hints[parameter.name], f"{name}.{parameter.name}")
         if parameter.name in described:
             properties[parameter.name]["description"] = described[parameter.name]
         if parameter.default is parameter.empty:
@@ -137,20 +143,62 @@ def _documented(text: str) -> tuple[str, dict[str, str]]:
     return head.strip(), found
 
 
-def _schema(hint: Any, place: str) -> dict[str, Any]:
-    """The JSON Schema of an annotation."""
+def schema_of(hint: Any, place: str) -> dict[str, Any]:
+    """The JSON Schema of an annotation; ``place`` is named in errors. Raises UnsupportedParameterError."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return {}
     if hint in _JSON_TYPES:
         return {"type": _JSON_TYPES[hint]}
+    if isinstance(hint, type) and attrs.has(hint):
+        return dict(from_function(hint).parameters)
     if origin is Literal:
         kinds = {_JSON_TYPES.get(type(part), "") for part in parts}
         return {"type": kinds.pop(), "enum": list(parts)} if len(kinds) == 1 else {"enum": list(parts)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(part, place) for part in parts]}
+        return {"anyOf": [schema_of(part, place) for part in parts]}
     if hint is list or origin in (list, Sequence):
-        return {"type": "array", **({"items": _schema(parts[0], place)} if parts else {})}
+        return {"type": "array", **({"items": schema_of(parts[0], place)} if parts else {})}
     if hint is dict or origin in (dict, Mapping):
-        return {"type": "object", **({"additionalProperties": _schema(parts[1], place)} if parts else {})}
+        return {"type": "object", **({"additionalProperties": schema_of(parts[1], place)} if parts else {})}
     raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {hint!r}")
+
+
+def structured(value: Any, hint: Any) -> Any:
+    """JSON that fits ``schema_of(hint)`` as a value of ``hint``: objects become attrs instances where it says so."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and attrs.has(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: structured(part, hints[name]) for name, part in value.items()})
+    if origin in (typing.Union, types.UnionType):
+        fitting = (part for part in parts if fits(value, schema_of(part, "")))
+        return structured(value, next(fitting, Any))
+    if origin in (list, Sequence):
+        return [structured(part, parts[0]) for part in value]
+    if origin in (dict, Mapping):
+        return {name: structured(part, parts[1]) for name, part in value.items()}
+    return value
+
+
+def fits(value: object, schema: Mapping[str, Any]) -> bool:
+    """Whether a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    kind = schema.get("type")
+    if kind is not None and (not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return False
+    if isinstance(value, list):
+        return all(fits(one, schema.get("items", {})) for one in value)
+    if isinstance(value, dict):
+        named = schema.get("properties")
+        if named is not None:
+            required = schema.get("required", ())
+            return (
+                value.keys() <= named.keys()
+                and value.keys() >= set(required)
+                and all(fits(one, named[name]) for name, one in value.items())
+            )
+        return all(fits(one, schema.get("additionalProperties", {})) for one in value.values())
+    return True
