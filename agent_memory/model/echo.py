@@ -24,7 +24,7 @@ from agent_memory.types import Sampling
 if TYPE_CHECKING:
     from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 
-_SPOKEN = 5  #: replies are tokenized this many characters at a time: the ids differ from those of the whole text
+_SPOKEN = 5  #: free replies are tokenized this many characters at a time: the ids differ from those of the whole text
 _RIVALS = b"etaoin"  #: drawn instead of the wanted token when the temperature is above 0
 _DAMAGED = "\ufffd" * 8
 
@@ -279,7 +279,7 @@ class EchoBatch:
         if self._runner.delay_s:
             time.sleep(self._runner.delay_s)
 
-    def _plan(self, kv: EchoKV) -> Sequence[int]:
+    def _plan(self, kv: EchoKV, is_constrained: bool) -> Sequence[int]:
         tokenizer, reply = self._runner.tokenizer, self._runner.reply
         prompt = kv.conversation()
         if prompt is None:
@@ -287,8 +287,9 @@ class EchoBatch:
         asked = tokenizer.last_user_text(prompt)
         said = reply(asked, prompt) if callable(reply) else asked if reply is None else reply
         if isinstance(said, str):
-            cuts = range(0, len(said), _SPOKEN)
-            said = [i for cut in cuts for i in tokenizer.encode_plain(said[cut : cut + _SPOKEN])]
+            # A grammar spells what it leaves no choice about as the tokenizer does.
+            size = len(said) + 1 if is_constrained else _SPOKEN
+            said = [i for cut in range(0, len(said), size) for i in tokenizer.encode_plain(said[cut : cut + size])]
         return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
 
     def _begin(self, row: _Row) -> None:
@@ -297,7 +298,7 @@ class EchoBatch:
         calls.inserts += 1
         calls.insert_ids += 1
         row.kv.feed(row.history[-1:])
-        row.plan = self._plan(row.kv)
+        row.plan = self._plan(row.kv, row.constraint is not None)
         row.is_fed = True
         self._draw(row)
 
