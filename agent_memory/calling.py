@@ -13,8 +13,9 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.protocols import Constraint, Tokenizer
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser, schemas
-from agent_memory.toolcall.constraint import Forced
-from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.toolcall.constraint import Forced, HeldCalls
+from agent_memory.toolcall.formats import JSONForm, forms
+from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, json_form, value_grammar
 from agent_memory.tools import as_tools
 from agent_memory.types import Tool
 
@@ -28,6 +29,7 @@ class Calling:
     max_calls: int | None = None  #: generation ends after so many
     is_raw: bool = False  #: no template, so neither tools nor marks of reasoning
     grammar: str | None = field(default=None, repr=False)  #: of the whole reply
+    held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
     format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
     build: Callable[[Any], Any] | None = None  #: makes ``Reply.parsed`` of the reply's JSON
 
@@ -47,6 +49,8 @@ class Calling:
 
         Raises UnsupportedParameterError or MissingExtraError.
         """
+        if self.held:
+            return HeldCalls(self.parser(tokenizer, prompt), tokenizer, grammars, self.held)
         if self.grammar is None:
             return None
         marks = None if self.is_raw else tokenizer.reasoning
@@ -89,10 +93,26 @@ def calling_of(
         described, build = schemas.of_value(schema)
         return attrs.evolve(calling, tools=(), grammar=value_grammar(described), build=build)
     if not forced:
-        return calling
+        return attrs.evolve(calling, held=_held(offered, tokenizer))
     format = forced_format(_own_format(tokenizer), knows_tools=tokenizer.has_template and tokenizer.knows_tools)
-    closed = [attrs.evolve(t, parameters=schemas.checked(t.parameters, f"{t.name}.parameters")) for t in forced]
-    return attrs.evolve(calling, max_calls=1, grammar=call_grammar(closed, format, tokenizer), format=format)
+    grammar = call_grammar([_closed(tool) for tool in forced], json_form(format), tokenizer)
+    return attrs.evolve(calling, max_calls=1, grammar=grammar, format=format)
+
+
+def _held(offered: tuple[Tool, ...], tokenizer: Tokenizer) -> tuple[Tool, ...]:
+    """What free calls are held to where a tool is strict: its schema; any object for the others."""
+    if not any(tool.strict for tool in offered):
+        return ()
+    if (format := _own_format(tokenizer)) is not None and not all(isinstance(f, JSONForm) for f in forms(format)):
+        raise UnsupportedParameterError(
+            f"this model writes calls in the format {format!r}, and only JSON can be held: "
+            "leave out strict=True, or force a choice"
+        )
+    return tuple(_closed(t) if t.strict else attrs.evolve(t, parameters={"type": "object"}) for t in offered)
+
+
+def _closed(tool: Tool) -> Tool:
+    return attrs.evolve(tool, parameters=schemas.checked(tool.parameters, f"{tool.name}.parameters"))
 
 
 def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:

@@ -48,7 +48,8 @@ def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def to_json(tools: Sequence[Tool]) -> str:
     """The store's form."""
-    return json.dumps([[t.name, t.description, dict(t.parameters)] for t in tools], separators=(",", ":"))
+    rows = [[t.name, t.description, dict(t.parameters), *[True] * t.strict] for t in tools]
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def from_json(text: str) -> tuple[Tool, ...]:
@@ -68,7 +69,7 @@ def _tool(tool: object, place: int) -> Tool:
 
 def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
     kind = tool.get("type", "function" if "function" in tool else "custom")
-    known = {"type", "name", "description", "input_schema", "cache_control"}
+    known = {"type", "name", "description", "input_schema", "strict", "cache_control"}
     if kind == "function":
         known, tool = {"name", "description", "parameters", "strict"}, tool.get("function", tool)
         if not isinstance(tool, Mapping):
@@ -78,13 +79,10 @@ def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
         raise UnsupportedParameterError(f"tool {place} is of type {kind!r}; only tools that the caller runs are known")
     if unknown := sorted(map(str, set(tool) - known)):
         raise UnsupportedParameterError(f"tool {place} has the key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    if tool.get("strict"):
-        raise UnsupportedParameterError(f"tool {place}: strict is not supported in this version")
     schema = tool.get("input_schema" if kind == "custom" else "parameters")
-    name, description = tool.get("name"), tool.get("description")
-    if schema is None:
-        return Tool(name, description or "")  # type: ignore[arg-type]  # checked by the caller
-    return Tool(name, description or "", schema)  # type: ignore[arg-type]  # checked by the caller
+    name, description, strict = tool.get("name"), tool.get("description"), tool.get("strict")
+    made = Tool(name, description or "", strict=strict or False)  # type: ignore[arg-type]  # checked by the caller
+    return made if schema is None else attrs.evolve(made, parameters=schema)
 
 
 def _checked(tool: Tool, place: int) -> Tool:
@@ -94,6 +92,8 @@ def _checked(tool: Tool, place: int) -> Tool:
         )
     if not isinstance(tool.description, str):
         raise UnsupportedParameterError(f"tool {tool.name!r}: the description must be text")
+    if not isinstance(tool.strict, bool):
+        raise UnsupportedParameterError(f"tool {tool.name!r}: strict must be a bool, got {tool.strict!r}")
     if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
         raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
     try:
@@ -101,7 +101,7 @@ def _checked(tool: Tool, place: int) -> Tool:
         text.encode()
     except (TypeError, ValueError) as error:
         raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
-    return Tool(tool.name, tool.description, json.loads(text)[1])
+    return attrs.evolve(tool, parameters=json.loads(text)[1])
 
 
 def from_function(function: Callable[..., Any]) -> Tool:

@@ -99,10 +99,10 @@ class Processors:
         except Exception as error:  # noqa: BLE001 - a reply that left its grammar: its row reports it
             self.error = error
             return logits
-        return logits if words is None else mx.where(_allowed(words, logits.shape[-1]), logits, -mx.inf)
+        return logits if words is None else mx.where(allowed(words, logits.shape[-1]), logits, -mx.inf)
 
 
-def _allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
+def allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
     """(n_vocab,) bool of a mask's words; ids beyond them, with which models pad their vocabulary, are not allowed."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=min(n_vocab, 32 * len(words)))
     return mx.array(np.pad(bits, (0, n_vocab - len(bits))).view(np.bool_))

@@ -1,13 +1,16 @@
-"""What a forced reply may say next: its grammar, behind whatever reasoning the template has opened."""
+"""What a reply may say next: one that is forced, from its beginning; a free one, where it has opened a call."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from agent_memory.protocols import Tokenizer
-from agent_memory.toolcall.grammar import Matcher
+from agent_memory.toolcall.grammar import Grammars, Matcher, call_grammar
+from agent_memory.toolcall.parser import ToolParser
+from agent_memory.types import Tool
 
 
 class Forced:
@@ -39,3 +42,37 @@ class Forced:
     def mask(self) -> np.ndarray[Any, Any]:
         """The ids that may come next."""
         return self._goes_on if self._closing else self._matcher.mask()
+
+
+class HeldCalls:
+    """The Constraint of a reply that is free but for its calls. Engine thread only.
+
+    ``parser``, one of its own, says where a call opens; from there to its end a grammar holds it. Where the same token
+    has written more, and that fits no call, there is nothing left to hold: whoever reads the reply rejects it.
+    """
+
+    def __init__(self, parser: ToolParser, tokenizer: Tokenizer, grammars: Grammars, tools: Sequence[Tool]) -> None:
+        grammars.prepare()
+        self._parser, self._tokenizer, self._grammars, self._tools = parser, tokenizer, grammars, tools
+        self._stream = tokenizer.detokenizer(marks=True)
+        self._matcher: Matcher | None = None
+        self._is_lost = False
+
+    def accept(self, token: int) -> None:
+        """One id more. Raises UnsupportedParameterError where the mask did not allow it."""
+        self._parser.feed(self._stream.add(token))
+        if self._matcher is not None:
+            self._matcher.accept(token)
+            if self._matcher.is_stopped:
+                self._matcher = None
+        elif (opened := self._parser.opened) is None:
+            self._is_lost = False
+        elif not self._is_lost:
+            form, written = opened
+            matcher = self._grammars.matcher(call_grammar(self._tools, form, self._tokenizer, is_open=True))
+            self._is_lost = not matcher.skip(written)
+            self._matcher = None if self._is_lost else matcher
+
+    def mask(self) -> np.ndarray[Any, Any] | None:
+        """The ids that may come next; None outside calls."""
+        return self._matcher.mask() if self._matcher is not None else None

@@ -35,9 +35,16 @@ def llguidance() -> ModuleType:
         import llguidance
     except ImportError as error:
         raise MissingExtraError(
-            "a forced tool_choice and schema= need constrained decoding: pip install 'agent-memory[grammar]'"
+            "forced tool choices, strict tools and schema= need an extra: pip install 'agent-memory[grammar]'"
         ) from error
     return llguidance
+
+
+def json_form(format: str) -> JSONForm:
+    """How a call in a JSON ``format`` is written."""
+    form = forms(format)[0]
+    assert isinstance(form, JSONForm)
+    return form
 
 
 def forced_format(format: str | None, *, knows_tools: bool) -> str:
@@ -51,18 +58,17 @@ def forced_format(format: str | None, *, knows_tools: bool) -> str:
     return "json_tools" if knows_tools else "tool_use"
 
 
-def call_grammar(tools: Sequence[Tool], format: str, tokenizer: Tokenizer) -> str:
-    """One call of one of ``tools`` in a JSON ``format``; their schemas as ``schemas.checked`` gave them."""
-    form = forms(format)[0]
-    assert isinstance(form, JSONForm)
-    key = "parameters" if format == "llama3" else form.arguments[0]
+def call_grammar(tools: Sequence[Tool], form: JSONForm, tokenizer: Tokenizer, *, is_open: bool = False) -> str:
+    """A call of one of ``tools``, whose schemas ``schemas.checked`` gave. ``is_open``: its start mark is written."""
     opening = f'{{"{form.wrapper}": ' if form.wrapper else ""
     calls = []
     for tool in tools:
-        head = _text(f'{opening}{{"name": {json.dumps(tool.name)}, "{key}": ')
+        head = _text(f'{opening}{{"name": {json.dumps(tool.name)}, "{form.arguments[0]}": ')
         calls.append(f"{head} {_json(tool.parameters)} {_text('}}' if opening else '}')}")
-    start, end = _mark(form.start, tokenizer), _mark(form.end, tokenizer) if form.start else ""
-    inside = "call" if not form.start else f'{start} "\\n"? call "\\n"? {end}'
+    start = _mark(form.start, tokenizer) if form.start and not is_open else ""
+    inside = f'{start} "\\n"? call' if form.start else "call"
+    if form.start and form.end != ";":  # which only parts calls
+        inside += f' "\\n"? {_mark(form.end, tokenizer)}'
     return f"reply: {inside}\ncall: " + "\n    | ".join(calls) + "\n"
 
 
@@ -92,14 +98,18 @@ class Grammars:
         self._tokenizer, self._lock = tokenizer, threading.Lock()
         self._vocabulary: Any = None
 
+    def prepare(self) -> None:
+        """Build now what is built on first use. Raises MissingExtraError or UnsupportedParameterError."""
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = _vocabulary(self._tokenizer)
+
     def matcher(self, grammar: str, *, follows_text: bool = False) -> Matcher:
         """A fresh matcher; compiles, about a millisecond a tool. ``follows_text``: line breaks may come first.
 
         Raises MissingExtraError, and UnsupportedParameterError for a grammar that does not compile.
         """
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = _vocabulary(self._tokenizer)
+        self.prepare()
         start = '"\\n"~0..2 reply' if follows_text else "reply"
         return Matcher(self._vocabulary, f"%llguidance {{}}\nstart: {start}\n{grammar}")
 
@@ -108,6 +118,7 @@ class Matcher:
     """Follows one reply through a grammar, id by id. Not thread-safe."""
 
     def __init__(self, vocabulary: Any, grammar: str) -> None:
+        self._vocabulary = vocabulary
         self._matcher = llguidance().LLMatcher(vocabulary, grammar, log_level=0)
         self._words = np.zeros((vocabulary.vocab_size + 31) // 32, np.uint32)
         self._check()
@@ -125,6 +136,11 @@ class Matcher:
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
             self._check()
+
+    def skip(self, text: str) -> bool:
+        """Go on by a text that is written already; False, and unchanged, where the grammar has no such beginning."""
+        ids = self._vocabulary.tokenize_str(text)
+        return self._matcher.validate_tokens(ids) == len(ids) and bool(self._matcher.consume_tokens(ids))
 
     def mask(self) -> np.ndarray[Any, Any]:
         """A bit for each id that may come next, lowest bit first, as u32 words; the same array every time."""

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from agent_memory import EchoRunner, Memory, MissingExtraError, Sampling, Tool, UnsupportedParameterError
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.toolcall import parse, schemas
-from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, json_form, value_grammar
+from agent_memory.tools import as_tools, from_json, to_json
 
 pytest.importorskip("llguidance")
 
@@ -117,7 +118,7 @@ def test_any_walk_through_the_grammar_is_a_valid_call_that_the_parser_finds_23(
     schema: dict[str, Any], format: str, seed: int
 ) -> None:
     tools = [Tool(name, "", schemas.checked(one, name)) for name, one in (("do", schema), ("wait", WAIT.parameters))]
-    text = wander(call_grammar(tools, format, ECHO), seed)
+    text = wander(call_grammar(tools, json_form(format), ECHO), seed)
     assert text is not None
     parsed = parse(text, tools, format)
     assert (parsed.text.strip(), parsed.rejected_calls) == ("", ())
@@ -171,6 +172,55 @@ def test_a_forced_call_waits_for_the_end_of_reasoning_that_the_template_opened()
     with Memory(EchoRunner("never done"), ":memory:") as memory:  # the end of the reply is no way out
         reply = memory.generate("go", tools=TOOLS, tool_choice="required", template=inside, max_tokens=60)
         assert (reply.finish, reply.tool_calls) == ("length", ())
+
+
+WAITS = '{"name": "wait", "arguments": {"any": [1, {}]}}'
+MOVES = '{"tool_use": {"name": "move", "input": {"to": "left", "steps": 3}}}'
+STRICT = [Tool("move", "Moves the crane.", MOVE.parameters, strict=True), WAIT]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'So:\n<tool_call>{"name": "fly", "arguments": {"to": "the moon"}}</tool_call>\nDone.',
+        'So:\n<tool_call>\n{"name": "move", "arguments": {"to": 3, "steps": 900}}\n</tool_call>\nDone.',
+        'So:\n{"tool_use": {"name": "move", "input": {"steps": "many"}}}\nDone.',
+        'So:\n{"function_call": {"arguments": {}, "name": "move"}}\nDone.',
+        'So:\n{"name": "move", "parameters": {"way": "up"}}\nDone.',
+    ],
+)
+def test_a_call_that_is_opened_freely_is_held_where_a_tool_is_strict_11_23(said: str) -> None:
+    with Memory(EchoRunner(said), ":memory:") as memory:
+        reply = memory.generate("go", tools=STRICT, parallel_tool_calls=False)
+        free = memory.generate("go", tools=TOOLS)
+    assert (reply.finish, reply.text, reply.rejected_calls) == ("tool_calls", "So:\n", ())
+    assert is_valid_call(reply.tool_calls[0])
+    assert not free.tool_calls or not is_valid_call(free.tool_calls[0])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No call, but a brace: {x} and <tool_c.", '{"name": "Bob", "age": 3}',
+        '```\n{"tool_use": {"name": "fly"}}\n```',
+        f"One.\n<tool_call>\n{WAITS}\n</tool_call>\nTwo.\n{MOVES}\nThree {{.",
+        '<think><tool_call>{"name": "fly"}</think>Fine.',
+    ],
+)  # fmt: skip
+def test_text_and_calls_that_fit_are_as_they_would_be_free(said: str) -> None:
+    with Memory(EchoRunner(said), ":memory:") as memory:
+        free, held = (memory.generate("go", tools=tools) for tools in (TOOLS, STRICT))
+    assert (held.text, held.message.source, held.finish) == (free.text, free.message.source, free.finish)
+    assert [call.arguments for call in held.tool_calls] == [call.arguments for call in free.tool_calls]
+
+
+def test_strict_stays_with_an_agents_tools_and_is_refused_where_it_cannot_be_held() -> None:
+    assert from_json(to_json(STRICT)) == tuple(STRICT)
+    as_dict = {"type": "function", "function": {"name": "f", "strict": True}}
+    assert as_tools([as_dict]) == as_tools([{"name": "f", "strict": True}]) == (Tool("f", strict=True),)
+    unheld = Tool("do", "", {"type": "object", "not": {}}, strict=True)
+    with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(UnsupportedParameterError, match="parameters.not"):
+        memory.generate("go", tools=[unheld])
 
 
 @frozen
