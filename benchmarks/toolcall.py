@@ -5,8 +5,8 @@
 "again" is what parsers without state do with every piece of a stream: look for the marks in all the text so far and
 try to load the JSON between them. It is stopped where one run would take longer than ten seconds.
 
-Then what it costs to hold a call to its schema, with the starter model: to build and compile, to find what may come next
-and to apply it to the logits, and a token of a held reply against a token of a free one.
+Then what it costs to hold a call to its schema, with the starter model: to build and compile, to find what may come
+next and to apply it to the logits, and a token of a held reply against a token of a free one.
 """
 
 from __future__ import annotations
