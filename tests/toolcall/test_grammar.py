@@ -402,6 +402,26 @@ def test_a_constrained_row_and_seven_free_ones_each_say_what_they_say_alone() ->
     assert is_valid_call(together[3].tool_calls[0])
 
 
+@pytest.mark.mlx
+def test_random_weights_that_open_a_call_are_held_to_it_from_there_on() -> None:
+    with tiny_memory("llama") as memory:
+        opening = memory._tokenizer().encode("Well.\n<tool_call>")
+        seen: list[int] = []
+
+        def begin(ids: Any, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            seen.append(len(ids))
+            place = len(ids) - seen[0]
+            return hold(opening[place : place + 1])(ids, logits) if place < len(opening) else logits
+
+        others = [memory.stream(f"Say {n}.", max_tokens=50) for n in range(3)]
+        reply = memory.generate(
+            "go", tools=STRICT[:1], logits_processors=[begin], parallel_tool_calls=False, max_tokens=200
+        )
+        assert {other.result(120).usage.output_tokens for other in others} <= set(range(51))
+    assert (reply.text, reply.finish) == ("Well.\n", "tool_calls")
+    assert is_valid_call(reply.tool_calls[0])
+
+
 def ask_many(memory: Memory, n: int) -> tuple[int, int]:
     """Complete and cut calls of ``n`` prompts, half of them sampled; anything else fails."""
     n_complete = 0
