@@ -321,6 +321,13 @@ def test_a_forced_call_is_written_in_the_models_format_where_that_is_json() -> N
     assert forced_format("qwen3_coder", knows_tools=True) == "json_tools"
 
 
+def test_no_escape_can_write_half_a_character() -> None:
+    matcher = GRAMMARS.matcher(value_grammar({"type": "string", "maxLength": 4}))
+    for token in ECHO.encode('"\\'):
+        matcher.accept(token)
+    assert {ECHO.key([i])[0] for i in allowed(matcher.mask())} == set('"\\bfnrt')
+
+
 def test_a_reply_that_leaves_its_grammar_is_an_error_of_its_own() -> None:
     matcher = GRAMMARS.matcher(value_grammar({"type": "boolean"}))
     with pytest.raises(UnsupportedParameterError, match="cannot be held"):
