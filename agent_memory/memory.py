@@ -13,6 +13,7 @@ from typing import Any
 from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
 from agent_memory.arguments import check_settings, is_text, runner_for, store_path
+from agent_memory.calling import Calling, calling_of
 from agent_memory.config import Config
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
@@ -24,7 +25,7 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
-from agent_memory.requests import Calling, Requests, Settings, calling_of
+from agent_memory.requests import Requests, Settings
 from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -95,7 +96,7 @@ class Memory:
         *,
         agent: str | None = None,
         tools: Sequence[Any] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
         schema: Any = None,
         sampling: Sampling = Sampling(),
@@ -138,7 +139,7 @@ class Memory:
         *,
         agent: str | None = None,
         tools: Sequence[Any] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
         schema: Any = None,
         sampling: Sampling = Sampling(),
@@ -161,9 +162,9 @@ class Memory:
             timeout_s=timeout_s,
         )
         log = self.agent(agent)._log if agent is not None else None
-        kept = log.tools if log else ()
-        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, kept=kept, raw=raw)
-        planner = Planner(self._tokenizer(), prompt, log, tools=calling.tools, raw=raw, variables=template)
+        kept, tokenizer = log.tools if log else (), self._tokenizer()
+        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, tokenizer=tokenizer, kept=kept, raw=raw)
+        planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
         return self._requests.submit(planner, log, settings, calling)
 
     def batch(
@@ -172,7 +173,7 @@ class Memory:
         *,
         agent: str | None = None,
         tools: Sequence[Any] = (),
-        tool_choice: str = "auto",
+        tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
         schema: Any = None,
         sampling: Sampling = Sampling(),
@@ -216,9 +217,9 @@ class Memory:
     def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
         log = self.agent(agent)._log if agent is not None else None
-        calling = Calling(as_tools(tools) or (log.tools if log else ()))
-        planner = Planner(self._tokenizer(), prompt, log, tools=calling.tools, generation_prompt=False)
-        return self._requests.submit(planner, None, Settings(max_tokens=0), calling).result().usage
+        offered = as_tools(tools) or (log.tools if log else ())
+        planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
+        return self._requests.submit(planner, None, Settings(max_tokens=0), Calling()).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
         """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""

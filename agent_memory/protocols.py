@@ -64,6 +64,13 @@ class Tokenizer(Protocol):
     def reasoning(self) -> tuple[str, str] | None:
         """The marks around this model's reasoning, if it has any."""
 
+    @property
+    def vocabulary(self) -> str | Sequence[bytes]:
+        """What constrained decoding reads: the JSON of Hugging Face's tokenizers library, or the bytes of every id.
+
+        Raises UnsupportedParameterError where there is neither.
+        """
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; special tokens written in it become their ids; none is added but BOS when asked.
 
@@ -159,6 +166,19 @@ class Source(Protocol):
         """Let go of files; idempotent."""
 
 
+class Constraint(Protocol):
+    """What one row may say next. Engine thread only; what it raises ends its row, and no other."""
+
+    def accept(self, token: int) -> None:
+        """The row said ``token``: called once for each, in order, before the next ``mask``."""
+
+    def mask(self) -> np.ndarray[Any, Any] | None:
+        """A bit for each id, lowest first, as u32 words: whether it may come next. None: every id may.
+
+        Read before the next call of this.
+        """
+
+
 class Batch(Protocol):
     """Rows of one model that decode together. Engine thread only."""
 
@@ -180,10 +200,12 @@ class Batch(Protocol):
         group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         """Let a row join ``group`` at its next step, which feeds the last id of ``ids``; all the others are in ``kv``.
 
         The row then owns ``kv``. Rows of one group are padded to its longest and share every forward pass.
+        ``constraint`` has the last word on this row's logits, after ``logits_processors``.
         """
 
     def step(self, group: int) -> list[tuple[int, int]]:
@@ -194,7 +216,7 @@ class Batch(Protocol):
         """
 
     def error(self, row: int) -> BaseException | None:
-        """What a user's callable of this row raised, if it did."""
+        """What a user's callable or the constraint of this row raised, if one did."""
 
     def copy(self, row: int, n_tokens: int) -> KV | None:
         """The first ``n_tokens`` of a decoding row as an independent KV; None where the kind cannot be cut."""

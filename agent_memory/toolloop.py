@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent_memory.agent import Agent
 from agent_memory.errors import UnsupportedParameterError
-from agent_memory.tools import as_tools
+from agent_memory.tools import as_tools, fits, structured
 from agent_memory.types import Reply, Sampling, Tool, ToolCall, ToolResult
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
-    "object": (dict,), "null": (type(None),),
-}  # fmt: skip
 
 
 def run_rounds(
@@ -53,24 +49,9 @@ def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolRe
         said = {"unknown arguments": unknown, "missing arguments": missing, "arguments of the wrong type": wrong}
         return ToolResult(call.id, "; ".join(f"{k}: {', '.join(v)}" for k, v in said.items() if v), is_error=True)
     try:
-        value = function(**call.arguments)
+        hints = typing.get_type_hints(function)
+        value = function(**{name: structured(value, hints[name]) for name, value in call.arguments.items()})
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except Exception as error:  # noqa: BLE001 - a user's function: its failure is the model's to read
         return ToolResult(call.id, f"{type(error).__name__}: {error}", is_error=True)
     return ToolResult(call.id, text)
-
-
-def fits(value: object, schema: Mapping[str, Any]) -> bool:
-    """Whether a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
-    if "anyOf" in schema:
-        return any(fits(value, one) for one in schema["anyOf"])
-    if "enum" in schema and value not in schema["enum"]:
-        return False
-    kind = schema.get("type")
-    if kind is not None and (not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
-        return False
-    if isinstance(value, list):
-        return all(fits(one, schema.get("items", {})) for one in value)
-    if isinstance(value, dict):
-        return all(fits(one, schema.get("additionalProperties", {})) for one in value.values())
-    return True

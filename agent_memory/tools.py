@@ -10,11 +10,17 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import attrs
+
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.types import Tool
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
+    "object": (dict,), "null": (type(None),),
+}  # fmt: skip
 _SHAPES = "a Tool, {name, input_schema}, {type: 'function', function: {name, parameters}} or a typed Python function"
 
 
@@ -42,7 +48,8 @@ def as_functions(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def to_json(tools: Sequence[Tool]) -> str:
     """The store's form."""
-    return json.dumps([[t.name, t.description, dict(t.parameters)] for t in tools], separators=(",", ":"))
+    rows = [[t.name, t.description, dict(t.parameters), *[True] * t.strict] for t in tools]
+    return json.dumps(rows, separators=(",", ":"))
 
 
 def from_json(text: str) -> tuple[Tool, ...]:
@@ -62,7 +69,7 @@ def _tool(tool: object, place: int) -> Tool:
 
 def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
     kind = tool.get("type", "function" if "function" in tool else "custom")
-    known = {"type", "name", "description", "input_schema", "cache_control"}
+    known = {"type", "name", "description", "input_schema", "strict", "cache_control"}
     if kind == "function":
         known, tool = {"name", "description", "parameters", "strict"}, tool.get("function", tool)
         if not isinstance(tool, Mapping):
@@ -72,13 +79,10 @@ def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
         raise UnsupportedParameterError(f"tool {place} is of type {kind!r}; only tools that the caller runs are known")
     if unknown := sorted(map(str, set(tool) - known)):
         raise UnsupportedParameterError(f"tool {place} has the key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    if tool.get("strict"):
-        raise UnsupportedParameterError(f"tool {place}: strict is not supported in this version")
     schema = tool.get("input_schema" if kind == "custom" else "parameters")
-    name, description = tool.get("name"), tool.get("description")
-    if schema is None:
-        return Tool(name, description or "")  # type: ignore[arg-type]  # checked by the caller
-    return Tool(name, description or "", schema)  # type: ignore[arg-type]  # checked by the caller
+    name, description, strict = tool.get("name"), tool.get("description"), tool.get("strict")
+    made = Tool(name, description or "", strict=strict or False)  # type: ignore[arg-type]  # checked by the caller
+    return made if schema is None else attrs.evolve(made, parameters=schema)
 
 
 def _checked(tool: Tool, place: int) -> Tool:
@@ -88,6 +92,8 @@ def _checked(tool: Tool, place: int) -> Tool:
         )
     if not isinstance(tool.description, str):
         raise UnsupportedParameterError(f"tool {tool.name!r}: the description must be text")
+    if not isinstance(tool.strict, bool):
+        raise UnsupportedParameterError(f"tool {tool.name!r}: strict must be a bool, got {tool.strict!r}")
     if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
         raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
     try:
@@ -95,7 +101,7 @@ def _checked(tool: Tool, place: int) -> Tool:
         text.encode()
     except (TypeError, ValueError) as error:
         raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
-    return Tool(tool.name, tool.description, json.loads(text)[1])
+    return attrs.evolve(tool, parameters=json.loads(text)[1])
 
 
 def from_function(function: Callable[..., Any]) -> Tool:
@@ -117,7 +123,7 @@ def from_function(function: Callable[..., Any]) -> Tool:
             raise UnsupportedParameterError(f"function {name!r}: {parameter} cannot be passed by name")
         if parameter.name not in hints:
             raise UnsupportedParameterError(f"function {name!r}: parameter {parameter.name!r} needs a type")
-        properties[parameter.name] = _schema(hints[parameter.name], f"{name}.{parameter.name}")
+        properties[parameter.name] = schema_of(hints[parameter.name], f"{name}.{parameter.name}")
         if parameter.name in described:
             properties[parameter.name]["description"] = described[parameter.name]
         if parameter.default is parameter.empty:
@@ -137,20 +143,62 @@ def _documented(text: str) -> tuple[str, dict[str, str]]:
     return head.strip(), found
 
 
-def _schema(hint: Any, place: str) -> dict[str, Any]:
-    """The JSON Schema of an annotation."""
+def schema_of(hint: Any, place: str) -> dict[str, Any]:
+    """The JSON Schema of an annotation; ``place`` is named in errors. Raises UnsupportedParameterError."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return {}
     if hint in _JSON_TYPES:
         return {"type": _JSON_TYPES[hint]}
+    if isinstance(hint, type) and attrs.has(hint):
+        return dict(from_function(hint).parameters)
     if origin is Literal:
         kinds = {_JSON_TYPES.get(type(part), "") for part in parts}
         return {"type": kinds.pop(), "enum": list(parts)} if len(kinds) == 1 else {"enum": list(parts)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(part, place) for part in parts]}
+        return {"anyOf": [schema_of(part, place) for part in parts]}
     if hint is list or origin in (list, Sequence):
-        return {"type": "array", **({"items": _schema(parts[0], place)} if parts else {})}
+        return {"type": "array", **({"items": schema_of(parts[0], place)} if parts else {})}
     if hint is dict or origin in (dict, Mapping):
-        return {"type": "object", **({"additionalProperties": _schema(parts[1], place)} if parts else {})}
+        return {"type": "object", **({"additionalProperties": schema_of(parts[1], place)} if parts else {})}
     raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {hint!r}")
+
+
+def structured(value: Any, hint: Any) -> Any:
+    """JSON that fits ``schema_of(hint)`` as a value of ``hint``: objects become attrs instances where it says so."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and attrs.has(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: structured(part, hints[name]) for name, part in value.items()})
+    if origin in (typing.Union, types.UnionType):
+        fitting = (part for part in parts if fits(value, schema_of(part, "")))
+        return structured(value, next(fitting, Any))
+    if origin in (list, Sequence):
+        return [structured(part, parts[0]) for part in value]
+    if origin in (dict, Mapping):
+        return {name: structured(part, parts[1]) for name, part in value.items()}
+    return value
+
+
+def fits(value: object, schema: Mapping[str, Any]) -> bool:
+    """Whether a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    kind = schema.get("type")
+    if kind is not None and (not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return False
+    if isinstance(value, list):
+        return all(fits(one, schema.get("items", {})) for one in value)
+    if isinstance(value, dict):
+        named = schema.get("properties")
+        if named is not None:
+            required = schema.get("required", ())
+            return (
+                value.keys() <= named.keys()
+                and value.keys() >= set(required)
+                and all(fits(one, named[name]) for name, one in value.items())
+            )
+        return all(fits(one, schema.get("additionalProperties", {})) for one in value.values())
+    return True

@@ -28,11 +28,12 @@ def weakest(*promises: Exactness) -> Exactness:
 
 @frozen
 class Tool:
-    """A tool that the model may call. ``parameters``: a JSON Schema of an object."""
+    """A tool that the model may call. ``parameters``: a JSON Schema of an object. ``strict``: calls are held to it."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(factory=lambda: {"type": "object", "properties": {}})
+    strict: bool = False
 
 
 @frozen

@@ -4,6 +4,9 @@
 
 "again" is what parsers without state do with every piece of a stream: look for the marks in all the text so far and
 try to load the JSON between them. It is stopped where one run would take longer than ten seconds.
+
+Then what it costs to hold a call to its schema, with the starter model: to build and compile, to find what may come
+next and to apply it to the logits, and a token of a held reply against a token of a free one.
 """
 
 from __future__ import annotations
@@ -14,7 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from agent_memory import Memory, Tool
 from agent_memory.toolcall import ToolParser
+from agent_memory.toolcall.grammar import Grammars, call_grammar, json_form
+from agent_memory.toolcall.schemas import checked
 from benchmarks.common import median, real_text, write_json
 
 SIZES = (2_000, 20_000, 200_000)
@@ -83,6 +91,78 @@ def measure(runs: int) -> list[dict[str, Any]]:
     return rows
 
 
+SEARCH = Tool(
+    "search",
+    "Searches the archive.",
+    {
+        "type": "object",
+        "properties": {
+            "query": {"type": "string", "maxLength": 200},
+            "kind": {"enum": ["letter", "photo", "map"]},
+            "pages": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 900}, "maxItems": 8},
+        },
+        "required": ["query", "kind", "pages"],
+    },
+)
+SAID = (
+    '<tool_call>\n{"name": "search", "arguments": {"query": "the reef to the west, in the winter of the storm", '
+    '"kind": "letter", "pages": [3, 17, 204]}}\n</tool_call>'
+)
+
+
+def grammar_costs(runs: int) -> dict[str, float]:
+    """Seconds to build, milliseconds to compile, microseconds a token, and held decoding over free decoding."""
+    with Memory(None, ":memory:") as memory:
+        tokenizer = memory._runner.tokenizer
+        began = time.perf_counter()
+        grammars = Grammars(tokenizer)
+        grammars.prepare()
+        costs = {"build_s": time.perf_counter() - began}
+        compiles, masks, applies = [], [], []
+        for run in range(10 * runs):
+            began = time.perf_counter()
+            tools = [Tool(f"{SEARCH.name}_{run}_{n}", "", checked(SEARCH.parameters, "")) for n in range(3)]
+            grammars.matcher(call_grammar(tools, json_form("json_tools"), tokenizer))
+            compiles.append((time.perf_counter() - began) * 1e3)
+        tool = Tool(SEARCH.name, "", checked(SEARCH.parameters, ""))
+        for _ in range(runs):
+            matcher = grammars.matcher(call_grammar([tool], json_form("json_tools"), tokenizer))
+            for token in tokenizer.encode(SAID):
+                began = time.perf_counter_ns()
+                words = matcher.mask()
+                matcher.accept(token)
+                masks.append((time.perf_counter_ns() - began) / 1e3)
+                applies.append(apply_us(words, 32 * len(words)))
+        for name, times in (("compile_ms", compiles), ("mask_us", masks), ("apply_us", applies)):
+            costs |= {f"{name}_p50": median(times), f"{name}_p95": float(np.percentile(times, 95))}
+        both = float(np.percentile(np.add(masks, applies), 95))
+        return costs | {"mask_and_apply_us_p95": both, "held_over_free": held_over_free(memory, runs)}
+
+
+def apply_us(words: Any, n_vocab: int) -> float:
+    """Microseconds to apply a mask to logits that are there."""
+    import mlx.core as mx
+
+    from agent_memory.model.sampling import allowed
+
+    logits = mx.zeros((1, n_vocab))
+    mx.eval(logits)
+    began = time.perf_counter_ns()
+    mx.eval(mx.where(allowed(words, n_vocab), logits, -mx.inf))
+    return (time.perf_counter_ns() - began) / 1e3
+
+
+def held_over_free(memory: Memory, runs: int) -> float:
+    """Tokens a second of a held reply over those of a free one of as many tokens; interleaved, the median of ratios."""
+    schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 30, "maxItems": 30}
+    ratios = []
+    for _ in range(runs):
+        free = memory.generate("Count.", raw=True, max_tokens=60).usage.decode_tps
+        held = memory.generate("Count.", raw=True, max_tokens=60, schema=schema).usage.decode_tps
+        ratios.append(held / free)
+    return median(ratios)
+
+
 def draw(rows: list[dict[str, Any]], path: str) -> None:
     """Cost a character over length, both axes logarithmic."""
     import matplotlib as mpl
@@ -111,7 +191,11 @@ def main() -> None:
         other = f"{row['again_ns']:,.0f}" if row["again_ns"] else ""
         ratio = f"{row['again_ns'] / row['ns']:.1f}" if row["again_ns"] else ""
         print(f"{row['shape']:14}{row['characters']:>12,}{row['ns']:>16,.0f}{other:>16}{ratio:>8}")
-    write_json(args.json, benchmark="toolcall", piece=PIECE, runs=args.runs, rows=rows)
+    costs = grammar_costs(args.runs)
+    print()
+    for name, cost in costs.items():
+        print(f"{name:28}{cost:10.2f}")
+    write_json(args.json, benchmark="toolcall", piece=PIECE, runs=args.runs, rows=rows, grammar=costs)
     if args.png:
         draw(rows, args.png)
 

@@ -1,10 +1,11 @@
 """An agent with a calculator and a folder of notes: the model calls, plain Python functions answer.
 
+    pip install 'agent-memory[grammar]'
     python examples/tools.py [--model NAME_OR_FOLDER]
 
-The starter model (135 million parameters) is far too small to choose tools well, and in this version nothing holds its
-calls to their schema: with it, expect answers in plain words, and calls that are refused. Name a model of a few billion
-parameters that was trained to call tools to see it work.
+The first reply to each task must be a call, and a grammar holds it to the tool's schema: every call is well formed and
+can be run. Which tool it is, and with which values, is the model's choice, and the starter model (135 million
+parameters) is far too small to choose well. Name one of a few billion that was trained to call tools to see it work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent_memory import Memory, Reply
+from agent_memory import Memory, Reply, ToolCall, ToolResult
 
 NOTES = {"shed.txt": "3 red tools, 14 blue tools.", "loans.txt": "A loan lasts 21 days."}
 TASKS = [
@@ -73,15 +74,24 @@ def main() -> None:
             return (notes / name).read_text(encoding="utf-8")
 
         for number, task in enumerate(TASKS):
-            agent = memory.agent(f"worker {number}", system="Answer in one sentence.")
-            reply = memory.run_tools(agent, task, [calculate, list_notes, read_note], max_rounds=4, max_tokens=96)
+            functions = {function.__name__: function for function in (calculate, list_notes, read_note)}
+            agent = memory.agent(f"worker {number}", system="Answer in one sentence.", tools=list(functions.values()))
             print(f"\nTask: {task}")
-            for message in agent.messages[2:-1]:
-                for call in message.tool_calls:
-                    print(f"  calls    {call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})")
-                if message.role == "tool":
-                    print(f"  result   {message.content}")
+            reply = agent.say(task, tool_choice="required", max_tokens=96)
+            for call in reply.tool_calls:  # one, or none where max_tokens cut it
+                result = run(call, functions[call.name])
+                print(f"  calls    {call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})")
+                print(f"  result   {result.content}")
+                reply = agent.give(result, max_tokens=48)
             show(reply)
+
+
+def run(call: ToolCall, function: Callable[..., Any]) -> ToolResult:
+    """Run one call; what it raises is the model's to read."""
+    try:
+        return ToolResult(call.id, str(function(**call.arguments)))
+    except Exception as error:  # noqa: BLE001 - as above
+        return ToolResult(call.id, f"{type(error).__name__}: {error}", is_error=True)
 
 
 def show(reply: Reply) -> None:

@@ -252,8 +252,6 @@ def test_the_tools_of_a_function_reach_the_template_and_bad_ones_are_refused(ope
     for ask in (memory.generate, memory.agent("ann").say, memory.prefill):
         with pytest.raises(UnsupportedParameterError, match="tool 0"):
             ask("x", tools=[3])
-    with pytest.raises(UnsupportedParameterError, match="required"):
-        memory.generate("x", tools=[ADD], tool_choice="required")
     assert memory.prefill("x", tools=[ADD]).computed_tokens > 0
 
 

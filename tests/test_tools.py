@@ -79,7 +79,7 @@ def bytes_in(data: bytes) -> str:
         ([{"name": "f", "input_schema": {"x": object()}}], "cannot be written as JSON"),
         ([{"name": "f", "description": "\ud800"}], "cannot be written as JSON"),
         ([{"type": "web_search_20250305", "name": "f"}], "web_search"),
-        ([{"type": "function", "function": {"name": "f", "strict": True}}], "strict"),
+        ([{"type": "function", "function": {"name": "f", "strict": 3}}], "strict"),
         ([{"type": "function", "function": 3}], "function must be an object"),
         ([{"name": "f"}, Tool("f")], "two tools have the name 'f'"),
         ([untyped], "'city' needs a type"),

@@ -94,6 +94,8 @@ def _choice(given: Any) -> Any:
         if given.get("type") != "function" or not isinstance(function, Mapping):
             raise UnsupportedParameterError(f"chat.completions: tool_choice={dict(given)!r} is not supported")
         return {"name": function.get("name")}
+    if given not in ("auto", "none", "required"):
+        raise UnsupportedParameterError(f"chat.completions: tool_choice={given!r} is not supported")
     return given
 
 

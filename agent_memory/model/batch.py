@@ -22,7 +22,7 @@ from agent_memory.kvcache import joining, kinds
 from agent_memory.kvcache.kinds import MLXKV
 from agent_memory.kvcache.layout import Layout
 from agent_memory.model.sampling import Processors, Sampler, greedy, make_sampler
-from agent_memory.protocols import KV, LogitsProcessor, Source
+from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -103,10 +103,11 @@ class MLXBatch:
         group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         """Keep the row for the group's next step."""
-        mine, processors = _own(kv), Processors(sampling, logits_processors)
-        known = list(ids[:-1]) if processors.chain else []
+        mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
+        known = list(ids[:-1]) if processors.reads_ids else []
         self._waiting[row] = _Row(
             row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors, mine.marks
         )
@@ -126,7 +127,7 @@ class MLXBatch:
         return out
 
     def error(self, row: int) -> BaseException | None:
-        """What a user's callable of this row raised."""
+        """What a user's callable or the constraint of this row raised."""
         return self._rows[row].processors.error if row in self._rows else None
 
     def copy(self, row: int, n_tokens: int) -> MLXKV | None:

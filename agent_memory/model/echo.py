@@ -22,9 +22,9 @@ from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
-    from agent_memory.protocols import KV, LogitsProcessor, Source
+    from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 
-_SPOKEN = 5  #: replies are tokenized this many characters at a time: the ids differ from those of the whole text
+_SPOKEN = 5  #: free replies are tokenized this many characters at a time: the ids differ from those of the whole text
 _RIVALS = b"etaoin"  #: drawn instead of the wanted token when the temperature is above 0
 _DAMAGED = "\ufffd" * 8
 
@@ -173,6 +173,7 @@ class _Row:
     history: list[int]  #: prompt and sampled ids, the next one included
     sampling: Sampling
     processors: Sequence[LogitsProcessor]
+    constraint: Constraint | None
     n_prompt: int
     group: int
     next: int = 0  #: sampled, not yet fed
@@ -217,13 +218,15 @@ class EchoBatch:
         group: int,
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         """Keep the row; its last id is fed by the group's next step."""
         if row in self._rows:
             raise ValueError(f"row {row} is decoding already")
         if not ids or kv.n_tokens != len(ids) - 1:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
-        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), len(ids), group)
+        processors = tuple(logits_processors)
+        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Each row's pending token is fed, the one after it is drawn; what was fed is given out."""
@@ -248,7 +251,7 @@ class EchoBatch:
         return out
 
     def error(self, row: int) -> BaseException | None:
-        """What a logits processor of this row raised first."""
+        """What a logits processor or the constraint of this row raised first."""
         return self._rows[row].error if row in self._rows else None
 
     def copy(self, row: int, n_tokens: int) -> EchoKV | None:
@@ -276,7 +279,7 @@ class EchoBatch:
         if self._runner.delay_s:
             time.sleep(self._runner.delay_s)
 
-    def _plan(self, kv: EchoKV) -> Sequence[int]:
+    def _plan(self, kv: EchoKV, is_constrained: bool) -> Sequence[int]:
         tokenizer, reply = self._runner.tokenizer, self._runner.reply
         prompt = kv.conversation()
         if prompt is None:
@@ -284,8 +287,9 @@ class EchoBatch:
         asked = tokenizer.last_user_text(prompt)
         said = reply(asked, prompt) if callable(reply) else asked if reply is None else reply
         if isinstance(said, str):
-            cuts = range(0, len(said), _SPOKEN)
-            said = [i for cut in cuts for i in tokenizer.encode_plain(said[cut : cut + _SPOKEN])]
+            # A grammar spells what it leaves no choice about as the tokenizer does.
+            size = len(said) + 1 if is_constrained else _SPOKEN
+            said = [i for cut in range(0, len(said), size) for i in tokenizer.encode_plain(said[cut : cut + size])]
         return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
 
     def _begin(self, row: _Row) -> None:
@@ -294,7 +298,7 @@ class EchoBatch:
         calls.inserts += 1
         calls.insert_ids += 1
         row.kv.feed(row.history[-1:])
-        row.plan = self._plan(row.kv)
+        row.plan = self._plan(row.kv, row.constraint is not None)
         row.is_fed = True
         self._draw(row)
 
@@ -324,10 +328,22 @@ class EchoBatch:
                 made = np.asarray(process(tuple(row.history), made.copy()), np.float32)
                 if made.shape != logits.shape or np.isnan(made).any():
                     raise ValueError(f"a logits processor returned shape {made.shape} or NaN; {logits.shape} is needed")
-        except Exception as error:  # noqa: BLE001 - a user's callable: its row fails, and no other
+            if row.constraint is not None:
+                made = _constrained(made, row.constraint, row.history[row.n_prompt :])
+        except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone
             row.error = error
             return logits
         return made
+
+
+def _constrained(logits: np.ndarray[Any, Any], constraint: Constraint, said: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Logits of what may come after ``said``, the last of which the constraint does not know yet."""
+    if said:
+        constraint.accept(said[-1])
+    words = constraint.mask()
+    if words is None:
+        return logits
+    return np.where(np.unpackbits(words.view(np.uint8), bitorder="little", count=len(logits)), logits, -np.inf)
 
 
 def _sample(logits: np.ndarray[Any, Any], sampling: Sampling, position: int) -> int:

@@ -94,6 +94,11 @@ class EchoTokenizer:
         """``<think>``, ``</think>``: plain text to this tokenizer."""
         return "<think>", "</think>"
 
+    @property
+    def vocabulary(self) -> Sequence[bytes]:
+        """The bytes of every id; special tokens as written."""
+        return [*self._pieces, *(text.encode() for text in _SPECIALS)]
+
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         """Ids of ``text``; special tokens written in it become their ids. Raises UnsupportedParameterError."""
         ids: list[int] = []

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
 
-from agent_memory.protocols import LogitsProcessor
+from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.types import Sampling
 
 Sampler = Callable[[mx.array], mx.array]
@@ -47,21 +47,27 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 
 class Processors:
-    """The logits processors of one row: what a user's callable raises is kept, never thrown into the batch.
+    """The logits processors of one row: what one of them raises is kept, never thrown into the batch.
 
     User callables get host arrays; how long they may take is the caller's business (scheduler/callables.py).
+    ``reads_ids``: whether any of them looks at ids before the newest.
     """
 
-    __slots__ = ("_user", "chain", "error")
+    __slots__ = ("_constraint", "_is_first", "_user", "chain", "error", "reads_ids")
 
-    def __init__(self, sampling: Sampling, user: Sequence[LogitsProcessor]) -> None:
+    def __init__(
+        self, sampling: Sampling, user: Sequence[LogitsProcessor] = (), constraint: Constraint | None = None
+    ) -> None:
         self.error: BaseException | None = None
-        self._user = tuple(user)
+        self._user, self._constraint, self._is_first = tuple(user), constraint, True
         self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []
         if sampling.repetition_penalty != 1.0:
             self.chain.append(make_repetition_penalty(sampling.repetition_penalty, sampling.repetition_context))
         if self._user:
             self.chain.append(self._process)
+        self.reads_ids = bool(self.chain)
+        if constraint is not None:
+            self.chain.append(self._constrain)
 
     def _process(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self.error is not None:
@@ -78,3 +84,25 @@ class Processors:
             self.error = error
             return logits
         return mx.array(values, dtype=logits.dtype)[None]
+
+    def _constrain(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Only what the constraint allows keeps its logit. The mask is made while the forward pass runs."""
+        assert self._constraint is not None
+        if self.error is not None:
+            return logits
+        mx.async_eval(logits)
+        try:
+            if not self._is_first:  # then the newest id is the prompt's last
+                self._constraint.accept(int(tokens[-1].item()))
+            self._is_first = False
+            words = self._constraint.mask()
+        except Exception as error:  # noqa: BLE001 - a reply that left its grammar: its row reports it
+            self.error = error
+            return logits
+        return logits if words is None else mx.where(allowed(words, logits.shape[-1]), logits, -mx.inf)
+
+
+def allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
+    """(n_vocab,) bool of a mask's words; ids beyond them, with which models pad their vocabulary, are not allowed."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=min(n_vocab, 32 * len(words)))
+    return mx.array(np.pad(bits, (0, n_vocab - len(bits))).view(np.bool_))

@@ -144,6 +144,14 @@ class HFTokenizer:
         marks = (getattr(self._wrapper, "think_start", None), getattr(self._wrapper, "think_end", None))
         return (str(marks[0]), str(marks[1])) if all(marks) else None
 
+    @cached_property
+    def vocabulary(self) -> str:
+        """The tokenizers library's JSON."""
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        if backend is None:
+            raise UnsupportedParameterError("constrained decoding needs one of Hugging Face's fast tokenizers")
+        return str(backend.to_str())
+
     def detokenizer(self, *, marks: bool = False) -> _ByteStream | _WrappedStream:
         """A fresh streaming detokenizer."""
         hidden = self._hidden & self._ends if marks else self._hidden

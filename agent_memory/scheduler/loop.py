@@ -273,15 +273,16 @@ class Loop:
             self._forget(row)
 
     def _enter_batch(self, batch: Batch, row: Row) -> None:
-        sampling, processors = row.request.sampling, row.request.logits_processors
+        request = row.request
         assert row.kv is not None
         batch.insert(
             row.number,
             row.kv,
             row.prompt.ids,
             group=row.group,
-            sampling=sampling,
-            logits_processors=processors,
+            sampling=request.sampling,
+            logits_processors=request.logits_processors,
+            constraint=request.constraint,
         )
         self._rows[row.number] = row  # first: a row that is in two places ends, one that is in none would not
         self._prefilling.remove(row)

@@ -10,7 +10,7 @@ import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.generation import Feed
-from agent_memory.protocols import LogitsProcessor
+from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.toolcall import Parsed, ToolParser
 from agent_memory.types import Finish, Reply, Sampling, Usage
 
@@ -50,6 +50,7 @@ class Request:
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
     parser: Callable[[Sequence[int]], ToolParser] = field(default=lambda prompt: ToolParser((), reasoning=None))
+    constraint: Constraint | None = None
     shows_marks: bool = False  #: whether special tokens are text for the parser
     sampling: Sampling = field(factory=Sampling)
     max_tokens: int = 512  #: 0: prefill only

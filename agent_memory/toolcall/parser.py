@@ -96,6 +96,17 @@ class ToolParser:
         """Whether a call is open."""
         return self._state in (self._json, self._native)
 
+    @property
+    def opened(self) -> tuple[JSONForm, str] | None:
+        """The form of the JSON call that is open, once there is no doubt that one is meant, and what stands behind its
+        start mark so far.
+        """
+        scanner = self._scanner if self._state == self._json else None
+        if not isinstance(scanner, CallScanner) or scanner.form is None:
+            return None
+        is_meant = scanner.form.start or scanner.form.wrapper or self._is_committed
+        return (scanner.form, scanner.raw + self._held) if is_meant else None
+
     def feed(self, chunk: str) -> list[Event]:
         """The events that became certain with ``chunk``. Of plain text no more is held back than may begin a mark."""
         text, at = self._held + chunk, 0

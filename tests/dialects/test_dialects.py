@@ -221,13 +221,31 @@ def test_stop_sequences_seeds_and_parallel_calls_reach_the_request_16(saying: An
     assert memory.chat.completions.create(**openai_request(tool_choice="none")).choices[0].message.content == CALL
 
 
+def test_forced_choices_and_schemas_are_held_in_both_apis_14_15(saying: Any) -> None:
+    memory = saying("I do not know.")
+    for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
+        message = memory.messages.create(**anthropic_request(tool_choice=choice, max_tokens=60))
+        assert ([block.type for block in message.content], message.stop_reason) == (["tool_use"], "max_tokens")
+    for choice in ("required", {"type": "function", "function": {"name": "get_unit"}}):
+        unit = {"type": "object", "properties": {"unit": SCHEMA["properties"]["unit"]}, "required": ["unit"]}
+        tool = {"type": "function", "function": {"name": "get_unit", "parameters": unit}}
+        [answer] = memory.chat.completions.create(**openai_request(tool_choice=choice, tools=[tool])).choices
+        [call] = answer.message.tool_calls
+        assert (answer.finish_reason, call.function.name) == ("tool_calls", "get_unit")
+        assert json.loads(call.function.arguments)["unit"] in ("celsius", "fahrenheit")
+    wanted = {"type": "json_schema", "json_schema": {"name": "unit", "strict": True, "schema": unit}}
+    [answer] = memory.chat.completions.create(**openai_request(response_format=wanted, tools=[])).choices
+    assert json.loads(answer.message.content)["unit"] in ("celsius", "fahrenheit")
+    assert answer.finish_reason == "stop"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"max_tokens": None}, "max_tokens is missing"), ({"messages": None}, "messages is missing"),
         ({"betas": ["x"]}, "betas is not supported"),
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking"),
-        ({"tool_choice": {"type": "any"}}, "'required'"), ({"tool_choice": {"type": "tool", "name": "f"}}, "'f'"),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, "'f'"),
         ({"tool_choice": {"type": "maybe"}}, "maybe"), ({"metadata": {"team": "x"}}, "metadata.team"),
         ({"messages": "hi"}, "messages must be list"), ({"max_tokens": True}, "max_tokens must be int"),
         ({"stream": "yes"}, "stream must be bool"),
@@ -246,8 +264,9 @@ def test_what_messages_does_not_support_is_refused_by_name(saying: Any, more: di
         ({"n": 2}, "n=2"), ({"logprobs": True}, "logprobs"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"1": 2}}, "logit_bias"), ({"audio": {}}, "audio"), ({"functions": []}, "functions"),
         ({"response_format": {"type": "json_object"}}, "json_object"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, "schema="),
-        ({"tool_choice": "required"}, "required"),
+        ({"tools": [], "response_format": {"type": "json_schema", "json_schema": {"schema": {"if": 1}}}}, "schema.if"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "give no tools"),
+        ({"tool_choice": "any"}, "any"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "'f'"),
         ({"tool_choice": {"type": "allowed_tools"}}, "allowed_tools"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "both"),
