@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.engine")
 
-Outcome = Literal["started", "ended", "awaits", "no bytes", "no row"]
+#: What became of the attempt to start a request.
+Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
 #: For models that do not say how long their context is.
 _LONG_TOKENS = 32_768
@@ -87,10 +88,10 @@ class Loop:
         self._sweep()
         self._start_waiting()
         if self._prefilling and (not self._rows or self._pacer.is_prefill_due):
-            started = time.perf_counter()
+            started, is_alone = time.perf_counter(), not self._rows
             row = self._next_prefill()
             self._prefill_step(row)
-            self._pacer.prefilled(time.perf_counter() - started, is_last=row.is_ready)
+            self._pacer.prefilled(time.perf_counter() - started, is_last=row.is_ready, is_alone=is_alone)
         if self._rows and not (self._prefilling and self._pacer.is_prefill_due):
             started = time.perf_counter()
             self._decode_step()
@@ -150,18 +151,18 @@ class Loop:
         for request in self.waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
-            outcome: Outcome
+            start: Start
             try:
-                outcome = self._start(request) if self._has_row(now) else "no row"
+                start = self._start(request) if self._has_row(now) else "no row"
+                if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
+                    n_ahead += 1
+                    self._prefetch(request)
             except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
                 request.feed.fail(let_go(error))
-                outcome = "ended"
-            if outcome in ("started", "ended"):
+                start = "ended"
+            if start in ("started", "ended"):
                 self.waiting.remove(request)
-            elif outcome != "awaits" and n_ahead < _PREFETCHED:
-                n_ahead += 1
-                self._prefetch(request)
-            if outcome == "no row" or (outcome == "no bytes" and now - request.created > AGE_S):
+            if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
                 break
 
     def _has_row(self, now: float) -> bool:
@@ -169,7 +170,7 @@ class Loop:
         is_late = self._rows and time.perf_counter() - now > self._target_gap_s / 2
         return not is_late and len(self._rows) + len(self._prefilling) < self._max_batch
 
-    def _start(self, request: Request) -> Outcome:
+    def _start(self, request: Request) -> Start:
         """Start a request, or say what it must wait for. Raises what makes it impossible."""
         if request.is_held is not None and request.is_held():
             return "awaits"
@@ -211,7 +212,7 @@ class Loop:
         self._free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
         if row.is_ready and row.max_tokens:
-            self._enter_batch(self._batch, row)
+            self._prefill_step(row)  # nothing to feed: it joins the batch at once
         return "started"
 
     def _make_room(self, n_bytes: int, plan: Plan) -> None:
@@ -314,16 +315,18 @@ class Loop:
             self._take_tokens(batch, tokens)
 
     def _take_tokens(self, batch: Batch, tokens: list[tuple[int, int]]) -> None:
-        failed, finished = [], []
+        failed: list[Row] = []
+        finished: list[Row] = []
         for number, token in tokens:
             row = self._rows[number]
-            if error := batch.error(number):
+            try:
+                if raised := batch.error(number):
+                    raise raised
+                row.accept(token)
+                finished += [row] if row.finish is not None else []
+            except Exception as error:  # noqa: BLE001 - a user's callable, or text that cannot be parsed: one row ends
                 row.request.feed.fail(let_go(error))
                 failed.append(row)
-                continue
-            row.accept(token)
-            if row.finish is not None:
-                finished.append(row)
         if failed:
             self._retire(failed)
         if finished:
@@ -334,10 +337,10 @@ class Loop:
     def _leave(self, rows: list[Row], kvs: list[KV]) -> None:
         """The log first, then the reply, then the KV: to the hot tier, and behind the reply to the store."""
         for row, kv in zip(rows, kvs, strict=True):
-            outcome = row.outcome(kv)
-            self._counters.note(outcome.usage)
             try:
+                outcome = row.outcome(kv)
                 reply = row.request.commit(outcome)
+                self._counters.note(outcome.usage)
             except Exception as error:  # noqa: BLE001 - the reply that could not be made is the caller's to see
                 row.request.feed.fail(let_go(error))
             else:

@@ -27,9 +27,9 @@ class Pacer:
         """Whether a prefill step may come next; else a decode step does."""
         return self._owed <= 0
 
-    def prefilled(self, seconds: float, *, is_last: bool) -> None:
-        """A prefill step took so long, the last of its prompt or not, while others decode."""
-        self._spent_s += seconds
+    def prefilled(self, seconds: float, *, is_last: bool, is_alone: bool = False) -> None:
+        """A prefill step took so long: the last of its prompt or not, while others decode or alone."""
+        self._spent_s = seconds if is_alone else self._spent_s + seconds
         is_tight = self._spent_s + seconds > self._target_gap_s - self._decode_s  # another such step would not fit
         if is_tight or not is_last:
             self._owed = self.decode_steps(self._spent_s)

@@ -64,3 +64,16 @@ def test_the_steps_owed_are_counted_down() -> None:
         assert not pacer.is_prefill_due
         pacer.decoded(0.1)
     assert pacer.is_prefill_due
+
+
+def test_what_a_prompt_took_alone_is_not_owed_to_those_who_join_later() -> None:
+    pacer = _paced(0.25, 0.1)
+    for _ in range(20):
+        pacer.prefilled(1.0, is_last=False, is_alone=True)
+    pacer.decoded(0.1)
+    pacer.prefilled(1.0, is_last=False)
+    owed = 0
+    while not pacer.is_prefill_due:
+        pacer.decoded(0.1)
+        owed += 1
+    assert owed <= 4, "a share of one step, not of twenty"

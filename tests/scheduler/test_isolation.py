@@ -1,0 +1,60 @@
+"""Failures at the edges of a request: when it starts, while it waits, and where its text is made. Nobody else ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_memory import Config, EchoRunner, Memory, PromptTooLongError
+from agent_memory.toolcall import ToolParser
+from tests.faulty import Fault, with_faults
+
+SMALL = Config(chunk_tokens=16, prefill_tokens=16, max_batch=1)
+
+
+def test_a_prompt_that_became_too_long_while_it_waited_fails_alone(tmp_path: Path) -> None:
+    with Memory(EchoRunner(context_tokens=300, delay_s=0.002), tmp_path, config=SMALL) as memory:
+        first = memory.agent("a").stream("b" * 80)
+        second = memory.agent("a").stream("c" * 160)  # fits an empty conversation, not one with a turn in it
+        other = memory.agent("other").stream("d" * 60, priority=5)
+        assert first.result(timeout_s=60).text == "b" * 80
+        with pytest.raises(PromptTooLongError):
+            second.result(timeout_s=60)
+        assert other.result(timeout_s=60).text == "d" * 60
+        assert len(memory.agent("a").messages) == 2
+
+
+def test_a_row_that_is_ready_when_it_starts_and_cannot_join_is_gone(tmp_path: Path) -> None:
+    runner = EchoRunner()
+    faults = with_faults(runner)
+    with Memory(runner, tmp_path, config=SMALL) as memory:
+        memory.agent("a").say("hello")
+        memory.agent("a").rewind(1)
+        error = faults.fail("insert")
+        with pytest.raises(Fault) as caught:
+            memory.agent("a").stream("hello").result(timeout_s=60)
+        assert caught.value is error
+        memory.flush()
+        assert memory.agent("a").messages == ()
+        assert memory.agent("a").say("hello").usage.computed_tokens == 1
+        assert memory.stats().requests == 2, "the failed one never ran on"
+
+
+def test_text_that_cannot_be_parsed_ends_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = ToolParser.feed
+
+    def broken(self: ToolParser, text: str) -> Any:
+        if "!" in text:
+            raise Fault("in the parser")
+        return feed(self, text)
+
+    monkeypatch.setattr(ToolParser, "feed", broken)
+    with Memory(EchoRunner(delay_s=0.002), tmp_path, config=Config(chunk_tokens=16, prefill_tokens=16)) as memory:
+        beside = memory.agent("beside").stream("quiet " * 20)
+        failing = memory.agent("failing").stream("not so quiet!")
+        with pytest.raises(Fault, match="in the parser"):
+            failing.result(timeout_s=60)
+        assert beside.result(timeout_s=60).text == "quiet " * 20
+        assert memory.agent("failing").messages == ()
