@@ -12,6 +12,7 @@ import platformdirs
 import pytest
 
 from agent_memory import Memory
+from tests.logits import answer
 
 pytestmark = [pytest.mark.mlx, pytest.mark.slow]
 
@@ -43,17 +44,6 @@ def opened(model: Any, path: Any) -> Memory:
 def text(seed: int, n_tokens: int) -> str:
     """One letter is one token."""
     return "".join(random.Random(seed).choices(string.ascii_letters + " ", k=n_tokens))
-
-
-def answer(memory: Memory, prompt: str, max_tokens: int) -> tuple[list[bytes], Any]:
-    logits: list[bytes] = []
-
-    def note(ids: Any, values: Any) -> Any:
-        logits.append(values.tobytes())
-        return values
-
-    reply = memory.generate(prompt, raw=True, max_tokens=max_tokens, logits_processors=[note])
-    return logits, reply
 
 
 def test_gemma_restored_past_its_window_equals_never_stopped(model: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from agent_memory import Config, Memory
 from tests import tiny
+from tests.logits import answer
 
 pytestmark = pytest.mark.mlx
 
@@ -39,18 +40,6 @@ def opened(name: str, path: Any) -> Memory:
 def text(seed: int, n_tokens: int) -> str:
     """One letter is one token."""
     return "".join(random.Random(seed).choices(string.ascii_letters, k=n_tokens))
-
-
-def answer(memory: Memory, prompt: str, max_tokens: int = 4) -> tuple[list[bytes], Any]:
-    """The logits of every token, and the reply."""
-    logits: list[bytes] = []
-
-    def note(ids: Any, values: Any) -> Any:
-        logits.append(values.tobytes())
-        return values
-
-    reply = memory.generate(prompt, raw=True, max_tokens=max_tokens, logits_processors=[note])
-    return logits, reply
 
 
 @pytest.mark.parametrize("name", [*tiny.SHAPES, *(pytest.param(n, marks=pytest.mark.slow) for n in tiny.MORE)])

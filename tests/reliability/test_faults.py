@@ -311,6 +311,10 @@ def _strikes(scene: Scene, n_rounds: int, error: type[BaseException]) -> None:
         assert after.usage.output_tokens > 0
         for name in AGENTS:
             scene.acknowledged(name, replies[name])
+            if len(replies[name]) >= 8:  # taken back: else a long run ends in minutes of computing one conversation
+                within(lambda name=name: scene.memory.agent(name).rewind(len(replies[name])))  # type: ignore[misc]
+                replies[name].clear()
+                scene.acknowledged(name, [])
     assert struck == n_rounds, "no engine thread was found"
     scene.check()
 
