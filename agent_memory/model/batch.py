@@ -57,13 +57,17 @@ class _Row:
 class MLXBatch:
     """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
 
-    ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut.
+    ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut. ``beside``: a
+    second stream, where a CPU copies half of what rows bring when they join.
     """
 
-    def __init__(self, model: Any, layout: Layout, chunk_tokens: int = 256, *, clears: bool = False) -> None:
+    def __init__(
+        self, model: Any, layout: Layout, chunk_tokens: int = 256, *, clears: bool = False, beside: Any = None
+    ) -> None:
         self._model, self._layout, self._chunk_tokens, self._clears = model, layout, chunk_tokens, clears
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model)
+        self._beside = beside if beside is not None else self._generator.stream
         self._waiting: dict[int, _Row] = {}
         self._rows: dict[int, _Row] = {}
         #: by group: one lane, or one a row where mlx-lm cannot batch the model's caches
@@ -203,7 +207,7 @@ class MLXBatch:
 
     def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
         parts = [row.caches for row in rows]
-        caches = parts[0] if len(rows) == 1 else [joining.join(layer) for layer in zip(*parts, strict=True)]
+        caches = parts[0] if len(rows) == 1 else [self._joined(layer) for layer in zip(*parts, strict=True)]
         lane = kind(
             self._model,
             [row.number for row in rows],
@@ -220,6 +224,9 @@ class MLXBatch:
             row.caches = []  # the lane owns them now
         return lane
 
+    def _joined(self, layer: Sequence[Any]) -> Any:
+        return joining.join(layer, self._beside)
+
     def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
         """Join rows to a lane that decodes, layer by layer: never more than one layer is held twice."""
         layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
@@ -228,7 +235,7 @@ class MLXBatch:
             row.caches = []
         joined = []
         for layer in layers:
-            joined.append(joining.join(layer))
+            joined.append(self._joined(layer))
             layer.clear()
         lane.extend(self._lane(_Joining, rows))
         lane.prompt_cache = joined

@@ -86,6 +86,7 @@ class MLXRunner:
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
         self._weights_bytes = 0
+        self._beside: Any = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -178,13 +179,17 @@ class MLXRunner:
 
     def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
+        import mlx.core as mx
+
         from agent_memory.model.batch import MLXBatch
 
-        return MLXBatch(self._model, self.layout, chunk_tokens, clears=not _on_cpu())
+        if self._beside is None and _on_cpu():
+            self._beside = mx.new_stream(mx.cpu)  # one for all batches: mlx never ends a stream before its thread does
+        return MLXBatch(self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=self._beside)
 
     def close(self) -> None:
         """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""
-        self._model = self._hf = None
+        self._model = self._hf = self._beside = None
         if "mlx.core" in sys.modules:
             import mlx.core as mx
 

@@ -11,7 +11,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from agent_memory.errors import RequestTimeoutError
 from agent_memory.protocols import KV, Batch, ModelRunner
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
@@ -86,7 +85,8 @@ class Loop:
     def tick(self) -> None:
         """One round of all that there is to do."""
         self._sweep()
-        self._start_waiting()
+        if self._start_waiting() and self._can_gather():
+            return
         if self._prefilling and (not self._rows or self._pacer.is_prefill_due):
             started, is_alone = time.perf_counter(), not self._rows
             row = self._next_prefill()
@@ -134,20 +134,28 @@ class Loop:
         """End what was cancelled or ran out of time, in every state."""
         now = time.perf_counter()
         for request in self.waiting:
-            if _is_over(request, now):
+            if request.ends(now):
                 self.waiting.remove(request)
-        over = [row for row in self._running() if _is_over(row.request, now)]
+        over = [row for row in self._running() if row.request.ends(now)]
         if over:
             self._retire(over)
 
-    def _start_waiting(self) -> None:
+    def _can_gather(self) -> bool:
+        """Whether a first step may wait for those who called while others were restored: they share it, and a row that
+        comes a moment later would cost a step and a copy of everybody's KV. Nobody who decodes waits.
+        """
+        since = min((row.started for row in self._running()), default=0.0)
+        return time.perf_counter() - since < self._target_gap_s / 2
+
+    def _start_waiting(self) -> bool:
         """Start what may start: its agent is idle, there is a row for it, its bytes fit, nobody computes its prefix.
 
-        One that must wait for bytes lets smaller ones pass until it has waited as long as ageing takes.
+        One that must wait for bytes lets smaller ones pass until it has waited as long as ageing takes. Gives whether
+        any was started.
         """
         if not self.waiting:
-            return
-        busy, now, n_ahead = self._owners(), time.perf_counter(), 0
+            return False
+        busy, now, n_ahead, n_rows = self._owners(), time.perf_counter(), 0, self._n_rows
         for request in self.waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
@@ -164,6 +172,7 @@ class Loop:
                 self.waiting.remove(request)
             if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
                 break
+        return self._n_rows > n_rows
 
     def _has_row(self, now: float) -> bool:
         """Whether another row may start in this tick: there is one, and starting others has not taken long already."""
@@ -386,14 +395,3 @@ class Loop:
 def _is_coming(row: Row, n_tokens: int) -> bool:
     """Whether a row is still on its way to KV of its first ``n_tokens``."""
     return row.kv is not None and row.fed < n_tokens and not row.request.feed.ended
-
-
-def _is_over(request: Request, now: float) -> bool:
-    if request.is_cancelled:
-        request.feed.cancelled()
-    elif request.deadline is not None and now > request.deadline:
-        state, waited = request.feed.state, now - request.created
-        request.feed.fail(RequestTimeoutError(f"no reply after {waited:.2f} s (timeout_s), while in {state!r}"))
-    else:
-        return False
-    return True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.errors import RequestTimeoutError
 from agent_memory.generation import Feed
 from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.toolcall import Parsed, ToolParser
@@ -69,3 +70,14 @@ class Request:
         if self._ids is None or self._ids[0] is not prompt:
             self._ids = (prompt, np.array(prompt.ids, np.uint32))
         return self._ids[1]
+
+    def ends(self, now: float) -> bool:
+        """Whether it is over without a reply: ended here and now if it was cancelled or its time is up."""
+        if self.is_cancelled:
+            self.feed.cancelled()
+        elif self.deadline is not None and now > self.deadline:
+            state, waited = self.feed.state, now - self.created
+            self.feed.fail(RequestTimeoutError(f"no reply after {waited:.2f} s (timeout_s), while in {state!r}"))
+        else:
+            return False
+        return True
