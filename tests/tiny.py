@@ -81,14 +81,14 @@ MORE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def model(name: str, seed: int = 0) -> Any:
-    """A float32 model of one architecture with random weights; the same for the same seed."""
+def model(name: str, seed: int = 0, **other: Any) -> Any:
+    """A float32 model of one architecture with random weights; the same for the same seed. ``other``: of its shape."""
     import importlib
 
     import mlx.core as mx
     from mlx.utils import tree_flatten, tree_unflatten
 
-    shape = (SHAPES | MORE)[name]
+    shape = (SHAPES | MORE)[name] | other
     module = importlib.import_module(f"mlx_lm.models.{shape['model_type']}")
     built = module.Model(module.ModelArgs.from_dict(shape))
     key = mx.random.key(seed)

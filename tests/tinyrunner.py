@@ -9,7 +9,7 @@ from agent_memory import MLXRunner
 
 
 @cache
-def _parts(name: str) -> tuple[Any, Any]:
+def _parts(name: str, layers: int | None) -> tuple[Any, Any]:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from tests import tiny
@@ -17,9 +17,9 @@ def _parts(name: str) -> tuple[Any, Any]:
 
     wrapper = TokenizerWrapper(tokenizer())
     wrapper.eos_token_ids = ()
-    return tiny.model(name), wrapper
+    return tiny.model(name, **({} if layers is None else {"num_hidden_layers": layers})), wrapper
 
 
-def endless(name: str) -> MLXRunner:
+def endless(name: str, layers: int | None = None) -> MLXRunner:
     """A runner on one tiny architecture; no id ends its replies, so each has ``max_tokens``."""
-    return MLXRunner(*_parts(name), name=f"tiny {name}")
+    return MLXRunner(*_parts(name, layers), name=f"tiny {name}")
