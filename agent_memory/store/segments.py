@@ -16,6 +16,7 @@ import xxhash
 from attrs import frozen
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.kvcache.coding import Encoded
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.format import Extent, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
@@ -214,6 +215,10 @@ class SegmentSource:
     def held_from(self) -> int:
         """0: there are no sliding-window layers."""
         return 0
+
+    def encoded(self, tensor: int) -> tuple[Encoded, ...]:
+        """(): nothing is stored encoded."""
+        return ()
 
     def read_state(self) -> None:
         """None: there is no state."""

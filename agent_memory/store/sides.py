@@ -14,6 +14,7 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.kvcache.coding import Encoded
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import make_folder, unlink
 from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, file_sum, side_extents
@@ -206,6 +207,10 @@ class StoredSource:
                         self._read_rows(number, span, source, out, capacity)
                     except (DamageError, OSError, KeyError) as error:
                         self._note(span, error)
+
+    def encoded(self, tensor: int) -> tuple[Encoded, ...]:
+        """(): nothing is stored encoded."""
+        return ()
 
     def _read_rows(self, number: int, span: SideSpan, source: OpenSegment, out: memoryview, capacity: int) -> None:
         spec, n_rows = self._layout.windows[number], span.side.n_rows
