@@ -98,6 +98,11 @@ def coded(spec: TensorSpec, codec: Codec) -> TensorSpec:
     return spec if made is None else attrs.evolve(spec, dim=made.row_bytes, dtype="U8")
 
 
+def token_bytes(layout: Layout, codec: Codec) -> int:
+    """Bytes that one token of full-attention layers costs under ``codec``."""
+    return sum(coded(spec, codec).token_bytes for spec in layout.tensors)
+
+
 def is_lossy(layout: Layout, codec: Codec) -> bool:
     """Whether ``codec`` changes anything of this layout."""
     return any(coding(spec, codec) is not None for spec in (*layout.tensors, *layout.windows))
