@@ -12,7 +12,8 @@ from attrs import field, frozen
 
 from agent_memory.errors import ConfigError
 
-Codec = Literal["exact"]
+Codec = Literal["exact", "q8", "q5", "q4"]
+CODECS: tuple[Codec, ...] = ("exact", "q8", "q5", "q4")  #: finest to coarsest
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -76,9 +77,9 @@ class Config:
     #: stored KV; None: min(32 GiB, a quarter of what is free)
     disk_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: how KV is encoded in memory
-    warm_codec: Codec = field(default="exact", validator=_one_of("exact"))
+    warm_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
     #: how KV is encoded on disk
-    cold_codec: Codec = field(default="exact", validator=_one_of("exact"))
+    cold_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
     #: tokens of the pieces that KV is stored and shared in
     chunk_tokens: int = field(default=256, validator=_whole(1))
     #: tokens computed in one prefill step: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs

@@ -61,7 +61,9 @@ class Memory:
         self._lock = threading.Lock()
         self._closed = False
         self._identity = ""
-        self._store = Store(store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens)
+        self._store = Store(
+            store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens, codec=config.cold_codec
+        )
         self._engine = Engine(
             self._runner,
             self._store,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
 
+    from agent_memory.config import Codec
+    from agent_memory.kvcache.coding import Encoded
     from agent_memory.kvcache.layout import Layout
     from agent_memory.types import Sampling
 
@@ -128,10 +130,11 @@ class KV(Protocol):
     def copy(self, n_tokens: int) -> KV | None:
         """The first ``n_tokens`` as an independent KV with spare room; None where it does not reach."""
 
-    def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
+    def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
         """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8.
 
         Tensors of sliding-window layers are numbered after all others, and hold rows from ``held_from`` on.
+        With a lossy ``codec`` the rows are encoded, where ``kvcache.coding`` says that this tensor's can be.
         """
 
     def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
@@ -153,7 +156,14 @@ class Source(Protocol):
         """Fill layout tensor ``tensor``: ``out`` is writable bytes of shape (heads, capacity, row_bytes), flat.
 
         Writes the first ``n_tokens`` of each head; of a sliding-window layer those from ``held_from`` on, at the front.
+        Spans that are held encoded are left as they are: ``encoded`` gives those.
         Never raises: damage is noted, and asked for by ``check``.
+        """
+
+    def encoded(self, tensor: int) -> Sequence[Encoded]:
+        """The spans of layout tensor ``tensor`` that are held encoded, to be decoded into the KV; () where none is.
+
+        Each is read when asked for, and verified as ``read_into`` does.
         """
 
     def read_state(self) -> np.ndarray[Any, Any] | None:

@@ -17,7 +17,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
-from agent_memory.kvcache import states, windows
+from agent_memory.config import Codec
+from agent_memory.kvcache import codecs, states, windows
+from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
 from agent_memory.kvcache.windows import WindowKVCache
 from agent_memory.protocols import Source
@@ -163,15 +165,19 @@ class MLXKV:
         marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
         return MLXKV(_regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
 
-    def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8."""
+    def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
+        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8, or encoded."""
         number = tensor - len(self.layout.tensors)
         cache = self._of("full")[tensor // 2] if number < 0 else self._of("window")[number // 2]
         first = 0 if number < 0 else cache.start
         array = cache.values if tensor % 2 else cache.keys
         if not array.size:
             return np.zeros((array.shape[1], stop - start, 0), np.uint8)
-        rows = mx.contiguous(array[0, :, start - first : stop - first, :]).view(mx.uint8)
+        form = coding((*self.layout.tensors, *self.layout.windows)[tensor], codec)
+        if start == stop and form is not None:
+            return np.zeros((array.shape[1], 0, form.row_bytes), np.uint8)
+        rows = array[0, :, start - first : stop - first, :]
+        rows = mx.contiguous(rows).view(mx.uint8) if form is None else codecs.encode(rows, form)
         mx.eval(rows)
         return np.array(rows)
 
@@ -301,6 +307,10 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
     file: Any = _RoomyFile(specs, source)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)  # everything is read when this returns, so that it can be verified before it is used
+    for number, (spec, _) in enumerate(specs):
+        for span in source.encoded(number):
+            arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
+            mx.eval(arrays[spec.name])  # one at a time: nothing but its own rows is held beside the result
     blob = source.read_state() if layout.snapshots else None
     marked = iter(states.unpacked(blob) if blob is not None else [])
     rows = {

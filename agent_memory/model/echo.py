@@ -55,7 +55,8 @@ class EchoRunner:
     """A ModelRunner that answers with the last user message, or with ``reply``.
 
     ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every
-    step. ``unstorable`` makes the KV of a kind that can be neither stored nor cut. ``weights_bytes`` is what it says of
+    step. ``heads``, ``dim`` and ``dtype`` (U8, U16, U32) shape its rows: integers, which no lossy codec encodes.
+    ``unstorable`` makes the KV of a kind that can be neither stored nor cut. ``weights_bytes`` is what it says of
     its weights, of which it has none. Raises ConfigError.
     """
 
@@ -67,7 +68,7 @@ class EchoRunner:
         layers: int = 2,
         heads: int = 2,
         dim: int = 8,
-        dtype: str = "F32",
+        dtype: str = "U32",
         bos: bool = False,
         identity: str = "echo",
         prefill_tokens: int = 256,
@@ -75,7 +76,9 @@ class EchoRunner:
         unstorable: bool = False,
         weights_bytes: int = 1 << 30,
     ) -> None:
-        row_bytes = dim * ITEM_BYTES.get(dtype, 0)
+        if dtype not in ("U8", "U16", "U32"):
+            raise ConfigError(f"its rows are numbers of a hash chain: dtype must be U8, U16 or U32, not {dtype!r}")
+        row_bytes = dim * ITEM_BYTES[dtype]
         if row_bytes < 16 or row_bytes % 8:
             raise ConfigError(f"a row of {dim} x {dtype} is {row_bytes} bytes; it must be 16 or more, in steps of 8")
         if min(layers, heads, context_tokens, prefill_tokens) < 1:

@@ -10,6 +10,7 @@ import numpy as np
 from agent_memory.kvcache.layout import Layout
 
 if TYPE_CHECKING:
+    from agent_memory.config import Codec
     from agent_memory.protocols import Source
 
 _GROW = 256  #: tokens of spare room are added in steps of this many, as mlx-lm's KVCache does
@@ -77,8 +78,8 @@ class EchoKV:
         made._n = n_tokens
         return made
 
-    def read(self, tensor: int, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """A copy of tokens ``[start, stop)``: (heads, stop - start, row_bytes) uint8."""
+    def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
+        """A copy of tokens ``[start, stop)``: (heads, stop - start, row_bytes) uint8. No codec encodes integers."""
         if not 0 <= start <= stop <= self._n:
             raise ValueError(f"tokens [{start}, {stop}) of a KV of {self._n}")
         return self._tensors[tensor][:, start:stop].copy()

@@ -85,12 +85,12 @@ class Saver:
         try:
             for number, part in enumerate(save.parts):
                 for tensor in range(n_full):
-                    save.put(number, tensor, kv.read(tensor, part.start, part.stop))
+                    save.put(number, tensor, kv.read(tensor, part.start, part.stop, part.codec))
                     yield
             for number, side in enumerate(save.sides):
                 rows = []
                 for tensor in range(len(self._layout.windows) if side.start < side.stop else 0):
-                    rows.append(kv.read(n_full + tensor, side.start, side.stop))
+                    rows.append(kv.read(n_full + tensor, side.start, side.stop, side.codec))
                     yield
                 save.put_side(number, rows, kv.read_state(side.stop) if side.side.has_state else None)
                 yield

@@ -15,12 +15,13 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import RLock
-from typing import Any
 
 import numpy as np
 
+from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.chunks import piece_id
+from agent_memory.kvcache.coding import is_lossy, token_bytes
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import list_files, unlink
 from agent_memory.store.format import MAX_DELTAS, SEGMENT_CHUNKS, SUFFIX
@@ -29,10 +30,10 @@ from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
 from agent_memory.store.points import Needs, Plan, Side, best_plan
 from agent_memory.store.policy import Candidate, victims
+from agent_memory.store.provenance import Provenance, Run, coded_runs
 from agent_memory.store.rows import root_id, segment_of, unpack
 from agent_memory.store.saves import Save
 from agent_memory.store.sides import Held, plan_sides, void_side
-from agent_memory.types import Exactness
 
 log = logging.getLogger("agent_memory.store")
 
@@ -42,7 +43,7 @@ _REASONS = 8192  #: lost pieces whose reason is remembered
 class Catalog:
     """Segments of all identities; pieces of the attached one. ``disk_bytes``: the budget of all KV files together."""
 
-    def __init__(self, folder: Path, manifest: Manifest, io: IOThread, disk_bytes: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, io: IOThread, disk_bytes: int, codec: Codec = "exact") -> None:
         self.folder, self.manifest, self.io, self.budget_bytes = folder, manifest, io, disk_bytes
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}
@@ -50,6 +51,8 @@ class Catalog:
         self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
         self.index: Index | None = None
         self.layout: Layout | None = None
+        self.codec: Codec = "exact"  # in which new KV of the attached identity is stored
+        self._codec = codec
         self.needs: Needs | None = None  # None: full-attention rows are all there is
         self.identity = self.host = ""
         self.damage = self.save_failures = self.bytes_written = self.n_bytes = 0
@@ -104,6 +107,7 @@ class Catalog:
         """Index the pieces of one identity."""
         with self.lock:
             self.identity, self.layout, self.host = identity, layout, host
+            self.codec = self._codec if is_lossy(layout, self._codec) else "exact"
             self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
             for segment in self.segments.values():
                 segment.pieces = []
@@ -251,9 +255,7 @@ class Catalog:
 
     # saving
 
-    def begin_save(
-        self, ids: Ids, made: np.ndarray[Any, Any], exactness: Exactness, agent_id: int | None, held: Held
-    ) -> Save:
+    def begin_save(self, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held) -> Save:
         """Plan a save and enter its pieces as not yet readable."""
         with self.lock:
             index, layout = self.index, self.layout
@@ -261,32 +263,29 @@ class Catalog:
                 return Save(None)
             former = n_tokens(index.plan(ids, ready=False)) if self.needs is not None else 0
             chunks = index.chunks(ids, ready=False)
-            runs, head, kept = self._missing(index, ids, chunks)
+            missing, head, kept = self._missing(index, ids, chunks)
+            runs = list(coded_runs(missing, index, ids, lineage, self.codec))
             self.touch([kept.segment] if kept is not None else [])
-            if sum(b - a for a, b, _ in runs) * layout.token_bytes > self.budget_bytes:
+            if sum((r.stop - r.start) * token_bytes(layout, r.codec) for r in runs) > self.budget_bytes:
                 log.debug("store: a save of %d tokens is larger than the whole disk budget", len(ids))
                 return Save(None)
             segments = []
-            for start, stop, parent in runs:
-                segments.append(self._plan_segment(index, ids, made, exactness, start, stop, parent))
+            for run in runs:
+                segments.append(self._plan_segment(index, ids, lineage, run))
                 head = segments[-1].pieces[-1].id
-            sides = plan_sides(self, head, len(ids), held)
-            return Save(self, tuple(segments), sides, head=head, former=former, agent_id=agent_id)
+            sides = plan_sides(self, head, lineage, held)
+            return Save(self, tuple(segments), runs, sides, head=head, former=former, agent_id=agent_id)
 
-    def _missing(
-        self, index: Index, ids: Ids, chunks: list[Piece]
-    ) -> tuple[list[tuple[int, int, Piece | None]], bytes, Piece | None]:
-        """Token ranges to write with the piece before each (None: the one just planned), head so far, last stored
-        piece.
-        """
+    def _missing(self, index: Index, ids: Ids, chunks: list[Piece]) -> tuple[list[Run], bytes, Piece | None]:
+        """What to write, head so far, last stored piece."""
         size = index.chunk_tokens
         done, full = len(chunks) * size, len(ids) // size * size
         last = chunks[-1] if chunks else None
         step = SEGMENT_CHUNKS * size
-        runs = [(a, min(a + step, full), last if a == done else None) for a in range(done, full, step)]
+        runs = [Run(a, min(a + step, full), last if a == done else None) for a in range(done, full, step)]
         if runs or full == len(ids):
             if full < len(ids):
-                runs.append((full, len(ids), None))
+                runs.append(Run(full, len(ids), None))
             return runs, last.id if last else index.root, last
         plan = index.plan(ids, ready=False)
         if n_tokens(plan) == len(ids) and (self.needs is None or plan[-1][0].n_tokens == plan[-1][1]):
@@ -298,18 +297,10 @@ class Catalog:
         if len(chain) >= MAX_DELTAS:
             chain = []
         before = chain[-1] if chain else last
-        return [(full + sum(p.n_tokens for p in chain), len(ids), before)], index.root, before
+        return [Run(full + sum(p.n_tokens for p in chain), len(ids), before)], index.root, before
 
-    def _plan_segment(
-        self,
-        index: Index,
-        ids: Ids,
-        made: np.ndarray[Any, Any],
-        exactness: Exactness,
-        start: int,
-        stop: int,
-        before: Piece | None,
-    ) -> Segment:
+    def _plan_segment(self, index: Index, ids: Ids, lineage: Provenance, run: Run) -> Segment:
+        start, stop, before = run.start, run.stop, run.before
         if before is None and start:
             before = self.segments[self._numbers].pieces[-1]  # the part planned just before this one
         self._numbers += 1
@@ -323,7 +314,8 @@ class Catalog:
             start=start,
             n_tokens=stop - start,
             chunk_tokens=index.chunk_tokens,
-            exactness=exactness,
+            exactness=lineage.exactness if run.codec == "exact" else "quantized",
+            codec=run.codec,
             host=self.host,
             used_s=time.time(),
             ids=ids[start:stop].copy(),
@@ -337,7 +329,7 @@ class Catalog:
                 segment,
                 i,
                 len(own),
-                _made(made[at : at + len(own)]),
+                lineage.made_by(at, at + len(own)),
                 sort_key(own[:HEAD_IDS]),
             )
             segment.pieces.append(piece)
@@ -382,8 +374,3 @@ class Catalog:
         used = self.take_uses()
         if used:
             self.manifest.commit_segments(used=used)
-
-
-def _made(made: np.ndarray[Any, Any]) -> int:
-    kinds = {int(m) for m in np.unique(made)}
-    return kinds.pop() if len(kinds) == 1 else 3

@@ -93,13 +93,16 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
         n_tokens=n_tokens,
         chunk_tokens=segment.chunk_tokens,
         exactness=segment.exactness,
+        codec=segment.codec,
         host=segment.host,
         used_s=segment.used_s,
         is_ready=True,
     )
     new.pieces = segment.pieces[:n_pieces]
     path = catalog.path(new)
-    writer = SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), extents(layout, n_tokens), facts_of(new).metadata, ids)
+    writer = SegmentWriter(
+        path, path.with_suffix(TEMP_SUFFIX), extents(layout, n_tokens, new.codec), facts_of(new).metadata, ids
+    )
     try:
         new.header_xxh3 = copy_prefix(catalog.path(segment), segment, writer, layout, n_tokens)
     except BaseException:

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import xxhash
 from attrs import frozen
 
+from agent_memory.config import Codec
+from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.types import Exactness
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
-WRITE_VERSION = 2  #: a store that says more must not be written by this code; 2 added side files
+WRITE_VERSION = 3  #: a store that says more must not be written by this code; 2 added side files, 3 codecs
 FORMAT = "agent_memory.kv/1"
 SIDE_FORMAT = "agent_memory.side/1"
 MANIFEST = "manifest.sqlite3"
@@ -34,6 +36,8 @@ MAX_DELTAS = (
 
 Made = Literal[1, 2, 3]
 MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
+#: Added to how a token's KV was made: it came out of a quantized record, and is never encoded again.
+DECODED = 4
 
 _NO_SUM = "0" * 16
 
@@ -61,6 +65,7 @@ class SegmentFacts:
     chunk_tokens: int
     made: tuple[int, ...]
     exactness: Exactness
+    codec: Codec
     host: str
 
     @property
@@ -75,7 +80,7 @@ class SegmentFacts:
             "chunk_tokens": str(self.chunk_tokens),
             "made": ",".join(MADE[m] for m in self.made),
             "exactness": self.exactness,
-            "codec": "exact",
+            "codec": self.codec,
             "host": self.host,
         }
 
@@ -85,26 +90,26 @@ def file_sum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
-def extents(layout: Layout, n_tokens: int) -> tuple[Extent, ...]:
+def extents(layout: Layout, n_tokens: int, codec: Codec = "exact") -> tuple[Extent, ...]:
     """Where each tensor of a segment of ``n_tokens`` lies: layout order, padded to 64 bytes, the ids last."""
-    found = _rows(layout.tensors, n_tokens)
+    found = _rows(layout.tensors, n_tokens, codec)
     at = found[-1].start + found[-1].nbytes if found else 0
     return (*found, Extent("ids", "U32", (n_tokens,), at, 4 * n_tokens, -1))
 
 
-def side_extents(layout: Layout, n_rows: int, state_bytes: int | None) -> tuple[Extent, ...]:
+def side_extents(layout: Layout, n_rows: int, state_bytes: int | None, codec: Codec = "exact") -> tuple[Extent, ...]:
     """Where the parts of a side file lie: the window tensors in layout order, then the state (as tensor after them)."""
-    found = _rows(layout.windows, n_rows) if n_rows else []
+    found = _rows(layout.windows, n_rows, codec) if n_rows else []
     if state_bytes is not None:
         at = found[-1].start + found[-1].nbytes if found else 0
         found.append(Extent("state", "U8", (state_bytes,), at, state_bytes, len(layout.windows)))
     return tuple(found)
 
 
-def _rows(tensors: Sequence[TensorSpec], n_tokens: int) -> list[Extent]:
+def _rows(tensors: Sequence[TensorSpec], n_tokens: int, codec: Codec) -> list[Extent]:
     found: list[Extent] = []
     at = 0
-    for i, spec in enumerate(tensors):
+    for i, spec in enumerate(coded(t, codec) for t in tensors):
         nbytes = spec.token_bytes * n_tokens
         found.append(Extent(spec.name, spec.dtype, (spec.heads, n_tokens, spec.dim), at, nbytes, i))
         at += nbytes

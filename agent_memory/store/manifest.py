@@ -51,12 +51,16 @@ CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file
     n_tokens INTEGER NOT NULL, chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL,
     used_s REAL NOT NULL, pieces BLOB NOT NULL);
 """
-#: Added by write version 2.
 SIDES = """
 CREATE TABLE IF NOT EXISTS sides (piece BLOB PRIMARY KEY, segment INTEGER NOT NULL, file TEXT NOT NULL,
     n_rows INTEGER NOT NULL, has_state INTEGER NOT NULL, n_bytes INTEGER NOT NULL, header_xxh3 TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
 """
+CODECS = """
+ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
+"""
+#: What each write version added.
+UPGRADES = ((2, SIDES), (3, CODECS))
 
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
@@ -85,7 +89,7 @@ class Manifest:
 
     def _create(self) -> None:
         with self.transaction() as db:
-            for statement in (SCHEMA + SIDES).split(";"):
+            for statement in (SCHEMA + SIDES + CODECS).split(";"):
                 db.execute(statement)
             versions = {"read_version": READ_VERSION, "write_version": WRITE_VERSION, "created_s": time.time()}
             db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in versions.items()])
@@ -93,9 +97,10 @@ class Manifest:
     def _upgrade(self) -> None:
         """Bring a store of an older write version to this one."""
         found = self._db.execute("SELECT value FROM meta WHERE key = 'write_version'").fetchone()
-        if found is None or int(found[0]) < WRITE_VERSION:
+        version = 1 if found is None else int(found[0])
+        if version < WRITE_VERSION:
             with self.transaction() as db:
-                for statement in SIDES.split(";"):
+                for statement in ";".join(added for number, added in UPGRADES if number > version).split(";"):
                     db.execute(statement)
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('write_version', ?)", (str(WRITE_VERSION),))
 

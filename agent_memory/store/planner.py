@@ -8,11 +8,12 @@ of one piece.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from agent_memory.config import Codec
 from agent_memory.kvcache.chunks import common_prefix, piece_id
 from agent_memory.types import Exactness
 
@@ -26,6 +27,7 @@ class Segment:
 
     __slots__ = (
         "chunk_tokens",
+        "codec",
         "exactness",
         "file",
         "header_xxh3",
@@ -55,6 +57,7 @@ class Segment:
         n_tokens: int,
         chunk_tokens: int,
         exactness: Exactness,
+        codec: Codec,
         host: str,
         used_s: float,
         n_bytes: int = 0,
@@ -65,7 +68,7 @@ class Segment:
         self.number, self.identity, self.file = number, identity, file
         self.parent, self.parent_number = parent, parent_number
         self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
-        self.exactness, self.host, self.used_s = exactness, host, used_s
+        self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
         self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
         self.pieces: list[Piece] = []
 
@@ -100,7 +103,7 @@ def sort_key(ids: Ids) -> bytes:
     return ids.astype(">u4").tobytes()
 
 
-def n_tokens(path: list[tuple[Piece, int]]) -> int:
+def n_tokens(path: Sequence[tuple[Piece, int]]) -> int:
     """How many tokens a path covers."""
     return sum(take for _, take in path)
 

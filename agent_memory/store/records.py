@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 from attrs import field, frozen
 
+from agent_memory.config import Codec
 from agent_memory.types import Exactness, Finish, Message
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,6 +73,7 @@ class SegmentRow:
     n_tokens: int
     chunk_tokens: int
     exactness: Exactness
+    codec: Codec
     host: str
     used_s: float
     pieces: bytes = field(repr=False)

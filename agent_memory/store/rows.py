@@ -44,6 +44,7 @@ def row_of(segment: Segment) -> SegmentRow:
         n_tokens=segment.n_tokens,
         chunk_tokens=segment.chunk_tokens,
         exactness=segment.exactness,
+        codec=segment.codec,
         host=segment.host,
         used_s=segment.used_s,
         pieces=pieces,
@@ -62,6 +63,7 @@ def segment_of(row: SegmentRow) -> Segment:
         n_tokens=row.n_tokens,
         chunk_tokens=row.chunk_tokens,
         exactness=row.exactness,
+        codec=row.codec,
         host=row.host,
         used_s=row.used_s,
         n_bytes=row.n_bytes,
@@ -86,5 +88,6 @@ def facts_of(segment: Segment) -> SegmentFacts:
         chunk_tokens=segment.chunk_tokens,
         made=tuple(p.made for p in segment.pieces),
         exactness=segment.exactness,
+        codec=segment.codec,
         host=segment.host,
     )

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import frozen
 
+from agent_memory.config import Codec
 from agent_memory.store.files import make_folder, unlink
 from agent_memory.store.format import TEMP_SUFFIX, extents
 from agent_memory.store.io import ITEM_BYTES
-from agent_memory.store.planner import Piece, Segment
+from agent_memory.store.planner import Piece, Segment, n_tokens
 from agent_memory.store.points import Side
+from agent_memory.store.provenance import Run, Stored
 from agent_memory.store.rows import facts_of, row_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, sync_folder
 from agent_memory.store.sides import SidePart, side_writer, stale_sides
+from agent_memory.store.splices import Splice
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
@@ -27,10 +30,15 @@ log = logging.getLogger("agent_memory.store")
 
 @frozen
 class Part:
-    """Tokens ``[start, stop)`` of the lineage, to be written as one segment."""
+    """Tokens ``[start, stop)`` of the lineage, encoded by ``codec``: what is to be put of one segment.
+
+    ``stored``: pieces whose rows come before them.
+    """
 
     start: int
     stop: int
+    codec: Codec
+    stored: Stored
 
 
 class Save:
@@ -43,6 +51,7 @@ class Save:
         self,
         catalog: Catalog | None,
         segments: tuple[Segment, ...] = (),
+        runs: Sequence[Run] = (),
         sides: tuple[SidePart, ...] = (),
         *,
         head: bytes | None = None,
@@ -52,15 +61,19 @@ class Save:
         #: how many tokens of the lineage were stored before
         self.former = former
         self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
-        self.parts = tuple(Part(s.start, s.start + s.n_tokens) for s in segments)
+        self.parts = tuple(Part(r.start + n_tokens(r.stored), r.stop, r.codec, r.stored) for r in runs)
         self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
         self.side_writers: dict[int, SegmentWriter] = {}
+        self.splices: dict[int, Splice] = {}
         self.is_over = False
 
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
         """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied."""
         catalog = self._catalog
         if catalog is None:
+            return
+        if self.parts[part].stored:
+            catalog.io.submit(partial(_splice, catalog, self, part, tensor, array), array.nbytes)
             return
         data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
         for at in range(0, len(data), ITEM_BYTES):
@@ -107,6 +120,20 @@ def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryvie
         _fail(catalog, save, error)
 
 
+def _splice(catalog: Catalog, save: Save, part: int, tensor: int, rows: np.ndarray[Any, Any]) -> None:
+    """Write one tensor whose first rows are stored already. I/O thread; a failure ends the save."""
+    if save.is_over:
+        return
+    try:
+        if part not in save.splices:
+            save.splices[part] = Splice(catalog, save.parts[part].stored)
+        joined = save.splices[part].joined(tensor, rows)
+    except WRITE_ERRORS as error:
+        _fail(catalog, save, error)
+        return
+    _write(catalog, save, part, tensor, memoryview(joined).cast("B"))  # type: ignore[arg-type]
+
+
 def _write_side(
     catalog: Catalog, save: Save, number: int, tensor: int, data: memoryview, state_bytes: int | None
 ) -> None:
@@ -145,6 +172,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
 
 
 def _finish_files(catalog: Catalog, save: Save) -> None:
+    _close_splices(save)
     if catalog.layout is not None and not catalog.layout.tensors:  # then nothing was put: the ids are all there is
         save.writers += [_writer(catalog, segment) for segment in save.segments]
     if len(save.writers) != len(save.segments) or len(save.side_writers) != len(save.sides):
@@ -158,11 +186,17 @@ def _finish_files(catalog: Catalog, save: Save) -> None:
         sync_folder(catalog.path(files[0][0]).parent)
 
 
+def _close_splices(save: Save) -> None:
+    for splice in save.splices.values():
+        splice.close()
+
+
 def _abandon(catalog: Catalog, save: Save) -> None:
     """Forget a save and what was to follow it. I/O thread."""
     if save.is_over:
         return
     save.is_over = True
+    _close_splices(save)
     for writer in (*save.writers, *save.side_writers.values()):
         writer.abandon()
     gone: list[Segment] = []
@@ -196,7 +230,7 @@ def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
     assert segment.ids is not None
     path = catalog.path(segment)
     make_folder(path.parent)
-    places = extents(catalog.layout, segment.n_tokens)
+    places = extents(catalog.layout, segment.n_tokens, segment.codec)
     return SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), places, facts_of(segment).metadata, segment.ids)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import xxhash
 from attrs import frozen
 
+from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
+from agent_memory.kvcache.coding import Encoded, coded, coding
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.format import Extent, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
@@ -144,6 +146,15 @@ class OpenSegment:
             raise DamageError("damaged", "the ids' checksum is wrong")
         return np.frombuffer(raw, "<u4")
 
+    def tensor(self, name: str, number: int) -> memoryview:
+        """One whole tensor, checked; ``number``: its place among the checksums."""
+        start, stop = self.table[name]["data_offsets"]
+        raw = memoryview(bytearray(stop - start))
+        preadv(self.fd, [raw] if raw else [], self.data_start + start)
+        if file_sum(raw) != self.sums[number]:
+            raise DamageError("damaged", f"the checksum of {name} is wrong")
+        return raw
+
     def close(self) -> None:
         """Idempotent."""
         if self.fd >= 0:
@@ -176,7 +187,8 @@ class Span:
 
 
 class SegmentSource:
-    """The first ``n_tokens`` of a match on their way into a KV; implements ``protocols.Source``.
+    """The first ``n_tokens`` of a match on their way into a KV, each segment in its own codec; implements
+    ``protocols.Source``.
 
     ``on_damage(segment, reason, text)`` is called at most once, from whatever thread found it; nothing here raises.
     """
@@ -188,7 +200,7 @@ class SegmentSource:
         self._n_tokens = len(ids)
         self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
         self._open: list[OpenSegment] = []
-        self._places: dict[int, dict[int, Extent]] = {}
+        self._places: dict[tuple[int, Codec], dict[int, Extent]] = {}
         self.damage: str | None = None
         self._cut: int = self._n_tokens  # tokens from here on are zeros
         for span in spans:
@@ -201,9 +213,9 @@ class SegmentSource:
             except (DamageError, OSError) as error:
                 self._note(span, error)
                 break
-            n = span.segment.n_tokens
-            if n not in self._places:
-                self._places[n] = {e.tensor: e for e in extents(layout, n)}
+            key = span.segment.n_tokens, span.segment.codec
+            if key not in self._places:
+                self._places[key] = {e.tensor: e for e in extents(layout, *key)}
 
     @property
     def n_tokens(self) -> int:
@@ -215,15 +227,36 @@ class SegmentSource:
         """0: there are no sliding-window layers."""
         return 0
 
+    def encoded(self, tensor: int) -> list[Encoded]:
+        """The spans whose rows are stored encoded, checked."""
+        spec = self._layout.tensors[tensor]
+        found: list[Encoded] = []
+        with self._lock:
+            for i, span in enumerate(self._spans):
+                form = coding(spec, span.segment.codec)
+                if form is None or self.damage is not None:
+                    continue
+                try:
+                    raw = self._open[i].tensor(spec.name, tensor)
+                except (DamageError, OSError, KeyError, IndexError) as error:
+                    self._note(span, error)
+                    break
+                rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
+                found.append(Encoded(span.at, span.at + span.take, form, rows[:, : span.take]))
+        return found
+
     def read_state(self) -> None:
         """None: there is no state."""
 
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
+        spec = self._layout.tensors[tensor]
         with self._lock:
             flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
             for i, span in enumerate(self._spans):
                 if self.damage is None:
+                    if coding(spec, span.segment.codec) is not None:
+                        continue  # ``encoded`` gives it
                     try:
                         self._read(i, span, tensor, flat, capacity)
                         continue
@@ -236,7 +269,7 @@ class SegmentSource:
         spec, source = self._layout.tensors[tensor], self._open[i]
         row = spec.row_bytes
         n = span.segment.n_tokens
-        place = source.data_start + self._places[n][tensor].start
+        place = source.data_start + self._places[n, span.segment.codec][tensor].start
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
@@ -336,14 +369,11 @@ def copy_prefix(source: Path, segment: Segment, writer: SegmentWriter, layout: L
     """Write the first ``n_tokens`` of a segment as another one, checked on the way; the new header's checksum."""
     found = OpenSegment(source, segment)
     try:
-        for i, spec in enumerate(layout.tensors):
-            start, stop = found.table[spec.name]["data_offsets"]
-            raw = b"".join(_blocks(found.fd, found.data_start + start, stop - start))
-            if file_sum(raw) != found.sums[i]:
-                raise DamageError("damaged", f"{source.name}: the checksum of {spec.name} is wrong")
+        for i, spec in enumerate(coded(t, segment.codec) for t in layout.tensors):
+            raw = found.tensor(spec.name, i)
             run = segment.n_tokens * spec.row_bytes
             for h in range(spec.heads):
-                writer.write(i, memoryview(raw)[h * run : h * run + n_tokens * spec.row_bytes])
+                writer.write(i, raw[h * run : h * run + n_tokens * spec.row_bytes])
         return writer.finish()
     finally:
         found.close()

@@ -6,25 +6,29 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
+from agent_memory.kvcache.coding import Coding, Encoded, coding, named
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import make_folder, unlink
-from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, file_sum, side_extents
+from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, side_extents
 from agent_memory.store.planner import Piece
 from agent_memory.store.points import Side, stale
-from agent_memory.store.segments import DamageError, OpenSegment, SegmentSource, SegmentWriter, preadv
+from agent_memory.store.provenance import Provenance
+from agent_memory.store.segments import DamageError, OpenSegment, SegmentSource, SegmentWriter
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.store")
+Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @frozen
@@ -43,17 +47,24 @@ class SidePart:
     piece: Piece
     start: int
     stop: int
+    codec: Codec
 
 
-def plan_sides(catalog: Catalog, head: bytes, point: int, held: Held) -> tuple[SidePart, ...]:
-    """The side files that a lineage of ``point`` tokens with its last piece ``head`` should have, has not, and can be
-    given by ``held``. Enters them as not yet readable. Under the catalog's lock.
+def plan_sides(catalog: Catalog, head: bytes, lineage: Provenance, held: Held) -> tuple[SidePart, ...]:
+    """The side files that a lineage with its last piece ``head`` should have, has not, and can be given by ``held``.
+
+    Enters them as not yet readable. Beside an exact piece nothing quantized is kept; rows that were decoded once are
+    kept as they are. Under the catalog's lock.
     """
     index, needs = catalog.index, catalog.needs
     parts: list[SidePart] = []
     if index is None or needs is None or head not in index.pieces:
         return ()
+    point = len(lineage.made)
     for piece in index.ancestors(index.pieces[head]):
+        is_quantized = piece.segment.exactness == "quantized"
+        if lineage.exactness == "quantized" and not is_quantized:
+            continue
         stop = piece.start + piece.n_tokens
         start = min(stop, max(piece.start, held.held_from))
         n_rows = stop - start if needs.wants_rows(start, stop, point) else 0
@@ -70,7 +81,8 @@ def plan_sides(catalog: Catalog, head: bytes, point: int, held: Held) -> tuple[S
         side = Side(piece.id, piece.segment.number, file, n_rows, has_state)
         if former is None:
             catalog.enter_side(side)
-        parts.append(SidePart(side, piece, stop - n_rows, stop))
+        codec = catalog.codec if is_quantized and not lineage.n_decoded(stop - n_rows, stop) else "exact"
+        parts.append(SidePart(side, piece, stop - n_rows, stop, codec))
     return tuple(reversed(parts))
 
 
@@ -86,11 +98,14 @@ def side_writer(catalog: Catalog, part: SidePart, state_bytes: int | None) -> Se
         "piece": side.piece.hex(),
         "start": str(part.start),
         "stop": str(part.stop),
-        "codec": "exact",
+        "codec": part.codec,
         "host": part.piece.segment.host,
     }
     return SegmentWriter(
-        path, path.with_suffix(TEMP_SUFFIX), side_extents(catalog.layout, side.n_rows, state_bytes), metadata
+        path,
+        path.with_suffix(TEMP_SUFFIX),
+        side_extents(catalog.layout, side.n_rows, state_bytes, part.codec),
+        metadata,
     )
 
 
@@ -199,42 +214,53 @@ class StoredSource:
         if number < 0:
             self._segments.read_into(tensor, out, capacity)
             return
+        spec = self._layout.windows[number]
+        into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
+        for start, stop, _, rows in self._rows(number, is_encoded=False):
+            into[:, start:stop] = rows
+
+    def encoded(self, tensor: int) -> list[Encoded]:
+        """The spans whose rows are stored encoded, checked."""
+        number = tensor - len(self._layout.tensors)
+        if number < 0:
+            return self._segments.encoded(tensor)
+        rows = self._rows(number, is_encoded=True)
+        return [Encoded(start, stop, form, found) for start, stop, form, found in rows if form is not None]
+
+    def _rows(self, number: int, *, is_encoded: bool) -> Iterator[tuple[int, int, Coding | None, Array]]:
+        """(start, stop, how they are encoded, rows) of one tensor's spans that are encoded, or of those that are not;
+        counted from ``held_from``.
+        """
+        spec = self._layout.windows[number]
         with self._lock:
             for span, source in self._spans:
-                if span.side.n_rows and self._is_sound:
-                    try:
-                        self._read_rows(number, span, source, out, capacity)
-                    except (DamageError, OSError, KeyError) as error:
-                        self._note(span, error)
+                if not span.side.n_rows or not self._is_sound:
+                    continue
+                try:
+                    form = coding(spec, named(source.metadata["codec"]))
+                    if (form is not None) is not is_encoded:
+                        continue
+                    raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
+                    rows = raw.reshape(spec.heads, span.side.n_rows, -1) if raw.size else raw.reshape(spec.heads, 0, 0)
+                except (DamageError, OSError, KeyError, ValueError) as error:
+                    self._note(span, error)
+                    continue
+                first = span.stop - span.side.n_rows
+                start, stop = max(first, self._held_from), min(span.stop, self.n_tokens)
+                yield start - self._held_from, stop - self._held_from, form, rows[:, start - first : stop - first]
 
-    def _read_rows(self, number: int, span: SideSpan, source: OpenSegment, out: memoryview, capacity: int) -> None:
-        spec, n_rows = self._layout.windows[number], span.side.n_rows
-        first = span.stop - n_rows
-        start, stop = max(first, self._held_from), min(span.stop, self.n_tokens)
-        rows = self._read(source, number, spec.name).reshape(spec.heads, n_rows, spec.row_bytes)
-        into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
-        into[:, start - self._held_from : stop - self._held_from] = rows[:, start - first : stop - first]
-
-    def read_state(self) -> np.ndarray[Any, Any] | None:
+    def read_state(self) -> Array | None:
         """The state at the end, verified; None where it is damaged."""
         with self._lock:
             if not self._is_sound:
                 return None
             span, source = self._spans[-1]
             try:
-                return self._read(source, len(self._layout.windows) if span.side.n_rows else 0, "state")
+                raw = source.tensor("state", len(self._layout.windows) if span.side.n_rows else 0)
             except (DamageError, OSError, KeyError) as error:
                 self._note(span, error)
                 return None
-
-    def _read(self, source: OpenSegment, number: int, name: str) -> np.ndarray[Any, Any]:
-        """One whole tensor, checked; ``number``: its place among the checksums."""
-        start, stop = source.table[name]["data_offsets"]
-        raw = bytearray(stop - start)
-        preadv(source.fd, [memoryview(raw)] if raw else [], source.data_start + start)
-        if file_sum(memoryview(raw)) != source.sums[number]:
-            raise DamageError("damaged", f"the checksum of {name} is wrong")
-        return np.frombuffer(raw, np.uint8)
+            return np.frombuffer(raw, np.uint8)
 
     def _note(self, span: SideSpan, error: BaseException) -> None:
         self._is_sound = False

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
 from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.layout import Layout
@@ -28,6 +29,7 @@ from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import Ids, Piece, Segment
 from agent_memory.store.points import Side
+from agent_memory.store.provenance import Provenance, made_of
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
@@ -46,7 +48,7 @@ class Match:
 
     n_tokens: int
     pieces: tuple[tuple[Piece, int], ...]  #: with how many tokens are taken of each
-    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: 1 prefill, 2 decode, 3 a piece of both
+    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: see ``format.MADE`` and ``DECODED``
     exactness: Exactness = "exact"
     stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
     ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
@@ -56,12 +58,12 @@ class Match:
 class Store:
     """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    ``disk_bytes`` None: min(32 GiB, a quarter of free space).
+    ``disk_bytes`` None: min(32 GiB, a quarter of free space). ``codec``: of new KV; any codec is read.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
-    def __init__(self, path: Path | None, *, disk_bytes: int | None, chunk_tokens: int) -> None:
+    def __init__(self, path: Path | None, *, disk_bytes: int | None, chunk_tokens: int, codec: Codec = "exact") -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self._io = IOThread()
         self._is_closed = False
@@ -76,7 +78,7 @@ class Store:
             self._manifest = Manifest(path / MANIFEST)
             try:
                 budget = disk_bytes if disk_bytes is not None else _default_budget(path)
-                catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget)
+                catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget, codec)
                 catalog.sweep()
                 catalog.enforce()
             except BaseException:
@@ -177,7 +179,7 @@ class Store:
         promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
         if any(p.segment.host != catalog.host for p, _ in plan):
             promises.append("moved")
-        made = np.repeat(np.array([p.made for p, _ in plan], np.uint8), [take for _, take in plan])
+        made = np.repeat(np.array([made_of(p) for p, _ in plan], np.uint8), [take for _, take in plan])
         return Match(n_tokens, tuple(plan), made, weakest(*promises), stopped, ids[:n_tokens], found.rows_from)
 
     def source(self, match: Match, n_tokens: int) -> Source:
@@ -252,7 +254,8 @@ class Store:
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
-        return self._catalog.begin_save(tokens, np.asarray(made[:n_tokens], np.uint8), exactness, agent_id, held)
+        lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
+        return self._catalog.begin_save(tokens, lineage, agent_id, held)
 
     @property
     def chunk_tokens(self) -> int:

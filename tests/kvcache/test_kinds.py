@@ -34,6 +34,9 @@ class HostSource:
         view = np.frombuffer(out, np.uint8).reshape(rows.shape[0], capacity, rows.shape[2])
         view[:, : rows.shape[1]] = rows
 
+    def encoded(self, tensor: int) -> tuple[Any, ...]:
+        return ()
+
     def read_state(self) -> Any:
         return self.state
 

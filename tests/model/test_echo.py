@@ -75,7 +75,7 @@ def test_bos_is_put_once_and_by_the_template() -> None:
 
 
 def test_the_digest_and_the_identity_depend_on_what_changes_them() -> None:
-    others = [EchoRunner(bos=True), EchoRunner(identity="b"), EchoRunner(dim=16), EchoRunner(dtype="F16")]
+    others = [EchoRunner(bos=True), EchoRunner(identity="b"), EchoRunner(dim=16), EchoRunner(dtype="U16")]
     runners = [EchoRunner(), *others]
     assert len({tuple(r.identity.items()) for r in runners}) == len(runners)
     assert EchoRunner().tokenizer.digest != EchoRunner(bos=True).tokenizer.digest
@@ -235,7 +235,9 @@ def test_logits_processors_choose_and_a_raising_one_fails_its_row_alone() -> Non
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="16 or more"):
-        EchoRunner(dim=4, dtype="F16")
+        EchoRunner(dim=4, dtype="U16")
+    with pytest.raises(ConfigError, match="U8, U16 or U32, not 'F32'"):
+        EchoRunner(dtype="F32")
     with pytest.raises(ConfigError, match="1 or more"):
         EchoRunner(layers=0)
     with pytest.raises(UnsupportedParameterError, match="lone surrogate"):

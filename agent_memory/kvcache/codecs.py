@@ -1,0 +1,70 @@
+"""Encodes rows of keys and values, and decodes them: what ``coding`` describes, as MLX work. Engine thread.
+
+Each row is encoded by itself and alike, whatever stands around it: encoding a slice gives a slice of the encoded rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from agent_memory.kvcache.coding import Coding
+
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+_SMALLEST = 1e-30  #: what groups of equal values are divided by
+
+
+def encode(rows: mx.array, form: Coding) -> mx.array:
+    """(heads, n, dim) of floats -> (heads, n, row_bytes) uint8, lazily."""
+    heads, n, _ = rows.shape
+    groups = _rotated(rows.astype(mx.float32), form).reshape(heads, n, -1, form.group)
+    low, high = mx.min(groups, axis=-1), mx.max(groups, axis=-1)
+    top = 2**form.bits - 1
+    center = ((low + high) / 2).astype(mx.bfloat16)
+    step = ((high - low) / top).astype(mx.bfloat16)
+    divisor = mx.maximum(step.astype(mx.float32), _SMALLEST)
+    codes = (groups - center.astype(mx.float32)[..., None]) / divisor[..., None] + top / 2
+    codes = mx.clip(mx.round(codes), 0, top).astype(mx.uint8).reshape(heads, n, form.dim)
+    parts = [*_planes(codes, form), step.view(mx.uint8), center.view(mx.uint8)]
+    return mx.concatenate(parts, axis=-1)
+
+
+def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
+    """(heads, n, row_bytes) uint8, in host memory -> (heads, n, dim), lazily."""
+    heads, n, _ = rows.shape
+    codes = _joined(rows, form).reshape(heads, n, -1, form.group)
+    factors = np.ascontiguousarray(rows[..., form.code_bytes :]).view(np.uint16)
+    step, center = mx.split(mx.array(factors).view(mx.bfloat16).astype(mx.float32), 2, axis=-1)
+    low = center - step * ((2**form.bits - 1) / 2)
+    values = codes.astype(mx.float32) * step[..., None] + low[..., None]
+    return _rotated(values.reshape(heads, n, form.dim), form).astype(_DTYPES[dtype])
+
+
+def _rotated(rows: mx.array, form: Coding) -> mx.array:
+    """Every block of a row multiplied by the orthonormal Hadamard matrix, which is its own inverse."""
+    blocks = rows.reshape(*rows.shape[:-1], -1, form.block)
+    return mx.hadamard_transform(blocks, scale=form.block**-0.5).reshape(rows.shape)
+
+
+def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
+    made, at = [], 0
+    for width in form.planes:
+        bits = ((codes >> at) & (2**width - 1)).reshape(*codes.shape[:-1], 8 // width, -1)
+        made.append(sum((bits[..., i, :] << (i * width) for i in range(1, 8 // width)), bits[..., 0, :]))
+        at += width
+    return made
+
+
+def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
+    """The codes of encoded rows: (heads, n, dim) uint8."""
+    found: Any = None
+    at = start = 0
+    for width in form.planes:
+        size = form.dim * width // 8
+        plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
+        bits = mx.concatenate([(plane >> (i * width)) & (2**width - 1) for i in range(8 // width)], axis=-1)
+        found = bits if found is None else found | (bits << at)
+        at, start = at + width, start + size
+    return found

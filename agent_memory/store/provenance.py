@@ -1,0 +1,85 @@
+"""How KV came about, token by token, and so in which codec it may be stored. Pure.
+
+What is stored quantized stays what it was stored as: rows that came out of such a record are never encoded again. Where
+a new piece holds them too, their stored bytes are taken over; where those are gone, the values are stored as they are,
+marked as quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from attrs import evolve, field, frozen
+
+from agent_memory.config import Codec
+from agent_memory.store.format import DECODED
+from agent_memory.store.planner import Ids, Index, Piece, n_tokens
+from agent_memory.types import Exactness
+
+Stored = tuple[tuple[Piece, int], ...]
+
+
+@frozen
+class Provenance:
+    """How the KV of a lineage came about."""
+
+    made: np.ndarray[Any, np.dtype[np.uint8]] = field(eq=False, repr=False)  #: per token; see ``format.MADE``
+    exactness: Exactness  #: the weakest promise of all of it
+
+    def n_decoded(self, start: int, stop: int) -> int:
+        """How many of these tokens came out of a quantized record."""
+        return int(np.count_nonzero(self.made[start:stop] & DECODED))
+
+    def made_by(self, start: int, stop: int) -> int:
+        """Prefill, decoding, or both: a key of ``format.MADE``."""
+        kinds = {int(m) for m in np.unique(self.made[start:stop] & ~np.uint8(DECODED))}
+        return kinds.pop() if len(kinds) == 1 else 3
+
+
+def made_of(piece: Piece) -> int:
+    """How the KV of a restored piece's tokens was made, and whether it was decoded."""
+    return piece.made | (DECODED if piece.segment.exactness == "quantized" else 0)
+
+
+@frozen
+class Run:
+    """Tokens ``[start, stop)`` of a lineage, to be written as one segment."""
+
+    start: int
+    stop: int
+    before: Piece | None  #: None: the last piece of the run before this one, or nothing
+    codec: Codec = "exact"
+    #: pieces whose rows are taken over for the first tokens, with how many of each
+    stored: Stored = ()
+
+
+def coded_runs(runs: Iterable[Run], index: Index, ids: Ids, lineage: Provenance, codec: Codec) -> Iterator[Run]:
+    """The runs cut where they must be stored in different ways. Every run starts at a piece."""
+    for run in runs:
+        if codec == "exact" or not lineage.n_decoded(run.start, run.stop):
+            yield evolve(run, codec=codec)
+            continue
+        found: list[Run] = []
+        for start in range(run.start, run.stop, index.chunk_tokens):
+            part = _part(start, min(start + index.chunk_tokens, run.stop), index, ids, lineage, codec)
+            if found and found[-1].codec == part.codec and not (found[-1].stored or part.stored):
+                found[-1] = evolve(found[-1], stop=part.stop)
+            else:
+                found.append(part)
+        yield evolve(found[0], before=run.before)
+        yield from found[1:]
+
+
+def _part(start: int, stop: int, index: Index, ids: Ids, lineage: Provenance, codec: Codec) -> Run:
+    """One piece: encoded where nothing of it was decoded, or where all that was is stored and comes first."""
+    n = lineage.n_decoded(start, stop)
+    if not n:
+        return Run(start, stop, None, codec)
+    stored = [(piece, take) for piece, take in index.plan(ids[: start + n]) if piece.start >= start]
+    codecs = {piece.segment.codec for piece, _ in stored}
+    is_first = lineage.n_decoded(start, start + n) == n
+    if is_first and n_tokens(stored) == n and len(codecs) == 1 and "exact" not in codecs:
+        return Run(start, stop, None, codecs.pop(), tuple(stored))
+    return Run(start, stop, None, "exact")
