@@ -31,15 +31,15 @@ class Log:
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_foreign", "messages", "n_kv", "name", "system", "tools", "turns",
-        "used_s", "version",
+        "agent_id", "created_s", "ids", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system", "tools",
+        "turns", "used_s", "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
         self.is_foreign = is_foreign  #: whether its KV so far was made by other models alone
         self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
         self.tools = tools_from_json(record.tools)
-        self.created_s, self.used_s = record.created_s, record.used_s
+        self.created_s, self.used_s, self.is_pinned = record.created_s, record.used_s, record.is_pinned
         self.version = 0
         self._replay(record.turns)
 
@@ -126,6 +126,7 @@ class Log:
             system=self.system,
             created_s=self.created_s,
             used_s=self.used_s,
+            is_pinned=self.is_pinned,
         )
 
 
@@ -343,6 +344,13 @@ class Agent:
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
             raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
         self._memory._rewind(self._log, turns)
+
+    def pin(self, is_pinned: bool = True) -> None:
+        """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
+
+        Durable when it returns. Budgets hold: pins say what goes last, and reserve nothing.
+        """
+        self._memory._pin(self._log, bool(is_pinned))
 
     def delete(self) -> bool:
         """Delete the agent in all tiers; True when it existed."""

@@ -59,7 +59,12 @@ def _seconds(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse(attribute.name, "a finite number above 0", value)
 
 
-def _as_float(value: float) -> float:
+def _seconds_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and (not isinstance(value, float) or not 0 < value < math.inf):
+        raise _refuse(attribute.name, "a finite number above 0, or None", value)
+
+
+def _as_float(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -72,10 +77,14 @@ class Config:
 
     #: live KV in memory; None: a quarter of the machine's
     hot_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
-    #: encoded KV in memory; 0 until a lossy codec is chosen
-    warm_bytes: int = field(default=0, validator=_whole(0))
+    #: encoded KV in memory; None: half of the hot tier's with a lossy warm_codec, else none
+    warm_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: stored KV; None: min(32 GiB, a quarter of what is free)
     disk_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
+    #: how long idle KV stays live, unused; None: until its room is needed
+    hot_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
+    #: how long it then stays encoded in memory; None: until its room is needed
+    warm_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
     #: how KV is encoded in memory
     warm_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
     #: how KV is encoded on disk
@@ -108,10 +117,6 @@ class Config:
             raise ConfigError(
                 f"prefill_tokens must be a multiple of chunk_tokens ({self.chunk_tokens}): {self.prefill_tokens}"
             )
-        if self.warm_bytes and self.warm_codec == "exact":
-            raise ConfigError(
-                f"warm_bytes must be 0 while warm_codec is 'exact' (warm would only copy hot): {self.warm_bytes}"
-            )
 
     @classmethod
     def make(cls, **settings: Any) -> Config:
@@ -137,7 +142,7 @@ class Config:
 
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "chunk_tokens", "prefill_tokens", "max_batch"}
-_FLOATS = {"target_gap_s", "callable_timeout_s"}
+_FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
 _BOOLS = {"progress", "trust_remote_code"}
 
 

@@ -23,13 +23,23 @@ def default_hot_bytes() -> int:
     return total_memory_bytes() // 4
 
 
+def memory_budgets(config: Config) -> tuple[int, int]:
+    """Bytes of the hot and of the warm tier. An exact warm tier would only copy the hot one: none unless asked for."""
+    hot_bytes = default_hot_bytes() if config.hot_bytes is None else config.hot_bytes
+    if config.warm_bytes is not None:
+        return hot_bytes, config.warm_bytes
+    return hot_bytes, 0 if config.warm_codec == "exact" else hot_bytes // 2
+
+
 def examine(runner: ModelRunner, config: Config) -> Doctor:
     """Facts of the machine and the opened model, with advice."""
+    hot_bytes, warm_bytes = memory_budgets(config)
     facts = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "memory_gib": round(total_memory_bytes() / _GIB, 1),
-        "hot_bytes": default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
+        "hot_bytes": hot_bytes,
+        "warm_bytes": warm_bytes,
         "prefill_tokens": config.prefill_tokens or runner.prefill_tokens,
         "kv_bytes_per_token": runner.layout.token_bytes,
         **runner.facts,

@@ -12,7 +12,8 @@ from typing import Any
 
 from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
-from agent_memory.arguments import check_settings, is_text, runner_for, store_path
+from agent_memory.agents import Agents
+from agent_memory.arguments import check_settings, runner_for, store_path
 from agent_memory.calling import Calling, calling_of
 from agent_memory.config import Config
 from agent_memory.dialects.anthropic import AnthropicMessages
@@ -30,8 +31,8 @@ from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.toolloop import run_rounds
-from agent_memory.tools import as_tools, to_json
-from agent_memory.types import AgentInfo, Doctor, Message, Reply, Sampling, Stats, Usage, VerifyReport
+from agent_memory.tools import as_tools
+from agent_memory.types import AgentInfo, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
 
 
 class Memory:
@@ -57,19 +58,21 @@ class Memory:
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
-        self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._identity = ""
+        hot_bytes, warm_bytes = checkup.memory_budgets(config)
         self._store = Store(
-            store_path(path), disk_bytes=config.disk_bytes, chunk_tokens=config.chunk_tokens, codec=config.cold_codec
+            store_path(path),
+            disk_bytes=config.disk_bytes,
+            chunk_tokens=config.chunk_tokens,
+            codec=config.cold_codec,
+            warm_bytes=warm_bytes,
+            warm_codec=config.warm_codec,
+            warm_ttl_s=config.warm_ttl_s,
         )
-        self._engine = Engine(
-            self._runner,
-            self._store,
-            hot_bytes=checkup.default_hot_bytes() if config.hot_bytes is None else config.hot_bytes,
-            config=config,
-        )
+        self._agents = Agents(self._store, config.salt)
+        self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
         self._requests = Requests(self._runner, self._store, self._engine)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
@@ -235,31 +238,7 @@ class Memory:
         ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
         """
         self._tokenizer()
-        given = as_tools(tools)
-        if not isinstance(name, str) or not name or not is_text(name):
-            raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
-        if system is not None:
-            (checked,) = shapes.normalize([Message("system", system)])
-            system = checked.content
-        with self._lock:
-            log = self._logs.get(name)
-            if log is None:
-                record = self._store.load_agent(self._config.salt, name)
-                if record is None:
-                    record = self._store.create_agent(self._config.salt, name, system=system, tools=to_json(given))
-                stored = self._store.lineage_identities(record.agent_id)
-                log = self._logs[name] = Log(record, is_foreign=bool(stored) and self._identity not in stored)
-        if system is not None and log.system != system:
-            raise ConfigError(
-                f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
-                f"{len(system)}). Open it without system=, or use another name, or delete it first"
-            )
-        if given and log.tools != given:
-            raise ConfigError(
-                f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
-                f"{[tool.name for tool in given]}). Open it without tools=, or give them with each turn"
-            )
-        return Agent(self, log)
+        return Agent(self, self._agents.open(name, system, tools, identity=self._identity))
 
     def run_tools(
         self,
@@ -291,10 +270,7 @@ class Memory:
     def agents(self) -> list[AgentInfo]:
         """Every agent in the store, newest use first."""
         self._tokenizer()
-        listed = {info.name: info for info in self._store.list_agents(self._config.salt)}
-        with self._lock:
-            listed.update({name: log.info for name, log in self._logs.items()})
-        return sorted(listed.values(), key=lambda info: -info.used_s)
+        return self._agents.infos()
 
     def delete(self, name: str) -> bool:
         """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays."""
@@ -304,25 +280,31 @@ class Memory:
 
         def work() -> None:
             ensure_idle(self._engine.is_busy(name), name, "delete")
-            self._engine.forget(name)
+            self._engine.evict(name, log.agent_id, to="cold")
             self._store.delete_agent(log.agent_id)
 
         self._engine.call(work)
-        with self._lock:
-            self._logs.pop(name, None)
+        self._agents.forget(name)
         return True
 
     def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
-        """Free the memory of one idle agent, or of all idle KV; saved first, so that it comes back from disk."""
-        if to != "cold":
-            raise UnsupportedParameterError(f"to must be 'cold', got {to!r}")
-        self._engine.call(lambda: self._engine.evict(agent))
+        """Free the memory of one idle agent, or of all idle KV; saved first, so that it comes back from disk.
+
+        ``to``: "warm" keeps what fits there, encoded; "cold" leaves nothing of it in memory but what others share.
+        """
+        if to not in ("warm", "cold"):
+            raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
+        if to == "warm" and not self._store.warm.is_on:
+            raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
+        tier: Tier = "warm" if to == "warm" else "cold"
+        agent_id = None if agent is None else self._agents.agent_id(agent)
+        self._engine.call(lambda: self._engine.evict(agent, agent_id, to=tier))
         self._store.flush()
 
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
-        hot_bytes = self._engine.call(lambda: self._engine.hot_bytes)
-        return self._engine.counters.stats(hot_bytes, self._store.stats())
+        hot_bytes, n_evicted = self._engine.call(lambda: (self._engine.hot_bytes, self._engine.n_evicted))
+        return self._engine.counters.stats(hot_bytes, n_evicted, self._store.stats())
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
@@ -380,6 +362,13 @@ class Memory:
         if not self._closed:
             return self._runner.tokenizer
         raise ClosedError("this Memory is closed; open it again")
+
+    def _pin(self, log: Log, is_pinned: bool) -> None:
+        def work() -> None:
+            self._store.pin(log.agent_id, is_pinned)
+            log.is_pinned = is_pinned
+
+        self._engine.call(work)
 
     def _rewind(self, log: Log, turns: int) -> None:
         def work() -> None:

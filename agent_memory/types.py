@@ -268,6 +268,7 @@ class AgentInfo:
     system: str | None = None
     created_s: float = 0.0  #: Unix time
     used_s: float = 0.0
+    is_pinned: bool = False
 
 
 @frozen(kw_only=True)
@@ -280,7 +281,9 @@ class Stats:
     computed_tokens: int = 0
     output_tokens: int = 0
     hits: Mapping[str, int] = field(factory=dict)  #: requests by slowest tier touched
+    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
     misses: Mapping[str, int] = field(factory=dict)  #: by reason
+    evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm for room
     damage: int = 0  #: stored pieces found damaged or missing
     hot_bytes: int = 0
     warm_bytes: int = 0

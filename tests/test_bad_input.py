@@ -274,6 +274,8 @@ def test_evict_to_nowhere_is_refused_and_an_unknown_agent_is_no_error(scene: Sce
     before = scene.state()
     with pytest.raises(UnsupportedParameterError, match="nowhere"):
         scene.memory.evict(to="nowhere")
+    with pytest.raises(UnsupportedParameterError, match="warm_bytes"):
+        scene.memory.evict(to="warm")
     scene.memory.evict("nobody")
     scene.memory.evict("a")
     scene.assert_intact(before)
@@ -390,6 +392,7 @@ def _uses(memory: Memory, agent: Any) -> dict[str, Callable[[], object]]:
         "say": lambda: agent.say("hi"),
         "agent.stream": lambda: agent.stream("hi"),
         "rewind": agent.rewind,
+        "pin": agent.pin,
         "agent.delete": agent.delete,
     }
 

@@ -12,8 +12,10 @@ from agent_memory import Config, ConfigError
 
 WRONG: dict[str, list[Any]] = {
     "hot_bytes": [-1, 1.5, "1", True],
-    "warm_bytes": [-1, None, 1.5, 1],
+    "warm_bytes": [-1, 1.5, "1", True],
     "disk_bytes": [-1, "1 GB", False],
+    "hot_ttl_s": [0, -1.0, "5", math.nan, math.inf, True],
+    "warm_ttl_s": [0, -1.0, "5", math.nan, math.inf],
     "warm_codec": ["q3", None, 3, ["exact"]],
     "cold_codec": ["q3", None, 3],
     "chunk_tokens": [0, -256, None, 256.0, True],
@@ -29,8 +31,10 @@ WRONG: dict[str, list[Any]] = {
 }
 RIGHT: dict[str, list[Any]] = {
     "hot_bytes": [None, 0, 1 << 40],
-    "warm_bytes": [0],
+    "warm_bytes": [None, 0, 1 << 40],
     "disk_bytes": [None, 0],
+    "hot_ttl_s": [None, 1, 0.5],
+    "warm_ttl_s": [None, 3600],
     "warm_codec": ["exact", "q8", "q5", "q4"],
     "cold_codec": ["exact", "q8", "q5", "q4"],
     "chunk_tokens": [1, 16],
@@ -97,6 +101,8 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_HOT_BYTES": "4096",
         "AGENT_MEMORY_WARM_BYTES": "0",
         "AGENT_MEMORY_DISK_BYTES": "None",
+        "AGENT_MEMORY_HOT_TTL_S": "600",
+        "AGENT_MEMORY_WARM_TTL_S": "none",
         "AGENT_MEMORY_WARM_CODEC": "exact",
         "AGENT_MEMORY_COLD_CODEC": "exact",
         "AGENT_MEMORY_CHUNK_TOKENS": "16",
@@ -113,6 +119,8 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
     assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
     assert Config.from_env(environ=environ | {"HOME": "/", "MAX_BATCH": "9"}) == Config(
         hot_bytes=4096,
+        warm_bytes=0,
+        hot_ttl_s=600.0,
         chunk_tokens=16,
         prefill_tokens=32,
         weights_dtype="bfloat16",

@@ -9,7 +9,7 @@ from attrs import define, field
 from agent_memory.types import Stats, Usage
 
 #: Figures of the store that ``Stats`` shows under the same names.
-_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
+_STORED = ("damage", "warm_bytes", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
 
 
 @define
@@ -24,6 +24,7 @@ class Counters:
     computed_ids: int = 0
     save_failures: int = 0  #: saves that ended before they reached the store
     hits: dict[str, int] = field(factory=dict)
+    tier_tokens: dict[str, int] = field(factory=dict)
     misses: dict[str, int] = field(factory=dict)
 
     def note(self, usage: Usage) -> None:
@@ -34,11 +35,13 @@ class Counters:
         self.computed_tokens += usage.computed_tokens
         self.output_tokens += usage.output_tokens
         self.hits[usage.tier] = self.hits.get(usage.tier, 0) + 1
+        for tier, n_tokens in usage.tier_tokens.items():
+            self.tier_tokens[tier] = self.tier_tokens.get(tier, 0) + n_tokens
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
-    def stats(self, hot_bytes: int, stored: Mapping[str, int]) -> Stats:
-        """The sums so far, beside the hot tier's size and the store's own figures."""
+    def stats(self, hot_bytes: int, n_evicted: int, stored: Mapping[str, int]) -> Stats:
+        """The sums so far, beside the hot tier's size, the lineages that left it, and the store's own figures."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,
@@ -47,7 +50,9 @@ class Counters:
             output_tokens=self.output_tokens,
             computed_ids=self.computed_ids,
             hits=dict(self.hits),
+            tier_tokens=dict(self.tier_tokens),
             misses=dict(self.misses),
+            evictions={"hot": n_evicted, "warm": stored["warm_evictions"]},
             hot_bytes=hot_bytes,
             save_failures=self.save_failures + stored["save_failures"],
             **{name: stored[name] for name in _STORED},

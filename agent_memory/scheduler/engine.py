@@ -18,6 +18,7 @@ from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
+from agent_memory.types import Tier
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Store
@@ -91,8 +92,13 @@ class Engine:
 
     @property
     def hot_bytes(self) -> int:
-        """Bytes of KV in memory now. Engine thread (inside ``call``)."""
+        """Bytes of live KV now. Engine thread (inside ``call``)."""
         return self._loop.nbytes
+
+    @property
+    def n_evicted(self) -> int:
+        """How many lineages have left the hot tier. Engine thread (inside ``call``)."""
+        return self._loop.evictor.n_evicted
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""
@@ -118,16 +124,16 @@ class Engine:
         """Hand all finished KV to the store. Engine thread (inside ``call``)."""
         self._loop.saver.settle()
 
-    def evict(self, owner: str | None) -> None:
-        """Let one agent's lineage, or all, leave the hot tier, saved first. Engine thread (inside ``call``)."""
-        for lineage in self._loop.hot:
-            if owner is None or lineage.owner == owner:
-                self._loop.evict(lineage)
+    def evict(self, owner: str | None, agent_id: int | None, *, to: Tier) -> None:
+        """Let one agent's KV, or all that is idle, leave the hot tier, saved first; ``to`` "cold": and the warm one.
 
-    def forget(self, owner: str) -> None:
-        """Drop an agent's lineage. Engine thread (inside ``call``)."""
-        if lineage := self._loop.hot.of(owner):
-            self._loop.evict(lineage)
+        Engine thread (inside ``call``).
+        """
+        self._loop.evictor.evict(owner, to)
+        if to == "cold" and owner is None:
+            self._store.warm.clear()
+        elif to == "cold" and agent_id is not None:
+            self._store.warm.release(agent_id)
 
     def close(self) -> None:
         """Fail what still runs, save what is finished, end the thread; idempotent, and nothing in a forked child."""
@@ -145,6 +151,7 @@ class Engine:
                 self._runner,
                 self._store,
                 hot_bytes=self._hot_bytes,
+                hot_ttl_s=self._config.hot_ttl_s,
                 max_batch=self._config.max_batch,
                 grid=self._config.prefill_tokens or self._runner.prefill_tokens,
                 target_gap_s=self._config.target_gap_s,
@@ -167,7 +174,7 @@ class Engine:
     def _serve(self) -> None:
         """Until the mailbox is closed."""
         loop = self._loop
-        while self._mail.receive(lambda: loop.has_work, lambda: 0.002 if loop.saver.busy else None):
+        while self._mail.receive(lambda: loop.has_work, lambda: 0.002 if loop.saver.busy else loop.evictor.rest_s):
             loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:

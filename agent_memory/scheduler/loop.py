@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 from agent_memory.protocols import KV, Batch, ModelRunner
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
+from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.request import Request
-from agent_memory.scheduler.reuse import Plan, Reuse
+from agent_memory.scheduler.reuse import Reuse
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.waiting import AGE_S, Waiting, effective_priority
@@ -46,6 +47,7 @@ class Loop:
         store: Store,
         *,
         hot_bytes: int,
+        hot_ttl_s: float | None,
         max_batch: int,
         grid: int,
         target_gap_s: float,
@@ -59,6 +61,7 @@ class Loop:
         self.waiting = Waiting()
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
         self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        self.evictor = Evictor(self.hot, store, self.saver, self._admission, ttl_s=hot_ttl_s)
         self._reuse = Reuse(self.hot, store, self.saver, layout, grid)
         self._pacer = Pacer(target_gap_s)
         self._prefilling: list[Row] = []  # oldest first
@@ -70,7 +73,7 @@ class Loop:
     @property
     def has_work(self) -> bool:
         """Whether a tick would do something."""
-        return bool(self.waiting or self._rows or self._prefilling) or self.saver.can_step
+        return bool(self.waiting or self._rows or self._prefilling) or self.saver.can_step or self.evictor.is_due
 
     @property
     def nbytes(self) -> int:
@@ -90,19 +93,19 @@ class Loop:
         if self._prefilling and (not self._rows or self._pacer.is_prefill_due):
             started, is_alone = time.perf_counter(), not self._rows
             row = self._next_prefill()
+            n_fed = row.fed
             self._prefill_step(row)
-            self._pacer.prefilled(time.perf_counter() - started, is_last=row.is_ready, is_alone=is_alone)
+            took = time.perf_counter() - started
+            self._pacer.prefilled(took, is_last=row.is_ready, is_alone=is_alone)
+            self._store.costs.computed(row.fed - n_fed, took)
         if self._rows and not (self._prefilling and self._pacer.is_prefill_due):
             started = time.perf_counter()
             self._decode_step()
             self._pacer.decoded(time.perf_counter() - started)
         if self.saver.busy:
             self.saver.step(hurry=bool(self._rows or self._prefilling))
-
-    def evict(self, lineage: Lineage) -> None:
-        """Let an idle lineage leave memory, saved first."""
-        self.saver.settle(lineage)
-        self.hot.take(lineage)
+        if self.evictor.is_due:
+            self.evictor.expire()
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""
@@ -196,12 +199,15 @@ class Loop:
         if plan.awaited is not None:
             request.is_held = partial(_is_coming, plan.awaited, plan.n_awaited)
             return "awaits"
-        self._make_room(place.n_bytes, plan)
+        if leaving := self.evictor.make_room(place.n_bytes, plan, hurry=bool(self._rows)):
+            request.is_held = lambda: any(map(self.saver.is_copying, leaving))
+            return "no bytes"
         if self._batch is None:
             self._batch = self._runner.open_batch(self._store.chunk_tokens)
         started = time.perf_counter()
         base = self._reuse.take(self._batch, plan, prompt)
         now = time.perf_counter()
+        self._store.costs.loaded(base.tier, base.kv.nbytes, now - started)
         row = Row(
             number=self._n_rows,
             request=request,
@@ -218,25 +224,11 @@ class Loop:
         self._n_rows += 1
         self._admission.add(row.number, place)
         self._prefilling.append(row)
-        self._free()
+        self.evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
         if row.is_ready and row.max_tokens:
             self._prefill_step(row)  # nothing to feed: it joins the batch at once
         return "started"
-
-    def _make_room(self, n_bytes: int, plan: Plan) -> None:
-        """Let idle lineages leave, longest unused first, until ``n_bytes`` fit; the one that the plan is about stays.
-
-        Where there is no room for it and a copy of it, it moves.
-        """
-        kept = plan.lineage
-        for lineage in self.hot:
-            held = self.hot.nbytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
-            if not self._admission.shortfall(n_bytes, held):
-                return
-            if lineage is not kept:
-                self.evict(lineage)
-        plan.is_moved = kept is not None and (plan.is_moved or self._admission.shortfall(n_bytes, self.hot.nbytes) > 0)
 
     def _prefetch(self, request: Request) -> None:
         if not request.is_prefetched:
@@ -356,7 +348,7 @@ class Loop:
                 row.request.feed.finish(reply)
             self._rest(row.lineage(kv))
             self._forget(row)
-        self._free()
+        self.evictor.free()
 
     def _retire(self, rows: list[Row]) -> None:
         """Take cancelled or failed rows out; what they computed stays as cache of the ids it was computed from."""
@@ -369,7 +361,7 @@ class Loop:
             assert row.kv is not None
             self._rest(row.lineage(row.kv), save=False)
             self._forget(row)
-        self._free()
+        self.evictor.free()
 
     def _forget(self, row: Row) -> None:
         row.kv = None  # whoever still holds the row, an error's traceback say, must not hold its KV
@@ -385,11 +377,6 @@ class Loop:
             self.saver.settle(replaced)
         if save and self._runner.layout.is_storable:
             self.saver.begin(lineage)
-
-    def _free(self) -> None:
-        """Let the lineages used longest ago leave until idle and reserved bytes fit the budget."""
-        while (oldest := self.hot.oldest()) and self._admission.shortfall(0, self.hot.nbytes):
-            self.evict(oldest)
 
 
 def _is_coming(row: Row, n_tokens: int) -> bool:

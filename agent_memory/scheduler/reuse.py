@@ -1,4 +1,4 @@
-"""Finding what a prompt can start from: the longest prefix in memory or on disk, and why it is not longer."""
+"""Finding what a prompt can start from: the longest prefix, live or stored, and why it is not longer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from agent_memory.store.tiers import HotTier, Lineage
 from agent_memory.types import weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.store import Match, Store
+    from agent_memory.store.lookup import Match
+    from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
@@ -30,7 +31,7 @@ class Plan:
     """What a prompt could start from, before anything is taken or read."""
 
     wanted: Ids
-    cold: Match
+    stored: Match  #: in warm and cold
     lineage: Lineage | None = None  #: an idle one
     row: Row | None = None  #: a running one, whose KV is copied
     n_live: int = 0  #: tokens that the lineage or the row gives
@@ -41,11 +42,11 @@ class Plan:
     @property
     def n_tokens(self) -> int:
         """How much of the prompt is there."""
-        return max(self.n_live, self.cold.n_tokens)
+        return max(self.n_live, self.stored.n_tokens)
 
 
 class Reuse:
-    """The longest prefix wins; in memory before on disk among equals. Engine thread only.
+    """The longest prefix wins; live before warm before cold among equals. Engine thread only.
 
     At least one id is always left to compute: its logits give the first token.
     """
@@ -55,9 +56,9 @@ class Reuse:
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
         """Where ``wanted`` is found now. O(its ids) for every lineage and row."""
-        plan = Plan(wanted=wanted, cold=self._store.match(wanted))
+        plan = Plan(wanted=wanted, stored=self._store.match(wanted))
         lineage, n_tokens = self._hot.match(wanted, owner)
-        if lineage is not None and n_tokens >= max(1, plan.cold.n_tokens):
+        if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
             plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
         if not self._layout.is_storable:
@@ -81,17 +82,17 @@ class Reuse:
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
         """A base for ``prompt``; its KV is the caller's alone."""
-        base, stopped = self._live(batch, plan), plan.cold.stopped
-        cold = plan.cold
+        base, stopped = self._live(batch, plan), plan.stored.stopped
+        stored = plan.stored
         try:
-            while base is None and cold.n_tokens:
-                base = self._from_store(batch, cold)
+            while base is None and stored.n_tokens:
+                base = self._from_store(batch, stored)
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                    cold = self._store.match(plan.wanted)
-                    stopped = cold.stopped
+                    stored = self._store.match(plan.wanted)
+                    stopped = stored.stopped
         except Exception as error:  # noqa: BLE001 - whatever a restore dies of is a miss: the log has all it takes
             stopped = f"restore failed: {type(error).__name__}: {error}"
-            log.warning("%d tokens are recomputed: %s", cold.n_tokens, stopped)
+            log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
         if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
@@ -109,27 +110,36 @@ class Reuse:
         else:
             assert plan.lineage is not None
             kv = self._from_hot(plan.lineage, n_tokens, is_moved=plan.is_moved)
-        return None if kv is None else Base(kv=kv, n_tokens=n_tokens, made=made, tier="hot", exactness=exactness)
+        if kv is None:
+            return None
+        return Base(kv=kv, n_tokens=n_tokens, made=made, tier="hot", tier_tokens={"hot": n_tokens}, exactness=exactness)
 
     def _from_hot(self, lineage: Lineage, n_tokens: int, *, is_moved: bool) -> KV | None:
-        self._saver.settle(lineage)
         if is_moved:
+            self._saver.settle(lineage)
             self._hot.take(lineage)
             return lineage.kv if lineage.trim(n_tokens) else None
         self._hot.touch(lineage)
         return lineage.kv.copy(n_tokens)
 
-    def _from_store(self, batch: Batch, cold: Match) -> Base | None:
-        """A base read from disk; None, before anything was computed on it, where a checksum was wrong."""
-        source = self._store.source(cold, cold.n_tokens)
+    def _from_store(self, batch: Batch, match: Match) -> Base | None:
+        """A base read from the store; None, before anything was computed on it, where a checksum was wrong."""
+        source = self._store.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)
             if not source.check():
                 return None
         finally:
             source.close()
-        self._store.touch(cold)
-        return Base(kv=kv, n_tokens=cold.n_tokens, made=cold.made, tier="cold", exactness=cold.exactness)
+        self._store.touch(match)
+        return Base(
+            kv=kv,
+            n_tokens=match.n_tokens,
+            made=match.made,
+            tier=match.tier,
+            tier_tokens=match.tier_tokens,
+            exactness=match.exactness,
+        )
 
     def _reason(self, prompt: Prompt, stopped: str | None) -> str:
         if prompt.foreign:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import TIERS, Delta, Exactness, Finish, Text, Tier, Usage
+from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: how the KV of an id was made
 
@@ -25,7 +26,8 @@ class Base:
     kv: KV | None = field(repr=False)  #: taken over by the row
     n_tokens: int = 0
     made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
-    tier: Tier = "none"
+    tier: Tier = "none"  #: the slowest that it comes from
+    tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
     miss: str | None = None
 
@@ -152,7 +154,7 @@ class Row:
             computed_tokens=self.fed - base.n_tokens,
             output_tokens=len(self.output),
             tier=base.tier,
-            tier_tokens={base.tier: base.n_tokens} if base.tier in TIERS[1:] else {},
+            tier_tokens=base.tier_tokens,
             exactness=base.exactness,
             miss=base.miss,
             ttft_s=first - self.request.created,

@@ -1,15 +1,18 @@
-"""Handing new KV to the store, a tensor at a time, between decode steps."""
+"""Hands KV to the store, a tensor at a time, between decode steps: finished turns to disk, what is to leave to warm."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from agent_memory.kvcache.layout import Layout
 from agent_memory.scheduler.counters import Counters
-from agent_memory.store.sides import Held
+from agent_memory.store.copies import Copy
+from agent_memory.store.points import Held
+from agent_memory.store.provenance import Provenance
+from agent_memory.store.saves import Save
 from agent_memory.store.tiers import Lineage
 
 if TYPE_CHECKING:
@@ -20,9 +23,12 @@ log = logging.getLogger("agent_memory.saving")
 #: While others decode, one tick of saving takes about this long.
 _SLICE_S = 0.004
 
+Job = Generator[None, None, None]
+Jobs = dict[int, tuple[Lineage, Job]]
+
 
 class Saver:
-    """Lineages whose KV is on its way to the store. Engine thread only.
+    """Lineages whose KV is on its way to the store: saves to disk, then copies into warm. Engine thread only.
 
     The live arrays are copied out here (O(new tokens) bytes), because the next turn may change them in place; writing,
     fsync and commit are the store's I/O thread's work. A lineage is settled before anybody changes its KV.
@@ -30,40 +36,64 @@ class Saver:
 
     def __init__(self, store: Store, layout: Layout, counters: Counters) -> None:
         self._store, self._layout, self._counters = store, layout, counters
-        self._jobs: dict[int, tuple[Lineage, Iterator[None]]] = {}
+        self._saves: Jobs = {}
+        self._copies: Jobs = {}
 
     @property
     def can_step(self) -> bool:
-        """Whether something is left and the disk keeps up."""
-        return self.busy and self._store.is_ready
+        """Whether something is left that can go on: a save waits for a disk that does not keep up."""
+        return bool(self._copies) or (bool(self._saves) and self._store.is_ready)
 
     @property
     def busy(self) -> bool:
         """Whether something is left to hand over."""
-        return bool(self._jobs)
+        return bool(self._saves or self._copies)
 
     def begin(self, lineage: Lineage) -> None:
         """Save a lineage that will rest in the hot tier."""
-        self._jobs[id(lineage)] = (lineage, self._export(lineage))
+        lineage.is_saved = True
+        self._saves[id(lineage)] = (lineage, self._save(lineage))
+
+    def copy(self, lineage: Lineage) -> None:
+        """Copy a lineage that is to leave the hot tier into warm; once, whatever comes of it."""
+        if not lineage.is_offered:
+            lineage.is_offered = True
+            if self._store.warm.is_on and self._layout.is_storable:
+                self._copies[id(lineage)] = (lineage, self._copy(lineage))
+
+    def is_copying(self, lineage: Lineage) -> bool:
+        """Whether a lineage is on its way to warm."""
+        return id(lineage) in self._copies
 
     def settle(self, only: Lineage | None = None) -> None:
-        """Hand over all that is left of one lineage, or of all."""
-        keys = list(self._jobs) if only is None else [id(only)]
-        for key in keys:
-            if key in self._jobs:
-                _, job = self._jobs.pop(key)
-                while self._advance(job):
-                    pass
+        """Hand over all that is left to save of one lineage, or of all; give up copying the one."""
+        self._finish(self._saves, list(self._saves) if only is None else [id(only)])
+        if only is not None and id(only) in self._copies:
+            self._copies.pop(id(only))[1].close()
+            only.is_offered = False
+
+    def finish(self, lineage: Lineage) -> None:
+        """Hand over all that is left to save and to copy of one lineage."""
+        self._finish(self._saves, [id(lineage)])
+        self._finish(self._copies, [id(lineage)])
 
     def step(self, hurry: bool) -> None:
         """Go on for a moment; with ``hurry`` (others decode) for a few milliseconds only."""
         until = time.perf_counter() + (_SLICE_S if hurry else 10 * _SLICE_S)
         while self.can_step and time.perf_counter() < until:
-            key, (_, job) = next(iter(self._jobs.items()))
+            jobs = self._saves if self._saves and self._store.is_ready else self._copies
+            key, (_, job) = next(iter(jobs.items()))
             if not self._advance(job):
-                del self._jobs[key]
+                del jobs[key]
 
-    def _advance(self, job: Iterator[None]) -> bool:
+    def _finish(self, jobs: Jobs, keys: list[int]) -> None:
+        for key in keys:
+            if key in jobs:
+                _, job = jobs.pop(key)
+                while self._advance(job):
+                    pass
+
+    def _advance(self, job: Job) -> bool:
         """One tensor more; False at the end. A save that fails costs a recomputation some day, and nobody's reply."""
         try:
             return next(job, self) is None
@@ -72,29 +102,43 @@ class Saver:
             log.warning("KV could not be handed to the store and will be computed again: %s", error)
             return False
 
-    def _export(self, lineage: Lineage) -> Iterator[None]:
-        kv, n_full = lineage.kv, len(self._layout.tensors)
+    def _save(self, lineage: Lineage) -> Job:
         save = self._store.begin_save(
             lineage.ids,
             len(lineage.ids),
             lineage.made,
             lineage.exactness,
             agent_id=lineage.agent_id,
-            held=Held(kv.held_from, kv.snapshots),
+            held=Held(lineage.kv.held_from, lineage.kv.snapshots),
         )
+        yield from self._export(lineage, save)
+
+    def _copy(self, lineage: Lineage) -> Job:
+        copy = self._store.warm.begin(
+            lineage.ids,
+            Provenance(lineage.made, lineage.exactness),
+            Held(lineage.kv.held_from, lineage.kv.snapshots),
+            agent_id=lineage.agent_id,
+            used_s=lineage.used_s,
+        )
+        if copy is not None:
+            yield from self._export(lineage, copy)
+
+    def _export(self, lineage: Lineage, to: Save | Copy) -> Job:
+        kv, n_full = lineage.kv, len(self._layout.tensors)
         try:
-            for number, part in enumerate(save.parts):
+            for number, part in enumerate(to.parts):
                 for tensor in range(n_full):
-                    save.put(number, tensor, kv.read(tensor, part.start, part.stop, part.codec))
+                    to.put(number, tensor, kv.read(tensor, part.start, part.stop, part.codec))
                     yield
-            for number, side in enumerate(save.sides):
+            for number, side in enumerate(to.sides):
                 rows = []
                 for tensor in range(len(self._layout.windows) if side.start < side.stop else 0):
                     rows.append(kv.read(n_full + tensor, side.start, side.stop, side.codec))
                     yield
-                save.put_side(number, rows, kv.read_state(side.stop) if side.side.has_state else None)
+                to.put_side(number, rows, kv.read_state(side.stop) if side.has_state else None)
                 yield
         except BaseException:
-            save.abandon()
+            to.abandon()
             raise
-        save.finish()
+        to.finish()

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import RLock
 
@@ -28,12 +28,12 @@ from agent_memory.store.format import MAX_DELTAS, SEGMENT_CHUNKS, SUFFIX
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
-from agent_memory.store.points import Needs, Plan, Side, best_plan
+from agent_memory.store.points import Held, Needs, Plan, Side, best_plan
 from agent_memory.store.policy import Candidate, victims
 from agent_memory.store.provenance import Provenance, Run, coded_runs
 from agent_memory.store.rows import root_id, segment_of, unpack
 from agent_memory.store.saves import Save
-from agent_memory.store.sides import Held, plan_sides, void_side
+from agent_memory.store.sides import plan_sides, void_side
 
 log = logging.getLogger("agent_memory.store")
 
@@ -48,6 +48,7 @@ class Catalog:
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}
         self.sides: dict[bytes, Side] = {}  # by piece, of all identities
+        self.is_pinned: Callable[[Segment], bool] = lambda segment: False  # whether a segment must not be evicted
         self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
         self.index: Index | None = None
         self.layout: Layout | None = None
@@ -346,7 +347,7 @@ class Catalog:
             if excess <= 0:
                 return
             table = [
-                Candidate(s.number, s.parent_number, self._held_bytes(s), s.used_s, not s.is_ready)
+                Candidate(s.number, s.parent_number, self._held_bytes(s), s.used_s, not s.is_ready or self.is_pinned(s))
                 for s in self.segments.values()
             ]
             gone = [self.segments[n] for n in victims(table, excess)]

@@ -180,11 +180,12 @@ class Manifest:
         """All agents of one salt, by name."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens "
+                "SELECT a.agent, a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens "
                 "FROM agents a LEFT JOIN turns t ON t.agent = a.agent "
                 "AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
                 (salt_digest(salt),),
             ).fetchall()
+        pins = self.pins()
         found = [
             AgentInfo(
                 name=blob_text(name),
@@ -194,10 +195,23 @@ class Manifest:
                 system=None if system is None else blob_text(system),
                 created_s=created_s,
                 used_s=used_s,
+                is_pinned=agent in pins,
             )
-            for name, system, created_s, used_s, last, n_messages, n_tokens in rows
+            for agent, name, system, created_s, used_s, last, n_messages, n_tokens in rows
         ]
         return sorted(found, key=lambda info: info.name)
+
+    def pins(self) -> set[int]:
+        """The agents that are pinned, of all salts."""
+        with self._lock:
+            keys = [key for (key,) in self._db.execute("SELECT key FROM meta WHERE key LIKE 'pinned %'")]
+        return {int(key.removeprefix("pinned ")) for key in keys if key.removeprefix("pinned ").isdecimal()}
+
+    def pin(self, agent_id: int, is_pinned: bool) -> None:
+        """Commit that an agent is pinned, or no longer."""
+        change = "INSERT OR REPLACE INTO meta VALUES (?, '')" if is_pinned else "DELETE FROM meta WHERE key = ?"
+        with self.transaction() as db:
+            db.execute(change, (f"pinned {agent_id}",))
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""

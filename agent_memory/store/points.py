@@ -7,12 +7,20 @@ piece stays. A prefix is restorable where its side files are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from attrs import define, field, frozen
 
 from agent_memory.kvcache.layout import Layout, is_kept
-from agent_memory.store.planner import Piece, n_tokens
+from agent_memory.store.planner import Index, Piece, n_tokens
+
+
+@frozen
+class Held:
+    """What a live KV holds beside its full-attention rows."""
+
+    held_from: int = 0  #: the first token whose window rows it holds
+    snapshots: Collection[int] = field(default=())  #: numbers of tokens at which it holds a state
 
 
 @define(eq=False)
@@ -72,6 +80,24 @@ class Needs:
             return self.state
         boundary, newest = at // self.chunk_tokens, point // self.chunk_tokens
         return at % self.chunk_tokens == 0 and (boundary == newest if self.window else is_kept(boundary, newest))
+
+
+def missing_sides(
+    index: Index, sides: Mapping[bytes, Side], needs: Needs, head: bytes, point: int, held: Held
+) -> Iterator[tuple[Piece, int, bool]]:
+    """What a lineage of ``point`` tokens with its last piece ``head`` should have, has not, and can be given by
+    ``held``, the last first: pieces, the first window row of each (its end: none), and whether its state.
+    """
+    for piece in index.ancestors(index.pieces[head]):
+        stop = piece.start + piece.n_tokens
+        start = min(stop, max(piece.start, held.held_from))
+        n_rows = stop - start if needs.wants_rows(start, stop, point) else 0
+        is_fork = len(index.children(piece.id)) > 1 and not needs.window
+        has_state = stop in held.snapshots and needs.state and (is_fork or needs.wants_state(stop, point))
+        former = sides.get(piece.id)
+        is_less = former is not None and (n_rows < former.n_rows or has_state < former.has_state)
+        if (n_rows or has_state) and not is_less and (former is None or not former.covers(n_rows, has_state)):
+            yield piece, stop - n_rows, has_state
 
 
 def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], needs: Needs) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class AgentRecord:
     turns: tuple[Turn, ...]
     created_s: float
     used_s: float
+    is_pinned: bool = False
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -6,12 +6,12 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
@@ -20,7 +20,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import make_folder, unlink
 from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, side_extents
 from agent_memory.store.planner import Piece
-from agent_memory.store.points import Side, stale
+from agent_memory.store.points import Held, Side, missing_sides, stale
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.segments import DamageError, OpenSegment, SegmentSource, SegmentWriter
 
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.store")
 Array = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@frozen
-class Held:
-    """What a live KV holds beside its full-attention rows."""
-
-    held_from: int = 0  #: the first token whose window rows it holds
-    snapshots: Collection[int] = field(default=())  #: numbers of tokens at which it holds a state
 
 
 @frozen
@@ -49,6 +41,11 @@ class SidePart:
     stop: int
     codec: Codec
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the state is part of it."""
+        return self.side.has_state
+
 
 def plan_sides(catalog: Catalog, head: bytes, lineage: Provenance, held: Held) -> tuple[SidePart, ...]:
     """The side files that a lineage with its last piece ``head`` should have, has not, and can be given by ``held``.
@@ -60,29 +57,17 @@ def plan_sides(catalog: Catalog, head: bytes, lineage: Provenance, held: Held) -
     parts: list[SidePart] = []
     if index is None or needs is None or head not in index.pieces:
         return ()
-    point = len(lineage.made)
-    for piece in index.ancestors(index.pieces[head]):
+    for piece, start, has_state in missing_sides(index, catalog.sides, needs, head, len(lineage.made), held):
         is_quantized = piece.segment.exactness == "quantized"
         if lineage.exactness == "quantized" and not is_quantized:
             continue
         stop = piece.start + piece.n_tokens
-        start = min(stop, max(piece.start, held.held_from))
-        n_rows = stop - start if needs.wants_rows(start, stop, point) else 0
-        is_fork = len(index.children(piece.id)) > 1 and not needs.window
-        has_state = stop in held.snapshots and needs.state and (is_fork or needs.wants_state(stop, point))
-        former = catalog.sides.get(piece.id)
-        if not n_rows and not has_state:
-            continue
-        if former is not None and (
-            former.covers(n_rows, has_state) or n_rows < former.n_rows or has_state < former.has_state
-        ):
-            continue
         file = f"{catalog.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
-        side = Side(piece.id, piece.segment.number, file, n_rows, has_state)
-        if former is None:
+        side = Side(piece.id, piece.segment.number, file, stop - start, has_state)
+        if piece.id not in catalog.sides:
             catalog.enter_side(side)
-        codec = catalog.codec if is_quantized and not lineage.n_decoded(stop - n_rows, stop) else "exact"
-        parts.append(SidePart(side, piece, stop - n_rows, stop, codec))
+        codec = catalog.codec if is_quantized and not lineage.n_decoded(start, stop) else "exact"
+        parts.append(SidePart(side, piece, start, stop, codec))
     return tuple(reversed(parts))
 
 

@@ -14,62 +14,72 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
-from attrs import field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.layout import Layout
 from agent_memory.protocols import Source
+from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
 from agent_memory.store.io import IOThread
+from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.planner import Ids, Piece, Segment
-from agent_memory.store.points import Side
-from agent_memory.store.provenance import Provenance, made_of
+from agent_memory.store.planner import Ids, Segment
+from agent_memory.store.points import Held, Side
+from agent_memory.store.provenance import Provenance
 from agent_memory.store.records import AgentRecord, Turn
+from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import SegmentSource, Span, check_file, checking
-from agent_memory.store.sides import Held, StoredSource, side_spans_of
-from agent_memory.types import AgentInfo, Exactness, VerifyReport, weakest
+from agent_memory.store.segments import check_file, checking
+from agent_memory.store.warm import Warm
+from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
 
 _MAX_DEFAULT_BYTES = 32 << 30
 
 
-@frozen
-class Match:
-    """The longest stored prefix of some ids."""
-
-    n_tokens: int
-    pieces: tuple[tuple[Piece, int], ...]  #: with how many tokens are taken of each
-    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: see ``format.MADE`` and ``DECODED``
-    exactness: Exactness = "exact"
-    stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
-    ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
-    held_from: int = 0  #: the first token whose rows of sliding-window layers are stored
-
-
 class Store:
-    """Logs and KV on disk. ``path`` None: logs in memory, no KV.
+    """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
 
-    ``disk_bytes`` None: min(32 GiB, a quarter of free space). ``codec``: of new KV; any codec is read.
+    ``disk_bytes`` None: min(32 GiB, a quarter of free space). ``codec``: of new KV on disk; any codec is read.
+    ``warm_bytes`` 0: no warm tier.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
-    def __init__(self, path: Path | None, *, disk_bytes: int | None, chunk_tokens: int, codec: Codec = "exact") -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        disk_bytes: int | None,
+        chunk_tokens: int,
+        codec: Codec = "exact",
+        warm_bytes: int = 0,
+        warm_codec: Codec = "exact",
+        warm_ttl_s: float | None = None,
+    ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
+        self.costs, self.pins = Costs(), set[int]()
+        self.warm = Warm(
+            warm_bytes,
+            codec=warm_codec,
+            ttl_s=warm_ttl_s,
+            costs=self.costs,
+            pins=self.pins,
+            is_stored=self._is_on_disk,
+        )
         self._io = IOThread()
         self._is_closed = False
         self._lock_fd = -1
         self._catalog: Catalog | None = None
         self._log_damage = 0
+        self._pinned: set[bytes] = set()  # the last pieces of pinned agents' lineages
         if path is None:
             self._manifest = Manifest(None)
             return
@@ -79,6 +89,7 @@ class Store:
             try:
                 budget = disk_bytes if disk_bytes is not None else _default_budget(path)
                 catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget, codec)
+                catalog.is_pinned = lambda segment: any(piece.id in self._pinned for piece in segment.pieces)
                 catalog.sweep()
                 catalog.enforce()
             except BaseException:
@@ -101,9 +112,12 @@ class Store:
         """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
         with _store_errors("record the model"):
             self._manifest.attach(identity, layout_json(layout), facts)
+            self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
                 self._io.drain()
                 self._catalog.attach(identity, layout, host, self._chunk_tokens)
+            self.pins |= self._manifest.pins()
+            self._note_pins()
 
     # logs
 
@@ -123,7 +137,7 @@ class Store:
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
-        return record
+        return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
 
     def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
@@ -138,6 +152,17 @@ class Store:
         with _store_errors("list agents"):
             return self._manifest.list_agents(salt)
 
+    def pin(self, agent_id: int, is_pinned: bool) -> None:
+        """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
+        with _store_errors("pin the agent"):
+            self._manifest.pin(agent_id, is_pinned)
+        (self.pins.add if is_pinned else self.pins.discard)(agent_id)
+        self._note_pins()
+
+    def _note_pins(self) -> None:
+        """Find the pinned agents' KV on disk: that of the model that is attached."""
+        self._pinned = {head for agent, _, head in self._manifest.heads() if agent in self.pins} if self.pins else set()
+
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
         self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn))
@@ -149,6 +174,9 @@ class Store:
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
         self._drain_logs()
+        self.warm.release(agent_id)
+        if agent_id in self.pins:
+            self.pin(agent_id, False)
         with _store_errors("delete the agent"):
             if self._catalog is None:
                 self._manifest.delete_agent(agent_id, drop=(), change=())
@@ -159,67 +187,28 @@ class Store:
     # KV
 
     def match(self, ids: Ids) -> Match:
-        """The longest stored prefix of ``ids``; O(len(ids)) hashing, in memory."""
-        catalog = self._catalog
-        ids = np.ascontiguousarray(ids, dtype=np.uint32)
-        if catalog is None or catalog.index is None or not len(ids):
-            return Match(0, (), np.zeros(0, np.uint8))
-        with catalog.lock:
-            found = catalog.plan(ids)
-            plan = found.pieces
-            n_tokens = sum(take for _, take in plan)
-            full = [p for p, take in plan if take == catalog.index.chunk_tokens]
-            parent = full[-1].id if full else catalog.index.root
-            stopped = None
-            if n_tokens < len(ids):
-                rest = ids[len(full) * catalog.index.chunk_tokens :][: catalog.index.chunk_tokens]
-                following = piece_id(parent, rest) if len(rest) == catalog.index.chunk_tokens else None
-                stopped = catalog.reason(plan[-1][0].id if plan else parent, following) or catalog.reason(parent, None)
-                stopped = "no snapshot" if found.is_cut else stopped
-        promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
-        if any(p.segment.host != catalog.host for p, _ in plan):
-            promises.append("moved")
-        made = np.repeat(np.array([made_of(p) for p, _ in plan], np.uint8), [take for _, take in plan])
-        return Match(n_tokens, tuple(plan), made, weakest(*promises), stopped, ids[:n_tokens], found.rows_from)
+        """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
+        return lookup.find(self._catalog, self.warm, ids)
 
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
 
         Less than the whole match only where the model's layers can be cut at any token.
         """
-        catalog = self._catalog
-        assert catalog is not None
-        assert catalog.layout is not None
-        assert n_tokens <= match.n_tokens
-        spans: list[Span] = []
-        at = 0
-        with catalog.lock:
-            for piece, whole in match.pieces:
-                take = min(whole, n_tokens - at)
-                if take <= 0:
-                    break
-                if spans and spans[-1].segment is piece.segment:
-                    spans[-1] = Span(piece.segment, spans[-1].path, spans[-1].at, spans[-1].take + take)
-                else:
-                    spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
-                at += take
-            needs = catalog.needs
-            sides = side_spans_of(catalog, match.pieces, match.held_from)
-        source = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
-        if needs is None:
-            return source
-        assert n_tokens == match.n_tokens
-        return StoredSource(catalog.layout, source, sides, catalog.void)
+        return lookup.source(self._catalog, self.warm, match, n_tokens)
 
     def prefetch(self, match: Match) -> None:
-        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed."""
+        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed.
+
+        Those whose pieces are warm are not read.
+        """
         catalog = self._catalog
-        if catalog is None or not match.n_tokens:
+        if catalog is None or match.tier != "cold":
             return
-        segments = {p.segment.number: p.segment for p, _ in match.pieces}
+        segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= match.n_warm}
         files: list[Segment | Side] = list(segments.values())
         with catalog.lock:
-            files += [span.side for span in side_spans_of(catalog, match.pieces, match.held_from).spans]
+            files += [span.side for span in lookup.sides_to_read(catalog, match).spans]
 
         def steps() -> Iterator[None]:
             for file in files:
@@ -232,7 +221,8 @@ class Store:
         self._io.submit_read(steps())
 
     def touch(self, match: Match) -> None:
-        """The match was used now; what it stands on counts as used too."""
+        """The match was used now, in both tiers; what it stands on counts as used too."""
+        self.warm.touch(held for held, _ in match.warm)
         if self._catalog is not None:
             segments: dict[int, Segment] = {p.segment.number: p.segment for p, _ in match.pieces}
             self._catalog.touch(segments.values())
@@ -255,7 +245,19 @@ class Store:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        return self._catalog.begin_save(tokens, lineage, agent_id, held)
+        save = self._catalog.begin_save(tokens, lineage, agent_id, held)
+        if agent_id in self.pins and save.head is not None:
+            self._pinned.add(save.head)
+        return save
+
+    def _is_on_disk(self, piece: bytes) -> bool:
+        index = self._catalog.index if self._catalog is not None else None
+        return index is not None and piece in index.pieces
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether KV outlives the process."""
+        return self._catalog is not None
 
     @property
     def chunk_tokens(self) -> int:
@@ -307,6 +309,8 @@ class Store:
         """Counters since the store was opened, and its size now."""
         c = self._catalog
         figures = {
+            "warm_bytes": self.warm.n_bytes,
+            "warm_evictions": self.warm.n_evicted,
             "disk_bytes": 0,
             "bytes_written": 0,
             "segments": 0,

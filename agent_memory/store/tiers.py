@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,13 @@ class Lineage:
 
     owner: str | None
     ids: np.ndarray[Any, Any] = field(repr=False)
-    made: np.ndarray[Any, Any] = field(repr=False)  #: per id: 1 made by prefill, 2 by decoding
+    made: np.ndarray[Any, Any] = field(repr=False)  #: per id: see ``store.format.MADE`` and ``DECODED``
     kv: KV = field(repr=False)
     exactness: Exactness = "exact"
     agent_id: int | None = None
+    used_s: float = 0.0  #: when it was put or touched, by the tier's clock
+    is_saved: bool = False  #: whether it is on disk, or on its way there
+    is_offered: bool = False  #: whether warm was given a copy, which it may have refused
 
     def trim(self, n_tokens: int) -> bool:
         """Cut to the first ``n_tokens``; False where the KV cannot be cut."""
@@ -36,13 +40,14 @@ class Lineage:
 
 
 class HotTier:
-    """Idle lineages in order of last use. Owned by the engine thread.
+    """Idle lineages in order of last use, the oldest first. Owned by the engine thread.
 
     Policy: a lineage that its own agent continues is moved (no byte is copied); one that somebody else wants a prefix
     of is copied. Each agent has at most one; a nameless lineage that a newer one extends is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._lineages: dict[int, Lineage] = {}  # by id(), oldest use first
 
     def __iter__(self) -> Iterator[Lineage]:
@@ -75,6 +80,7 @@ class HotTier:
 
     def touch(self, lineage: Lineage) -> None:
         """Note a use."""
+        lineage.used_s = self.clock()
         self._lineages[id(lineage)] = self._lineages.pop(id(lineage))
 
     def put(self, lineage: Lineage) -> list[Lineage]:
@@ -85,12 +91,9 @@ class HotTier:
             extended = one.owner is None and common_prefix(one.ids, lineage.ids) == len(one.ids)
             if same_agent or extended:
                 replaced.append(self.take(one))
+        lineage.used_s = self.clock()
         self._lineages[id(lineage)] = lineage
         return replaced
-
-    def oldest(self) -> Lineage | None:
-        """The lineage that was not used for longest."""
-        return next(iter(self._lineages.values()), None)
 
     def of(self, owner: str) -> Lineage | None:
         """An agent's lineage."""

@@ -28,13 +28,19 @@ _DEFAULT = ("gemma3_text", "qwen3_next", "llama4")
 SOME = [n if n in _DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in (*tiny.SHAPES, *tiny.MORE)]
 LETTERS = [ord(letter) - 33 for letter in string.ascii_letters]  #: as tinytokenizer.py numbers them
 CONFIG = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK)
+WARM = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK, warm_bytes=1 << 30)
 
 
-def opened(name: str, path: Any) -> Memory:
+def opened(name: str, path: Any, config: Config = CONFIG) -> Memory:
     from agent_memory.model.mlx import MLXRunner
     from tests.reliability.tinytokenizer import tokenizer
 
-    return Memory(MLXRunner(tiny.model(name), tokenizer(), name=name), path, config=CONFIG)
+    return Memory(MLXRunner(tiny.model(name), tokenizer(), name=name), path, config=config)
+
+
+def warm(name: str) -> Memory:
+    """One whose only store is a warm tier."""
+    return opened(name, ":memory:", WARM)
 
 
 def text(seed: int, n_tokens: int) -> str:
@@ -45,19 +51,21 @@ def text(seed: int, n_tokens: int) -> str:
 @pytest.mark.parametrize("name", [*tiny.SHAPES, *(pytest.param(n, marks=pytest.mark.slow) for n in tiny.MORE)])
 def test_restored_at_every_chunk_boundary_and_at_the_tail_equals_never_stopped(name: str, tmp_path: Path) -> None:
     lengths = [*range(CHUNK, 7 * CHUNK + 1, CHUNK), 1, 31, 33, 100]
-    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored:
+    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored, warm(name) as held:
         for n in lengths:
             first, second = text(n, n), text(n, n) + text(-n, 21)
-            for memory in (live, stored):
+            for memory in (live, stored, held):
                 answer(memory, first, max_tokens=1)
             stored.evict()
+            held.evict(to="warm")
             wanted, hot = answer(live, second)
-            got, cold = answer(stored, second)
-            assert (hot.usage.tier, cold.usage.tier) == ("hot", "cold"), n
-            assert hot.usage.cached_tokens == cold.usage.cached_tokens == n
-            assert cold.usage.exactness == "exact"
-            assert got == wanted, n
-            assert cold.token_ids == hot.token_ids
+            assert (hot.usage.tier, hot.usage.cached_tokens) == ("hot", n)
+            for memory, tier in ((stored, "cold"), (held, "warm")):
+                got, reply = answer(memory, second)
+                assert (reply.usage.tier, reply.usage.tier_tokens) == (tier, {tier: n}), (n, tier)
+                assert reply.usage.exactness == "exact"
+                assert got == wanted, (n, tier)
+                assert reply.token_ids == hot.token_ids
         assert stored.stats().damage == 0
         assert not stored.verify().damaged
 
@@ -85,11 +93,11 @@ def test_a_changed_prompt_reuses_what_stands_before_it_with_the_bits_of_a_fresh_
         changed = long[:cut] + text(cut, 120 - cut)
         with opened(name, ":memory:") as fresh:
             wanted, _ = answer(fresh, changed)
-        for tier, path in (("hot", ":memory:"), ("cold", tmp_path / str(cut))):
-            with opened(name, path) as memory:
+        for tier, path in (("hot", ":memory:"), ("warm", ":memory:"), ("cold", tmp_path / str(cut))):
+            with opened(name, path, WARM) as memory:
                 answer(memory, long)  # its KV covers 104 tokens
-                if tier == "cold":
-                    memory.evict()
+                if tier != "hot":
+                    memory.evict(to=tier)
                 got, reply = answer(memory, changed)
             assert reply.usage.cached_tokens == _reach(name, cut), (tier, cut)
             assert reply.usage.tier == (tier if reply.usage.cached_tokens else "none")
@@ -125,12 +133,15 @@ def turns(memory: Memory, first: int, last: int) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", SOME)
 def test_an_agent_evicted_before_every_turn_gives_the_logits_of_one_that_never_was(name: str, tmp_path: Path) -> None:
-    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored:
+    with opened(name, ":memory:") as live, opened(name, tmp_path) as stored, warm(name) as held:
         wanted = turns(live, 0, 6)
         for number in range(6):
             stored.evict()
+            held.evict(to="warm")
             assert turns(stored, number, number + 1) == wanted[number : number + 1], number
+            assert turns(held, number, number + 1) == wanted[number : number + 1], number
         assert stored.stats().hits == {"none": 1, "cold": 5}
+        assert held.stats().hits == {"none": 1, "warm": 5}
         assert live.stats().hits == {"none": 1, "hot": 5}
 
 
@@ -169,18 +180,21 @@ def test_the_store_keeps_no_more_of_a_window_than_itself_and_one_chunk(name: str
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_turn_taken_back_is_told_otherwise_from_where_it_began(name: str, tmp_path: Path) -> None:
-    with opened(name, tmp_path / "rewound") as memory, opened(name, tmp_path / "straight") as straight:
-        for one in (memory, straight):
-            turns(one, 0, 3)
-        n_tokens = memory.agent("a").n_tokens
-        turns(memory, 3, 4)
-        memory.evict()
-        memory.agent("a").rewind(1)
-        reply = memory.agent("a").say("no, otherwise", max_tokens=3)
-        assert n_tokens - CHUNK <= reply.usage.cached_tokens < n_tokens + 12, "the template opens both turns alike"
-        assert reply.usage.tier == "cold"
+    with opened(name, tmp_path / "straight") as straight:
+        turns(straight, 0, 3)
         straight.evict()
-        assert straight.agent("a").say("no, otherwise", max_tokens=3).token_ids == reply.token_ids
+        wanted = straight.agent("a").say("no, otherwise", max_tokens=3).token_ids
+    for tier, path in (("cold", tmp_path / "rewound"), ("warm", ":memory:")):
+        with opened(name, path, WARM) as memory:
+            for number in range(4):
+                n_tokens = memory.agent("a").n_tokens
+                turns(memory, number, number + 1)
+                memory.evict(to=tier)
+            memory.agent("a").rewind(1)
+            reply = memory.agent("a").say("no, otherwise", max_tokens=3)
+            assert n_tokens - CHUNK <= reply.usage.cached_tokens < n_tokens + 12, "the template opens both turns alike"
+            assert reply.usage.tier == tier
+            assert reply.token_ids == wanted
 
 
 def window_bytes(path: Path) -> dict[str, int]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.store.points import Held
+from agent_memory.store.provenance import Provenance
 from agent_memory.store.saves import Save
-from agent_memory.store.sides import Held
 from agent_memory.store.store import Match, Store
 
 IDENTITY = "ab" * 32
@@ -45,9 +46,16 @@ def rows(ids: np.ndarray, spec: TensorSpec, tensor: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def opened(
-    path: Path | None, *, layout: Layout = SMALL, identity: str = IDENTITY, disk_bytes=None, chunk_tokens=16, host="h"
+    path: Path | None,
+    *,
+    layout: Layout = SMALL,
+    identity: str = IDENTITY,
+    disk_bytes=None,
+    chunk_tokens=16,
+    host="h",
+    warm_bytes=0,
 ):
-    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens)
+    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens, warm_bytes=warm_bytes)
     try:
         store.attach(identity, layout, host, {"model": "plain"})
         yield store
@@ -86,6 +94,38 @@ def save(
         )
     found.finish()
     return found
+
+
+def copy(
+    store: Store,
+    ids: np.ndarray,
+    *,
+    layout: Layout = SMALL,
+    agent_id: int | None = None,
+    held_from: int = 0,
+    snapshots=(),
+    used_s: float | None = None,
+) -> bool:
+    """A lineage into warm; whether there was room for it."""
+    found = store.warm.begin(
+        ids,
+        Provenance(np.full(len(ids), 1, np.uint8), "exact"),
+        Held(held_from, {*snapshots, len(ids)}),
+        agent_id=agent_id,
+        used_s=used_s,
+    )
+    if found is None:
+        return False
+    for number, part in enumerate(found.parts):
+        for t, spec in enumerate(layout.tensors):
+            found.put(number, t, rows(ids, spec, t)[:, part.start : part.stop].copy())
+    for number, side in enumerate(found.sides):
+        taken = [rows(ids, spec, 100 + t)[:, side.start : side.stop].copy() for t, spec in enumerate(layout.windows)]
+        found.put_side(
+            number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
+        )
+    found.finish()
+    return store.warm.find(found.path[-1].piece.id) is not None
 
 
 def load(store: Store, match: Match, n_tokens: int | None = None, *, layout: Layout = SMALL, spare: int = 5):

@@ -1,0 +1,349 @@
+"""The warm tier: encoded KV of idle lineages in RAM, within a byte budget.
+
+Pieces are named, found and cut as on disk (``planner.py``, ``points.py``): whoever computed a prefix, it is held once,
+and every kind of layer is taken up again where the disk would let it be. A piece goes only after all that follows it,
+so that what is held of a lineage always begins at its start. The bytes counted are those allocated: rows, states, ids
+and the index. There are no checksums: the model itself computes in this memory.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from agent_memory.config import Codec
+from agent_memory.kvcache.chunks import piece_id
+from agent_memory.kvcache.coding import Coding, coded, coding
+from agent_memory.kvcache.layout import Layout
+from agent_memory.store.copies import Bytes, Copy, CopySide, WarmPiece
+from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
+from agent_memory.store.points import Held, Needs, Plan, Side, best_plan, missing_sides, stale
+from agent_memory.store.provenance import Provenance
+from agent_memory.store.retention import Costs, worth
+from agent_memory.store.rows import root_id
+from agent_memory.types import Tier
+
+#: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.
+_PIECE_BYTES = 2048
+_ARRAY_BYTES = 176
+
+
+class Warm:
+    """Pieces of one identity in memory. Engine thread only; ``n_bytes`` may be read from any.
+
+    Policy: what is worth least goes first (``retention.py``), a lineage from its end on, what another one shares or an
+    agent in ``pins`` uses after all else; what nobody pinned never pushes out what somebody did. A lineage that does
+    not fit as a whole is not taken. ``ttl_s``: pieces unused for so long go, pinned ones stay.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: int,
+        *,
+        codec: Codec = "exact",
+        ttl_s: float | None = None,
+        costs: Costs,
+        pins: set[int],
+        is_stored: Callable[[bytes], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget_bytes, self.codec, self.ttl_s = budget_bytes, codec, ttl_s
+        self._costs, self._pins, self._is_stored, self._clock = costs, pins, is_stored, clock
+        self.n_bytes = self.n_evicted = 0
+        self.layout: Layout | None = None
+        self.needs: Needs | None = None
+        self.codings: tuple[Coding | None, ...] = ()  #: how the rows of each tensor, windows last, are encoded
+        self._token_bytes = 0  # of an encoded token
+        self._index: Index | None = None
+        self._identity = self._host = ""
+        self._held: dict[bytes, WarmPiece] = {}
+        self._leaves: dict[bytes, WarmPiece] = {}  # those that nothing follows
+        self._sides: dict[bytes, Side] = {}
+        self._heads: dict[int | None, bytes] = {}  # where each agent's newest lineage ends
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether anything is encoded otherwise than exactly."""
+        return any(form is not None for form in self.codings)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a warm tier."""
+        return self.budget_bytes > 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
+        """Start empty, for the KV of one identity."""
+        self.clear()
+        self._identity, self._host, self.layout = identity, host, layout
+        self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
+        self.codings = tuple(coding(spec, self.codec) for spec in (*layout.tensors, *layout.windows))
+        self._token_bytes = sum(coded(spec, self.codec).token_bytes for spec in layout.tensors)
+        self._index = Index(root_id(identity), chunk_tokens, lambda piece: piece.segment.ids)
+
+    # looking up
+
+    def plan(self, ids: Ids) -> Plan:
+        """What to restore the longest prefix of ``ids`` from that can be restored."""
+        if self._index is None or not self._held:
+            return Plan([])
+        if self.needs is None:
+            return Plan(self._index.plan(ids))
+        return best_plan(self._index.paths(ids), self._sides, self.needs)
+
+    def find(self, piece: bytes) -> WarmPiece | None:
+        """A piece that can be read, by its id."""
+        found = self._held.get(piece)
+        return found if found is not None and found.piece.segment.is_ready else None
+
+    def touch(self, pieces: Iterable[WarmPiece], used_s: float | None = None) -> None:
+        """Used now, or at ``used_s``; with a piece, name all before it."""
+        used_s = self._clock() if used_s is None else used_s
+        for held in pieces:
+            held.used_s = max(held.used_s, used_s)
+
+    # filling
+
+    def begin(
+        self,
+        ids: Ids,
+        lineage: Provenance,
+        held: Held,
+        *,
+        agent_id: int | None,
+        used_s: float | None = None,
+    ) -> Copy | None:
+        """Plan a copy of a lineage: what of it is not held yet enters, not yet readable, and its bytes are reserved.
+
+        None where there is no room for it. ``used_s``: its last use. What was decoded from a lossy codec is not encoded
+        again: where it is not held any more, the copy ends before it.
+        """
+        index, layout = self._index, self.layout
+        if not self.is_on or index is None or layout is None or not layout.is_storable or not len(ids):
+            return None
+        covered = index.plan(ids) if self.needs is None else []
+        base, fresh = None, list[WarmPiece]()
+        if n_tokens(covered) == len(ids):  # a longer tail of another lineage may cover this one's
+            path = [self._held[piece.id] for piece, _ in covered]
+        else:
+            path, fresh, base = self._walk(index, ids, lineage)
+        self.touch(path, used_s)
+        if not path:
+            return None
+        copy = Copy(self, path, fresh, base, self._sides_for(path, fresh, base, lineage, held), agent_id)
+        if not self._fit(agent_id):
+            copy.abandon()
+            return None
+        return copy
+
+    def _sides_for(
+        self,
+        path: Sequence[WarmPiece],
+        fresh: Sequence[WarmPiece],
+        base: WarmPiece | None,
+        lineage: Provenance,
+        held: Held,
+    ) -> tuple[CopySide, ...]:
+        """What the pieces of a path are to hold beside their rows; window rows that ``base`` has are taken over."""
+        sides: list[CopySide] = []
+        if self._index is None or self.needs is None:
+            return ()
+        found = missing_sides(self._index, self._sides, self.needs, path[-1].piece.id, path[-1].stop, held)
+        for piece, first, has_state in found:
+            to = self._held[piece.id]
+            start = first
+            if base is not None and to is fresh[0] and first < base.stop:
+                first, start = max(first, base.first_row), base.stop
+            if self.is_lossy and lineage.n_decoded(start, to.stop):  # not to be encoded again
+                first = start = to.stop
+            if first < to.stop or has_state:
+                sides.append(CopySide(to, first, start, to.stop, self.codec, has_state))
+        return tuple(reversed(sides))
+
+    def _walk(
+        self, index: Index, ids: Ids, lineage: Provenance
+    ) -> tuple[list[WarmPiece], list[WarmPiece], WarmPiece | None]:
+        """The pieces of a lineage; those entered now; the tail that the first of these takes over."""
+        path: list[WarmPiece] = []
+        fresh: list[WarmPiece] = []
+        base, parent = None, index.root
+        for start in range(0, len(ids), index.chunk_tokens):
+            own = ids[start : start + index.chunk_tokens]
+            stop = start + len(own)
+            held = self._held.get(piece_id(parent, own))
+            if held is None:
+                if not fresh:
+                    tails = [chain[0] for chain in index.deltas(parent, own, ready=True) if len(chain) == 1]
+                    longest = max(tails, key=lambda p: p.n_tokens, default=None)
+                    base = self._held[longest.id] if longest is not None else None
+                if self.is_lossy and lineage.n_decoded(max(start, base.stop if base else 0), stop):
+                    break
+                held = self._enter(index, parent, own, start, lineage)
+                fresh.append(held)
+            path.append(held)
+            parent = held.piece.id
+        return path, fresh, base
+
+    def _enter(self, index: Index, parent: bytes, own: Ids, start: int, lineage: Provenance) -> WarmPiece:
+        assert self.layout is not None
+        segment = Segment(
+            number=0,
+            identity=self._identity,
+            file="",
+            parent=parent,
+            parent_number=None,
+            start=start,
+            n_tokens=len(own),
+            chunk_tokens=index.chunk_tokens,
+            exactness="quantized" if self.is_lossy else lineage.exactness,
+            codec=self.codec if self.is_lossy else "exact",
+            host=self._host,
+            used_s=0.0,
+            ids=own.copy(),
+        )
+        made = lineage.made_by(start, start + len(own))
+        piece = Piece(piece_id(parent, own), parent, segment, 0, len(own), made, sort_key(own[:HEAD_IDS]))
+        segment.pieces = [piece]
+        index.add(piece, own)
+        held = WarmPiece(piece)
+        held.n_bytes = _PIECE_BYTES + len(own) * (4 + self._token_bytes) + _ARRAY_BYTES * len(self.layout.tensors)
+        self.n_bytes += held.n_bytes
+        self._held[piece.id] = self._leaves[piece.id] = held
+        self._leaves.pop(parent, None)
+        return held
+
+    def put_side(self, to: CopySide, rows: list[Bytes], state: Bytes | None, agent_id: int | None) -> bool:
+        """What a piece holds beside its rows, in place of what it held; False, and unchanged, where it does not fit."""
+        held = to.piece
+        added = _side_bytes(rows, state) - _side_bytes(held.window_rows, held.state)
+        self.n_bytes += added
+        held.n_bytes += added
+        if not self._fit(agent_id):
+            self.n_bytes -= added
+            held.n_bytes -= added
+            return False
+        held.window_rows, held.state = rows, state
+        id = held.piece.id
+        self._sides[id] = Side(id, 0, "", to.stop - to.first, to.has_state, is_ready=True)
+        return True
+
+    def complete(self, copy: Copy) -> None:
+        """Make a copy readable, and let go of what its lineage has moved past."""
+        if any(self._held.get(held.piece.id) is not held for held in copy.path):
+            self.undo(copy)  # something before it was given up meanwhile
+            return
+        for held in copy.fresh:
+            held.piece.segment.is_ready = True
+        before = self._held.get(self._heads.get(copy.agent_id, b""))
+        former = before.stop if before is not None and (before is copy.base or before in copy.path) else 0
+        self._heads[copy.agent_id] = copy.path[-1].piece.id
+        for held in copy.path:
+            held.users.add(copy.agent_id)
+        base = copy.base
+        if base is not None and base.users <= {copy.agent_id} and self._may_go(base, is_pinned=True):
+            self._remove(base)
+        if self.needs is not None:
+            ends = {head for agent, head in self._heads.items() if agent != copy.agent_id}
+            index = self._index
+            assert index is not None
+            lineage = [held.piece for held in reversed(copy.path)]
+            is_point = {p.id for p in lineage if p.id in ends or len(index.children(p.id)) != 1}
+            for side in stale(lineage, self._sides, self.needs, former, lambda p: p.id in is_point):
+                self._drop_side(self._held[side.piece])
+
+    def undo(self, copy: Copy) -> None:
+        """Forget the pieces that a copy entered, and whatever was to follow them."""
+        index = self._index
+        assert index is not None
+        mine = [held.piece for held in copy.fresh if self._held.get(held.piece.id) is held]
+        for piece in reversed(index.descendants(mine)):
+            self._remove(self._held[piece.id])
+
+    # losing
+
+    def release(self, agent_id: int) -> None:
+        """Let go of what only this agent's lineages stand on."""
+        mine = [held for held in self._held.values() if agent_id in held.users]
+        for held in mine:
+            held.users.discard(agent_id)
+        self._heads.pop(agent_id, None)
+        self._drop([held for held in mine if not held.users])
+
+    def clear(self) -> None:
+        """Let go of all but what copies under way need."""
+        self._drop(self._held.values())
+
+    def expire(self) -> float | None:
+        """Let go of what was unused for ``ttl_s``; seconds until more may have to, None where nothing will."""
+        if self.ttl_s is None or not self._held:
+            return None
+        now = self._clock()
+        free = [held for held in self._held.values() if not self._is_pinned(held)]
+        self._drop([held for held in free if now - held.used_s >= self.ttl_s])
+        return min((held.used_s + self.ttl_s - now for held in free if now - held.used_s < self.ttl_s), default=None)
+
+    def _drop(self, pieces: Iterable[WarmPiece]) -> None:
+        for held in sorted(pieces, key=lambda held: -held.piece.start):
+            if self._may_go(held, is_pinned=True):
+                self._remove(held)
+
+    def _fit(self, agent_id: int | None) -> bool:
+        """Let the pieces worth least go until all fits; False where what ``agent_id`` may push out does not suffice."""
+        if self.n_bytes <= self.budget_bytes:
+            return True
+        now, is_pinned = self._clock(), agent_id in self._pins
+
+        def entry(held: WarmPiece) -> tuple[bool, float, bytes]:
+            return self._is_pinned(held), self._worth(held, now), held.piece.id
+
+        heap = [entry(held) for held in self._leaves.values() if self._may_go(held, is_pinned=is_pinned)]
+        heapq.heapify(heap)
+        while self.n_bytes > self.budget_bytes and heap:
+            held = self._held[heapq.heappop(heap)[2]]
+            self._remove(held)
+            self.n_evicted += 1
+            parent = self._held.get(held.piece.parent)
+            if parent is not None and self._may_go(parent, is_pinned=is_pinned):
+                heapq.heappush(heap, entry(parent))
+        return self.n_bytes <= self.budget_bytes
+
+    def _worth(self, held: WarmPiece, now: float) -> float:
+        piece = held.piece
+        kept: Tier = "cold" if self._is_stored(piece.id) else "none"
+        assert self.layout is not None
+        cost_s = self._costs.back_s(kept, piece.n_tokens, piece.n_tokens * self.layout.token_bytes)
+        return worth(cost_s, held.n_bytes, now - held.used_s)
+
+    def _is_pinned(self, held: WarmPiece) -> bool:
+        return not self._pins.isdisjoint(held.users)
+
+    def _may_go(self, held: WarmPiece, *, is_pinned: bool) -> bool:
+        """Whether nothing follows it, is being made of it or, unless ``is_pinned``, pins it."""
+        is_free = held.piece.id in self._leaves and held.piece.segment.is_ready and not held.n_holds
+        return is_free and (is_pinned or not self._is_pinned(held))
+
+    def _remove(self, held: WarmPiece) -> None:
+        piece, index = held.piece, self._index
+        assert index is not None
+        index.remove(piece)
+        del self._held[piece.id], self._leaves[piece.id]
+        self._sides.pop(piece.id, None)
+        self.n_bytes -= held.n_bytes
+        parent = self._held.get(piece.parent)
+        if parent is not None and not index.children(piece.parent):
+            self._leaves[piece.parent] = parent
+
+    def _drop_side(self, held: WarmPiece) -> None:
+        n_bytes = _side_bytes(held.window_rows, held.state)
+        held.window_rows, held.state = [], None
+        held.n_bytes -= n_bytes
+        self.n_bytes -= n_bytes
+        del self._sides[held.piece.id]
+
+
+def _side_bytes(rows: list[Bytes], state: Bytes | None) -> int:
+    arrays = [*rows, *([state] if state is not None else [])]
+    return sum(array.nbytes + _ARRAY_BYTES for array in arrays)

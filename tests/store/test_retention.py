@@ -1,0 +1,42 @@
+"""What is worth keeping: recency, cost and size, as documented."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_memory.store.retention import Costs, worth
+
+seconds = st.floats(1e-5, 1e5)
+sizes = st.integers(1, 1 << 40)
+
+
+@given(cost_s=seconds, n_bytes=sizes, idle_s=seconds, longer=st.floats(1.01, 1e3))
+def test_of_two_that_cost_the_same_the_longer_unused_is_worth_less(
+    cost_s: float, n_bytes: int, idle_s: float, longer: float
+) -> None:
+    assert worth(cost_s, n_bytes, idle_s * longer) < worth(cost_s, n_bytes, idle_s)
+
+
+@given(cost_s=seconds, n_bytes=st.integers(1, 1 << 30), idle_s=seconds, times=st.integers(2, 100))
+def test_what_costs_several_times_as_much_stays_several_times_as_long(
+    cost_s: float, n_bytes: int, idle_s: float, times: int
+) -> None:
+    assert worth(times * cost_s, n_bytes, times * idle_s) == pytest.approx(worth(cost_s, n_bytes, idle_s))
+    assert worth(times * cost_s, times * n_bytes, idle_s) == pytest.approx(worth(cost_s, n_bytes, idle_s))
+
+
+def test_costs_follow_what_is_measured_and_ignore_what_says_nothing() -> None:
+    costs = Costs()
+    assert costs.back_s("warm", 100, 10_000_000) < costs.back_s("cold", 100, 10_000_000) < costs.back_s("none", 100, 0)
+    for _ in range(100):
+        costs.computed(10, 5.0)
+        costs.loaded("cold", 1000, 2.0)
+    assert costs.back_s("none", 4, 1 << 40) == pytest.approx(2.0)
+    assert costs.back_s("cold", 1, 500) == pytest.approx(1.0)
+    costs.computed(0, 9.0)
+    costs.loaded("hot", 1000, 9.0)
+    costs.loaded("cold", 0, 9.0)
+    assert costs.back_s("none", 4, 0) == pytest.approx(2.0)
+    assert costs.back_s("cold", 1, 500) == pytest.approx(1.0)

@@ -1,0 +1,325 @@
+"""The warm tier: what it gives back is right, whatever went in and out, and its bytes are those allocated."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent_memory.kvcache.layout import Layout, TensorSpec, is_kept
+from agent_memory.store.points import Held
+from agent_memory.store.provenance import Provenance
+from agent_memory.store.retention import Costs
+from agent_memory.store.store import Store
+from agent_memory.store.warm import Warm
+from tests.store.kvmodel import (
+    IDENTITY,
+    KINDS,
+    SMALL,
+    copy,
+    draw,
+    is_right,
+    load,
+    load_beside,
+    opened,
+    rows,
+    save,
+    segment_files,
+)
+
+CHUNK, WINDOW = 16, 24
+ROOM = 1 << 20
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def bare(budget_bytes: int, *, ttl_s: float | None = None) -> tuple[Warm, Clock]:
+    """A warm tier of the layout ``SMALL``, with a clock."""
+    clock = Clock()
+    warm = Warm(budget_bytes, ttl_s=ttl_s, costs=Costs(), pins=set(), is_stored=lambda _: False, clock=clock)
+    warm.attach(IDENTITY, SMALL, "h", CHUNK)
+    return warm, clock
+
+
+def prefilled(ids: np.ndarray) -> Provenance:
+    return Provenance(np.full(len(ids), 1, np.uint8), "exact")
+
+
+def put(warm: Warm, ids: np.ndarray, agent_id: int | None = None, layout: Layout = SMALL) -> bool:
+    found = warm.begin(ids, prefilled(ids), Held(), agent_id=agent_id)
+    if found is None:
+        return False
+    for number, part in enumerate(found.parts):
+        for t, spec in enumerate(layout.tensors):
+            found.put(number, t, rows(ids, spec, t)[:, part.start : part.stop].copy())
+    found.finish()
+    return True
+
+
+def held(warm: Warm, ids: np.ndarray) -> int:
+    """How many of ``ids`` are found."""
+    return sum(take for _, take in warm.plan(ids).pieces)
+
+
+def marks(n_tokens: int) -> list[int]:
+    """Where a live KV of so many tokens has snapshots."""
+    newest = n_tokens // CHUNK
+    return [b * CHUNK for b in range(1, newest + 1) if is_kept(b, newest)]
+
+
+def keep(store: Store, ids: np.ndarray, layout: Layout, agent_id: int | None = None, *, to_disk: bool = False) -> None:
+    """A live KV of all of ``ids`` into warm or onto disk."""
+    first = max(0, len(ids) // CHUNK * CHUNK - WINDOW + 1)
+    (save if to_disk else copy)(
+        store, ids, layout=layout, agent_id=agent_id, held_from=first, snapshots=marks(len(ids))
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", *KINDS])
+def test_a_lineage_that_grows_is_found_whole_at_every_length(kind: str) -> None:
+    layout, ids = ({"full": SMALL} | KINDS)[kind], draw(np.random.default_rng(0), 340)
+    with opened(None, layout=layout, warm_bytes=ROOM) as store:
+        for n in (1, 15, 16, 17, 40, 41, 47, 100, 128, 300, 331, 332):
+            keep(store, ids[:n], layout, 7)
+            match = store.match(ids)
+            assert (match.n_tokens, match.tier, match.tier_tokens) == (n, "warm", {"warm": n})
+            assert load_beside(store, match, ids, layout)
+        tails = [p for p in store.warm._held.values() if p.piece.n_tokens < CHUNK]
+        assert len(tails) == 1, "a tail that has grown leaves nothing of what it was"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["full", *KINDS]),
+    seed=st.integers(0, 10_000),
+    n_steps=st.integers(2, 20),
+    budget=st.sampled_from([30_000, 90_000, ROOM]),
+)
+def test_whatever_goes_in_and_out_what_is_found_is_right_and_bytes_are_counted(
+    kind: str, seed: int, n_steps: int, budget: int
+) -> None:
+    layout, rng = ({"full": SMALL} | KINDS)[kind], np.random.default_rng(seed)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) if rng.random() < 0.5 else None
+        with opened(path, layout=layout, warm_bytes=budget) as store:
+            agents = {n: store.create_agent("", name, system=None, tools="[]").agent_id for n, name in enumerate("abc")}
+            known = {n: draw(rng, int(rng.integers(1, 60))) for n in range(3)}
+            for _ in range(n_steps):
+                n = int(rng.integers(3))
+                base = known[int(rng.integers(3))] if rng.random() < 0.3 else known[n]
+                cut = int(rng.integers(1, len(base) + 1)) if rng.random() < 0.3 else len(base)
+                known[n] = np.concatenate([base[:cut], draw(rng, int(rng.integers(1, 70)))])
+                if path is not None and rng.random() < 0.6:
+                    keep(store, known[n], layout, agents[n], to_disk=True)
+                    store.flush()
+                if rng.random() < 0.7:
+                    keep(store, known[n], layout, agents[n])
+                if rng.random() < 0.15:
+                    store.warm.release(agents[int(rng.integers(3))])
+                for ids in known.values():
+                    match = store.match(ids)
+                    assert not match.n_tokens or load_beside(store, match, ids, layout)
+                assert store.warm.n_bytes <= budget
+                assert store.warm.n_bytes == sum(piece.n_bytes for piece in store.warm._held.values())
+                assert not any(piece.n_holds for piece in store.warm._held.values())
+            store.warm.clear()
+            assert (store.warm.n_bytes, len(store.warm), store.warm._sides) == (0, 0, {})
+
+
+def test_equal_prefixes_of_different_agents_are_held_once() -> None:
+    rng = np.random.default_rng(1)
+    shared = draw(rng, 10 * CHUNK)
+    warm, _ = bare(ROOM)
+    assert put(warm, shared, 0)
+    one = warm.n_bytes
+    for agent in range(1, 6):
+        assert put(warm, np.concatenate([shared, draw(rng, 5)]), agent)
+    assert len(warm) == 10 + 5
+    assert warm.n_bytes < 2 * one
+    for agent in range(5):
+        warm.release(agent)
+    assert len(warm) == 11, "the last one still stands on what all shared"
+    warm.release(5)
+    assert (len(warm), warm.n_bytes) == (0, 0)
+
+
+def test_a_tail_that_another_agent_continued_is_not_held_twice() -> None:
+    ids = draw(np.random.default_rng(2), 2 * CHUNK + 9)
+    warm, _ = bare(ROOM)
+    assert put(warm, ids, 1)
+    n_bytes = warm.n_bytes
+    assert put(warm, ids[: 2 * CHUNK + 4], 2)
+    assert warm.n_bytes == n_bytes
+    warm.release(1)
+    assert held(warm, ids) == len(ids), "agent 2 needs it now"
+
+
+def test_what_is_longest_unused_goes_first_from_its_end_and_what_others_share_last() -> None:
+    rng = np.random.default_rng(3)
+    shared = draw(rng, 4 * CHUNK)
+    chats = [np.concatenate([shared, draw(rng, 3 * CHUNK)]) for _ in range(3)]
+    warm, clock = bare(ROOM)
+    for agent, ids in enumerate(chats):
+        clock.now_s += 1
+        assert put(warm, ids, agent)
+    warm.budget_bytes = warm.n_bytes
+    clock.now_s += 1
+    warm.touch(warm._held[p.id] for p, _ in warm.plan(chats[0]).pieces)
+    clock.now_s += 1
+    assert put(warm, draw(rng, CHUNK), 9)
+    assert [held(warm, ids) // CHUNK for ids in chats] == [7, 6, 7]
+    clock.now_s += 1
+    assert put(warm, draw(rng, 5 * CHUNK), 9)
+    assert [held(warm, ids) // CHUNK for ids in chats] == [7, 4, 4]
+
+
+def test_what_the_disk_has_goes_before_what_would_be_computed_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    stored, alone = draw(rng, 4 * CHUNK), draw(rng, 4 * CHUNK)
+    with opened(tmp_path, warm_bytes=ROOM) as store:
+        save(store, stored)
+        store.flush()
+        assert copy(store, alone, used_s=1.0)
+        assert copy(store, stored, used_s=2.0)
+        store.warm.budget_bytes = store.warm.n_bytes
+        assert copy(store, draw(rng, 4 * CHUNK), used_s=3.0)
+        assert store.match(alone).tier_tokens == {"warm": len(alone)}
+        assert store.match(stored).tier_tokens == {"cold": len(stored)}
+
+
+def test_what_is_pinned_goes_last_and_makes_no_room_for_what_is_not() -> None:
+    rng = np.random.default_rng(5)
+    mine, others, long = draw(rng, 4 * CHUNK), draw(rng, 4 * CHUNK), draw(rng, 8 * CHUNK)
+    warm, clock = bare(ROOM)
+    warm._pins.add(1)
+    for agent, ids in ((1, mine), (2, others)):
+        clock.now_s += 1
+        assert put(warm, ids, agent)
+    warm.budget_bytes = warm.n_bytes
+    assert not put(warm, long, 3)
+    assert held(warm, mine) == len(mine)
+    warm._pins.add(3)
+    assert put(warm, long, 3)
+    assert (held(warm, mine), held(warm, others), held(warm, long)) == (0, 0, len(long))
+
+
+def test_what_was_unused_for_its_time_goes_and_what_is_pinned_stays() -> None:
+    rng = np.random.default_rng(6)
+    chats = [draw(rng, 40) for _ in range(3)]
+    warm, clock = bare(ROOM, ttl_s=10.0)
+    warm._pins.add(0)
+    assert warm.expire() is None
+    for agent, ids in enumerate(chats):
+        assert put(warm, ids, agent)
+        clock.now_s += 4.0
+    assert warm.expire() == pytest.approx(2.0)  # at 12 s: the pinned one of 0 s never, the one of 4 s at 14 s
+    clock.now_s = 14.5
+    assert warm.expire() == pytest.approx(3.5)
+    assert [held(warm, ids) > 0 for ids in chats] == [True, False, True]
+
+
+def test_a_lineage_beyond_the_budget_is_not_taken_and_leaves_nothing() -> None:
+    rng = np.random.default_rng(7)
+    warm, _ = bare(20_000)
+    small, large = draw(rng, CHUNK), draw(rng, 40 * CHUNK)
+    assert put(warm, small)
+    n_bytes = warm.n_bytes
+    assert not put(warm, np.concatenate([small, large]))
+    assert (warm.n_bytes, held(warm, small)) == (n_bytes, len(small)), "what it was to follow stays"
+
+
+def test_a_copy_given_up_half_way_takes_along_what_was_to_follow_it() -> None:
+    ids = draw(np.random.default_rng(8), 6 * CHUNK)
+    warm, _ = bare(ROOM)
+    first = warm.begin(ids[: 3 * CHUNK], prefilled(ids[: 3 * CHUNK]), Held(), agent_id=1)
+    assert first is not None
+    assert held(warm, ids) == 0, "nothing is found before it is there"
+    assert put(warm, ids, 2)
+    assert held(warm, ids) == 0, "nor what stands on it"
+    first.abandon()
+    first.abandon()
+    assert (len(warm), warm.n_bytes) == (0, 0)
+
+
+def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    ids = draw(rng, 20 * CHUNK)  # on disk: files of 8, 8 and 4 chunks
+    with opened(tmp_path, warm_bytes=ROOM) as store:
+        save(store, ids)
+        assert copy(store, ids[: 12 * CHUNK])
+        store.flush()
+        match = store.match(ids)
+        assert match.tier_tokens == {"warm": 8 * CHUNK, "cold": 12 * CHUNK}
+        assert (match.tier, match.n_tokens) == ("cold", len(ids))
+        segment_files(tmp_path)[0].stat()
+        first = store._catalog.path(match.pieces[0][0].segment)  # type: ignore[union-attr]
+        first.unlink()
+        for n in (len(ids), 17 * CHUNK + 3, 8 * CHUNK, 40):
+            kv, sound = load(store, match, n)
+            assert sound
+            assert is_right(kv, ids[:n])
+        store.prefetch(match)
+        store.flush()
+        assert store.stats()["damage"] == 0, "the file that is gone was never looked for"
+        later = store._catalog.path(match.pieces[-1][0].segment)  # type: ignore[union-attr]
+        later.write_bytes(later.read_bytes()[:-8])
+        _, sound = load(store, match)
+        assert not sound
+        assert store.match(ids).n_tokens == 16 * CHUNK
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prefix_in_memory_and_the_rest_on_disk_make_one_kv(kind: str, tmp_path: Path) -> None:
+    layout, ids = KINDS[kind], draw(np.random.default_rng(10), 20 * CHUNK + 5)
+    with opened(tmp_path, layout=layout, warm_bytes=ROOM) as store:
+        keep(store, ids, layout, to_disk=True)
+        store.flush()
+        keep(store, ids[: 9 * CHUNK], layout)
+        match = store.match(ids)
+        assert match.tier_tokens == {"warm": 8 * CHUNK, "cold": 12 * CHUNK + 5}
+        assert load_beside(store, match, ids, layout)
+
+
+def test_the_bytes_counted_are_at_least_those_allocated_and_little_more() -> None:
+    specs = tuple(TensorSpec(f"{i:03d}.{k}", 2, 16, "F32") for i in range(8) for k in "kv")
+    layout = Layout(specs, ("full",) * 8)
+    rng = np.random.default_rng(11)
+    chats = [draw(rng, 64 * n + 9) for n in range(1, 9)]
+    warm = Warm(1 << 30, costs=Costs(), pins=set(), is_stored=lambda _: False)
+    warm.attach(IDENTITY, layout, "h", 64)
+    for ids in chats[:2]:
+        put(warm, ids, 0, layout)
+    warm.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for agent, ids in enumerate(chats):
+            assert put(warm, ids, agent, layout)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.9 * warm.n_bytes <= grown <= warm.n_bytes
+
+
+def test_without_a_budget_there_is_no_warm_tier() -> None:
+    ids: Any = draw(np.random.default_rng(12), 40)
+    warm, _ = bare(0)
+    assert not warm.is_on
+    assert not put(warm, ids)
+    assert warm.plan(ids).pieces == []
