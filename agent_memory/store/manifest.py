@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -176,8 +176,8 @@ class Manifest:
         assert agent is not None
         return AgentRecord(agent, name, system, tools, (), now, now)
 
-    def list_agents(self, salt: str) -> list[AgentInfo]:
-        """All agents of one salt, by name."""
+    def list_agents(self, salt: str, pins: Collection[int] = ()) -> list[AgentInfo]:
+        """All agents of one salt, by name. ``pins``: those that are pinned."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT a.agent, a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens "
@@ -185,7 +185,6 @@ class Manifest:
                 "AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
                 (salt_digest(salt),),
             ).fetchall()
-        pins = self.pins()
         found = [
             AgentInfo(
                 name=blob_text(name),
@@ -201,17 +200,10 @@ class Manifest:
         ]
         return sorted(found, key=lambda info: info.name)
 
-    def pins(self) -> set[int]:
-        """The agents that are pinned, of all salts."""
+    def meta_keys(self, prefix: str) -> list[str]:
+        """The names of facts of the store that begin so."""
         with self._lock:
-            keys = [key for (key,) in self._db.execute("SELECT key FROM meta WHERE key LIKE 'pinned %'")]
-        return {int(key.removeprefix("pinned ")) for key in keys if key.removeprefix("pinned ").isdecimal()}
-
-    def pin(self, agent_id: int, is_pinned: bool) -> None:
-        """Commit that an agent is pinned, or no longer."""
-        change = "INSERT OR REPLACE INTO meta VALUES (?, '')" if is_pinned else "DELETE FROM meta WHERE key = ?"
-        with self.transaction() as db:
-            db.execute(change, (f"pinned {agent_id}",))
+            return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""

@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
 from agent_memory.store.io import IOThread
 from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.pins import Pins
 from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
@@ -65,13 +66,13 @@ class Store:
         warm_ttl_s: float | None = None,
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
-        self.costs, self.pins = Costs(), set[int]()
+        self.costs, self._pins = Costs(), Pins()
         self.warm = Warm(
             warm_bytes,
             codec=warm_codec,
             ttl_s=warm_ttl_s,
             costs=self.costs,
-            pins=self.pins,
+            pins=self._pins.agents,
             is_stored=self._is_on_disk,
         )
         self._io = IOThread()
@@ -79,7 +80,6 @@ class Store:
         self._lock_fd = -1
         self._catalog: Catalog | None = None
         self._log_damage = 0
-        self._pinned: set[bytes] = set()  # the last pieces of pinned agents' lineages
         if path is None:
             self._manifest = Manifest(None)
             return
@@ -89,7 +89,7 @@ class Store:
             try:
                 budget = disk_bytes if disk_bytes is not None else _default_budget(path)
                 catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget, codec)
-                catalog.is_pinned = lambda segment: any(piece.id in self._pinned for piece in segment.pieces)
+                catalog.is_pinned = self._pins.covers
                 catalog.sweep()
                 catalog.enforce()
             except BaseException:
@@ -116,8 +116,7 @@ class Store:
             if self._catalog is not None:
                 self._io.drain()
                 self._catalog.attach(identity, layout, host, self._chunk_tokens)
-            self.pins |= self._manifest.pins()
-            self._note_pins()
+            self._pins.load(self._manifest)
 
     # logs
 
@@ -150,18 +149,17 @@ class Store:
         """All agents of a salt, by name."""
         self._drain_logs()
         with _store_errors("list agents"):
-            return self._manifest.list_agents(salt)
+            return self._manifest.list_agents(salt, self.pins)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
         with _store_errors("pin the agent"):
-            self._manifest.pin(agent_id, is_pinned)
-        (self.pins.add if is_pinned else self.pins.discard)(agent_id)
-        self._note_pins()
+            self._pins.set(self._manifest, agent_id, is_pinned)
 
-    def _note_pins(self) -> None:
-        """Find the pinned agents' KV on disk: that of the model that is attached."""
-        self._pinned = {head for agent, _, head in self._manifest.heads() if agent in self.pins} if self.pins else set()
+    @property
+    def pins(self) -> Set[int]:
+        """The agents that are pinned."""
+        return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
@@ -246,8 +244,7 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         save = self._catalog.begin_save(tokens, lineage, agent_id, held)
-        if agent_id in self.pins and save.head is not None:
-            self._pinned.add(save.head)
+        self._pins.note(agent_id, save.head)
         return save
 
     def _is_on_disk(self, piece: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.chunks import piece_id
@@ -44,7 +44,7 @@ class Warm:
         codec: Codec = "exact",
         ttl_s: float | None = None,
         costs: Costs,
-        pins: set[int],
+        pins: Set[int],
         is_stored: Callable[[bytes], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

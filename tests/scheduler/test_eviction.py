@@ -77,7 +77,7 @@ def test_what_is_pinned_leaves_last() -> None:
     scene = Scene(hot_tokens=1024)
     for n in range(4):
         scene.idle(n)
-    scene.store.pins.update({0, 1})
+    scene.store._pins.agents.update({0, 1})
     scene.room(400)
     assert scene.owners == [0, 1]
     scene.room(1000)
@@ -133,7 +133,7 @@ def test_a_warm_tier_that_is_too_small_lets_it_go_all_the_same() -> None:
 def test_what_is_unused_for_its_time_leaves_hot_then_warm_and_pins_stay() -> None:
     scene = Scene(hot_tokens=4096, ttl_s=10.0)
     idle = [scene.idle(n) for n in range(3)]  # used at 1, 2 and 3 s
-    scene.store.pins.add(0)
+    scene.store._pins.agents.add(0)
     assert (scene.evictor.is_due, scene.evictor.rest_s) == (False, 7.0)
     scene.now_s = 12.5
     assert scene.evictor.is_due

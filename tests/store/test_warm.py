@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Set
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,10 +48,10 @@ class Clock:
         return self.now_s
 
 
-def bare(budget_bytes: int, *, ttl_s: float | None = None) -> tuple[Warm, Clock]:
+def bare(budget_bytes: int, *, ttl_s: float | None = None, pins: Set[int] = frozenset()) -> tuple[Warm, Clock]:
     """A warm tier of the layout ``SMALL``, with a clock."""
     clock = Clock()
-    warm = Warm(budget_bytes, ttl_s=ttl_s, costs=Costs(), pins=set(), is_stored=lambda _: False, clock=clock)
+    warm = Warm(budget_bytes, ttl_s=ttl_s, costs=Costs(), pins=pins, is_stored=lambda _: False, clock=clock)
     warm.attach(IDENTITY, SMALL, "h", CHUNK)
     return warm, clock
 
@@ -204,15 +205,15 @@ def test_what_the_disk_has_goes_before_what_would_be_computed_again(tmp_path: Pa
 def test_what_is_pinned_goes_last_and_makes_no_room_for_what_is_not() -> None:
     rng = np.random.default_rng(5)
     mine, others, long = draw(rng, 4 * CHUNK), draw(rng, 4 * CHUNK), draw(rng, 8 * CHUNK)
-    warm, clock = bare(ROOM)
-    warm._pins.add(1)
+    pins = {1}
+    warm, clock = bare(ROOM, pins=pins)
     for agent, ids in ((1, mine), (2, others)):
         clock.now_s += 1
         assert put(warm, ids, agent)
     warm.budget_bytes = warm.n_bytes
     assert not put(warm, long, 3)
     assert held(warm, mine) == len(mine)
-    warm._pins.add(3)
+    pins.add(3)
     assert put(warm, long, 3)
     assert (held(warm, mine), held(warm, others), held(warm, long)) == (0, 0, len(long))
 
@@ -220,8 +221,7 @@ def test_what_is_pinned_goes_last_and_makes_no_room_for_what_is_not() -> None:
 def test_what_was_unused_for_its_time_goes_and_what_is_pinned_stays() -> None:
     rng = np.random.default_rng(6)
     chats = [draw(rng, 40) for _ in range(3)]
-    warm, clock = bare(ROOM, ttl_s=10.0)
-    warm._pins.add(0)
+    warm, clock = bare(ROOM, ttl_s=10.0, pins={0})
     assert warm.expire() is None
     for agent, ids in enumerate(chats):
         assert put(warm, ids, agent)
