@@ -207,7 +207,7 @@ class Loop:
         started = time.perf_counter()
         base = self._reuse.take(self._batch, plan, prompt)
         now = time.perf_counter()
-        self._store.costs.loaded(base.tier, base.kv.nbytes, now - started)
+        self._store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
         row = Row(
             number=self._n_rows,
             request=request,

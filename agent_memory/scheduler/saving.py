@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
 from agent_memory.scheduler.counters import Counters
 from agent_memory.store.copies import Copy
@@ -25,6 +26,26 @@ _SLICE_S = 0.004
 
 Job = Generator[None, None, None]
 Jobs = dict[int, tuple[Lineage, Job]]
+
+
+class _Rows(Protocol):
+    """Tokens to be read, in a codec."""
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def codec(self) -> Codec: ...
+
+
+class _Beside(_Rows, Protocol):
+    """Window rows to be read, and maybe the state at their end."""
+
+    @property
+    def has_state(self) -> bool: ...
 
 
 class Saver:
@@ -126,12 +147,14 @@ class Saver:
 
     def _export(self, lineage: Lineage, to: Save | Copy) -> Job:
         kv, n_full = lineage.kv, len(self._layout.tensors)
+        parts: Sequence[_Rows] = to.parts
+        sides: Sequence[_Beside] = to.sides
         try:
-            for number, part in enumerate(to.parts):
+            for number, part in enumerate(parts):
                 for tensor in range(n_full):
                     to.put(number, tensor, kv.read(tensor, part.start, part.stop, part.codec))
                     yield
-            for number, side in enumerate(to.sides):
+            for number, side in enumerate(sides):
                 rows = []
                 for tensor in range(len(self._layout.windows) if side.start < side.stop else 0):
                     rows.append(kv.read(n_full + tensor, side.start, side.stop, side.codec))
