@@ -214,7 +214,7 @@ def test_results_that_answer_no_open_call_are_refused_before_any_work_21(opened:
     assert ann.say("never mind").text == "never mind"
 
 
-def test_an_error_and_text_blocks_reach_the_model(opened: Any) -> None:
+def test_an_error_and_text_blocks_reach_the_model_21(opened: Any) -> None:
     memory = opened(f"{CALL}{CALL}")
     ann = memory.agent("ann", tools=[ADD])
     one, two = ann.say("go").tool_calls
