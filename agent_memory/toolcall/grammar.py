@@ -23,11 +23,12 @@ from agent_memory.types import Tool
 #: Escapes of single characters only: ``\ud800`` alone would be no text, and every character can be written as itself.
 _ESCAPES = '\\"bfnrt'
 #: Blanks as models write them in JSON: a space or two, or a new line with its indentation; or none.
-_BLANKS = r"( {0,2}|\r?\n[ \t]{0,16})"
+_BLANKS = r"( {0,2}|\r?\n( {0,16}|\t{0,4}))"
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _SPACED = {"whitespace_pattern": _BLANKS}
 #: Members that some models write before a call's name, as the APIs' own objects have them.
-_EXTRAS = rf'("(type|id)"{_BLANKS}:{_BLANKS}"[^"\\\n]{{0,64}}"{_BLANKS},{_BLANKS}){{0,2}}'
+_MEMBER = rf'("type"{_BLANKS}:{_BLANKS}"function"|"id"{_BLANKS}:{_BLANKS}"[A-Za-z0-9_.:-]{{1,40}}")'
+_EXTRAS = rf"({_MEMBER}{_BLANKS},{_BLANKS}){{0,2}}"
 _NUMBER = "/[0-9]{1,3}/"
 _FRAME_PARTS = re.compile(r"(<\|\w+\|>|\[ARGS\]|\{number\})")
 _KEPT = 64  #: schemas, and compiled grammars, of a model; what was not used for longest goes first
@@ -69,7 +70,7 @@ def call_grammar(
         if form.lists:
             more = "" if is_single else f"({write.tokens(',')} object)*"
             rules["object"] = [write.object(name, rule, JSONForm()) for name, rule in named]
-            rules["list"] = [f"{write.tokens('[')} object {more} {write.tokens(']')}"]
+            rules["list"] = [f'{write.blanks} "[" object {more} {write.tokens("]")}']
             calls = "(call | list)" if rules["call"] else "list"
     start = f"{write.mark(form.start)} {write.blanks}" if form.start and not is_open else ""
     end = f"{write.blanks} {write.mark(form.end)}" if form.end not in ("", ";") else ""  # ";" only parts calls
@@ -84,7 +85,7 @@ class _Writer:
     def __init__(self, tokenizer: Tokenizer, is_open: bool) -> None:
         self._tokenizer, self._is_open = tokenizer, is_open
         self.style = _SPACED if is_open else _COMPACT
-        self.blanks = r"/[ \t\r\n]{1,17}/?" if is_open else r'"\n"?'  #: around marks
+        self.blanks = r"/[ \t\r\n]{1,8}/?" if is_open else r'"\n"?'  #: around marks
 
     def object(self, name: str, arguments: str, form: JSONForm) -> str:
         """A call that is a JSON object; ``arguments``: the rule of them."""
