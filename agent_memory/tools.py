@@ -97,9 +97,9 @@ def _checked(tool: Tool, place: int) -> Tool:
     if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
         raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
     try:
-        text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False)
+        text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
     return attrs.evolve(tool, parameters=json.loads(text)[1])
 

@@ -89,6 +89,10 @@ def last_of(nodes: list[Node]) -> int:
         ([{"name": "f", "description": 3}], "description"),
         ([{"name": "f", "input_schema": {"x": object()}}], "cannot be written as JSON"),
         ([{"name": "f", "description": "\ud800"}], "cannot be written as JSON"),
+        (
+            [{"name": "f", "input_schema": {"properties": {"a": {"maximum": float("inf")}}}}],
+            "cannot be written as JSON",
+        ),
         ([{"type": "web_search_20250305", "name": "f"}], "web_search"),
         ([{"type": "function", "function": {"name": "f", "strict": 3}}], "strict"),
         ([{"type": "function", "function": 3}], "function must be an object"),

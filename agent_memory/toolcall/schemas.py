@@ -39,7 +39,8 @@ def written(schema: Mapping[str, Any], place: str) -> str:
 def closed(text: str, place: str) -> dict[str, Any] | str:
     """A schema's JSON, closed; or why it cannot be enforced, in words. Raises MissingExtraError."""
     closed: dict[str, Any] = json.loads(text)
-    closed.pop("x-guidance", None)  # llguidance's options: one of them is to enforce nothing that it does not know
+    for _, part in _parts(closed, ""):
+        part.pop("x-guidance", None)  # llguidance's options: one of them is to enforce nothing that it does not know
     if not _is_composed(closed):
         for _, part in _parts(closed, ""):
             if "properties" in part and "patternProperties" not in part:
@@ -69,8 +70,12 @@ def _located(schema: Mapping[str, Any], place: str, reason: str) -> str:
 
 
 def _fault(schema: Mapping[str, Any]) -> str:
-    error = llguidance().LLMatcher.validate_grammar("start: %json " + json.dumps(schema))
-    return str(error).partition("\n")[0].partition("failed to compile JSON schema: ")[2] or str(error)
+    """Why a schema cannot be enforced, in one line; "" where it can."""
+    error = str(llguidance().LLMatcher.validate_grammar("start: %json " + json.dumps(schema)))
+    line, _, more = error.partition("\n")
+    reason = line.partition("failed to compile JSON schema: ")[2] or line
+    detail = re.search(r"^error: (.+)", more, re.M)  # of a pattern, below a drawing of it
+    return f"{reason} {detail[1]}" if detail else reason
 
 
 def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -437,7 +437,8 @@ def test_the_tools_of_an_agent_stay_in_the_prompt_of_a_structured_turn() -> None
         ({"$defs": {"d": {"type": "array", "contains": {}}}, "$ref": "#/$defs/d"}, r"schema\.\$defs\.d\.contains"),
         ({"anyOf": [{"type": "null"}, {"items": {"if": {}, "then": {}}}]}, r"schema.anyOf\[1\].items.(if|then)"),
         ({"additionalProperties": {"type": "string", "format": "tea"}}, "schema.additionalProperties: Unknown format"),
-        ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: "),
+        ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: regex parse error: look-around"),
+        ({"properties": {"a": {"not": {}, "x-guidance": {"lenient": True}}}}, r"schema\.properties\.a\.not"),
         ({"type": "dict"}, "schema: Invalid type: dict"),
         ({"properties": {"l": {"items": [{"type": "null"}]}}}, "schema.properties.l.items"),
         ({"$ref": "https://example.org/s.json"}, "schema: "),
@@ -480,6 +481,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
         {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
 )  # fmt: skip
