@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 from attrs import field, frozen
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import MissingExtraError, UnsupportedParameterError
 from agent_memory.protocols import Constraint, Tokenizer
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser, schemas
 from agent_memory.toolcall.constraint import Forced, HeldCalls
-from agent_memory.toolcall.formats import JSONForm, forms
-from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, json_form, value_grammar
+from agent_memory.toolcall.formats import Form, can_be_held, forms
+from agent_memory.toolcall.found import loads
+from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.toolcall.matcher import Matcher
 from agent_memory.tools import as_tools
 from agent_memory.types import Tool
 
@@ -44,24 +45,41 @@ class Calling:
             max_calls=self.max_calls,
         )
 
-    def constraint(self, tokenizer: Tokenizer, grammars: Grammars, prompt: Sequence[int]) -> Constraint | None:
+    def constraint(self, grammars: Grammars, prompt: Sequence[int]) -> Constraint | None:
         """What holds the reply to ``prompt``; None where it is free. Compiles.
 
         Raises UnsupportedParameterError or MissingExtraError.
         """
+        tokenizer = grammars.tokenizer
         if self.held:
-            return HeldCalls(self.parser(tokenizer, prompt), tokenizer, grammars, self.held)
+            parser, is_promised = self.parser(tokenizer, prompt), any(tool.strict for tool in self.held)
+            return HeldCalls(parser, tokenizer, self._opened(grammars), is_promised=is_promised)
         if self.grammar is None:
             return None
         marks = None if self.is_raw else tokenizer.reasoning
         closing = marks[1] if marks and _ends_inside(prompt, tokenizer, marks) else ""
         return Forced(grammars.matcher(self.grammar, follows_text=bool(closing)), tokenizer, closing)
 
+    def _opened(self, grammars: Grammars) -> Callable[[Form], Matcher]:
+        """The matcher of a call that the model has opened in a form."""
+        is_single = self.max_calls == 1
+        return lambda form: grammars.matcher(
+            call_grammar(self.held, form, grammars.tokenizer, is_open=True, is_single=is_single)
+        )
+
     def value(self, outcome: Outcome) -> Any:
-        """``Reply.parsed``: None without a schema, and where the reply was cut short."""
+        """``Reply.parsed``: None without a schema, and where the reply was cut short.
+
+        Raises UnsupportedParameterError for JSON that Python cannot read (a number of thousands of digits, say), and
+        what the schema's class raises of values that it refuses.
+        """
         if self.build is None or outcome.finish != "stop" or outcome.stopped is not None:
             return None
-        return self.build(json.loads(outcome.parsed.text))
+        try:
+            value = loads(outcome.parsed.text)
+        except ValueError as error:
+            raise UnsupportedParameterError(f"the reply fits its schema, but cannot be read: {error}") from None
+        return self.build(value)
 
 
 def calling_of(
@@ -70,7 +88,7 @@ def calling_of(
     parallel_tool_calls: object,
     schema: object,
     *,
-    tokenizer: Tokenizer,
+    grammars: Grammars,
     kept: tuple[Tool, ...] = (),
     raw: bool = False,
 ) -> Calling:
@@ -91,28 +109,56 @@ def calling_of(
         if forced or (given and tool_choice != "none"):
             raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
         described, build = schemas.of_value(schema)
-        return attrs.evolve(calling, tools=(), grammar=value_grammar(described), build=build)
+        grammar = value_grammar(grammars.checked(described, "schema"))
+        return attrs.evolve(calling, tools=(), grammar=grammar, build=build)
     if not forced:
-        return attrs.evolve(calling, held=_held(offered, tokenizer))
+        return _held(calling, grammars)
+    tokenizer = grammars.tokenizer
     format = forced_format(_own_format(tokenizer), knows_tools=tokenizer.has_template and tokenizer.knows_tools)
-    grammar = call_grammar([_closed(tool) for tool in forced], json_form(format), tokenizer)
+    grammar = call_grammar([_closed(tool, grammars) for tool in forced], forms(format)[0], tokenizer)
     return attrs.evolve(calling, max_calls=1, grammar=grammar, format=format)
 
 
-def _held(offered: tuple[Tool, ...], tokenizer: Tokenizer) -> tuple[Tool, ...]:
-    """What free calls are held to where a tool is strict: its schema; any object for the others."""
-    if not any(tool.strict for tool in offered):
-        return ()
-    if (format := _own_format(tokenizer)) is not None and not all(isinstance(f, JSONForm) for f in forms(format)):
-        raise UnsupportedParameterError(
-            f"this model writes calls in the format {format!r}, and only JSON can be held: "
-            "leave out strict=True, or force a choice"
-        )
-    return tuple(_closed(t) if t.strict else attrs.evolve(t, parameters={"type": "object"}) for t in offered)
+def _held(calling: Calling, grammars: Grammars) -> Calling:
+    """``calling`` with what its calls are held to once the model opens one, compiled.
+
+    What cannot be held is refused where a tool is strict; else the calls, or the arguments of that tool, stay free.
+    """
+    if not calling.tools:
+        return calling
+    is_promised = any(tool.strict for tool in calling.tools)
+    format = _own_format(grammars.tokenizer)
+    own_forms = forms(format)
+    if not all(map(can_be_held, own_forms)):
+        if is_promised:
+            raise UnsupportedParameterError(
+                f"this model writes calls in the format {format!r}, and only calls with arguments in JSON can be held: "
+                "leave out strict=True, or force a choice"
+            )
+        return calling
+    try:
+        held = attrs.evolve(calling, held=tuple(_closed_if_strict(tool, grammars) for tool in calling.tools))
+        for form in own_forms:
+            held._opened(grammars)(form)
+    except (MissingExtraError, UnsupportedParameterError):
+        if is_promised:
+            raise
+        return calling
+    return held
 
 
-def _closed(tool: Tool) -> Tool:
-    return attrs.evolve(tool, parameters=schemas.checked(tool.parameters, f"{tool.name}.parameters"))
+def _closed_if_strict(tool: Tool, grammars: Grammars) -> Tool:
+    """A tool as a grammar holds it; with any object for arguments where it is not strict and its schema is too much."""
+    try:
+        return _closed(tool, grammars)
+    except UnsupportedParameterError:
+        if tool.strict:
+            raise
+        return attrs.evolve(tool, parameters={"type": "object"})
+
+
+def _closed(tool: Tool, grammars: Grammars) -> Tool:
+    return attrs.evolve(tool, parameters=grammars.checked(tool.parameters, f"{tool.name}.parameters"))
 
 
 def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:

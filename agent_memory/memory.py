@@ -168,7 +168,8 @@ class Memory:
         )
         log = self.agent(agent)._log if agent is not None else None
         kept, tokenizer = log.tools if log else (), self._tokenizer()
-        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, tokenizer=tokenizer, kept=kept, raw=raw)
+        grammars = self._requests.grammars
+        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
         planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
         return self._requests.submit(planner, log, settings, calling)
 

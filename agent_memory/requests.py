@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 from attrs import field, frozen
 
@@ -35,7 +36,11 @@ class Requests:
 
     def __init__(self, runner: ModelRunner, store: Store, engine: Engine) -> None:
         self._runner, self._store, self._engine = runner, store, engine
-        self._grammars: Grammars | None = None  # of the tokenizer, which is there once the model is
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Of the model's tokenizer, which is there once the model is."""
+        return Grammars(self._runner.tokenizer)
 
     def submit(self, planner: Planner, log: Log | None, settings: Settings, calling: Calling) -> Generation:
         """Queue a request. What is wrong with its prompt raises here, before any work.
@@ -53,14 +58,12 @@ class Requests:
             return prompt
 
         prompt = prepare()
-        if self._grammars is None:
-            self._grammars = Grammars(tokenizer)
         request = Request(
             feed=Feed(),
             prepare=prepare,
             commit=lambda outcome: self._commit(planner, log, calling, outcome),
             parser=lambda prompt: calling.parser(tokenizer, prompt),
-            constraint=calling.constraint(tokenizer, self._grammars, prompt.ids),
+            constraint=calling.constraint(self.grammars, prompt.ids),
             shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
             owner=log.name if log else None,
             agent_id=log.agent_id if log else None,

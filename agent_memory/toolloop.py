@@ -26,9 +26,9 @@ def run_rounds(
     """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over."""
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
+    tools = as_tools(functions)
     if not all(callable(function) for function in functions):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
-    tools = as_tools(functions)
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
     reply = agent.say(message, tools=tools, sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s)
     for _ in range(max_rounds):

@@ -15,7 +15,7 @@ import attrs
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.types import Tool
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _KINDS: dict[str, tuple[type, ...]] = {
     "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
@@ -97,18 +97,19 @@ def _checked(tool: Tool, place: int) -> Tool:
     if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
         raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
     try:
-        text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False)
+        text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False, allow_nan=False)
         text.encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
     return attrs.evolve(tool, parameters=json.loads(text)[1])
 
 
-def from_function(function: Callable[..., Any]) -> Tool:
+def from_function(function: Callable[..., Any], within: tuple[type, ...] = ()) -> Tool:
     """A tool of a Python function: its name, its docstring, and a schema of its annotations.
 
-    ``name: text`` lines of an ``Args:`` section describe the parameters. Raises UnsupportedParameterError for a
-    parameter without a type, of a type that JSON has not, or that cannot be passed by name.
+    ``name: text`` lines of an ``Args:`` section describe the parameters. ``within``: the classes whose fields lead
+    here. Raises UnsupportedParameterError for a parameter without a type, of a type that JSON has not, or that cannot
+    be passed by name.
     """
     name = getattr(function, "__name__", type(function).__name__)
     try:
@@ -123,7 +124,7 @@ def from_function(function: Callable[..., Any]) -> Tool:
             raise UnsupportedParameterError(f"function {name!r}: {parameter} cannot be passed by name")
         if parameter.name not in hints:
             raise UnsupportedParameterError(f"function {name!r}: parameter {parameter.name!r} needs a type")
-        properties[parameter.name] = schema_of(hints[parameter.name], f"{name}.{parameter.name}")
+        properties[parameter.name] = schema_of(hints[parameter.name], f"{name}.{parameter.name}", within)
         if parameter.name in described:
             properties[parameter.name]["description"] = described[parameter.name]
         if parameter.default is parameter.empty:
@@ -143,7 +144,7 @@ def _documented(text: str) -> tuple[str, dict[str, str]]:
     return head.strip(), found
 
 
-def schema_of(hint: Any, place: str) -> dict[str, Any]:
+def schema_of(hint: Any, place: str, within: tuple[type, ...] = ()) -> dict[str, Any]:
     """The JSON Schema of an annotation; ``place`` is named in errors. Raises UnsupportedParameterError."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -151,16 +152,21 @@ def schema_of(hint: Any, place: str) -> dict[str, Any]:
     if hint in _JSON_TYPES:
         return {"type": _JSON_TYPES[hint]}
     if isinstance(hint, type) and attrs.has(hint):
-        return dict(from_function(hint).parameters)
+        if hint in within:
+            raise UnsupportedParameterError(
+                f"{place}: {hint.__name__} has fields of its own type; describe it by a JSON Schema with $ref"
+            )
+        return dict(from_function(hint, (*within, hint)).parameters)
     if origin is Literal:
         kinds = {_JSON_TYPES.get(type(part), "") for part in parts}
         return {"type": kinds.pop(), "enum": list(parts)} if len(kinds) == 1 else {"enum": list(parts)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [schema_of(part, place) for part in parts]}
+        return {"anyOf": [schema_of(part, place, within) for part in parts]}
     if hint is list or origin in (list, Sequence):
-        return {"type": "array", **({"items": schema_of(parts[0], place)} if parts else {})}
+        return {"type": "array", **({"items": schema_of(parts[0], place, within)} if parts else {})}
     if hint is dict or origin in (dict, Mapping):
-        return {"type": "object", **({"additionalProperties": schema_of(parts[1], place)} if parts else {})}
+        more = {"additionalProperties": schema_of(parts[1], place, within)} if parts else {}
+        return {"type": "object", **more}
     raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {hint!r}")
 
 

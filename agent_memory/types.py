@@ -28,7 +28,10 @@ def weakest(*promises: Exactness) -> Exactness:
 
 @frozen
 class Tool:
-    """A tool that the model may call. ``parameters``: a JSON Schema of an object. ``strict``: calls are held to it."""
+    """A tool that the model may call. ``parameters``: a JSON Schema of an object.
+
+    ``strict``: a request in which calls cannot be held to that schema is refused; otherwise they are then free.
+    """
 
     name: str
     description: str = ""

@@ -1,6 +1,6 @@
 """How long ``import agent_memory`` takes: the median of several child processes, less Python's own start.
 
-    python benchmarks/import_time.py [--runs 11]
+python benchmarks/import_time.py [--runs 11]
 """
 
 from __future__ import annotations

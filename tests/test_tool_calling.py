@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,12 @@ def opened() -> Iterator[Callable[..., Memory]]:
         memory.close()
 
 
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra nothing holds calls, so that they can be wrong."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+
+
 def without_ids(calls: Sequence[ToolCall]) -> list[tuple[str, Any]]:
     return [(call.name, dict(call.arguments)) for call in calls]
 
@@ -59,7 +66,7 @@ def without_ids(calls: Sequence[ToolCall]) -> list[tuple[str, Any]]:
     [TWO, CALL, "plain", f"<think>hm {CALL}</think>\n\nSo {CALL}", '<tool_call>{"name": "sub", "arguments": {}}', "{",
      '{"tool_use": {"name": "add", "input": {"a": 1}}}', '<tool_call>{"name": "add", "arguments": {"a": ', "<tool_c"],
 )  # fmt: skip
-def test_a_stream_and_its_reply_agree(opened: Any, said: str) -> None:
+def test_a_stream_and_its_reply_agree(free: None, opened: Any, said: str) -> None:
     memory = opened(said, said, said)
     reply = memory.generate("go", tools=[ADD])
     with memory.stream("go", tools=[ADD]) as handle:
@@ -86,7 +93,7 @@ def test_a_stream_and_its_reply_agree(opened: Any, said: str) -> None:
         assert result.finish == reply.finish
 
 
-def test_a_reply_with_calls_says_so_and_one_without_does_not_18(opened: Any) -> None:
+def test_a_reply_with_calls_says_so_and_one_without_does_not_18(free: None, opened: Any) -> None:
     memory = opened(TWO, "no call", '<tool_call>{"name": "sub"}</tool_call>')
     reply = memory.generate("go", tools=[ADD])
     assert (reply.finish, reply.text) == ("tool_calls", "Let me see.\n\nDone.")
@@ -135,7 +142,7 @@ def test_a_call_that_max_tokens_cuts_is_marked_and_the_finish_is_length_17(opene
 
 
 @pytest.mark.parametrize("said", [f"{CALL}\n{CALL[:50]}", CALL[:50], f"{CALL} {CALL[:12]}"])
-def test_a_call_that_is_cut_counts_more_than_one_that_is_complete_17(opened: Any, said: str) -> None:
+def test_a_call_that_is_cut_counts_more_than_one_that_is_complete_17(free: None, opened: Any, said: str) -> None:
     reply = opened(said).generate("go", tools=[ADD])
     assert (reply.finish, [call.reason for call in reply.rejected_calls]) == ("length", ["truncated"])
     assert len(reply.tool_calls) == (CALL in said)
@@ -214,7 +221,7 @@ def test_results_that_answer_no_open_call_are_refused_before_any_work_21(opened:
     assert ann.say("never mind").text == "never mind"
 
 
-def test_an_error_and_text_blocks_reach_the_model(opened: Any) -> None:
+def test_an_error_and_text_blocks_reach_the_model_21(opened: Any) -> None:
     memory = opened(f"{CALL}{CALL}")
     ann = memory.agent("ann", tools=[ADD])
     one, two = ann.say("go").tool_calls
@@ -292,7 +299,7 @@ def test_the_loop_runs_what_is_called_and_ends_with_an_answer(opened: Any) -> No
         ({"a": 1, "b": 13}, "ArithmeticError: unlucky"),
     ],
 )  # fmt: skip
-def test_what_goes_wrong_in_a_tool_is_the_models_to_read(opened: Any, arguments: Any, said: str) -> None:
+def test_what_goes_wrong_in_a_tool_is_the_models_to_read(free: None, opened: Any, arguments: Any, said: str) -> None:
     memory = opened(called(**arguments), "sorry")
     assert memory.run_tools(memory.agent("ann"), "go", [add]).text == "sorry"
     [answer] = tool_messages(memory.agent("ann"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from attrs import frozen
 
 from agent_memory import Tool, UnsupportedParameterError
 from agent_memory.tools import as_functions, as_tools, from_json, to_json
@@ -62,6 +63,16 @@ def bytes_in(data: bytes) -> str:
     return str(data)
 
 
+@frozen
+class Node:
+    value: int
+    next: Node | None = None
+
+
+def last_of(nodes: list[Node]) -> int:
+    return nodes[-1].value
+
+
 @pytest.mark.parametrize(
     ("tools", "said"),
     [
@@ -78,6 +89,10 @@ def bytes_in(data: bytes) -> str:
         ([{"name": "f", "description": 3}], "description"),
         ([{"name": "f", "input_schema": {"x": object()}}], "cannot be written as JSON"),
         ([{"name": "f", "description": "\ud800"}], "cannot be written as JSON"),
+        (
+            [{"name": "f", "input_schema": {"properties": {"a": {"maximum": float("inf")}}}}],
+            "cannot be written as JSON",
+        ),
         ([{"type": "web_search_20250305", "name": "f"}], "web_search"),
         ([{"type": "function", "function": {"name": "f", "strict": 3}}], "strict"),
         ([{"type": "function", "function": 3}], "function must be an object"),
@@ -85,6 +100,7 @@ def bytes_in(data: bytes) -> str:
         ([untyped], "'city' needs a type"),
         ([starred], "cannot be passed by name"),
         ([bytes_in], "bytes_in.data"),
+        ([last_of], "Node.next: Node has fields of its own type"),
     ],
 )
 def test_what_is_no_tool_is_refused_by_name(tools: Any, said: str) -> None:

@@ -48,6 +48,7 @@ class AnthropicMessages:
         parameters = Parameters(request, "messages.count_tokens")
         parameters.take("model", str)
         history, tools = _history(parameters), parameters.take("tools", list, tuple, default=())
+        _schema(parameters)  # not in the prompt: it costs no tokens
         parameters.end()
         return Data({"input_tokens": self._memory.count_tokens(history, tools=tools)})
 
@@ -70,7 +71,7 @@ class AnthropicMessages:
         max_tokens = parameters.need("max_tokens", int)
         stop = parameters.take("stop_sequences", list, tuple, default=())
         tools = parameters.take("tools", list, tuple, default=())
-        history = _history(parameters)
+        history, schema = _history(parameters), _schema(parameters)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
         parameters.end()
@@ -80,6 +81,7 @@ class AnthropicMessages:
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=is_parallel,
+            schema=schema,
             sampling=sampling,
             max_tokens=max_tokens,
             stop=stop,
@@ -90,6 +92,27 @@ def _history(parameters: Parameters) -> list[Any]:
     system = parameters.take("system", str, list, tuple)
     messages = parameters.need("messages", list, tuple)
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
+
+
+def _schema(parameters: Parameters) -> Any:
+    """``Memory.generate``'s schema for ``output_config.format``, or ``output_format`` as the API had it before."""
+    config = parameters.take("output_config", Mapping, default={})
+    if unknown := sorted(name for name, value in config.items() if name != "format" and value is not None):
+        raise UnsupportedParameterError(f"messages: output_config.{unknown[0]} is not supported")
+    both = config.get("format"), parameters.take("output_format", Mapping)
+    formats = [given for given in both if given is not None]
+    if not formats:
+        return None
+    if len(formats) == 2:
+        raise UnsupportedParameterError("messages: give output_config.format or output_format, not both")
+    [given] = formats
+    if not isinstance(given, Mapping) or given.get("type") != "json_schema" or set(given) != {"type", "schema"}:
+        raise UnsupportedParameterError(f"messages: the output format {given!r} is not supported; only json_schema is")
+    if not isinstance(given["schema"], Mapping):
+        raise UnsupportedParameterError(
+            f"messages: the output format's schema must be an object, got {given['schema']!r}"
+        )
+    return given["schema"]
 
 
 def _choice(given: Mapping[str, Any]) -> tuple[Any, bool]:

@@ -152,8 +152,9 @@ def _checked(message: Message, index: int) -> Message:
     if message.role == "tool" and not message.tool_call_id:
         raise UnsupportedParameterError(f"message {index} has the role 'tool' and no tool_call_id")
     try:
-        said = json.dumps([[c.name, c.id, dict(c.arguments)] for c in message.tool_calls], ensure_ascii=False)
-    except (TypeError, ValueError, AttributeError) as error:
+        calls = [[c.name, c.id, dict(c.arguments)] for c in message.tool_calls]
+        said = json.dumps(calls, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UnsupportedParameterError(f"message {index}: a tool call cannot be written as JSON: {error}") from None
     try:
         f"{message.content}{message.reasoning}{message.name or ''}{message.tool_call_id or ''}{said}".encode()
@@ -174,7 +175,7 @@ def _blocks(content: object, index: int, role: object) -> tuple[str, str, list[T
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
         if kind == "tool_use" and role == "assistant":
             calls.append(_call(block, index, "input"))
-        elif kind == "thinking" and role == "assistant" and isinstance(block["thinking"], str):
+        elif kind == "thinking" and role == "assistant" and isinstance(block.get("thinking"), str):
             thoughts.append(block["thinking"])
         elif kind == "text" and isinstance(block.get("text"), str):
             texts.append(block["text"])
@@ -189,13 +190,13 @@ def _call(call: object, index: int, key: str = "arguments") -> ToolCall:
     """A call in OpenAI's shape, bare or inside ``function``, or with another ``key`` in Anthropic's."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str):
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise UnsupportedParameterError(f"message {index}: a tool call needs a name and arguments, got {call!r}")
     arguments = function.get(key, {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UnsupportedParameterError(f"message {index}: arguments of {name!r} are not JSON: {error}") from None
     if not isinstance(arguments, Mapping):
         raise UnsupportedParameterError(f"message {index}: arguments of {name!r} must be an object")

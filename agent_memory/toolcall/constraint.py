@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from agent_memory.errors import UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
-from agent_memory.toolcall.grammar import Grammars, Matcher, call_grammar
+from agent_memory.toolcall.formats import Form
+from agent_memory.toolcall.matcher import Matcher
 from agent_memory.toolcall.parser import ToolParser
-from agent_memory.types import Tool
 
 
 class Forced:
@@ -47,13 +48,16 @@ class Forced:
 class HeldCalls:
     """The Constraint of a reply that is free but for its calls. Engine thread only.
 
-    ``parser``, one of its own, says where a call opens; from there to its end a grammar holds it. Where the same token
-    has written more, and that fits no call, there is nothing left to hold: whoever reads the reply rejects it.
+    ``parser``, one of its own, says where a call opens; from there to its end a grammar holds it. ``matcher`` gives the
+    one for a form, once the model has opened a call of it. Where the token that opens a call has written more, and that
+    fits none, there is nothing left to hold: whoever reads the reply rejects it. A call that its grammar loses on the
+    way ends the row where it was promised (``is_promised``), and goes on free where it was not.
     """
 
-    def __init__(self, parser: ToolParser, tokenizer: Tokenizer, grammars: Grammars, tools: Sequence[Tool]) -> None:
-        grammars.prepare()
-        self._parser, self._tokenizer, self._grammars, self._tools = parser, tokenizer, grammars, tools
+    def __init__(
+        self, parser: ToolParser, tokenizer: Tokenizer, matcher: Callable[[Form], Matcher], *, is_promised: bool
+    ) -> None:
+        self._parser, self._matcher_of, self._is_promised = parser, matcher, is_promised
         self._stream = tokenizer.detokenizer(marks=True)
         self._matcher: Matcher | None = None
         self._is_lost = False
@@ -62,17 +66,30 @@ class HeldCalls:
         """One id more. Raises UnsupportedParameterError where the mask did not allow it."""
         self._parser.feed(self._stream.add(token))
         if self._matcher is not None:
-            self._matcher.accept(token)
-            if self._matcher.is_stopped:
-                self._matcher = None
-        elif (opened := self._parser.opened) is None:
-            self._is_lost = False
-        elif not self._is_lost:
+            try:
+                self._matcher.accept(token)
+            except UnsupportedParameterError:
+                self._lose()
+            else:
+                self._matcher = None if self._matcher.is_stopped else self._matcher
+        elif self._is_lost:
+            self._is_lost = self._parser.in_call
+        elif opened := self._parser.opened:
             form, written = opened
-            matcher = self._grammars.matcher(call_grammar(self._tools, form, self._tokenizer, is_open=True))
+            matcher = self._matcher_of(form)
             self._is_lost = not matcher.skip(written)
             self._matcher = None if self._is_lost else matcher
 
     def mask(self) -> np.ndarray[Any, Any] | None:
         """The ids that may come next; None outside calls."""
-        return self._matcher.mask() if self._matcher is not None else None
+        try:
+            return self._matcher.mask() if self._matcher is not None else None
+        except UnsupportedParameterError:
+            self._lose()
+            return None
+
+    def _lose(self) -> None:
+        """While an error of the matcher is handled."""
+        if self._is_promised:
+            raise
+        self._matcher, self._is_lost = None, True

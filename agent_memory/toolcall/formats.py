@@ -48,6 +48,8 @@ class NativeForm:
     ``closers``: marks inside a call that mlx-lm's parser would take for structure even in quoted text.
     ``whole``: the mark at which the inside of a complete call ends, so that one without ``end`` is told from a cut one.
     ``body``: what the inside must look like, where mlx-lm's parser takes anything for a call.
+    ``around``: what stands before and behind the arguments of one call, where those are JSON: a grammar can write it.
+    ``lists``: whether a JSON array of calls may stand in their place.
     """
 
     name: str
@@ -57,6 +59,8 @@ class NativeForm:
     closers: tuple[str, ...] = ()
     whole: str = ""
     body: re.Pattern[str] | None = None
+    around: tuple[str, str] | None = None
+    lists: bool = False
 
 
 Form = JSONForm | NativeForm
@@ -113,6 +117,7 @@ _NATIVE: dict[str, NativeForm] = {
             quotes=(_DOUBLE,),
             closers=("<|tool_call_end|>", "<|tool_call_begin|>"),
             whole="<|tool_call_end|>",
+            around=("<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>", "<|tool_call_end|>"),
         ),
         NativeForm(
             name="kimi_k3",
@@ -141,7 +146,7 @@ _NATIVE: dict[str, NativeForm] = {
             whole="</invoke>",
         ),
         # No end: a list of calls ends with its bracket, name[ARGS]{...} calls when no other follows (see scanners).
-        NativeForm(name="mistral", start="[TOOL_CALLS]", end=""),
+        NativeForm(name="mistral", start="[TOOL_CALLS]", end="", around=("{name}[ARGS]", ""), lists=True),
         NativeForm(
             name="muse_spark",
             start="<atem:function_calls>",
@@ -167,6 +172,12 @@ _NATIVE: dict[str, NativeForm] = {
         ),
     )
 }
+
+
+def can_be_held(form: Form) -> bool:
+    """Whether a grammar can write a call of this form: whether its arguments are JSON."""
+    return isinstance(form, JSONForm) or form.around is not None
+
 
 FORMATS: tuple[str, ...] = (*_JSON, *_NATIVE)  #: every name that ``format=`` takes
 

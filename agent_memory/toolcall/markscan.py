@@ -36,6 +36,11 @@ class MarkScanner:
         return "".join(self._parts)
 
     @property
+    def unfinished(self) -> str | None:
+        """What is open: all of it."""
+        return self.inside
+
+    @property
     def is_whole(self) -> bool:
         """Whether the call is complete but for its end mark."""
         whole = self.form.whole
@@ -88,7 +93,7 @@ class HeaderScanner:
         self.form = form
         self._parts: list[str] = []
         self._value: JSONScanner | None = None
-        self._n_calls = 0
+        self._n_calls = self._n_finished = 0  # finished: pieces of complete calls
         self._is_array = False
         self.done = self.failed = False
 
@@ -96,6 +101,11 @@ class HeaderScanner:
     def inside(self) -> str:
         """What was read."""
         return "".join(self._parts)
+
+    @property
+    def unfinished(self) -> str | None:
+        """What of a call is open; None between two."""
+        return None if self.is_whole else "".join(self._parts[self._n_finished :])
 
     @property
     def is_whole(self) -> bool:
@@ -116,6 +126,8 @@ class HeaderScanner:
                     self._n_calls, self._value = self._n_calls + 1, None
                     self.done = self._is_array
             self._parts.append(text[at:begin])
+            if self._value is None:
+                self._n_finished = len(self._parts)
             at = begin
         return at
 

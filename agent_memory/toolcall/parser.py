@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agent_memory.toolcall import native
-from agent_memory.toolcall.formats import JSONForm, NativeForm, forms
+from agent_memory.toolcall.formats import Form, JSONForm, NativeForm, can_be_held, forms
 from agent_memory.toolcall.found import Found
 from agent_memory.toolcall.jsonscan import CallScanner
 from agent_memory.toolcall.markscan import Beginnings, HeaderScanner, MarkScanner
@@ -97,12 +97,17 @@ class ToolParser:
         return self._state in (self._json, self._native)
 
     @property
-    def opened(self) -> tuple[JSONForm, str] | None:
-        """The form of the JSON call that is open, once there is no doubt that one is meant, and what stands behind its
-        start mark so far.
+    def opened(self) -> tuple[Form, str] | None:
+        """The form of the call that is open, if a grammar can hold it and there is no doubt that a call is meant; and
+        what stands behind its start mark so far.
         """
-        scanner = self._scanner if self._state == self._json else None
-        if not isinstance(scanner, CallScanner) or scanner.form is None:
+        if not self.in_call:
+            return None
+        scanner = self._scanner
+        if not isinstance(scanner, CallScanner):
+            can_hold = can_be_held(scanner.form) and scanner.unfinished is not None
+            return (scanner.form, f"{scanner.unfinished}{self._held}") if can_hold else None
+        if scanner.form is None:
             return None
         is_meant = scanner.form.start or scanner.form.wrapper or self._is_committed
         return (scanner.form, scanner.raw + self._held) if is_meant else None

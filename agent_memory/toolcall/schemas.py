@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from agent_memory.errors import UnsupportedParameterError
-from agent_memory.toolcall.grammar import llguidance
+from agent_memory.toolcall.matcher import llguidance
 from agent_memory.tools import schema_of, structured
 
 _OF_MANY = ("properties", "patternProperties", "$defs", "definitions")  #: name -> schema
@@ -25,19 +25,37 @@ def checked(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     ``place``: what the path in an error begins with. Raises UnsupportedParameterError with the path of what cannot be
     enforced, MissingExtraError. Compiles once, without a vocabulary: a millisecond or so.
     """
+    return found(closed(written(schema, place), place))
+
+
+def written(schema: Mapping[str, Any], place: str) -> str:
+    """A schema's JSON. Raises UnsupportedParameterError."""
     try:
-        closed: dict[str, Any] = json.loads(json.dumps(schema, allow_nan=False))
-    except (TypeError, ValueError) as error:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedParameterError(f"{place} cannot be written as JSON: {error}") from None
+
+
+def closed(text: str, place: str) -> dict[str, Any] | str:
+    """A schema's JSON, closed; or why it cannot be enforced, in words. Raises MissingExtraError."""
+    closed: dict[str, Any] = json.loads(text)
+    for _, part in _parts(closed, ""):
+        part.pop("x-guidance", None)  # llguidance's options: one of them is to enforce nothing that it does not know
     if not _is_composed(closed):
         for _, part in _parts(closed, ""):
             if "properties" in part and "patternProperties" not in part:
                 part.setdefault("additionalProperties", False)
     for path, part in _parts(closed, place):
         if isinstance(part.get("items"), list):
-            raise UnsupportedParameterError(f"{path}.items: a list of schemas is not supported; use prefixItems")
-    if reason := _fault(closed):
-        raise UnsupportedParameterError(_located(closed, place, reason))
+            return f"{path}.items: a list of schemas is not supported; use prefixItems"
+    reason = _fault(closed)
+    return _located(closed, place, reason) if reason else closed
+
+
+def found(closed: dict[str, Any] | str) -> dict[str, Any]:
+    """What ``closed`` gave. Raises UnsupportedParameterError with its words."""
+    if isinstance(closed, str):
+        raise UnsupportedParameterError(closed)
     return closed
 
 
@@ -52,8 +70,12 @@ def _located(schema: Mapping[str, Any], place: str, reason: str) -> str:
 
 
 def _fault(schema: Mapping[str, Any]) -> str:
-    error = llguidance().LLMatcher.validate_grammar("start: %json " + json.dumps(schema))
-    return str(error).partition("\n")[0].partition("failed to compile JSON schema: ")[2] or str(error)
+    """Why a schema cannot be enforced, in one line; "" where it can."""
+    error = str(llguidance().LLMatcher.validate_grammar("start: %json " + json.dumps(schema)))
+    line, _, more = error.partition("\n")
+    reason = line.partition("failed to compile JSON schema: ")[2] or line
+    detail = re.search(r"^error: (.+)", more, re.M)  # of a pattern, below a drawing of it
+    return f"{reason} {detail[1]}" if detail else reason
 
 
 def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,13 +101,13 @@ def _is_composed(schema: Mapping[str, Any]) -> bool:
     )
 
 
-def of_value(schema: object) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-    """The JSON Schema that ``schema=`` means, and what makes the reply's value of the JSON that fits it.
+def of_value(schema: object) -> tuple[Mapping[str, Any], Callable[[Any], Any]]:
+    """The JSON Schema that ``schema=`` means, unchecked, and what makes the reply's value of the JSON that fits it.
 
     A JSON Schema gives the JSON itself, an attrs class an instance. Raises UnsupportedParameterError.
     """
     if isinstance(schema, Mapping):
-        return checked(schema, "schema"), lambda value: value
+        return schema, lambda value: value
     if isinstance(schema, type) and attrs.has(schema):
-        return checked(schema_of(schema, "schema"), "schema"), lambda value: structured(value, schema)
+        return schema_of(schema, "schema"), lambda value: structured(value, schema)
     raise UnsupportedParameterError(f"schema must be a JSON Schema or an attrs class, got {schema!r}")

@@ -134,7 +134,7 @@ def test_openai_chunks_are_valid_and_add_up_to_the_completion_20(saying: Any, sa
     assert whole["usage"] == chunks[-1]["usage"]
 
 
-def test_the_anthropic_tool_guide_works_as_printed(saying: Any) -> None:
+def test_an_anthropic_dialogue_with_a_tool_reuses_what_was_computed(saying: Any) -> None:
     memory = saying(f"I'll check the weather for you.\n{NATIVE}", "It is sunny.")
     first = memory.messages.create(**anthropic_request(metadata={"user_id": "ann"}))
     assert (first.stop_reason, first.role, first.type) == ("tool_use", "assistant", "message")
@@ -153,7 +153,7 @@ def test_the_anthropic_tool_guide_works_as_printed(saying: Any) -> None:
     assert counted == spent.input_tokens + spent.cache_read_input_tokens + spent.cache_creation_input_tokens
 
 
-def test_the_openai_function_guide_works_as_printed(saying: Any) -> None:
+def test_an_openai_dialogue_with_a_tool_reuses_what_was_computed(saying: Any) -> None:
     memory = saying(NATIVE, "It is sunny.")
     first = memory.chat.completions.create(**openai_request(tool_choice="auto", max_tokens=200, user="ann"))
     [choice] = first.choices
@@ -239,9 +239,48 @@ def test_forced_choices_and_schemas_are_held_in_both_apis_14_15(saying: Any) -> 
     assert answer.finish_reason == "stop"
 
 
+def test_a_named_choice_calls_that_tool_alone_and_finishes_as_a_call_15(saying: Any) -> None:
+    memory = saying("neither", f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': INPUT})}</tool_call>")
+    other = {"name": "get_time", "input_schema": {"type": "object", "properties": {}}}
+    for _ in range(2):  # whatever the model says
+        message = memory.messages.create(
+            **anthropic_request(tools=[WEATHER, other], tool_choice={"type": "tool", "name": "get_time"})
+        )
+        assert (message.stop_reason, [(block.type, block.name) for block in message.content]) == (
+            "tool_use", [("tool_use", "get_time")],
+        )  # fmt: skip
+        function = {"type": "function", "function": {"name": "get_time", "parameters": other["input_schema"]}}
+        [choice] = memory.chat.completions.create(
+            **openai_request(
+                tools=[FUNCTION, function], tool_choice={"type": "function", "function": {"name": "get_time"}}
+            )
+        ).choices
+        assert (choice.finish_reason, [call.function.name for call in choice.message.tool_calls]) == (
+            "tool_calls", ["get_time"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["output_config", "output_format"])
+def test_anthropics_output_format_is_held(saying: Any, name: str) -> None:
+    unit = {"type": "object", "properties": {"unit": SCHEMA["properties"]["unit"]}, "required": ["unit"]}
+    wanted: dict[str, Any] = {"type": "json_schema", "schema": unit}
+    more = {name: {"format": wanted} if name == "output_config" else wanted, "tools": None}
+    message = saying("Celsius, I think.").messages.create(**anthropic_request(**more))
+    assert json.loads(message.content[0].text)["unit"] in ("celsius", "fahrenheit")
+    assert (message.stop_reason, message.content[0].type) == ("end_turn", "text")
+    counts = [saying("x").messages.count_tokens(messages=ASK, **some).input_tokens for some in ({}, {name: more[name]})]
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        ({"output_config": {"effort": "high"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "text"}}}, "text"), ({"output_format": {}}, "only json_schema"),
+        ({"output_format": {"type": "json_schema", "schema": 3}}, "must be an object"),
+        ({"output_format": {"type": "json_schema", "schema": {}}}, "give no tools"),
+        ({"output_format": {"type": "json_schema", "schema": {"not": {}}}, "tools": None}, "schema.not"),
+        ({"output_format": {"type": "json_schema"}, "output_config": {"format": {}}}, "not both"),
         ({"max_tokens": None}, "max_tokens is missing"), ({"messages": None}, "messages is missing"),
         ({"betas": ["x"]}, "betas is not supported"),
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking"),

@@ -50,6 +50,15 @@ def test_tool_calls_in_openai_shape_are_taken(arguments: Any) -> None:
 IMAGE = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]
 
 
+def called(name: str, arguments: object) -> dict[str, object]:
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+
+deep: dict[str, object] = {}
+for _ in range(3_000):
+    deep = {"a": deep}
+
+
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
@@ -69,6 +78,11 @@ IMAGE = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]
         ({"role": "user", "content": "a\ud800"}, "lone surrogate at character 1"),
         ({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, "JSON"),
         ({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "1"}}]}, "object"),
+        (called("f", '{"a": NaN}'), "written as JSON: Out of range"),
+        (called("f", '{"a": ' * 2_000 + "1" + "}" * 2_000), "not JSON: maximum recursion"),
+        (called("f", {"a": deep}), "written as JSON: maximum recursion"),
+        (called("", {}), "needs a name"),
+        ({"role": "assistant", "content": [{"type": "thinking"}]}, "block 0 is of type 'thinking'"),
     ],
 )
 def test_what_is_no_text_is_refused_by_name(prompt: object, said: str) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from agent_memory import EchoRunner, Memory, MissingExtraError, Sampling, Tool, UnsupportedParameterError
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.toolcall import parse, schemas
-from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, json_form, value_grammar
+from agent_memory.toolcall.formats import forms
+from agent_memory.toolcall.grammar import Grammars, call_grammar, forced_format, value_grammar
 from agent_memory.tools import as_tools, from_json, to_json
 
 pytest.importorskip("llguidance")
@@ -39,7 +40,8 @@ WAIT = Tool("wait")
 TOOLS = [MOVE, WAIT]
 ECHO = EchoTokenizer()
 GRAMMARS = Grammars(ECHO)
-FORMATS = ("tool_use", "function_call", "json_tools", "llama3")
+NATIVE = ("mistral", "kimi_k2")  #: whose arguments are JSON
+FORMATS = ("tool_use", "function_call", "json_tools", "llama3", *NATIVE)
 
 
 def valid(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -75,9 +77,10 @@ def allowed(words: np.ndarray[Any, Any]) -> list[int]:
     return [int(i) for i in np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))]
 
 
-def wander(grammar: str, seed: int, most: int = 2_000) -> str | None:
-    """What weights that want nothing in particular write; None where they do not come to an end."""
+def wander(grammar: str, seed: int, most: int = 2_000, begun: str = "") -> str | None:
+    """What weights that want nothing in particular write behind ``begun``; None where they do not come to an end."""
     draw, matcher, said = random.Random(seed), GRAMMARS.matcher(grammar), []
+    assert matcher.skip(begun)
     for _ in range(most):
         ids = allowed(matcher.mask())
         if set(ids) & ECHO.eos_ids and matcher.is_accepting and (matcher.is_stopped or draw.random() < 0.5):
@@ -118,13 +121,45 @@ def test_any_walk_through_the_grammar_is_a_valid_call_that_the_parser_finds_23(
     schema: dict[str, Any], format: str, seed: int
 ) -> None:
     tools = [Tool(name, "", schemas.checked(one, name)) for name, one in (("do", schema), ("wait", WAIT.parameters))]
-    text = wander(call_grammar(tools, json_form(format), ECHO), seed)
+    text = wander(call_grammar(tools, forms(format)[0], ECHO), seed)
     assert text is not None
+    [call] = check_calls(text, tools, format)
+    assert valid(call.arguments, schema) if call.name == "do" else call.arguments == {}
+
+
+def check_calls(text: str, tools: list[Tool], format: str) -> tuple[Any, ...]:
+    """The calls that are all there is in a text, each of a declared tool."""
     parsed = parse(text, tools, format)
     assert (parsed.text.strip(), parsed.rejected_calls) == ("", ())
-    [call] = parsed.tool_calls
-    assert call.name in ("wait", "do")
-    assert valid(call.arguments, schema) if call.name == "do" else call.arguments == {}
+    assert {call.name for call in parsed.tool_calls} <= {tool.name for tool in tools}
+    return parsed.tool_calls
+
+
+#: How a model may have begun a call when it is seen: in the formats above, behind the start mark.
+BEGUN = {
+    "tool_use": ['{"tool_use"', '{ "tool_use":{"name"', '{\n  "tool_use": {\n    "name": "do",'],
+    "function_call": ['{"function_call": ', '{"function_call":\n{"type": "function", "id":"7","na'],
+    "json_tools": ["", "\n{", '{"name": "do", "arguments": {', '{"name":"do","arguments":{'],
+    "llama3": ['{"name": "do"', '{"type": "function", "name": "do", "parameters": {', '{"name":"do","arguments"'],
+    "mistral": ["", " ", "do", "do[ARGS]{", "[", ' [{"name": "do"', '[{"id": "a1", "name"'],
+    "kimi_k2": ["", "<|tool_call_begin|>functions.do:0<|tool_", "<|tool_call_begin|>functions.wait:12"],
+}
+
+
+@settings(deadline=None, max_examples=80)
+@given(schema=described, begun=st.sampled_from([(f, b) for f, some in BEGUN.items() for b in some]), data=st.data())
+def test_any_walk_from_a_call_that_was_opened_is_a_valid_call_23(
+    schema: dict[str, Any], begun: tuple[str, str], data: st.DataObject
+) -> None:
+    format, written = begun
+    form, seed, is_single = forms(format)[0], data.draw(st.integers(0, 2**32)), data.draw(st.booleans())
+    tools = [Tool("do", "", schemas.checked(schema, "do")), Tool("wait", "", schemas.checked(WAIT.parameters, "wait"))]
+    text = wander(call_grammar(tools, form, ECHO, is_open=True, is_single=is_single), seed, begun=written)
+    assert text is not None
+    calls = check_calls(f"{form.start}{written}{text}", tools, format)
+    assert calls
+    assert all(valid(call.arguments, schema) if call.name == "do" else call.arguments == {} for call in calls)
+    assert len(calls) == 1 or not (is_single or format in FORMATS[:4])
 
 
 @settings(deadline=None, max_examples=40)
@@ -174,53 +209,190 @@ def test_a_forced_call_waits_for_the_end_of_reasoning_that_the_template_opened()
         assert (reply.finish, reply.tool_calls) == ("length", ())
 
 
-WAITS = '{"name": "wait", "arguments": {"any": [1, {}]}}'
+NOTE = Tool("note", "", {"type": "object"})
+NOTES = '{"name": "note", "arguments": {"any": [1, {}]}}'
 MOVES = '{"tool_use": {"name": "move", "input": {"to": "left", "steps": 3}}}'
 STRICT = [Tool("move", "Moves the crane.", MOVE.parameters, strict=True), WAIT]
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        'So:\n<tool_call>{"name": "fly", "arguments": {"to": "the moon"}}</tool_call>\nDone.',
-        'So:\n<tool_call>\n{"name": "move", "arguments": {"to": 3, "steps": 900}}\n</tool_call>\nDone.',
-        'So:\n{"tool_use": {"name": "move", "input": {"steps": "many"}}}\nDone.',
-        'So:\n{"function_call": {"arguments": {}, "name": "move"}}\nDone.',
-        'So:\n{"name": "move", "parameters": {"way": "up"}}\nDone.',
-    ],
-)
-def test_a_call_that_is_opened_freely_is_held_where_a_tool_is_strict_11_23(said: str) -> None:
-    with Memory(EchoRunner(said), ":memory:") as memory:
-        reply = memory.generate("go", tools=STRICT, parallel_tool_calls=False)
-        free = memory.generate("go", tools=TOOLS)
+@pytest.fixture
+def no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+
+
+def say(said: str, tools: Any = TOOLS, format: str | None = None, **asked: Any) -> Any:
+    """The reply of a model that says this, with a template of this format of calls."""
+    runner = EchoRunner(said)
+    runner._tokenizer = Template(format)
+    with Memory(runner, ":memory:") as memory:
+        return memory.generate("go", tools=tools, **asked)
+
+
+class Template(EchoTokenizer):
+    """A tokenizer whose template has a format of its own."""
+
+    def __init__(self, format: str | None) -> None:
+        super().__init__()
+        self._format = format
+
+    @property
+    def tool_format(self) -> str | None:
+        return self._format
+
+
+BAD = [
+    'So:\n<tool_call>{"name": "fly", "arguments": {"to": "the moon"}}</tool_call>\nDone.',
+    'So:\n<tool_call>\n{"name": "move", "arguments": {"to": 3, "steps": 900}}\n</tool_call>\nDone.',
+    'So:\n{"tool_use": {"name": "move", "input": {"steps": "many"}}}\nDone.',
+    'So:\n{"tool_use":{"name":"fly"}}\nDone.',
+    'So:\n{"function_call": {"arguments": {}, "name": "move"}}\nDone.',
+    'So:\n{"name": "move", "parameters": {"way": "up"}}\nDone.',
+]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, STRICT], ids=["", "strict"])
+@pytest.mark.parametrize("said", BAD)
+def test_a_call_that_is_opened_freely_is_held_from_there_on_11_23(said: str, tools: list[Tool]) -> None:
+    reply = say(said, tools, parallel_tool_calls=False, max_tokens=900)
     assert (reply.finish, reply.text, reply.rejected_calls) == ("tool_calls", "So:\n", ())
     assert is_valid_call(reply.tool_calls[0])
-    assert not free.tool_calls or not is_valid_call(free.tool_calls[0])
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        "No call, but a brace: {x} and <tool_c.", '{"name": "Bob", "age": 3}',
-        '```\n{"tool_use": {"name": "fly"}}\n```',
-        f"One.\n<tool_call>\n{WAITS}\n</tool_call>\nTwo.\n{MOVES}\nThree {{.",
-        '<think><tool_call>{"name": "fly"}</think>Fine.',
-    ],
-)  # fmt: skip
-def test_text_and_calls_that_fit_are_as_they_would_be_free(said: str) -> None:
-    with Memory(EchoRunner(said), ":memory:") as memory:
-        free, held = (memory.generate("go", tools=tools) for tools in (TOOLS, STRICT))
+@pytest.mark.parametrize("said", BAD)
+def test_without_the_extra_the_same_calls_are_free(said: str, no_extra: None) -> None:
+    assert not any(map(is_valid_call, say(said).tool_calls))
+
+
+FITTING = [
+    "No call, but a brace: {x} and <tool_c.", '{"name": "Bob", "age": 3}',
+    '```\n{"tool_use": {"name": "fly"}}\n```',
+    f"One.\n<tool_call>\n{NOTES}\n</tool_call>\nTwo.\n{MOVES}\nThree {{.",
+    '<think><tool_call>{"name": "fly"}</think>Fine.',
+    json.dumps(json.loads(MOVES), separators=(",", ":")), json.dumps(json.loads(MOVES), indent=4),
+    '<tool_call>{"type": "function", "name": "wait", "arguments":{}}</tool_call>',
+    '{"name": "note", "parameters": {"a": {"b": [1.5e3, null, "\\n\\"ü"]}}}; {"name": "wait", "parameters": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", FITTING)
+def test_text_and_calls_that_fit_are_as_they_would_be_free(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = [*STRICT, NOTE]
+    held = say(said, tools)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    free = say(said, [*TOOLS, NOTE])
     assert (held.text, held.message.source, held.finish) == (free.text, free.message.source, free.finish)
     assert [call.arguments for call in held.tool_calls] == [call.arguments for call in free.tool_calls]
 
 
-def test_strict_stays_with_an_agents_tools_and_is_refused_where_it_cannot_be_held() -> None:
+def kimi(*calls: tuple[str, str]) -> str:
+    """A section of Kimi K2's calls."""
+    some = [
+        f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
+        for number, (name, arguments) in enumerate(calls)
+    ]
+    return f"<|tool_calls_section_begin|>{''.join(some)}<|tool_calls_section_end|>"
+
+
+NATIVE_BAD = [
+    ("mistral", 'So: [TOOL_CALLS]move[ARGS]{"to": 3}'),
+    ("mistral", "So: [TOOL_CALLS]fly[ARGS]{}"),
+    ("mistral", 'So: [TOOL_CALLS] [{"name": "fly", "arguments": {"to": 3}}]'),
+    ("kimi_k2", f"So: {kimi(('fly', '{}'))}"),
+]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, STRICT], ids=["", "strict"])
+@pytest.mark.parametrize(("format", "said"), NATIVE_BAD)
+def test_native_calls_whose_arguments_are_json_are_held_too_23(format: str, said: str, tools: list[Tool]) -> None:
+    reply = say(said, tools, format, parallel_tool_calls=False, max_tokens=900)
+    assert (reply.finish, reply.text, reply.rejected_calls) == ("tool_calls", "So: ", ())
+    [call] = reply.tool_calls
+    assert is_valid_call(call)
+
+
+@pytest.mark.parametrize(
+    ("format", "said"),
+    [
+        ("mistral", '[TOOL_CALLS]wait[ARGS]{}move[ARGS]{"to": "up", "steps": 0}'),
+        ("mistral", '[TOOL_CALLS]wait[ARGS]{}[TOOL_CALLS]move[ARGS]{"to": "up", "steps": 0}'),
+        (
+            "mistral",
+            '[TOOL_CALLS][{"name": "wait", "arguments": {}}, {"name":"move","arguments":{"to":"left","steps":3}}]',
+        ),
+        ("kimi_k2", kimi(("wait", "{}"), ("move", '{"to": "left", "steps": 3}'))),
+    ],
+)
+def test_each_of_several_native_calls_is_held_23(format: str, said: str) -> None:
+    reply = say(said, TOOLS, format)
+    assert ([call.name for call in reply.tool_calls], reply.rejected_calls) == (["wait", "move"], ())
+    assert all(map(is_valid_call, reply.tool_calls))
+    assert reply.message.source == said or "0}" in said  # what fits is left as it is
+
+
+@pytest.mark.parametrize("format", NATIVE)
+def test_a_forced_call_is_written_in_a_native_format_whose_arguments_are_json_14(format: str) -> None:
+    reply = say("I would rather not.", TOOLS, format, tool_choice="required")
+    assert (reply.finish, reply.text, len(reply.tool_calls)) == ("tool_calls", "", 1)
+    assert is_valid_call(reply.tool_calls[0])
+    assert reply.message.source.startswith(forms(format)[0].start)
+    dotted = Tool("crane.move", "", MOVE.parameters)
+    [call] = say("no", [dotted], format, tool_choice="required").tool_calls
+    assert call.name == "crane.move"
+
+
+def test_in_formats_without_json_calls_are_free_and_strict_is_refused() -> None:
+    said = '<|tool_call>call:move{to:<|"|>up<|"|>,steps:3}<tool_call|>'
+    [call] = say(said, TOOLS, "gemma4").tool_calls
+    assert call.arguments == {"to": "up", "steps": 3}
+    with pytest.raises(UnsupportedParameterError, match="format 'gemma4'"):
+        say(said, STRICT, "gemma4")
+    assert say(said, STRICT, "gemma4", tool_choice="required").message.source.startswith("<tool_call>")
+
+
+UNHELD = {"type": "object", "not": {"required": ["b"]}}
+
+
+def test_a_tool_whose_schema_cannot_be_held_has_free_arguments_unless_it_is_strict() -> None:
+    said = '<tool_call>{"name": "do", "arguments": {"b": [3]}}</tool_call>'
+    [call] = say(said, [Tool("do", "", UNHELD), MOVE]).tool_calls
+    assert call.arguments == {"b": [3]}
+    [held] = say(said.replace("do", "move"), [Tool("do", "", UNHELD), MOVE], parallel_tool_calls=False).tool_calls
+    assert is_valid_call(held)
+    with pytest.raises(UnsupportedParameterError, match=r"do\.parameters\.not"):
+        say(said, [Tool("do", "", UNHELD, strict=True), MOVE])
+
+
+def test_a_call_that_its_grammar_loses_goes_on_free_unless_a_tool_is_strict() -> None:
+    def off() -> list[Any]:
+        return [begin_with(ECHO, "<tool_call>", then=hold(ECHO.encode("x")))]
+
+    lost = say("-", TOOLS, logits_processors=off(), max_tokens=40)
+    assert (lost.finish, [call.reason for call in lost.rejected_calls]) == ("length", ["malformed"])
+    assert "xxxx" in lost.text
+    with pytest.raises(UnsupportedParameterError, match="cannot be held"):
+        say("-", STRICT, logits_processors=off(), max_tokens=40)
+
+
+def test_strict_stays_with_an_agents_tools() -> None:
     assert from_json(to_json(STRICT)) == tuple(STRICT)
     as_dict = {"type": "function", "function": {"name": "f", "strict": True}}
     assert as_tools([as_dict]) == as_tools([{"name": "f", "strict": True}]) == (Tool("f", strict=True),)
-    unheld = Tool("do", "", {"type": "object", "not": {}}, strict=True)
-    with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(UnsupportedParameterError, match="parameters.not"):
-        memory.generate("go", tools=[unheld])
+
+
+def test_what_was_compiled_is_kept_and_each_reply_has_a_matcher_of_its_own_24() -> None:
+    with Memory(EchoRunner("no"), ":memory:") as memory:
+        asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
+        first = memory.generate("go", **asked)
+        grammars = memory._requests.grammars
+        vocabulary, kept = grammars._vocabulary, grammars._compiled.cache_info()
+        again = memory.generate("once more", **asked)
+        assert grammars._vocabulary is vocabulary
+        assert grammars._compiled.cache_info().misses == kept.misses == 1
+        assert first.tool_calls[0].arguments == again.tool_calls[0].arguments
+        memory.generate("go", tools=TOOLS)  # free, and no call: compiled all the same, before it starts
+        misses = grammars._compiled.cache_info().misses
+        memory.generate("go", tools=TOOLS)
+        assert grammars._compiled.cache_info().misses == misses
 
 
 @frozen
@@ -265,14 +437,15 @@ def test_the_tools_of_an_agent_stay_in_the_prompt_of_a_structured_turn() -> None
         ({"$defs": {"d": {"type": "array", "contains": {}}}, "$ref": "#/$defs/d"}, r"schema\.\$defs\.d\.contains"),
         ({"anyOf": [{"type": "null"}, {"items": {"if": {}, "then": {}}}]}, r"schema.anyOf\[1\].items.(if|then)"),
         ({"additionalProperties": {"type": "string", "format": "tea"}}, "schema.additionalProperties: Unknown format"),
-        ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: "),
+        ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: regex parse error: look-around"),
+        ({"properties": {"a": {"not": {}, "x-guidance": {"lenient": True}}}}, r"schema\.properties\.a\.not"),
         ({"type": "dict"}, "schema: Invalid type: dict"),
         ({"properties": {"l": {"items": [{"type": "null"}]}}}, "schema.properties.l.items"),
         ({"$ref": "https://example.org/s.json"}, "schema: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_keyword_that_cannot_be_held_is_refused_by_its_path_before_any_work(schema: Any, path: str) -> None:
+def test_a_keyword_that_cannot_be_held_is_refused_by_its_path_before_any_work_23(schema: Any, path: str) -> None:
     runner = EchoRunner()
     with Memory(runner, ":memory:") as memory:
         with pytest.raises(UnsupportedParameterError, match=path):
@@ -292,9 +465,10 @@ def test_objects_are_closed_but_where_schemas_are_composed() -> None:
     assert schemas.checked(composed, "schema") == composed
 
 
-@pytest.mark.parametrize("asked", [{"schema": {"type": "null"}}, {"tools": TOOLS, "tool_choice": "required"}], ids=str)
-def test_without_the_extra_an_error_names_the_command(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+@pytest.mark.parametrize(
+    "asked", [{"schema": {"type": "null"}}, {"tools": TOOLS, "tool_choice": "required"}, {"tools": STRICT}], ids=str
+)
+def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None) -> None:
     with Memory(EchoRunner("free"), ":memory:") as memory:
         with pytest.raises(MissingExtraError, match=r"pip install 'agent-memory\[grammar\]'"):
             memory.generate("go", **asked)
@@ -307,6 +481,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, monkeypatch: p
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
         {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
 )  # fmt: skip
@@ -319,6 +494,7 @@ def test_a_forced_call_is_written_in_the_models_format_where_that_is_json() -> N
     assert forced_format("llama3", knows_tools=True) == "llama3"
     assert [forced_format(None, knows_tools=knows) for knows in (True, False)] == ["json_tools", "tool_use"]
     assert forced_format("qwen3_coder", knows_tools=True) == "json_tools"
+    assert [forced_format(format, knows_tools=True) for format in NATIVE] == list(NATIVE)
 
 
 def test_no_escape_can_write_half_a_character() -> None:
@@ -346,6 +522,20 @@ def hold(words: list[int]) -> Any:
         logits[:] = -np.inf
         logits[words] = 0.0
         return logits
+
+    return process
+
+
+def begin_with(tokenizer: Any, text: str, then: Any = None) -> Any:
+    """A logits processor under which a reply begins with a text; ``then``: what goes on from there."""
+    opening, seen = tokenizer.encode(text), []
+
+    def process(ids: Any, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        seen.append(len(ids))
+        place = len(ids) - seen[0]
+        if place < len(opening):
+            return hold(opening[place : place + 1])(ids, logits)
+        return then(ids, logits) if then else logits
 
     return process
 
@@ -412,14 +602,7 @@ def test_a_constrained_row_and_seven_free_ones_each_say_what_they_say_alone() ->
 @pytest.mark.mlx
 def test_random_weights_that_open_a_call_are_held_to_it_from_there_on() -> None:
     with tiny_memory("llama") as memory:
-        opening = memory._tokenizer().encode("Well.\n<tool_call>")
-        seen: list[int] = []
-
-        def begin(ids: Any, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            seen.append(len(ids))
-            place = len(ids) - seen[0]
-            return hold(opening[place : place + 1])(ids, logits) if place < len(opening) else logits
-
+        begin = begin_with(memory._tokenizer(), "Well.\n<tool_call>")
         others = [memory.stream(f"Say {n}.", max_tokens=50) for n in range(3)]
         reply = memory.generate(
             "go", tools=STRICT[:1], logits_processors=[begin], parallel_tool_calls=False, max_tokens=200
@@ -452,7 +635,7 @@ def ask_many(memory: Memory, n: int) -> tuple[int, int]:
 
 
 @pytest.mark.mlx
-def test_random_weights_call_a_tool_that_exists_with_arguments_that_fit() -> None:
+def test_random_weights_call_a_tool_that_exists_with_arguments_that_fit_14() -> None:
     with tiny_memory("llama") as memory:
         n_complete, n = ask_many(memory, 6)
     assert n_complete >= 0.6 * n

@@ -117,7 +117,7 @@ def test_every_parser_of_the_pinned_mlx_lm_has_a_format_and_cases() -> None:
 
 @pytest.mark.parametrize("case", WELL_FORMED)
 @pytest.mark.parametrize("format", NATIVE)
-def test_a_well_formed_call_is_found_as_mlx_lms_own_parser_finds_it(format: str, case: str) -> None:
+def test_a_well_formed_call_is_found_as_mlx_lms_own_parser_finds_it_1(format: str, case: str) -> None:
     calls = WELL_FORMED[case]
     text = WRITERS[format](calls)
     parsed = whole_and_cut(text, format)
@@ -137,7 +137,7 @@ def test_a_well_formed_call_is_found_as_mlx_lms_own_parser_finds_it(format: str,
 
 
 @pytest.mark.parametrize("format", NATIVE)
-def test_an_end_mark_inside_a_string_is_text(format: str) -> None:
+def test_an_end_mark_inside_a_string_is_text_3(format: str) -> None:
     for mark in END_MARKS[format]:
         calls = [("save", {"path": "a", "text": f"before {mark} after"}), ("save", {"path": "b"})]
         assert found(whole_and_cut(WRITERS[format](calls), format)) == calls, mark

@@ -69,27 +69,27 @@ QUICK = settings(max_examples=150, deadline=None, derandomize=True)
 
 @QUICK
 @given(outputs(), PLACES, TOOLS)
-def test_the_cut_does_not_matter_and_nothing_is_lost(text: str, places: list[int], tools: Any) -> None:
+def test_the_cut_does_not_matter_and_nothing_is_lost_1(text: str, places: list[int], tools: Any) -> None:
     check_cut(text, places, None, tools)
 
 
 @pytest.mark.slow
 @THOROUGH
 @given(outputs(), PLACES, TOOLS)
-def test_the_cut_does_not_matter_and_nothing_is_lost_at_length(text: str, places: list[int], tools: Any) -> None:
+def test_the_cut_does_not_matter_and_nothing_is_lost_at_length_1(text: str, places: list[int], tools: Any) -> None:
     check_cut(text, places, None, tools)
 
 
 @QUICK
 @given(TEXTS, PLACES, TOOLS, st.sampled_from(FORMATS))
-def test_no_text_in_any_format_depends_on_its_cut(text: str, places: list[int], tools: Any, format: str) -> None:
+def test_no_text_in_any_format_depends_on_its_cut_1(text: str, places: list[int], tools: Any, format: str) -> None:
     check_cut(text, places, format, tools)
 
 
 @pytest.mark.slow
 @THOROUGH
 @given(TEXTS, PLACES, TOOLS, st.sampled_from(FORMATS))
-def test_no_text_in_any_format_depends_on_its_cut_at_length(
+def test_no_text_in_any_format_depends_on_its_cut_at_length_1(
     text: str, places: list[int], tools: Any, format: str
 ) -> None:
     check_cut(text, places, format, tools)
@@ -140,10 +140,10 @@ def check_mutations(n: int) -> None:
         assert summary(run(ToolParser(tools, format), parts)[1]) == summary(whole), (format, parts)
 
 
-def test_five_hundred_broken_outputs_raise_nothing_and_lose_nothing() -> None:
+def test_five_hundred_broken_outputs_raise_nothing_and_lose_nothing_10() -> None:
     check_mutations(500)
 
 
 @pytest.mark.slow
-def test_twenty_thousand_broken_outputs_raise_nothing_and_lose_nothing() -> None:
+def test_twenty_thousand_broken_outputs_raise_nothing_and_lose_nothing_10() -> None:
     check_mutations(20_000)
