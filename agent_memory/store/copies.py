@@ -43,6 +43,18 @@ class WarmPiece:
 
 
 @frozen
+class Base:
+    """A piece whose tokens before ``stop`` are those of the first new one: the tail that it grew from, mostly.
+
+    Where those came out of a lossy codec, their bytes are taken over (``taken_stop``) and never made again.
+    """
+
+    piece: WarmPiece
+    stop: int
+    taken_stop: int
+
+
+@frozen
 class CopyPart:
     """Tokens ``[start, stop)`` of the lineage, to be read from its live KV: the end of one piece."""
 
@@ -68,42 +80,45 @@ class CopySide:
 
 
 class Copy:
-    """Made by ``Warm.begin``. Ends with ``finish`` or ``abandon``; one that no longer fits ends by itself, quietly.
-
-    Tokens that an unfinished chunk already held (``base``) are taken from there: their bytes are never made again.
-    """
+    """Made by ``Warm.begin``. Ends with ``finish`` or ``abandon``; one that no longer fits ends by itself, quietly."""
 
     def __init__(
         self,
         warm: Warm,
         path: Sequence[WarmPiece],
         fresh: Sequence[WarmPiece],
-        base: WarmPiece | None,
+        base: Base | None,
         sides: tuple[CopySide, ...],
         agent_id: int | None,
     ) -> None:
         self._warm, self.path, self.fresh, self.base, self.sides = warm, path, fresh, base, sides
         self.agent_id = agent_id
-        self.parts = tuple(
-            CopyPart(p, max(p.piece.start, base.stop if base else 0), p.stop, p.piece.segment.codec) for p in fresh
-        )
+        taken_stop = base.taken_stop if base is not None else 0
+        self.parts = tuple(CopyPart(p, max(p.piece.start, taken_stop), p.stop, p.piece.segment.codec) for p in fresh)
         self.is_over = False
-        for held in self._holding():
+        for held in self.standing[len(path) - 1 :]:
             held.n_holds += 1
+
+    @property
+    def standing(self) -> list[WarmPiece]:
+        """The pieces of the lineage, and the one that the first new piece stands on."""
+        return [*self.path, *([self.base.piece] if self.base is not None else [])]
 
     def put(self, part: int, tensor: int, array: Bytes) -> None:
         """One layout tensor of one part, in the order of tensors: (heads, n, row_bytes) uint8; kept, not copied."""
         to = self.parts[part]
-        if self.base is not None and to.start > to.piece.piece.start:
-            array = np.concatenate([self.base.rows[tensor], array], axis=1)
+        n_taken = to.start - to.piece.piece.start
+        if self.base is not None and n_taken:
+            array = np.concatenate([self.base.piece.rows[tensor][:, :n_taken], array], axis=1)
         to.piece.rows.append(array)
 
     def put_side(self, number: int, rows: Sequence[Bytes], state: Bytes | None) -> None:
         """The window tensors of one of ``sides``, (heads, n_rows, row_bytes) each, and its state where it has one."""
         to, base = self.sides[number], self.base
         if base is not None and to.first < to.start:
-            n_rows = to.start - to.first
-            rows = [np.concatenate([a[:, -n_rows:], b], axis=1) for a, b in zip(base.window_rows, rows, strict=True)]
+            first_row = base.piece.first_row
+            taken = [a[:, to.first - first_row : to.start - first_row] for a in base.piece.window_rows]
+            rows = [np.concatenate([a, b], axis=1) for a, b in zip(taken, rows, strict=True)]
         if not self.is_over and not self._warm.put_side(to, list(rows), state, self.agent_id):
             self.abandon()
 
@@ -120,9 +135,6 @@ class Copy:
     def _end(self) -> bool:
         """Let go of what it needed; whether it was over before."""
         was_over, self.is_over = self.is_over, True
-        for held in () if was_over else self._holding():
+        for held in () if was_over else self.standing[len(self.path) - 1 :]:
             held.n_holds -= 1
         return was_over
-
-    def _holding(self) -> list[WarmPiece]:
-        return [self.path[-1], *([self.base] if self.base is not None else [])]

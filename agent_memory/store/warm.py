@@ -16,7 +16,7 @@ from agent_memory.config import Codec
 from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import Coding, coded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.copies import Bytes, Copy, CopySide, WarmPiece
+from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan, missing_sides, stale
 from agent_memory.store.provenance import Provenance
@@ -143,7 +143,7 @@ class Warm:
         self,
         path: Sequence[WarmPiece],
         fresh: Sequence[WarmPiece],
-        base: WarmPiece | None,
+        base: Base | None,
         lineage: Provenance,
         held: Held,
     ) -> tuple[CopySide, ...]:
@@ -155,8 +155,9 @@ class Warm:
         for piece, first, has_state in found:
             to = self._held[piece.id]
             start = first
-            if base is not None and to is fresh[0] and first < base.stop:
-                first, start = max(first, base.first_row), base.stop
+            if base is not None and to is fresh[0] and base.piece.window_rows and first < base.taken_stop:
+                first = max(first, base.piece.first_row)
+                start = max(first, base.taken_stop)
             if self.is_lossy and lineage.n_decoded(start, to.stop):  # not to be encoded again
                 first = start = to.stop
             if first < to.stop or has_state:
@@ -165,27 +166,32 @@ class Warm:
 
     def _walk(
         self, index: Index, ids: Ids, lineage: Provenance
-    ) -> tuple[list[WarmPiece], list[WarmPiece], WarmPiece | None]:
-        """The pieces of a lineage; those entered now; the tail that the first of these takes over."""
+    ) -> tuple[list[WarmPiece], list[WarmPiece], Base | None]:
+        """The pieces of a lineage, those entered now, and what the first of these stands on."""
         path: list[WarmPiece] = []
         fresh: list[WarmPiece] = []
         base, parent = None, index.root
         for start in range(0, len(ids), index.chunk_tokens):
             own = ids[start : start + index.chunk_tokens]
-            stop = start + len(own)
             held = self._held.get(piece_id(parent, own))
             if held is None:
-                if not fresh:
-                    tails = [chain[0] for chain in index.deltas(parent, own, ready=True) if len(chain) == 1]
-                    longest = max(tails, key=lambda p: p.n_tokens, default=None)
-                    base = self._held[longest.id] if longest is not None else None
-                if self.is_lossy and lineage.n_decoded(max(start, base.stop if base else 0), stop):
+                base = base if fresh else self._base(index.plan(ids[: start + len(own)]), start, lineage)
+                first = max(start, base.taken_stop if base is not None else 0)
+                if self.is_lossy and lineage.n_decoded(first, start + len(own)):
                     break
                 held = self._enter(index, parent, own, start, lineage)
                 fresh.append(held)
             path.append(held)
             parent = held.piece.id
-        return path, fresh, base
+        return path, fresh, base if fresh else None
+
+    def _base(self, plan: list[tuple[Piece, int]], start: int, lineage: Provenance) -> Base | None:
+        if not plan or plan[-1][0].start != start:
+            return None
+        piece, take = plan[-1]
+        return Base(
+            self._held[piece.id], start + take, start + take if lineage.n_decoded(start, start + take) else start
+        )
 
     def _enter(self, index: Index, parent: bytes, own: Ids, start: int, lineage: Provenance) -> WarmPiece:
         assert self.layout is not None
@@ -238,13 +244,13 @@ class Warm:
         for held in copy.fresh:
             held.piece.segment.is_ready = True
         before = self._held.get(self._heads.get(copy.agent_id, b""))
-        former = before.stop if before is not None and (before is copy.base or before in copy.path) else 0
+        former = before.stop if before is not None and before in copy.standing else 0
         self._heads[copy.agent_id] = copy.path[-1].piece.id
         for held in copy.path:
             held.users.add(copy.agent_id)
         base = copy.base
-        if base is not None and base.users <= {copy.agent_id} and self._may_go(base, is_pinned=True):
-            self._remove(base)
+        if base is not None and base.stop == base.piece.stop and base.piece.users <= {copy.agent_id}:
+            self._drop([base.piece])
         if self.needs is not None:
             ends = {head for agent, head in self._heads.items() if agent != copy.agent_id}
             index = self._index
