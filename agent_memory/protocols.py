@@ -157,7 +157,7 @@ class Source(Protocol):
 
         Writes the first ``n_tokens`` of each head; of a sliding-window layer those from ``held_from`` on, at the front.
         Spans that are held encoded are left as they are: ``encoded`` gives those.
-        Never raises: damage is noted, and asked for by ``check``.
+        Two threads may fill two tensors at once. Never raises: damage is noted, and asked for by ``check``.
         """
 
     def encoded(self, tensor: int) -> Sequence[Encoded]:

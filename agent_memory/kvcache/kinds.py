@@ -10,7 +10,9 @@ import copy
 import io
 import json
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -252,12 +254,14 @@ class _RoomyFile(io.RawIOBase):
     """A safetensors file that exists only while mx.load reads it: stored rows scattered into buffers with spare room.
 
     mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
-    they are used, with no copy and no zeroing.
+    they are used, with no copy and no zeroing. On a CPU, where what it allocates stays where it is, the object notes
+    the places and ``read`` fills them all, two at a time.
     """
 
-    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source) -> None:
+    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
         super().__init__()
         self._source = source
+        self._later: deque[tuple[int, memoryview, int]] | None = deque() if is_cpu else None
         self._at = 0
         self._starts: dict[int, tuple[int, int]] = {}
         header: dict[str, Any] = {}
@@ -291,10 +295,33 @@ class _RoomyFile(io.RawIOBase):
             view[:] = self._header[self._at : self._at + len(view)]
         else:
             tensor, capacity = self._starts[self._at - len(self._header)]
-            self._source.read_into(tensor, view, capacity)
+            if self._later is None:
+                self._source.read_into(tensor, view, capacity)
+            else:
+                self._later.append((tensor, view, capacity))
         size = len(view)
         self._at += size
         return size
+
+    def read(self, arrays: Any) -> None:
+        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it."""
+        left = self._later or deque()
+
+        def work(_held: Any = arrays) -> None:  # the places are the arrays' own, even if this thread is struck down
+            while left:
+                try:
+                    place = left.popleft()
+                except IndexError:  # the other took the last one
+                    return
+                self._source.read_into(*place)
+
+        with ThreadPoolExecutor(1, "agent_memory-restore") as helper:
+            other = helper.submit(work)
+            try:
+                work()
+            finally:
+                left.clear()
+            other.result()
 
 
 def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
@@ -304,9 +331,11 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
     n_rows = n_tokens - start
     held = max(n_rows, min(layout.window + room, n_rows + room))
     specs = [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
-    file: Any = _RoomyFile(specs, source)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    is_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
+    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
-    mx.eval(arrays)  # everything is read when this returns, so that it can be verified before it is used
+    mx.eval(arrays)
+    file.read(arrays)  # everything is read when this returns, so that it can be verified before it is used
     for number, (spec, _) in enumerate(specs):
         for span in source.encoded(number):
             arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)

@@ -191,6 +191,7 @@ class SegmentSource:
     ``protocols.Source``.
 
     ``on_damage(segment, reason, text)`` is called at most once, from whatever thread found it; nothing here raises.
+    Tensors may be read by several threads at once, all of which have ended before ``close``.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class SegmentSource:
     ) -> None:
         self._layout, self._spans, self._on_damage = layout, spans, on_damage
         self._n_tokens = len(ids)
-        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
+        self._lock = threading.Lock()  # of ``damage``
         self._open: list[OpenSegment] = []
         self._places: dict[tuple[int, Codec], dict[int, Extent]] = {}
         self.damage: str | None = None
@@ -231,18 +232,17 @@ class SegmentSource:
         """The spans whose rows are stored encoded, checked."""
         spec = self._layout.tensors[tensor]
         found: list[Encoded] = []
-        with self._lock:
-            for i, span in enumerate(self._spans):
-                form = coding(spec, span.segment.codec)
-                if form is None or self.damage is not None:
-                    continue
-                try:
-                    raw = self._open[i].tensor(spec.name, tensor)
-                except (DamageError, OSError, KeyError, IndexError) as error:
-                    self._note(span, error)
-                    break
-                rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
-                found.append(Encoded(span.at, span.at + span.take, form, rows[:, : span.take]))
+        for i, span in enumerate(self._spans):
+            form = coding(spec, span.segment.codec)
+            if form is None or self.damage is not None:
+                continue
+            try:
+                raw = self._open[i].tensor(spec.name, tensor)
+            except (DamageError, OSError, KeyError, IndexError) as error:
+                self._note(span, error)
+                break
+            rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
+            found.append(Encoded(span.at, span.at + span.take, form, rows[:, : span.take]))
         return found
 
     def read_state(self) -> None:
@@ -251,19 +251,18 @@ class SegmentSource:
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
         spec = self._layout.tensors[tensor]
-        with self._lock:
-            flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
-            for i, span in enumerate(self._spans):
-                if self.damage is None:
-                    if coding(spec, span.segment.codec) is not None:
-                        continue  # ``encoded`` gives it
-                    try:
-                        self._read(i, span, tensor, flat, capacity)
-                        continue
-                    except (DamageError, OSError, IndexError) as error:
-                        self._note(span, error)
-                self._zero(tensor, flat, capacity, span.at)
-                break
+        flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
+        for i, span in enumerate(self._spans):
+            if self.damage is None:
+                if coding(spec, span.segment.codec) is not None:
+                    continue  # ``encoded`` gives it
+                try:
+                    self._read(i, span, tensor, flat, capacity)
+                    continue
+                except (DamageError, OSError, IndexError) as error:
+                    self._note(span, error)
+            self._zero(tensor, flat, capacity, span.at)
+            break
 
     def _read(self, i: int, span: Span, tensor: int, out: memoryview, capacity: int) -> None:
         spec, source = self._layout.tensors[tensor], self._open[i]
@@ -295,19 +294,19 @@ class SegmentSource:
             run[:] = bytes(len(run))
 
     def _note(self, span: Span, error: BaseException) -> None:
-        self.damage = str(error)
-        self._on_damage(span.segment, getattr(error, "reason", "damaged"), str(error))
+        with self._lock:
+            is_first, self.damage = self.damage is None, self.damage or str(error)
+        if is_first:
+            self._on_damage(span.segment, getattr(error, "reason", "damaged"), str(error))
 
     def check(self) -> bool:
         """Whether everything read so far was what had been written."""
-        with self._lock:
-            return self.damage is None
+        return self.damage is None
 
     def close(self) -> None:
         """Give the files back; idempotent."""
-        with self._lock:
-            for found in self._open:
-                found.close()
+        for found in self._open:
+            found.close()
 
 
 def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
