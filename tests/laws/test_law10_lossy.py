@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, Memory
-from tests.laws.test_laws_kinds import CHUNK, LETTERS, text
+from tests.laws.test_laws_kinds import CHUNK, text
 from tests.logits import answer
 from tests.tinyrunner import endless
 
