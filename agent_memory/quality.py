@@ -38,7 +38,7 @@ def _compared(engine: Engine, runner: ModelRunner, chunk_tokens: int, codec: Cod
     if len(ids) < _LEAST_TOKENS:
         raise UnsupportedParameterError(f"a text of {len(ids)} tokens says nothing: give {_LEAST_TOKENS} or more")
     if limit is not None and len(ids) > limit:
-        raise PromptTooLongError(f"a text has {len(ids):,} tokens; the model's context is {limit:,}. Cut it")
+        raise PromptTooLongError(len(ids), limit)
 
     def work() -> Divergence:
         batch = runner.open_batch(chunk_tokens)
