@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agent_memory.model.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
+        CodecReport,
         Delta,
         Doctor,
         Message,
@@ -67,6 +68,7 @@ __all__ = [
     "BackendMissingError",
     "CancelledError",
     "ClosedError",
+    "CodecReport",
     "Config",
     "ConfigError",
     "DamagedModelError",
@@ -111,6 +113,7 @@ _HOMES = {
     "BackendMissingError": "errors",
     "CancelledError": "errors",
     "ClosedError": "errors",
+    "CodecReport": "types",
     "Config": "config",
     "ConfigError": "errors",
     "DamagedModelError": "errors",

@@ -7,6 +7,7 @@ import platform
 import sys
 
 from agent_memory.config import Config
+from agent_memory.kvcache.coding import fallbacks, token_bytes
 from agent_memory.protocols import ModelRunner
 from agent_memory.types import Doctor
 
@@ -42,9 +43,12 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
         "warm_bytes": warm_bytes,
         "prefill_tokens": config.prefill_tokens or runner.prefill_tokens,
         "kv_bytes_per_token": runner.layout.token_bytes,
+        "cold_codec": config.cold_codec,
+        "cold_bytes_per_token": token_bytes(runner.layout, config.cold_codec),
         **runner.facts,
     }
     advice = []
+    n_tensors = len(runner.layout.tensors) + len(runner.layout.windows)
     if facts.get("backend") == "mlx cpu" and sys.platform == "linux":
         if not facts.get("blas_active"):
             advice.append(f"prefill runs on a slow BLAS ({facts.get('blas_note')}): pip install 'agent-memory[cpu]'")
@@ -55,4 +59,7 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
             )
     if not runner.layout.is_storable:
         advice.append(f"KV of this model is kept in memory only ({runner.layout.unstored[0]}): restarts recompute it")
+    for codec in dict.fromkeys((config.cold_codec, config.warm_codec)):
+        if exact := fallbacks(runner.layout, codec):
+            advice.append(f"{codec} leaves {len(exact)} of {n_tensors} tensors exact ({exact[0]})")
     return Doctor(facts=facts, advice=tuple(advice))

@@ -26,13 +26,14 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.quality import measure
 from agent_memory.requests import Requests, Settings
 from agent_memory.scheduler.callables import guarded
-from agent_memory.scheduler.engine import Engine
+from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.store.store import Store
 from agent_memory.toolloop import run_rounds
 from agent_memory.tools import as_tools
-from agent_memory.types import AgentInfo, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
+from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
 
 
 class Memory:
@@ -80,7 +81,7 @@ class Memory:
             self._store.close()
             raise
         # A Memory that nobody closed still saves and ends its threads when it is collected or the interpreter exits.
-        self._finalizer = weakref.finalize(self, _shut, self._engine, self._store)
+        self._finalizer = weakref.finalize(self, shut, self._engine, self._store)
 
     @property
     def messages(self) -> AnthropicMessages:
@@ -317,6 +318,15 @@ class Memory:
         self._tokenizer()
         return checkup.examine(self._runner, self._config)
 
+    def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
+        """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
+        the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
+
+        Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
+        """
+        self._tokenizer()
+        return measure(self._engine, self._runner, self._config.chunk_tokens, name, texts)
+
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
         self._engine.call(self._engine.settle)
@@ -378,12 +388,3 @@ class Memory:
             self._store.rewind(log.agent_id, len(log.turns))
 
         self._engine.call(work)
-
-
-def _shut(engine: Engine, store: Store) -> None:
-    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
-    if engine.is_current_thread:  # the last reference to the Memory went with a request that the engine dropped
-        threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
-    elif engine.is_ours:
-        engine.close()
-        store.close()

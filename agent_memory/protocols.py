@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agent_memory.config import Codec
     from agent_memory.kvcache.coding import Encoded
     from agent_memory.kvcache.layout import Layout
-    from agent_memory.types import Sampling
+    from agent_memory.types import Divergence, Sampling
 
 #: A user's logits processor: ``(ids so far, logits (vocab,) float32) -> logits``. Called on a side thread.
 LogitsProcessor = Callable[[Sequence[int], "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
@@ -236,6 +236,11 @@ class Batch(Protocol):
 
     def drop(self, group: int) -> None:
         """Forget a group whose step raised, with its rows."""
+
+    def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
+        """Compare what the model says after each of ``ids[n_context:]``, the last left out, on exact KV of the ids
+        before and on KV that ``codec`` encoded. Both are made anew: 2 * their bytes of memory.
+        """
 
     @property
     def nbytes(self) -> int:

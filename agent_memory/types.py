@@ -324,6 +324,53 @@ class VerifyReport:
 
 
 @frozen(kw_only=True)
+class Divergence:
+    """One text's share of a ``CodecReport``: sums over the tokens that were compared."""
+
+    n_tokens: int
+    kl: float  #: nats
+    worst_kl: float
+    agreed: int
+    loss: float  #: nats, of the text's own tokens, on exact KV
+    coded_loss: float
+    n_values: int  #: in the KV
+    exact_bytes: int
+    coded_bytes: int
+    encode_s: float
+    decode_s: float
+
+
+@frozen(kw_only=True)
+class CodecReport:
+    """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
+
+    codec: str
+    bits_per_value: float  #: of the KV, scales included
+    ratio: float  #: exact bytes to encoded ones
+    kl: float  #: mean Kullback-Leibler divergence from exact, nats a token
+    worst_kl: float  #: of any one token
+    perplexity: float  #: of the texts, on exact KV
+    coded_perplexity: float
+    agreement: float  #: share of tokens after which the most probable one is the same
+    n_tokens: int  #: compared
+    encode_gb_s: float  #: exact bytes a second
+    decode_gb_s: float
+    #: tensors that the codec leaves exact, each with why
+    exact_tensors: tuple[str, ...] = ()
+
+    @property
+    def perplexity_change(self) -> float:
+        """0.01: one percent worse."""
+        return self.coded_perplexity / self.perplexity - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
+            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
+        )
+
+
+@frozen(kw_only=True)
 class Doctor:
     """What was found on this machine, and what would make it faster."""
 

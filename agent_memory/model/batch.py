@@ -18,12 +18,14 @@ from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
+from agent_memory.config import Codec
 from agent_memory.kvcache import joining, kinds
 from agent_memory.kvcache.kinds import MLXKV
 from agent_memory.kvcache.layout import Layout
+from agent_memory.model import measuring
 from agent_memory.model.sampling import Processors, Sampler, greedy, make_sampler
 from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
-from agent_memory.types import Sampling
+from agent_memory.types import Divergence, Sampling
 
 _NO_LIMIT = 2**31 - 1
 #: mlx keeps freed buffers; mlx-lm empties that cache every 512 steps, and so do we.
@@ -170,6 +172,15 @@ class MLXBatch:
         for number in [n for n, row in self._rows.items() if row.group == group]:
             self._rows.pop(number)
             self._waiting.pop(number, None)
+
+    def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
+        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both."""
+        kv, coder = self.empty(), measuring.Coder(codec)
+        for start in range(0, n_context, measuring.STEP):
+            self.prefill(kv, ids[start : min(start + measuring.STEP, n_context)])
+        with mx.stream(self._generator.stream):
+            twin = measuring.recoded(kv, coder)
+            return measuring.diverge(self._model, kv, twin, ids[n_context:], coder)
 
     @property
     def nbytes(self) -> int:

@@ -19,9 +19,10 @@ from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.model.echo_kv import EchoKV, room
 from agent_memory.model.echo_tokenizer import EchoTokenizer
-from agent_memory.types import Sampling
+from agent_memory.types import Divergence, Sampling
 
 if TYPE_CHECKING:
+    from agent_memory.config import Codec
     from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 
 _SPOKEN = 5  #: free replies are tokenized this many characters at a time: the ids differ from those of the whole text
@@ -268,6 +269,10 @@ class EchoBatch:
     def drop(self, group: int) -> None:
         """Forget a group."""
         self._rows = {number: row for number, row in self._rows.items() if row.group != group}
+
+    def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
+        """Never asked for: no codec encodes integers."""
+        raise NotImplementedError(f"{codec} leaves integers exact")
 
     @property
     def nbytes(self) -> int:

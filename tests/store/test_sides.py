@@ -242,13 +242,16 @@ def test_a_budget_counts_side_files_and_evicts_them_with_their_segments(tmp_path
             assert held_bytes(tmp_path) == store.stats()["disk_bytes"] <= 60_000
 
 
-def test_a_store_of_write_version_1_gets_its_table_when_it_is_opened(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_older_write_version_gets_what_it_lacks_when_it_is_opened(tmp_path, version):
     ids = draw(np.random.default_rng(8), 100)
     with opened(tmp_path) as store:
         save(store, ids)
     db = sqlite3.connect(tmp_path / "manifest.sqlite3")
-    db.execute("DROP TABLE sides")
-    db.execute("UPDATE meta SET value = '1' WHERE key = 'write_version'")
+    db.execute("ALTER TABLE segments DROP COLUMN codec")
+    if version == 1:
+        db.execute("DROP TABLE sides")
+    db.execute("UPDATE meta SET value = ? WHERE key = 'write_version'", (str(version),))
     db.commit()
     db.close()
     for layout, identity in ((MIXED, "ef" * 32), (MIXED, "ef" * 32)):

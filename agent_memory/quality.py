@@ -1,0 +1,70 @@
+"""What ``Memory.measure_codec()`` does: texts to ids, one engine call for each, and one report of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from agent_memory.config import CODECS, Codec
+from agent_memory.errors import PromptTooLongError, UnsupportedParameterError
+from agent_memory.kvcache.coding import fallbacks, is_lossy, named
+from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.engine import Engine
+from agent_memory.types import CodecReport, Divergence
+
+#: Of a text this share is context, in encoded KV; what the model says of the rest is compared.
+_CONTEXT_SHARE = 0.75
+_LEAST_TOKENS = 8
+
+
+def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, texts: Sequence[str]) -> CodecReport:
+    """The report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
+    if name not in CODECS[1:]:
+        raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {name!r}")
+    if isinstance(texts, str) or not texts:
+        raise UnsupportedParameterError("texts must be a list of at least one text")
+    codec = named(name)
+    if not runner.layout.is_storable:
+        raise UnsupportedParameterError(f"KV of this model is not stored: {runner.layout.unstored[0]}")
+    if not is_lossy(runner.layout, codec):
+        raise UnsupportedParameterError(f"{codec} leaves all KV of {runner.name} exact; there is nothing to measure")
+    found = [_compared(engine, runner, chunk_tokens, codec, text) for text in texts]
+    return report(codec, found, fallbacks(runner.layout, codec))
+
+
+def _compared(engine: Engine, runner: ModelRunner, chunk_tokens: int, codec: Codec, text: str) -> Divergence:
+    ids = runner.tokenizer.encode(text, bos=True)
+    limit = runner.context_tokens
+    if len(ids) < _LEAST_TOKENS:
+        raise UnsupportedParameterError(f"a text of {len(ids)} tokens says nothing: give {_LEAST_TOKENS} or more")
+    if limit is not None and len(ids) > limit:
+        raise PromptTooLongError(len(ids), limit)
+
+    def work() -> Divergence:
+        batch = runner.open_batch(chunk_tokens)
+        try:
+            return batch.measure(ids, int(len(ids) * _CONTEXT_SHARE), codec)
+        finally:
+            batch.close()
+
+    return engine.call(work)
+
+
+def report(codec: str, found: Sequence[Divergence], exact_tensors: tuple[str, ...] = ()) -> CodecReport:
+    """One report of several texts; every token counts alike."""
+    n_tokens = sum(one.n_tokens for one in found)
+    exact_bytes, coded_bytes = sum(one.exact_bytes for one in found), sum(one.coded_bytes for one in found)
+    return CodecReport(
+        codec=codec,
+        bits_per_value=8 * coded_bytes / sum(one.n_values for one in found),
+        ratio=exact_bytes / coded_bytes,
+        kl=sum(one.kl for one in found) / n_tokens,
+        worst_kl=max(one.worst_kl for one in found),
+        perplexity=math.exp(sum(one.loss for one in found) / n_tokens),
+        coded_perplexity=math.exp(sum(one.coded_loss for one in found) / n_tokens),
+        agreement=sum(one.agreed for one in found) / n_tokens,
+        n_tokens=n_tokens,
+        encode_gb_s=exact_bytes / sum(one.encode_s for one in found) / 1e9,
+        decode_gb_s=exact_bytes / sum(one.decode_s for one in found) / 1e9,
+        exact_tensors=exact_tensors,
+    )
