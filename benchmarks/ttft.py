@@ -1,9 +1,10 @@
-"""Time to first token: cold, hot, from disk, in a new process; against mlx-lm in the same run.
+"""Time to first token: cold, hot, warm, from disk, in a new process; against mlx-lm in the same run.
 
     python benchmarks/ttft.py [--tokens 512 1024 2048 4096] [--repeats 3] [--json FILE] [--png FILE] [--model MODEL]
 
 Every length is real text. "Resent" means the same prompt again, of which all but the last token is reused. The floor
-is a bare step: one forward and argmax on a cache with room. mlx-lm's lines are its own ``generate_step`` at three
+is a bare step: one forward and argmax on a cache with room. "Warm" is the exact copy in memory, with no disk; "pages
+dropped" reads files that the system was asked to forget. mlx-lm's lines are its own ``generate_step`` at three
 prefill steps, and its prompt-cache file (``load_prompt_cache``, then the first token). Ways are interleaved within
 each repetition; ratios are of medians.
 """
@@ -22,6 +23,9 @@ from typing import Any
 from common import drop_page_cache, median, text_of, timed, write_json
 
 from agent_memory import Memory, MLXRunner
+
+#: Room for the longest prompt, and for some more.
+WARM_BYTES = 1 << 30
 
 CHILD = """
 import json, sys, time
@@ -109,6 +113,10 @@ def measure(memory: Memory, runner: MLXRunner, peer: Peer, folder: Path, n: int,
             assert (hot.cached_tokens, hot.tier) == (n - 1, "hot"), hot
             found.setdefault("hot", []).append(hot.ttft_s)
             found.setdefault("step", []).append(peer.step(ids))
+            memory.evict(to="warm")
+            warm = ask(memory, text)
+            assert (warm.cached_tokens, warm.tier) == (n - 1, "warm"), warm
+            found.setdefault("warm tier", []).append(warm.ttft_s)
             memory.evict()
             disk = ask(memory, text)
             assert (disk.cached_tokens, disk.tier) == (n - 1, "cold"), disk
@@ -195,7 +203,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for name in ("cold", "mlx-lm cold, step 2048", "mlx-lm file", "cold tier", "hot", "step"):
+    for name in ("cold", "mlx-lm cold, step 2048", "mlx-lm file", "cold tier", "warm tier", "hot", "step"):
         points = [(row["tokens"], row["seconds"][name]) for row in rows if name in row["seconds"]]
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="prompt tokens", ylabel="seconds to first token")
@@ -220,7 +228,7 @@ def main() -> None:
         from agent_memory.config import Config
 
         runner = MLXRunner.named(args.model, config=Config())
-        with Memory(runner, folder / "store") as memory:
+        with Memory(runner, folder / "store", config=Config(warm_bytes=WARM_BYTES)) as memory:
             peer = Peer(runner._model, folder)
             ask(memory, "Warm up the weights.")
             rows = []

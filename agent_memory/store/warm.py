@@ -189,9 +189,8 @@ class Warm:
         if not plan or plan[-1][0].start != start:
             return None
         piece, take = plan[-1]
-        return Base(
-            self._held[piece.id], start + take, start + take if lineage.n_decoded(start, start + take) else start
-        )
+        stop = start + take
+        return Base(self._held[piece.id], stop, stop if lineage.n_decoded(start, stop) else start)
 
     def _enter(self, index: Index, parent: bytes, own: Ids, start: int, lineage: Provenance) -> WarmPiece:
         assert self.layout is not None

@@ -1,6 +1,6 @@
 """Three agents, six turns each, on the starter model: what every turn gave, as JSON. Run as a program for one round.
 
-    python tests/laws/dialogue.py STORE FIRST_TURN LAST_TURN [evict]
+    python tests/laws/dialogue.py STORE FIRST_TURN LAST_TURN [TIER]
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ TURNS = [
 ]
 
 
-def turns(memory: Any, first: int, last: int, evict: bool = False) -> list[dict[str, Any]]:
-    """Run turns ``[first, last)`` of every agent; ids, a digest of the first token's logits, and the figures."""
+def turns(memory: Any, first: int, last: int, evict: str | None = None) -> list[dict[str, Any]]:
+    """Run turns ``[first, last)`` of every agent, each evicted to a tier before; ids, a digest of the first token's
+    logits, and the figures.
+    """
     rows = []
     for number in range(first, last):
         for name, system in AGENTS.items():
-            if evict:
-                memory.evict()
+            if evict is not None:
+                memory.evict(to=evict)
             logits: list[bytes] = []
 
             def note(ids: Any, values: Any, seen: list[bytes] = logits) -> Any:
@@ -69,4 +71,4 @@ if __name__ == "__main__":
     from agent_memory import Memory
 
     with Memory(path=sys.argv[1]) as opened:
-        print(json.dumps(turns(opened, int(sys.argv[2]), int(sys.argv[3]), evict="evict" in sys.argv[4:])))
+        print(json.dumps(turns(opened, int(sys.argv[2]), int(sys.argv[3]), evict=next(iter(sys.argv[4:]), None))))

@@ -41,17 +41,23 @@ def test_however_often_it_goes_and_comes_a_prefix_keeps_the_bytes_it_was_encoded
         assert got == wanted
 
 
-@pytest.mark.mlx
-@pytest.mark.parametrize("name", ["llama", "llama_windows", "gemma3_text", "deepseek_v3"])
-def test_no_token_of_an_agent_is_encoded_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: Counter[tuple[int, int]] = Counter()
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, int]]:
+    """How often each token of each tensor was encoded."""
+    found: Counter[tuple[int, int]] = Counter()
     real = MLXKV.read
 
     def read(kv: MLXKV, tensor: int, start: int, stop: int, codec: Any = "exact") -> Any:
-        encoded.update((tensor, token) for token in range(start, stop) if codec != "exact")
+        found.update((tensor, token) for token in range(start, stop) if codec != "exact")
         return real(kv, tensor, start, stop, codec)
 
     monkeypatch.setattr(MLXKV, "read", read)
+    return found
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("name", ["llama", "llama_windows", "gemma3_text", "deepseek_v3"])
+def test_no_token_of_an_agent_is_encoded_twice(name: str, encoded: Counter[tuple[int, int]]) -> None:
     with opened(name, "q4") as memory:
         agent, n_tokens = memory.agent("a"), 0
         for turn in range(6):
@@ -63,6 +69,23 @@ def test_no_token_of_an_agent_is_encoded_twice(name: str, monkeypatch: pytest.Mo
             memory.evict(to="warm")
     assert max(encoded.values()) == 1
     assert max(token for _, token in encoded) >= n_tokens - 2
+
+
+@pytest.mark.mlx
+def test_what_was_decoded_and_is_held_no_more_is_let_go_rather_than_encoded_again(
+    encoded: Counter[tuple[int, int]],
+) -> None:
+    prompt = text(1, 100)
+    with opened("llama", "q4") as memory:
+        answer(memory, prompt, max_tokens=1)
+        memory.evict(to="warm")
+        answer(memory, prompt + text(2, 50))
+        memory._engine.call(memory._store.warm.clear)
+        memory.evict(to="warm")
+        assert memory.stats().warm_bytes == 0
+        assert max(encoded.values()) == 1
+        _, reply = answer(memory, prompt)
+        assert (reply.usage.tier, reply.usage.exactness) == ("none", "exact")
 
 
 def _letters(ids: Any, logits: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import platformdirs
 import pytest
 
-from agent_memory import Memory
+from agent_memory import Config, Memory
 from tests.logits import answer
 
 pytestmark = [pytest.mark.mlx, pytest.mark.slow]
@@ -38,7 +38,7 @@ def opened(model: Any, path: Any) -> Memory:
     from agent_memory.model.mlx import MLXRunner
     from tests.reliability.tinytokenizer import tokenizer
 
-    return Memory(MLXRunner(model, tokenizer(), name="gemma"), path)
+    return Memory(MLXRunner(model, tokenizer(), name="gemma"), path, config=Config(warm_bytes=1 << 30))
 
 
 def text(seed: int, n_tokens: int) -> str:
@@ -47,18 +47,20 @@ def text(seed: int, n_tokens: int) -> str:
 
 
 def test_gemma_restored_past_its_window_equals_never_stopped(model: Any, tmp_path: Path) -> None:
-    with opened(model, ":memory:") as live, opened(model, tmp_path) as stored:
+    with opened(model, ":memory:") as live, opened(model, tmp_path) as stored, opened(model, ":memory:") as held:
         for n in (300, 500, 512, 1500):  # below, about to cross, at and past the window
             first, second = text(n, n), text(n, n) + text(-n, 40)
-            for memory in (live, stored):
+            for memory in (live, stored, held):
                 answer(memory, first, 1)
             stored.evict()
+            held.evict(to="warm")
             wanted, hot = answer(live, second, 24)
-            got, cold = answer(stored, second, 24)
-            assert (hot.usage.tier, cold.usage.tier) == ("hot", "cold")
-            assert hot.usage.cached_tokens == cold.usage.cached_tokens == n
-            assert got == wanted
-            assert cold.token_ids == hot.token_ids
+            assert (hot.usage.tier, hot.usage.cached_tokens) == ("hot", n)
+            for memory, tier in ((stored, "cold"), (held, "warm")):
+                got, reply = answer(memory, second, 24)
+                assert (reply.usage.tier, reply.usage.cached_tokens) == (tier, n)
+                assert got == wanted, tier
+                assert reply.token_ids == hot.token_ids
 
 
 def test_gemma_stores_no_more_of_its_windows_than_themselves_and_a_chunk(model: Any, tmp_path: Path) -> None:

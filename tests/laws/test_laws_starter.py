@@ -48,11 +48,13 @@ def test_a_turn_computes_its_new_message_alone(uninterrupted: Any) -> None:
     assert max(ends.values()) > 256, "the dialogues must cross a chunk's border"
 
 
-def test_evicted_before_every_turn_gives_bit_equal_logits(uninterrupted: Any, tmp_path: Path) -> None:
-    with Memory(path=tmp_path / "store") as memory:
-        rows = json.loads(json.dumps(dialogue.turns(memory, 0, N_TURNS, evict=True)))
+@pytest.mark.parametrize("tier", ["cold", pytest.param("warm", marks=pytest.mark.slow)])
+def test_evicted_before_every_turn_gives_bit_equal_logits(tier: str, uninterrupted: Any, tmp_path: Path) -> None:
+    path = ":memory:" if tier == "warm" else tmp_path / "store"
+    with Memory(path=path, config=Config(warm_bytes=1 << 30)) as memory:
+        rows = json.loads(json.dumps(dialogue.turns(memory, 0, N_TURNS, evict=tier)))
     _same(rows, uninterrupted[0])
-    assert {row["tier"] for row in rows if row["turn"]} == {"cold"}
+    assert {row["tier"] for row in rows if row["turn"]} == {tier}
 
 
 def test_a_new_process_before_every_turn_gives_bit_equal_logits(uninterrupted: Any, tmp_path: Path) -> None:
