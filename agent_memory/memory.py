@@ -30,6 +30,7 @@ from agent_memory.quality import measure
 from agent_memory.requests import Requests, Settings
 from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
 from agent_memory.toolloop import run_rounds
 from agent_memory.tools import as_tools
@@ -158,21 +159,9 @@ class Memory:
         timeout_s: float | None = None,
     ) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        check_settings(sampling, max_tokens, priority, timeout_s)
-        settings = Settings(
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=check_stop(stop),
-            logits_processors=guarded(logits_processors, self._config.callable_timeout_s),
-            priority=priority,
-            timeout_s=timeout_s,
-        )
-        log = self.agent(agent)._log if agent is not None else None
-        kept, tokenizer = log.tools if log else (), self._tokenizer()
-        grammars = self._requests.grammars
-        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
-        planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
-        return self._requests.submit(planner, log, settings, calling)
+        asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
+        how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
+        return self._requests.start(self._request(prompt, *asked, *how))
 
     def batch(
         self,
@@ -192,30 +181,18 @@ class Memory:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised."""
+        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised.
+
+        What is wrong with any of them raises before work on the first.
+        """
         if isinstance(prompts, (str, bytes, Mapping)):
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
+        asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
+        how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
+        requests = [self._request(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
         handles: list[Generation] = []
         try:
-            for prompt in prompts:
-                handles.append(
-                    self.stream(
-                        prompt,
-                        agent=agent,
-                        tools=tools,
-                        tool_choice=tool_choice,
-                        parallel_tool_calls=parallel_tool_calls,
-                        schema=schema,
-                        sampling=sampling,
-                        max_tokens=max_tokens,
-                        stop=stop,
-                        logits_processors=logits_processors,
-                        template=template,
-                        raw=raw,
-                        priority=priority,
-                        timeout_s=timeout_s,
-                    )
-                )
+            handles.extend(map(self._requests.start, requests))
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:
@@ -226,7 +203,8 @@ class Memory:
         log = self.agent(agent)._log if agent is not None else None
         offered = as_tools(tools) or (log.tools if log else ())
         planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
-        return self._requests.submit(planner, None, Settings(max_tokens=0), Calling()).result().usage
+        request = self._requests.make(planner, None, Settings(max_tokens=0), Calling())
+        return self._requests.start(request).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
         """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
@@ -367,6 +345,33 @@ class Memory:
         facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
         self._identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
+
+    def _request(
+        self,
+        prompt: object,
+        agent: str | None,
+        tools: Sequence[Any],
+        tool_choice: str | Mapping[str, str],
+        parallel_tool_calls: bool,
+        schema: Any,
+        template: Mapping[str, Any] | None,
+        raw: bool,
+        *how: Any,
+    ) -> Request:
+        settings = self._settings(*how)
+        log = self.agent(agent)._log if agent is not None else None
+        kept, tokenizer = log.tools if log else (), self._tokenizer()
+        grammars = self._requests.grammars
+        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
+        planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
+        return self._requests.make(planner, log, settings, calling)
+
+    def _settings(
+        self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
+    ) -> Settings:
+        check_settings(sampling, max_tokens, priority, timeout_s)
+        watched = guarded(processors, self._config.callable_timeout_s)
+        return Settings(sampling, max_tokens, check_stop(stop), watched, priority, timeout_s)
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()

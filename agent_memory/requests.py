@@ -19,7 +19,7 @@ from agent_memory.toolcall.grammar import Grammars
 from agent_memory.types import Message, Reply, Sampling
 
 
-@frozen(kw_only=True)
+@frozen
 class Settings:
     """How a request is to be answered; checked."""
 
@@ -42,8 +42,8 @@ class Requests:
         """Of the model's tokenizer, which is there once the model is."""
         return Grammars(self._runner.tokenizer)
 
-    def submit(self, planner: Planner, log: Log | None, settings: Settings, calling: Calling) -> Generation:
-        """Queue a request. What is wrong with its prompt raises here, before any work.
+    def make(self, planner: Planner, log: Log | None, settings: Settings, calling: Calling) -> Request:
+        """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
         on by the time it starts, again.
@@ -58,7 +58,7 @@ class Requests:
             return prompt
 
         prompt = prepare()
-        request = Request(
+        return Request(
             feed=Feed(),
             prepare=prepare,
             commit=lambda outcome: self._commit(planner, log, calling, outcome),
@@ -75,6 +75,9 @@ class Requests:
             created=created,
             deadline=None if settings.timeout_s is None else created + settings.timeout_s,
         )
+
+    def start(self, request: Request) -> Generation:
+        """Queue a request, and give the handle on it."""
         self._engine.submit(request)
         return Generation(request.feed, lambda: self._engine.cancel(request))
 

@@ -255,7 +255,7 @@ class _RoomyFile(io.RawIOBase):
 
     mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
     they are used, with no copy and no zeroing. On a CPU, where what it allocates stays where it is, the object notes
-    the places and ``read`` fills them all, two at a time.
+    the places and ``fill`` fills them all, two at a time.
     """
 
     def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
@@ -303,7 +303,7 @@ class _RoomyFile(io.RawIOBase):
         self._at += size
         return size
 
-    def read(self, arrays: Any) -> None:
+    def fill(self, arrays: Any) -> None:
         """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it."""
         left = self._later or deque()
 
@@ -335,7 +335,7 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
     file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)
-    file.read(arrays)  # everything is read when this returns, so that it can be verified before it is used
+    file.fill(arrays)  # everything is read when this returns, so that it can be verified before it is used
     for number, (spec, _) in enumerate(specs):
         for span in source.encoded(number):
             arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)

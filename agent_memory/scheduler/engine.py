@@ -193,6 +193,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - thrown in meanwhile: once more
                 failure = error
 
+
 def shut(engine: Engine, store: Store) -> None:
     """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
     if engine.is_current_thread:  # the last reference to the Memory went with a request that the engine dropped
