@@ -91,9 +91,10 @@ def _choice(given: Any) -> Any:
     """``Memory.generate``'s tool_choice."""
     if isinstance(given, Mapping):
         function = given.get("function")
-        if given.get("type") != "function" or not isinstance(function, Mapping):
+        names_one = isinstance(function, Mapping) and function.keys() == {"name"}
+        if given.keys() != {"type", "function"} or given["type"] != "function" or not names_one:
             raise UnsupportedParameterError(f"chat.completions: tool_choice={dict(given)!r} is not supported")
-        return {"name": function.get("name")}
+        return {"name": given["function"]["name"]}
     if given not in ("auto", "none", "required"):
         raise UnsupportedParameterError(f"chat.completions: tool_choice={given!r} is not supported")
     return given
@@ -101,12 +102,17 @@ def _choice(given: Any) -> Any:
 
 def _schema(given: Mapping[str, Any]) -> Any:
     """``Memory.generate``'s schema for a response_format."""
-    kind, described = given.get("type"), given.get("json_schema")
+    kind, described = given.get("type"), given.get("json_schema", {})
+    known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
+    if kind not in ("text", "json_schema") or given.keys() - known:
+        raise UnsupportedParameterError(f"chat.completions: response_format={dict(given)!r} is not supported")
     if kind == "text":
         return None
-    if kind == "json_schema" and isinstance(described, Mapping) and isinstance(described.get("schema"), Mapping):
-        return described["schema"]
-    raise UnsupportedParameterError(f"chat.completions: response_format of type {kind!r} is not supported")
+    if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):
+        raise UnsupportedParameterError("chat.completions: response_format.json_schema needs a schema, an object")
+    if unknown := sorted(map(str, described.keys() - {"name", "description", "schema", "strict"})):
+        raise UnsupportedParameterError(f"chat.completions: response_format.json_schema.{unknown[0]} is not supported")
+    return described["schema"]
 
 
 class CompletionWriter:

@@ -63,13 +63,13 @@ class HeldCalls:
         self._is_lost = False
 
     def accept(self, token: int) -> None:
-        """One id more. Raises UnsupportedParameterError where the mask did not allow it."""
+        """One id more. Raises UnsupportedParameterError where a promised call's mask did not allow it."""
         self._parser.feed(self._stream.add(token))
         if self._matcher is not None:
             try:
                 self._matcher.accept(token)
-            except UnsupportedParameterError:
-                self._lose()
+            except UnsupportedParameterError as error:
+                self._lose(error)
             else:
                 self._matcher = None if self._matcher.is_stopped else self._matcher
         elif self._is_lost:
@@ -81,15 +81,14 @@ class HeldCalls:
             self._matcher = None if self._is_lost else matcher
 
     def mask(self) -> np.ndarray[Any, Any] | None:
-        """The ids that may come next; None outside calls."""
+        """The ids that may come next; None outside calls. Raises as ``accept`` does."""
         try:
             return self._matcher.mask() if self._matcher is not None else None
-        except UnsupportedParameterError:
-            self._lose()
+        except UnsupportedParameterError as error:
+            self._lose(error)
             return None
 
-    def _lose(self) -> None:
-        """While an error of the matcher is handled."""
+    def _lose(self, error: UnsupportedParameterError) -> None:
         if self._is_promised:
-            raise
+            raise error
         self._matcher, self._is_lost = None, True

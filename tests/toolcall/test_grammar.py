@@ -580,6 +580,32 @@ def test_a_mark_of_the_vocabulary_is_written_as_its_own_id(special: bool) -> Non
 
 
 @pytest.mark.mlx
+@pytest.mark.parametrize(
+    ("format", "marks", "begun"),
+    [
+        ("mistral", ["[TOOL_CALLS]", "[ARGS]"], ["wait[ARGS]", "wa", " wait[ARGS]{"]),
+        (
+            "kimi_k2",
+            ["<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"],
+            ["<|tool_call_begin|>functions.wait:0<|tool_call_argument_begin|>", "<|tool_call_begin|>funct"],
+        ),
+    ],
+)
+def test_a_call_that_was_opened_in_marks_of_the_vocabulary_is_taken_up(
+    format: str, marks: list[str], begun: list[str]
+) -> None:
+    from agent_memory.model.tokenizer import HFTokenizer
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    made.add_tokens(marks, special_tokens=True)
+    grammars = Grammars(HFTokenizer(made))
+    tools = [Tool("wait", "", schemas.checked(WAIT.parameters, "wait"))]
+    grammar = call_grammar(tools, forms(format)[0], grammars.tokenizer, is_open=True)
+    assert [grammars.matcher(grammar).skip(text) for text in [*begun, "wait{"]] == [True] * len(begun) + [False]
+
+
+@pytest.mark.mlx
 def test_a_constrained_row_and_seven_free_ones_each_say_what_they_say_alone() -> None:
     asks: list[dict[str, Any]] = [
         {"sampling": Sampling(temperature=1.0, seed=n) if n % 2 else Sampling()} for n in range(8)
