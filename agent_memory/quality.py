@@ -23,6 +23,8 @@ def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, t
         raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {name!r}")
     if isinstance(texts, str) or not texts:
         raise UnsupportedParameterError("texts must be a list of at least one text")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UnsupportedParameterError(f"a text must be a str, got {type(wrong[0]).__name__}")
     codec = named(name)
     if not runner.layout.is_storable:
         raise UnsupportedParameterError(f"KV of this model is not stored: {runner.layout.unstored[0]}")

@@ -31,6 +31,7 @@ from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_t
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan
 from agent_memory.store.policy import Candidate, victims
 from agent_memory.store.provenance import Provenance, Run, coded_runs
+from agent_memory.store.renewal import plan_renewals
 from agent_memory.store.rows import root_id, segment_of, unpack
 from agent_memory.store.saves import Save
 from agent_memory.store.sides import plan_sides, void_side
@@ -275,7 +276,8 @@ class Catalog:
                 segments.append(self._plan_segment(index, ids, lineage, run))
                 head = segments[-1].pieces[-1].id
             sides = plan_sides(self, head, lineage, held)
-            return Save(self, tuple(segments), runs, sides, head=head, former=former, agent_id=agent_id)
+            renewals = plan_renewals(self, chunks, ids, lineage)
+            return Save(self, tuple(segments), runs, sides, renewals, head=head, former=former, agent_id=agent_id)
 
     def _missing(self, index: Index, ids: Ids, chunks: list[Piece]) -> tuple[list[Run], bytes, Piece | None]:
         """What to write, head so far, last stored piece."""

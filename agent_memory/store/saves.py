@@ -17,6 +17,7 @@ from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.planner import Piece, Segment, n_tokens
 from agent_memory.store.points import Side
 from agent_memory.store.provenance import Run, Stored
+from agent_memory.store.renewal import Renewal, renew, still_wanted
 from agent_memory.store.rows import facts_of, row_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, sync_folder
 from agent_memory.store.sides import SidePart, side_writer, stale_sides
@@ -53,6 +54,7 @@ class Save:
         segments: tuple[Segment, ...] = (),
         runs: Sequence[Run] = (),
         sides: tuple[SidePart, ...] = (),
+        renewals: tuple[Renewal, ...] = (),
         *,
         head: bytes | None = None,
         former: int = 0,
@@ -61,7 +63,12 @@ class Save:
         #: how many tokens of the lineage were stored before
         self.former = former
         self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
-        self.parts = tuple(Part(r.start + n_tokens(r.stored), r.stop, r.codec, r.stored) for r in runs)
+        self.renewals = renewals
+        #: what becomes a segment file, in the order of ``parts``
+        self.files = (*segments, *(r.new for r in renewals))
+        parts = [Part(r.start + n_tokens(r.stored), r.stop, r.codec, r.stored) for r in runs]
+        parts += [Part(r.new.start, r.new.start + r.new.n_tokens, r.new.codec, ()) for r in renewals]
+        self.parts = tuple(parts)
         self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
         self.side_writers: dict[int, SegmentWriter] = {}
         self.splices: dict[int, Splice] = {}
@@ -98,13 +105,13 @@ class Save:
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
-        if catalog is not None and (self.segments or self.sides or self.agent_id is not None):
+        if catalog is not None and (self.files or self.sides or self.agent_id is not None):
             catalog.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
         """Drop what was put so far."""
         catalog = self._catalog
-        if catalog is not None and (self.segments or self.sides):
+        if catalog is not None and (self.files or self.sides):
             catalog.io.submit(lambda: _abandon(catalog, self))
 
 
@@ -114,7 +121,7 @@ def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryvie
         return
     try:
         while len(save.writers) <= part:
-            save.writers.append(_writer(catalog, save.segments[len(save.writers)]))
+            save.writers.append(_writer(catalog, save.files[len(save.writers)]))
         save.writers[part].write(tensor, data)
     except WRITE_ERRORS as error:
         _fail(catalog, save, error)
@@ -174,10 +181,10 @@ def _commit(catalog: Catalog, save: Save) -> None:
 def _finish_files(catalog: Catalog, save: Save) -> None:
     _close_splices(save)
     if catalog.layout is not None and not catalog.layout.tensors:  # then nothing was put: the ids are all there is
-        save.writers += [_writer(catalog, segment) for segment in save.segments]
-    if len(save.writers) != len(save.segments) or len(save.side_writers) != len(save.sides):
+        save.writers += [_writer(catalog, segment) for segment in save.files]
+    if len(save.writers) != len(save.files) or len(save.side_writers) != len(save.sides):
         raise ValueError("not all tensors of a save were put")
-    files: list[tuple[Segment | Side, SegmentWriter]] = [*zip(save.segments, save.writers, strict=True)]
+    files: list[tuple[Segment | Side, SegmentWriter]] = [*zip(save.files, save.writers, strict=True)]
     files += [(part.side, save.side_writers[number]) for number, part in enumerate(save.sides)]
     for file, writer in files:
         file.header_xxh3, file.n_bytes = writer.finish(), writer.n_bytes
@@ -208,7 +215,7 @@ def _abandon(catalog: Catalog, save: Save) -> None:
             if catalog.segments.get(segment.number) is segment:
                 gone += catalog.forget(segment, "not stored")
     catalog.drop(gone)  # what relied on it may be committed already
-    files: list[Segment | Side] = [*save.segments, *(part.side for part in save.sides)]
+    files: list[Segment | Side] = [*save.files, *(part.side for part in save.sides)]
     for file in files:
         if not file.is_ready:
             unlink(catalog.path(file))
@@ -242,8 +249,9 @@ def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
         used = catalog.take_uses()
         lineage = _lineage(catalog, save)
         sides = [part for part in save.sides if catalog.index is not None and part.side.piece in catalog.index.pieces]
+        renewals = still_wanted(catalog, save.renewals)
     catalog.manifest.commit_segments(
-        add=[row_of(s) for s in save.segments],
+        add=[row_of(s) for s in (*save.segments, *(r.new for r in renewals))],
         drop=gone,
         sides=[part.side for part in sides],
         used=used,
@@ -257,6 +265,9 @@ def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
             catalog.n_bytes += segment.n_bytes
         for part in sides:
             unused += _enter_side(catalog, part.side)
+        for renewal in renewals:
+            renew(catalog, renewal)
+        unused += [r.new for r in save.renewals]  # the file that the segment had, or the one that it did not get
         for segment in gone.values():
             if catalog.segments.get(segment.number) is segment:
                 catalog.take_out(segment, None)

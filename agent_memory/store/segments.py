@@ -17,7 +17,7 @@ from attrs import frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
-from agent_memory.kvcache.coding import Encoded, coded, coding
+from agent_memory.kvcache.coding import Encoded, coded, coding, named
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.format import Extent, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
@@ -132,6 +132,7 @@ class OpenSegment:
         try:
             self.metadata, self.table, self.data_start = read_header(self.fd, segment.n_bytes)
             self.sums = split_sums(self.metadata)
+            self.codec = named(self.metadata["codec"])
             if self.metadata["header_xxh3"] != segment.header_xxh3:
                 raise DamageError("damaged", "the header is not the one that was written")
         except (DamageError, OSError, ValueError, KeyError) as error:
@@ -214,7 +215,7 @@ class SegmentSource:
             except (DamageError, OSError) as error:
                 self._note(span, error)
                 break
-            key = span.segment.n_tokens, span.segment.codec
+            key = span.segment.n_tokens, found.codec
             if key not in self._places:
                 self._places[key] = {e.tensor: e for e in extents(layout, *key)}
 
@@ -233,8 +234,10 @@ class SegmentSource:
         spec = self._layout.tensors[tensor]
         found: list[Encoded] = []
         for i, span in enumerate(self._spans):
-            form = coding(spec, span.segment.codec)
-            if form is None or self.damage is not None:
+            if self.damage is not None:
+                break
+            form = coding(spec, self._open[i].codec)
+            if form is None:
                 continue
             try:
                 raw = self._open[i].tensor(spec.name, tensor)
@@ -254,7 +257,7 @@ class SegmentSource:
         flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
         for i, span in enumerate(self._spans):
             if self.damage is None:
-                if coding(spec, span.segment.codec) is not None:
+                if coding(spec, self._open[i].codec) is not None:
                     continue  # ``encoded`` gives it
                 try:
                     self._read(i, span, tensor, flat, capacity)
@@ -268,7 +271,7 @@ class SegmentSource:
         spec, source = self._layout.tensors[tensor], self._open[i]
         row = spec.row_bytes
         n = span.segment.n_tokens
-        place = source.data_start + self._places[n, span.segment.codec][tensor].start
+        place = source.data_start + self._places[n, source.codec][tensor].start
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
@@ -368,7 +371,7 @@ def copy_prefix(source: Path, segment: Segment, writer: SegmentWriter, layout: L
     """Write the first ``n_tokens`` of a segment as another one, checked on the way; the new header's checksum."""
     found = OpenSegment(source, segment)
     try:
-        for i, spec in enumerate(coded(t, segment.codec) for t in layout.tensors):
+        for i, spec in enumerate(coded(t, found.codec) for t in layout.tensors):
             raw = found.tensor(spec.name, i)
             run = segment.n_tokens * spec.row_bytes
             for h in range(spec.heads):

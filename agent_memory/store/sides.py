@@ -15,7 +15,7 @@ from attrs import frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
-from agent_memory.kvcache.coding import Coding, Encoded, coding, named
+from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import make_folder, unlink
 from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, side_extents
@@ -222,7 +222,7 @@ class StoredSource:
                 if not span.side.n_rows or not self._is_sound:
                     continue
                 try:
-                    form = coding(spec, named(source.metadata["codec"]))
+                    form = coding(spec, source.codec)
                     if (form is not None) is not is_encoded:
                         continue
                     raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)

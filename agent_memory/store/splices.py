@@ -33,7 +33,7 @@ class Splice:
         """The stored rows of one layout tensor, checked, and ``rows`` after them: (heads, n, row_bytes) uint8."""
         parts = []
         for source, piece, take in self._spans:
-            spec = coded(self._layout.tensors[tensor], piece.segment.codec)
+            spec = coded(self._layout.tensors[tensor], source.codec)
             raw = np.frombuffer(source.tensor(spec.name, tensor), np.uint8)
             held = raw.reshape(spec.heads, piece.segment.n_tokens, spec.row_bytes)
             parts.append(held[:, piece.offset : piece.offset + take])

@@ -211,3 +211,29 @@ def test_beside_an_exact_piece_no_rows_of_a_quantized_lineage_are_kept(tmp_path:
     found = restored(life.store, IDS[:16], WINDOWS)
     life.store.close()
     assert found.exactness != "quantized"
+
+
+def test_an_exact_copy_takes_the_place_of_a_quantized_one(tmp_path: Path) -> None:
+    life = Life(tmp_path, FULL)
+    life.open("q4")
+    _told(life, 0, IDS[:40], IDS[40:])
+    life.open("exact")
+    held = life.store.stats()["disk_bytes"]
+    reading = life.store.match(np.array(IDS, np.uint32))
+    source = life.store.source(reading, len(IDS))
+    life.begin(1)
+    _told(life, 1, IDS[:44])  # all of the first segment, and half a chunk of the second
+    assert [span.rows.shape[1] for span in source.encoded(0)] == [40, 8]  # who reads goes on with what was there
+    assert source.check()
+    source.close()
+    found = restored(life.store, IDS[:40], FULL)
+    assert (len(found.ids), found.exactness) == (40, "exact")
+    assert restored(life.store, IDS, FULL).exactness == "quantized"
+    stats = life.store.stats()
+    assert not life.store.verify().damaged
+    assert stats["disk_bytes"] == sum(file.stat().st_size for file in tmp_path.glob("kv/*/*")) > held
+    life.open("q8")  # and a lossy one does not take it back, nor does the next process see anything else
+    life.begin(1)
+    _told(life, 1, IDS[:40])
+    assert restored(life.store, IDS[:40], FULL).exactness == "exact"
+    life.store.close()

@@ -1,0 +1,80 @@
+"""An exact copy takes the place of a quantized one: the same segment, in another file.
+
+Where every layer is full attention, and the lineage that was computed anew covers the whole segment.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from agent_memory.store.format import SUFFIX
+from agent_memory.store.planner import Ids, Piece, Segment
+from agent_memory.store.provenance import Provenance
+
+if TYPE_CHECKING:
+    from agent_memory.store.catalog import Catalog
+
+
+@frozen
+class Renewal:
+    """A segment as it is, and as it will be."""
+
+    old: Segment
+    new: Segment
+
+
+def plan_renewals(catalog: Catalog, chunks: Sequence[Piece], ids: Ids, lineage: Provenance) -> tuple[Renewal, ...]:
+    """The quantized segments among the stored ``chunks`` of an exact lineage. Under the catalog's lock."""
+    if catalog.codec != "exact" or catalog.needs is not None or lineage.exactness == "quantized":
+        return ()
+    covered = {piece.id for piece in chunks}
+    segments = {piece.segment.number: piece.segment for piece in chunks if piece.segment.exactness == "quantized"}
+    return tuple(
+        Renewal(old, _renewed(catalog, old, ids, lineage))
+        for old in segments.values()
+        if old.is_ready and covered.issuperset(piece.id for piece in old.pieces)
+    )
+
+
+def _renewed(catalog: Catalog, old: Segment, ids: Ids, lineage: Provenance) -> Segment:
+    new = Segment(
+        number=old.number,
+        identity=old.identity,
+        file=f"{old.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+        parent=old.parent,
+        parent_number=old.parent_number,
+        start=old.start,
+        n_tokens=old.n_tokens,
+        chunk_tokens=old.chunk_tokens,
+        exactness=lineage.exactness,
+        codec="exact",
+        host=catalog.host,
+        used_s=time.time(),
+        ids=ids[old.start : old.start + old.n_tokens].copy(),
+    )
+    for piece in old.pieces:
+        made = lineage.made_by(piece.start, piece.start + piece.n_tokens)
+        new.pieces.append(Piece(piece.id, piece.parent, new, piece.index, piece.n_tokens, made, piece.head))
+    return new
+
+
+def still_wanted(catalog: Catalog, renewals: Iterable[Renewal]) -> list[Renewal]:
+    """Those whose segment is still there, and still quantized. Under the catalog's lock."""
+    return [r for r in renewals if catalog.segments.get(r.old.number) is r.old and r.old.exactness == "quantized"]
+
+
+def renew(catalog: Catalog, renewal: Renewal) -> None:
+    """Let the segment be what was committed; then ``new`` names the file that it had. Under the catalog's lock."""
+    old, new = renewal.old, renewal.new
+    if catalog.segments.get(old.number) is old:  # else it was voided meanwhile, and its row and file are to go
+        catalog.n_bytes += new.n_bytes - old.n_bytes
+    old.file, new.file = new.file, old.file
+    old.n_bytes, old.header_xxh3 = new.n_bytes, new.header_xxh3
+    old.exactness, old.codec, old.host = new.exactness, new.codec, new.host
+    for mine, theirs in zip(old.pieces, new.pieces, strict=True):
+        mine.made = theirs.made
