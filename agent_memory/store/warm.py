@@ -134,10 +134,13 @@ class Warm:
         if not path:
             return None
         copy = Copy(self, path, fresh, base, self._sides_for(path, fresh, base, lineage, held), agent_id)
-        if not self._fit(agent_id):
-            copy.abandon()
-            return None
-        return copy
+        has_room = False
+        try:
+            has_room = self._fit(agent_id)
+        finally:
+            if not has_room:
+                copy.abandon()
+        return copy if has_room else None
 
     def _sides_for(
         self,
@@ -174,6 +177,9 @@ class Warm:
         for start in range(0, len(ids), index.chunk_tokens):
             own = ids[start : start + index.chunk_tokens]
             held = self._held.get(piece_id(parent, own))
+            if held is not None and not (held.piece.segment.is_ready or held.n_holds):
+                self._forget([held.piece])  # its copy was struck while it began
+                held = None
             if held is None:
                 base = base if fresh else self._base(index.plan(ids[: start + len(own)]), start, lineage)
                 first = max(start, base.taken_stop if base is not None else 0)
@@ -261,10 +267,11 @@ class Warm:
 
     def undo(self, copy: Copy) -> None:
         """Forget the pieces that a copy entered, and whatever was to follow them."""
-        index = self._index
-        assert index is not None
-        mine = [held.piece for held in copy.fresh if self._held.get(held.piece.id) is held]
-        for piece in reversed(index.descendants(mine)):
+        self._forget([held.piece for held in copy.fresh if self._held.get(held.piece.id) is held])
+
+    def _forget(self, pieces: list[Piece]) -> None:
+        assert self._index is not None
+        for piece in reversed(self._index.descendants(pieces)):
             self._remove(self._held[piece.id])
 
     # losing
@@ -326,8 +333,8 @@ class Warm:
         return not self._pins.isdisjoint(held.users)
 
     def _may_go(self, held: WarmPiece, *, is_pinned: bool) -> bool:
-        """Whether nothing follows it, is being made of it or, unless ``is_pinned``, pins it."""
-        is_free = held.piece.id in self._leaves and held.piece.segment.is_ready and not held.n_holds
+        """Whether nothing follows it or is being made of it and, unless ``is_pinned``, nobody pins it."""
+        is_free = held.piece.id in self._leaves and not held.n_holds
         return is_free and (is_pinned or not self._is_pinned(held))
 
     def _remove(self, held: WarmPiece) -> None:

@@ -255,6 +255,40 @@ def test_a_copy_given_up_half_way_takes_along_what_was_to_follow_it() -> None:
     assert (len(warm), warm.n_bytes) == (0, 0)
 
 
+def test_what_is_struck_while_it_begins_leaves_nothing_that_stays() -> None:
+    rng = np.random.default_rng(13)
+    warm, _ = bare(ROOM)
+    ids = draw(rng, 5 * CHUNK)
+
+    class Struck(BaseException):
+        pass
+
+    enter, entered = warm._enter, []
+
+    def strike(*args: Any) -> Any:
+        if len(entered) == 3:
+            raise Struck
+        entered.append(enter(*args))
+        return entered[-1]
+
+    warm._enter = strike  # type: ignore[method-assign]
+    with pytest.raises(Struck):
+        put(warm, ids)
+    warm._enter = enter  # type: ignore[method-assign]
+    assert held(warm, ids) == 0
+    assert put(warm, ids)
+    assert held(warm, ids) == len(ids)
+    warm.clear()
+    entered.clear()
+    warm._enter = strike  # type: ignore[method-assign]
+    with pytest.raises(Struck):
+        put(warm, ids)
+    warm._enter = enter  # type: ignore[method-assign]
+    warm.budget_bytes = 10 * entered[0].n_bytes
+    assert put(warm, draw(rng, 10 * CHUNK)), "what was left half done makes room like anything else"
+    assert len(warm) == 10
+
+
 def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     ids = draw(rng, 20 * CHUNK)  # on disk: files of 8, 8 and 4 chunks
