@@ -30,7 +30,7 @@ _ARRAY_BYTES = 176
 
 
 class Warm:
-    """Pieces of one identity in memory. Engine thread only; ``n_bytes`` may be read from any.
+    """Pieces of one identity in memory. Engine thread only.
 
     Policy: what is worth least goes first (``retention.py``), a lineage from its end on, what another one shares or an
     agent in ``pins`` uses after all else; what nobody pinned never pushes out what somebody did. A lineage that does
