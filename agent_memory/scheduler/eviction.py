@@ -24,9 +24,9 @@ _AGAIN_S = 0.05
 class Evictor:
     """Lineages leave the hot tier for warm, where there is one; what is to be saved is saved first. Engine thread only.
 
-    Policy: what is worth least goes first (``store/retention.py``), agents that are pinned after all others. Copies are
-    made ahead, and never while others would wait for them. ``ttl_s``: lineages unused for so long leave, pinned ones
-    stay.
+    Policy: what is worth least goes first (``store/retention.py``), agents that are pinned after all others. What would
+    leave next is copied ahead of need; nobody who decodes waits for a copy. ``ttl_s``: lineages unused for so long
+    leave, pinned ones stay.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ class Copy:
         if base is not None and to.first < to.start:
             first_row = base.piece.first_row
             taken = [a[:, to.first - first_row : to.start - first_row] for a in base.piece.window_rows]
-            rows = [np.concatenate([a, b], axis=1) for a, b in zip(taken, rows, strict=True)]
+            rows = [np.concatenate(pair, axis=1) for pair in zip(taken, rows or [a[:, :0] for a in taken], strict=True)]
         if not self.is_over and not self._warm.put_side(to, list(rows), state, self.agent_id):
             self.abandon()
 

@@ -77,7 +77,8 @@ class Warm:
 
     def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
         """Start empty, for the KV of one identity."""
-        self.clear()
+        self.n_bytes = 0
+        self._held, self._leaves, self._sides, self._heads = {}, {}, {}, {}
         self._identity, self._host, self.layout = identity, host, layout
         self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
         self.codings = tuple(coding(spec, self.codec) for spec in (*layout.tensors, *layout.windows))
