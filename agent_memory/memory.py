@@ -283,8 +283,8 @@ class Memory:
 
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
-        hot_bytes, n_evicted = self._engine.call(lambda: (self._engine.hot_bytes, self._engine.n_evicted))
-        return self._engine.counters.stats(hot_bytes, n_evicted, self._store.stats())
+        held = self._engine.call(self._engine.memory_figures)
+        return self._engine.counters.stats(held, self._store.stats())
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""

@@ -9,7 +9,7 @@ from attrs import define, field
 from agent_memory.types import Stats, Usage
 
 #: Figures of the store that ``Stats`` shows under the same names.
-_STORED = ("damage", "warm_bytes", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
+_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
 
 
 @define
@@ -40,8 +40,8 @@ class Counters:
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
-    def stats(self, hot_bytes: int, n_evicted: int, stored: Mapping[str, int]) -> Stats:
-        """The sums so far, beside the hot tier's size, the lineages that left it, and the store's own figures."""
+    def stats(self, held: Mapping[str, int], stored: Mapping[str, int]) -> Stats:
+        """The sums so far, beside the engine's figures of what is in memory and the store's own."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,
@@ -52,8 +52,9 @@ class Counters:
             hits=dict(self.hits),
             tier_tokens=dict(self.tier_tokens),
             misses=dict(self.misses),
-            evictions={"hot": n_evicted, "warm": stored["warm_evictions"]},
-            hot_bytes=hot_bytes,
+            evictions={"hot": held["hot_evictions"], "warm": held["warm_evictions"]},
+            hot_bytes=held["hot_bytes"],
+            warm_bytes=held["warm_bytes"],
             save_failures=self.save_failures + stored["save_failures"],
             **{name: stored[name] for name in _STORED},
         )

@@ -90,15 +90,15 @@ class Engine:
         """Whether the caller is the engine thread itself."""
         return threading.current_thread() is self._thread
 
-    @property
-    def hot_bytes(self) -> int:
-        """Bytes of live KV now. Engine thread (inside ``call``)."""
-        return self._loop.nbytes
-
-    @property
-    def n_evicted(self) -> int:
-        """How many lineages have left the hot tier. Engine thread (inside ``call``)."""
-        return self._loop.evictor.n_evicted
+    def memory_figures(self) -> dict[str, int]:
+        """Bytes of live and of warm KV now, and how much has left either. Engine thread (inside ``call``)."""
+        warm = self._store.warm
+        return {
+            "hot_bytes": self._loop.nbytes,
+            "warm_bytes": warm.n_bytes,
+            "hot_evictions": self._loop.evictor.n_evicted,
+            "warm_evictions": warm.n_evicted,
+        }
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed tells the rest."""

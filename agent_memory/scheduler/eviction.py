@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 #: The share of the hot tier that may be filled before what would leave next is copied to warm ahead of need.
 _FILLED = 0.75
+#: When to look again at what is due but still being copied.
+_AGAIN_S = 0.05
 
 
 class Evictor:
     """Lineages leave the hot tier for warm, where there is one; what is to be saved is saved first. Engine thread only.
 
-    Policy: what is worth least goes first (``store/retention.py``), agents that are pinned after all others. Copies are
-    made ahead, and never while others would wait for them. ``ttl_s``: lineages unused for so long leave, pinned ones
-    stay.
+    Policy: what is worth least goes first (``store/retention.py``), agents that are pinned after all others. What would
+    leave next is copied ahead of need; nobody who decodes waits for a copy. ``ttl_s``: lineages unused for so long
+    leave, pinned ones stay.
     """
 
     def __init__(
@@ -122,18 +124,24 @@ class Evictor:
         """Seconds until then; None: nothing ever will."""
         return None if self._due_s is None else max(0.0, self._due_s - self._hot.clock())
 
-    def expire(self) -> None:
-        """Let go of what was unused for too long, in hot and warm."""
+    def expire(self, *, hurry: bool) -> None:
+        """Let go of what was unused for too long, in hot and warm; with ``hurry`` (others decode) only of what warm has
+        got its copy of, the rest a little later.
+        """
         now = self._hot.clock()
         rests = [self._store.warm.expire()]
         for lineage in self._hot if self._ttl_s is not None else ():
             idle_s = now - lineage.used_s
             if self._ttl_s is None or self._is_pinned(lineage):
                 continue
-            if idle_s >= self._ttl_s:
-                self.leave(lineage)
-            else:
+            if idle_s < self._ttl_s:
                 rests.append(self._ttl_s - idle_s)
+                continue
+            self._saver.copy(lineage)
+            if hurry and self._saver.is_copying(lineage):
+                rests.append(_AGAIN_S)
+            else:
+                self.leave(lineage)
         self._rest(now, rests)
 
     def _rest(self, now: float, rests: Iterable[float | None]) -> None:

@@ -105,7 +105,7 @@ class Loop:
         if self.saver.busy:
             self.saver.step(hurry=bool(self._rows or self._prefilling))
         if self.evictor.is_due:
-            self.evictor.expire()
+            self.evictor.expire(hurry=bool(self._rows))
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""

@@ -96,7 +96,8 @@ class Copy:
         taken_stop = base.taken_stop if base is not None else 0
         self.parts = tuple(CopyPart(p, max(p.piece.start, taken_stop), p.stop, p.piece.segment.codec) for p in fresh)
         self.is_over = False
-        for held in self.standing[len(path) - 1 :]:
+        self._needed = {id(held): held for held in (path[-1], *fresh, *([base.piece] if base is not None else []))}
+        for held in self._needed.values():
             held.n_holds += 1
 
     @property
@@ -118,7 +119,7 @@ class Copy:
         if base is not None and to.first < to.start:
             first_row = base.piece.first_row
             taken = [a[:, to.first - first_row : to.start - first_row] for a in base.piece.window_rows]
-            rows = [np.concatenate([a, b], axis=1) for a, b in zip(taken, rows, strict=True)]
+            rows = [np.concatenate(pair, axis=1) for pair in zip(taken, rows or [a[:, :0] for a in taken], strict=True)]
         if not self.is_over and not self._warm.put_side(to, list(rows), state, self.agent_id):
             self.abandon()
 
@@ -135,6 +136,6 @@ class Copy:
     def _end(self) -> bool:
         """Let go of what it needed; whether it was over before."""
         was_over, self.is_over = self.is_over, True
-        for held in () if was_over else self.standing[len(self.path) - 1 :]:
+        for held in () if was_over else self._needed.values():
             held.n_holds -= 1
         return was_over

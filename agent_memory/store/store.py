@@ -306,8 +306,6 @@ class Store:
         """Counters since the store was opened, and its size now."""
         c = self._catalog
         figures = {
-            "warm_bytes": self.warm.n_bytes,
-            "warm_evictions": self.warm.n_evicted,
             "disk_bytes": 0,
             "bytes_written": 0,
             "segments": 0,

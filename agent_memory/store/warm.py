@@ -30,7 +30,7 @@ _ARRAY_BYTES = 176
 
 
 class Warm:
-    """Pieces of one identity in memory. Engine thread only; ``n_bytes`` may be read from any.
+    """Pieces of one identity in memory. Engine thread only.
 
     Policy: what is worth least goes first (``retention.py``), a lineage from its end on, what another one shares or an
     agent in ``pins`` uses after all else; what nobody pinned never pushes out what somebody did. A lineage that does
@@ -77,7 +77,8 @@ class Warm:
 
     def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
         """Start empty, for the KV of one identity."""
-        self.clear()
+        self.n_bytes = 0
+        self._held, self._leaves, self._sides, self._heads = {}, {}, {}, {}
         self._identity, self._host, self.layout = identity, host, layout
         self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
         self.codings = tuple(coding(spec, self.codec) for spec in (*layout.tensors, *layout.windows))
@@ -134,10 +135,13 @@ class Warm:
         if not path:
             return None
         copy = Copy(self, path, fresh, base, self._sides_for(path, fresh, base, lineage, held), agent_id)
-        if not self._fit(agent_id):
-            copy.abandon()
-            return None
-        return copy
+        has_room = False
+        try:
+            has_room = self._fit(agent_id)
+        finally:
+            if not has_room:
+                copy.abandon()
+        return copy if has_room else None
 
     def _sides_for(
         self,
@@ -174,6 +178,9 @@ class Warm:
         for start in range(0, len(ids), index.chunk_tokens):
             own = ids[start : start + index.chunk_tokens]
             held = self._held.get(piece_id(parent, own))
+            if held is not None and not (held.piece.segment.is_ready or held.n_holds):
+                self._forget([held.piece])  # its copy was struck while it began
+                held = None
             if held is None:
                 base = base if fresh else self._base(index.plan(ids[: start + len(own)]), start, lineage)
                 first = max(start, base.taken_stop if base is not None else 0)
@@ -261,10 +268,11 @@ class Warm:
 
     def undo(self, copy: Copy) -> None:
         """Forget the pieces that a copy entered, and whatever was to follow them."""
-        index = self._index
-        assert index is not None
-        mine = [held.piece for held in copy.fresh if self._held.get(held.piece.id) is held]
-        for piece in reversed(index.descendants(mine)):
+        self._forget([held.piece for held in copy.fresh if self._held.get(held.piece.id) is held])
+
+    def _forget(self, pieces: list[Piece]) -> None:
+        assert self._index is not None
+        for piece in reversed(self._index.descendants(pieces)):
             self._remove(self._held[piece.id])
 
     # losing
@@ -326,8 +334,8 @@ class Warm:
         return not self._pins.isdisjoint(held.users)
 
     def _may_go(self, held: WarmPiece, *, is_pinned: bool) -> bool:
-        """Whether nothing follows it, is being made of it or, unless ``is_pinned``, pins it."""
-        is_free = held.piece.id in self._leaves and held.piece.segment.is_ready and not held.n_holds
+        """Whether nothing follows it or is being made of it and, unless ``is_pinned``, nobody pins it."""
+        is_free = held.piece.id in self._leaves and not held.n_holds
         return is_free and (is_pinned or not self._is_pinned(held))
 
     def _remove(self, held: WarmPiece) -> None:

@@ -105,16 +105,16 @@ class Walk:
         assert stats.hits["warm"] > 0
 
 
-def test_every_tier_is_within_its_budget_after_each_of_150_operations(tmp_path: Path) -> None:
+def test_every_tier_is_within_its_budget_after_each_of_100_operations(tmp_path: Path) -> None:
     walk = Walk(tmp_path, 1)
     with walk.memory:
-        walk.go(150)
+        walk.go(100)
 
 
-def test_without_a_disk_hot_and_warm_are_within_theirs_after_each_of_150_operations() -> None:
+def test_without_a_disk_hot_and_warm_are_within_theirs_after_each_of_100_operations() -> None:
     walk = Walk(None, 2)
     with walk.memory:
-        walk.go(150)
+        walk.go(100)
 
 
 @pytest.mark.slow

@@ -137,13 +137,27 @@ def test_what_is_unused_for_its_time_leaves_hot_then_warm_and_pins_stay() -> Non
     assert (scene.evictor.is_due, scene.evictor.rest_s) == (False, 7.0)
     scene.now_s = 12.5
     assert scene.evictor.is_due
-    scene.evictor.expire()
+    scene.evictor.expire(hurry=False)
     assert scene.owners == [0, 2]
     assert scene.evictor.rest_s == pytest.approx(0.5)
     scene.now_s = 13.0
-    scene.evictor.expire()
+    scene.evictor.expire(hurry=False)
     assert scene.owners == [0]
     assert [scene.warm_tokens(one) for one in idle] == [0, 0, 200], "what was as long unused as warm keeps it is gone"
+
+
+def test_what_is_due_while_others_decode_leaves_once_it_is_copied() -> None:
+    scene = Scene(hot_tokens=4096, ttl_s=10.0)
+    lineage = scene.idle(0)
+    scene.now_s = 11.0
+    scene.evictor.expire(hurry=True)
+    assert (scene.owners, scene.saver.busy) == ([0], True)
+    assert 0.0 < (scene.evictor.rest_s or 0.0) < 1.0
+    while scene.saver.busy:
+        scene.saver.step(hurry=True)
+    assert scene.warm_tokens(lineage) == 200
+    scene.evictor.expire(hurry=True)
+    assert scene.owners == []
 
 
 def test_an_idle_memory_lets_go_of_what_is_too_old() -> None:

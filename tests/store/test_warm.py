@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec, is_kept
+from agent_memory.store import lookup
+from agent_memory.store.format import DECODED
 from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.retention import Costs
@@ -141,6 +144,68 @@ def test_whatever_goes_in_and_out_what_is_found_is_right_and_bytes_are_counted(
             assert (store.warm.n_bytes, len(store.warm), store.warm._sides) == (0, 0, {})
 
 
+#: Layouts whose rows a lossy codec encodes: with full attention alone, and with windows beside it.
+_WIDE = tuple(TensorSpec(f"000.{k}", 2, 16, "F32") for k in "kv")
+_WIDE_WINDOW = tuple(TensorSpec(f"001.{k}", 1, 16, "F32") for k in "kv")
+LOSSY = {
+    "full": Layout(_WIDE, ("full",)),
+    "windows": Layout(_WIDE, ("full", "window"), windows=_WIDE_WINDOW, window=WINDOW),
+}
+
+
+def encode(warm: Warm, ids: np.ndarray, made: np.ndarray, held_from: int) -> None:
+    """A live KV into a lossy warm tier; fails where it asks for the rows of tokens that were decoded."""
+    found = warm.begin(ids, Provenance(made, "exact"), Held(held_from, {len(ids)}), agent_id=1)
+    if found is None:
+        return
+    layout = warm.layout
+    assert layout is not None
+    specs = [coded(spec, "q4") for spec in (*layout.tensors, *layout.windows)]
+
+    def read(tensor: int, start: int, stop: int) -> np.ndarray:
+        assert not (made[start:stop] & DECODED).any(), "what was decoded is encoded again"
+        return rows(ids, specs[tensor], tensor)[:, start:stop].copy()
+
+    n_full = len(layout.tensors)
+    for number, part in enumerate(found.parts):
+        for tensor in range(n_full):
+            found.put(number, tensor, read(tensor, part.start, part.stop))
+    for number, side in enumerate(found.sides):
+        tensors = range(n_full, len(specs)) if side.start < side.stop else range(0)
+        found.put_side(number, [read(t, side.start, side.stop) for t in tensors], None)
+    found.finish()
+
+
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(sorted(LOSSY)), seed=st.integers(0, 10_000), budget=st.sampled_from([15_000, ROOM]))
+def test_what_was_decoded_is_never_encoded_again_and_its_bytes_stay(kind: str, seed: int, budget: int) -> None:
+    rng, layout = np.random.default_rng(seed), LOSSY[kind]
+    specs = [coded(spec, "q4") for spec in (*layout.tensors, *layout.windows)]
+    warm = Warm(budget, codec="q4", costs=Costs(), pins=set(), is_stored=lambda _: False)
+    warm.attach(IDENTITY, layout, "h", CHUNK)
+    known = draw(rng, 30)
+    for _ in range(12):
+        cut = int(rng.integers(1, len(known) + 1)) if rng.random() < 0.4 else len(known)
+        known = np.concatenate([known[:cut], draw(rng, int(rng.integers(0, 40)))])
+        match = lookup.find(None, warm, known)
+        source = lookup.source(None, warm, match, match.n_tokens) if match.n_tokens else None
+        for tensor, spec in enumerate(specs) if source is not None else ():
+            first = 0 if tensor < len(layout.tensors) else source.held_from
+            (span,) = source.encoded(tensor) if first < match.n_tokens else [None]
+            if span is not None:
+                assert (span.start, span.stop) == (0, match.n_tokens - first)
+                assert np.array_equal(span.rows, rows(known, spec, tensor)[:, first : match.n_tokens])
+        assert not match.n_tokens or (match.exactness, set(match.made)) == ("quantized", {1 | DECODED})
+        made = np.concatenate([match.made, np.ones(len(known) - match.n_tokens, np.uint8)])
+        live_from = max(source.held_from if source is not None else 0, len(known) // CHUNK * CHUNK - WINDOW + 1, 0)
+        if rng.random() < 0.2:
+            warm.clear()
+        for piece in [held for held in warm._held.values() if held.window_rows and rng.random() < 0.1]:
+            warm._drop_side(piece)  # as when another lineage has moved past it
+        encode(warm, known, made, live_from)
+        assert warm.n_bytes <= budget
+
+
 def test_equal_prefixes_of_different_agents_are_held_once() -> None:
     rng = np.random.default_rng(1)
     shared = draw(rng, 10 * CHUNK)
@@ -253,6 +318,40 @@ def test_a_copy_given_up_half_way_takes_along_what_was_to_follow_it() -> None:
     first.abandon()
     first.abandon()
     assert (len(warm), warm.n_bytes) == (0, 0)
+
+
+def test_what_is_struck_while_it_begins_leaves_nothing_that_stays() -> None:
+    rng = np.random.default_rng(13)
+    warm, _ = bare(ROOM)
+    ids = draw(rng, 5 * CHUNK)
+
+    class Struck(BaseException):
+        pass
+
+    enter, entered = warm._enter, []
+
+    def strike(*args: Any) -> Any:
+        if len(entered) == 3:
+            raise Struck
+        entered.append(enter(*args))
+        return entered[-1]
+
+    warm._enter = strike  # type: ignore[method-assign]
+    with pytest.raises(Struck):
+        put(warm, ids)
+    warm._enter = enter  # type: ignore[method-assign]
+    assert held(warm, ids) == 0
+    assert put(warm, ids)
+    assert held(warm, ids) == len(ids)
+    warm.clear()
+    entered.clear()
+    warm._enter = strike  # type: ignore[method-assign]
+    with pytest.raises(Struck):
+        put(warm, ids)
+    warm._enter = enter  # type: ignore[method-assign]
+    warm.budget_bytes = 10 * entered[0].n_bytes
+    assert put(warm, draw(rng, 10 * CHUNK)), "what was left half done makes room like anything else"
+    assert len(warm) == 10
 
 
 def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> None:
