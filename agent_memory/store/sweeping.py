@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agent_memory.store.files import Size, list_files
 from agent_memory.store.quota import known_files
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.rows import is_sane, segment_of, unpack
+from agent_memory.store.rows import segment_of, unpack
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
@@ -35,7 +35,7 @@ def sweep(catalog: Catalog) -> None:
 
 def _take_up(catalog: Catalog, rows: Sequence[SegmentRow], found: Mapping[str, Size]) -> list[int]:
     """Enter the segments whose file is as it was written; the numbers of the others and of what follows them."""
-    bad = {r.segment for r in rows if not is_sane(r) or r.file not in found or found[r.file].n_bytes != r.n_bytes}
+    bad = {r.segment for r in rows if r.file not in found or found[r.file].n_bytes != r.n_bytes}
     if bad:
         catalog.damage += len(bad)
         log.warning(
@@ -47,8 +47,7 @@ def _take_up(catalog: Catalog, rows: Sequence[SegmentRow], found: Mapping[str, S
     for row in rows:  # parents come first
         if row.segment in bad or (row.parent_segment is not None and row.parent_segment not in catalog.segments):
             gone.append(row.segment)
-            if is_sane(row):
-                catalog.remember(row.parent, unpack(row.pieces), "missing")
+            catalog.remember(row.parent, unpack(row.pieces), "missing")
         else:
             segment = catalog.segments[row.segment] = segment_of(row)
             segment.held_bytes = found[row.file].held_bytes
