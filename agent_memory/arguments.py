@@ -9,6 +9,7 @@ from typing import Any, cast
 from agent_memory.config import Config
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
+from agent_memory.store.store import Store
 from agent_memory.types import Sampling
 
 
@@ -25,6 +26,20 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     from agent_memory.model.mlx import MLXRunner
 
     return MLXRunner.named(model, config=config, adapter=adapter)
+
+
+def store_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Store:
+    """The store that ``Memory(path=)`` means, opened. Raises ConfigError and what ``Store`` does."""
+    return Store(
+        store_path(path),
+        disk_bytes=config.disk_bytes,
+        chunk_tokens=config.chunk_tokens,
+        bytes_per_day=config.disk_bytes_per_day,
+        codec=config.cold_codec,
+        warm_bytes=warm_bytes,
+        warm_codec=config.warm_codec,
+        warm_ttl_s=config.warm_ttl_s,
+    )
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:

@@ -79,8 +79,10 @@ class Config:
     hot_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: encoded KV in memory; None: half of the hot tier's with a lossy warm_codec, else none
     warm_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
-    #: stored KV; None: min(32 GiB, a quarter of what is free)
+    #: allocated by all files in the store's folder; None: min(32 GiB, a quarter of what is free)
     disk_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
+    #: of KV written on one UTC day, to spare an SSD; logs are always written; None: any
+    disk_bytes_per_day: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: how long idle KV stays live, unused; None: until its room is needed
     hot_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
     #: how long it then stays encoded in memory; None: until its room is needed
@@ -141,7 +143,7 @@ class Config:
         return cls(**settings)
 
 
-_INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "chunk_tokens", "prefill_tokens", "max_batch"}
+_INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
 _FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
 _BOOLS = {"progress", "trust_remote_code"}
 

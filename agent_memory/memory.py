@@ -13,7 +13,7 @@ from typing import Any
 from agent_memory import doctor as checkup
 from agent_memory.agent import Agent, Log, Planner, ensure_idle
 from agent_memory.agents import Agents
-from agent_memory.arguments import check_settings, runner_for, store_path
+from agent_memory.arguments import check_settings, runner_for, store_for
 from agent_memory.calling import Calling, calling_of
 from agent_memory.config import Config
 from agent_memory.dialects.anthropic import AnthropicMessages
@@ -31,7 +31,6 @@ from agent_memory.requests import Requests, Settings
 from agent_memory.scheduler.callables import guarded
 from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.scheduler.request import Request
-from agent_memory.store.store import Store
 from agent_memory.toolloop import run_rounds
 from agent_memory.tools import as_tools
 from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
@@ -64,15 +63,7 @@ class Memory:
         self._closed = False
         self._identity = ""
         hot_bytes, warm_bytes = checkup.memory_budgets(config)
-        self._store = Store(
-            store_path(path),
-            disk_bytes=config.disk_bytes,
-            chunk_tokens=config.chunk_tokens,
-            codec=config.cold_codec,
-            warm_bytes=warm_bytes,
-            warm_codec=config.warm_codec,
-            warm_ttl_s=config.warm_ttl_s,
-        )
+        self._store = store_for(path, config, warm_bytes)
         self._agents = Agents(self._store, config.salt)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
         self._requests = Requests(self._runner, self._store, self._engine)
@@ -278,6 +269,7 @@ class Memory:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
         tier: Tier = "warm" if to == "warm" else "cold"
         agent_id = None if agent is None else self._agents.agent_id(agent)
+        self.flush()
         self._engine.call(lambda: self._engine.evict(agent, agent_id, to=tier))
         self._store.flush()
 
@@ -307,7 +299,8 @@ class Memory:
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
-        self._engine.call(self._engine.settle)
+        while not self._engine.call(self._engine.hand_over):
+            self._store.wait_ready()
         self._store.flush()
 
     def close(self) -> None:

@@ -296,6 +296,9 @@ class Stats:
     chunks: int = 0
     agents: int = 0
     save_failures: int = 0
+    saves_skipped: Mapping[str, int] = field(factory=dict)  #: KV that was not written, by reason
+    disk_state: str = "ok"  #: "full", "read-only" or "failing" while the disk takes no writes
+    disk_failures: int = 0  #: writes that the disk refused
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
 
     def _repr_html_(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import sys
@@ -20,7 +18,7 @@ from agent_memory.errors import (
     DamagedModelError,
     UnsupportedModelError,
 )
-from agent_memory.model import blas, resolve
+from agent_memory.model import blas, digests, resolve
 
 if TYPE_CHECKING:
     from agent_memory.kvcache.layout import Layout
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 #: Prefill grid by device: on CPUs small steps win, on GPUs large ones (facts measured in benchmarks/ttft.py).
 _CPU_GRID, _GPU_GRID = 256, 2048
-_SAMPLED = 4096  #: elements of each weight that go into its digest, besides the wrapping sum of all its words
 
 
 class MLXRunner:
@@ -153,7 +150,9 @@ class MLXRunner:
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The dtype in which the weights are held, or ``stored``; nothing for a model that the host has loaded."""
+        """The dtype in which the weights are held, or ``stored``, and a stamp of their files; nothing for a model that
+        the host has loaded.
+        """
         return self._choices
 
     def open(self, recorded: Mapping[str, str] = {}) -> None:
@@ -168,14 +167,26 @@ class MLXRunner:
 
         self._tokenizer = HFTokenizer(self._hf)
         self._layout = _probe(self._model)
-        self._weights_bytes = sum(array.nbytes for _, array in _leaves(self._model))
+        self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))
         self._identity = {
-            "weights": _digest_weights(self._model),
-            "config": _digest_config(self._model),
+            "weights": self._digest_weights(recorded),
+            "config": digests.of_config(self._model),
             "tokenizer": self._tokenizer.digest,
             "layout": self._layout.digest,
             "dtype": _main_dtype(self._model),
         }
+        if self._adapter is not None:  # its scale is in no weight
+            self._identity["adapter"] = digests.of_file(Path(self._adapter) / "adapter_config.json")
+
+    def _digest_weights(self, recorded: Mapping[str, str]) -> str:
+        """As recorded while the files are the same; else the hub's, or read from the weights."""
+        if self._path is None:
+            return digests.of_weights(self._model)
+        files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
+        stamp = self._choices["weights_stamp"] = digests.stamp(files, dtype)
+        if recorded.get("weights_stamp") == stamp and "weights" in recorded:
+            return recorded["weights"]
+        return digests.of_blobs(files, dtype) or digests.of_weights(self._model)
 
     def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
@@ -238,23 +249,17 @@ def _cast(model: Any, dtype: str | None) -> Any:
     from mlx_lm.utils import dequantize_model
 
     if dtype is not None:
-        if any(a.dtype == mx.uint32 for _, a in _leaves(model)):
+        if any(a.dtype == mx.uint32 for _, a in digests.leaves(model)):
             model = dequantize_model(model)
         model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())
     return model
 
 
-def _leaves(model: Any) -> list[tuple[str, Any]]:
-    from mlx.utils import tree_flatten
-
-    return sorted(tree_flatten(model.parameters()))
-
-
 def _main_dtype(model: Any) -> str:
     """The dtype of most weights' bytes, as text."""
     sizes: dict[str, int] = {}
-    for _, array in _leaves(model):
+    for _, array in digests.leaves(model):
         sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.nbytes
     return max(sizes, key=lambda d: sizes[d], default="").removeprefix("mlx.core.")
 
@@ -269,32 +274,3 @@ def _probe(model: Any) -> Layout:
     caches = kinds.fresh(make_prompt_cache(model), kinds.STEP)
     mx.eval(model(mx.array([[0]]), cache=caches), [c.state for c in caches])
     return kinds.probe(caches)
-
-
-def _digest_weights(model: Any) -> str:
-    """sha256 over every weight: name, shape, dtype, evenly sampled elements, and the wrapping sum of all its words.
-
-    The sum reads every byte (at memory speed) and does not depend on the order of summation, so two fine-tunes of one
-    geometry differ in it even where no sampled element does.
-    """
-    import mlx.core as mx
-    import numpy as np
-
-    sha = hashlib.sha256()
-    for name, array in _leaves(model):
-        flat = array.reshape(-1)
-        words = flat.view(mx.uint32) if array.nbytes % 4 == 0 else flat.view(mx.uint8).astype(mx.uint32)
-        sampled = flat[:: max(1, flat.size // _SAMPLED)].view(mx.uint8)
-        total = mx.sum(words)
-        mx.eval(total, sampled)
-        sha.update(f"{name} {array.shape} {array.dtype} {int(total)} ".encode())
-        sha.update(np.array(sampled).tobytes())
-    return sha.hexdigest()
-
-
-def _digest_config(model: Any) -> str:
-    """sha256 of the model's arguments: rope, norms, windows and all that weights do not show."""
-    args = getattr(model, "args", None)
-    values = vars(args) if hasattr(args, "__dict__") else {"repr": repr(args)}
-    text = json.dumps([type(model).__module__, values], sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from attrs import define, field
 
 from agent_memory.types import Stats, Usage
 
 #: Figures of the store that ``Stats`` shows under the same names.
-_STORED = ("damage", "disk_bytes", "bytes_written", "segments", "chunks", "agents")
+_STORED = (
+    "damage",
+    "disk_bytes",
+    "bytes_written",
+    "segments",
+    "chunks",
+    "agents",
+    "saves_skipped",
+    "disk_state",
+    "disk_failures",
+)
 
 
 @define
@@ -40,7 +51,7 @@ class Counters:
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
-    def stats(self, held: Mapping[str, int], stored: Mapping[str, int]) -> Stats:
+    def stats(self, held: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
         """The sums so far, beside the engine's figures of what is in memory and the store's own."""
         return Stats(
             requests=self.requests,

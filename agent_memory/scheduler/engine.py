@@ -120,9 +120,11 @@ class Engine:
         """Whether an agent has a request queued or running. Engine thread (inside ``call``)."""
         return self._loop.is_busy(owner)
 
-    def settle(self) -> None:
-        """Hand all finished KV to the store. Engine thread (inside ``call``)."""
-        self._loop.saver.settle()
+    def hand_over(self) -> bool:
+        """Hand finished KV to the store, as far as the disk keeps up; whether that was all. Engine thread (inside
+        ``call``).
+        """
+        return self._loop.saver.hand_over()
 
     def evict(self, owner: str | None, agent_id: int | None, *, to: Tier) -> None:
         """Let one agent's KV, or all that is idle, leave the hot tier, saved first; ``to`` "cold": and the warm one.
@@ -166,7 +168,7 @@ class Engine:
             pass
         closed = ClosedError("the Memory was closed before this request finished")
         loop = self._loop
-        for step in (self._mail.drain, lambda: loop.fail_all(closed), loop.saver.settle, loop.close):
+        for step in (self._mail.drain, lambda: loop.fail_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
         self._runner.close()

@@ -176,4 +176,5 @@ class Row:
             kv=kv,
             exactness=self.base.exactness,
             agent_id=self.request.agent_id,
+            is_wanted=not self.max_tokens,
         )

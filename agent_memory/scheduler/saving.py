@@ -86,33 +86,46 @@ class Saver:
         """Whether a lineage is on its way to warm."""
         return id(lineage) in self._copies
 
-    def settle(self, only: Lineage | None = None) -> None:
-        """Hand over all that is left to save of one lineage, or of all; give up copying the one."""
-        self._finish(self._saves, list(self._saves) if only is None else [id(only)])
-        if only is not None and id(only) in self._copies:
-            self._copies.pop(id(only))[1].close()
-            only.is_offered = False
+    def settle(self, lineage: Lineage) -> None:
+        """Hand over all that is left to save of one lineage, at once (a reply may wait for it, and for no disk); give
+        up copying it.
+        """
+        self._finish(self._saves, lineage)
+        if id(lineage) in self._copies:
+            self._copies.pop(id(lineage))[1].close()
+            lineage.is_offered = False
 
     def finish(self, lineage: Lineage) -> None:
         """Hand over all that is left to save and to copy of one lineage."""
-        self._finish(self._saves, [id(lineage)])
-        self._finish(self._copies, [id(lineage)])
+        self._finish(self._saves, lineage)
+        self._finish(self._copies, lineage)
+
+    def hand_over(self) -> bool:
+        """Hand over what there is to save, as far as the disk keeps up; whether that was all."""
+        while self._saves and self._store.is_ready:
+            self._next(self._saves)
+        return not self._saves
+
+    def finish_all(self) -> None:
+        """Hand over all that there is to save, waiting for the disk."""
+        while not self.hand_over():
+            self._store.wait_ready()
 
     def step(self, hurry: bool) -> None:
         """Go on for a moment; with ``hurry`` (others decode) for a few milliseconds only."""
         until = time.perf_counter() + (_SLICE_S if hurry else 10 * _SLICE_S)
         while self.can_step and time.perf_counter() < until:
-            jobs = self._saves if self._saves and self._store.is_ready else self._copies
-            key, (_, job) = next(iter(jobs.items()))
-            if not self._advance(job):
-                del jobs[key]
+            self._next(self._saves if self._saves and self._store.is_ready else self._copies)
 
-    def _finish(self, jobs: Jobs, keys: list[int]) -> None:
-        for key in keys:
-            if key in jobs:
-                _, job = jobs.pop(key)
-                while self._advance(job):
-                    pass
+    def _next(self, jobs: Jobs) -> None:
+        key, (_, job) = next(iter(jobs.items()))
+        if not self._advance(job):
+            del jobs[key]
+
+    def _finish(self, jobs: Jobs, lineage: Lineage) -> None:
+        _, job = jobs.pop(id(lineage), (None, None))
+        while job is not None and self._advance(job):
+            pass
 
     def _advance(self, job: Job) -> bool:
         """One tensor more; False at the end. A save that fails costs a recomputation some day, and nobody's reply."""
@@ -131,6 +144,7 @@ class Saver:
             lineage.exactness,
             agent_id=lineage.agent_id,
             held=Held(lineage.kv.held_from, lineage.kv.snapshots),
+            is_wanted=lineage.is_wanted,
         )
         yield from self._export(lineage, save)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from threading import RLock
 
@@ -23,18 +25,20 @@ from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import is_lossy, token_bytes
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.files import list_files, unlink
-from agent_memory.store.format import MAX_DELTAS, SEGMENT_CHUNKS, SUFFIX
+from agent_memory.store.files import Files
+from agent_memory.store.format import KV_FOLDER, SUFFIX
+from agent_memory.store.health import Health
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan
-from agent_memory.store.policy import Candidate, victims
-from agent_memory.store.provenance import Provenance, Run, coded_runs
+from agent_memory.store.provenance import Provenance, Run, coded_runs, missing
+from agent_memory.store.quota import Quota
 from agent_memory.store.renewal import plan_renewals
-from agent_memory.store.rows import root_id, segment_of, unpack
+from agent_memory.store.rows import root_id, unpack
 from agent_memory.store.saves import Save
 from agent_memory.store.sides import plan_sides, void_side
+from agent_memory.store.writing import WriteAdmission
 
 log = logging.getLogger("agent_memory.store")
 
@@ -42,68 +46,51 @@ _REASONS = 8192  #: lost pieces whose reason is remembered
 
 
 class Catalog:
-    """Segments of all identities; pieces of the attached one. ``disk_bytes``: the budget of all KV files together."""
+    """Segments of all identities; pieces of the attached one. ``root``: the store's folder."""
 
-    def __init__(self, folder: Path, manifest: Manifest, io: IOThread, disk_bytes: int, codec: Codec = "exact") -> None:
-        self.folder, self.manifest, self.io, self.budget_bytes = folder, manifest, io, disk_bytes
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        io: IOThread,
+        *,
+        quota: Quota,
+        admission: WriteAdmission,
+        files: Files,
+        health: Health,
+        codec: Codec = "exact",
+    ) -> None:
+        self.folder, self.manifest, self.io = root / KV_FOLDER, manifest, io
+        self.quota, self.admission, self.files, self.health = quota, admission, files, health
         self.lock = RLock()
+        self.clock: Callable[[], float] = time.time
+        self.on_commit: Callable[[], None] = lambda: None  # after each save, on the I/O thread
+        self.is_pinned: Callable[[Segment], bool] = lambda segment: False  # whether a segment must not be evicted
         self.segments: dict[int, Segment] = {}
         self.sides: dict[bytes, Side] = {}  # by piece, of all identities
-        self.is_pinned: Callable[[Segment], bool] = lambda segment: False  # whether a segment must not be evicted
         self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
+        self.unfinished: dict[str, int] = {}  # bytes of files that are being written; I/O thread
+        self.skipped: Counter[str] = Counter()  # saves that were not begun or given up, by reason
         self.index: Index | None = None
         self.layout: Layout | None = None
         self.codec: Codec = "exact"  # in which new KV of the attached identity is stored
         self._codec = codec
         self.needs: Needs | None = None  # None: full-attention rows are all there is
         self.identity = self.host = ""
-        self.damage = self.save_failures = self.bytes_written = self.n_bytes = 0
+        self.damage = self.save_failures = self.bytes_written = self.last_number = 0
+        self.held_bytes = 0  # allocated, of all KV files that can be read
         self._lost: dict[bytes, str] = {}
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
         self._beside: dict[int, dict[bytes, Side]] = {}  # side files by segment
-        self._orphans: list[str] = []  # side files of segments that were taken out
-        self._numbers = 0
+        self.orphans: list[str] = []  # side files of segments that were taken out
+        self.undropped: list[Segment] = []  # taken out, but the disk refused to drop their rows
+
+    def note_written(self, n_bytes: int) -> None:
+        """A KV file of so many bytes was written. I/O thread."""
+        self.bytes_written += n_bytes
+        self.admission.spend(n_bytes)
 
     # opening
-
-    def sweep(self) -> None:
-        """Read the manifest, forget segments whose file is gone, remove files that it does not know."""
-        rows = self.manifest.segments()
-        found = list_files(self.folder)
-        gone = {r.segment for r in rows if found.get(r.file) != r.n_bytes}
-        if gone:
-            self.damage += len(gone)
-            log.warning(
-                "store: %d of %d segments are missing or have a wrong size; they will be computed again",
-                len(gone),
-                len(rows),
-            )
-        for row in rows:  # parents come first
-            if row.segment in gone or (row.parent_segment is not None and row.parent_segment not in self.segments):
-                gone.add(row.segment)
-                self._remember(row.parent, unpack(row.pieces), "missing")
-            else:
-                self.segments[row.segment] = segment_of(row)
-                self.n_bytes += row.n_bytes
-        if gone:
-            self.manifest.commit_segments(drop=gone)
-        self._sweep_sides(found)
-        known = {one.file for held in (self.segments, self.sides) for one in held.values()}
-        for name in found.keys() - known:
-            unlink(self.folder / name)
-        self._numbers = max((r.segment for r in rows), default=0)
-
-    def _sweep_sides(self, found: dict[str, int]) -> None:
-        """As ``sweep``, for side files: a missing one costs a place to restore at."""
-        sides = self.manifest.sides()
-        for side in sides:
-            if side.segment in self.segments and found.get(side.file) == side.n_bytes:
-                self.enter_side(side)
-        lost = [s for s in sides if s.piece not in self.sides]
-        self.damage += sum(s.segment in self.segments for s in lost)
-        if lost:
-            log.warning("store: %d side files are missing or have a wrong size; KV will be computed again", len(lost))
-            self.manifest.drop_sides([s.piece for s in lost])
 
     def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
         """Index the pieces of one identity."""
@@ -196,14 +183,21 @@ class Catalog:
     def enter_side(self, side: Side) -> None:
         """Enter a side file; its bytes count once it is ready."""
         self.sides[side.piece] = self._beside.setdefault(side.segment, {})[side.piece] = side
-        self.n_bytes += side.n_bytes if side.is_ready else 0
+        self.held_bytes += side.held_bytes if side.is_ready else 0
 
     def take_side(self, side: Side) -> None:
         """Remove a side file from memory."""
         del self.sides[side.piece], self._beside[side.segment][side.piece]
         if not self._beside[side.segment]:
             del self._beside[side.segment]
-        self.n_bytes -= side.n_bytes if side.is_ready else 0
+        self.held_bytes -= side.held_bytes if side.is_ready else 0
+
+    def move_sides(self, numbers: Collection[int], into: int) -> None:
+        """Side files of some segments are another's, which has taken over their pieces. Under the lock."""
+        for number in numbers:
+            for side in self._beside.pop(number, {}).values():
+                side.segment = into
+                self._beside.setdefault(into, {})[side.piece] = side
 
     def forget(self, segment: Segment, reason: str) -> list[Segment]:
         """Remove a segment and all that follows it from memory; what was removed."""
@@ -218,21 +212,22 @@ class Catalog:
     def take_out(self, segment: Segment, reason: str | None) -> None:
         """Remove a segment from memory; ``reason``: what a later look-up is told."""
         if reason is not None:
-            self._remember(segment.parent, [(p.id, p.made, p.head) for p in segment.pieces], reason)
+            self.remember(segment.parent, [(p.id, p.made, p.head) for p in segment.pieces], reason)
         if self.index is not None:
             for piece in reversed(segment.pieces):
                 self.abandoned.discard(piece.id)
                 if self.index.pieces.get(piece.id) is piece:
                     self.index.remove(piece)
-        for side in list(self._beside.get(segment.number, {}).values()):
+        for side in self.beside(segment):
             self.take_side(side)
-            self._orphans.append(side.file)
+            self.orphans.append(side.file)
         del self.segments[segment.number]
         self._uses.pop(segment.number, None)
         if segment.is_ready:
-            self.n_bytes -= segment.n_bytes
+            self.held_bytes -= segment.held_bytes
 
-    def _remember(self, parent: bytes, pieces: Sequence[tuple[bytes, int, bytes]], reason: str) -> None:
+    def remember(self, parent: bytes, pieces: Sequence[tuple[bytes, int, bytes]], reason: str) -> None:
+        """Note why some pieces, the first of which follows ``parent``, are no longer stored."""
         for id, _, _ in pieces:
             self._lost[id] = self._lost[b"<" + parent] = reason
             parent = id
@@ -240,76 +235,75 @@ class Catalog:
             del self._lost[next(iter(self._lost))]
 
     def drop(self, gone: Sequence[Segment]) -> None:
-        """Rows first, then files. I/O thread."""
-        ready = [s for s in gone if s.is_ready]
-        if ready:
-            self.manifest.commit_segments(drop=[s.number for s in ready])
-        for segment in ready:
-            unlink(self.path(segment))
+        """Rows first, then files. I/O thread. What the disk refuses to drop stays counted, and is tried again."""
+        with self.lock:
+            todo, self.undropped = self.undropped + [s for s in gone if s.is_ready], []
+        if todo:
+            try:
+                self.manifest.commit_segments(drop=[s.number for s in todo])
+            except sqlite3.OperationalError as error:
+                self.health.failed("KV", error)
+                self.undropped = todo
+                return
+        for segment in todo:
+            self.files.unlink(self.path(segment))
         self.clear_orphans()
 
     def clear_orphans(self) -> None:
         """Unlink side files whose segments have left the manifest. I/O thread."""
         with self.lock:
-            orphans, self._orphans = self._orphans, []
+            if self.undropped:  # their rows, and those of their side files, are still there
+                return
+            orphans, self.orphans = self.orphans, []
         for file in orphans:
-            unlink(self.folder / file)
+            self.files.unlink(self.folder / file)
 
     # saving
 
-    def begin_save(self, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held) -> Save:
-        """Plan a save and enter its pieces as not yet readable."""
+    def begin_save(self, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held, *, is_promised: bool) -> Save:
+        """Plan a save and enter its pieces as not yet readable; an empty one where it is not worth a write."""
         with self.lock:
             index, layout = self.index, self.layout
             if index is None or layout is None or not layout.is_storable or not len(ids):
                 return Save(None)
             former = n_tokens(index.plan(ids, ready=False)) if self.needs is not None else 0
-            chunks = index.chunks(ids, ready=False)
-            missing, head, kept = self._missing(index, ids, chunks)
-            runs = list(coded_runs(missing, index, ids, lineage, self.codec))
+            missed, head, kept = missing(index, ids, is_cuttable=self.needs is None)
+            runs = list(coded_runs(missed, index, ids, lineage, self.codec))
             self.touch([kept.segment] if kept is not None else [])
-            if sum((r.stop - r.start) * token_bytes(layout, r.codec) for r in runs) > self.budget_bytes:
-                log.debug("store: a save of %d tokens is larger than the whole disk budget", len(ids))
+            if reason := self._refusal(index, layout, ids, runs, is_promised):
+                self.skipped[reason] += 1
+                log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
                 return Save(None)
             segments = []
             for run in runs:
                 segments.append(self._plan_segment(index, ids, lineage, run))
                 head = segments[-1].pieces[-1].id
             sides = plan_sides(self, head, lineage, held)
-            renewals = plan_renewals(self, chunks, ids, lineage)
+            renewals = plan_renewals(self, index.chunks(ids, ready=True), ids, lineage)
             return Save(self, tuple(segments), runs, sides, renewals, head=head, former=former, agent_id=agent_id)
 
-    def _missing(self, index: Index, ids: Ids, chunks: list[Piece]) -> tuple[list[Run], bytes, Piece | None]:
-        """What to write, head so far, last stored piece."""
-        size = index.chunk_tokens
-        done, full = len(chunks) * size, len(ids) // size * size
-        last = chunks[-1] if chunks else None
-        step = SEGMENT_CHUNKS * size
-        runs = [Run(a, min(a + step, full), last if a == done else None) for a in range(done, full, step)]
-        if runs or full == len(ids):
-            if full < len(ids):
-                runs.append(Run(full, len(ids), None))
-            return runs, last.id if last else index.root, last
-        plan = index.plan(ids, ready=False)
-        if n_tokens(plan) == len(ids) and (self.needs is None or plan[-1][0].n_tokens == plan[-1][1]):
-            return [], plan[-1][0].id, plan[-1][0]  # a longer piece of another lineage may cover the tail
-        chain = max(
-            index.deltas(last.id if last else index.root, ids[full:], ready=False),
-            key=lambda c: sum(p.n_tokens for p in c),
-        )
-        if len(chain) >= MAX_DELTAS:
-            chain = []
-        before = chain[-1] if chain else last
-        return [Run(full + sum(p.n_tokens for p in chain), len(ids), before)], index.root, before
+    def _refusal(self, index: Index, layout: Layout, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
+        """Why a save is not begun."""
+        if not self.health.may_save:
+            return "disk"
+        if not runs:
+            return None
+        own = ids[runs[0].start : min(runs[0].start + index.chunk_tokens, runs[0].stop)]
+        first = piece_id(runs[0].before.id if runs[0].before is not None else index.root, own)
+        n_tokens = sum(r.stop - r.start for r in runs)
+        n_bytes = sum((r.stop - r.start) * token_bytes(layout, r.codec) for r in runs)
+        if n_bytes > self.quota.budget_bytes:
+            return "larger than the disk budget"
+        return self.admission.refusal(first, n_tokens, n_bytes, is_promised=is_promised)
 
     def _plan_segment(self, index: Index, ids: Ids, lineage: Provenance, run: Run) -> Segment:
         start, stop, before = run.start, run.stop, run.before
         if before is None and start:
-            before = self.segments[self._numbers].pieces[-1]  # the part planned just before this one
-        self._numbers += 1
+            before = self.segments[self.last_number].pieces[-1]  # the part planned just before this one
+        self.last_number += 1
         parent = before.id if before is not None else index.root
         segment = Segment(
-            number=self._numbers,
+            number=self.last_number,
             identity=self.identity,
             file=f"{self.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
             parent=parent,
@@ -342,24 +336,9 @@ class Catalog:
             parent = piece.id
         return segment
 
-    def enforce(self) -> None:
-        """Evict until the files fit the budget. I/O thread."""
-        with self.lock:
-            excess = self.n_bytes - self.budget_bytes
-            if excess <= 0:
-                return
-            table = [
-                Candidate(s.number, s.parent_number, self._held_bytes(s), s.used_s, not s.is_ready or self.is_pinned(s))
-                for s in self.segments.values()
-            ]
-            gone = [self.segments[n] for n in victims(table, excess)]
-            for segment in gone:
-                self.take_out(segment, "evicted")
-        self.drop(gone)
-        log.debug("store: evicted segments=%d", len(gone))
-
-    def _held_bytes(self, segment: Segment) -> int:
-        return segment.n_bytes + sum(side.n_bytes for side in self._beside.get(segment.number, {}).values())
+    def beside(self, segment: Segment) -> list[Side]:
+        """The side files of a segment's pieces. Under the lock."""
+        return list(self._beside.get(segment.number, {}).values())
 
     @property
     def has_unwritten_uses(self) -> bool:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent_memory.store.files import unlink
-from agent_memory.store.format import SUFFIX, TEMP_SUFFIX, extents
+from agent_memory.store.format import SUFFIX, extents
 from agent_memory.store.planner import Index, Piece, Segment
 from agent_memory.store.rows import facts_of, layout_of, row_of, segment_of
-from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix, sync_folder
+from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
@@ -42,7 +41,12 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
             drop += _with_children(catalog, segment)
     dropped = {s.number: s for s in drop}
     stale = [p.id for old, new in changes for p in old.pieces[len(new.pieces) :]]
-    catalog.manifest.delete_agent(agent_id, drop=dropped, change=[row_of(new) for _, new in changes], stale=stale)
+    try:
+        catalog.manifest.delete_agent(agent_id, drop=dropped, change=[row_of(new) for _, new in changes], stale=stale)
+    except BaseException:
+        for _, new in changes:
+            catalog.files.unlink(catalog.path(new))
+        raise
     old_files = [catalog.path(old) for old, _ in changes] + [catalog.path(s) for s in dropped.values()]
     with catalog.lock:
         for segment in dropped.values():
@@ -54,7 +58,7 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
         for side in [catalog.sides[p] for p in stale if p in catalog.sides]:
             catalog.take_side(side)
     for path in old_files:
-        unlink(path)
+        catalog.files.unlink(path)
     catalog.clear_orphans()
 
 
@@ -100,17 +104,16 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     )
     new.pieces = segment.pieces[:n_pieces]
     path = catalog.path(new)
-    writer = SegmentWriter(
-        path, path.with_suffix(TEMP_SUFFIX), extents(layout, n_tokens, new.codec), facts_of(new).metadata, ids
-    )
+    places = extents(layout, n_tokens, new.codec)
+    writer = SegmentWriter(catalog.files, path, places, facts_of(new).metadata, ids)
     try:
         new.header_xxh3 = copy_prefix(catalog.path(segment), segment, writer, layout, n_tokens)
     except BaseException:
         writer.abandon()
         raise
-    sync_folder(path.parent)
-    new.n_bytes = writer.n_bytes
-    catalog.bytes_written += new.n_bytes
+    catalog.files.sync_folder(path.parent)
+    new.n_bytes, new.held_bytes = writer.n_bytes, writer.held_bytes
+    catalog.note_written(new.n_bytes)
     return new
 
 
@@ -118,12 +121,13 @@ def _shorten(catalog: Catalog, old: Segment, new: Segment) -> None:
     live = catalog.segments.get(old.number)
     if live is None:
         return
-    catalog.n_bytes += new.n_bytes - live.n_bytes
+    catalog.held_bytes += new.held_bytes - live.held_bytes
     if catalog.index is not None:
         for piece in reversed(live.pieces[len(new.pieces) :]):
             catalog.index.remove(piece)
     live.pieces = live.pieces[: len(new.pieces)]
-    live.file, live.n_bytes, live.header_xxh3, live.n_tokens = new.file, new.n_bytes, new.header_xxh3, new.n_tokens
+    live.file, live.n_bytes, live.held_bytes = new.file, new.n_bytes, new.held_bytes
+    live.header_xxh3, live.n_tokens = new.header_xxh3, new.n_tokens
 
 
 def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:

@@ -1,38 +1,133 @@
-"""The folder of segment files: listed, made, cleared."""
+"""Every call by which the store changes its disk, in one place, and what its folder holds.
+
+A test puts a ``Files`` in place that fails, or stops for good, at the n-th call.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 
+from attrs import frozen
+
 from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
-from agent_memory.store.segments import sync_folder
+
+BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 
-def list_files(folder: Path) -> dict[str, int]:
-    """Size of every segment or temp file, by its path below the folder."""
-    found: dict[str, int] = {}
-    if not folder.is_dir():
-        return found
-    for sub in os.scandir(folder):
+class Files:
+    """The calls themselves. Stateless; any thread. Raise OSError or sqlite3.Error where the disk refuses."""
+
+    def create(self, path: Path) -> int:
+        """A new file, its owner's alone; its descriptor."""
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+    def write(self, fd: int, data: memoryview, at: int) -> None:
+        """All of ``data`` at one place."""
+        while len(data):
+            n = os.pwrite(fd, data, at)
+            data, at = data[n:], at + n
+
+    def sync(self, fd: int) -> None:
+        """What was written to a file lasts."""
+        os.fsync(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file its name."""
+        os.rename(old, new)
+
+    def unlink(self, path: Path) -> bool:
+        """Remove a file; False where that cannot be done now: the next sweep does it."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder; nothing where it exists."""
+        path.mkdir(mode=0o700, exist_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """The names in a folder last."""
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def commit(self, db: sqlite3.Connection) -> None:
+        """A transaction exists from here on, and lasts."""
+        db.execute("COMMIT")
+
+    def fold(self, db: sqlite3.Connection) -> None:
+        """Move what the WAL holds into the database file; the WAL is empty afterwards."""
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+@frozen
+class Size:
+    """A file's length, and what it takes on disk."""
+
+    n_bytes: int
+    held_bytes: int  #: allocated
+
+
+def size_of(found: os.stat_result) -> Size:
+    """The sizes in a ``stat``."""
+    return Size(found.st_size, found.st_blocks * BLOCK)
+
+
+def held_bytes(path: Path) -> int:
+    """Allocated bytes of one file; 0 where there is none."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_blocks * BLOCK
+    except OSError:
+        return 0
+
+
+def list_files(folder: Path) -> dict[str, Size]:
+    """Every segment, side or temp file, by its path below the folder."""
+    found: dict[str, Size] = {}
+    for sub in _entries(folder):
         if sub.is_dir(follow_symlinks=False):
-            for entry in os.scandir(sub.path):
+            for entry in _entries(Path(sub.path)):
                 if entry.name.endswith((SUFFIX, TEMP_SUFFIX)):
-                    found[f"{sub.name}/{entry.name}"] = entry.stat(follow_symlinks=False).st_size
+                    found[f"{sub.name}/{entry.name}"] = size_of(entry.stat(follow_symlinks=False))
     return found
 
 
-def make_folder(path: Path) -> None:
+def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str, int]:
+    """Allocated bytes of every file below ``folder`` that is not among ``known``, by its path below it.
+
+    One ``scandir`` a folder; known files are not looked at.
+    """
+    found: dict[str, int] = {}
+    for entry in _entries(folder / below):
+        name = f"{below}/{entry.name}" if below else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            found |= strangers(folder, known, name)
+        elif name not in known:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found[name] = entry.stat(follow_symlinks=False).st_blocks * BLOCK
+    return found
+
+
+def make_folders(files: Files, path: Path) -> None:
     """Make a folder of one identity, durably."""
     if not path.is_dir():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(path.parent)
-        sync_folder(path.parent.parent)
+        files.make_folder(path.parent)
+        files.make_folder(path)
+        files.sync_folder(path.parent)
+        files.sync_folder(path.parent.parent)
 
 
-def unlink(path: Path) -> None:
-    """Remove a file; never raises."""
-    with contextlib.suppress(OSError):  # the next open sweeps it
-        path.unlink()
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:  # there is none, or it went meanwhile
+        return []

@@ -1,4 +1,6 @@
-"""The one thread that moves bytes to and from the disk, in small items: logs first, then reads ahead, then KV."""
+"""The one thread that moves bytes to and from the disk, in small items: logs first, then reads ahead, then KV, and in
+idle time what keeps the store in shape.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,31 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from agent_memory.errors import AgentMemoryError, ClosedError
+from agent_memory.store.health import Health
 
 log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")
 
 ITEM_BYTES = 8 << 20  #: an item of work moves at most this much
 HIGH_WATER_BYTES = 64 << 20  #: above this, ``is_ready`` says no
+LIMIT_BYTES = 512 << 20  #: above this, no more KV is queued at all
+RETRY_S = 1.0  #: a log that could not be written is tried again this often
 
 
 class IOThread:
     """Runs work in order on one thread, started by the first item and ended by ``close``.
 
-    A log item that fails stays first in its queue and is tried again at the next ``drain`` or log item, so that no
-    later turn is written over a hole. Thread-safe.
+    A log item that fails stays first in its queue and is tried again every second, and at the next ``drain`` or log
+    item: no later turn is written over a hole. Thread-safe.
     """
 
-    def __init__(self, name: str = "agent_memory-io") -> None:
-        self._name = name
+    def __init__(self, name: str = "agent_memory-io", health: Health | None = None) -> None:
+        self._name, self._health = name, health or Health()
         self._lock = threading.Condition()
-        self._logs: deque[Callable[[], object]] = deque()
+        self._logs: deque[tuple[Callable[[], object], int]] = deque()
         self._work: deque[tuple[Callable[[], object], int]] = deque()
         self._reads: deque[Iterator[None]] = deque()
+        self._idle: Iterator[None] | None = None
         self._thread: threading.Thread | None = None
         self._is_busy = False
         self._is_closing = False
@@ -42,6 +48,16 @@ class IOThread:
         """Whether more KV may be queued without holding much memory."""
         return self.pending_bytes <= HIGH_WATER_BYTES
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more KV may be queued at all."""
+        return self.pending_bytes > LIMIT_BYTES
+
+    @property
+    def is_started(self) -> bool:
+        """Whether anything was ever queued."""
+        return self._thread is not None
+
     def submit(self, work: Callable[[], object], nbytes: int = 0) -> None:
         """Queue KV work; what it raises is logged and dropped."""
         with self._lock:
@@ -50,19 +66,31 @@ class IOThread:
             self.pending_bytes += nbytes
             self._lock.notify_all()
 
-    def submit_log(self, work: Callable[[], object]) -> None:
-        """Queue a log write, ahead of KV work."""
+    def submit_log(self, work: Callable[[], object], agent_id: int) -> None:
+        """Queue a write to an agent's log, ahead of KV work."""
         with self._lock:
             self._start()
-            self._logs.append(work)
+            self._logs.append((work, agent_id))
             self._log_error = None
             self._lock.notify_all()
+
+    def has_log_of(self, agent_id: int) -> bool:
+        """Whether a write to an agent's log is still queued."""
+        with self._lock:
+            return any(owner == agent_id for _, owner in self._logs)
 
     def submit_read(self, steps: Iterator[None]) -> None:
         """Queue reading ahead, a step at a time, before any KV is written; nobody waits for it, ``close`` drops it."""
         with self._lock:
             self._start()
             self._reads.append(steps)
+            self._lock.notify_all()
+
+    def submit_idle(self, steps: Iterator[None]) -> None:
+        """Work for when there is no other, a step at a time, in place of any given before; ``close`` drops it."""
+        with self._lock:
+            self._start()
+            self._idle = steps
             self._lock.notify_all()
 
     def call(self, work: Callable[[], T]) -> T:
@@ -96,6 +124,11 @@ class IOThread:
             self._lock.wait_for(lambda: self._is_drained(logs_only))
             return self._log_error
 
+    def wait_ready(self) -> None:
+        """Wait until ``is_ready``."""
+        with self._lock:
+            self._lock.wait_for(lambda: self.is_ready)
+
     def close(self) -> None:
         """Do what is queued, then end the thread; idempotent."""
         with self._lock:
@@ -124,25 +157,39 @@ class IOThread:
             with self._lock:
                 self._is_busy = False
                 self._lock.notify_all()
-                self._lock.wait_for(lambda: self._has_log() or self._reads or self._work or self._is_closing)
-                item: Callable[[], object]
-                if self._has_log():
-                    item, nbytes, is_log = self._logs[0], 0, True
-                elif self._reads and not self._is_closing:
-                    item, nbytes, is_log = self._read_on, 0, False
-                elif self._work:
-                    (item, nbytes), is_log = self._work.popleft(), False
-                else:
+                found = self._next()
+                if found is None:
                     return
                 self._is_busy = True
-            self._step(item, nbytes, is_log)
-            del item  # it holds KV bytes
+            self._step(*found)
+            del found  # it holds KV bytes
+
+    def _next(self) -> tuple[Callable[[], object], int, bool] | None:
+        """Wait for something to do: the item, its bytes, whether it is a log's; None at the end. Under the lock."""
+        while not self._lock.wait_for(self._has_work, RETRY_S if self._log_error is not None else None):
+            self._log_error = None  # try the log again
+        if self._has_log():
+            return self._logs[0][0], 0, True
+        if self._reads and not self._is_closing:
+            return self._read_on, 0, False
+        if self._work:
+            return (*self._work.popleft(), False)
+        return None if self._is_closing else (self._idle_on, 0, False)
+
+    def _has_work(self) -> bool:
+        return bool(self._has_log() or self._reads or self._work or self._is_closing or self._idle)
 
     def _read_on(self) -> None:
         """One step of the first read."""
         steps = self._reads.popleft()
         if next(steps, self) is not self:
             self._reads.appendleft(steps)
+
+    def _idle_on(self) -> None:
+        """One step of the idle work; what it raises ends it."""
+        steps, self._idle = self._idle, None
+        if steps is not None and next(steps, self) is not self and self._idle is None:
+            self._idle = steps
 
     def _step(self, item: Callable[[], object], nbytes: int, is_log: bool) -> None:
         failure: BaseException | None = None
@@ -155,11 +202,13 @@ class IOThread:
             failure = error
         with self._lock:
             self.pending_bytes -= nbytes
-            if not is_log:
-                if failure is not None:
-                    log.warning("store: a queued write failed: %s", failure)
-            elif failure is None:
+            if is_log and failure is None:
                 self._logs.popleft()
-            else:
+            elif is_log:
                 self._log_error = failure
-                log.warning("store: a log write failed and waits to be tried again: %s", failure)
+        if is_log and failure is not None:
+            self._health.failed("logs", failure)
+        elif is_log:
+            self._health.worked("logs")
+        elif failure is not None:
+            log.warning("store: a queued write failed: %s", failure)

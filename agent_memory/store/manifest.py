@@ -11,15 +11,16 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
 
-from agent_memory.errors import IncompatibleStoreError, StoreError
+from agent_memory.errors import StoreError
 from agent_memory.prompt.messages import from_json, to_json
-from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+from agent_memory.store.files import Files
+from agent_memory.store.format import WRITE_VERSION
 from agent_memory.store.points import Side
 from agent_memory.store.records import (
     AgentRecord,
@@ -31,78 +32,47 @@ from agent_memory.store.records import (
     text_blob,
     turn_sum,
 )
+from agent_memory.store.rows import is_sane, is_sane_side
+from agent_memory.store.schema import check_versions, migrate, version_of
+from agent_memory.store.tables import (
+    COUNT_COMMIT,
+    drop_segments,
+    drop_sides,
+    move_heads,
+    note_written,
+    put_segments,
+    put_sides,
+    read_segments,
+    read_sides,
+)
 from agent_memory.types import AgentInfo
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL,
-    created_s REAL NOT NULL);
-CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL, name BLOB NOT NULL, system BLOB,
-    tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
-CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL,
-    n_messages_kept INTEGER NOT NULL,
-    n_messages INTEGER NOT NULL, keep INTEGER NOT NULL, n_tokens INTEGER NOT NULL, tokenizer TEXT NOT NULL, finish TEXT,
-    created_s REAL NOT NULL, n_kv INTEGER NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
-CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL,
-    PRIMARY KEY (agent, identity, head));
-CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL,
-    n_bytes INTEGER NOT NULL,
-    header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL,
-    n_tokens INTEGER NOT NULL, chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL,
-    used_s REAL NOT NULL, pieces BLOB NOT NULL);
-"""
-SIDES = """
-CREATE TABLE IF NOT EXISTS sides (piece BLOB PRIMARY KEY, segment INTEGER NOT NULL, file TEXT NOT NULL,
-    n_rows INTEGER NOT NULL, has_state INTEGER NOT NULL, n_bytes INTEGER NOT NULL, header_xxh3 TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
-"""
-CODECS = """
-ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
-"""
-#: What each write version added.
-UPGRADES = ((2, SIDES), (3, CODECS))
-
-_COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
-_SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
 
 
 class Manifest:
-    """Agents, logs and the list of segments. ``path`` None: in memory. Raises IncompatibleStoreError, StoreError."""
+    """Agents, logs and the list of segments. ``path`` None: in memory.
 
-    def __init__(self, path: Path | None) -> None:
+    Raises IncompatibleStoreError; sqlite3.Error and OSError as they come.
+    """
+
+    def __init__(self, path: Path | None, files: Files | None = None) -> None:
         self._lock = threading.RLock()
+        self._files = files or Files()
+        self._path = path
+        if path is not None and path.exists() and path.stat().st_size:
+            check_versions(path)
+        elif path is not None:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its side files the same mode
+        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
         try:
-            is_new = path is None or not path.exists() or path.stat().st_size == 0
-            if path is not None and not is_new:
-                _check_versions(path)
-            if path is not None and is_new:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its side files the same mode
-            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA secure_delete=FAST")
-            if is_new or not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._create()
-            self._upgrade()
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"cannot open the store's manifest {path}: {error}") from error
-
-    def _create(self) -> None:
-        with self.transaction() as db:
-            for statement in (SCHEMA + SIDES + CODECS).split(";"):
-                db.execute(statement)
-            versions = {"read_version": READ_VERSION, "write_version": WRITE_VERSION, "created_s": time.time()}
-            db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in versions.items()])
-
-    def _upgrade(self) -> None:
-        """Bring a store of an older write version to this one."""
-        found = self._db.execute("SELECT value FROM meta WHERE key = 'write_version'").fetchone()
-        version = 1 if found is None else int(found[0])
-        if version < WRITE_VERSION:
-            with self.transaction() as db:
-                for statement in ";".join(added for number, added in UPGRADES if number > version).split(";"):
-                    db.execute(statement)
-                db.execute("INSERT OR REPLACE INTO meta VALUES ('write_version', ?)", (str(WRITE_VERSION),))
+            if version_of(self._db) < WRITE_VERSION:
+                with self.transaction() as db:
+                    migrate(db)
+        except BaseException:
+            self._db.close()
+            raise
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -111,7 +81,8 @@ class Manifest:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
-                self._db.execute("COMMIT")
+                self._db.execute(COUNT_COMMIT)
+                self._files.commit(self._db)
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -121,8 +92,53 @@ class Manifest:
         """Fold the WAL back and close."""
         with self._lock:
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._files.fold(self._db)
             self._db.close()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether, once closed, the file holds everything and there is no WAL beside it."""
+        return self._path is not None and not self._path.with_name(f"{self._path.name}-wal").exists()
+
+    def fold(self) -> None:
+        """Fold the WAL back, so that it takes no bytes. I/O thread; two fsyncs."""
+        with self._lock:
+            self._files.fold(self._db)
+
+    def examine(self) -> str | None:
+        """What is wrong with a manifest that was not closed, beyond what logs say themselves; None: nothing.
+
+        Reads all of it. sqlite3.DatabaseError where SQLite cannot read it.
+        """
+        with self._lock:
+            check = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            facts = self._db.execute("SELECT facts FROM identities").fetchall()
+        if lost := {"agents", "turns", "lineages", "segments", "sides"} - tables:
+            return f"{len(lost)} tables are gone"
+        if check != "ok":
+            return str(check)
+        try:
+            [dict(json.loads(row[0])) for row in facts]
+        except (ValueError, TypeError):
+            return "what it says of a model cannot be read"
+        rows, sides = self.segments(), self.sides()
+        n_bad = sum(not is_sane(row) for row in rows) + sum(not is_sane_side(side) for side in sides)
+        return f"{n_bad} of {len(rows) + len(sides)} rows make no sense" if n_bad else None
+
+    @property
+    def commits(self) -> int:
+        """How many transactions there have been: what was lost of them shows here."""
+        try:
+            return int(self.meta("commits") or 0)
+        except ValueError:
+            return 0
+
+    def meta(self, key: str) -> str | None:
+        """A fact about the store itself."""
+        with self._lock:
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
 
     # agents and logs
 
@@ -263,12 +279,16 @@ class Manifest:
     # KV
 
     def attach(self, identity: str, layout: str, facts: Mapping[str, str]) -> None:
-        """Record an identity and what is known of it."""
+        """Record an identity and what is known of it; writes nothing where that is known already."""
+        told = json.dumps(dict(facts), sort_keys=True)
+        with self._lock:
+            if self._db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone() == (told,):
+                return
         with self.transaction() as db:
             db.execute(
                 "INSERT INTO identities VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
-                (identity, layout, json.dumps(dict(facts), sort_keys=True), time.time()),
+                (identity, layout, told, time.time()),
             )
 
     def facts(self, model: str) -> dict[str, str]:
@@ -286,23 +306,18 @@ class Manifest:
 
     def segments(self, identity: str | None = None) -> list[SegmentRow]:
         """All segments, or those of one identity, parents before children."""
-        where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
         with self._lock:
-            rows = self._db.execute(
-                f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given
-            ).fetchall()
-        return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+            return read_segments(self._db, identity)
 
     def sides(self) -> list[Side]:
         """All side files."""
         with self._lock:
-            rows = self._db.execute(f"SELECT {', '.join(_SIDE_COLUMNS)} FROM sides").fetchall()
-        return [Side(**dict(zip(_SIDE_COLUMNS, row, strict=True)), is_ready=True) for row in rows]
+            return read_sides(self._db)
 
     def drop_sides(self, pieces: Iterable[bytes]) -> None:
         """Commit the end of some pieces' side files."""
         with self.transaction() as db:
-            db.executemany("DELETE FROM sides WHERE piece = ?", [(p,) for p in pieces])
+            drop_sides(db, pieces)
 
     def commit_segments(
         self,
@@ -313,28 +328,40 @@ class Manifest:
         used: Mapping[int, float] | None = None,
         lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
         moved: Mapping[bytes, bytes] | None = None,
+        written: str | None = None,
     ) -> None:
         """One transaction: segments that exist from now on, those that no longer do, times of use, an agent's head.
 
         ``sides``: side files that exist from now on. ``lineage``: agent id, identity, head, and former heads that it
-        replaces. ``moved``: heads whose piece another took over.
+        replaces. ``moved``: heads whose piece another took over. ``written``: bytes of the day.
         """
         with self.transaction() as db:
+            if written is not None:
+                note_written(db, written)
             if used:
                 db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
-            _drop_segments(db, drop)
-            side_rows = [tuple(getattr(side, name) for name in _SIDE_COLUMNS) for side in sides]
-            db.executemany(f"INSERT OR REPLACE INTO sides VALUES ({','.join('?' * len(_SIDE_COLUMNS))})", side_rows)
-            marks = ",".join("?" * len(_COLUMNS))
-            rows = [tuple(getattr(row, name) for name in _COLUMNS) for row in add]
-            db.executemany(f"INSERT OR REPLACE INTO segments ({', '.join(_COLUMNS)}) VALUES ({marks})", rows)
-            for old, new in (moved or {}).items():
-                db.execute("UPDATE OR REPLACE lineages SET head = ? WHERE head = ?", (new, old))
+            drop_segments(db, drop)
+            put_sides(db, sides)
+            put_segments(db, add)
+            move_heads(db, moved or {})
             if lineage is not None:
                 agent_id, identity, head, stale = lineage
                 stale_rows = [(agent_id, identity, former) for former in stale]
                 db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", stale_rows)
                 db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
+
+    def replace_segments(
+        self, made: Iterable[SegmentRow], *, drop: Sequence[int], into: int, moved: Mapping[bytes, bytes], written: str
+    ) -> None:
+        """Commit segments that take the place of others: ``drop`` go, and what hung on them hangs on ``into``."""
+        marks = ",".join("?" * len(drop))
+        with self.transaction() as db:
+            db.execute(f"UPDATE sides SET segment = ? WHERE segment IN ({marks})", (into, *drop))
+            db.execute(f"UPDATE segments SET parent_segment = ? WHERE parent_segment IN ({marks})", (into, *drop))
+            drop_segments(db, drop)
+            put_segments(db, made)
+            move_heads(db, moved)
+            note_written(db, written)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities under which an agent has stored KV."""
@@ -363,34 +390,11 @@ class Manifest:
         with self.transaction() as db:
             for table in ("agents", "turns", "lineages"):
                 db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
-            _drop_segments(db, drop)
-            db.executemany("DELETE FROM sides WHERE piece = ?", [(p,) for p in stale])
+            drop_segments(db, drop)
+            drop_sides(db, stale)
             for row in change:
                 db.execute(
                     "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? "
                     "WHERE segment = ?",
                     (row.file, row.n_bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
                 )
-
-
-def _drop_segments(db: sqlite3.Connection, numbers: Iterable[int]) -> None:
-    rows = [(n,) for n in numbers]
-    db.executemany("DELETE FROM segments WHERE segment = ?", rows)
-    db.executemany("DELETE FROM sides WHERE segment = ?", rows)
-
-
-def _check_versions(path: Path) -> None:
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
-        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            return
-        found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('read_version', 'write_version')"))
-    finally:
-        db.close()
-    read, write = int(found.get("read_version", 0)), int(found.get("write_version", 0))
-    if read > READ_VERSION or write > WRITE_VERSION or read < 1:
-        raise IncompatibleStoreError(
-            f"{path.parent} was written with read version {read} and write version {write}; this version of "
-            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
-            "folder."
-        )

@@ -31,6 +31,7 @@ class Segment:
         "exactness",
         "file",
         "header_xxh3",
+        "held_bytes",
         "host",
         "identity",
         "ids",
@@ -70,6 +71,7 @@ class Segment:
         self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
         self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
         self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
+        self.held_bytes = n_bytes  #: allocated, once its file is looked at
         self.pieces: list[Piece] = []
 
 

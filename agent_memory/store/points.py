@@ -35,6 +35,7 @@ class Side:
     n_bytes: int = 0
     header_xxh3: str = ""
     is_ready: bool = field(default=False)
+    held_bytes: int = 0  #: allocated
 
     def covers(self, n_rows: int, has_state: bool) -> bool:
         """Whether nothing would be new in a file with so much."""

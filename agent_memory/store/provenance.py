@@ -14,7 +14,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.store.format import DECODED
+from agent_memory.store.format import DECODED, MAX_DELTAS, SEGMENT_CHUNKS
 from agent_memory.store.planner import Ids, Index, Piece, n_tokens
 from agent_memory.types import Exactness
 
@@ -53,6 +53,34 @@ class Run:
     codec: Codec = "exact"
     #: pieces whose rows are taken over for the first tokens, with how many of each
     stored: Stored = ()
+
+
+def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], bytes, Piece | None]:
+    """What of ``ids`` is neither stored nor being saved, head so far, last stored piece.
+
+    ``is_cuttable``: a longer piece of another lineage stands for a tail.
+    """
+    chunks = index.chunks(ids, ready=False)
+    size = index.chunk_tokens
+    done, full = len(chunks) * size, len(ids) // size * size
+    last = chunks[-1] if chunks else None
+    step = SEGMENT_CHUNKS * size
+    runs = [Run(a, min(a + step, full), last if a == done else None) for a in range(done, full, step)]
+    if runs or full == len(ids):
+        if full < len(ids):
+            runs.append(Run(full, len(ids), None))
+        return runs, last.id if last else index.root, last
+    plan = index.plan(ids, ready=False)
+    if n_tokens(plan) == len(ids) and (is_cuttable or plan[-1][0].n_tokens == plan[-1][1]):
+        return [], plan[-1][0].id, plan[-1][0]  # a longer piece of another lineage may cover the tail
+    chain = max(
+        index.deltas(last.id if last else index.root, ids[full:], ready=False),
+        key=lambda c: sum(p.n_tokens for p in c),
+    )
+    if len(chain) >= MAX_DELTAS:
+        chain = []
+    before = chain[-1] if chain else last
+    return [Run(full + sum(p.n_tokens for p in chain), len(ids), before)], index.root, before
 
 
 def coded_runs(runs: Iterable[Run], index: Index, ids: Ids, lineage: Provenance, codec: Codec) -> Iterator[Run]:

@@ -86,8 +86,11 @@ def text_blob(text: str) -> bytes:
 
 
 def blob_text(blob: bytes) -> str:
-    """The str that ``text_blob`` was given."""
-    return bytes(blob).decode("utf-8", "surrogatepass")
+    """The str that ``text_blob`` was given; of a damaged one, what can be read of it."""
+    try:
+        return bytes(blob).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return bytes(blob).decode("utf-8", "replace")
 
 
 def salt_digest(salt: str) -> bytes:

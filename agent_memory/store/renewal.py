@@ -72,9 +72,9 @@ def renew(catalog: Catalog, renewal: Renewal) -> None:
     """Let the segment be what was committed; then ``new`` names the file that it had. Under the catalog's lock."""
     old, new = renewal.old, renewal.new
     if catalog.segments.get(old.number) is old:  # else it was voided meanwhile, and its row and file are to go
-        catalog.n_bytes += new.n_bytes - old.n_bytes
+        catalog.held_bytes += new.held_bytes - old.held_bytes
     old.file, new.file = new.file, old.file
-    old.n_bytes, old.header_xxh3 = new.n_bytes, new.header_xxh3
+    old.n_bytes, old.held_bytes, old.header_xxh3 = new.n_bytes, new.held_bytes, new.header_xxh3
     old.exactness, old.codec, old.host = new.exactness, new.codec, new.host
     for mine, theirs in zip(old.pieces, new.pieces, strict=True):
         mine.made = theirs.made

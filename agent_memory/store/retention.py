@@ -28,15 +28,22 @@ class Costs:
         factory=lambda: {tier: 1 / rate for tier, rate in _LOAD_RATES.items()}, init=False
     )
 
+    is_measured: bool = field(default=False, init=False)  #: whether computing was
+
     def computed(self, n_tokens: int, seconds: float) -> None:
         """So many tokens took so long to prefill."""
         if n_tokens:
+            self.is_measured = True
             self._token_s += _NEWS * (seconds / n_tokens - self._token_s)
 
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
         """So many bytes of live KV took so long to come from a tier."""
         if n_bytes and tier in self._byte_s:
             self._byte_s[tier] += _NEWS * (seconds / n_bytes - self._byte_s[tier])
+
+    def compute_s(self, n_tokens: int) -> float | None:
+        """What so many tokens cost to compute; None while nobody knows."""
+        return self._token_s * n_tokens if self.is_measured else None
 
     def back_s(self, tier: Tier, n_tokens: int, n_bytes: int) -> float:
         """What KV that is in ``tier`` costs to make live; ``none``: to compute again."""

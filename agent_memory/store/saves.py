@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,16 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec
-from agent_memory.store.files import make_folder, unlink
-from agent_memory.store.format import TEMP_SUFFIX, extents
+from agent_memory.store.format import extents
+from agent_memory.store.health import is_disk_error
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.planner import Piece, Segment, n_tokens
 from agent_memory.store.points import Side
 from agent_memory.store.provenance import Run, Stored
+from agent_memory.store.quota import NoRoomError, make_room
 from agent_memory.store.renewal import Renewal, renew, still_wanted
 from agent_memory.store.rows import facts_of, row_of
-from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, sync_folder
+from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter
 from agent_memory.store.sides import SidePart, side_writer, stale_sides
 from agent_memory.store.splices import Splice
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.store")
+
+_PAGE = 4096  #: file systems allocate in pages of this size, mostly
+
+SAVE_ERRORS = (*WRITE_ERRORS, NoRoomError)
 
 
 @frozen
@@ -69,15 +75,19 @@ class Save:
         parts = [Part(r.start + n_tokens(r.stored), r.stop, r.codec, r.stored) for r in runs]
         parts += [Part(r.new.start, r.new.start + r.new.n_tokens, r.new.codec, ()) for r in renewals]
         self.parts = tuple(parts)
+        self._is_given_up = False
         self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
         self.side_writers: dict[int, SegmentWriter] = {}
         self.splices: dict[int, Splice] = {}
         self.is_over = False
 
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
-        """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied."""
+        """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied.
+
+        Where the disk falls so far behind that queueing more would only fill memory, the save is given up.
+        """
         catalog = self._catalog
-        if catalog is None:
+        if catalog is None or self._is_slow(catalog):
             return
         if self.parts[part].stored:
             catalog.io.submit(partial(_splice, catalog, self, part, tensor, array), array.nbytes)
@@ -92,7 +102,7 @@ class Save:
         it has no rows; and the state's bytes, where it has one.
         """
         catalog = self._catalog
-        if catalog is None:
+        if catalog is None or self._is_slow(catalog):
             return
         assert catalog.layout is not None
         arrays = [*rows, *([state] if state is not None else [])]
@@ -105,7 +115,8 @@ class Save:
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
-        if catalog is not None and (self.files or self.sides or self.agent_id is not None):
+        has_work = self.files or self.sides or self.agent_id is not None
+        if catalog is not None and has_work and not self._is_given_up:
             catalog.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
@@ -113,6 +124,13 @@ class Save:
         catalog = self._catalog
         if catalog is not None and (self.files or self.sides):
             catalog.io.submit(lambda: _abandon(catalog, self))
+
+    def _is_slow(self, catalog: Catalog) -> bool:
+        if not self._is_given_up and catalog.io.is_full:
+            self._is_given_up = True
+            catalog.skipped["slow disk"] += 1
+            self.abandon()
+        return self._is_given_up
 
 
 def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryview) -> None:
@@ -122,8 +140,10 @@ def _write(catalog: Catalog, save: Save, part: int, tensor: int, data: memoryvie
     try:
         while len(save.writers) <= part:
             save.writers.append(_writer(catalog, save.files[len(save.writers)]))
+        started = time.perf_counter()
         save.writers[part].write(tensor, data)
-    except WRITE_ERRORS as error:
+        catalog.admission.note_write(len(data), time.perf_counter() - started)
+    except SAVE_ERRORS as error:
         _fail(catalog, save, error)
 
 
@@ -149,9 +169,11 @@ def _write_side(
         return
     try:
         if number not in save.side_writers:
-            save.side_writers[number] = side_writer(catalog, save.sides[number], state_bytes)
+            save.side_writers[number] = _announced(
+                catalog, save.sides[number].side, side_writer(catalog, save.sides[number], state_bytes)
+            )
         save.side_writers[number].write(tensor, data)
-    except WRITE_ERRORS as error:
+    except SAVE_ERRORS as error:
         _fail(catalog, save, error)
 
 
@@ -159,6 +181,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
     """Make a save durable and readable, remove what it supersedes, keep the budget. I/O thread."""
     if save.is_over:
         return
+    started = time.perf_counter()
     try:
         if not _is_live(catalog, save) or (save.agent_id is not None and not catalog.manifest.has_agent(save.agent_id)):
             _abandon(catalog, save)
@@ -168,14 +191,18 @@ def _commit(catalog: Catalog, save: Save) -> None:
             _abandon(catalog, save)
             return
         superseded = _commit_rows(catalog, save)
-    except WRITE_ERRORS as error:
+    except SAVE_ERRORS as error:
         _fail(catalog, save, error)
         return
     save.is_over = True
+    catalog.health.worked("KV")
+    if save.segments:
+        catalog.admission.note_commit(time.perf_counter() - started)
     for file in superseded:
-        unlink(catalog.path(file))
+        catalog.files.unlink(catalog.path(file))
     catalog.clear_orphans()
-    catalog.enforce()
+    make_room(catalog)
+    catalog.on_commit()
 
 
 def _finish_files(catalog: Catalog, save: Save) -> None:
@@ -187,10 +214,10 @@ def _finish_files(catalog: Catalog, save: Save) -> None:
     files: list[tuple[Segment | Side, SegmentWriter]] = [*zip(save.files, save.writers, strict=True)]
     files += [(part.side, save.side_writers[number]) for number, part in enumerate(save.sides)]
     for file, writer in files:
-        file.header_xxh3, file.n_bytes = writer.finish(), writer.n_bytes
-        catalog.bytes_written += file.n_bytes
+        file.header_xxh3, file.n_bytes, file.held_bytes = writer.finish(), writer.n_bytes, writer.held_bytes
+        catalog.note_written(file.n_bytes)
     if files:
-        sync_folder(catalog.path(files[0][0]).parent)
+        catalog.files.sync_folder(catalog.path(files[0][0]).parent)
 
 
 def _close_splices(save: Save) -> None:
@@ -217,13 +244,20 @@ def _abandon(catalog: Catalog, save: Save) -> None:
     catalog.drop(gone)  # what relied on it may be committed already
     files: list[Segment | Side] = [*save.files, *(part.side for part in save.sides)]
     for file in files:
+        catalog.unfinished.pop(file.file, None)
         if not file.is_ready:
-            unlink(catalog.path(file))
+            catalog.files.unlink(catalog.path(file))
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
-    catalog.save_failures += 1
-    log.warning("store: KV could not be saved and will be computed again: %s", error)
+    if isinstance(error, NoRoomError):
+        catalog.skipped["no room"] += 1
+    else:
+        catalog.save_failures += 1
+        if is_disk_error(error):
+            catalog.health.failed("KV", error)
+        else:
+            log.warning("store: KV could not be saved and will be computed again: %s", error)
     _abandon(catalog, save)
 
 
@@ -235,10 +269,17 @@ def _is_live(catalog: Catalog, save: Save) -> bool:
 def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
     assert catalog.layout is not None
     assert segment.ids is not None
-    path = catalog.path(segment)
-    make_folder(path.parent)
     places = extents(catalog.layout, segment.n_tokens, segment.codec)
-    return SegmentWriter(path, path.with_suffix(TEMP_SUFFIX), places, facts_of(segment).metadata, segment.ids)
+    facts = facts_of(segment).metadata
+    return _announced(catalog, segment, SegmentWriter(catalog.files, catalog.path(segment), places, facts, segment.ids))
+
+
+def _announced(catalog: Catalog, file: Segment | Side, writer: SegmentWriter) -> SegmentWriter:
+    """Make room for a file before its first byte is written."""
+    catalog.unfinished[file.file] = -(-writer.n_bytes // _PAGE) * _PAGE
+    if not make_room(catalog):
+        raise NoRoomError(f"no room for {writer.n_bytes:,} bytes")
+    return writer
 
 
 def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
@@ -257,14 +298,17 @@ def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
         used=used,
         lineage=lineage,
         moved={p.id: new for p, new in moved.items()},
+        written=str(catalog.admission.written),
     )
     unused: list[Segment | Side] = [p.side for p in save.sides if p not in sides]
     with catalog.lock:
         for segment in save.segments:
             segment.is_ready, segment.ids = True, None
-            catalog.n_bytes += segment.n_bytes
+            catalog.held_bytes += segment.held_bytes
         for part in sides:
             unused += _enter_side(catalog, part.side)
+        for name in (*(s.file for s in save.files), *(part.side.file for part in save.sides)):
+            catalog.unfinished.pop(name, None)
         for renewal in renewals:
             renew(catalog, renewal)
         unused += [r.new for r in save.renewals]  # the file that the segment had, or the one that it did not get
@@ -273,7 +317,7 @@ def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
                 catalog.take_out(segment, None)
         late = [s for s in save.segments if catalog.segments.get(s.number) is not s]
     if late:  # voided while the commit ran: take them back
-        catalog.n_bytes -= sum(s.n_bytes for s in late)
+        catalog.held_bytes -= sum(s.held_bytes for s in late)
         catalog.drop(late)
     return [*gone.values(), *unused, *_drop_stale(catalog, save)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import struct
@@ -19,9 +18,11 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.coding import Encoded, coded, coding, named
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.format import Extent, extents, file_sum, header, parse_header, split_sums
+from agent_memory.store.files import Files, make_folders, size_of
+from agent_memory.store.format import TEMP_SUFFIX, Extent, extents, file_sum, header, parse_header, split_sums
 from agent_memory.store.planner import Segment
 from agent_memory.store.points import Side
+from agent_memory.store.rows import facts_of
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 _IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024
@@ -42,19 +43,22 @@ WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryErro
 class SegmentWriter:
     """One file on its way to disk: tensors in the order of ``places``, each in one or more pieces. I/O thread only.
 
-    ``metadata``: the header's, without checksums. ``ids``: of a segment; side files have none.
+    ``metadata``: the header's, without checksums. ``ids``: of a segment; side files have none. The folder is made.
     """
 
     def __init__(
-        self, path: Path, temp: Path, places: Sequence[Extent], metadata: Mapping[str, str], ids: Ids | None = None
+        self, files: Files, path: Path, places: Sequence[Extent], metadata: Mapping[str, str], ids: Ids | None = None
     ) -> None:
-        self._path, self._temp, self._places, self._metadata = path, temp, places, metadata
+        self._files, self._path, self._temp = files, path, path.with_suffix(TEMP_SUFFIX)
+        self._places, self._metadata = places, metadata
         self._ids = b"" if ids is None else ids.astype("<u4").tobytes()
         self._by_tensor = {e.tensor: e for e in places if e.tensor >= 0}
         self._data_start = len(header(places, metadata))
         self._sums = {tensor: xxhash.xxh3_64() for tensor in self._by_tensor}
         self._written = dict.fromkeys(self._by_tensor, 0)
         self._fd: int | None = None
+        self.held_bytes = 0  #: allocated, once it is finished
+        make_folders(files, path.parent)
 
     @property
     def n_bytes(self) -> int:
@@ -64,7 +68,7 @@ class SegmentWriter:
 
     def _open(self) -> int:
         if self._fd is None:
-            self._fd = os.open(self._temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._fd = self._files.create(self._temp)
         return self._fd
 
     def write(self, tensor: int, data: memoryview) -> None:
@@ -74,7 +78,7 @@ class SegmentWriter:
         at = self._written[tensor]
         if at + len(data) > place.nbytes:
             raise ValueError(f"tensor {place.name}: {at + len(data)} bytes given, {place.nbytes} expected")
-        _pwrite(fd, data, self._data_start + place.start + at)
+        self._files.write(fd, data, self._data_start + place.start + at)
         self._sums[tensor].update(data)
         self._written[tensor] = at + len(data)
 
@@ -86,15 +90,17 @@ class SegmentWriter:
         sums = []
         for e in self._places:
             if e.tensor < 0:
-                _pwrite(fd, memoryview(self._ids if e.tensor == -1 else bytes(e.nbytes)), self._data_start + e.start)
+                data = memoryview(self._ids if e.tensor == -1 else bytes(e.nbytes))
+                self._files.write(fd, data, self._data_start + e.start)
             if e.tensor != -2:
                 sums.append(self._sums[e.tensor].hexdigest() if e.tensor >= 0 else file_sum(self._ids))
         raw = header(self._places, self._metadata, sums)
-        _pwrite(fd, memoryview(raw), 0)
-        os.fsync(fd)
+        self._files.write(fd, memoryview(raw), 0)
+        self._files.sync(fd)
+        self.held_bytes = size_of(os.fstat(fd)).held_bytes
         os.close(fd)
         self._fd = None
-        os.rename(self._temp, self._path)
+        self._files.rename(self._temp, self._path)
         return parse_header(raw)[0]["header_xxh3"]
 
     def abandon(self) -> None:
@@ -102,23 +108,7 @@ class SegmentWriter:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        with contextlib.suppress(OSError):
-            self._temp.unlink()
-
-
-def _pwrite(fd: int, data: memoryview, at: int) -> None:
-    while len(data):
-        n = os.pwrite(fd, data, at)
-        data, at = data[n:], at + n
-
-
-def sync_folder(path: Path) -> None:
-    """fsync a folder, so that a rename in it lasts."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        self._files.unlink(self._temp)
 
 
 class OpenSegment:
@@ -135,9 +125,22 @@ class OpenSegment:
             self.codec = named(self.metadata["codec"])
             if self.metadata["header_xxh3"] != segment.header_xxh3:
                 raise DamageError("damaged", "the header is not the one that was written")
+            self._compare(segment)
         except (DamageError, OSError, ValueError, KeyError) as error:
             self.close()
             raise DamageError("damaged", f"{path.name}: {error}") from error
+
+    def _compare(self, segment: Segment | Side) -> None:
+        """The manifest's row has no checksum: it must say what the header says."""
+        if isinstance(segment, Segment):
+            told = facts_of(segment).metadata
+        else:
+            n_rows, has_state = int(self.metadata["stop"]) - int(self.metadata["start"]), "state" in self.table
+            told = {"piece": segment.piece.hex()}
+            if (n_rows, has_state) != (segment.n_rows, segment.has_state):
+                raise DamageError("damaged", "the manifest says otherwise what it holds")
+        if wrong := [key for key, value in told.items() if self.metadata.get(key) != value]:
+            raise DamageError("damaged", f"the manifest says otherwise of its {wrong[0]}")
 
     def ids(self, n_tokens: int) -> Ids:
         """The whole segment's ids, checked."""

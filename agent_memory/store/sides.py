@@ -17,8 +17,7 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.files import make_folder, unlink
-from agent_memory.store.format import SIDE_FORMAT, SUFFIX, TEMP_SUFFIX, side_extents
+from agent_memory.store.format import SIDE_FORMAT, SUFFIX, side_extents
 from agent_memory.store.planner import Piece
 from agent_memory.store.points import Held, Side, missing_sides, stale
 from agent_memory.store.provenance import Provenance
@@ -75,8 +74,6 @@ def side_writer(catalog: Catalog, part: SidePart, state_bytes: int | None) -> Se
     """The writer of one side file. I/O thread."""
     assert catalog.layout is not None
     side = part.side
-    path = catalog.path(side)
-    make_folder(path.parent)
     metadata = {
         "format": SIDE_FORMAT,
         "identity": part.piece.segment.identity,
@@ -86,12 +83,8 @@ def side_writer(catalog: Catalog, part: SidePart, state_bytes: int | None) -> Se
         "codec": part.codec,
         "host": part.piece.segment.host,
     }
-    return SegmentWriter(
-        path,
-        path.with_suffix(TEMP_SUFFIX),
-        side_extents(catalog.layout, side.n_rows, state_bytes, part.codec),
-        metadata,
-    )
+    places = side_extents(catalog.layout, side.n_rows, state_bytes, part.codec)
+    return SegmentWriter(catalog.files, catalog.path(side), places, metadata)
 
 
 def void_side(catalog: Catalog, side: Side, reason: str, text: str) -> None:
@@ -105,7 +98,7 @@ def void_side(catalog: Catalog, side: Side, reason: str, text: str) -> None:
 
     def drop() -> None:
         catalog.manifest.drop_sides([side.piece])
-        unlink(catalog.path(side))
+        catalog.files.unlink(catalog.path(side))
 
     with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
         catalog.io.submit(drop)

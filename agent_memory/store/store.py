@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
-import os
 import shutil
-import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
@@ -18,26 +14,35 @@ import attrs
 import numpy as np
 
 from agent_memory.config import Codec
-from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError, StoreLockedError
+from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
+from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
-from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST
+from agent_memory.store.figures import figures
+from agent_memory.store.files import Files, strangers
+from agent_memory.store.health import Health, state_of
 from agent_memory.store.io import IOThread
+from agent_memory.store.lock import Lock
 from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
+from agent_memory.store.quota import Quota, folder_bytes, keep
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import check_file, checking
+from agent_memory.store.segments import checking
+from agent_memory.store.sweeping import sweep
+from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
+from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -48,8 +53,9 @@ _MAX_DEFAULT_BYTES = 32 << 30
 class Store:
     """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
 
-    ``disk_bytes`` None: min(32 GiB, a quarter of free space). ``codec``: of new KV on disk; any codec is read.
-    ``warm_bytes`` 0: no warm tier.
+    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space).
+    ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
+    ``warm_bytes`` 0: no warm tier. ``files``: how the disk is changed.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -64,6 +70,8 @@ class Store:
         warm_bytes: int = 0,
         warm_codec: Codec = "exact",
         warm_ttl_s: float | None = None,
+        bytes_per_day: int | None = None,
+        files: Files | None = None,
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
@@ -75,33 +83,50 @@ class Store:
             pins=self._pins.agents,
             is_stored=self._is_on_disk,
         )
-        self._io = IOThread()
+        self._health = Health()
+        self._io = IOThread(health=self._health)
         self._is_closed = False
-        self._lock_fd = -1
+        self._lock: Lock | None = None
         self._catalog: Catalog | None = None
+        self._repair: Repair | None = None
         self._log_damage = 0
         if path is None:
             self._manifest = Manifest(None)
             return
-        self._lock_fd = _lock(path)
+        self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+
+    def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
-            self._manifest = Manifest(path / MANIFEST)
+            self._lock = Lock(path, files)
+            self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            self._log_damage += self._repair is not None
             try:
-                budget = disk_bytes if disk_bytes is not None else _default_budget(path)
-                catalog = Catalog(path / KV_FOLDER, self._manifest, self._io, budget, codec)
+                written = Written.parse(self._manifest.meta("written"))
+                self._catalog = catalog = Catalog(
+                    path,
+                    self._manifest,
+                    self._io,
+                    quota=Quota(path, disk_bytes if disk_bytes is not None else _default_budget(path)),
+                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
+                    files=files,
+                    health=self._health,
+                    codec=codec,
+                )
                 catalog.is_pinned = self._pins.covers
-                catalog.sweep()
-                catalog.enforce()
+                self._compactor = Compactor(catalog)
+                catalog.on_commit = self._compactor.wake
+                sweep(catalog)
+                keep(catalog)
             except BaseException:
                 self._manifest.close()
                 raise
         except BaseException as error:
-            os.close(self._lock_fd)
+            if self._lock is not None:
+                self._lock.release(is_whole=False)
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
                 raise StoreError(f"cannot open the store {path}: {error}") from error
             raise
-        self._catalog = catalog
-        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), catalog.n_bytes)
+        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """What ``attach`` was told of a model of this name; {} for one that was never used here."""
@@ -126,13 +151,18 @@ class Store:
             return self._manifest.lineage_identities(agent_id)
 
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
-        """An agent and its log, up to the first damaged turn. Waits for queued log writes."""
-        self._drain_logs()
+        """An agent and its log, up to the first damaged turn. Waits for queued log writes.
+
+        Raises OutOfSpaceError or StoreError where the disk does not take what was appended to it.
+        """
+        error = self._io.drain(logs_only=True)
         with _store_errors("read the agent"):
             found = self._manifest.load_agent(salt, name)
         if found is None:
             return None
         record, damage = found
+        if error is not None and self._io.has_log_of(record.agent_id):
+            raise _as_store_error("write the agent's log", error) from error
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
@@ -146,8 +176,8 @@ class Store:
             return self._manifest.create_agent(salt, name, system=system, tools=tools)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
-        """All agents of a salt, by name."""
-        self._drain_logs()
+        """All agents of a salt, by name; those whose log waits for the disk as they are there."""
+        self._io.drain(logs_only=True)
         with _store_errors("list agents"):
             return self._manifest.list_agents(salt, self.pins)
 
@@ -163,11 +193,11 @@ class Store:
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn))
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns))
+        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
 
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
@@ -234,16 +264,19 @@ class Store:
         *,
         agent_id: int | None,
         held: Held = Held(),  # noqa: B008 - a frozen value
+        is_wanted: bool = False,
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved.
+        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
 
+        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need.
         ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held)
+        is_promised = is_wanted or agent_id is not None
+        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised)
         self._pins.note(agent_id, save.head)
         return save
 
@@ -266,64 +299,42 @@ class Store:
         """Whether the disk keeps up with what is put; while not, more would only cost memory."""
         return self._io.is_ready
 
+    def wait_ready(self) -> None:
+        """Return when the disk has caught up. Any thread but the I/O thread's own."""
+        self._io.wait_ready()
+
     # the house
 
     def flush(self) -> None:
-        """Return when everything queued before is durable. Raises OutOfSpaceError or StoreError where a log write
-        failed.
+        """Return when everything queued before is durable and the folder is within its budget.
+
+        Raises OutOfSpaceError or StoreError where a log could not be written: it stays queued, and is written when the
+        disk takes it.
         """
         error = self._io.drain()
+        if self._catalog is not None:
+            catalog = self._catalog
+            self._io.call(lambda: keep(catalog))
+        if self._lock is not None:
+            self._lock.acknowledge(self._manifest.commits)
         if error is not None:
             raise _as_store_error("write an agent's log", error) from error
+
+    def compact(self, rest_s: float = 0.0) -> None:
+        """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
+        if self._catalog is not None:
+            self._io.call(lambda: [None for _ in self._compactor.steps(rest_s)])
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
         self.flush()
-        damaged: list[str] = []
-        n_bytes = n_pieces = n_segments = 0
-        for row in self._manifest.segments() if self._catalog is not None else []:
-            assert self._path is not None
-            n_segments += 1
-            n_pieces += -(-row.n_tokens // row.chunk_tokens)
-            try:
-                n_bytes += check_file(self._path / KV_FOLDER / row.file, row.n_bytes, row.header_xxh3)
-            except (OSError, ValueError, KeyError, StopIteration) as error:
-                if any(row == now for now in self._manifest.segments(row.identity)):  # else it was evicted meanwhile
-                    damaged.append(f"segment {row.file}: {error}")
-        for side in self._manifest.sides() if self._catalog is not None else []:
-            assert self._path is not None
-            try:
-                n_bytes += check_file(self._path / KV_FOLDER / side.file, side.n_bytes, side.header_xxh3)
-            except (OSError, ValueError, KeyError, StopIteration) as error:
-                if any(side.file == now.file for now in self._manifest.sides()):  # else it was dropped meanwhile
-                    damaged.append(f"side file {side.file}: {error}")
-        turns, bad_logs = self._manifest.damaged_turns()
-        return VerifyReport(
-            segments=n_segments, chunks=n_pieces, bytes_read=n_bytes, turns=turns, damaged=(*damaged, *bad_logs)
-        )
+        report = verify_store(self._manifest, None if self._catalog is None else self._catalog.folder)
+        repaired = () if self._repair is None else (str(self._repair),)
+        return attrs.evolve(report, damaged=(*repaired, *report.damaged))
 
-    def stats(self) -> dict[str, int]:
-        """Counters since the store was opened, and its size now."""
-        c = self._catalog
-        figures = {
-            "disk_bytes": 0,
-            "bytes_written": 0,
-            "segments": 0,
-            "chunks": 0,
-            "damage": self._log_damage,
-            "save_failures": 0,
-        }
-        if c is not None:
-            with c.lock:
-                figures.update(
-                    disk_bytes=c.n_bytes,
-                    bytes_written=c.bytes_written,
-                    segments=sum(s.is_ready for s in c.segments.values()),
-                    chunks=sum(-(-s.n_tokens // s.chunk_tokens) for s in c.segments.values() if s.is_ready),
-                    damage=c.damage + self._log_damage,
-                    save_failures=c.save_failures,
-                )
-        return figures | {"agents": self._manifest.n_agents()}
+    def stats(self) -> dict[str, Any]:
+        """Counters since the store was opened, and its size and the disk's state now."""
+        return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; idempotent. Raises as ``flush`` does, after closing."""
@@ -334,12 +345,13 @@ class Store:
             if self._catalog is not None and self._catalog.has_unwritten_uses:
                 with contextlib.suppress(AgentMemoryError):
                     self._io.submit(self._catalog.flush_uses)
-            self.flush()
+            if self._io.is_started:
+                self.flush()
         finally:
             self._io.close()
             self._manifest.close()
-            if self._lock_fd >= 0:
-                os.close(self._lock_fd)
+            if self._lock is not None:
+                self._lock.release(is_whole=self._manifest.is_whole)
         log.info("store closed path=%s", self._path)
 
     def _drain_logs(self) -> None:
@@ -359,36 +371,12 @@ def _store_errors(doing: str) -> Any:
 
 
 def _as_store_error(doing: str, error: BaseException) -> StoreError:
-    text = str(error)
-    is_full = (isinstance(error, OSError) and error.errno in (28, 122)) or "disk is full" in text  # ENOSPC, EDQUOT
+    is_full = state_of(error) == "full"
     kind: Callable[[str], StoreError] = OutOfSpaceError if is_full else StoreError
     advice = ". Free some space and flush again" if is_full else ""
-    return kind(f"could not {doing}: {text}{advice}")
+    return kind(f"could not {doing}: {error}{advice}")
 
 
 def _default_budget(path: Path) -> int:
-    held = sum(f.stat().st_size for f in (path / KV_FOLDER).glob("*/*") if f.is_file())
+    held = sum(strangers(path, ()).values())
     return min(_MAX_DEFAULT_BYTES, (shutil.disk_usage(path).free + held) // 4)
-
-
-def _lock(path: Path) -> int:
-    """Make the folder ours alone, and lock it; the lock's file descriptor."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(path, 0o700)
-        fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"cannot use {path} as a store: {error.strerror}. Give another path, or ':memory:'") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        try:
-            holder = json.loads(os.pread(fd, 4096, 0))
-            who = f"process {holder['pid']} on {holder['host']}"
-        except (ValueError, KeyError, TypeError):
-            who = "another process"
-        os.close(fd)
-        raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-    return fd

@@ -30,6 +30,7 @@ class Lineage:
     used_s: float = 0.0  #: when it was put or touched, by the tier's clock
     is_saved: bool = False  #: whether it is on disk, or on its way there
     is_offered: bool = False  #: whether warm was given a copy, which it may have refused
+    is_wanted: bool = False  #: computed ahead of need: to be stored, whatever that costs
 
     def trim(self, n_tokens: int) -> bool:
         """Cut to the first ``n_tokens``; False where the KV cannot be cut."""

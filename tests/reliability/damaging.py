@@ -1,4 +1,4 @@
-"""Damage done to a closed store's segment files, and whether it hit a byte that any reader depends on."""
+"""Damage done to a store that no process holds, and whether it hit a byte that any reader depends on."""
 
 from __future__ import annotations
 
@@ -30,4 +30,18 @@ def cut(store: Path, draw: random.Random, share: float) -> Path:
     file = draw.choice(segment_files(store))
     raw = file.read_bytes()
     file.write_bytes(raw[: int(len(raw) * share)])
+    return file
+
+
+def harm_anything(store: Path, draw: random.Random) -> Path:
+    """Flip one bit, or in one of six rounds cut, any file, the manifest and its WAL in half of all rounds; which."""
+    files = [f for f in sorted(store.rglob("*")) if f.is_file() and f.stat().st_size]
+    is_top = draw.random() < 0.5
+    file = draw.choice([f for f in files if (f.parent == store) == is_top])
+    raw = bytearray(file.read_bytes())
+    if draw.random() < 5 / 6:
+        raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+    else:
+        del raw[draw.randrange(len(raw)) :]
+    file.write_bytes(raw)
     return file

@@ -12,9 +12,9 @@ import attrs
 import numpy as np
 import pytest
 
-from agent_memory import Config, EchoRunner, Memory, Reply
+from agent_memory import Config, EchoRunner, IncompatibleStoreError, Memory, Reply
 from agent_memory.model.mlx import MLXRunner
-from tests.reliability.damaging import cut, flip
+from tests.reliability.damaging import cut, flip, harm_anything
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)
 AGENTS = ("alice", "bob")
@@ -28,6 +28,7 @@ class Bench:
     pristine: Path
     open: Callable[[Path], Memory]
     max_tokens: int
+    turns: int
     processors: tuple[Any, ...] = ()
     answers: tuple[Any, ...] = ()
 
@@ -48,7 +49,7 @@ class Bench:
 def _prepare(
     folder: Path, open_: Callable[[Path], Memory], *, turns: int, max_tokens: int, processors: tuple[Any, ...] = ()
 ) -> Bench:
-    bench = Bench(folder / "pristine", open_, max_tokens, processors)
+    bench = Bench(folder / "pristine", open_, max_tokens, turns, processors)
     with open_(bench.pristine) as memory:
         for turn in range(turns):
             for name in AGENTS:
@@ -97,6 +98,40 @@ def _cuts(bench: Bench, folder: Path, n_rounds: int) -> None:
     _damage(bench, folder, lambda store: (cut(store, draw, next(shares)), True), n_rounds)
 
 
+def _anything(bench: Bench, folder: Path, n_rounds: int, seed: int) -> None:
+    """Every file, the manifest and the WAL of a process that died included: whatever is lost is noticed, what is said
+    is right.
+    """
+    dead = folder / "dead"
+    with bench.open(folder / "alive") as memory:
+        for name in AGENTS:
+            bench.say(memory, name, f"{name} says something believable, number 0")
+        memory.flush()
+        shutil.copytree(folder / "alive", dead, ignore=shutil.ignore_patterns("*-shm"))
+    draw, n_noted = random.Random(seed), 0
+    for number in range(n_rounds):
+        copy = folder / "copy"
+        shutil.copytree((bench.pristine, dead)[number % 2], copy)
+        n_turns = dict.fromkeys(AGENTS, 1 if number % 2 else bench.turns)
+        file = harm_anything(copy, draw)
+        try:
+            with bench.open(copy) as memory:
+                found = {info.name: info.n_turns for info in memory.agents()}
+                replies = [bench.say(memory, name, f"what now, {name}?") for name in AGENTS]
+                if not number % 2 and found == n_turns:
+                    assert tuple((r.text, r.token_ids) for r in replies) == bench.answers, f"{number}: {file.name}"
+                for reply in replies:
+                    usage = reply.usage
+                    assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
+                is_noted = bool(memory.stats().damage) or not memory.verify().ok
+                assert is_noted or found == n_turns, f"{number}: {file.name} took turns with it, and nobody noticed"
+                n_noted += is_noted
+        except IncompatibleStoreError:
+            n_noted += 1  # a version was hit: refused, untouched
+        shutil.rmtree(copy)
+    assert n_noted > n_rounds // 3
+
+
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: Any) -> Bench:
     def open_(path: Path) -> Memory:
@@ -111,6 +146,15 @@ def test_200_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_pa
 
 def test_a_segment_cut_at_64_places_gives_no_wrong_text_and_is_counted(echo: Bench, tmp_path: Path) -> None:
     _cuts(echo, tmp_path, 64)
+
+
+def test_40_flips_and_cuts_anywhere_in_the_store_are_noticed_or_harmless(echo: Bench, tmp_path: Path) -> None:
+    _anything(echo, tmp_path, 40, 3)
+
+
+@pytest.mark.slow
+def test_1200_flips_and_cuts_anywhere_in_the_store_are_noticed_or_harmless(echo: Bench, tmp_path: Path) -> None:
+    _anything(echo, tmp_path, 1200, 4)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +187,12 @@ def test_20_flipped_bits_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Pat
 @pytest.mark.mlx
 def test_8_cuts_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
     _cuts(tiny, tmp_path, 8)
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+def test_200_flips_and_cuts_anywhere_change_no_id_of_a_tiny_llama(tiny: Bench, tmp_path: Path) -> None:
+    _anything(tiny, tmp_path, 200, 5)
 
 
 @pytest.mark.mlx

@@ -54,8 +54,9 @@ def opened(
     chunk_tokens=16,
     host="h",
     warm_bytes=0,
+    files=None,
 ):
-    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens, warm_bytes=warm_bytes)
+    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens, warm_bytes=warm_bytes, files=files)
     try:
         store.attach(identity, layout, host, {"model": "plain"})
         yield store
@@ -174,7 +175,12 @@ def segment_files(path: Path) -> list[Path]:
 
 
 def held_bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in path.glob("kv/*/*"))
+    """Allocated, of everything in the folder."""
+    return sum(f.stat().st_blocks * 512 for f in path.rglob("*") if f.is_file())
+
+
+def kv_files(path: Path) -> list[Path]:
+    return sorted(path.glob("kv/*/*"))
 
 
 def draw(rng: np.random.Generator, n: int, vocabulary: int = 50_000) -> np.ndarray:

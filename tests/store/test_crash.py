@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.store.kvmodel import draw, held_bytes, is_right, load, opened, save
+from tests.store.kvmodel import draw, held_bytes, is_right, kv_files, load, opened, save
 
 CHILD = """
 import sys
@@ -22,7 +22,7 @@ from agent_memory.types import Message
 from tests.store.kvmodel import draw, opened, save
 
 path, seed = Path(sys.argv[1]), int(sys.argv[2])
-with opened(path, disk_bytes=400_000) as store:
+with opened(path, disk_bytes=600_000) as store:
     found = store.load_agent("", "a") or store.create_agent("", "a", system=None, tools="[]")
     ids, number = found.ids, len(found.turns)
     rng = np.random.default_rng(seed)
@@ -49,17 +49,18 @@ def rounds(path, n: int) -> None:
         lines += child.communicate()[0].splitlines()
         last = [line.split() for line in lines if len(line.split()) == 2][-1]
         flushed = max(flushed, int(last[0]))
-        with opened(path, disk_bytes=400_000) as store:
+        with opened(path, disk_bytes=600_000) as store:
             agent = store.load_agent("", "a")
             assert len(agent.turns) >= flushed
             assert [m.content for m in agent.messages] == [str(i) for i in range(len(agent.turns))]
             match = store.match(agent.ids)
-            assert match.n_tokens >= int(last[1]) or store.stats()["disk_bytes"] > 300_000  # else the budget evicted it
+            assert match.n_tokens >= int(last[1]) or store.stats()["disk_bytes"] > 400_000  # else the budget evicted it
             kv, sound = load(store, match)
             assert sound
             assert is_right(kv, agent.ids[: match.n_tokens])
             assert store.stats()["damage"] == 0
-            assert held_bytes(path) == store.stats()["disk_bytes"]
+            store.flush()
+            assert held_bytes(path) == store.stats()["disk_bytes"] <= 600_000
             assert store.verify().ok
 
 
@@ -80,7 +81,7 @@ def test_a_save_given_up_leaves_nothing_and_what_was_to_follow_it_goes_too(tmp_p
         given_up.abandon()
         store.flush()
         assert store.match(ids).n_tokens == 0
-        assert held_bytes(tmp_path) == 0
+        assert kv_files(tmp_path) == []
         save(store, ids)
         store.flush()
         assert is_right(load(store, store.match(ids))[0], ids)

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.store.breaking import Counted
 from tests.store.kvmodel import draw, is_right, load, opened, save, segment_files
 
 TURNS = (10, 100, 300, 330)
@@ -50,7 +51,7 @@ def test_a_flipped_bit_anywhere_is_never_served_and_always_counted(template, tmp
         )
         raw[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(raw)
-        with opened(copy) as store:
+        with opened(copy, files=Counted()) as store:
             report = store.verify()
             assert [file.name in line for line in report.damaged] == [True], at
             tries = settle(store, ids)
@@ -73,7 +74,7 @@ def test_a_file_truncated_anywhere_under_an_open_store_is_noticed(template, tmp_
         copy = tmp_path / "copy"
         shutil.copytree(path, copy)
         file = segment_files(copy)[k % 3]
-        with opened(copy) as store, file.open("r+b") as f:
+        with opened(copy, files=Counted()) as store, file.open("r+b") as f:
             match = store.match(ids)
             source = store.source(match, match.n_tokens) if k % 2 else None
             f.truncate(file.stat().st_size * k // 64)
@@ -87,7 +88,7 @@ def test_a_file_truncated_anywhere_under_an_open_store_is_noticed(template, tmp_
                 source.close()
             assert settle(store, ids) == (0 if is_noted else 1)
             assert store.stats()["damage"] == 1
-        with opened(copy) as store:
+        with opened(copy, files=Counted()) as store:
             assert settle(store, ids) == 0
             assert store.verify().ok
         shutil.rmtree(copy)
@@ -127,23 +128,3 @@ def test_a_file_deleted_under_an_open_store_is_a_miss(template, tmp_path):
             file.unlink()
         assert settle(store, ids) == 1
         assert store.match(ids).stopped == "missing"
-
-
-def test_a_full_disk_costs_the_save_and_nothing_else(tmp_path, monkeypatch, caplog):
-    ids = draw(np.random.default_rng(2), 100)
-
-    def full(fd, data, at):
-        raise OSError(28, "No space left on device")
-
-    with opened(tmp_path) as store:
-        with monkeypatch.context() as patch:
-            patch.setattr("agent_memory.store.segments.os.pwrite", full)
-            save(store, ids)
-            store.flush()
-        assert store.stats()["save_failures"] == 1
-        assert store.match(ids).n_tokens == 0
-        assert not list(tmp_path.glob("kv/*/*"))
-        save(store, ids)
-        store.flush()
-        assert is_right(load(store, store.match(ids))[0], ids)
-    assert "No space left" in caplog.text

@@ -58,12 +58,6 @@ def test_a_newer_store_is_refused_and_left_as_it_was(tmp_path, key):
     assert manifest.read_bytes() == before
 
 
-def test_a_manifest_that_is_no_database_is_a_store_error(tmp_path):
-    (tmp_path / "manifest.sqlite3").write_bytes(b"not a database" * 100)
-    with pytest.raises(StoreError, match="manifest"):
-        Store(tmp_path, disk_bytes=None, chunk_tokens=16)
-
-
 def test_a_path_that_is_a_file_is_a_store_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="cannot use"):

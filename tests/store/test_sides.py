@@ -235,11 +235,11 @@ def test_side_files_missing_at_the_opening_are_counted_and_strangers_swept(tmp_p
 
 def test_a_budget_counts_side_files_and_evicts_them_with_their_segments(tmp_path):
     rng = np.random.default_rng(7)
-    with opened(tmp_path, layout=MIXED, disk_bytes=60_000) as store:
+    with opened(tmp_path, layout=MIXED, disk_bytes=280_000) as store:
         for _ in range(20):
             keep(store, draw(rng, 70), MIXED)
             store.flush()
-            assert held_bytes(tmp_path) == store.stats()["disk_bytes"] <= 60_000
+            assert held_bytes(tmp_path) == store.stats()["disk_bytes"] <= 280_000
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -248,6 +248,7 @@ def test_a_store_of_an_older_write_version_gets_what_it_lacks_when_it_is_opened(
     with opened(tmp_path) as store:
         save(store, ids)
     db = sqlite3.connect(tmp_path / "manifest.sqlite3")
+    (tmp_path / "lock").write_text("{}")  # those versions noted no checksum there
     db.execute("ALTER TABLE segments DROP COLUMN codec")
     if version == 1:
         db.execute("DROP TABLE sides")
@@ -273,7 +274,7 @@ def test_restorable_finds_what_trying_every_length_finds(data):
         n_tokens = data.draw(st.sampled_from([CHUNK, CHUNK, 3]))
         segment = Segment(
             number=number, identity="", file="", parent=b"", parent_number=None, start=at, n_tokens=n_tokens,
-            chunk_tokens=CHUNK, exactness="exact", host="", used_s=0.0,
+            chunk_tokens=CHUNK, exactness="exact", codec="exact", host="", used_s=0.0,
         )  # fmt: skip
         piece = Piece(bytes([number]), b"", segment, 0, n_tokens, 1, b"")
         if data.draw(st.booleans()):

@@ -1,0 +1,248 @@
+"""Small segments of lineages at rest are joined into full ones, in idle time.
+
+Turns leave short segments and tail deltas behind; a restore reads each of them. What nobody has used for a while is
+rewritten once: consecutive segments of chunks into segments of eight, a chain of deltas into one. Order of writing as
+for a save: the new file whole and durable, then one commit, then the old files go. Readers keep the files that they
+have open; who looks again finds the new ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+
+from agent_memory.kvcache.chunks import piece_id
+from agent_memory.kvcache.coding import coded
+from agent_memory.store.format import SEGMENT_CHUNKS, SUFFIX, extents
+from agent_memory.store.health import is_disk_error
+from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key
+from agent_memory.store.quota import NoRoomError, make_room
+from agent_memory.store.rows import facts_of, row_of
+from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter
+
+if TYPE_CHECKING:
+    from agent_memory.store.catalog import Catalog
+
+log = logging.getLogger("agent_memory.store")
+
+REST_S = 600.0  #: a lineage rests when nobody has used it for so long: what goes on would be joined over and over
+_SCAN_S = 60.0  #: between two looks for something to join
+
+
+@frozen
+class Join:
+    """Consecutive segments, the first being the parent of the second and so on, and whether they are tail deltas."""
+
+    segments: tuple[Segment, ...]
+    is_tail: bool
+    files: tuple[str, ...]  #: theirs when the join was found
+
+
+class Compactor:
+    """Finds what to join and joins it, a tensor of one segment at a time. I/O thread, apart from ``__init__``."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._next_scan_s = 0.0
+
+    def wake(self) -> None:
+        """Queue a look around for when the I/O thread is idle, now and then."""
+        now = self._catalog.clock()
+        if now >= self._next_scan_s:
+            self._next_scan_s = now + _SCAN_S
+            self._catalog.io.submit_idle(self.steps())
+
+    def steps(self, rest_s: float = REST_S) -> Iterator[None]:
+        """Join all that can be joined; between two steps other work may run."""
+        catalog = self._catalog
+        with catalog.lock:
+            numbers = sorted(catalog.segments)
+        for number in numbers:
+            with catalog.lock:
+                join = find(catalog, number, catalog.clock() - rest_s)
+            yield
+            if join is not None and catalog.health.may_save:
+                yield from _perform(catalog, join)
+
+
+def find(catalog: Catalog, number: int, before_s: float) -> Join | None:
+    """The join that begins with a segment, where it and what follows were last used before a time. Under the lock."""
+    index, first = catalog.index, catalog.segments.get(number)
+    if index is None or first is None or not _may_join(catalog, first, before_s):
+        return None
+    is_tail = _is_delta(first)
+    if is_tail and catalog.needs is not None:
+        return None  # their side files belong to the ends of the deltas
+    found, n_tokens = [first], first.n_tokens
+    limit = first.chunk_tokens * (1 if is_tail else SEGMENT_CHUNKS)
+    while True:
+        following = index.children(found[-1].pieces[-1].id)
+        after = following[0].segment if len(following) == 1 and following[0].index == 0 else None
+        if after is None or not _may_join(catalog, after, before_s) or _is_delta(after) != is_tail:
+            break
+        n_tokens += after.n_tokens
+        if n_tokens > limit or (after.exactness, after.codec, after.host) != (first.exactness, first.codec, first.host):
+            break
+        found.append(after)
+    if len(found) < 2 or (is_tail and not _is_whole_tail(catalog, found)):
+        return None
+    return Join(tuple(found), is_tail, tuple(s.file for s in found))
+
+
+def _may_join(catalog: Catalog, segment: Segment, before_s: float) -> bool:
+    return segment.is_ready and bool(segment.pieces) and segment.used_s <= before_s
+
+
+def _is_delta(segment: Segment) -> bool:
+    return segment.n_tokens < segment.chunk_tokens
+
+
+def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
+    """Whether nothing follows a chain of deltas, nothing precedes it in its tail, and no lineage ends inside it."""
+    index = catalog.index
+    assert index is not None
+    before = index.pieces.get(found[0].parent)
+    ends = {s.pieces[-1].id for s in found[:-1]}
+    is_first = before is None or not _is_delta(before.segment)
+    has_end_inside = not ends.isdisjoint(head for _, _, head in catalog.manifest.heads())
+    return is_first and not has_end_inside and not index.children(found[-1].pieces[-1].id)
+
+
+def _perform(catalog: Catalog, join: Join) -> Iterator[None]:
+    """Write, commit, swap; whatever fails leaves all as it was."""
+    sources: list[OpenSegment] = []
+    made: Segment | None = None
+    try:
+        for segment in join.segments:
+            sources.append(OpenSegment(catalog.path(segment), segment))
+        ids = np.concatenate([s.ids(old.n_tokens) for s, old in zip(sources, join.segments, strict=True)])
+        made = _joined(join, ids)
+        yield from _write(catalog, join, sources, made, ids)
+        with catalog.lock:
+            is_sound = _stands(catalog, join)
+        if is_sound:
+            _commit(catalog, join, made)
+    except (*WRITE_ERRORS, NoRoomError) as error:
+        if is_disk_error(error):
+            catalog.health.failed("KV", error)
+        log.info("store: %d segments were not joined: %s", len(join.segments), error)
+    finally:
+        for source in sources:
+            source.close()
+        if made is not None:
+            catalog.unfinished.pop(made.file, None)
+            if catalog.segments.get(made.number) is not made:
+                catalog.files.unlink(catalog.path(made))
+
+
+def _joined(join: Join, ids: Ids) -> Segment:
+    """The segment that takes the place of the first, with its pieces."""
+    first, last = join.segments[0], join.segments[-1]
+    made = Segment(
+        number=first.number,
+        identity=first.identity,
+        file=f"{first.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+        parent=first.parent,
+        parent_number=first.parent_number,
+        start=first.start,
+        n_tokens=len(ids),
+        chunk_tokens=first.chunk_tokens,
+        exactness=first.exactness,
+        codec=first.codec,
+        host=first.host,
+        used_s=last.used_s,
+        is_ready=True,
+    )
+    old = [piece for segment in join.segments for piece in segment.pieces]
+    if join.is_tail:
+        kinds = {p.made for p in old}
+        how = kinds.pop() if len(kinds) == 1 else 3
+        made.pieces = [
+            Piece(piece_id(first.parent, ids), first.parent, made, 0, len(ids), how, sort_key(ids[:HEAD_IDS]))
+        ]
+    else:
+        made.pieces = [Piece(p.id, p.parent, made, i, p.n_tokens, p.made, p.head) for i, p in enumerate(old)]
+    return made
+
+
+def _write(catalog: Catalog, join: Join, sources: Sequence[OpenSegment], made: Segment, ids: Ids) -> Iterator[None]:
+    layout = catalog.layout
+    assert layout is not None
+    writer = SegmentWriter(
+        catalog.files, catalog.path(made), extents(layout, made.n_tokens, made.codec), facts_of(made).metadata, ids
+    )
+    try:
+        catalog.unfinished[made.file] = writer.n_bytes
+        if not make_room(catalog):
+            raise NoRoomError(f"no room for {writer.n_bytes:,} bytes")
+        for tensor, spec in enumerate(coded(t, made.codec) for t in layout.tensors):
+            parts = [s.tensor(spec.name, tensor) for s in sources]
+            runs = [old.n_tokens * spec.row_bytes for old in join.segments]
+            for head in range(spec.heads):
+                for part, run in zip(parts, runs, strict=True):
+                    writer.write(tensor, part[head * run : (head + 1) * run])
+            yield
+        made.header_xxh3 = writer.finish()
+    except BaseException:  # a step that is never taken, too
+        writer.abandon()
+        raise
+    made.n_bytes, made.held_bytes = writer.n_bytes, writer.held_bytes
+    catalog.files.sync_folder(catalog.path(made).parent)
+    catalog.note_written(made.n_bytes)
+
+
+def _stands(catalog: Catalog, join: Join) -> bool:
+    """Whether the segments are still what they were when the join was found, and hang together so. Under the lock."""
+    for segment, file in zip(join.segments, join.files, strict=True):
+        if catalog.segments.get(segment.number) is not segment or segment.file != file:  # gone, or cut
+            return False
+    return not join.is_tail or _is_whole_tail(catalog, join.segments)
+
+
+def _commit(catalog: Catalog, join: Join, made: Segment) -> None:
+    """The new row, then memory. What a caller changed between the two takes the join back."""
+    gone = [s.number for s in join.segments[1:]]
+    moved = {join.segments[-1].pieces[-1].id: made.pieces[-1].id} if join.is_tail else {}
+    written = str(catalog.admission.written)
+    with catalog.lock:
+        made.parent_number = join.segments[0].parent_number
+    catalog.manifest.replace_segments([row_of(made)], drop=gone, into=made.number, moved=moved, written=written)
+    with catalog.lock:
+        is_sound = _stands(catalog, join)
+        if is_sound:
+            _swap(catalog, join, made)
+            live = []
+        else:
+            live = [s for s in join.segments if catalog.segments.get(s.number) is s]
+    if not is_sound:
+        rows, sides = [row_of(s) for s in live], [side for s in live for side in catalog.beside(s) if side.is_ready]
+        back = {new: old for old, new in moved.items()}
+        catalog.manifest.commit_segments(add=rows, drop=[made.number], sides=sides, moved=back)
+        return
+    for old in join.segments:
+        catalog.files.unlink(catalog.path(old))
+
+
+def _swap(catalog: Catalog, join: Join, made: Segment) -> None:
+    """Memory follows the manifest: pieces, side files and children of the old segments are the new one's."""
+    index = catalog.index
+    assert index is not None
+    numbers = {s.number for s in join.segments}
+    for segment in reversed(join.segments):
+        for piece in reversed(segment.pieces):
+            index.remove(piece)
+        catalog.held_bytes -= segment.held_bytes
+        del catalog.segments[segment.number]
+    catalog.segments[made.number] = made
+    catalog.held_bytes += made.held_bytes
+    for piece in made.pieces:
+        index.add(piece)
+    for other in catalog.segments.values():
+        if other.parent_number in numbers and other is not made:
+            other.parent_number = made.number
+    catalog.move_sides(numbers, made.number)

@@ -1,0 +1,38 @@
+"""What a store says of itself: counters since it was opened, its size and the disk's state now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.health import Health
+from agent_memory.store.quota import folder_bytes
+
+
+def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage: int) -> dict[str, Any]:
+    """Every figure by its name in ``Stats``; ``catalog`` None: there is no KV."""
+    found: dict[str, Any] = {
+        "agents": agents,
+        "damage": log_damage,
+        "disk_state": health.state,
+        "disk_failures": health.failures,
+        "disk_bytes": 0,
+        "bytes_written": 0,
+        "segments": 0,
+        "chunks": 0,
+        "save_failures": 0,
+        "saves_skipped": {},
+    }
+    if catalog is None:
+        return found
+    with catalog.lock:
+        ready = [s for s in catalog.segments.values() if s.is_ready]
+        return found | {
+            "damage": catalog.damage + log_damage,
+            "disk_bytes": folder_bytes(catalog),
+            "bytes_written": catalog.bytes_written,
+            "segments": len(ready),
+            "chunks": sum(-(-s.n_tokens // s.chunk_tokens) for s in ready),
+            "save_failures": catalog.save_failures,
+            "saves_skipped": dict(catalog.skipped),
+        }

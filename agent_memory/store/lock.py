@@ -1,0 +1,91 @@
+"""The lock file: who holds a store, and what its manifest was when it was closed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from agent_memory.errors import StoreError, StoreLockedError
+from agent_memory.store.files import Files
+from agent_memory.store.format import LOCK, MANIFEST
+
+_BLOCK = 1 << 20
+
+
+class Lock:
+    """Makes the folder ours alone and locks it. Raises StoreError, StoreLockedError naming the holder."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path, self._files = path, files
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(path, 0o700)
+            self._fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            text = f"cannot use {path} as a store: {error.strerror}. Give another path, or ':memory:'"
+            raise StoreError(text) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            found = self._read()
+            who = f"process {found['pid']} on {found['host']}" if {"pid", "host"} <= set(found) else "another process"
+            os.close(self._fd)
+            raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
+        found = self._read()
+        #: checksum of the manifest when the store was closed; None: it was not, or nobody knows
+        self.closed: str | None = found.get("closed")
+        #: how many of the manifest's transactions were acknowledged; 0: nobody knows
+        self.commits = n if isinstance(n := found.get("commits"), int) else 0
+        self._write()
+        if self.closed is not None:
+            self._files.sync(self._fd)  # it must not seem closed to whoever comes after a power cut
+
+    def acknowledge(self, commits: int) -> None:
+        """Note how many transactions are durable: should some be missing at the next open, that is damage.
+
+        Not synced: after a power cut the note may be old, and says less.
+        """
+        if commits != self.commits:
+            self.commits = commits
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def release(self, *, is_whole: bool) -> None:
+        """Give the store back; ``is_whole``: the manifest is closed and holds everything."""
+        try:
+            if is_whole:
+                with contextlib.suppress(OSError):  # then the next open looks closer
+                    self._write(manifest_sum(self._path / MANIFEST))
+        finally:
+            os.close(self._fd)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(os.pread(self._fd, 4096, 0))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, closed: str | None = None) -> None:
+        facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "commits": self.commits}
+        raw = json.dumps(facts if closed is None else {**facts, "closed": closed}).encode()
+        self._files.write(self._fd, memoryview(raw.ljust(os.fstat(self._fd).st_size)), 0)
+
+
+def manifest_sum(path: Path) -> str:
+    """xxh3 of a closed manifest; "" where there is none. Reads it at the disk's speed."""
+    digest = xxhash.xxh3_64()
+    try:
+        with path.open("rb") as file:
+            while raw := file.read(_BLOCK):
+                digest.update(raw)
+    except FileNotFoundError:
+        return ""
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Opening a manifest that may be damaged or lost: what can still be trusted of it becomes a new one.
+
+A closed manifest has a checksum in the lock file. One that was not closed is examined by SQLite and row by row. What is
+damaged is set aside, never changed; logs whose checksums hold are taken over, and the list of segments is made anew
+from the segments' own headers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from attrs import frozen
+
+from agent_memory.store.files import Files, list_files
+from agent_memory.store.format import KV_FOLDER, MANIFEST
+from agent_memory.store.lock import manifest_sum
+from agent_memory.store.manifest import Manifest
+from agent_memory.store.rebuilding import rebuild
+from agent_memory.store.salvage import Salvaged, salvage
+from agent_memory.store.schema import check_versions
+
+log = logging.getLogger("agent_memory.store")
+
+_NOT_DAMAGE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+
+
+@frozen
+class Repair:
+    """What was found instead of a whole manifest, and what became of it."""
+
+    what: str  #: "is missing", "is damaged (...)"
+    aside: str | None  #: the name under which the damaged one was kept
+    logs: Salvaged
+    n_segments: int  #: found again by their headers
+    n_files: int  #: KV files that there were
+
+    def __str__(self) -> str:
+        kept = f"; it is kept as {self.aside}" if self.aside else ""
+        return (
+            f"the manifest {self.what}{kept}. Found again: {self.logs}, {self.n_segments} of {self.n_files} KV files; "
+            "what is missing of the logs is lost, KV is computed again"
+        )
+
+
+def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0) -> tuple[Manifest, Repair | None]:
+    """The manifest of a store, repaired where that is needed. ``closed``: its checksum when the store was closed;
+    ``commits``: how many of its transactions were acknowledged.
+
+    Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
+    """
+    path = root / MANIFEST
+    if not path.exists() or not path.stat().st_size:
+        has_kv = bool(list_files(root / KV_FOLDER))
+        return (Manifest(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
+    if path.with_name(f"{MANIFEST}-wal").exists():
+        closed = None  # somebody wrote to it since
+    try:
+        check_versions(path)
+        if closed is not None and manifest_sum(path) != closed:
+            return _repair(root, files, "is damaged (its checksum is wrong)")
+        manifest = Manifest(path, files)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return _repair(root, files, f"is damaged ({error})")
+    if closed is None and (found := _examine(manifest, commits)) is not None:
+        manifest.close()
+        return _repair(root, files, f"is damaged ({found})")
+    return manifest, None
+
+
+def _examine(manifest: Manifest, commits: int) -> str | None:
+    try:
+        if lost := max(0, commits - manifest.commits):
+            return f"{lost} of {commits} acknowledged changes are lost"
+        return manifest.examine()
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            manifest.close()
+            raise
+        return str(error)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
+
+
+def _repair(root: Path, files: Files, what: str) -> tuple[Manifest, Repair]:
+    aside = _set_aside(root, files)
+    manifest = Manifest(root / MANIFEST, files)
+    logs = salvage(root / aside, manifest) if aside is not None else Salvaged()
+    n_files = len(list_files(root / KV_FOLDER))
+    repair = Repair(what, aside, logs, rebuild(root / KV_FOLDER, manifest), n_files)
+    log.warning("store: %s", repair)
+    return manifest, repair
+
+
+def _set_aside(root: Path, files: Files) -> str | None:
+    """Rename the manifest and its WAL; the new name, None where there was nothing."""
+    path = root / MANIFEST
+    if not path.exists():
+        return None
+    number = 1
+    while (root / f"{MANIFEST}.damaged-{number}").exists():
+        number += 1
+    aside = root / f"{MANIFEST}.damaged-{number}"
+    wal = path.with_name(f"{MANIFEST}-wal")
+    if wal.exists():
+        files.rename(wal, aside.with_name(f"{aside.name}-wal"))
+    files.unlink(path.with_name(f"{MANIFEST}-shm"))
+    files.rename(path, aside)
+    files.sync_folder(root)
+    return aside.name

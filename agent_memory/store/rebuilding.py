@@ -1,0 +1,119 @@
+"""The list of segments, made anew from the segment and side files themselves: their headers and ids, both verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from agent_memory.kvcache.chunks import piece_id
+from agent_memory.kvcache.coding import named
+from agent_memory.store.files import list_files
+from agent_memory.store.format import FORMAT, MADE, SIDE_FORMAT, SUFFIX, Made, file_sum, split_sums
+from agent_memory.store.manifest import Manifest
+from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key
+from agent_memory.store.points import Side
+from agent_memory.store.rows import row_of
+from agent_memory.store.segments import read_header
+from agent_memory.types import EXACTNESS
+
+_DAMAGE = (OSError, ValueError, KeyError, StopIteration)
+_MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
+
+
+def rebuild(folder: Path, manifest: Manifest) -> int:
+    """Enter every segment that its own header and ids vouch for and that hangs together with a root; how many.
+
+    Its time of use is the file's. What superseded it may be entered too, which costs space until it is evicted.
+    """
+    segments: list[Segment] = []
+    beside: list[tuple[bytes, Side]] = []
+    for name in sorted(list_files(folder)):
+        if name.endswith(SUFFIX):
+            try:
+                _read(folder, name, segments, beside)
+            except _DAMAGE:
+                continue
+    kept = _in_order(segments)
+    holders = {piece.id: s.number for s in kept for piece in s.pieces}
+    sides = []
+    for piece, side in beside:
+        if piece in holders:
+            side.segment = holders[piece]
+            sides.append(side)
+    manifest.commit_segments(add=[row_of(s) for s in kept], sides=sides)
+    return len(kept) + len(sides)
+
+
+def _read(folder: Path, name: str, segments: list[Segment], beside: list[tuple[bytes, Side]]) -> None:
+    fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        facts, table, data_start = read_header(fd, found.st_size)
+        if facts["format"] == SIDE_FORMAT:
+            n_rows = int(facts["stop"]) - int(facts["start"])
+            piece = bytes.fromhex(facts["piece"])
+            side = Side(piece, 0, name, n_rows, "state" in table, found.st_size, facts["header_xxh3"], is_ready=True)
+            beside.append((piece, side))
+        elif facts["format"] == FORMAT:
+            start, stop = table["ids"]["data_offsets"]
+            raw = os.pread(fd, stop - start, data_start + start)
+            if len(raw) != stop - start or file_sum(raw) != split_sums(facts)[-1]:
+                raise ValueError("the ids' checksum is wrong")
+            segments.append(_segment(name, facts, np.frombuffer(raw, "<u4"), found))
+    finally:
+        os.close(fd)
+
+
+def _segment(name: str, facts: Mapping[str, Any], ids: Ids, found: os.stat_result) -> Segment:
+    segment = Segment(
+        number=0,
+        identity=facts["identity"],
+        file=name,
+        parent=bytes.fromhex(facts["parent"]),
+        parent_number=None,
+        start=int(facts["start"]),
+        n_tokens=int(facts["n_tokens"]),
+        chunk_tokens=int(facts["chunk_tokens"]),
+        exactness=EXACTNESS[EXACTNESS.index(facts["exactness"])],
+        codec=named(facts["codec"]),
+        host=facts["host"],
+        used_s=found.st_mtime,
+        n_bytes=found.st_size,
+        header_xxh3=facts["header_xxh3"],
+        is_ready=True,
+    )
+    if len(ids) != segment.n_tokens:
+        raise ValueError(f"{len(ids)} ids of {segment.n_tokens}")
+    parent = segment.parent
+    for i, made in enumerate(facts["made"].split(",")):
+        own = ids[i * segment.chunk_tokens : (i + 1) * segment.chunk_tokens]
+        piece = Piece(piece_id(parent, own), parent, segment, i, len(own), _MADE[made], sort_key(own[:HEAD_IDS]))
+        segment.pieces.append(piece)
+        parent = piece.id
+    return segment
+
+
+def _in_order(segments: list[Segment]) -> list[Segment]:
+    """Those that can be reached from a root, parents before children, numbered so."""
+    waiting: dict[bytes, list[Segment]] = {}
+    for segment in segments:
+        waiting.setdefault(segment.parent, []).append(segment)
+    holders: dict[bytes, int] = {}
+    kept: list[Segment] = []
+    queue = [(bytes.fromhex(identity), None) for identity in sorted({s.identity for s in segments})]
+    reached: list[tuple[bytes, int | None]] = list(queue)
+    for parent, number in reached:
+        for segment in waiting.pop(parent, []):
+            fresh = [p for p in segment.pieces if p.id not in holders]
+            if len(fresh) < len(segment.pieces):
+                continue  # another file holds the same
+            segment.number, segment.parent_number = len(kept) + 1, number
+            kept.append(segment)
+            for piece in segment.pieces:
+                holders[piece.id] = segment.number
+                reached.append((piece.id, segment.number))
+    return kept

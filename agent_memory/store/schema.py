@@ -1,0 +1,86 @@
+"""The manifest's tables, and what each write version added to them (docs/format.md says what they mean)."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+from agent_memory.errors import IncompatibleStoreError
+from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE identities (identity TEXT PRIMARY KEY, layout TEXT NOT NULL, facts TEXT NOT NULL,
+    created_s REAL NOT NULL);
+CREATE TABLE agents (agent INTEGER PRIMARY KEY AUTOINCREMENT, salt BLOB NOT NULL, name BLOB NOT NULL, system BLOB,
+    tools BLOB NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, xxh3 BLOB NOT NULL, UNIQUE (salt, name));
+CREATE TABLE turns (agent INTEGER NOT NULL, number INTEGER NOT NULL, messages TEXT NOT NULL,
+    n_messages_kept INTEGER NOT NULL,
+    n_messages INTEGER NOT NULL, keep INTEGER NOT NULL, n_tokens INTEGER NOT NULL, tokenizer TEXT NOT NULL, finish TEXT,
+    created_s REAL NOT NULL, n_kv INTEGER NOT NULL, xxh3 BLOB NOT NULL, ids BLOB NOT NULL, PRIMARY KEY (agent, number));
+CREATE TABLE lineages (agent INTEGER NOT NULL, identity TEXT NOT NULL, head BLOB NOT NULL,
+    PRIMARY KEY (agent, identity, head));
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, identity TEXT NOT NULL, file TEXT NOT NULL,
+    n_bytes INTEGER NOT NULL,
+    header_xxh3 TEXT NOT NULL, parent BLOB NOT NULL, parent_segment INTEGER, start INTEGER NOT NULL,
+    n_tokens INTEGER NOT NULL, chunk_tokens INTEGER NOT NULL, exactness TEXT NOT NULL, host TEXT NOT NULL,
+    used_s REAL NOT NULL, pieces BLOB NOT NULL);
+"""
+_SIDES = """
+CREATE TABLE IF NOT EXISTS sides (piece BLOB PRIMARY KEY, segment INTEGER NOT NULL, file TEXT NOT NULL,
+    n_rows INTEGER NOT NULL, has_state INTEGER NOT NULL, n_bytes INTEGER NOT NULL, header_xxh3 TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
+"""
+_CODECS = """
+ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
+"""
+
+#: What each write version added, in order: a new store takes them all, an older one those that it lacks.
+MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS))
+
+
+def is_empty(db: sqlite3.Connection) -> bool:
+    """Whether a database has no table yet."""
+    return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The write version of a database; 0 for an empty one."""
+    if is_empty(db):
+        return 0
+    found = db.execute("SELECT value FROM meta WHERE key = 'write_version'").fetchone()
+    return 1 if found is None else int(found[0])
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a database to this write version. Inside a transaction."""
+    found = version_of(db)
+    for version, statements in MIGRATIONS:
+        if version > found:
+            for statement in statements.split(";"):
+                db.execute(statement)
+    facts = {"read_version": READ_VERSION, "created_s": time.time()}
+    db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in facts.items()])
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('write_version', ?)", (str(WRITE_VERSION),))
+
+
+def check_versions(path: Path) -> None:
+    """Refuse what a newer version wrote, untouched. Raises IncompatibleStoreError, or what SQLite does."""
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        if is_empty(db):
+            return
+        found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('read_version', 'write_version')"))
+    finally:
+        db.close()
+    try:
+        read, write = int(found["read_version"]), int(found.get("write_version", 1))
+    except (KeyError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"its versions are {found}") from error
+    if read > READ_VERSION or write > WRITE_VERSION:
+        raise IncompatibleStoreError(
+            f"{path.parent} was written with read version {read} and write version {write}; this version of "
+            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
+            "folder."
+        )

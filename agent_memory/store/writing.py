@@ -1,0 +1,100 @@
+"""Which KV is worth a write: write admission. Pure.
+
+- What an agent's turns made, or somebody asked for ahead of need, is written: it was promised.
+- A nameless lineage is written at once where computing it again would take longer than writing it, else at its second
+  use: most one-off prompts never come back, and their bytes would only wear the disk and evict what does.
+- Over the bytes of a day nothing is written, promised or not: it costs a recomputation. Logs are no KV.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from attrs import define, frozen
+
+_REMEMBERED = 8192  #: nameless lineages that were seen once and not written
+_DAY_S = 86_400
+_WEIGHT = 0.2  #: of the newest measurement in a running mean
+
+
+@define
+class _Mean:
+    """A running mean; None until the first measurement."""
+
+    value: float | None = None
+
+    def note(self, value: float) -> None:
+        self.value = value if self.value is None else (1 - _WEIGHT) * self.value + _WEIGHT * value
+
+
+@frozen
+class Written:
+    """KV bytes written on one day."""
+
+    day: int = 0  #: since 1970, UTC
+    n_bytes: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> Written:
+        """What ``str`` gave; nothing written where that cannot be read."""
+        try:
+            day, n_bytes = (int(part) for part in (text or "").split())
+        except ValueError:
+            return cls()
+        return cls(day, n_bytes)
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.n_bytes}"
+
+
+class WriteAdmission:
+    """Rates as measured, what was seen once, and what was written today. Any thread: each figure has one writer."""
+
+    def __init__(
+        self,
+        bytes_per_day: int | None,
+        written: Written,
+        compute_s: Callable[[int], float | None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._bytes_per_day, self._written, self._clock = bytes_per_day, written, clock
+        self._compute_s = compute_s  # how long so many tokens take to compute; None: unknown
+        self._seen: dict[bytes, None] = {}  # oldest first
+        self._byte_s, self._commit_s = _Mean(), _Mean()
+
+    @property
+    def written(self) -> Written:
+        """What was written today."""
+        today = int(self._clock() // _DAY_S)
+        return self._written if self._written.day == today else Written(today)
+
+    def note_write(self, n_bytes: int, seconds: float) -> None:
+        """So many bytes went to files. I/O thread."""
+        self._byte_s.note(seconds / max(1, n_bytes))
+
+    def note_commit(self, seconds: float) -> None:
+        """A save was made durable. I/O thread."""
+        self._commit_s.note(seconds)
+
+    def spend(self, n_bytes: int) -> None:
+        """So many bytes of KV files were written in full. I/O thread."""
+        self._written = Written(self.written.day, self.written.n_bytes + n_bytes)
+
+    def refusal(self, first: bytes, n_tokens: int, n_bytes: int, *, is_promised: bool) -> str | None:
+        """Why KV of ``n_tokens`` tokens, the first piece of which is ``first``, is not to be written. Engine thread."""
+        if self._bytes_per_day is not None and self.written.n_bytes + n_bytes > self._bytes_per_day:
+            return "bytes of the day"
+        if is_promised or self._is_worth_it(n_tokens, n_bytes) or first in self._seen:
+            self._seen.pop(first, None)
+            return None
+        self._seen[first] = None
+        while len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return "used once"
+
+    def _is_worth_it(self, n_tokens: int, n_bytes: int) -> bool:
+        compute_s, byte_s, commit_s = self._compute_s(n_tokens), self._byte_s.value, self._commit_s.value
+        if compute_s is None or byte_s is None or commit_s is None:
+            return True  # nothing speaks against it yet
+        return compute_s > commit_s + n_bytes * byte_s
