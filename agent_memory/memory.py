@@ -259,7 +259,7 @@ class Memory:
         return True
 
     def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
-        """Free the memory of one idle agent, or of all idle KV; saved first, so that it comes back from disk.
+        """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
 
         ``to``: "warm" keeps what fits there, encoded; "cold" leaves nothing of it in memory but what others share.
         """

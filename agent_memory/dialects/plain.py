@@ -102,6 +102,8 @@ def begun_object(text: str) -> dict[str, Any]:
     kept, is_key = "", False
     for token in _TOKEN.finditer(text):
         mark = token.group()
+        if mark == '"':
+            break  # it opens a string that has no end yet, key or value
         if mark in "{[":
             stack.append("}" if mark == "{" else "]")
             is_key = mark == "{"
@@ -112,7 +114,7 @@ def begun_object(text: str) -> dict[str, Any]:
             continue
         elif is_key:
             continue
-        elif mark == '"' or (mark[0] != '"' and not _LITERAL.fullmatch(mark)):
+        elif mark[0] != '"' and not _LITERAL.fullmatch(mark):
             break
         kept = text[: token.end()] + "".join(reversed(stack))
     found: dict[str, Any] = json.loads(kept or "{}")

@@ -11,7 +11,7 @@ import anthropic.types
 import openai.types.chat
 import pytest
 from anthropic.lib.streaming._messages import accumulate_event
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jiter import from_json
 from openai.lib.streaming.chat import ChatCompletionStreamState
@@ -350,6 +350,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=4), st.integers(1, 200), st.sampled_from([None, 2]))
+@example({"0[": None}, 4, None)
 def test_what_is_complete_in_cut_arguments_is_what_the_sdk_makes_of_them(value: Any, stop: int, indent: Any) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False)[:stop]
     assert begun_object(text) == from_json(text.encode(), partial_mode=True)

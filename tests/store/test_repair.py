@@ -116,7 +116,7 @@ def test_a_lost_manifest_costs_the_logs_and_no_kv_and_it_is_said(stores, tmp_pat
         assert sound(store, layout) == sum(len(ids_of(name)) for name in NAMES)
 
 
-@pytest.mark.parametrize("harm", ["not a database", "half of it", "a page of zeros", "no table of turns"])
+@pytest.mark.parametrize("harm", ["not a database", "half of it", "a page of zeros", "no table of turns", "columns"])
 def test_a_damaged_manifest_is_kept_aside_and_what_holds_of_it_goes_on(stores, tmp_path, harm):
     layout, closed, _ = stores
     path = Path(shutil.copytree(closed, tmp_path / "copy"))
@@ -131,6 +131,8 @@ def test_a_damaged_manifest_is_kept_aside_and_what_holds_of_it_goes_on(stores, t
     manifest.write_bytes(raw)
     if harm == "no table of turns":
         alter(manifest, "DROP TABLE turns")
+    elif harm == "columns":
+        alter(manifest, "ALTER TABLE agents RENAME COLUMN salt TO salu")
     raw = manifest.read_bytes()
     with opened(path, layout=layout) as store:
         assert sound(store, layout) == sum(len(ids_of(name)) for name in NAMES)
@@ -141,6 +143,8 @@ def test_a_damaged_manifest_is_kept_aside_and_what_holds_of_it_goes_on(stores, t
         assert f"{len(found)} agents with {sum(found.values())} turns" in store.verify().damaged[0]
         if harm == "no table of turns":
             assert found == dict.fromkeys(NAMES, 0)
+        elif harm == "columns":
+            assert found == {}
     with opened(path, layout=layout) as store:
         assert store.verify().ok
         assert logs(store) == found
