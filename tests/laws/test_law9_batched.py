@@ -260,7 +260,7 @@ FEW = ["echo", *(pytest.param(k, marks=pytest.mark.mlx) for k in ("llama", "gemm
 
 @pytest.mark.parametrize("kind", FEW)
 @given(schedule=schedules)
-@settings(quick, max_examples=4)
+@settings(quick, max_examples=3)
 def test_law_9_batched_equals_alone(kind: str, schedule: Any) -> None:
     _law(kind, schedule)
 

@@ -107,7 +107,7 @@ def test_a_resent_prompt_computes_its_last_token_alone_with_bit_equal_logits(tmp
 
 
 def test_law_4_another_dtype_of_the_same_weights_shares_no_kv(tmp_path: Path) -> None:
-    prompt = "The lamp is lit at dusk. " * 20
+    prompt = "The lamp is lit at dusk. " * 5
     with Memory(path=tmp_path) as memory:
         memory.generate(prompt, max_tokens=1)
     with Memory(path=tmp_path, config=Config(weights_dtype="bfloat16")) as memory:

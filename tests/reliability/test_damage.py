@@ -140,8 +140,13 @@ def echo(tmp_path_factory: Any) -> Bench:
     return _prepare(tmp_path_factory.mktemp("echo"), open_, turns=5, max_tokens=60)
 
 
-def test_200_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
-    _flips(echo, tmp_path, 200)
+def test_80_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
+    _flips(echo, tmp_path, 80)
+
+
+@pytest.mark.slow
+def test_1000_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
+    _flips(echo, tmp_path, 1000)
 
 
 def test_a_segment_cut_at_64_places_gives_no_wrong_text_and_is_counted(echo: Bench, tmp_path: Path) -> None:

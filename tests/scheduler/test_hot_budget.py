@@ -137,8 +137,8 @@ def test_hot_bytes_are_within_budget_after_each_of_1000_operations(tmp_path: Pat
 
 
 @pytest.mark.mlx
-def test_active_bytes_of_mlx_are_within_budget_after_each_of_40_operations(tmp_path: Path) -> None:
-    _mlx(tmp_path, 40)
+def test_active_bytes_of_mlx_are_within_budget_after_each_of_16_operations(tmp_path: Path) -> None:
+    _mlx(tmp_path, 16)
 
 
 @pytest.mark.slow
