@@ -96,7 +96,8 @@ class Loop:
             n_fed = row.fed
             self._prefill_step(row)
             took = time.perf_counter() - started
-            self._pacer.prefilled(took, is_last=row.is_ready, is_alone=is_alone)
+            is_late = any(0 < other.first_token < row.request.created for other in self._rows.values())
+            self._pacer.prefilled(took, is_last=row.is_ready, is_alone=is_alone, is_late=is_late)
             self._store.costs.computed(row.fed - n_fed, took)
         if self._rows and not (self._prefilling and self._pacer.is_prefill_due):
             started = time.perf_counter()

@@ -13,7 +13,8 @@ class Pacer:
 
     A prefill step is never cut or grown under load (the KV must not depend on it). What varies is how many decode
     steps follow it: enough that the mean gap comes near the target, at least one, and no more than the prompt's own
-    time allows. Prompts that need one short step each follow one another while the gap stays within the target.
+    time allows. Prompts that need one short step each follow one another while the gap stays within the target. Those
+    who asked before anybody decoded owe nobody such a pace: one step each, and the whole crowd decodes together sooner.
     """
 
     def __init__(self, target_gap_s: float) -> None:
@@ -27,12 +28,14 @@ class Pacer:
         """Whether a prefill step may come next; else a decode step does."""
         return self._owed <= 0
 
-    def prefilled(self, seconds: float, *, is_last: bool, is_alone: bool = False) -> None:
-        """A prefill step took so long: the last of its prompt or not, while others decode or alone."""
+    def prefilled(self, seconds: float, *, is_last: bool, is_alone: bool = False, is_late: bool = True) -> None:
+        """A prefill step took so long: the last of its prompt or not, while others decode or alone; ``is_late``: those
+        others decoded before its prompt was asked.
+        """
         self._spent_s = seconds if is_alone else self._spent_s + seconds
         is_tight = self._spent_s + seconds > self._target_gap_s - self._decode_s  # another such step would not fit
         if is_tight or not is_last:
-            self._owed = self.decode_steps(self._spent_s)
+            self._owed = self.decode_steps(self._spent_s) if is_late else 1
 
     def decoded(self, seconds: float) -> None:
         """A decode step of all groups took so long."""

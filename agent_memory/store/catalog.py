@@ -34,6 +34,7 @@ from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_t
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan
 from agent_memory.store.provenance import Provenance, Run, coded_runs, missing
 from agent_memory.store.quota import Quota
+from agent_memory.store.records import SegmentRow
 from agent_memory.store.renewal import plan_renewals
 from agent_memory.store.rows import root_id, unpack
 from agent_memory.store.saves import Save
@@ -83,6 +84,7 @@ class Catalog:
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
         self._beside: dict[int, dict[bytes, Side]] = {}  # side files by segment
         self.orphans: list[str] = []  # side files of segments that were taken out
+        self.opened: tuple[int, list[SegmentRow]] | None = None  # the manifest's rows, after so many commits
         self.undropped: list[Segment] = []  # taken out, but the disk refused to drop their rows
 
     def note_written(self, n_bytes: int) -> None:
@@ -92,30 +94,34 @@ class Catalog:
 
     # opening
 
-    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
-        """Index the pieces of one identity."""
+    def attach(
+        self, identity: str, layout: Layout, host: str, chunk_tokens: int, rows: Sequence[SegmentRow] | None
+    ) -> None:
+        """Index the pieces of one identity; ``rows``: what the manifest has, where that was read already."""
         with self.lock:
             self.identity, self.layout, self.host = identity, layout, host
             self.codec = self._codec if is_lossy(layout, self._codec) else "exact"
             self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
             for segment in self.segments.values():
                 segment.pieces = []
-            self.index = self.build_index(identity, chunk_tokens, self.segments)
+            self.index = self.build_index(identity, chunk_tokens, self.segments, rows)
 
-    def build_index(self, identity: str, chunk_tokens: int, segments: dict[int, Segment]) -> Index:
-        """Index those of an identity's pieces that lie in ``segments``, which are given them."""
+    def build_index(
+        self,
+        identity: str,
+        chunk_tokens: int,
+        segments: dict[int, Segment],
+        rows: Sequence[SegmentRow] | None = None,
+    ) -> Index:
+        """Index those of an identity's pieces that lie in ``segments``, which are given them. ~3 us a piece."""
         index = Index(root_id(identity), chunk_tokens, self.read_ids)
-        for row in self.manifest.segments(identity):
-            segment = segments.get(row.segment)
-            if segment is None or row.chunk_tokens != chunk_tokens:
-                continue
-            parent = row.parent
-            for i, (id, made, head) in enumerate(unpack(row.pieces)):
-                n_tokens = min(chunk_tokens, row.n_tokens - i * chunk_tokens)
-                piece = Piece(id, parent, segment, i, n_tokens, made, head[: 4 * n_tokens])
-                segment.pieces.append(piece)
-                index.add(piece)
-                parent = id
+        mine = self.manifest.segments(identity) if rows is None else [r for r in rows if r.identity == identity]
+        index.fill(
+            piece
+            for row in mine
+            if row.segment in segments and row.chunk_tokens == chunk_tokens
+            for piece in _pieces(segments[row.segment], row)
+        )
         return index
 
     # looking up
@@ -356,3 +362,16 @@ class Catalog:
         used = self.take_uses()
         if used:
             self.manifest.commit_segments(used=used)
+
+
+def _pieces(segment: Segment, row: SegmentRow) -> list[Piece]:
+    """The pieces of a row, which become those of its segment."""
+    parent, size, found = row.parent, row.chunk_tokens, []
+    for i, (id, made, head) in enumerate(unpack(row.pieces)):
+        found.append(Piece(id, parent, segment, i, size, made, head))
+        parent = id
+    last = found[-1]
+    last.n_tokens = row.n_tokens - (len(found) - 1) * size
+    last.head = last.head[: 4 * last.n_tokens]
+    segment.pieces = found
+    return found

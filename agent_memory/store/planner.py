@@ -8,7 +8,9 @@ of one piece.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,24 @@ class Index:
         else:
             siblings = found
         self._insert(siblings, piece, ids)
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Enter many pieces, parents before children, into an empty index: siblings are sorted once."""
+        known, children = self.pieces, self._children
+        crowds: dict[bytes, list[Piece]] = {}
+        for piece in pieces:
+            known[piece.id] = piece
+            parent = known.get(piece.parent)
+            if parent is not None:
+                piece.parent = parent.id
+            if children.setdefault(piece.parent, piece) is not piece:
+                crowds.setdefault(piece.parent, []).append(piece)
+        for id, crowd in crowds.items():
+            siblings, first = _Siblings(), children[id]
+            assert isinstance(first, Piece)
+            siblings.pieces = sorted([first, *crowd], key=attrgetter("head"))
+            siblings.deltas = dict(Counter(p.n_tokens for p in siblings.pieces if p.n_tokens < self.chunk_tokens))
+            children[id] = siblings
 
     def _insert(self, siblings: _Siblings, piece: Piece, ids: Ids | None) -> None:
         low, high = siblings.tied(piece.head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 from agent_memory.config import CODECS
 from agent_memory.kvcache.chunks import ID_BYTES
@@ -15,6 +16,7 @@ from agent_memory.types import EXACTNESS
 
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE_BYTES = ID_BYTES + 1 + _HEAD_BYTES
+_PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
 
 
 def root_id(identity: str) -> bytes:
@@ -99,8 +101,7 @@ def segment_of(row: SegmentRow) -> Segment:
 
 def unpack(blob: bytes) -> list[tuple[bytes, int, bytes]]:
     """(id, made, head) of each piece of a row."""
-    at = range(0, len(blob), _PIECE_BYTES)
-    return [(blob[a : a + ID_BYTES], blob[a + ID_BYTES], blob[a + ID_BYTES + 1 : a + _PIECE_BYTES]) for a in at]
+    return list(_PIECE.iter_unpack(blob))
 
 
 def facts_of(segment: Segment) -> SegmentFacts:

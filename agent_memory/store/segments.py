@@ -26,6 +26,7 @@ from agent_memory.store.rows import facts_of
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 _IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024
+_CHECKED_BYTES = 512 << 10  #: read, then checked while they are in the core's cache: 13 % of the time, else 50 %
 _MAX_HEADER_BYTES = 16 << 20
 
 
@@ -278,18 +279,16 @@ class SegmentSource:
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
-        if span.take == n:
-            preadv(source.fd, runs, place)
-            checked = runs
-        else:
-            scratch = memoryview(bytearray(spec.token_bytes * n))
-            preadv(source.fd, [scratch], place)
+        scratch = None if span.take == n else memoryview(bytearray(spec.token_bytes * n))
+        digest = xxhash.xxh3_64()
+        for group in _groups(runs if scratch is None else [scratch]):
+            preadv(source.fd, group, place)
+            for part in group:
+                digest.update(part)
+                place += len(part)
+        if scratch is not None:
             for h, run in enumerate(runs):
                 run[:] = scratch[h * n * row : (h * n + span.take) * row]
-            checked = [scratch]
-        digest = xxhash.xxh3_64()
-        for run in checked:
-            digest.update(run)
         if digest.hexdigest() != source.sums[tensor]:
             raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
 
@@ -313,6 +312,20 @@ class SegmentSource:
         """Give the files back; idempotent."""
         for found in self._open:
             found.close()
+
+
+def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
+    group, room = list[memoryview](), _CHECKED_BYTES
+    for run in runs:
+        while len(run):
+            group.append(run[:room])
+            run, room = run[room:], room - len(group[-1])
+            if not room:
+                yield group
+                group, room = [], _CHECKED_BYTES
+    if group:
+        yield group
 
 
 def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:

@@ -34,7 +34,7 @@ from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, folder_bytes, keep
-from agent_memory.store.records import AgentRecord, Turn
+from agent_memory.store.records import AgentRecord, SegmentRow, Turn
 from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
@@ -136,12 +136,21 @@ class Store:
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
         """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
         with _store_errors("record the model"):
+            self._io.drain()
+            rows = self._take_rows()
             self._manifest.attach(identity, layout_json(layout), facts)
             self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
-                self._io.drain()
-                self._catalog.attach(identity, layout, host, self._chunk_tokens)
+                self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
             self._pins.load(self._manifest)
+
+    def _take_rows(self) -> list[SegmentRow] | None:
+        """What was read of the manifest at opening, once, where nobody has written to it since."""
+        opened = None if self._catalog is None else self._catalog.opened
+        if self._catalog is None or opened is None:
+            return None
+        self._catalog.opened = None
+        return opened[1] if opened[0] == self._manifest.commits else None
 
     # logs
 

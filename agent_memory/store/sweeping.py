@@ -29,6 +29,7 @@ def sweep(catalog: Catalog) -> None:
             catalog.manifest.commit_segments(drop=gone)
         if lost:
             catalog.manifest.drop_sides(lost)
+    catalog.opened = catalog.manifest.commits, rows
     for name in found.keys() - known_files(catalog):
         catalog.files.unlink(catalog.folder / name)
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_memory import Config, EchoRunner, Memory
 from agent_memory.scheduler.pacing import Pacer
+from tests.faulty import Faults, with_faults
+from tests.waiting import wait_for
 
 SECONDS = st.floats(0.001, 10.0)
 
@@ -77,3 +82,45 @@ def test_what_a_prompt_took_alone_is_not_owed_to_those_who_join_later() -> None:
         pacer.decoded(0.1)
         owed += 1
     assert owed <= 4, "a share of one step, not of twenty"
+
+
+def test_who_asked_before_anybody_decoded_waits_for_one_decode_step_only() -> None:
+    pacer = _paced(0.25, 0.1)
+    pacer.prefilled(2.0, is_last=False, is_late=False)
+    assert not pacer.is_prefill_due
+    pacer.decoded(0.1)
+    assert pacer.is_prefill_due
+
+
+
+
+class Slow(Faults):
+    """Every prefill step takes long; which calls there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def reached(self, call: str) -> None:
+        self.order.append(call)
+        time.sleep(0.04 if call == "prefill" else 0.001)
+
+    def runs(self) -> list[int]:
+        """Lengths of the runs of decode steps between two prefill steps."""
+        text = "".join(call[0] for call in self.order if call in ("prefill", "step"))
+        return [len(run) for run in text.strip("s").split("p")[1:-1]]
+
+
+def test_a_crowd_leaves_one_decode_step_between_its_prefill_steps_and_who_comes_later_more() -> None:
+    runner = EchoRunner("word " * 600, prefill_tokens=64)
+    slow = with_faults(runner, Slow())
+    with Memory(runner, ":memory:", config=Config(chunk_tokens=64, target_gap_s=0.002)) as memory:
+        said = [f"{number} has something new to read. " * 12 for number in range(4)]
+        crowd = [memory.stream(text, max_tokens=400) for text in said[:3]]
+        wait_for(lambda: all(one.state == "decode" for one in crowd))
+        assert set(slow.runs()) == {0, 1}  # none where nobody decoded yet
+        slow.order.clear()
+        assert memory.generate(said[3], max_tokens=1).finish == "length"
+        assert min(slow.runs()) > 1
+        for one in crowd:
+            one.cancel()
