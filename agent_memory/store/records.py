@@ -59,7 +59,7 @@ class AgentRecord:
         return found
 
 
-@frozen(kw_only=True)
+@frozen
 class SegmentRow:
     """One segment as the manifest knows it; ``pieces``: 32 bytes id, 1 byte made, 64 bytes head, of each."""
 

@@ -23,7 +23,7 @@ def read_segments(db: sqlite3.Connection, identity: str | None) -> list[SegmentR
     """All segments, or those of one identity, parents before children."""
     where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
     rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given)
-    return [SegmentRow(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+    return [SegmentRow(*row) for row in rows]
 
 
 def put_segments(db: sqlite3.Connection, segments: Iterable[SegmentRow]) -> None:
