@@ -11,12 +11,11 @@ parameters) is far too small to choose well. Name one of a few billion that was 
 from __future__ import annotations
 
 import argparse
-import ast
 import operator
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent_memory import Memory, Reply, ToolCall, ToolResult
 
@@ -26,29 +25,18 @@ TASKS = [
     "Which notes are there?",
     "How many tools are in the shed, in all? Read the note shed.txt.",
 ]
-OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.USub: operator.neg,
-}  # fmt: skip
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
-def calculate(expression: str) -> str:
-    """Calculate with numbers, + - * / and parentheses.
+def calculate(left: float, sign: Literal["+", "-", "*", "/"], right: float) -> str:
+    """Calculate with two numbers.
 
     Args:
-        expression: What to calculate, e.g. "2 * (3 + 4)".
+        left: The first number.
+        sign: What to do with them.
+        right: The second number.
     """
-
-    def value(node: ast.expr) -> float:
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-            return node.value
-        if isinstance(node, ast.BinOp):
-            return float(OPERATORS[type(node.op)](value(node.left), value(node.right)))
-        if isinstance(node, ast.UnaryOp):
-            return float(OPERATORS[type(node.op)](value(node.operand)))
-        raise ValueError("only numbers, + - * / and parentheses")
-
-    return f"{value(ast.parse(expression, mode='eval').body):g}"
+    return f"{OPERATORS[sign](left, right):g}"
 
 
 def main() -> None:
@@ -67,10 +55,8 @@ def main() -> None:
             """The names of all notes."""
             return sorted(path.name for path in notes.iterdir())
 
-        def read_note(name: str) -> str:
+        def read_note(name: Literal["shed.txt", "loans.txt"]) -> str:  # no other path can be asked for
             """The text of one note."""
-            if name not in list_notes():  # a model's arguments are not to be trusted with paths
-                raise ValueError(f"there is no note {name!r}; there are {', '.join(list_notes())}")
             return (notes / name).read_text(encoding="utf-8")
 
         for number, task in enumerate(TASKS):
