@@ -164,7 +164,9 @@ def main() -> None:
         args.prompt, args.context, args.repeats = 1000, 64, 1
     found = measure(args)
     rows = report(found)
-    write_json(args.json, rows=rows, repetitions=found, prompt=args.prompt, context=args.context, repeats=args.repeats)
+    sizes = {"prompt": args.prompt, "context": args.context, "repeats": args.repeats}
+    figures = {n: [{k: v for k, v in one.items() if k != "gaps"} for one in all_of] for n, all_of in found.items()}
+    write_json(args.json, rows=rows, repetitions=figures, **sizes)
     if args.png:
         draw(found, args.png)
 
