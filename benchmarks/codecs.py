@@ -13,7 +13,8 @@ have windows of 512 tokens (takes the package gguf).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,16 @@ def run(runner: Any, n_windows: int, n_chats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def measure(make: Callable[[], Any], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of one model."""
+    runner = make()
+    runner.open()
+    try:
+        return run(runner, args.windows, args.chats)
+    finally:
+        runner.close()
+
+
 def draw(rows: list[dict[str, Any]], path: str) -> None:
     """KL by bits, both axes telling what smaller costs."""
     import matplotlib
@@ -202,11 +213,8 @@ def main() -> None:
     runners = [lambda: MLXRunner.named(args.model, config=Config()), *([gemma] if args.gemma else [])]
     rows = []
     for make in runners:
-        runner = make()
-        runner.open()
-        rows += run(runner, args.windows, args.chats)
-        runner.close()
-        del runner
+        with ThreadPoolExecutor(1) as thread:  # to close a runner ends its thread's streams
+            rows += thread.submit(measure, make, args).result()
     write_json(args.json, rows=rows)
     if args.png:
         draw(rows, args.png)
