@@ -69,8 +69,8 @@ def test_eight_kills_lose_nothing_that_was_flushed(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_kills_lose_nothing_that_was_flushed(tmp_path):
-    rounds(tmp_path / "store", 50)
+def test_300_kills_lose_nothing_that_was_flushed(tmp_path):
+    rounds(tmp_path / "store", 300)
 
 
 def test_a_save_given_up_leaves_nothing_and_what_was_to_follow_it_goes_too(tmp_path):
