@@ -175,3 +175,32 @@ def test_two_processes_fetch_the_starter_and_a_killed_one_is_made_good(tmp_path:
     assert {p.name for p in folder.iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", MARKER,
     }  # fmt: skip
+
+
+_OPENED_AND_CLOSED = """
+import sys
+from agent_memory import Memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+held = []
+for _ in range(3):
+    with Memory(path=sys.argv[1]) as memory:
+        memory.agent("a").say("Hello.", max_tokens=2)
+        held.append(resident())
+    held.append(resident())
+print(*held)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.mlx
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_a_memory_that_is_closed_gives_its_bytes_back_to_the_system(tmp_path: Path) -> None:
+    out, _ = _child(_OPENED_AND_CLOSED, str(tmp_path)).communicate(timeout=300)
+    held = [int(n) for n in out.split()]
+    opened, closed = held[::2], held[1::2]
+    assert max(closed) < 0.5 * min(opened), held
