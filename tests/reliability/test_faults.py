@@ -99,7 +99,7 @@ class Scene:
         within(self.memory.evict)
         assert self.memory.stats().hot_bytes == 0
         if self.floor_bytes:
-            assert _active_bytes() <= self.floor_bytes * 1.02, "memory is still held"
+            wait_for(lambda: _active_bytes() <= self.floor_bytes * 1.02, "memory that is still held")
 
     def unharmed(self, *names: str) -> None:
         """Assert that the logs of these agents are as before."""

@@ -128,10 +128,19 @@ def _await(memory: Memory) -> None:
     asyncio.run(main())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also in a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name != "posix", reason="no SIGINT here")
 @pytest.mark.parametrize("wait", [_generate, _say, _batch, _result, _iterate, _await])
 def test_ctrl_c_in_a_waiting_caller_cancels_its_request_and_leaves_the_memory_usable(
     wait: Callable[[Memory], None],
+    interruptible: None,
 ) -> None:
     runner = EchoRunner(lambda asked, _: asked * 1000, delay_s=0.002)
     with Memory(runner, ":memory:", config=Config(chunk_tokens=16, prefill_tokens=16)) as memory:
