@@ -10,8 +10,8 @@ statistics; one at a wider margin fails. A seeded sample has no such excuse.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
@@ -239,18 +239,26 @@ def _runner(kind: str) -> Any:
     return endless(kind)
 
 
-@cache
-def _solo(kind: str) -> Solo:
-    """Its Memory is closed when it is collected."""
-    return Solo(Memory(_runner(kind), ":memory:", config=SMALL))
+@pytest.fixture(scope="module")
+def solos() -> Iterator[Callable[[str], Solo]]:
+    """Each kind's Memory in which everything is said alone: one for all schedules."""
+    made: dict[str, Solo] = {}
+    with ExitStack() as opened:
+
+        def solo(kind: str) -> Solo:
+            if kind not in made:
+                made[kind] = Solo(opened.enter_context(Memory(_runner(kind), ":memory:", config=SMALL)))
+            return made[kind]
+
+        yield solo
 
 
-def _law(kind: str, schedule: tuple[list[str], list[Ask]]) -> None:
+def _law(kind: str, schedule: tuple[list[str], list[Ask]], solo: Solo) -> None:
     pasts, asked = schedule
     with tempfile.TemporaryDirectory() as folder, Memory(_runner(kind), folder, config=SMALL) as memory:
         stage = Stage(memory, "agent", 1, asked)
         stage.play(pasts)
-        _check(stage, pasts, _solo(kind))
+        _check(stage, pasts, solo)
 
 
 KINDS = ["echo", *(pytest.param(kind, marks=pytest.mark.mlx) for kind in tiny.SHAPES)]
@@ -261,16 +269,16 @@ FEW = ["echo", *(pytest.param(k, marks=pytest.mark.mlx) for k in ("llama", "gemm
 @pytest.mark.parametrize("kind", FEW)
 @given(schedule=schedules)
 @settings(quick, max_examples=3)
-def test_law_9_batched_equals_alone(kind: str, schedule: Any) -> None:
-    _law(kind, schedule)
+def test_law_9_batched_equals_alone(kind: str, solos: Any, schedule: Any) -> None:
+    _law(kind, schedule, solos(kind))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(schedule=schedules)
 @settings(quick, max_examples=200)
-def test_law_9_batched_equals_alone_in_200_schedules(kind: str, schedule: Any) -> None:
-    _law(kind, schedule)
+def test_law_9_batched_equals_alone_in_200_schedules(kind: str, solos: Any, schedule: Any) -> None:
+    _law(kind, schedule, solos(kind))
 
 
 @pytest.fixture(scope="module")

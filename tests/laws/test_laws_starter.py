@@ -16,16 +16,20 @@ from tests.laws import dialogue
 
 pytestmark = [pytest.mark.mlx, pytest.mark.model]
 
-N_TURNS = len(dialogue.TURNS)
+LONGEST = len(dialogue.TURNS)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: Any) -> tuple[list[dict[str, Any]], Path]:
+@pytest.fixture(scope="module", params=[3, pytest.param(LONGEST, marks=pytest.mark.slow)], ids="{} turns".format)
+def uninterrupted(request: Any, tmp_path_factory: Any) -> tuple[list[dict[str, Any]], Path]:
     """The reference run, and its store afterwards."""
     store = tmp_path_factory.mktemp("uninterrupted") / "store"
     with Memory(path=store) as memory:
-        rows = dialogue.turns(memory, 0, N_TURNS)
+        rows = dialogue.turns(memory, 0, request.param)
     return json.loads(json.dumps(rows)), store
+
+
+def _n_turns(uninterrupted: tuple[list[dict[str, Any]], Path]) -> int:
+    return len(uninterrupted[0]) // len(dialogue.AGENTS)
 
 
 def _same(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
@@ -52,14 +56,14 @@ def test_a_turn_computes_its_new_message_alone(uninterrupted: Any) -> None:
 def test_evicted_before_every_turn_gives_bit_equal_logits(tier: str, uninterrupted: Any, tmp_path: Path) -> None:
     path = ":memory:" if tier == "warm" else tmp_path / "store"
     with Memory(path=path, config=Config(warm_bytes=1 << 30)) as memory:
-        rows = json.loads(json.dumps(dialogue.turns(memory, 0, N_TURNS, evict=tier)))
+        rows = json.loads(json.dumps(dialogue.turns(memory, 0, _n_turns(uninterrupted), evict=tier)))
     _same(rows, uninterrupted[0])
     assert {row["tier"] for row in rows if row["turn"]} == {tier}
 
 
 def test_a_new_process_before_every_turn_gives_bit_equal_logits(uninterrupted: Any, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    for number in range(N_TURNS):
+    for number in range(_n_turns(uninterrupted)):
         command = [sys.executable, dialogue.__file__, str(tmp_path / "store"), str(number), str(number + 1)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -280,15 +280,12 @@ def test_an_engine_that_cannot_rebuild_its_batch_fails_all_and_the_next_request_
     scene.check()
 
 
-def _strike(error: type[BaseException]) -> bool:
-    """Raise ``error`` in the engine thread at its next bytecode; False when there is no such thread."""
-    engines = [thread.ident for thread in threading.enumerate() if thread.name == "agent_memory-engine"]
-    struck = [
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(error))
-        for ident in engines
-        if ident is not None
-    ]
-    return any(struck)
+def _strike(memory: Memory, error: type[BaseException]) -> bool:
+    """Raise ``error`` in this memory's engine thread at its next bytecode; False when there is no such thread."""
+    thread = memory._engine._thread
+    assert thread is not None
+    assert thread.ident is not None
+    return bool(ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error)))
 
 
 def _strikes(scene: Scene, n_rounds: int, error: type[BaseException]) -> None:
@@ -300,7 +297,7 @@ def _strikes(scene: Scene, n_rounds: int, error: type[BaseException]) -> None:
         handles = {name: scene.stream(name, text, max_tokens=40) for name, text in texts.items()}
         wait_for(lambda: any(handle.state != "queued" for handle in handles.values()))  # noqa: B023 - called here
         time.sleep(draw.random() * 0.05)
-        struck += _strike(error)
+        struck += _strike(scene.memory, error)
         for name, handle in handles.items():
             found = outcome(handle)
             if isinstance(found, Reply):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import threading
 import time
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.scheduler.pacing import Pacer
 from tests.faulty import Faults, with_faults
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 SECONDS = st.floats(0.001, 10.0)
 
@@ -84,43 +87,65 @@ def test_what_a_prompt_took_alone_is_not_owed_to_those_who_join_later() -> None:
     assert owed <= 4, "a share of one step, not of twenty"
 
 
-def test_who_asked_before_anybody_decoded_waits_for_one_decode_step_only() -> None:
+def _crowded(is_last: bool) -> Pacer:
+    """After one prefill step of a crowd."""
     pacer = _paced(0.25, 0.1)
+    pacer.prefilled(2.0, is_last=is_last, is_late=False)
+    return pacer
+
+
+def test_a_crowds_prompt_leaves_a_decode_step_after_two_of_its_steps_and_after_its_last() -> None:
+    pacer = _crowded(is_last=False)
+    assert pacer.is_prefill_due
     pacer.prefilled(2.0, is_last=False, is_late=False)
     assert not pacer.is_prefill_due
     pacer.decoded(0.1)
     assert pacer.is_prefill_due
+    assert not _crowded(is_last=True).is_prefill_due
 
 
+def test_a_crowd_leaves_one_decode_step_at_a_time_between_its_prefill_steps_and_who_comes_later_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paced: list[bool] = []
+    prefilled = Pacer.prefilled
 
+    def watched(self: Pacer, seconds: float, **more: Any) -> None:
+        paced.append(more["is_late"])
+        prefilled(self, seconds, **more)
 
-class Slow(Faults):
-    """Every prefill step takes long; which calls there were."""
+    class Order(Faults):
+        def reached(self, call: str) -> None:
+            order.append(call)
+            if call == "prefill":
+                asked.wait(PATIENCE_S)
+                time.sleep(0.005)
+            elif call == "step":
+                time.sleep(0.001)
+            super().reached(call)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.order: list[str] = []
-
-    def reached(self, call: str) -> None:
-        self.order.append(call)
-        time.sleep(0.04 if call == "prefill" else 0.001)
-
-    def runs(self) -> list[int]:
-        """Lengths of the runs of decode steps between two prefill steps."""
-        text = "".join(call[0] for call in self.order if call in ("prefill", "step"))
-        return [len(run) for run in text.strip("s").split("p")[1:-1]]
-
-
-def test_a_crowd_leaves_one_decode_step_between_its_prefill_steps_and_who_comes_later_more() -> None:
-    runner = EchoRunner("word " * 600, prefill_tokens=64)
-    slow = with_faults(runner, Slow())
+    order: list[str] = []
+    asked = threading.Event()
+    monkeypatch.setattr(Pacer, "prefilled", watched)
+    runner = EchoRunner("word " * 9_000, prefill_tokens=64)
+    faults = with_faults(runner, Order())
     with Memory(runner, ":memory:", config=Config(chunk_tokens=64, target_gap_s=0.002)) as memory:
         said = [f"{number} has something new to read. " * 12 for number in range(4)]
-        crowd = [memory.stream(text, max_tokens=400) for text in said[:3]]
+        crowd = [memory.stream(text, max_tokens=8_000) for text in said[:3]]
+        asked.set()
         wait_for(lambda: all(one.state == "decode" for one in crowd))
-        assert set(slow.runs()) == {0, 1}  # none where nobody decoded yet
-        slow.order.clear()
-        assert memory.generate(said[3], max_tokens=1).finish == "length"
-        assert min(slow.runs()) > 1
+        calls = "".join(call[0] for call in order if call in ("prefill", "step"))
+        together = calls[calls.index("s") : calls.rindex("p") + 1]  # from the first's first token on
+        assert {len(run) for run in together.split("p")} == {0, 1}
+        assert {len(run) for run in together.split("s")} <= {0, 1, 2}
+        assert len(paced) > 6
+        assert not any(paced)
+        with faults.hold("step"):
+            late = memory.stream(said[3], max_tokens=1)
+            assert {one.state for one in crowd} == {"decode"}
+            paced.clear()
+        assert late.result().finish == "length"
+        assert len(paced) > 2
+        assert all(paced)
         for one in crowd:
             one.cancel()
