@@ -6,13 +6,14 @@ its window, all others as snapshots of their whole state. ``CacheList`` is the l
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
@@ -303,7 +304,7 @@ class _RoomyFile(io.RawIOBase):
         self._at += size
         return size
 
-    def fill(self, arrays: Any) -> None:
+    def fill(self, arrays: Any, helper: Executor | None) -> None:
         """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it."""
         left = self._later or deque()
 
@@ -315,17 +316,24 @@ class _RoomyFile(io.RawIOBase):
                     return
                 self._source.read_into(*place)
 
-        with ThreadPoolExecutor(1, "agent_memory-restore") as helper:
-            other = helper.submit(work)
-            try:
-                work()
-            finally:
-                left.clear()
+        other = None
+        if helper is not None and left:
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                other = helper.submit(work)
+        try:
+            work()
+        finally:
+            left.clear()
+        if other is not None:
             other.result()
 
 
-def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
-    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read."""
+def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor | None = None) -> list[Any]:
+    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read.
+
+    ``helper``: a second thread that shares the reading. It must run already: one that is started while an exception
+    strikes its starter may die before it begins, and the starter would wait for it for ever.
+    """
     n_tokens, start = source.n_tokens, source.held_from
     room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
     n_rows = n_tokens - start
@@ -335,7 +343,7 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any]) -> list[Any]:
     file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)
-    file.fill(arrays)  # everything is read when this returns, so that it can be verified before it is used
+    file.fill(arrays, helper)  # everything is read when this returns, so that it can be verified before it is used
     for number, (spec, _) in enumerate(specs):
         for span in source.encoded(number):
             arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)

@@ -11,6 +11,7 @@ caches with spare room (benchmarks/handover.py has the figures). Private names o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
@@ -60,13 +61,22 @@ class MLXBatch:
     """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
 
     ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut. ``beside``: a
-    second stream, where a CPU copies half of what rows bring when they join.
+    second stream, where a CPU copies half of what rows bring when they join. ``helper``: a running thread that shares
+    the reading of a restore.
     """
 
     def __init__(
-        self, model: Any, layout: Layout, chunk_tokens: int = 256, *, clears: bool = False, beside: Any = None
+        self,
+        model: Any,
+        layout: Layout,
+        chunk_tokens: int = 256,
+        *,
+        clears: bool = False,
+        beside: Any = None,
+        helper: Executor | None = None,
     ) -> None:
         self._model, self._layout, self._chunk_tokens, self._clears = model, layout, chunk_tokens, clears
+        self._helper = helper
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model)
         self._beside = beside if beside is not None else self._generator.stream
@@ -82,7 +92,7 @@ class MLXBatch:
 
     def restore(self, source: Source) -> MLXKV:
         """Caches filled from ``source``; O(its bytes)."""
-        return MLXKV(kinds.fill(self._layout, source, self._caches()), self._layout, source.n_tokens)
+        return MLXKV(kinds.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
 
     def _caches(self) -> list[Any]:
         return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)

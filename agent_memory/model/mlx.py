@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class MLXRunner:
         self._choices: dict[str, str] = {}
         self._weights_bytes = 0
         self._beside: Any = None
+        self._helper: ThreadPoolExecutor | None = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -178,6 +180,9 @@ class MLXRunner:
         }
         if self._adapter is not None:  # its scale is in no weight
             self._identity["adapter"] = digests.of_file(Path(self._adapter) / "adapter_config.json")
+        if _on_cpu():
+            self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
+            self._helper.submit(int).result()  # it runs from now on
 
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
         """As recorded while the files are the same; else the hub's, or read from the weights."""
@@ -197,11 +202,15 @@ class MLXRunner:
 
         if self._beside is None and _on_cpu():
             self._beside = mx.new_stream(mx.cpu)  # one for all batches: mlx never ends a stream before its thread does
-        return MLXBatch(self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=self._beside)
+        return MLXBatch(
+            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=self._beside, helper=self._helper
+        )
 
     def close(self) -> None:
         """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""
         self._model = self._hf = self._beside = None
+        if self._helper is not None:
+            self._helper.shutdown()
         if "mlx.core" in sys.modules:
             import mlx.core as mx
 

@@ -24,7 +24,7 @@ RETRY_S = 1.0  #: a log that could not be written is tried again this often
 
 
 class IOThread:
-    """Runs work in order on one thread, started by the first item and ended by ``close``.
+    """Runs work in order on one thread, which ``start`` or the first item starts and ``close`` ends.
 
     A log item that fails stays first in its queue and is tried again every second, and at the next ``drain`` or log
     item: no later turn is written over a hole. Thread-safe.
@@ -55,8 +55,13 @@ class IOThread:
 
     @property
     def is_started(self) -> bool:
-        """Whether anything was ever queued."""
+        """Whether the thread was ever started."""
         return self._thread is not None
+
+    def start(self) -> None:
+        """Start the thread, if it does not run yet."""
+        with self._lock:
+            self._start()
 
     def submit(self, work: Callable[[], object], nbytes: int = 0) -> None:
         """Queue KV work; what it raises is logged and dropped."""

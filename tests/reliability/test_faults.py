@@ -11,6 +11,7 @@ import ctypes
 import gc
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -122,9 +123,13 @@ def undisturbed(request: Any) -> tuple[str, dict[str, tuple[int, ...]]]:
 
 
 @pytest.fixture
-def scene(undisturbed: tuple[str, dict[str, tuple[int, ...]]], tmp_path: Path) -> Iterator[Scene]:
+def scene(
+    undisturbed: tuple[str, dict[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Scene]:
     """On disk, with faults at hand."""
     kind, expected = undisturbed
+    # What strikes while an object is finalized is dropped there, but pytest keeps it, and all that its frames hold.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     # pytest keeps every log record of a test, and with a record the traceback and all that its frames hold.
     logging.getLogger("agent_memory").setLevel(logging.CRITICAL + 1)
     runner = _runner(kind)
