@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,27 @@ def test_text_that_cannot_be_parsed_ends_its_own_row(tmp_path: Path, monkeypatch
             failing.result(timeout_s=60)
         assert beside.result(timeout_s=60).text == "quiet " * 20
         assert memory.agent("failing").messages == ()
+
+
+@pytest.mark.mlx
+def test_the_engine_starts_no_thread_while_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an exception from outside may kill the new thread at its birth, for which the engine then waits for ever."""
+    from tests.tinyrunner import endless
+
+    starters: list[str] = []
+    start = threading.Thread.start
+
+    def watched(self: threading.Thread) -> None:
+        starters.append(threading.current_thread().name)
+        start(self)
+
+    with Memory(endless("llama"), tmp_path, config=Config(chunk_tokens=16, prefill_tokens=16)) as memory:
+        monkeypatch.setattr(threading.Thread, "start", watched)
+        agent = memory.agent("ann")
+        agent.say("what is to be remembered", max_tokens=4)
+        memory.evict(to="cold")
+        reply = agent.say("again", max_tokens=4, logits_processors=[lambda ids, logits: logits])
+        assert reply.usage.tier == "cold"
+        memory.flush()
+        assert starters, "the processor's thread, at least"
+        assert "agent_memory-engine" not in starters
