@@ -305,10 +305,13 @@ class _RoomyFile(io.RawIOBase):
         return size
 
     def fill(self, arrays: Any, helper: Executor | None) -> None:
-        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it."""
+        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it.
+
+        ``work`` neither closes over the arrays nor has them as a default: a traceback's frames hold their functions.
+        """
         left = self._later or deque()
 
-        def work(_held: Any = arrays) -> None:  # the places are the arrays' own, even if this thread is struck down
+        def work(_held: Any = None) -> None:
             while left:
                 try:
                     place = left.popleft()
@@ -319,7 +322,7 @@ class _RoomyFile(io.RawIOBase):
         other = None
         if helper is not None and left:
             with contextlib.suppress(RuntimeError):  # the interpreter ends
-                other = helper.submit(work)
+                other = helper.submit(work, arrays)  # whose memory it fills, even if this thread is struck down
         try:
             work()
         finally:

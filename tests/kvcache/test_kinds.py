@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from agent_memory.kvcache.layout import is_kept
+from agent_memory.scheduler.faults import let_go
 from agent_memory.types import Sampling
 from tests import tiny
 
@@ -91,6 +94,29 @@ def test_a_restored_kv_gives_bit_equal_logits(name: str, dtype: str) -> None:
     for n in (1, 15, 31, 32, 33, 48, 100, 256, 300):
         live = _fed(batch, _ids(n))
         _assert_equal_from_here(model, batch.restore(HostSource(live, n)), live)
+
+
+@pytest.mark.parametrize("has_helper", [False, True])
+def test_an_error_in_a_restore_holds_none_of_its_arrays(has_helper: bool) -> None:
+    """A traceback's frames hold their functions, and these what they close over and their defaults."""
+    import mlx.core as mx
+
+    class Struck(HostSource):
+        def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+            raise KeyboardInterrupt
+
+    _, batch = _setup("llama")
+    source = Struck(_fed(batch, _ids(100)), 100)
+    with ThreadPoolExecutor(1) as helper:
+        batch._helper = helper if has_helper else None
+        gc.collect()
+        floor = mx.get_active_memory()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            batch.restore(source)
+        helper.submit(int).result()  # by now the other half is over
+        let_go(caught.value)
+        gc.collect()
+        assert mx.get_active_memory() == floor
 
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
