@@ -337,7 +337,7 @@ def test_200_exceptions_out_of_nowhere_end_every_handle(scene: Scene, error: typ
 def _cancels(scene: Scene, n_cancels: int) -> None:
     draw = random.Random(12)
     given: list[tuple[str, str, Generation]] = []
-    names = [*AGENTS, "dan", "eve", "fay"]
+    names = [*AGENTS, *(f"new {n}" for n in range(n_cancels // 30))]  # else a few, very long
     n_cancelled = 0
     while n_cancelled < n_cancels:
         name, text = draw.choice(names), LONG[draw.randrange(60) :][: draw.randrange(10, 300)]
