@@ -115,7 +115,10 @@ def _is_served(handle: Generation) -> bool:
     return handle.state == "done"
 
 
-def test_a_low_priority_does_not_starve_while_higher_ones_keep_coming(one_row: Counter) -> None:
+def test_a_low_priority_does_not_starve_while_higher_ones_keep_coming(
+    one_row: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_memory.scheduler.waiting.AGE_S", 1.0)
     crowd = _Crowd(one_row.memory, priority=1, max_tokens=4, text="in a hurry")
     try:
         wait_for(lambda: len(one_row.started) > 6)
