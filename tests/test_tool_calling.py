@@ -104,6 +104,21 @@ def test_a_reply_with_calls_says_so_and_one_without_does_not_18(free: None, open
     assert (rejected.finish, rejected.rejected_calls[0].reason) == ("stop", "undeclared")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>',
+        r'<tool_call>{"name": "add", "arguments": "{\"a\": \"\ud800\"}"}</tool_call>',
+        r'<tool_call>[{"name": "add", "arguments": {}, "id": "\ud800"}]</tool_call>',
+    ],
+)
+def test_a_call_that_no_message_can_hold_leaves_the_agent_usable(free: None, opened: Any, call: str) -> None:
+    ann = opened(call, "fine").agent("ann", tools=[ADD])
+    reply = ann.say("go")
+    assert (reply.finish, reply.tool_calls, reply.rejected_calls[0].reason) == ("stop", (), "malformed")
+    assert ann.say("so?").text == "fine"
+
+
 def test_without_tools_or_with_the_choice_none_a_call_is_text_13(opened: Any) -> None:
     memory = opened(CALL, CALL)
     for reply in (memory.generate("go"), memory.generate("go", tools=[ADD], tool_choice="none")):

@@ -75,6 +75,27 @@ def test_any_other_arguments_make_an_invalid_call_and_no_crash_6(value: str) -> 
     assert [(call.reason, call.name) for call in parsed.rejected_calls] == [("malformed", "add")]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (r'{"name": "add", "arguments": {"a": 1e999}}', "1e999 is too large"),
+        (r'{"name": "add", "arguments": {"a": [-1E+400]}}', "too large"),
+        (r'{"name": "add", "arguments": "{\"a\": 1e999}"}', "too large"),
+        (r'{"name": "add", "arguments": "{\"a\": \"\ud800\"}"}', "surrogates"),
+        (r'{"name": "add", "arguments": "{\"a\": \"\\ud800\"}"}', "surrogates"),
+        (r'[{"name": "add", "arguments": {}, "id": "\ud800"}]', "surrogates"),
+        (r'[{"name": "\ud800", "arguments": {}}]', "surrogates"),
+        ('{"name": "add", "arguments": {"a": "\ud800"}}', "surrogates"),
+    ],
+)
+def test_what_cannot_be_written_as_json_again_is_no_call_6(body: str, said: str) -> None:
+    parsed = check(f"<tool_call>{body}</tool_call>")
+    assert parsed.tool_calls == ()
+    [rejected] = parsed.rejected_calls
+    assert rejected.reason == "malformed"
+    assert said in rejected.detail
+
+
 @pytest.mark.parametrize("format", JSON_FORMATS)
 def test_several_calls_keep_their_order_and_have_their_own_ids_7(format: str) -> None:
     calls = [("add", {"a": i}) for i in range(5)]
