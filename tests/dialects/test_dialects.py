@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,12 @@ def saying() -> Iterator[Callable[..., Memory]]:
     yield open_
     for memory in memories:
         memory.close()
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra nothing holds calls, so that they can be wrong."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
 
 
 def anthropic_request(**more: Any) -> dict[str, Any]:
@@ -340,6 +347,31 @@ def test_objects_read_like_the_sdks(saying: Any) -> None:
     assert message == message.to_dict()
     with pytest.raises(AttributeError, match="no 'colour'; it has id"):
         message.colour  # noqa: B018
+
+
+#: Not told by the scanner, which leaves a string's escapes to the parser of the whole.
+UNREADABLE = [r'"\d"', r'"\u12"', r'"\ud800"', "1e999"]
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+@pytest.mark.parametrize("rest", ["}}</tool_call>", "", ', "b": "x'], ids=["ended", "cut", "cut later"])
+def test_no_reply_raises_for_what_a_model_wrote(free: None, saying: Any, value: str, rest: str) -> None:
+    said = f'<tool_call>{{"name": "get_weather", "arguments": {{"location": "Paris", "unit": {value}{rest}'
+    memory = saying(said)
+    message = memory.messages.create(**anthropic_request())
+    [choice] = memory.chat.completions.create(**openai_request()).choices
+    assert choice.finish_reason in ("stop", "length")
+    if message.stop_reason == "max_tokens":
+        [block] = message.content
+        assert block.input == {"location": "Paris"}
+    else:
+        assert (message.stop_reason, rest[:2]) == ("end_turn", "}}")
+    for stream in (
+        memory.messages.stream(**anthropic_request()),
+        memory.chat.completions.create(**openai_request(stream=True)),
+    ):
+        assert list(stream)
+    assert json.dumps(message.to_dict(), ensure_ascii=False).encode()
 
 
 JSON = st.recursive(
