@@ -63,7 +63,8 @@ def without_ids(calls: Sequence[ToolCall]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     "said",
-    [TWO, CALL, "plain", f"<think>hm {CALL}</think>\n\nSo {CALL}", '<tool_call>{"name": "sub", "arguments": {}}', "{",
+    [TWO, CALL, "plain", '<tool_call>{"name": "add", "arguments": {"a": 1 "b"}}</tool_call>',
+     f"<think>hm {CALL}</think>\n\nSo {CALL}", '<tool_call>{"name": "sub", "arguments": {}}', "{",
      '{"tool_use": {"name": "add", "input": {"a": 1}}}', '<tool_call>{"name": "add", "arguments": {"a": ', "<tool_c"],
 )  # fmt: skip
 def test_a_stream_and_its_reply_agree(free: None, opened: Any, said: str) -> None:

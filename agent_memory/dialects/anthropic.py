@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.dialects.plain import Data, Parameters, begun_object
+from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
 from agent_memory.dialects.stream import EventStream
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
@@ -133,6 +133,7 @@ class MessageWriter:
             "stop_reason": None, "stop_sequence": None, "usage": dict(_NO_USAGE),
         }  # fmt: skip
         self._blocks: list[dict[str, Any]] = []
+        self._malformed: set[int] = set()  # blocks that are no calls after all
         self._input = ""  # of the tool_use block that is open
         self._open = ""  # the type of the block that is open
 
@@ -158,6 +159,8 @@ class MessageWriter:
                 self._input += event.text
                 out.append(self._delta({"type": "input_json_delta", "partial_json": event.text}))
             elif isinstance(event, CallEnd):
+                if is_malformed(event):
+                    self._malformed.add(len(self._blocks) - 1)
                 out += self._close()
         return out
 
@@ -166,13 +169,25 @@ class MessageWriter:
         out = self._close()
         reason = "stop_sequence" if reply.finish == "stop" and reply.stopped else _STOP_REASONS[reply.finish]
         ended = {"stop_reason": reason, "stop_sequence": reply.stopped if reason == "stop_sequence" else None}
-        self._message |= {"content": self._blocks, **ended, "usage": usage_of(reply.usage)}
+        self._message |= {"content": self._content(), **ended, "usage": usage_of(reply.usage)}
         out.append({"type": "message_delta", "delta": ended, "usage": usage_of(reply.usage)})
         return [*out, {"type": "message_stop"}]
 
     def whole(self) -> dict[str, Any]:
         """The message."""
         return self._message
+
+    def _content(self) -> list[dict[str, Any]]:
+        """The blocks without malformed calls; the texts around one are one text."""
+        out: list[dict[str, Any]] = []
+        for place, block in enumerate(self._blocks):
+            if place in self._malformed:
+                continue
+            if out and block["type"] == out[-1]["type"] == "text":
+                out[-1] = {"type": "text", "text": out[-1]["text"] + block["text"]}
+            else:
+                out.append(block)
+        return out
 
     def _on(self, kind: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
         """Make sure that a block of this kind is open."""

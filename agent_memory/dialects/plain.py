@@ -1,4 +1,4 @@
-"""What both dialects are made of: objects that read like the SDKs', requests read by name, and JSON that was cut."""
+"""What both dialects are made of: objects that read like the SDKs', requests read by name, and calls that broke."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.toolcall.found import loads
+from agent_memory.types import CallEnd
 
 _FREE = frozenset({"input", "metadata"})  #: fields whose value is the model's or the caller's own JSON, left as it is
 
@@ -91,6 +92,11 @@ class Parameters:
         """Raises UnsupportedParameterError for what was not taken."""
         if self._rest:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
+
+
+def is_malformed(end: CallEnd) -> bool:
+    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    return end.rejected is not None and end.rejected.reason == "malformed"
 
 
 _STRUCTURE = "{}[],:"

@@ -374,6 +374,48 @@ def test_no_reply_raises_for_what_a_model_wrote(free: None, saying: Any, value: 
     assert json.dumps(message.to_dict(), ensure_ascii=False).encode()
 
 
+BROKEN = '<tool_call>{"name": "get_weather", "arguments": {"location": "Paris" "unit"}}</tool_call>'
+TWICE = '<tool_call>{"name": "get_weather", "arguments": {}, "arguments": {"location": "Paris"}}</tool_call>'
+
+
+@pytest.mark.parametrize("broken", [BROKEN, TWICE, BROKEN.replace('"Paris" ', "1e999}} ")])
+def test_a_malformed_call_is_text_in_anthropics_message_10(free: None, saying: Any, broken: str) -> None:
+    memory = saying(f"So.\n{broken}\nBye.", f"{broken}{NATIVE}", "fine")
+    stream = memory.messages.stream(**anthropic_request())
+    events = [EVENTS.validate_python(event.to_dict(), strict=True) for event in stream]
+    check_anthropic_order(events)
+    starts = [event.content_block.type for event in events if event.type == "content_block_start"]
+    assert starts == ["text", "tool_use", "text"]
+    message = stream.get_final_message()
+    assert (message.stop_reason, [block.type for block in message.content]) == ("end_turn", ["text"])
+    assert message.content[0].text == f"So.\n{broken}\nBye." == "".join(stream.text_stream)
+    history = [*ASK, {"role": "assistant", "content": message.content}, *ASK]
+    second = memory.messages.create(**anthropic_request(messages=history))
+    text, use = second.content
+    assert (text.text, use.name, second.stop_reason) == (broken, "get_weather", "tool_use")
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "22"}
+    answered = [*history, {"role": "assistant", "content": second.content}, {"role": "user", "content": [result]}]
+    assert memory.messages.create(**anthropic_request(messages=answered)).content[0].text == "fine"
+
+
+@pytest.mark.parametrize("broken", [BROKEN, TWICE])
+def test_a_malformed_call_is_text_in_openais_completion_10(free: None, saying: Any, broken: str) -> None:
+    memory = saying(f"So.\n{broken}", f"{broken}{NATIVE}", "fine")
+    stream = memory.chat.completions.create(**openai_request(stream=True))
+    chunks = [openai.types.chat.ChatCompletionChunk.model_validate(c.to_dict(), strict=True) for c in stream]
+    begun = [call.index for chunk in chunks for call in chunk.choices[0].delta.tool_calls or () if call.id]
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert (begun, said, chunks[-1].choices[0].finish_reason) == ([0], f"So.\n{broken}", "stop")
+    message = stream.get_final_completion().choices[0].message
+    assert (message.content, "tool_calls" in message) == (f"So.\n{broken}", False)
+    second = memory.chat.completions.create(**openai_request(messages=[*ASK, message, *ASK])).choices[0]
+    [call] = second.message.tool_calls
+    assert (second.message.content, call.function.name, second.finish_reason) == (broken, "get_weather", "tool_calls")
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "22"}
+    history = [*ASK, message, *ASK, second.message, answer]
+    assert memory.chat.completions.create(**openai_request(messages=history)).choices[0].message.content == "fine"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
