@@ -61,7 +61,7 @@ class OpenAICompletions:
         limits = [parameters.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
         if None not in limits:
             raise UnsupportedParameterError("chat.completions: give max_completion_tokens or max_tokens, not both")
-        history = list(parameters.need("messages", list, tuple))
+        history = [_message(one) for one in parameters.need("messages", list, tuple)]
         tools = parameters.take("tools", list, tuple, default=())
         choice = _choice(parameters.take("tool_choice", str, Mapping, default="auto"))
         is_parallel = parameters.take("parallel_tool_calls", bool, default=True)
@@ -85,6 +85,13 @@ class OpenAICompletions:
             max_tokens=next((limit for limit in limits if limit is not None), 512),
             stop=stop,
         )
+
+
+def _message(given: Any) -> Any:
+    """A message; null is how the API writes an assistant's, or a tool's, content that is empty."""
+    if isinstance(given, Mapping) and given.get("role") in ("assistant", "tool") and given.get("content") is None:
+        return {**given, "content": ""}
+    return given
 
 
 def _choice(given: Any) -> Any:

@@ -339,6 +339,18 @@ def test_a_result_that_answers_nothing_is_refused_in_both_21(saying: Any) -> Non
         memory.chat.completions.create(**openai_request(messages=[*ASK, answer]))
 
 
+def test_a_reply_without_content_and_an_empty_result_can_be_sent_back_to_completions(saying: Any) -> None:
+    memory = saying("<think>hmm", NATIVE, "fine")
+    thought = memory.chat.completions.create(**openai_request()).choices[0].message
+    assert (thought.content, thought.reasoning_content) == (None, "hmm")
+    asked = memory.chat.completions.create(**openai_request(messages=[*ASK, thought, *ASK])).choices[0].message
+    answer = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": None}
+    history = [*ASK, thought, *ASK, asked, answer]
+    assert memory.chat.completions.create(**openai_request(messages=history)).choices[0].message.content == "fine"
+    with pytest.raises(UnsupportedParameterError, match="NoneType"):
+        memory.chat.completions.create(**openai_request(messages=[{"role": "user", "content": None}]))
+
+
 def test_objects_read_like_the_sdks(saying: Any) -> None:
     message = saying(CALL).messages.create(**anthropic_request())
     assert message.content[0].name == message["content"][0]["name"]
