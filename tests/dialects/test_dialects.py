@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from agent_memory import CancelledError, EchoRunner, Memory, ToolResultError, UnsupportedParameterError
 from agent_memory.dialects.plain import begun_object
+from tests.waiting import within
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
 SCHEMA = {
@@ -201,6 +202,25 @@ def test_streams_serve_event_loops_context_managers_and_early_ends(saying: Any) 
         next(iter(stream))
     with pytest.raises(CancelledError):
         stream.get_final_message()
+
+
+def test_an_iterator_left_at_its_first_event_cancels_the_request() -> None:
+    async def leave(stream: Any) -> None:
+        events = aiter(stream)
+        assert (await anext(events)).type == "message_start"
+        await events.aclose()
+
+    with Memory(EchoRunner(lambda asked, ids: "word " * 400, delay_s=0.005), ":memory:") as memory:
+        for is_async in (False, True):
+            stream = memory.messages.stream(**anthropic_request())
+            if is_async:
+                asyncio.run(leave(stream))
+            else:
+                for event in stream:
+                    assert event.type == "message_start"
+                    break
+            with pytest.raises(CancelledError):
+                within(stream.get_final_message)
 
 
 @pytest.mark.parametrize(
