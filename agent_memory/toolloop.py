@@ -27,6 +27,10 @@ def run_rounds(
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
     tools = as_tools(functions)
+    if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
+        raise UnsupportedParameterError(
+            "run_tools needs at least one function to run, got 0; say() and give() leave an agent's calls to you"
+        )
     if not all(callable(function) for function in functions):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}

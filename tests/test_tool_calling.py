@@ -332,3 +332,12 @@ def test_the_loop_ends_after_its_rounds_with_the_calls_open(opened: Any) -> None
             memory.run_tools("bob", "go", [add], max_rounds=bad)
     with pytest.raises(UnsupportedParameterError, match="functions"):
         memory.run_tools("bob", "go", [ADD])
+
+
+@pytest.mark.parametrize("functions", [[], ()])
+def test_the_loop_needs_a_function_before_it_generates_anything(opened: Any, functions: Any) -> None:
+    memory = opened(CALL)
+    ann = memory.agent("ann", tools=[ADD])
+    with pytest.raises(UnsupportedParameterError, match="at least one function"):
+        memory.run_tools(ann, "go", functions)
+    assert (ann.messages, memory._runner.calls.computed) == ((), 0)
