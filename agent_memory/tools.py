@@ -179,9 +179,9 @@ def structured(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         fitting = (part for part in parts if fits(value, schema_of(part, "")))
         return structured(value, next(fitting, Any))
-    if origin in (list, Sequence):
+    if origin in (list, Sequence) and parts:
         return [structured(part, parts[0]) for part in value]
-    if origin in (dict, Mapping):
+    if origin in (dict, Mapping) and parts:
         return {name: structured(part, parts[1]) for name, part in value.items()}
     return value
 

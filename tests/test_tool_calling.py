@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -341,3 +342,46 @@ def test_the_loop_needs_a_function_before_it_generates_anything(opened: Any, fun
     with pytest.raises(UnsupportedParameterError, match="at least one function"):
         memory.run_tools(ann, "go", functions)
     assert (ann.messages, memory._runner.calls.computed) == ((), 0)
+
+
+class Unspeakable(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def named(kind: str) -> Any:
+    """A file's name, in one way or another."""
+    if kind == "error":
+        raise OSError("no such file: \udcff")
+    if kind == "unspeakable":
+        raise Unspeakable
+    return {"text": "a\udcff", "list": ["a\udcff"], "number": float("inf"), "set": {1}}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("text", "a\\udcff"), ("list", '["a\\udcff"]'), ("number", "Infinity"),
+        ("error", "OSError: no such file: \\udcff"),
+        ("unspeakable", "Unspeakable"), ("set", "TypeError: Object of type set is not JSON serializable"),
+    ],
+)  # fmt: skip
+def test_whatever_a_tool_gives_or_raises_reaches_the_model(opened: Any, kind: str, said: str) -> None:
+    memory = opened(f'<tool_call>{{"name": "named", "arguments": {{"kind": "{kind}"}}}}</tool_call>', "I see.")
+    assert memory.run_tools("ann", "go", [named]).text == "I see."
+    [answer] = tool_messages(memory.agent("ann"))
+    assert answer == (f"Error: {said}" if ":" in said or kind == "unspeakable" else said)
+
+
+def count(rows: typing.Sequence, named: typing.Mapping, more: typing.List, rest: typing.Dict) -> str:  # type: ignore[type-arg]  # noqa: UP006
+    """Counts."""
+    return f"{len(rows)} {sorted(named)} {more} {rest}"
+
+
+def test_parameters_of_a_kind_without_its_parts_are_passed_as_they_are(opened: Any) -> None:
+    arguments = json.dumps({"rows": [1, "b"], "named": {"c": 1, "a": []}, "more": [None], "rest": {"x": {}}})
+    memory = opened(f'<tool_call>{{"name": "count", "arguments": {arguments}}}</tool_call>', "I see.")
+    assert memory.run_tools("ann", "go", [count]).text == "I see."
+    assert tool_messages(memory.agent("ann")) == ["2 ['a', 'c'] [None] {'x': {}}"]

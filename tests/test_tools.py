@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any, Literal
 
 import pytest
 from attrs import frozen
 
 from agent_memory import Tool, UnsupportedParameterError
-from agent_memory.tools import as_functions, as_tools, from_json, to_json
+from agent_memory.tools import as_functions, as_tools, from_json, structured, to_json
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = Tool("get_weather", "The weather.", SCHEMA)
@@ -57,6 +58,20 @@ def untyped(city) -> str:  # type: ignore[no-untyped-def]
 
 def starred(*cities: str) -> str:
     return str(cities)
+
+
+@frozen
+class Bare:
+    rows: typing.List  # type: ignore[type-arg]  # noqa: UP006
+    more: typing.Sequence  # type: ignore[type-arg]
+    named: typing.Mapping | None = None  # type: ignore[type-arg]
+
+
+def test_a_class_whose_fields_leave_their_parts_open_is_built() -> None:
+    parameters = as_tools([Bare])[0].parameters
+    assert parameters["properties"]["rows"] == parameters["properties"]["more"] == {"type": "array"}
+    value = {"rows": [1, {"a": 2}], "more": [[]], "named": {"b": [3]}}
+    assert structured(value, Bare) == Bare([1, {"a": 2}], [[]], {"b": [3]})
 
 
 def bytes_in(data: bytes) -> str:
