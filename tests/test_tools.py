@@ -84,6 +84,18 @@ class Node:
     next: Node | None = None
 
 
+def missing(a: typing.nope) -> str:  # type: ignore[name-defined]
+    return str(a)
+
+
+def ill_formed(a: "int int") -> str:  # type: ignore[valid-type]  # noqa: F722
+    return str(a)
+
+
+def failing(a: 1 / 0) -> str:  # type: ignore[valid-type]
+    return str(a)
+
+
 def last_of(nodes: list[Node]) -> int:
     return nodes[-1].value
 
@@ -115,6 +127,9 @@ def last_of(nodes: list[Node]) -> int:
         ([untyped], "'city' needs a type"),
         ([starred], "cannot be passed by name"),
         ([bytes_in], "bytes_in.data"),
+        ([missing], "types of function 'missing' cannot be read: .*nope"),
+        ([ill_formed], "types of function 'ill_formed' cannot be read: SyntaxError"),
+        ([failing], "types of function 'failing' cannot be read: ZeroDivisionError"),
         ([last_of], "Node.next: Node has fields of its own type"),
     ],
 )

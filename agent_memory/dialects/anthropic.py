@@ -59,8 +59,8 @@ class AnthropicMessages:
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
         metadata = parameters.take("metadata", Mapping, default={})
-        if unknown := set(metadata) - {"user_id"}:
-            raise UnsupportedParameterError(f"messages: metadata.{min(unknown)} is not supported")
+        if unknown := sorted(map(str, set(metadata) - {"user_id"})):
+            raise UnsupportedParameterError(f"messages: metadata.{unknown[0]} is not supported")
         agent = parameters.take("agent", str, default=metadata.get("user_id"))
         choice, is_parallel = _choice(parameters.take("tool_choice", Mapping, default={"type": "auto"}))
         sampling = Sampling(
@@ -97,7 +97,7 @@ def _history(parameters: Parameters) -> list[Any]:
 def _schema(parameters: Parameters) -> Any:
     """``Memory.generate``'s schema for ``output_config.format``, or ``output_format`` as the API had it before."""
     config = parameters.take("output_config", Mapping, default={})
-    if unknown := sorted(name for name, value in config.items() if name != "format" and value is not None):
+    if unknown := sorted(str(name) for name, value in config.items() if name != "format" and value is not None):
         raise UnsupportedParameterError(f"messages: output_config.{unknown[0]} is not supported")
     both = config.get("format"), parameters.take("output_format", Mapping)
     formats = [given for given in both if given is not None]

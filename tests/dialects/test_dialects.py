@@ -315,6 +315,7 @@ def test_anthropics_output_format_is_held(saying: Any, name: str) -> None:
         ({"tool_choice": {"type": "maybe"}}, "maybe"), ({"metadata": {"team": "x"}}, "metadata.team"),
         ({"messages": "hi"}, "messages must be list"), ({"max_tokens": True}, "max_tokens must be int"),
         ({"stream": "yes"}, "stream must be bool"),
+        ({"metadata": {1: 1, "a": 2}}, "metadata.1 is"), ({"output_config": {2: 2, "a": 1}}, "output_config.2 is"),
         ({"temperature": "hot"}, "temperature"), ({"system": 3}, "system must be"),
         ({"service_tier": "x"}, "service_tier"),
     ],
