@@ -5,7 +5,7 @@ Shapes follow the API's reference and the types of its Python SDK.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
@@ -72,6 +72,7 @@ class AnthropicMessages:
         stop = parameters.take("stop_sequences", list, tuple, default=())
         tools = parameters.take("tools", list, tuple, default=())
         history, schema = _history(parameters), _schema(parameters)
+        _refuse_prefill(history)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
         parameters.end()
@@ -92,6 +93,17 @@ def _history(parameters: Parameters) -> list[Any]:
     system = parameters.take("system", str, list, tuple)
     messages = parameters.need("messages", list, tuple)
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
+
+
+def _refuse_prefill(history: Sequence[Any]) -> None:
+    """Raises UnsupportedParameterError where the last message is the beginning of the reply."""
+    last = history[-1] if history else None
+    role = last.get("role") if isinstance(last, Mapping) else getattr(last, "role", None)
+    if role == "assistant":
+        raise UnsupportedParameterError(
+            "messages: the last message is an assistant's, and to prefill the reply is not supported; "
+            "end with a user's message"
+        )
 
 
 def _schema(parameters: Parameters) -> Any:

@@ -18,7 +18,7 @@ from jiter import from_json
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import TypeAdapter
 
-from agent_memory import CancelledError, EchoRunner, Memory, ToolResultError, UnsupportedParameterError
+from agent_memory import CancelledError, EchoRunner, Memory, Message, ToolResultError, UnsupportedParameterError
 from agent_memory.dialects.plain import begun_object
 from tests.waiting import within
 
@@ -348,6 +348,15 @@ def test_what_messages_does_not_support_is_refused_by_name(saying: Any, more: di
 def test_what_completions_does_not_support_is_refused_by_name(saying: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(UnsupportedParameterError, match=said):
         saying("x").chat.completions.create(**openai_request(**more))
+
+
+@pytest.mark.parametrize("last", [{"role": "assistant", "content": "It is"}, Message("assistant", "It is")])
+def test_the_beginning_of_a_reply_is_refused_by_name_and_may_be_counted(saying: Any, last: Any) -> None:
+    memory = saying("x")
+    for ask in (memory.messages.create, memory.messages.stream):
+        with pytest.raises(UnsupportedParameterError, match=r"the last message .* prefill"):
+            ask(**anthropic_request(messages=[*ASK, last]))
+    assert memory.messages.count_tokens(messages=[*ASK, last]).input_tokens > 0
 
 
 def test_a_result_that_answers_nothing_is_refused_in_both_21(saying: Any) -> None:
