@@ -27,6 +27,10 @@ def run_rounds(
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
     tools = as_tools(functions)
+    if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
+        raise UnsupportedParameterError(
+            "run_tools needs at least one function to run, got 0; say() and give() leave an agent's calls to you"
+        )
     if not all(callable(function) for function in functions):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
@@ -53,5 +57,17 @@ def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolRe
         value = function(**{name: structured(value, hints[name]) for name, value in call.arguments.items()})
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except Exception as error:  # noqa: BLE001 - a user's function: its failure is the model's to read
-        return ToolResult(call.id, f"{type(error).__name__}: {error}", is_error=True)
-    return ToolResult(call.id, text)
+        return ToolResult(call.id, _readable(_described(error)), is_error=True)
+    return ToolResult(call.id, _readable(text))
+
+
+def _described(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a user's class: its __str__ may fail as its function did
+        return type(error).__name__
+
+
+def _readable(text: str) -> str:
+    """``text`` with lone surrogates (a file's name may have some) written as escapes: no prompt can hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -114,8 +114,11 @@ def from_function(function: Callable[..., Any], within: tuple[type, ...] = ()) -
     name = getattr(function, "__name__", type(function).__name__)
     try:
         signature, hints = inspect.signature(function), typing.get_type_hints(function)
-    except (TypeError, ValueError, NameError) as error:
-        raise UnsupportedParameterError(f"the types of function {name!r} cannot be read: {error}") from None
+    except Exception as error:
+        # An annotation that is a text is the caller's code: it fails in every way there is.
+        raise UnsupportedParameterError(
+            f"the types of function {name!r} cannot be read: {type(error).__name__}: {error}"
+        ) from error
     text, described = _documented(inspect.getdoc(function) or "")
     properties: dict[str, Any] = {}
     required = []
@@ -179,9 +182,9 @@ def structured(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         fitting = (part for part in parts if fits(value, schema_of(part, "")))
         return structured(value, next(fitting, Any))
-    if origin in (list, Sequence):
+    if origin in (list, Sequence) and parts:
         return [structured(part, parts[0]) for part in value]
-    if origin in (dict, Mapping):
+    if origin in (dict, Mapping) and parts:
         return {name: structured(part, parts[1]) for name, part in value.items()}
     return value
 

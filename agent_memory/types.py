@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError
@@ -172,14 +172,12 @@ class Reply:
 
 @frozen
 class Text:
-    """A piece of the visible answer."""
+    """A piece of the visible answer. ``source``: the text itself; nothing where earlier events hold it, as those of a
+    call that was given out and turned out malformed.
+    """
 
     text: str
-
-    @property
-    def source(self) -> str:
-        """The text itself."""
-        return self.text
+    source: str = field(default=Factory(lambda self: self.text, takes_self=True), repr=False)
 
 
 @frozen
@@ -222,7 +220,10 @@ class CallArguments:
 
 @frozen
 class CallEnd:
-    """A call closes: with ``call``, or with ``rejected`` where its arguments turned out broken or cut short."""
+    """A call closes: with ``call``, or with ``rejected`` where it turned out malformed or cut short.
+
+    What is malformed is no call after all: all of its text follows, as ``Text``.
+    """
 
     index: int
     call: ToolCall | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,8 @@ def without_ids(calls: Sequence[ToolCall]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     "said",
-    [TWO, CALL, "plain", f"<think>hm {CALL}</think>\n\nSo {CALL}", '<tool_call>{"name": "sub", "arguments": {}}', "{",
+    [TWO, CALL, "plain", '<tool_call>{"name": "add", "arguments": {"a": 1 "b"}}</tool_call>',
+     f"<think>hm {CALL}</think>\n\nSo {CALL}", '<tool_call>{"name": "sub", "arguments": {}}', "{",
      '{"tool_use": {"name": "add", "input": {"a": 1}}}', '<tool_call>{"name": "add", "arguments": {"a": ', "<tool_c"],
 )  # fmt: skip
 def test_a_stream_and_its_reply_agree(free: None, opened: Any, said: str) -> None:
@@ -102,6 +104,21 @@ def test_a_reply_with_calls_says_so_and_one_without_does_not_18(free: None, open
     assert memory.generate("go", tools=[ADD]).finish == "stop"
     rejected = memory.generate("go", tools=[ADD])
     assert (rejected.finish, rejected.rejected_calls[0].reason) == ("stop", "undeclared")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>',
+        r'<tool_call>{"name": "add", "arguments": "{\"a\": \"\ud800\"}"}</tool_call>',
+        r'<tool_call>[{"name": "add", "arguments": {}, "id": "\ud800"}]</tool_call>',
+    ],
+)
+def test_a_call_that_no_message_can_hold_leaves_the_agent_usable(free: None, opened: Any, call: str) -> None:
+    ann = opened(call, "fine").agent("ann", tools=[ADD])
+    reply = ann.say("go")
+    assert (reply.finish, reply.tool_calls, reply.rejected_calls[0].reason) == ("stop", (), "malformed")
+    assert ann.say("so?").text == "fine"
 
 
 def test_without_tools_or_with_the_choice_none_a_call_is_text_13(opened: Any) -> None:
@@ -316,3 +333,55 @@ def test_the_loop_ends_after_its_rounds_with_the_calls_open(opened: Any) -> None
             memory.run_tools("bob", "go", [add], max_rounds=bad)
     with pytest.raises(UnsupportedParameterError, match="functions"):
         memory.run_tools("bob", "go", [ADD])
+
+
+@pytest.mark.parametrize("functions", [[], ()])
+def test_the_loop_needs_a_function_before_it_generates_anything(opened: Any, functions: Any) -> None:
+    memory = opened(CALL)
+    ann = memory.agent("ann", tools=[ADD])
+    with pytest.raises(UnsupportedParameterError, match="at least one function"):
+        memory.run_tools(ann, "go", functions)
+    assert (ann.messages, memory._runner.calls.computed) == ((), 0)
+
+
+class Unspeakable(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def named(kind: str) -> Any:
+    """A file's name, in one way or another."""
+    if kind == "error":
+        raise OSError("no such file: \udcff")
+    if kind == "unspeakable":
+        raise Unspeakable
+    return {"text": "a\udcff", "list": ["a\udcff"], "number": float("inf"), "set": {1}}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("text", "a\\udcff"), ("list", '["a\\udcff"]'), ("number", "Infinity"),
+        ("error", "OSError: no such file: \\udcff"),
+        ("unspeakable", "Unspeakable"), ("set", "TypeError: Object of type set is not JSON serializable"),
+    ],
+)  # fmt: skip
+def test_whatever_a_tool_gives_or_raises_reaches_the_model(opened: Any, kind: str, said: str) -> None:
+    memory = opened(f'<tool_call>{{"name": "named", "arguments": {{"kind": "{kind}"}}}}</tool_call>', "I see.")
+    assert memory.run_tools("ann", "go", [named]).text == "I see."
+    [answer] = tool_messages(memory.agent("ann"))
+    assert answer == (f"Error: {said}" if ":" in said or kind == "unspeakable" else said)
+
+
+def count(rows: typing.Sequence, named: typing.Mapping, more: typing.List, rest: typing.Dict) -> str:  # type: ignore[type-arg]  # noqa: UP006
+    """Counts."""
+    return f"{len(rows)} {sorted(named)} {more} {rest}"
+
+
+def test_parameters_of_a_kind_without_its_parts_are_passed_as_they_are(opened: Any) -> None:
+    arguments = json.dumps({"rows": [1, "b"], "named": {"c": 1, "a": []}, "more": [None], "rest": {"x": {}}})
+    memory = opened(f'<tool_call>{{"name": "count", "arguments": {arguments}}}</tool_call>', "I see.")
+    assert memory.run_tools("ann", "go", [count]).text == "I see."
+    assert tool_messages(memory.agent("ann")) == ["2 ['a', 'c'] [None] {'x': {}}"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any, Literal
 
 import pytest
 from attrs import frozen
 
 from agent_memory import Tool, UnsupportedParameterError
-from agent_memory.tools import as_functions, as_tools, from_json, to_json
+from agent_memory.tools import as_functions, as_tools, from_json, structured, to_json
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = Tool("get_weather", "The weather.", SCHEMA)
@@ -59,6 +60,20 @@ def starred(*cities: str) -> str:
     return str(cities)
 
 
+@frozen
+class Bare:
+    rows: typing.List  # type: ignore[type-arg]  # noqa: UP006
+    more: typing.Sequence  # type: ignore[type-arg]
+    named: typing.Mapping | None = None  # type: ignore[type-arg]
+
+
+def test_a_class_whose_fields_leave_their_parts_open_is_built() -> None:
+    parameters = as_tools([Bare])[0].parameters
+    assert parameters["properties"]["rows"] == parameters["properties"]["more"] == {"type": "array"}
+    value = {"rows": [1, {"a": 2}], "more": [[]], "named": {"b": [3]}}
+    assert structured(value, Bare) == Bare([1, {"a": 2}], [[]], {"b": [3]})
+
+
 def bytes_in(data: bytes) -> str:
     return str(data)
 
@@ -67,6 +82,18 @@ def bytes_in(data: bytes) -> str:
 class Node:
     value: int
     next: Node | None = None
+
+
+def missing(a: typing.nope) -> str:  # type: ignore[name-defined]
+    return str(a)
+
+
+def ill_formed(a: "int int") -> str:  # type: ignore[valid-type]  # noqa: F722
+    return str(a)
+
+
+def failing(a: 1 / 0) -> str:  # type: ignore[valid-type]
+    return str(a)
 
 
 def last_of(nodes: list[Node]) -> int:
@@ -100,6 +127,9 @@ def last_of(nodes: list[Node]) -> int:
         ([untyped], "'city' needs a type"),
         ([starred], "cannot be passed by name"),
         ([bytes_in], "bytes_in.data"),
+        ([missing], "types of function 'missing' cannot be read: .*nope"),
+        ([ill_formed], "types of function 'ill_formed' cannot be read: SyntaxError"),
+        ([failing], "types of function 'failing' cannot be read: ZeroDivisionError"),
         ([last_of], "Node.next: Node has fields of its own type"),
     ],
 )

@@ -5,10 +5,10 @@ Shapes follow the API's reference and the types of its Python SDK.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.dialects.plain import Data, Parameters, begun_object
+from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
 from agent_memory.dialects.stream import EventStream
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
@@ -59,8 +59,8 @@ class AnthropicMessages:
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
         metadata = parameters.take("metadata", Mapping, default={})
-        if unknown := set(metadata) - {"user_id"}:
-            raise UnsupportedParameterError(f"messages: metadata.{min(unknown)} is not supported")
+        if unknown := sorted(map(str, set(metadata) - {"user_id"})):
+            raise UnsupportedParameterError(f"messages: metadata.{unknown[0]} is not supported")
         agent = parameters.take("agent", str, default=metadata.get("user_id"))
         choice, is_parallel = _choice(parameters.take("tool_choice", Mapping, default={"type": "auto"}))
         sampling = Sampling(
@@ -72,6 +72,7 @@ class AnthropicMessages:
         stop = parameters.take("stop_sequences", list, tuple, default=())
         tools = parameters.take("tools", list, tuple, default=())
         history, schema = _history(parameters), _schema(parameters)
+        _refuse_prefill(history)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
         parameters.end()
@@ -94,10 +95,21 @@ def _history(parameters: Parameters) -> list[Any]:
     return [{"role": "system", "content": system}, *messages] if system else list(messages)
 
 
+def _refuse_prefill(history: Sequence[Any]) -> None:
+    """Raises UnsupportedParameterError where the last message is the beginning of the reply."""
+    last = history[-1] if history else None
+    role = last.get("role") if isinstance(last, Mapping) else getattr(last, "role", None)
+    if role == "assistant":
+        raise UnsupportedParameterError(
+            "messages: the last message is an assistant's, and to prefill the reply is not supported; "
+            "end with a user's message"
+        )
+
+
 def _schema(parameters: Parameters) -> Any:
     """``Memory.generate``'s schema for ``output_config.format``, or ``output_format`` as the API had it before."""
     config = parameters.take("output_config", Mapping, default={})
-    if unknown := sorted(name for name, value in config.items() if name != "format" and value is not None):
+    if unknown := sorted(str(name) for name, value in config.items() if name != "format" and value is not None):
         raise UnsupportedParameterError(f"messages: output_config.{unknown[0]} is not supported")
     both = config.get("format"), parameters.take("output_format", Mapping)
     formats = [given for given in both if given is not None]
@@ -133,6 +145,7 @@ class MessageWriter:
             "stop_reason": None, "stop_sequence": None, "usage": dict(_NO_USAGE),
         }  # fmt: skip
         self._blocks: list[dict[str, Any]] = []
+        self._malformed: set[int] = set()  # blocks that are no calls after all
         self._input = ""  # of the tool_use block that is open
         self._open = ""  # the type of the block that is open
 
@@ -158,6 +171,8 @@ class MessageWriter:
                 self._input += event.text
                 out.append(self._delta({"type": "input_json_delta", "partial_json": event.text}))
             elif isinstance(event, CallEnd):
+                if is_malformed(event):
+                    self._malformed.add(len(self._blocks) - 1)
                 out += self._close()
         return out
 
@@ -166,13 +181,25 @@ class MessageWriter:
         out = self._close()
         reason = "stop_sequence" if reply.finish == "stop" and reply.stopped else _STOP_REASONS[reply.finish]
         ended = {"stop_reason": reason, "stop_sequence": reply.stopped if reason == "stop_sequence" else None}
-        self._message |= {"content": self._blocks, **ended, "usage": usage_of(reply.usage)}
+        self._message |= {"content": self._content(), **ended, "usage": usage_of(reply.usage)}
         out.append({"type": "message_delta", "delta": ended, "usage": usage_of(reply.usage)})
         return [*out, {"type": "message_stop"}]
 
     def whole(self) -> dict[str, Any]:
         """The message."""
         return self._message
+
+    def _content(self) -> list[dict[str, Any]]:
+        """The blocks without malformed calls; the texts around one are one text."""
+        out: list[dict[str, Any]] = []
+        for place, block in enumerate(self._blocks):
+            if place in self._malformed:
+                continue
+            if out and block["type"] == out[-1]["type"] == "text":
+                out[-1] = {"type": "text", "text": out[-1]["text"] + block["text"]}
+            else:
+                out.append(block)
+        return out
 
     def _on(self, kind: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
         """Make sure that a block of this kind is open."""

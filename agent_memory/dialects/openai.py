@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.dialects.plain import Data, Parameters
+from agent_memory.dialects.plain import Data, Parameters, is_malformed
 from agent_memory.dialects.stream import EventStream
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
-from agent_memory.types import CallArguments, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
+from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
 
 if TYPE_CHECKING:
     from agent_memory.memory import Memory
@@ -61,7 +61,7 @@ class OpenAICompletions:
         limits = [parameters.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
         if None not in limits:
             raise UnsupportedParameterError("chat.completions: give max_completion_tokens or max_tokens, not both")
-        history = list(parameters.need("messages", list, tuple))
+        history = [_message(one) for one in parameters.need("messages", list, tuple)]
         tools = parameters.take("tools", list, tuple, default=())
         choice = _choice(parameters.take("tool_choice", str, Mapping, default="auto"))
         is_parallel = parameters.take("parallel_tool_calls", bool, default=True)
@@ -85,6 +85,13 @@ class OpenAICompletions:
             max_tokens=next((limit for limit in limits if limit is not None), 512),
             stop=stop,
         )
+
+
+def _message(given: Any) -> Any:
+    """A message; null is how the API writes an assistant's, or a tool's, content that is empty."""
+    if isinstance(given, Mapping) and given.get("role") in ("assistant", "tool") and given.get("content") is None:
+        return {**given, "content": ""}
+    return given
 
 
 def _choice(given: Any) -> Any:
@@ -125,6 +132,7 @@ class CompletionWriter:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
+        self._malformed: set[int] = set()  # calls that are none after all
         self._finish: str | None = None
         self._usage: dict[str, Any] = {}
 
@@ -151,6 +159,8 @@ class CompletionWriter:
             elif isinstance(event, CallArguments):
                 self._calls[event.index]["function"]["arguments"] += event.text
                 out.append(self._chunk({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]}))
+            elif isinstance(event, CallEnd) and is_malformed(event):
+                self._malformed.add(event.index)
         return out
 
     def end(self, reply: Reply) -> list[dict[str, Any]]:
@@ -163,13 +173,14 @@ class CompletionWriter:
 
     def whole(self) -> dict[str, Any]:
         """The completion."""
-        has_content = self._content or not (self._calls or self._reasoning)
+        calls = [call for index, call in enumerate(self._calls) if index not in self._malformed]
+        has_content = self._content or not (calls or self._reasoning)
         content = "".join(self._content) if has_content else None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
-        if self._calls:
-            message["tool_calls"] = self._calls
+        if calls:
+            message["tool_calls"] = calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finish}
         return {**self._base, "object": "chat.completion", "choices": [choice], "usage": self._usage}
 

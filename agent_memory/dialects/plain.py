@@ -1,4 +1,4 @@
-"""What both dialects are made of: objects that read like the SDKs', requests read by name, and JSON that was cut."""
+"""What both dialects are made of: objects that read like the SDKs', requests read by name, and calls that broke."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
+from agent_memory.toolcall.found import loads
+from agent_memory.types import CallEnd
 
 _FREE = frozenset({"input", "metadata"})  #: fields whose value is the model's or the caller's own JSON, left as it is
 
@@ -92,18 +94,26 @@ class Parameters:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
 
 
+def is_malformed(end: CallEnd) -> bool:
+    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    return end.rejected is not None and end.rejected.reason == "malformed"
+
+
+_STRUCTURE = "{}[],:"
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+|"', re.DOTALL)
-_LITERAL = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null", re.ASCII)
 
 
 def begun_object(text: str) -> dict[str, Any]:
-    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended."""
+    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended.
+
+    A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
+    """
     stack: list[str] = []
     kept, is_key = "", False
     for token in _TOKEN.finditer(text):
         mark = token.group()
-        if mark == '"':
-            break  # it opens a string that has no end yet, key or value
+        if mark not in _STRUCTURE and not _is_whole(mark):
+            break
         if mark in "{[":
             stack.append("}" if mark == "{" else "]")
             is_key = mark == "{"
@@ -114,8 +124,15 @@ def begun_object(text: str) -> dict[str, Any]:
             continue
         elif is_key:
             continue
-        elif mark[0] != '"' and not _LITERAL.fullmatch(mark):
-            break
         kept = text[: token.end()] + "".join(reversed(stack))
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
+
+
+def _is_whole(token: str) -> bool:
+    """Whether a string or a literal is complete, and JSON that can be written again."""
+    try:
+        json.dumps(loads(token), ensure_ascii=False).encode()
+    except ValueError:
+        return False
+    return True

@@ -52,20 +52,22 @@ class EventStream:
 
     def __iter__(self) -> Iterator[Data]:
         writer = self._writer()
-        yield from map(Data, writer.begin())
-        for delta in self._generation:
-            yield from map(Data, writer.delta(delta))
-        yield from map(Data, writer.end(self._generation.result()))
+        with self._generation:  # left early, be it before its first piece, it is cancelled
+            yield from map(Data, writer.begin())
+            for delta in self._generation:
+                yield from map(Data, writer.delta(delta))
+            yield from map(Data, writer.end(self._generation.result()))
 
     async def __aiter__(self) -> AsyncIterator[Data]:
         writer = self._writer()
-        for event in writer.begin():
-            yield Data(event)
-        async for delta in self._generation:
-            for event in writer.delta(delta):
+        with self._generation:
+            for event in writer.begin():
                 yield Data(event)
-        for event in writer.end(await self._generation):
-            yield Data(event)
+            async for delta in self._generation:
+                for event in writer.delta(delta):
+                    yield Data(event)
+            for event in writer.end(await self._generation):
+                yield Data(event)
 
     def __await__(self) -> Generator[Any, None, Data]:
         yield from self._generation.__await__()

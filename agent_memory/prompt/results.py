@@ -60,6 +60,8 @@ def paired(messages: Sequence[Message], *, may_end_open: bool = False) -> tuple[
 
 def _answers(calls: Sequence[ToolCall], results: Sequence[Message], place: int) -> list[Message]:
     asked, given = [call.id for call in calls], [result.tool_call_id for result in results]
+    if not all(isinstance(id, str) for id in asked):
+        raise ToolResultError(f"the id of a call must be text: message {place} calls {asked}")
     if sorted(asked) != sorted(map(str, given)) or len(set(asked)) < len(asked):
         raise ToolResultError(
             f"results must answer each open call once: message {place} calls {asked}, answered are {given}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ class Found:
 
 def from_text(name: object, text: str) -> Found:
     """A call of ``name`` with the JSON ``text`` of its arguments. Raises ValueError in words."""
-    value = loads(text) if text else None
+    has_escapes = "\\u" in text  # one of them may be half of a pair, here or in a string that holds the object
+    value = loads(_ensure_unicode(text)) if text else None
     if isinstance(value, str):
         text = value  # an object, written as a string
         value = loads(text) if text else None
@@ -29,7 +31,7 @@ def from_text(name: object, text: str) -> Found:
         return Found(_checked(name), {}, "{}")
     if not isinstance(value, dict):
         raise ValueError(f"its arguments are {type(value).__name__}, not an object")
-    if "\\u" in text:
+    if has_escapes:
         _ensure_unicode(json.dumps(value, ensure_ascii=False))
     return Found(_checked(name), value, text)
 
@@ -44,19 +46,28 @@ def from_mapping(row: object, keys: Sequence[str] = ("arguments",)) -> Found:
     else:
         found = from_text(row.get("name"), _dumps(value))
     call_id = row.get("id")
-    return Found(found.name, found.arguments, found.source, call_id if isinstance(call_id, str) and call_id else None)
+    if not isinstance(call_id, str) or not call_id:
+        return found
+    return Found(found.name, found.arguments, found.source, _ensure_unicode(call_id))
 
 
 def loads(text: str) -> Any:
-    """JSON of RFC 8259: unlike ``json.loads``, no NaN or Infinity. Raises ValueError."""
+    """JSON of RFC 8259: unlike ``json.loads``, no NaN and no infinity, nor a number so large. Raises ValueError."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def _dumps(value: object) -> str:
@@ -75,4 +86,4 @@ def _ensure_unicode(text: str) -> str:
 def _checked(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise ValueError("it has no name")
-    return name
+    return _ensure_unicode(name)

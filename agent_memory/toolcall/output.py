@@ -67,8 +67,7 @@ class Output:
         """Text of the answer."""
         if not text:
             return
-        _, newline, line = text.rpartition("\n")
-        self.is_line_start = not line.strip() and (bool(newline) or self.is_line_start)
+        self._follow(text)
         if not self._in_passage:
             rest = text.lstrip()
             self._blanks += text[: len(text) - len(rest)]
@@ -111,10 +110,14 @@ class Output:
         self._emit(CallEnd(self._n_calls - 1, call, None, source))
 
     def fail_call(self, rejected: RejectedCall, source: str) -> None:
-        """The open call is broken."""
+        """The open call is broken. A malformed one is text: all of it, whatever of it was given out as a call."""
         self._rejected.append(rejected)
-        self.is_line_start = False
         self._emit(CallEnd(self._n_calls - 1, None, rejected, source))
+        if rejected.reason == "malformed":
+            self._texts.append(rejected.source)
+            self._emit(Text(rejected.source, source=""))
+            self._in_passage = True
+            self._follow(rejected.source)
 
     def reject(self, rejected: RejectedCall) -> None:
         """Something is no call that may be run; its text is given as text, or stands in a ``mark``."""
@@ -133,6 +136,11 @@ class Output:
         self._say()
         events, self._events = self._events, []
         return events
+
+    def _follow(self, text: str) -> None:
+        """Keep ``is_line_start`` behind more text."""
+        _, newline, line = text.rpartition("\n")
+        self.is_line_start = not line.strip() and (bool(newline) or self.is_line_start)
 
     def _part(self, drops_blanks: bool = False) -> None:
         """End the passage; blanks between two of these belong to neither."""

@@ -8,8 +8,8 @@ The policy:
 
 - Bare JSON is a call only at the beginning of the output or of a line, or right behind a call, outside code fences;
   marks count anywhere in the answer.
-- A call of a tool that was not declared stays text and is listed as rejected. So does a broken one, as long as
-  nothing of it was given out; later it ends with a rejected ``CallEnd``.
+- A call of a tool that was not declared stays text and is listed as rejected. So does a malformed one: where it has
+  been begun to be given out as a call it ends with a rejected ``CallEnd``, behind which all of its text follows.
 - Text before, between and after calls is kept; blanks that touch a call or a mark and nothing else are markup.
 - A call that is complete but not closed counts; one that is cut short is rejected as truncated.
 - What stands in reasoning is reasoning.
@@ -249,7 +249,7 @@ class ToolParser:
         return self._close()
 
     def _abandon(self, scanner: CallScanner, reason: _Reason, detail: str) -> None:
-        """No call after all: its text is text where nothing of it was given out, else it ends as rejected."""
+        """No call after all: its text is text, but where one that the output cuts was begun to be given out."""
         raw = self._start + scanner.raw
         rejected = RejectedCall(reason, scanner.name, raw, detail)
         self._state = self._text

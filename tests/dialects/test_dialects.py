@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,8 +18,9 @@ from jiter import from_json
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import TypeAdapter
 
-from agent_memory import CancelledError, EchoRunner, Memory, ToolResultError, UnsupportedParameterError
+from agent_memory import CancelledError, EchoRunner, Memory, Message, ToolResultError, UnsupportedParameterError
 from agent_memory.dialects.plain import begun_object
+from tests.waiting import within
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
 SCHEMA = {
@@ -56,6 +58,12 @@ def saying() -> Iterator[Callable[..., Memory]]:
     yield open_
     for memory in memories:
         memory.close()
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra nothing holds calls, so that they can be wrong."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
 
 
 def anthropic_request(**more: Any) -> dict[str, Any]:
@@ -196,6 +204,25 @@ def test_streams_serve_event_loops_context_managers_and_early_ends(saying: Any) 
         stream.get_final_message()
 
 
+def test_an_iterator_left_at_its_first_event_cancels_the_request() -> None:
+    async def leave(stream: Any) -> None:
+        events = aiter(stream)
+        assert (await anext(events)).type == "message_start"
+        await events.aclose()
+
+    with Memory(EchoRunner(lambda asked, ids: "word " * 400, delay_s=0.005), ":memory:") as memory:
+        for is_async in (False, True):
+            stream = memory.messages.stream(**anthropic_request())
+            if is_async:
+                asyncio.run(leave(stream))
+            else:
+                for event in stream:
+                    assert event.type == "message_start"
+                    break
+            with pytest.raises(CancelledError):
+                within(stream.get_final_message)
+
+
 @pytest.mark.parametrize(
     ("max_tokens", "anthropics", "openais"), [(12, "max_tokens", "length"), (500, "tool_use", "tool_calls")]
 )
@@ -288,6 +315,7 @@ def test_anthropics_output_format_is_held(saying: Any, name: str) -> None:
         ({"tool_choice": {"type": "maybe"}}, "maybe"), ({"metadata": {"team": "x"}}, "metadata.team"),
         ({"messages": "hi"}, "messages must be list"), ({"max_tokens": True}, "max_tokens must be int"),
         ({"stream": "yes"}, "stream must be bool"),
+        ({"metadata": {1: 1, "a": 2}}, "metadata.1 is"), ({"output_config": {2: 2, "a": 1}}, "output_config.2 is"),
         ({"temperature": "hot"}, "temperature"), ({"system": 3}, "system must be"),
         ({"service_tier": "x"}, "service_tier"),
     ],
@@ -322,6 +350,15 @@ def test_what_completions_does_not_support_is_refused_by_name(saying: Any, more:
         saying("x").chat.completions.create(**openai_request(**more))
 
 
+@pytest.mark.parametrize("last", [{"role": "assistant", "content": "It is"}, Message("assistant", "It is")])
+def test_the_beginning_of_a_reply_is_refused_by_name_and_may_be_counted(saying: Any, last: Any) -> None:
+    memory = saying("x")
+    for ask in (memory.messages.create, memory.messages.stream):
+        with pytest.raises(UnsupportedParameterError, match=r"the last message .* prefill"):
+            ask(**anthropic_request(messages=[*ASK, last]))
+    assert memory.messages.count_tokens(messages=[*ASK, last]).input_tokens > 0
+
+
 def test_a_result_that_answers_nothing_is_refused_in_both_21(saying: Any) -> None:
     memory = saying("x")
     result = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
@@ -332,6 +369,18 @@ def test_a_result_that_answers_nothing_is_refused_in_both_21(saying: Any) -> Non
         memory.chat.completions.create(**openai_request(messages=[*ASK, answer]))
 
 
+def test_a_reply_without_content_and_an_empty_result_can_be_sent_back_to_completions(saying: Any) -> None:
+    memory = saying("<think>hmm", NATIVE, "fine")
+    thought = memory.chat.completions.create(**openai_request()).choices[0].message
+    assert (thought.content, thought.reasoning_content) == (None, "hmm")
+    asked = memory.chat.completions.create(**openai_request(messages=[*ASK, thought, *ASK])).choices[0].message
+    answer = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": None}
+    history = [*ASK, thought, *ASK, asked, answer]
+    assert memory.chat.completions.create(**openai_request(messages=history)).choices[0].message.content == "fine"
+    with pytest.raises(UnsupportedParameterError, match="NoneType"):
+        memory.chat.completions.create(**openai_request(messages=[{"role": "user", "content": None}]))
+
+
 def test_objects_read_like_the_sdks(saying: Any) -> None:
     message = saying(CALL).messages.create(**anthropic_request())
     assert message.content[0].name == message["content"][0]["name"]
@@ -340,6 +389,73 @@ def test_objects_read_like_the_sdks(saying: Any) -> None:
     assert message == message.to_dict()
     with pytest.raises(AttributeError, match="no 'colour'; it has id"):
         message.colour  # noqa: B018
+
+
+#: Not told by the scanner, which leaves a string's escapes to the parser of the whole.
+UNREADABLE = [r'"\d"', r'"\u12"', r'"\ud800"', "1e999"]
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+@pytest.mark.parametrize("rest", ["}}</tool_call>", "", ', "b": "x'], ids=["ended", "cut", "cut later"])
+def test_no_reply_raises_for_what_a_model_wrote(free: None, saying: Any, value: str, rest: str) -> None:
+    said = f'<tool_call>{{"name": "get_weather", "arguments": {{"location": "Paris", "unit": {value}{rest}'
+    memory = saying(said)
+    message = memory.messages.create(**anthropic_request())
+    [choice] = memory.chat.completions.create(**openai_request()).choices
+    assert choice.finish_reason in ("stop", "length")
+    if message.stop_reason == "max_tokens":
+        [block] = message.content
+        assert block.input == {"location": "Paris"}
+    else:
+        assert (message.stop_reason, rest[:2]) == ("end_turn", "}}")
+    for stream in (
+        memory.messages.stream(**anthropic_request()),
+        memory.chat.completions.create(**openai_request(stream=True)),
+    ):
+        assert list(stream)
+    assert json.dumps(message.to_dict(), ensure_ascii=False).encode()
+
+
+BROKEN = '<tool_call>{"name": "get_weather", "arguments": {"location": "Paris" "unit"}}</tool_call>'
+TWICE = '<tool_call>{"name": "get_weather", "arguments": {}, "arguments": {"location": "Paris"}}</tool_call>'
+
+
+@pytest.mark.parametrize("broken", [BROKEN, TWICE, BROKEN.replace('"Paris" ', "1e999}} ")])
+def test_a_malformed_call_is_text_in_anthropics_message_10(free: None, saying: Any, broken: str) -> None:
+    memory = saying(f"So.\n{broken}\nBye.", f"{broken}{NATIVE}", "fine")
+    stream = memory.messages.stream(**anthropic_request())
+    events = [EVENTS.validate_python(event.to_dict(), strict=True) for event in stream]
+    check_anthropic_order(events)
+    starts = [event.content_block.type for event in events if event.type == "content_block_start"]
+    assert starts == ["text", "tool_use", "text"]
+    message = stream.get_final_message()
+    assert (message.stop_reason, [block.type for block in message.content]) == ("end_turn", ["text"])
+    assert message.content[0].text == f"So.\n{broken}\nBye." == "".join(stream.text_stream)
+    history = [*ASK, {"role": "assistant", "content": message.content}, *ASK]
+    second = memory.messages.create(**anthropic_request(messages=history))
+    text, use = second.content
+    assert (text.text, use.name, second.stop_reason) == (broken, "get_weather", "tool_use")
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "22"}
+    answered = [*history, {"role": "assistant", "content": second.content}, {"role": "user", "content": [result]}]
+    assert memory.messages.create(**anthropic_request(messages=answered)).content[0].text == "fine"
+
+
+@pytest.mark.parametrize("broken", [BROKEN, TWICE])
+def test_a_malformed_call_is_text_in_openais_completion_10(free: None, saying: Any, broken: str) -> None:
+    memory = saying(f"So.\n{broken}", f"{broken}{NATIVE}", "fine")
+    stream = memory.chat.completions.create(**openai_request(stream=True))
+    chunks = [openai.types.chat.ChatCompletionChunk.model_validate(c.to_dict(), strict=True) for c in stream]
+    begun = [call.index for chunk in chunks for call in chunk.choices[0].delta.tool_calls or () if call.id]
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert (begun, said, chunks[-1].choices[0].finish_reason) == ([0], f"So.\n{broken}", "stop")
+    message = stream.get_final_completion().choices[0].message
+    assert (message.content, "tool_calls" in message) == (f"So.\n{broken}", False)
+    second = memory.chat.completions.create(**openai_request(messages=[*ASK, message, *ASK])).choices[0]
+    [call] = second.message.tool_calls
+    assert (second.message.content, call.function.name, second.finish_reason) == (broken, "get_weather", "tool_calls")
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "22"}
+    history = [*ASK, message, *ASK, second.message, answer]
+    assert memory.chat.completions.create(**openai_request(messages=history)).choices[0].message.content == "fine"
 
 
 JSON = st.recursive(

@@ -58,6 +58,13 @@ def test_an_unknown_missing_or_repeated_id_is_refused_21(messages: list[Message]
         paired(messages)
 
 
+@pytest.mark.parametrize("id", [5, None, []])
+def test_a_call_whose_id_is_no_text_is_refused(id: Any) -> None:
+    asked = Message("assistant", "", tool_calls=(ToolCall("f", {}, id), ToolCall("g", {}, "2")))
+    with pytest.raises(ToolResultError, match="the id of a call must be text"):
+        paired([USER, asked, TWO, Message("tool", "x", tool_call_id="5")])
+
+
 def test_calls_may_be_open_at_the_end_where_nothing_is_to_be_generated() -> None:
     assert paired([USER, ASKED], may_end_open=True) == (USER, ASKED)
     with pytest.raises(ToolResultError):

@@ -75,6 +75,27 @@ def test_any_other_arguments_make_an_invalid_call_and_no_crash_6(value: str) -> 
     assert [(call.reason, call.name) for call in parsed.rejected_calls] == [("malformed", "add")]
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (r'{"name": "add", "arguments": {"a": 1e999}}', "1e999 is too large"),
+        (r'{"name": "add", "arguments": {"a": [-1E+400]}}', "too large"),
+        (r'{"name": "add", "arguments": "{\"a\": 1e999}"}', "too large"),
+        (r'{"name": "add", "arguments": "{\"a\": \"\ud800\"}"}', "surrogates"),
+        (r'{"name": "add", "arguments": "{\"a\": \"\\ud800\"}"}', "surrogates"),
+        (r'[{"name": "add", "arguments": {}, "id": "\ud800"}]', "surrogates"),
+        (r'[{"name": "\ud800", "arguments": {}}]', "surrogates"),
+        ('{"name": "add", "arguments": {"a": "\ud800"}}', "surrogates"),
+    ],
+)
+def test_what_cannot_be_written_as_json_again_is_no_call_6(body: str, said: str) -> None:
+    parsed = check(f"<tool_call>{body}</tool_call>")
+    assert parsed.tool_calls == ()
+    [rejected] = parsed.rejected_calls
+    assert rejected.reason == "malformed"
+    assert said in rejected.detail
+
+
 @pytest.mark.parametrize("format", JSON_FORMATS)
 def test_several_calls_keep_their_order_and_have_their_own_ids_7(format: str) -> None:
     calls = [("add", {"a": i}) for i in range(5)]
@@ -142,17 +163,26 @@ def test_a_malformed_call_never_raises_and_loses_nothing_10(body: str) -> None:
     parsed = check(text)
     assert parsed.tool_calls == ()
     assert [call.reason for call in parsed.rejected_calls] == ["malformed"]
-    is_committed = parsed.text != text
-    assert is_committed == body.startswith('{"name": "add", "arguments": {')
+    assert parsed.text == text
 
 
-def test_what_breaks_after_it_was_given_out_ends_as_rejected_10() -> None:
-    events, parsed = run(ToolParser(), cut('<tool_call>{"name": "add", "arguments": {"a": 1, b}}', 3))
+def test_what_breaks_after_it_was_given_out_ends_as_rejected_and_is_text_10() -> None:
+    text = 'So: <tool_call>{"name": "add", "arguments": {"a": 1, b}} '
+    events, parsed = run(ToolParser(), cut(text, 3))
     [end] = [e for e in events if isinstance(e, CallEnd)]
     assert end.call is None
     assert end.rejected == parsed.rejected_calls[0]
     assert end.rejected.source == '<tool_call>{"name": "add", "arguments": {"a": 1, '
-    assert parsed.text == "b}}"
+    assert events[events.index(end) + 1] == Text(end.rejected.source, source="")
+    assert parsed.text == "".join(e.text for e in events if isinstance(e, Text)) == text
+
+
+def test_a_call_on_the_line_behind_a_malformed_one_is_found_10() -> None:
+    call = WRITERS["tool_use"]([("add", {"a": 2})])
+    broken = call.removesuffix("}}}") + " "
+    parsed = check(f"{broken}\n{call}\n{call}", [ADD])
+    assert found(parsed) == [("add", {"a": 2})] * 2
+    assert parsed.text == f"{broken}\n"
 
 
 def test_two_sets_of_arguments_or_two_names_are_no_call_10() -> None:

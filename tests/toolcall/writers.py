@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from agent_memory.toolcall import Parsed, ToolParser
-from agent_memory.types import CallArguments, CallEnd, Event
+from agent_memory.types import CallArguments, CallEnd, Event, Text
 
 Call = tuple[str, dict[str, Any]]
 
@@ -140,6 +140,9 @@ def run(parser: ToolParser, chunks: Sequence[str]) -> tuple[list[Event], Parsed]
     """Feed and end; checks what holds for every text: nothing is lost, and calls come in order."""
     events = [event for chunk in chunks for event in parser.feed(chunk)] + parser.end()
     assert "".join(event.source for event in events) == "".join(chunks)
+    assert "".join(event.text for event in events if isinstance(event, Text)) == parser.parsed.text
+    for rejected in parser.parsed.rejected_calls:
+        assert rejected.reason != "malformed" or rejected.source in parser.parsed.text
     ends = [event for event in events if isinstance(event, CallEnd)]
     assert [event.index for event in ends] == list(range(len(ends)))
     for end in ends:
