@@ -209,8 +209,8 @@ class Agent:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation so far, system message first."""
-        return self._log.messages
+        """The conversation so far, system message first; a copy."""
+        return shapes.copied(self._log.messages)
 
     @property
     def tools(self) -> tuple[Tool, ...]:

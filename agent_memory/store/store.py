@@ -16,6 +16,7 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
@@ -23,7 +24,7 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files, strangers
-from agent_memory.store.health import Health, state_of
+from agent_memory.store.health import Health, is_disk_error, state_of
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
 from agent_memory.store.lookup import Match
@@ -202,8 +203,12 @@ class Store:
         return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
-        """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn), agent_id)
+        """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
+
+        Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
+        """
+        messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -211,7 +216,10 @@ class Store:
 
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
-        self._drain_logs()
+        error = self._io.drain(logs_only=True)
+        if error is not None and is_disk_error(error):
+            raise _as_store_error("write an agent's log", error) from error
+        self._io.drop_logs(agent_id)
         self.warm.release(agent_id)
         if agent_id in self.pins:
             self.pin(agent_id, False)
@@ -363,11 +371,6 @@ class Store:
             if self._lock is not None:
                 self._lock.release(is_whole=self._manifest.is_whole)
         log.info("store closed path=%s", self._path)
-
-    def _drain_logs(self) -> None:
-        error = self._io.drain(logs_only=True)
-        if error is not None:
-            raise _as_store_error("write an agent's log", error) from error
 
 
 @contextlib.contextmanager

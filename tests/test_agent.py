@@ -1,0 +1,109 @@
+"""An agent's log is its own: no caller's object is part of it, and no turn of it is lost or doubled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent_memory import EchoRunner, Memory, Message, Tool, ToolCall, ToolResult
+from agent_memory.types import CallEnd
+
+TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
+CALL = '<tool_call>{"name": "tag", "arguments": {"words": ["a", "b"]}}</tool_call>'
+SAID = {"words": ["a", "b"]}
+
+
+def scripted(*replies: str) -> EchoRunner:
+    """A model that says these one after another, then what it was asked."""
+    rest = list(replies)
+    return EchoRunner(lambda asked, ids: rest.pop(0) if rest else asked)
+
+
+def arguments_of(path: Path, name: str = "a") -> list[Any]:
+    """The arguments of every call in a stored log."""
+    with Memory(EchoRunner(), path) as memory:
+        return [dict(call.arguments) for message in memory.agent(name).messages for call in message.tool_calls]
+
+
+def from_reply(memory: Memory) -> Any:
+    return memory.agent("a", tools=[TAG]).say("go").tool_calls[0].arguments
+
+
+def from_message(memory: Memory) -> Any:
+    return memory.agent("a", tools=[TAG]).say("go").message.tool_calls[0].arguments
+
+
+def from_log(memory: Memory) -> Any:
+    agent = memory.agent("a", tools=[TAG])
+    agent.say("go")
+    return agent.messages[-1].tool_calls[0].arguments
+
+
+def from_history(memory: Memory) -> Any:
+    """Arguments in a history that the caller passes; the reply to it calls nothing."""
+    given = json.loads(json.dumps(SAID))
+    asked = [
+        Message("user", "go"),
+        {"role": "assistant", "tool_calls": [{"id": "one", "name": "tag", "arguments": given}]},
+        Message("tool", "done", tool_call_id="one"),
+    ]
+    memory.agent("a", tools=[TAG])
+    memory.generate(asked, agent="a", tool_choice="none")
+    return given
+
+
+def from_message_in_a_history(memory: Memory) -> Any:
+    given = json.loads(json.dumps(SAID))
+    call = Message("assistant", "", tool_calls=(ToolCall("tag", given, "one"),))
+    memory.generate([Message("user", "go"), call, Message("tool", "done", tool_call_id="one")], agent="a")
+    return given
+
+
+def test_what_a_caller_does_to_a_calls_arguments_is_not_done_to_the_log(tmp_path: Path) -> None:
+    taken: list[Callable[[Memory], Any]] = [
+        from_reply, from_message, from_log, from_history, from_message_in_a_history,
+    ]  # fmt: skip
+    for number, take in enumerate(taken):
+        path = tmp_path / str(number)
+        with Memory(scripted(CALL), path) as memory:
+            arguments = take(memory)
+            arguments["words"].pop()
+            arguments["more"] = object()
+            [call] = [call for message in memory.agent("a").messages for call in message.tool_calls]
+            assert call.arguments == SAID, take.__name__
+        assert arguments_of(path) == [SAID], take.__name__
+
+
+def test_what_a_reader_of_a_stream_does_to_a_call_is_not_done_to_the_log(tmp_path: Path) -> None:
+    with Memory(scripted(CALL + " and so on " * 20), tmp_path) as memory:
+        with memory.agent("a", tools=[TAG]).stream("go") as handle:
+            for delta in handle:
+                for event in delta.events:
+                    if isinstance(event, CallEnd) and event.call:
+                        event.call.arguments["words"].append(object())
+            handle.result()
+        assert memory.agent("a").messages[-1].tool_calls[0].arguments == SAID
+    assert arguments_of(tmp_path) == [SAID]
+
+
+def test_a_tool_that_eats_its_arguments_leaves_the_log_whole(tmp_path: Path) -> None:
+    def tag(words: list) -> str:  # type: ignore[type-arg]
+        """Tags."""
+        return ",".join(words.pop() for _ in range(len(words)))
+
+    with Memory(scripted(CALL), tmp_path) as memory:
+        memory.run_tools("a", "go", [tag])
+        assert memory.agent("a").messages[1].tool_calls[0].arguments == SAID
+        assert memory.agent("a").messages[2].content == "b,a"
+    assert arguments_of(tmp_path) == [SAID]
+
+
+def test_the_calls_results_still_match_after_the_reply_was_changed() -> None:
+    with Memory(scripted(CALL), ":memory:") as memory:
+        agent = memory.agent("a", tools=[TAG])
+        call = agent.say("go").tool_calls[0]
+        call.arguments["words"].clear()
+        assert agent.give(ToolResult(call.id, "done")).text
+        assert agent.messages[1].tool_calls[0].arguments == SAID
