@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent_memory.errors import RequestError, ToolResultError, UnsupportedParameterError
+from agent_memory.errors import AgentDeletedError, RequestError, ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Log:
     """An agent's turns: the messages, and the ids that they became under one tokenizer.
 
-    Read from any thread; changed on the engine thread alone (``commit``, ``rewind``), as whole tuples.
+    Read from any thread; changed on the engine thread alone (``append``, ``rewind``, ``is_deleted``), as whole tuples.
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system", "tools",
-        "turns", "used_s", "version",
+        "agent_id", "created_s", "ids", "is_deleted", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system",
+        "tools", "turns", "used_s", "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
@@ -40,6 +40,7 @@ class Log:
         self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
         self.tools = tools_from_json(record.tools)
         self.created_s, self.used_s, self.is_pinned = record.created_s, record.used_s, record.is_pinned
+        self.is_deleted = False  #: for good: an agent of the same name that is made later has a log of its own
         self.version = 0
         self._replay(record.turns)
 
@@ -58,6 +59,11 @@ class Log:
         self.ids = np.concatenate([self.ids[: turn.keep], turn.ids])
         self.turns, self.n_kv = (*self.turns, turn), turn.n_kv
         self.version += 1
+
+    def ensure_exists(self) -> None:
+        """Raises AgentDeletedError once the agent was deleted."""
+        if self.is_deleted:
+            raise AgentDeletedError(self.name)
 
     @property
     def tokenizer(self) -> str | None:
@@ -157,7 +163,9 @@ class Planner:
         self.given: tuple[Message, ...] = ()
 
     def prompt(self) -> Prompt:
-        """Render and tokenize; again only when the log has changed since."""
+        """Render and tokenize; again only when the log has changed since. Raises AgentDeletedError."""
+        if self._log:
+            self._log.ensure_exists()
         version = self._log.version if self._log else 0
         if self._cache is None or self._cache[0] != version:
             self._cache = (version, self._plan())

@@ -35,13 +35,10 @@ class Agents:
             (checked,) = shapes.normalize([Message("system", system)])
             system = checked.content
         with self._lock:
-            log = self._logs.get(name)
+            log = self._find(name, identity)
             if log is None:
-                record = self._store.load_agent(self._salt, name)
-                if record is None:
-                    record = self._store.create_agent(self._salt, name, system=system, tools=to_json(given))
-                stored = self._store.lineage_identities(record.agent_id)
-                log = self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
+                record = self._store.create_agent(self._salt, name, system=system, tools=to_json(given))
+                log = self._logs[name] = Log(record)
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
@@ -53,6 +50,18 @@ class Agents:
                 f"{[tool.name for tool in given]}). Open it without tools=, or give them with each turn"
             )
         return log
+
+    def find(self, name: str, *, identity: str) -> Log | None:
+        """The log of an agent that exists."""
+        with self._lock:
+            return self._find(name, identity)
+
+    def _find(self, name: str, identity: str) -> Log | None:
+        """The same, under the lock."""
+        if name not in self._logs and (record := self._store.load_agent(self._salt, name)) is not None:
+            stored = self._store.lineage_identities(record.agent_id)
+            self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
+        return self._logs.get(name)
 
     def agent_id(self, name: str) -> int | None:
         """The number of an agent that was opened here."""
@@ -67,7 +76,8 @@ class Agents:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
-    def forget(self, name: str) -> None:
-        """One that was deleted."""
+    def forget(self, log: Log) -> None:
+        """One that was deleted; not another of the same name."""
         with self._lock:
-            self._logs.pop(name, None)
+            if self._logs.get(log.name) is log:
+                del self._logs[log.name]

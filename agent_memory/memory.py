@@ -245,18 +245,9 @@ class Memory:
 
     def delete(self, name: str) -> bool:
         """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays."""
-        if not isinstance(name, str) or not any(info.name == name for info in self.agents()):
-            return False
-        log = self.agent(name)._log
-
-        def work() -> None:
-            ensure_idle(self._engine.is_busy(name), name, "delete")
-            self._engine.evict(name, log.agent_id, to="cold")
-            self._store.delete_agent(log.agent_id)
-
-        self._engine.call(work)
-        self._agents.forget(name)
-        return True
+        self._tokenizer()
+        log = self._agents.find(name, identity=self._identity) if isinstance(name, str) else None
+        return log is not None and self._delete(log)
 
     def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
@@ -378,6 +369,19 @@ class Memory:
             log.is_pinned = is_pinned
 
         self._engine.call(work)
+
+    def _delete(self, log: Log) -> bool:
+        def work() -> bool:
+            if log.is_deleted:
+                return False
+            ensure_idle(self._engine.is_busy(log.name), log.name, "delete")
+            self._engine.evict(log.name, log.agent_id, to="cold")
+            self._store.delete_agent(log.agent_id)
+            log.is_deleted = True
+            self._agents.forget(log)
+            return True
+
+        return self._engine.call(work)
 
     def _rewind(self, log: Log, turns: int) -> None:
         def work() -> None:

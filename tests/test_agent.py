@@ -7,7 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent_memory import EchoRunner, Memory, Message, Tool, ToolCall, ToolResult
+import pytest
+
+from agent_memory import (
+    Agent,
+    AgentDeletedError,
+    EchoRunner,
+    Memory,
+    Message,
+    Tool,
+    ToolCall,
+    ToolResult,
+)  # fmt: skip
+from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
 
 TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
@@ -107,3 +119,26 @@ def test_the_calls_results_still_match_after_the_reply_was_changed() -> None:
         call.arguments["words"].clear()
         assert agent.give(ToolResult(call.id, "done")).text
         assert agent.messages[1].tool_calls[0].arguments == SAID
+
+
+def test_a_turn_whose_agent_is_deleted_while_it_is_planned_fails_before_any_work(monkeypatch: Any) -> None:
+    runner = EchoRunner()
+    render = EchoTokenizer.render
+
+    def deleting(self: EchoTokenizer, messages: Any, **more: Any) -> str:
+        if messages[-1]["content"] == "second":
+            assert memory.delete("a")
+            again.extend(memory.agent(name) for name in ["a"] * is_made_again)
+        return render(self, messages, **more)
+
+    monkeypatch.setattr(EchoTokenizer, "render", deleting)
+    for is_made_again in (False, True):
+        again: list[Agent] = []
+        with Memory(runner, ":memory:") as memory:
+            memory.agent("a").say("first")
+            fed = runner.calls.computed
+            with pytest.raises(AgentDeletedError, match="'a' was deleted"):
+                memory.generate("second", agent="a")
+            assert runner.calls.computed == fed
+            assert [agent.messages for agent in again] == [()] * is_made_again
+            assert [info.n_turns for info in memory.agents()] == [0] * is_made_again
