@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent_memory.errors import AgentDeletedError, RequestError, ToolResultError, UnsupportedParameterError
+from agent_memory.errors import AgentDeletedError, ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
@@ -197,7 +197,7 @@ class Planner:
 
 
 class Agent:
-    """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent.
+    """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent, until it is deleted.
 
     Turns of one agent run one after another; different agents never wait for each other's turns.
     """
@@ -208,7 +208,16 @@ class Agent:
         self._memory, self._log = memory, log
 
     def __repr__(self) -> str:
-        return f"Agent({self.name!r} turns={len(self._log.turns)} tokens={self.n_tokens:,})"
+        log = self._log
+        return (
+            f"Agent({log.name!r} {'deleted' if log.is_deleted else f'turns={len(log.turns)} tokens={len(log.ids):,}'})"
+        )
+
+    @property
+    def _live(self) -> Log:
+        """The log. Raises AgentDeletedError."""
+        self._log.ensure_exists()
+        return self._log
 
     @property
     def name(self) -> str:
@@ -218,22 +227,22 @@ class Agent:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation so far, system message first; a copy."""
-        return shapes.copied(self._log.messages)
+        return shapes.copied(self._live.messages)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
         """The tools that are stored with the agent: offered in each turn that names no others."""
-        return self._log.tools
+        return self._live.tools
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the conversation so far, as the model saw and made them."""
-        return len(self._log.ids)
+        return len(self._live.ids)
 
     @property
     def info(self) -> AgentInfo:
         """The agent at a glance."""
-        return self._log.info
+        return self._live.info
 
     def say(
         self,
@@ -255,7 +264,7 @@ class Agent:
         """One more turn; waits for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
         return self._memory.generate(
             message,
-            agent=self.name,
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -290,7 +299,7 @@ class Agent:
         """One more turn, as a handle at once."""
         return self._memory.stream(
             message,
-            agent=self.name,
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -328,7 +337,7 @@ class Agent:
         history = [*self.messages, *self._answers(results)]
         return self._memory.generate(
             history,
-            agent=self.name,
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -348,29 +357,27 @@ class Agent:
 
         Raises UnsupportedParameterError for a number beyond the agent's turns, RequestError while a turn runs.
         """
-        n_turns = len(self._log.turns)
+        n_turns = len(self._live.turns)
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
             raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
-        self._memory._rewind(self._log, turns)
+        self._memory._agents.rewind(self._live, turns)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
 
         Durable when it returns. Budgets hold: pins say what goes last, and reserve nothing.
         """
-        self._memory._pin(self._log, bool(is_pinned))
+        self._memory._agents.pin(self._live, bool(is_pinned))
 
     def delete(self) -> bool:
-        """Delete the agent in all tiers; True when it existed."""
-        return self._memory.delete(self.name)
+        """Delete the agent in all tiers; True when it existed.
+
+        Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
+        AgentDeletedError. ``memory.agent(name)`` gives a new agent, of which the old handles know nothing.
+        """
+        return self._memory._agents.delete(self._log)
 
     def _answers(self, results: Sequence[ToolResult]) -> list[Message]:
         if not (self.messages and self.messages[-1].tool_calls):
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
         return [result_message(result) for result in results]
-
-
-def ensure_idle(is_busy: bool, name: str, what: str) -> None:
-    """Raises RequestError when an agent has a turn queued or running."""
-    if is_busy:
-        raise RequestError(f"cannot {what} agent {name!r} while a turn of it runs; await or cancel the turn first")

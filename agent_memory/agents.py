@@ -8,8 +8,9 @@ from typing import Any
 
 from agent_memory.agent import Log
 from agent_memory.arguments import is_text
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, RequestError
 from agent_memory.prompt import messages as shapes
+from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Message
@@ -18,8 +19,8 @@ from agent_memory.types import AgentInfo, Message
 class Agents:
     """Logs by name, of one salt. Any thread."""
 
-    def __init__(self, store: Store, salt: str) -> None:
-        self._store, self._salt = store, salt
+    def __init__(self, store: Store, engine: Engine, salt: str) -> None:
+        self._store, self._engine, self._salt = store, engine, salt
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
 
@@ -76,8 +77,47 @@ class Agents:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
-    def forget(self, log: Log) -> None:
-        """One that was deleted; not another of the same name."""
-        with self._lock:
-            if self._logs.get(log.name) is log:
-                del self._logs[log.name]
+    # what changes a log, and what hangs on it: on the engine thread, between two ticks
+
+    def pin(self, log: Log, is_pinned: bool) -> None:
+        """Pin an agent, or no longer."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._store.pin(log.agent_id, is_pinned)
+            log.is_pinned = is_pinned
+
+        self._engine.call(work)
+
+    def rewind(self, log: Log, turns: int) -> None:
+        """Take an idle agent's newest turns back."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._ensure_idle(log, "rewind")
+            log.rewind(len(log.turns) - turns)
+            self._store.rewind(log.agent_id, len(log.turns))
+
+        self._engine.call(work)
+
+    def delete(self, log: Log) -> bool:
+        """End an idle agent, in all tiers; False where it has ended before."""
+
+        def work() -> bool:
+            if log.is_deleted:
+                return False
+            self._ensure_idle(log, "delete")
+            self._engine.evict(log.name, log.agent_id, to="cold")
+            self._store.delete_agent(log.agent_id)
+            log.is_deleted = True
+            with self._lock:
+                self._logs.pop(log.name, None)
+            return True
+
+        return self._engine.call(work)
+
+    def _ensure_idle(self, log: Log, what: str) -> None:
+        if self._engine.is_busy(log.name):
+            raise RequestError(
+                f"cannot {what} agent {log.name!r} while a turn of it runs; await or cancel the turn first"
+            )

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from agent_memory import doctor as checkup
-from agent_memory.agent import Agent, Log, Planner, ensure_idle
+from agent_memory.agent import Agent, Log, Planner
 from agent_memory.agents import Agents
 from agent_memory.arguments import check_settings, runner_for, store_for
 from agent_memory.calling import Calling, calling_of
@@ -64,8 +64,8 @@ class Memory:
         self._identity = ""
         hot_bytes, warm_bytes = checkup.memory_budgets(config)
         self._store = store_for(path, config, warm_bytes)
-        self._agents = Agents(self._store, config.salt)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
+        self._agents = Agents(self._store, self._engine, config.salt)
         self._requests = Requests(self._runner, self._store, self._engine)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
@@ -92,7 +92,7 @@ class Memory:
         self,
         prompt: object,
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -135,7 +135,7 @@ class Memory:
         self,
         prompt: object,
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -158,7 +158,7 @@ class Memory:
         self,
         prompts: Sequence[object],
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -189,9 +189,9 @@ class Memory:
             for handle in handles:
                 handle.cancel()
 
-    def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
+    def prefill(self, prompt: object, *, agent: str | Agent | None = None, tools: Sequence[Any] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
-        log = self.agent(agent)._log if agent is not None else None
+        log = self._log_of(agent)
         offered = as_tools(tools) or (log.tools if log else ())
         planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
         request = self._requests.make(planner, None, Settings(max_tokens=0), Calling())
@@ -244,10 +244,13 @@ class Memory:
         return self._agents.infos()
 
     def delete(self, name: str) -> bool:
-        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays."""
+        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays.
+
+        Handles of it are dead then, as ``Agent.delete`` says. Raises RequestError while a turn of it runs.
+        """
         self._tokenizer()
         log = self._agents.find(name, identity=self._identity) if isinstance(name, str) else None
-        return log is not None and self._delete(log)
+        return log is not None and self._agents.delete(log)
 
     def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
@@ -333,7 +336,7 @@ class Memory:
     def _request(
         self,
         prompt: object,
-        agent: str | None,
+        agent: str | Agent | None,
         tools: Sequence[Any],
         tool_choice: str | Mapping[str, str],
         parallel_tool_calls: bool,
@@ -343,12 +346,19 @@ class Memory:
         *how: Any,
     ) -> Request:
         settings = self._settings(*how)
-        log = self.agent(agent)._log if agent is not None else None
+        log = self._log_of(agent)
         kept, tokenizer = log.tools if log else (), self._tokenizer()
         grammars = self._requests.grammars
         calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
         planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
         return self._requests.make(planner, log, settings, calling)
+
+    def _log_of(self, agent: str | Agent | None) -> Log | None:
+        if not isinstance(agent, Agent):
+            return None if agent is None else self.agent(agent)._log
+        if agent._memory is not self:
+            raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
+        return agent._live
 
     def _settings(
         self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
@@ -362,31 +372,3 @@ class Memory:
         if not self._closed:
             return self._runner.tokenizer
         raise ClosedError("this Memory is closed; open it again")
-
-    def _pin(self, log: Log, is_pinned: bool) -> None:
-        def work() -> None:
-            self._store.pin(log.agent_id, is_pinned)
-            log.is_pinned = is_pinned
-
-        self._engine.call(work)
-
-    def _delete(self, log: Log) -> bool:
-        def work() -> bool:
-            if log.is_deleted:
-                return False
-            ensure_idle(self._engine.is_busy(log.name), log.name, "delete")
-            self._engine.evict(log.name, log.agent_id, to="cold")
-            self._store.delete_agent(log.agent_id)
-            log.is_deleted = True
-            self._agents.forget(log)
-            return True
-
-        return self._engine.call(work)
-
-    def _rewind(self, log: Log, turns: int) -> None:
-        def work() -> None:
-            ensure_idle(self._engine.is_busy(log.name), log.name, "rewind")
-            log.rewind(len(log.turns) - turns)
-            self._store.rewind(log.agent_id, len(log.turns))
-
-        self._engine.call(work)

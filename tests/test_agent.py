@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from agent_memory import (
     Tool,
     ToolCall,
     ToolResult,
+    UnsupportedParameterError,
 )  # fmt: skip
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
@@ -142,3 +144,49 @@ def test_a_turn_whose_agent_is_deleted_while_it_is_planned_fails_before_any_work
             assert runner.calls.computed == fed
             assert [agent.messages for agent in again] == [()] * is_made_again
             assert [info.n_turns for info in memory.agents()] == [0] * is_made_again
+
+
+USES: dict[str, Callable[[Agent], object]] = {
+    "messages": lambda agent: agent.messages,
+    "tools": lambda agent: agent.tools,
+    "n_tokens": lambda agent: agent.n_tokens,
+    "info": lambda agent: agent.info,
+    "say": lambda agent: agent.say("three"),
+    "stream": lambda agent: agent.stream("three"),
+    "give": lambda agent: agent.give(ToolResult("one", "done")),
+    "rewind": lambda agent: agent.rewind(),
+    "rewind too far": lambda agent: agent.rewind(99),
+    "pin": lambda agent: agent.pin(),
+    "run_tools": lambda agent: agent._memory.run_tools(agent, "three", []),
+}
+
+
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_handle_of_a_deleted_agent_is_dead_and_touches_no_other_of_its_name(is_made_again: bool) -> None:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        old, other = memory.agent("x", system="S"), memory.agent("x")
+        old.say("one")
+        assert other.delete()
+        if is_made_again:
+            memory.agent("x", system="T").say("new")
+        before = memory.agents()
+        for what, use in USES.items():
+            with pytest.raises(AgentDeletedError, match=r"memory\.agent\('x'\)"):
+                print(what, use(old))
+        assert (old.name, repr(old)) == ("x", "Agent('x' deleted)")
+        assert old.delete() is False
+        assert memory.agents() == before
+        assert [info.system for info in before] == ["T"] * is_made_again
+
+
+def test_the_error_of_a_deleted_agent_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(AgentDeletedError("x")))
+    assert (type(error), error.name, str(error)) == (AgentDeletedError, "x", str(AgentDeletedError("x")))
+
+
+def test_an_agent_of_another_memory_is_refused() -> None:
+    with Memory(EchoRunner(), ":memory:") as memory, Memory(EchoRunner(), ":memory:") as other:
+        with pytest.raises(UnsupportedParameterError, match="of another Memory"):
+            other.generate("hi", agent=memory.agent("x"))
+        assert memory.generate("hi", agent=memory.agent("x")).text == "hi"
+        assert other.agents() == []
