@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,9 @@ class Log:
         """Ids that may be reused under ``tokenizer``; none under another than the log's."""
         return self.ids if self.tokenizer == tokenizer.digest else self.ids[:0]
 
-    def full_history(self, prompt: object) -> tuple[Message, ...]:
-        """The messages of the next prompt: a str is one more user turn, anything else the whole history."""
-        given = shapes.normalize(prompt)
-        if isinstance(prompt, str):
+    def full_history(self, given: tuple[Message, ...], *, goes_on: bool) -> tuple[Message, ...]:
+        """The messages of the next prompt: what is ``given`` after the log's where it ``goes_on``, else all of them."""
+        if goes_on:
             return self.messages + given
         if self.system is not None and given[0].role != "system":
             return (Message("system", self.system), *given)
@@ -137,10 +137,14 @@ class Log:
 
 
 class Planner:
-    """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment."""
+    """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment.
+
+    What the caller gave is copied at once: he may do with it what he likes while the request waits.
+    """
 
     __slots__ = (
-        "_cache", "_generation_prompt", "_log", "_prompt", "_raw", "_tokenizer", "_tools", "_variables", "given",
+        "_asked", "_cache", "_generation_prompt", "_goes_on", "_log", "_raw", "_tokenizer", "_tools", "_variables",
+        "given",
     )  # fmt: skip
 
     def __init__(
@@ -156,8 +160,9 @@ class Planner:
     ) -> None:
         if raw and not isinstance(prompt, str):
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
-        self._tokenizer, self._prompt, self._log = tokenizer, prompt, log
-        self._raw, self._variables, self._generation_prompt = raw, variables, generation_prompt
+        self._tokenizer, self._log = tokenizer, log
+        self._asked, self._goes_on = shapes.normalize(prompt), isinstance(prompt, str)
+        self._raw, self._variables, self._generation_prompt = raw, _snapshot(variables), generation_prompt
         self._tools = tuple(tools)
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
@@ -174,11 +179,11 @@ class Planner:
     def _plan(self) -> Prompt:
         log = self._log
         known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
-        given = log.full_history(self._prompt) if log else shapes.normalize(self._prompt)
+        given = log.full_history(self._asked, goes_on=self._goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._generation_prompt)
         self.given = log.as_logged(given) if log else given
         if self._raw:
-            ids = raw_ids(self._tokenizer, str(self._prompt), known.tolist())
+            ids = raw_ids(self._tokenizer, self._asked[0].content, known.tolist())
         else:
             ids = prompt_ids(
                 self._tokenizer,
@@ -194,6 +199,13 @@ class Planner:
             known=min(shared, log.n_kv) if log else 0,
             foreign=bool(log and log.turns and (log.is_foreign or not len(known))),
         )
+
+
+def _snapshot(variables: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    try:
+        return copy.deepcopy(variables)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedParameterError(f"template must hold values that can be copied: {error}") from error
 
 
 class Agent:

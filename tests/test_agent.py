@@ -23,6 +23,8 @@ from agent_memory import (
 )  # fmt: skip
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
+from tests.faulty import with_faults
+from tests.waiting import PATIENCE_S
 
 TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
 CALL = '<tool_call>{"name": "tag", "arguments": {"words": ["a", "b"]}}</tool_call>'
@@ -190,3 +192,21 @@ def test_an_agent_of_another_memory_is_refused() -> None:
             other.generate("hi", agent=memory.agent("x"))
         assert memory.generate("hi", agent=memory.agent("x")).text == "hi"
         assert other.agents() == []
+
+
+def test_a_queued_request_is_what_it_was_when_it_was_made() -> None:
+    runner = EchoRunner(delay_s=0.001)
+    faults = with_faults(runner)
+    history: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "asked"}]}]
+    variables = {"reply_prefix": ""}
+    with Memory(runner, ":memory:") as memory:
+        first = memory.stream("one " * 400, agent="a", max_tokens=400)
+        with faults.hold("step"):  # the log moves on before the second starts: it is planned again
+            second = memory.stream(history, agent="a", template=variables)
+            history[0]["content"][0]["text"] = "changed"
+            history.insert(0, {"role": "system", "content": "changed too " * 100})
+            variables["reply_prefix"] = "and this " * 100
+        assert first.result(PATIENCE_S).finish == "length"
+        reply = second.result(PATIENCE_S)
+        assert (reply.text, reply.usage.prompt_tokens < 50) == ("asked", True)
+        assert memory.agent("a").messages == (Message("user", "asked"), Message("assistant", "asked"))
