@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import frozen
 
 from agent_memory.errors import AgentDeletedError, ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
-from agent_memory.prompt.results import paired, result_message
-from agent_memory.prompt.template import prompt_ids, raw_ids
+from agent_memory.prompt.results import result_message
 from agent_memory.protocols import LogitsProcessor, Tokenizer
-from agent_memory.scheduler.request import Outcome, Prompt
+from agent_memory.scheduler.request import Outcome
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.tools import from_json as tools_from_json
 from agent_memory.types import AgentInfo, Message, Reply, Sampling, Tool, ToolResult
@@ -136,76 +135,12 @@ class Log:
         )
 
 
-class Planner:
-    """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment.
+@frozen
+class Answers:
+    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
 
-    What the caller gave is copied at once: he may do with it what he likes while the request waits.
-    """
-
-    __slots__ = (
-        "_asked", "_cache", "_generation_prompt", "_goes_on", "_log", "_raw", "_tokenizer", "_tools", "_variables",
-        "given",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: object,
-        log: Log | None,
-        *,
-        tools: Sequence[Tool] = (),
-        raw: bool = False,
-        variables: Mapping[str, Any] | None = None,
-        generation_prompt: bool = True,
-    ) -> None:
-        if raw and not isinstance(prompt, str):
-            raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
-        self._tokenizer, self._log = tokenizer, log
-        self._asked, self._goes_on = shapes.normalize(prompt), isinstance(prompt, str)
-        self._raw, self._variables, self._generation_prompt = raw, _snapshot(variables), generation_prompt
-        self._tools = tuple(tools)
-        self._cache: tuple[int, Prompt] | None = None
-        self.given: tuple[Message, ...] = ()
-
-    def prompt(self) -> Prompt:
-        """Render and tokenize; again only when the log has changed since. Raises AgentDeletedError."""
-        if self._log:
-            self._log.ensure_exists()
-        version = self._log.version if self._log else 0
-        if self._cache is None or self._cache[0] != version:
-            self._cache = (version, self._plan())
-        return self._cache[1]
-
-    def _plan(self) -> Prompt:
-        log = self._log
-        known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
-        given = log.full_history(self._asked, goes_on=self._goes_on) if log else self._asked
-        given = paired(given, may_end_open=not self._generation_prompt)
-        self.given = log.as_logged(given) if log else given
-        if self._raw:
-            ids = raw_ids(self._tokenizer, self._asked[0].content, known.tolist())
-        else:
-            ids = prompt_ids(
-                self._tokenizer,
-                self.given,
-                known.tolist(),
-                tools=self._tools,
-                variables=self._variables,
-                generation_prompt=self._generation_prompt,
-            )
-        shared = common_prefix(known, np.array(ids, np.uint32))
-        return Prompt(
-            ids=tuple(ids),
-            known=min(shared, log.n_kv) if log else 0,
-            foreign=bool(log and log.turns and (log.is_foreign or not len(known))),
-        )
-
-
-def _snapshot(variables: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    try:
-        return copy.deepcopy(variables)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UnsupportedParameterError(f"template must hold values that can be copied: {error}") from error
+    messages: tuple[Message, ...]
+    version: int
 
 
 class Agent:
@@ -344,11 +279,11 @@ class Agent:
     ) -> Reply:
         """Answer the open tool calls and continue.
 
-        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open.
+        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open: two
+        threads that answer the same calls, and only the first of them is heard.
         """
-        history = [*self.messages, *self._answers(results)]
         return self._memory.generate(
-            history,
+            self._answers(results),
             agent=self,
             tools=tools,
             tool_choice=tool_choice,
@@ -389,7 +324,9 @@ class Agent:
         """
         return self._memory._agents.delete(self._log)
 
-    def _answers(self, results: Sequence[ToolResult]) -> list[Message]:
-        if not (self.messages and self.messages[-1].tool_calls):
+    def _answers(self, results: Sequence[ToolResult]) -> Answers:
+        log = self._live
+        version, messages = log.version, log.messages  # in this order: what moves in between is noticed later
+        if not (messages and messages[-1].tool_calls):
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
-        return [result_message(result) for result in results]
+        return Answers(tuple(map(result_message, results)), version)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from agent_memory import doctor as checkup
-from agent_memory.agent import Agent, Log, Planner
+from agent_memory.agent import Agent, Log
 from agent_memory.agents import Agents
 from agent_memory.arguments import check_settings, runner_for, store_for
 from agent_memory.calling import Calling, calling_of
@@ -21,6 +21,7 @@ from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import identity_of
+from agent_memory.planning import Planner
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids

@@ -7,10 +7,11 @@ from functools import cached_property
 
 from attrs import field, frozen
 
-from agent_memory.agent import Log, Planner
+from agent_memory.agent import Log
 from agent_memory.calling import Calling
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
+from agent_memory.planning import Planner
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import LogitsProcessor, ModelRunner
 from agent_memory.scheduler.engine import Engine

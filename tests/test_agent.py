@@ -19,6 +19,7 @@ from agent_memory import (
     Tool,
     ToolCall,
     ToolResult,
+    ToolResultError,
     UnsupportedParameterError,
 )  # fmt: skip
 from agent_memory.model.echo_tokenizer import EchoTokenizer
@@ -28,6 +29,7 @@ from tests.waiting import PATIENCE_S
 
 TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
 CALL = '<tool_call>{"name": "tag", "arguments": {"words": ["a", "b"]}}</tool_call>'
+WITH_ID = CALL.replace('{"name"', '{"id": "one", "name"')
 SAID = {"words": ["a", "b"]}
 
 
@@ -210,3 +212,46 @@ def test_a_queued_request_is_what_it_was_when_it_was_made() -> None:
         reply = second.result(PATIENCE_S)
         assert (reply.text, reply.usage.prompt_tokens < 50) == ("asked", True)
         assert memory.agent("a").messages == (Message("user", "asked"), Message("assistant", "asked"))
+
+
+def answering(agent: Agent, content: str) -> Callable[[], object]:
+    [call] = agent.messages[-1].tool_calls
+    return lambda: agent.give(ToolResult(call.id, content))
+
+
+@pytest.mark.parametrize("follows", ["text", "a call of the same id", "another call", "a rewind"])
+def test_an_open_call_is_answered_once_whoever_answers_it(monkeypatch: Any, follows: str) -> None:
+    runner = scripted(WITH_ID, {"a call of the same id": WITH_ID, "another call": CALL}.get(follows, "text"))
+    render, rivals = EchoTokenizer.render, []
+
+    def rivalled(self: EchoTokenizer, messages: Any, **more: Any) -> str:
+        if messages[-1]["role"] == "tool" and rivals:
+            rivals.pop()()
+        return render(self, messages, **more)
+
+    monkeypatch.setattr(EchoTokenizer, "render", rivalled)
+    with Memory(runner, ":memory:") as memory:
+        agent = memory.agent("a", tools=[TAG])
+        agent.say("go")
+        give = answering(agent, "late")
+        rivals.append(agent.rewind if follows == "a rewind" else answering(agent, "first"))
+        with pytest.raises(ToolResultError, match="log of agent 'a' has moved on"):
+            give()
+        said = [message.content for message in agent.messages if message.role == "tool"]
+        assert said == ([] if follows == "a rewind" else ["first"])
+        assert agent.info.n_turns == len(said) * 2
+        if follows in ("a call of the same id", "another call"):
+            answering(agent, "at last")()
+            assert agent.messages[-2].content == "at last"
+
+
+def test_answers_wait_for_no_turn_that_moves_nothing() -> None:
+    with Memory(scripted(CALL), ":memory:") as memory:
+        agent = memory.agent("a", tools=[TAG])
+        agent.say("go")
+        with pytest.raises(ToolResultError):
+            agent.say("not yet")
+        answering(agent, "done")()
+        assert [message.role for message in agent.messages] == ["user", "assistant", "tool", "assistant"]
+        with pytest.raises(ToolResultError, match="no open tool calls"):
+            agent.give(ToolResult("one", "again"))
