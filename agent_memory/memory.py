@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -60,7 +59,6 @@ class Memory:
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
-        self._lock = threading.Lock()
         self._closed = False
         self._identity = ""
         hot_bytes, warm_bytes = checkup.memory_budgets(config)
@@ -299,12 +297,13 @@ class Memory:
         self._store.flush()
 
     def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._finalizer()
+        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+
+        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        """
+        self._closed = True
+        shut(self._engine, self._store)
+        self._finalizer.detach()
 
     async def aclose(self) -> None:
         """``close()`` without blocking the event loop."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Store:
         )
         self._health = Health()
         self._io = IOThread(health=self._health)
-        self._is_closed = False
+        self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
         self._repair: Repair | None = None
@@ -355,10 +356,13 @@ class Store:
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; idempotent. Raises as ``flush`` does, after closing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, after closing."""
+        with self._closing:  # reentrant: what is collected while it closes may close it too
+            if not self._is_closed:
+                self._is_closed = True
+                self._close()
+
+    def _close(self) -> None:
         try:
             if self._catalog is not None and self._catalog.has_unwritten_uses:
                 with contextlib.suppress(AgentMemoryError):
