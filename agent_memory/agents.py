@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,13 @@ from agent_memory.arguments import is_text
 from agent_memory.errors import ConfigError, RequestError
 from agent_memory.prompt import messages as shapes
 from agent_memory.scheduler.engine import Engine
+from agent_memory.store.records import AgentRecord
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Message
+
+#: The number of a log that no agent has yet; the store counts from 1.
+NOT_STORED = 0
 
 
 class Agents:
@@ -30,8 +35,7 @@ class Agents:
         ``identity``: of the model that is open.
         """
         given = as_tools(tools)
-        if not isinstance(name, str) or not name or not is_text(name):
-            raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
+        _check_name(name)
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])
             system = checked.content
@@ -56,6 +60,25 @@ class Agents:
         """The log of an agent that exists."""
         with self._lock:
             return self._find(name, identity)
+
+    def find_or_blank(self, name: str, *, identity: str) -> Log:
+        """The log of an agent, or a blank one that is no agent's until ``keep``. Raises ConfigError for a bad name."""
+        _check_name(name)
+        now = time.time()
+        blank = AgentRecord(NOT_STORED, name, None, to_json(()), (), now, now)
+        return self.find(name, identity=identity) or Log(blank)
+
+    def keep(self, log: Log) -> bool:
+        """Store the agent of a blank log; False where there is one of that name by now, which has another log."""
+        if log.agent_id != NOT_STORED:
+            return True
+        with self._lock:
+            if log.name in self._logs:
+                return False
+            record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
+            log.agent_id, log.created_s, log.used_s = record.agent_id, record.created_s, record.used_s
+            self._logs[log.name] = log
+            return True
 
     def _find(self, name: str, identity: str) -> Log | None:
         """The same, under the lock."""
@@ -121,3 +144,8 @@ class Agents:
             raise RequestError(
                 f"cannot {what} agent {log.name!r} while a turn of it runs; await or cancel the turn first"
             )
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name or not is_text(name):
+        raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")

@@ -179,7 +179,11 @@ class Memory:
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
         how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
-        requests = [self._request(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
+        planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
+        requests = [
+            request if self._is_kept(request, log) else self._request(prompt, *asked, *how)
+            for prompt, (request, log) in zip(prompts, planned, strict=True)
+        ]
         handles: list[Generation] = []
         try:
             handles.extend(map(self._requests.start, requests))
@@ -194,6 +198,8 @@ class Memory:
         offered = as_tools(tools) or (log.tools if log else ())
         planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
         request = self._requests.make(planner, None, Settings(max_tokens=0), Calling())
+        if log is not None:
+            self._agents.keep(log)
         return self._requests.start(request).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
@@ -333,7 +339,19 @@ class Memory:
         self._identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
-    def _request(
+    def _request(self, *asked: Any) -> Request:
+        """A request, and its agent where there is none of that name yet."""
+        request, log = self._planned(*asked)
+        return request if self._is_kept(request, log) else self._request(*asked)  # it was made meanwhile: from that
+
+    def _is_kept(self, request: Request, log: Log | None) -> bool:
+        if log is None:
+            return True
+        is_kept = self._agents.keep(log)
+        request.agent_id = log.agent_id
+        return is_kept
+
+    def _planned(
         self,
         prompt: object,
         agent: str | Agent | None,
@@ -344,18 +362,21 @@ class Memory:
         template: Mapping[str, Any] | None,
         raw: bool,
         *how: Any,
-    ) -> Request:
+    ) -> tuple[Request, Log | None]:
+        """Raises what is wrong with a request, of which nothing is left then, not even a new agent."""
         settings = self._settings(*how)
         log = self._log_of(agent)
         kept, tokenizer = log.tools if log else (), self._tokenizer()
         grammars = self._requests.grammars
         calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
         planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
-        return self._requests.make(planner, log, settings, calling)
+        return self._requests.make(planner, log, settings, calling), log
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
+        """The log of an agent; a new one, of no agent yet, where there is none of that name."""
+        self._tokenizer()
         if not isinstance(agent, Agent):
-            return None if agent is None else self.agent(agent)._log
+            return None if agent is None else self._agents.find_or_blank(agent, identity=self._identity)
         if agent._memory is not self:
             raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
         return agent._live

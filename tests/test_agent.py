@@ -255,3 +255,48 @@ def test_answers_wait_for_no_turn_that_moves_nothing() -> None:
         assert [message.role for message in agent.messages] == ["user", "assistant", "tool", "assistant"]
         with pytest.raises(ToolResultError, match="no open tool calls"):
             agent.give(ToolResult("one", "again"))
+
+
+REFUSED: dict[str, Callable[[Memory], object]] = {
+    "generate": lambda memory: memory.generate("", agent="typo"),
+    "stream": lambda memory: memory.stream([], agent="typo"),
+    "too long": lambda memory: memory.generate("word " * 500, agent="typo"),
+    "prefill": lambda memory: memory.prefill("", agent="typo"),
+    "batch": lambda memory: memory.batch(["fine", ""], agent="typo"),
+    "settings": lambda memory: memory.generate("fine", agent="typo", max_tokens=-1),
+    "tools": lambda memory: memory.generate("fine", agent="typo", tool_choice="required"),
+}
+
+
+@pytest.mark.parametrize("ask", REFUSED.values(), ids=REFUSED.keys())
+def test_a_refused_request_makes_no_agent(ask: Callable[[Memory], object], tmp_path: Path) -> None:
+    with Memory(EchoRunner(context_tokens=400), tmp_path) as memory:
+        with pytest.raises(ValueError):
+            ask(memory)
+        assert memory.agents() == []
+        assert memory.generate("fine", agent="typo").text == "fine"
+    with Memory(EchoRunner(), tmp_path) as memory:
+        assert [(info.name, info.n_turns) for info in memory.agents()] == [("typo", 1)]
+
+
+def test_a_batch_and_a_prefill_make_an_agent_that_was_not_there() -> None:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        assert [reply.text for reply in memory.batch(["one", "two"], agent="a")] == ["one", "two"]
+        assert [message.content for message in memory.agent("a").messages] == ["one", "one", "two", "two"]
+        memory.prefill("a shared beginning", agent="b")
+        assert {info.name: info.n_turns for info in memory.agents()} == {"a": 2, "b": 0}
+
+
+def test_an_agent_that_is_made_while_a_first_turn_of_it_is_planned_is_the_one_that_gets_it(monkeypatch: Any) -> None:
+    render = EchoTokenizer.render
+
+    def making(self: EchoTokenizer, messages: Any, **more: Any) -> str:
+        if not memory.agents():
+            memory.agent("a", system="S").say("first")
+        return render(self, messages, **more)
+
+    with Memory(EchoRunner(), ":memory:") as memory:
+        monkeypatch.setattr(EchoTokenizer, "render", making)
+        assert memory.generate("second", agent="a").text == "second"
+        said = [message.content for message in memory.agent("a").messages]
+        assert said == ["S", "first", "first", "second", "second"]

@@ -356,7 +356,7 @@ class Store:
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, after closing."""
+        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
         with self._closing:  # reentrant: what is collected while it closes may close it too
             if not self._is_closed:
                 self._is_closed = True
