@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent_memory.agent import Agent
     from agent_memory.config import Config
     from agent_memory.errors import (
+        AgentDeletedError,
         AgentMemoryError,
         BackendMissingError,
         CancelledError,
@@ -63,6 +64,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Agent",
+    "AgentDeletedError",
     "AgentInfo",
     "AgentMemoryError",
     "BackendMissingError",
@@ -108,6 +110,7 @@ __all__ = [
 #: Public name -> the module that defines it.
 _HOMES = {
     "Agent": "agent",
+    "AgentDeletedError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
     "BackendMissingError": "errors",

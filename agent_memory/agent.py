@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import frozen
 
-from agent_memory.errors import RequestError, ToolResultError, UnsupportedParameterError
+from agent_memory.errors import AgentDeletedError, ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
-from agent_memory.prompt.results import paired, result_message
-from agent_memory.prompt.template import prompt_ids, raw_ids
+from agent_memory.prompt.results import result_message
 from agent_memory.protocols import LogitsProcessor, Tokenizer
-from agent_memory.scheduler.request import Outcome, Prompt
+from agent_memory.scheduler.request import Outcome
 from agent_memory.store.records import AgentRecord, Turn
 from agent_memory.tools import from_json as tools_from_json
 from agent_memory.types import AgentInfo, Message, Reply, Sampling, Tool, ToolResult
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class Log:
     """An agent's turns: the messages, and the ids that they became under one tokenizer.
 
-    Read from any thread; changed on the engine thread alone (``commit``, ``rewind``), as whole tuples.
+    Read from any thread; changed on the engine thread alone (``append``, ``rewind``, ``is_deleted``), as whole tuples.
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system", "tools",
-        "turns", "used_s", "version",
+        "agent_id", "created_s", "ids", "is_deleted", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system",
+        "tools", "turns", "used_s", "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
@@ -40,6 +40,7 @@ class Log:
         self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
         self.tools = tools_from_json(record.tools)
         self.created_s, self.used_s, self.is_pinned = record.created_s, record.used_s, record.is_pinned
+        self.is_deleted = False  #: for good: an agent of the same name that is made later has a log of its own
         self.version = 0
         self._replay(record.turns)
 
@@ -59,6 +60,11 @@ class Log:
         self.turns, self.n_kv = (*self.turns, turn), turn.n_kv
         self.version += 1
 
+    def ensure_exists(self) -> None:
+        """Raises AgentDeletedError once the agent was deleted."""
+        if self.is_deleted:
+            raise AgentDeletedError(self.name)
+
     @property
     def tokenizer(self) -> str | None:
         """Digest of the tokenizer that made the newest ids."""
@@ -68,10 +74,9 @@ class Log:
         """Ids that may be reused under ``tokenizer``; none under another than the log's."""
         return self.ids if self.tokenizer == tokenizer.digest else self.ids[:0]
 
-    def full_history(self, prompt: object) -> tuple[Message, ...]:
-        """The messages of the next prompt: a str is one more user turn, anything else the whole history."""
-        given = shapes.normalize(prompt)
-        if isinstance(prompt, str):
+    def full_history(self, given: tuple[Message, ...], *, goes_on: bool) -> tuple[Message, ...]:
+        """The messages of the next prompt: what is ``given`` after the log's where it ``goes_on``, else all of them."""
+        if goes_on:
             return self.messages + given
         if self.system is not None and given[0].role != "system":
             return (Message("system", self.system), *given)
@@ -130,66 +135,16 @@ class Log:
         )
 
 
-class Planner:
-    """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment."""
+@frozen
+class Answers:
+    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
 
-    __slots__ = (
-        "_cache", "_generation_prompt", "_log", "_prompt", "_raw", "_tokenizer", "_tools", "_variables", "given",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: object,
-        log: Log | None,
-        *,
-        tools: Sequence[Tool] = (),
-        raw: bool = False,
-        variables: Mapping[str, Any] | None = None,
-        generation_prompt: bool = True,
-    ) -> None:
-        if raw and not isinstance(prompt, str):
-            raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
-        self._tokenizer, self._prompt, self._log = tokenizer, prompt, log
-        self._raw, self._variables, self._generation_prompt = raw, variables, generation_prompt
-        self._tools = tuple(tools)
-        self._cache: tuple[int, Prompt] | None = None
-        self.given: tuple[Message, ...] = ()
-
-    def prompt(self) -> Prompt:
-        """Render and tokenize; again only when the log has changed since."""
-        version = self._log.version if self._log else 0
-        if self._cache is None or self._cache[0] != version:
-            self._cache = (version, self._plan())
-        return self._cache[1]
-
-    def _plan(self) -> Prompt:
-        log = self._log
-        known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
-        given = log.full_history(self._prompt) if log else shapes.normalize(self._prompt)
-        given = paired(given, may_end_open=not self._generation_prompt)
-        self.given = log.as_logged(given) if log else given
-        if self._raw:
-            ids = raw_ids(self._tokenizer, str(self._prompt), known.tolist())
-        else:
-            ids = prompt_ids(
-                self._tokenizer,
-                self.given,
-                known.tolist(),
-                tools=self._tools,
-                variables=self._variables,
-                generation_prompt=self._generation_prompt,
-            )
-        shared = common_prefix(known, np.array(ids, np.uint32))
-        return Prompt(
-            ids=tuple(ids),
-            known=min(shared, log.n_kv) if log else 0,
-            foreign=bool(log and log.turns and (log.is_foreign or not len(known))),
-        )
+    messages: tuple[Message, ...]
+    version: int
 
 
 class Agent:
-    """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent.
+    """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent, until it is deleted.
 
     Turns of one agent run one after another; different agents never wait for each other's turns.
     """
@@ -200,7 +155,16 @@ class Agent:
         self._memory, self._log = memory, log
 
     def __repr__(self) -> str:
-        return f"Agent({self.name!r} turns={len(self._log.turns)} tokens={self.n_tokens:,})"
+        log = self._log
+        return (
+            f"Agent({log.name!r} {'deleted' if log.is_deleted else f'turns={len(log.turns)} tokens={len(log.ids):,}'})"
+        )
+
+    @property
+    def _live(self) -> Log:
+        """The log. Raises AgentDeletedError."""
+        self._log.ensure_exists()
+        return self._log
 
     @property
     def name(self) -> str:
@@ -209,23 +173,23 @@ class Agent:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation so far, system message first."""
-        return self._log.messages
+        """The conversation so far, system message first; a copy."""
+        return shapes.copied(self._live.messages)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
         """The tools that are stored with the agent: offered in each turn that names no others."""
-        return self._log.tools
+        return self._live.tools
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the conversation so far, as the model saw and made them."""
-        return len(self._log.ids)
+        return len(self._live.ids)
 
     @property
     def info(self) -> AgentInfo:
         """The agent at a glance."""
-        return self._log.info
+        return self._live.info
 
     def say(
         self,
@@ -247,7 +211,7 @@ class Agent:
         """One more turn; waits for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
         return self._memory.generate(
             message,
-            agent=self.name,
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -282,7 +246,7 @@ class Agent:
         """One more turn, as a handle at once."""
         return self._memory.stream(
             message,
-            agent=self.name,
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -315,12 +279,12 @@ class Agent:
     ) -> Reply:
         """Answer the open tool calls and continue.
 
-        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open.
+        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open: two
+        threads that answer the same calls, and only the first of them is heard.
         """
-        history = [*self.messages, *self._answers(results)]
         return self._memory.generate(
-            history,
-            agent=self.name,
+            self._answers(results),
+            agent=self,
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
@@ -340,29 +304,29 @@ class Agent:
 
         Raises UnsupportedParameterError for a number beyond the agent's turns, RequestError while a turn runs.
         """
-        n_turns = len(self._log.turns)
+        n_turns = len(self._live.turns)
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
             raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
-        self._memory._rewind(self._log, turns)
+        self._memory._agents.rewind(self._live, turns)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
 
         Durable when it returns. Budgets hold: pins say what goes last, and reserve nothing.
         """
-        self._memory._pin(self._log, bool(is_pinned))
+        self._memory._agents.pin(self._live, bool(is_pinned))
 
     def delete(self) -> bool:
-        """Delete the agent in all tiers; True when it existed."""
-        return self._memory.delete(self.name)
+        """Delete the agent in all tiers; True when it existed.
 
-    def _answers(self, results: Sequence[ToolResult]) -> list[Message]:
-        if not (self.messages and self.messages[-1].tool_calls):
+        Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
+        AgentDeletedError. ``memory.agent(name)`` gives a new agent, of which the old handles know nothing.
+        """
+        return self._memory._agents.delete(self._log)
+
+    def _answers(self, results: Sequence[ToolResult]) -> Answers:
+        log = self._live
+        version, messages = log.version, log.messages  # in this order: what moves in between is noticed later
+        if not (messages and messages[-1].tool_calls):
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
-        return [result_message(result) for result in results]
-
-
-def ensure_idle(is_busy: bool, name: str, what: str) -> None:
-    """Raises RequestError when an agent has a turn queued or running."""
-    if is_busy:
-        raise RequestError(f"cannot {what} agent {name!r} while a turn of it runs; await or cancel the turn first")
+        return Answers(tuple(map(result_message, results)), version)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from agent_memory.agent import Log
 from agent_memory.arguments import is_text
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, RequestError
 from agent_memory.prompt import messages as shapes
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.records import AgentRecord
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Message
+
+#: The number of a log that no agent has yet; the store counts from 1.
+NOT_STORED = 0
 
 
 class Agents:
     """Logs by name, of one salt. Any thread."""
 
-    def __init__(self, store: Store, salt: str) -> None:
-        self._store, self._salt = store, salt
+    def __init__(self, store: Store, engine: Engine, salt: str) -> None:
+        self._store, self._engine, self._salt = store, engine, salt
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
 
@@ -29,19 +35,15 @@ class Agents:
         ``identity``: of the model that is open.
         """
         given = as_tools(tools)
-        if not isinstance(name, str) or not name or not is_text(name):
-            raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
+        _check_name(name)
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])
             system = checked.content
         with self._lock:
-            log = self._logs.get(name)
+            log = self._find(name, identity)
             if log is None:
-                record = self._store.load_agent(self._salt, name)
-                if record is None:
-                    record = self._store.create_agent(self._salt, name, system=system, tools=to_json(given))
-                stored = self._store.lineage_identities(record.agent_id)
-                log = self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
+                record = self._store.create_agent(self._salt, name, system=system, tools=to_json(given))
+                log = self._logs[name] = Log(record)
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
@@ -53,6 +55,37 @@ class Agents:
                 f"{[tool.name for tool in given]}). Open it without tools=, or give them with each turn"
             )
         return log
+
+    def find(self, name: str, *, identity: str) -> Log | None:
+        """The log of an agent that exists."""
+        with self._lock:
+            return self._find(name, identity)
+
+    def find_or_blank(self, name: str, *, identity: str) -> Log:
+        """The log of an agent, or a blank one that is no agent's until ``keep``. Raises ConfigError for a bad name."""
+        _check_name(name)
+        now = time.time()
+        blank = AgentRecord(NOT_STORED, name, None, to_json(()), (), now, now)
+        return self.find(name, identity=identity) or Log(blank)
+
+    def keep(self, log: Log) -> bool:
+        """Store the agent of a blank log; False where there is one of that name by now, which has another log."""
+        if log.agent_id != NOT_STORED:
+            return True
+        with self._lock:
+            if log.name in self._logs:
+                return False
+            record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
+            log.agent_id, log.created_s, log.used_s = record.agent_id, record.created_s, record.used_s
+            self._logs[log.name] = log
+            return True
+
+    def _find(self, name: str, identity: str) -> Log | None:
+        """The same, under the lock."""
+        if name not in self._logs and (record := self._store.load_agent(self._salt, name)) is not None:
+            stored = self._store.lineage_identities(record.agent_id)
+            self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
+        return self._logs.get(name)
 
     def agent_id(self, name: str) -> int | None:
         """The number of an agent that was opened here."""
@@ -67,7 +100,52 @@ class Agents:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
-    def forget(self, name: str) -> None:
-        """One that was deleted."""
-        with self._lock:
-            self._logs.pop(name, None)
+    # what changes a log, and what hangs on it: on the engine thread, between two ticks
+
+    def pin(self, log: Log, is_pinned: bool) -> None:
+        """Pin an agent, or no longer."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._store.pin(log.agent_id, is_pinned)
+            log.is_pinned = is_pinned
+
+        self._engine.call(work)
+
+    def rewind(self, log: Log, turns: int) -> None:
+        """Take an idle agent's newest turns back."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._ensure_idle(log, "rewind")
+            log.rewind(len(log.turns) - turns)
+            self._store.rewind(log.agent_id, len(log.turns))
+
+        self._engine.call(work)
+
+    def delete(self, log: Log) -> bool:
+        """End an idle agent, in all tiers; False where it has ended before."""
+
+        def work() -> bool:
+            if log.is_deleted:
+                return False
+            self._ensure_idle(log, "delete")
+            self._engine.evict(log.name, log.agent_id, to="cold")
+            self._store.delete_agent(log.agent_id)
+            log.is_deleted = True
+            with self._lock:
+                self._logs.pop(log.name, None)
+            return True
+
+        return self._engine.call(work)
+
+    def _ensure_idle(self, log: Log, what: str) -> None:
+        if self._engine.is_busy(log.name):
+            raise RequestError(
+                f"cannot {what} agent {log.name!r} while a turn of it runs; await or cancel the turn first"
+            )
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name or not is_text(name):
+        raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")

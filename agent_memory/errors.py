@@ -12,6 +12,7 @@
      ├ RequestError
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
+     │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -83,6 +84,19 @@ class PromptTooLongError(RequestError, ValueError):
 
 class UnsupportedParameterError(RequestError, ValueError):
     """A parameter, role or value is not supported."""
+
+
+class AgentDeletedError(RequestError, LookupError):
+    """The agent was deleted; a handle of it is of no use any more."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"agent {name!r} was deleted, and its conversation with it. Call memory.agent({name!r}) again for a new one"
+        )
+
+    def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class ToolResultError(RequestError, ValueError):

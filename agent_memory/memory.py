@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from agent_memory import doctor as checkup
-from agent_memory.agent import Agent, Log, Planner, ensure_idle
+from agent_memory.agent import Agent, Log
 from agent_memory.agents import Agents
 from agent_memory.arguments import check_settings, runner_for, store_for
 from agent_memory.calling import Calling, calling_of
@@ -21,6 +20,7 @@ from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import identity_of
+from agent_memory.planning import Planner
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
@@ -59,13 +59,12 @@ class Memory:
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
-        self._lock = threading.Lock()
         self._closed = False
         self._identity = ""
         hot_bytes, warm_bytes = checkup.memory_budgets(config)
         self._store = store_for(path, config, warm_bytes)
-        self._agents = Agents(self._store, config.salt)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
+        self._agents = Agents(self._store, self._engine, config.salt)
         self._requests = Requests(self._runner, self._store, self._engine)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
@@ -92,7 +91,7 @@ class Memory:
         self,
         prompt: object,
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -135,7 +134,7 @@ class Memory:
         self,
         prompt: object,
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -158,7 +157,7 @@ class Memory:
         self,
         prompts: Sequence[object],
         *,
-        agent: str | None = None,
+        agent: str | Agent | None = None,
         tools: Sequence[Any] = (),
         tool_choice: str | Mapping[str, str] = "auto",
         parallel_tool_calls: bool = True,
@@ -180,7 +179,11 @@ class Memory:
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
         how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
-        requests = [self._request(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
+        planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
+        requests = [
+            request if self._is_kept(request, log) else self._request(prompt, *asked, *how)
+            for prompt, (request, log) in zip(prompts, planned, strict=True)
+        ]
         handles: list[Generation] = []
         try:
             handles.extend(map(self._requests.start, requests))
@@ -189,12 +192,14 @@ class Memory:
             for handle in handles:
                 handle.cancel()
 
-    def prefill(self, prompt: object, *, agent: str | None = None, tools: Sequence[Any] = ()) -> Usage:
+    def prefill(self, prompt: object, *, agent: str | Agent | None = None, tools: Sequence[Any] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
-        log = self.agent(agent)._log if agent is not None else None
+        log = self._log_of(agent)
         offered = as_tools(tools) or (log.tools if log else ())
         planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
         request = self._requests.make(planner, None, Settings(max_tokens=0), Calling())
+        if log is not None:
+            self._agents.keep(log)
         return self._requests.start(request).result().usage
 
     def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
@@ -244,19 +249,13 @@ class Memory:
         return self._agents.infos()
 
     def delete(self, name: str) -> bool:
-        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays."""
-        if not isinstance(name, str) or not any(info.name == name for info in self.agents()):
-            return False
-        log = self.agent(name)._log
+        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays.
 
-        def work() -> None:
-            ensure_idle(self._engine.is_busy(name), name, "delete")
-            self._engine.evict(name, log.agent_id, to="cold")
-            self._store.delete_agent(log.agent_id)
-
-        self._engine.call(work)
-        self._agents.forget(name)
-        return True
+        Handles of it are dead then, as ``Agent.delete`` says. Raises RequestError while a turn of it runs.
+        """
+        self._tokenizer()
+        log = self._agents.find(name, identity=self._identity) if isinstance(name, str) else None
+        return log is not None and self._agents.delete(log)
 
     def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
@@ -304,12 +303,13 @@ class Memory:
         self._store.flush()
 
     def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._finalizer()
+        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+
+        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        """
+        self._closed = True
+        shut(self._engine, self._store)
+        self._finalizer.detach()
 
     async def aclose(self) -> None:
         """``close()`` without blocking the event loop."""
@@ -339,10 +339,22 @@ class Memory:
         self._identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
-    def _request(
+    def _request(self, *asked: Any) -> Request:
+        """A request, and its agent where there is none of that name yet."""
+        request, log = self._planned(*asked)
+        return request if self._is_kept(request, log) else self._request(*asked)  # it was made meanwhile: from that
+
+    def _is_kept(self, request: Request, log: Log | None) -> bool:
+        if log is None:
+            return True
+        is_kept = self._agents.keep(log)
+        request.agent_id = log.agent_id
+        return is_kept
+
+    def _planned(
         self,
         prompt: object,
-        agent: str | None,
+        agent: str | Agent | None,
         tools: Sequence[Any],
         tool_choice: str | Mapping[str, str],
         parallel_tool_calls: bool,
@@ -350,14 +362,24 @@ class Memory:
         template: Mapping[str, Any] | None,
         raw: bool,
         *how: Any,
-    ) -> Request:
+    ) -> tuple[Request, Log | None]:
+        """Raises what is wrong with a request, of which nothing is left then, not even a new agent."""
         settings = self._settings(*how)
-        log = self.agent(agent)._log if agent is not None else None
+        log = self._log_of(agent)
         kept, tokenizer = log.tools if log else (), self._tokenizer()
         grammars = self._requests.grammars
         calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
         planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
-        return self._requests.make(planner, log, settings, calling)
+        return self._requests.make(planner, log, settings, calling), log
+
+    def _log_of(self, agent: str | Agent | None) -> Log | None:
+        """The log of an agent; a new one, of no agent yet, where there is none of that name."""
+        self._tokenizer()
+        if not isinstance(agent, Agent):
+            return None if agent is None else self._agents.find_or_blank(agent, identity=self._identity)
+        if agent._memory is not self:
+            raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
+        return agent._live
 
     def _settings(
         self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
@@ -371,18 +393,3 @@ class Memory:
         if not self._closed:
             return self._runner.tokenizer
         raise ClosedError("this Memory is closed; open it again")
-
-    def _pin(self, log: Log, is_pinned: bool) -> None:
-        def work() -> None:
-            self._store.pin(log.agent_id, is_pinned)
-            log.is_pinned = is_pinned
-
-        self._engine.call(work)
-
-    def _rewind(self, log: Log, turns: int) -> None:
-        def work() -> None:
-            ensure_idle(self._engine.is_busy(log.name), log.name, "rewind")
-            log.rewind(len(log.turns) - turns)
-            self._store.rewind(log.agent_id, len(log.turns))
-
-        self._engine.call(work)

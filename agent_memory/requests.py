@@ -7,10 +7,12 @@ from functools import cached_property
 
 from attrs import field, frozen
 
-from agent_memory.agent import Log, Planner
+from agent_memory.agent import Log
 from agent_memory.calling import Calling
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
+from agent_memory.planning import Planner
+from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import LogitsProcessor, ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
@@ -88,7 +90,7 @@ class Requests:
             "assistant",
             parsed.text,
             reasoning=parsed.reasoning,
-            tool_calls=parsed.tool_calls,
+            tool_calls=as_written(parsed.tool_calls),
             source=outcome.text if outcome.text != parsed.text else "",
         )
         if log is not None:
@@ -104,6 +106,6 @@ class Requests:
             finish=outcome.finish,
             stopped=outcome.stopped,
             usage=outcome.usage,
-            message=message,
+            message=copied([message])[0],
             token_ids=outcome.kept,
         )

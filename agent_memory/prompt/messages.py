@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+import attrs
+
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.results import result_text
 from agent_memory.types import Message, Role, ToolCall
@@ -15,7 +17,7 @@ _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "
 
 
 def normalize(prompt: object) -> tuple[Message, ...]:
-    """Messages of a str (one user message), a Message, a mapping, or a list of them.
+    """Messages of a str (one user message), a Message, a mapping, or a list of them; copies, all the way down.
 
     Raises UnsupportedParameterError naming the message and what was found.
     """
@@ -39,7 +41,7 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
             one["reasoning_content"] = message.reasoning
         if message.tool_calls:
             one["tool_calls"] = [
-                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}}
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _own(c.arguments)}}
                 for c in message.tool_calls
             ]
         if message.tool_call_id is not None:
@@ -50,8 +52,24 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return out
 
 
+def copied(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Equal messages that share no arguments with these: what is done to the ones is not done to the others."""
+    return tuple(attrs.evolve(m, tool_calls=_own_calls(m.tool_calls)) if m.tool_calls else m for m in messages)
+
+
+def as_written(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """A reply's calls as the model wrote them, whatever was done to these since."""
+    return tuple(
+        attrs.evolve(call, arguments=json.loads(call.source)) if call.source else _own_calls([call])[0]
+        for call in calls
+    )
+
+
 def to_json(messages: Sequence[Message]) -> str:
-    """The log's stored form: compact JSON, fields that are empty left out; ASCII, so that any str can be written."""
+    """The log's stored form: compact JSON, fields that are empty left out; ASCII, so that any str can be written.
+
+    Raises UnsupportedParameterError for arguments that are no JSON.
+    """
     rows = []
     for m in messages:
         row: dict[str, Any] = {"role": m.role, "content": m.content}
@@ -66,7 +84,10 @@ def to_json(messages: Sequence[Message]) -> str:
         if m.source:
             row["source"] = m.source
         rows.append(row)
-    return json.dumps(rows, separators=(",", ":"))
+    try:
+        return json.dumps(rows, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedParameterError(f"a tool call's arguments cannot be written as JSON: {error}") from error
 
 
 def from_json(text: str) -> tuple[Message, ...]:
@@ -161,7 +182,16 @@ def _checked(message: Message, index: int) -> Message:
     except UnicodeEncodeError as error:
         place = f"character {error.start}"
         raise UnsupportedParameterError(f"message {index} is not valid Unicode: a lone surrogate at {place}") from None
-    return message
+    return copied([message])[0]
+
+
+def _own(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy, all the way down, that is what JSON makes of it."""
+    return dict(json.loads(json.dumps(dict(arguments))))
+
+
+def _own_calls(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    return tuple(attrs.evolve(call, arguments=_own(call.arguments)) for call in calls)
 
 
 def _blocks(content: object, index: int, role: object) -> tuple[str, str, list[ToolCall]]:

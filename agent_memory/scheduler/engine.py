@@ -85,11 +85,6 @@ class Engine:
         """Raises ClosedError in a forked child."""
         self._mail.ensure_ours()
 
-    @property
-    def is_current_thread(self) -> bool:
-        """Whether the caller is the engine thread itself."""
-        return threading.current_thread() is self._thread
-
     def memory_figures(self) -> dict[str, int]:
         """Bytes of live and of warm KV now, and how much has left either. Engine thread (inside ``call``)."""
         warm = self._store.warm
@@ -197,9 +192,20 @@ class Engine:
 
 
 def shut(engine: Engine, store: Store) -> None:
-    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store."""
-    if engine.is_current_thread:  # the last reference to the Memory went with a request that the engine dropped
-        threading.Thread(target=shut, args=(engine, store), name="agent_memory-close").start()
-    elif engine.is_ours:
-        engine.close()
-        store.close()
+    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store.
+
+    Any thread, and as often as one likes: each call returns when both are closed. On a thread of this library's own,
+    which may be one that closing waits for (a Memory is collected where its last reference goes), another thread does
+    it, and the call returns at once.
+    """
+    if not engine.is_ours:
+        return
+    if threading.current_thread().name.startswith("agent_memory-"):
+        threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
+    else:
+        _shut(engine, store)
+
+
+def _shut(engine: Engine, store: Store) -> None:
+    engine.close()
+    store.close()

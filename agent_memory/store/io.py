@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from agent_memory.errors import AgentMemoryError, ClosedError
-from agent_memory.store.health import Health
+from agent_memory.store.health import Health, is_disk_error
 
 log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")
+LogItem = tuple[Callable[[], object], int]  #: a write to a log, and whose
 
 ITEM_BYTES = 8 << 20  #: an item of work moves at most this much
 HIGH_WATER_BYTES = 64 << 20  #: above this, ``is_ready`` says no
@@ -26,14 +27,16 @@ RETRY_S = 1.0  #: a log that could not be written is tried again this often
 class IOThread:
     """Runs work in order on one thread, which ``start`` or the first item starts and ``close`` ends.
 
-    A log item that fails stays first in its queue and is tried again every second, and at the next ``drain`` or log
-    item: no later turn is written over a hole. Thread-safe.
+    A log item that the disk refuses stays first in its queue and is tried again every second, and at the next ``drain``
+    or log item: no later turn is written over a hole. One that fails for another reason holds up its own agent's items
+    alone, until the next ``drain`` or item of that agent. Thread-safe.
     """
 
     def __init__(self, name: str = "agent_memory-io", health: Health | None = None) -> None:
         self._name, self._health = name, health or Health()
         self._lock = threading.Condition()
-        self._logs: deque[tuple[Callable[[], object], int]] = deque()
+        self._logs: deque[LogItem] = deque()
+        self._stuck: dict[int, BaseException] = {}  # agent -> why its first item cannot be written
         self._work: deque[tuple[Callable[[], object], int]] = deque()
         self._reads: deque[Iterator[None]] = deque()
         self._idle: Iterator[None] | None = None
@@ -77,12 +80,20 @@ class IOThread:
             self._start()
             self._logs.append((work, agent_id))
             self._log_error = None
+            self._stuck.pop(agent_id, None)
             self._lock.notify_all()
 
     def has_log_of(self, agent_id: int) -> bool:
         """Whether a write to an agent's log is still queued."""
         with self._lock:
             return any(owner == agent_id for _, owner in self._logs)
+
+    def drop_logs(self, agent_id: int) -> None:
+        """Forget what is queued for the log of an agent that ends; after ``drain``, that is what can not be written."""
+        with self._lock:
+            self._logs = deque(item for item in self._logs if item[1] != agent_id)
+            self._stuck.pop(agent_id, None)
+            self._lock.notify_all()
 
     def submit_read(self, steps: Iterator[None]) -> None:
         """Queue reading ahead, a step at a time, before any KV is written; nobody waits for it, ``close`` drops it."""
@@ -121,13 +132,14 @@ class IOThread:
         return results[0]
 
     def drain(self, *, logs_only: bool = False) -> BaseException | None:
-        """Wait until everything queued so far is done; the error that stops the log, if one does."""
+        """Wait until everything queued so far is done; the error that stops the log, or an agent's, if one does."""
         with self._lock:
-            if self._log_error is not None:
+            if self._log_error is not None or self._stuck:
                 self._log_error = None
+                self._stuck.clear()
                 self._lock.notify_all()
             self._lock.wait_for(lambda: self._is_drained(logs_only))
-            return self._log_error
+            return self._log_error or next(iter(self._stuck.values()), None)
 
     def wait_ready(self) -> None:
         """Wait until ``is_ready``."""
@@ -151,11 +163,14 @@ class IOThread:
             self._thread.start()
 
     def _is_drained(self, logs_only: bool) -> bool:
-        logs_done = not self._logs or self._log_error is not None
+        logs_done = self._next_log() is None
         return logs_done and not self._is_busy if logs_only else logs_done and not self._work and not self._is_busy
 
-    def _has_log(self) -> bool:
-        return bool(self._logs) and self._log_error is None
+    def _next_log(self) -> LogItem | None:
+        """The oldest item that there is a point in trying."""
+        if self._log_error is not None:
+            return None
+        return next((item for item in self._logs if item[1] not in self._stuck), None)
 
     def _run(self) -> None:
         while True:
@@ -169,20 +184,20 @@ class IOThread:
             self._step(*found)
             del found  # it holds KV bytes
 
-    def _next(self) -> tuple[Callable[[], object], int, bool] | None:
-        """Wait for something to do: the item, its bytes, whether it is a log's; None at the end. Under the lock."""
+    def _next(self) -> tuple[Callable[[], object], int, LogItem | None] | None:
+        """Wait for something to do: the work, its bytes, the item where it is a log's; None at the end. Locked."""
         while not self._lock.wait_for(self._has_work, RETRY_S if self._log_error is not None else None):
             self._log_error = None  # try the log again
-        if self._has_log():
-            return self._logs[0][0], 0, True
+        if (item := self._next_log()) is not None:
+            return item[0], 0, item
         if self._reads and not self._is_closing:
-            return self._read_on, 0, False
+            return self._read_on, 0, None
         if self._work:
-            return (*self._work.popleft(), False)
-        return None if self._is_closing else (self._idle_on, 0, False)
+            return (*self._work.popleft(), None)
+        return None if self._is_closing else (self._idle_on, 0, None)
 
     def _has_work(self) -> bool:
-        return bool(self._has_log() or self._reads or self._work or self._is_closing or self._idle)
+        return bool(self._next_log() or self._reads or self._work or self._is_closing or self._idle)
 
     def _read_on(self) -> None:
         """One step of the first read."""
@@ -196,10 +211,10 @@ class IOThread:
         if steps is not None and next(steps, self) is not self and self._idle is None:
             self._idle = steps
 
-    def _step(self, item: Callable[[], object], nbytes: int, is_log: bool) -> None:
+    def _step(self, work: Callable[[], object], nbytes: int, item: LogItem | None) -> None:
         failure: BaseException | None = None
         try:
-            item()
+            work()
         except (OSError, sqlite3.Error, AgentMemoryError) as error:
             failure = error
         except BaseException as error:  # thread boundary: the thread must outlive any item
@@ -207,13 +222,22 @@ class IOThread:
             failure = error
         with self._lock:
             self.pending_bytes -= nbytes
-            if is_log and failure is None:
-                self._logs.popleft()
-            elif is_log:
-                self._log_error = failure
-        if is_log and failure is not None:
-            self._health.failed("logs", failure)
-        elif is_log:
-            self._health.worked("logs")
-        elif failure is not None:
+            if item is not None:
+                self._settle(item, failure)
+        if item is None and failure is not None:
             log.warning("store: a queued write failed: %s", failure)
+        elif item is not None and failure is None:
+            self._health.worked("logs")
+        elif failure is not None and is_disk_error(failure):
+            self._health.failed("logs", failure)
+        elif failure is not None:
+            log.error("store: the log of one agent cannot be written and waits: %s", failure)
+
+    def _settle(self, item: LogItem, failure: BaseException | None) -> None:
+        """What becomes of a log item that was tried. Under the lock."""
+        if failure is None:
+            self._logs.remove(item)
+        elif is_disk_error(failure):
+            self._log_error = failure
+        else:
+            self._stuck[item[1]] = failure

@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 
 from agent_memory.errors import StoreError
-from agent_memory.prompt.messages import from_json, to_json
+from agent_memory.prompt.messages import from_json
 from agent_memory.store.files import Files
 from agent_memory.store.format import WRITE_VERSION
 from agent_memory.store.points import Side
@@ -221,9 +221,8 @@ class Manifest:
         with self._lock:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
-        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone."""
-        messages = to_json(turn.messages)
+    def append_turn(self, agent_id: int, number: int, turn: Turn, messages: str) -> None:
+        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON."""
         row = (
             agent_id,
             number,

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Set
+import threading
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import attrs
 import numpy as np
 
 from agent_memory.config import Codec
-from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
+from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
@@ -23,7 +25,7 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files, strangers
-from agent_memory.store.health import Health, state_of
+from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
 from agent_memory.store.lookup import Match
@@ -35,6 +37,7 @@ from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, folder_bytes, keep
 from agent_memory.store.records import AgentRecord, SegmentRow, Turn
+from agent_memory.store.refusals import as_store_error, store_errors
 from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
@@ -85,7 +88,7 @@ class Store:
         )
         self._health = Health()
         self._io = IOThread(health=self._health)
-        self._is_closed = False
+        self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
         self._repair: Repair | None = None
@@ -130,13 +133,13 @@ class Store:
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """What ``attach`` was told of a model of this name; {} for one that was never used here."""
-        with _store_errors("read what is known of the model"):
+        with store_errors("read what is known of the model", self._path):
             return self._manifest.facts(model)
 
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
         """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
         self._io.start()  # now, and not by an engine thread that an exception may strike while it waits for the start
-        with _store_errors("record the model"):
+        with store_errors("record the model", self._path):
             self._io.drain()
             rows = self._take_rows()
             self._manifest.attach(identity, layout_json(layout), facts)
@@ -157,7 +160,7 @@ class Store:
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
-        with _store_errors("read the agent"):
+        with store_errors("read the agent", self._path):
             return self._manifest.lineage_identities(agent_id)
 
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
@@ -166,13 +169,13 @@ class Store:
         Raises OutOfSpaceError or StoreError where the disk does not take what was appended to it.
         """
         error = self._io.drain(logs_only=True)
-        with _store_errors("read the agent"):
+        with store_errors("read the agent", self._path):
             found = self._manifest.load_agent(salt, name)
         if found is None:
             return None
         record, damage = found
         if error is not None and self._io.has_log_of(record.agent_id):
-            raise _as_store_error("write the agent's log", error) from error
+            raise as_store_error("write the agent's log", self._path, error) from error
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
@@ -182,18 +185,18 @@ class Store:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
-        with _store_errors("create the agent"):
+        with store_errors("create the agent", self._path):
             return self._manifest.create_agent(salt, name, system=system, tools=tools)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
         self._io.drain(logs_only=True)
-        with _store_errors("list agents"):
+        with store_errors("list agents", self._path):
             return self._manifest.list_agents(salt, self.pins)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
-        with _store_errors("pin the agent"):
+        with store_errors("pin the agent", self._path):
             self._pins.set(self._manifest, agent_id, is_pinned)
 
     @property
@@ -202,8 +205,12 @@ class Store:
         return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
-        """Queue turn ``number`` in place of any turn from there on; durable after ``flush``."""
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn), agent_id)
+        """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
+
+        Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
+        """
+        messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -211,11 +218,14 @@ class Store:
 
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
-        self._drain_logs()
+        error = self._io.drain(logs_only=True)
+        if error is not None and is_disk_error(error):
+            raise as_store_error("write an agent's log", self._path, error) from error
+        self._io.drop_logs(agent_id)
         self.warm.release(agent_id)
         if agent_id in self.pins:
             self.pin(agent_id, False)
-        with _store_errors("delete the agent"):
+        with store_errors("delete the agent", self._path):
             if self._catalog is None:
                 self._manifest.delete_agent(agent_id, drop=(), change=())
             else:
@@ -328,7 +338,7 @@ class Store:
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
         if error is not None:
-            raise _as_store_error("write an agent's log", error) from error
+            raise as_store_error("write an agent's log", self._path, error) from error
 
     def compact(self, rest_s: float = 0.0) -> None:
         """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
@@ -347,10 +357,13 @@ class Store:
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; idempotent. Raises as ``flush`` does, after closing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
+        with self._closing:  # reentrant: what is collected while it closes may close it too
+            if not self._is_closed:
+                self._is_closed = True
+                self._close()
+
+    def _close(self) -> None:
         try:
             if self._catalog is not None and self._catalog.has_unwritten_uses:
                 with contextlib.suppress(AgentMemoryError):
@@ -363,28 +376,6 @@ class Store:
             if self._lock is not None:
                 self._lock.release(is_whole=self._manifest.is_whole)
         log.info("store closed path=%s", self._path)
-
-    def _drain_logs(self) -> None:
-        error = self._io.drain(logs_only=True)
-        if error is not None:
-            raise _as_store_error("write an agent's log", error) from error
-
-
-@contextlib.contextmanager
-def _store_errors(doing: str) -> Any:
-    try:
-        yield
-    except AgentMemoryError:
-        raise
-    except (sqlite3.Error, OSError) as error:
-        raise _as_store_error(doing, error) from error
-
-
-def _as_store_error(doing: str, error: BaseException) -> StoreError:
-    is_full = state_of(error) == "full"
-    kind: Callable[[str], StoreError] = OutOfSpaceError if is_full else StoreError
-    advice = ". Free some space and flush again" if is_full else ""
-    return kind(f"could not {doing}: {error}{advice}")
 
 
 def _default_budget(path: Path) -> int:

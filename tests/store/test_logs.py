@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.errors import OutOfSpaceError, StoreError
+from agent_memory.errors import OutOfSpaceError, StoreError, UnsupportedParameterError
 from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.records import Turn
 from agent_memory.store.store import Store
@@ -109,6 +109,58 @@ def test_a_log_write_that_failed_is_raised_by_flush_and_tried_again(tmp_path, mo
         monkeypatch.setattr(store._manifest, "append_turn", real)
         store.flush()
         assert len(store.load_agent("", "a").turns) == 2
+
+
+def test_a_turn_that_can_never_be_written_is_refused_before_it_is_queued(tmp_path):
+    call = ToolCall("f", {"x": object()}, "1")
+    with opened(tmp_path) as store:
+        agent = store.create_agent("", "a", system=None, tools="[]").agent_id
+        with pytest.raises(UnsupportedParameterError, match="JSON"):
+            store.append_turn(agent, 0, attrs.evolve(turn(0), messages=(Message("assistant", "", tool_calls=(call,)),)))
+        store.append_turn(agent, 0, turn(0))
+        store.flush()
+        assert len(store.load_agent("", "a").turns) == 1
+
+
+def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch):
+    with opened(tmp_path) as store:
+        bad, good = (store.create_agent("", name, system=None, tools="[]").agent_id for name in "ab")
+        real = store._manifest.append_turn
+
+        def odd(agent_id, *args):
+            if agent_id == bad:
+                raise TypeError("no such row")
+            real(agent_id, *args)
+
+        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        for number in range(3):
+            store.append_turn(bad, number, turn(number))
+            store.append_turn(good, number, turn(number))
+        for _ in range(2):
+            with pytest.raises(StoreError, match="no such row"):
+                store.flush()
+        assert len(store.load_agent("", "b").turns) == 3
+        with pytest.raises(StoreError, match="no such row"):
+            store.load_agent("", "a")
+        store.rewind(good, 2)
+        assert len(store.load_agent("", "b").turns) == 2
+        monkeypatch.setattr(store._manifest, "append_turn", real)
+        store.flush()  # nothing was written over a hole
+        assert [len(store.load_agent("", name).turns) for name in "ab"] == [3, 2]
+
+
+def test_an_agent_whose_log_can_never_be_written_can_be_deleted(tmp_path, monkeypatch):
+    with opened(tmp_path) as store:
+        agent = store.create_agent("", "a", system=None, tools="[]").agent_id
+
+        def odd(*args):
+            raise TypeError("no such row")
+
+        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        store.append_turn(agent, 0, turn(0))
+        store.delete_agent(agent)
+        store.flush()
+        assert store.load_agent("", "a") is None
 
 
 def test_an_empty_name_is_refused():

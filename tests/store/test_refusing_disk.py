@@ -136,6 +136,22 @@ def test_a_log_that_waits_for_the_disk_is_written_without_being_asked(tmp_path, 
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "Free some space"), (errno.EROFS, "writable"), (errno.EIO, "system's log")]
+)
+def test_a_refusal_names_the_store_and_says_what_helps(tmp_path, code, advice):
+    files = Refusing(code)
+    store = open_store(tmp_path, files)
+    agent = store.create_agent("", "a", system=None, tools="[]").agent_id
+    with files.refusing():
+        store.append_turn(agent, 0, turn(0, 0, draw(np.random.default_rng(0), 5)))
+        with pytest.raises(StoreError, match="could not write an agent's log") as caught:
+            store.flush()
+        assert str(tmp_path) in str(caught.value)
+        assert advice in str(caught.value)
+    store.close()
+
+
 def test_sqlites_own_full_is_full_too(tmp_path):
     store = open_store(tmp_path, Files())
     agent = store.create_agent("", "a", system=None, tools="[]").agent_id
