@@ -22,11 +22,12 @@ _ENDED = ("done", "cancelled", "failed")
 class Feed:
     """The producer's end: written by the engine thread, read by any number of threads and event loops."""
 
-    __slots__ = ("_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
+    __slots__ = ("_at_end", "_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._wakers: set[Callable[[], None]] = set()
+        self._at_end: tuple[Callable[[], None], ...] = ()
         self.deltas: list[Delta] = []
         self.state: State = "queued"
         self.progress = (0, 0)
@@ -53,6 +54,10 @@ class Feed:
                 self.state = state
                 self.progress = progress or self.progress
                 self._wake()
+
+    def at_end(self, *calls: Callable[[], None]) -> None:
+        """Have these called at the end, whatever it is; before the request is under way."""
+        self._at_end = calls
 
     def finish(self, reply: Reply) -> None:
         """End with a reply; later ends are ignored."""
@@ -91,6 +96,9 @@ class Feed:
                 self.reply, self.error = reply, error
                 self.state = state
                 self._wake()
+        calls, self._at_end = self._at_end, ()
+        for call in calls:
+            call()
 
     def _wake(self) -> None:
         self._changed.notify_all()

@@ -28,7 +28,7 @@ from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
 from agent_memory.quality import measure
 from agent_memory.requests import Requests, Settings
-from agent_memory.scheduler.callables import guarded
+from agent_memory.scheduler.callables import checked
 from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.scheduler.request import Request
 from agent_memory.toolloop import run_rounds
@@ -66,7 +66,7 @@ class Memory:
         self._store = store_for(path, config, warm_bytes)
         self._agents = Agents(self._store, config.salt)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
-        self._requests = Requests(self._runner, self._store, self._engine)
+        self._requests = Requests(self._runner, self._store, self._engine, config.callable_timeout_s)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -363,8 +363,7 @@ class Memory:
         self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
     ) -> Settings:
         check_settings(sampling, max_tokens, priority, timeout_s)
-        watched = guarded(processors, self._config.callable_timeout_s)
-        return Settings(sampling, max_tokens, check_stop(stop), watched, priority, timeout_s)
+        return Settings(sampling, max_tokens, check_stop(stop), checked(processors), priority, timeout_s)
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()
