@@ -179,7 +179,7 @@ class Memory:
         if isinstance(prompts, (str, bytes, Mapping)):
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
-        how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
+        how = sampling, max_tokens, stop, checked(logits_processors), priority, timeout_s
         requests = [self._request(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
         handles: list[Generation] = []
         try:

@@ -244,3 +244,23 @@ def test_a_handle_that_is_kept_does_not_keep_what_its_request_held(memory: Memor
     assert Loud.n_alive == 0
     handle.cancel()
     assert handle.result(PATIENCE_S).text == "hello"
+
+
+# batches
+
+
+def test_a_batch_takes_an_iterator_and_each_prompt_gets_all_of_them(memory: Memory) -> None:
+    seen: list[list[tuple[int, ...]]] = [[], []]
+
+    def watching(number: int) -> Callable[[Any, Any], Any]:
+        def watch(ids: Any, logits: Any) -> Any:
+            seen[number].append(tuple(ids))
+            return logits
+
+        return watch
+
+    prompts = ["one", "two", "three stop it"]
+    replies = memory.batch(iter(prompts), logits_processors=map(watching, range(2)))  # type: ignore[arg-type]
+    assert [reply.text for reply in replies] == prompts
+    assert seen[0] == seen[1]
+    assert len(seen[0]) >= sum(reply.usage.output_tokens for reply in replies)
