@@ -65,7 +65,8 @@ def _seconds_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
 
 
 @frozen(kw_only=True)

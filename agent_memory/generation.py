@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Literal
 
-from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError
+from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError
 from agent_memory.types import Delta, Reply
 
 State = Literal["queued", "prefill", "decode", "done", "cancelled", "failed"]
@@ -136,10 +136,10 @@ class Generation:
     def result(self, timeout_s: float | None = None) -> Reply:
         """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (it runs on).
 
-        Interrupted by Ctrl-C, the request is cancelled.
+        Interrupted by Ctrl-C, the request is cancelled. Raises UnsupportedParameterError for a time that is no number.
         """
         try:
-            ended = self._feed.wait(2**62, timeout_s)
+            ended = self._feed.wait(2**62, _limit(timeout_s))
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -226,3 +226,12 @@ class Generation:
             raise self._feed.error
         assert self._feed.reply is not None
         return self._feed.reply
+
+
+def _limit(timeout_s: float | None) -> float | None:
+    """A time as locks take it: one of centuries, which they refuse, is no limit."""
+    if timeout_s is None:
+        return None
+    if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
+        raise UnsupportedParameterError(f"timeout_s must be a number of seconds or None, got {timeout_s!r}")
+    return timeout_s if timeout_s < threading.TIMEOUT_MAX / 2 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from functools import cached_property
@@ -78,7 +79,7 @@ class Requests:
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             created=created,
-            deadline=None if settings.timeout_s is None else created + settings.timeout_s,
+            deadline=None if settings.timeout_s is None else created + min(settings.timeout_s, threading.TIMEOUT_MAX),
         )
 
     def start(self, request: Request) -> Generation:

@@ -53,7 +53,7 @@ class Guard:
     def __init__(
         self, what: str, work: Callable[..., Any], timeout_s: float, after: Callable[[], None] | None = None
     ) -> None:
-        self._what, self._timeout_s, self._after = what, min(timeout_s, threading.TIMEOUT_MAX), after
+        self._what, self._timeout_s, self._after = what, min(timeout_s, threading.TIMEOUT_MAX / 2), after
         self._work: Callable[..., Any] | None = work
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
 
