@@ -19,6 +19,7 @@ from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.model.echo_kv import EchoKV, room
 from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.model.processed import returned
 from agent_memory.types import Divergence, Sampling
 
 if TYPE_CHECKING:
@@ -333,9 +334,7 @@ class EchoBatch:
         made = logits
         try:
             for process in row.processors:
-                made = np.asarray(process(tuple(row.history), made.copy()), np.float32)
-                if made.shape != logits.shape or np.isnan(made).any():
-                    raise ValueError(f"a logits processor returned shape {made.shape} or NaN; {logits.shape} is needed")
+                made = returned(process(tuple(row.history), made.copy()), logits.shape)
             if row.constraint is not None:
                 made = _constrained(made, row.constraint, row.history[row.n_prompt :])
         except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone
