@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_memory.agent import Log
-from agent_memory.arguments import is_text
+from agent_memory.config import is_text
 from agent_memory.errors import ConfigError
 from agent_memory.prompt import messages as shapes
 from agent_memory.store.store import Store
@@ -29,7 +29,7 @@ class Agents:
         ``identity``: of the model that is open.
         """
         given = as_tools(tools)
-        if not isinstance(name, str) or not name or not is_text(name):
+        if not name or not is_text(name):
             raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])

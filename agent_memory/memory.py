@@ -267,6 +267,8 @@ class Memory:
             raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
         if to == "warm" and not self._store.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
+        if not (agent is None or isinstance(agent, str)):
+            raise UnsupportedParameterError(f"agent must be a name or None, got {agent!r}")
         tier: Tier = "warm" if to == "warm" else "cold"
         agent_id = None if agent is None else self._agents.agent_id(agent)
         self.flush()

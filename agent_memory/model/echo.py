@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import define
 
+from agent_memory.config import is_text
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.model.echo_kv import EchoKV, room
@@ -83,6 +84,8 @@ class EchoRunner:
         row_bytes = dim * ITEM_BYTES[dtype]
         if row_bytes < 16 or row_bytes % 8:
             raise ConfigError(f"a row of {dim} x {dtype} is {row_bytes} bytes; it must be 16 or more, in steps of 8")
+        if not is_text(identity):
+            raise ConfigError(f"identity must be a str of valid Unicode, got {identity!r}")
         if min(layers, heads, context_tokens, prefill_tokens) < 1:
             raise ConfigError("layers, heads, context_tokens and prefill_tokens must be 1 or more")
         self.reply = reply

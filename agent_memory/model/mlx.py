@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.config import Config
+from agent_memory.config import Config, as_path
 from agent_memory.errors import (
     AgentMemoryError,
     BackendMissingError,
@@ -69,7 +69,7 @@ class MLXRunner:
         Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
         """
         resolve.check(model)
-        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        if adapter is not None and not (as_path(adapter, "adapter") / "adapter_config.json").is_file():
             raise ConfigError(
                 f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
             )
