@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_memory.agent import Log
-from agent_memory.arguments import is_text
+from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError
 from agent_memory.prompt import messages as shapes
 from agent_memory.scheduler.engine import Engine

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
-from agent_memory.config import Config
+from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
 from agent_memory.store.store import Store
@@ -48,9 +48,8 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
         import platformdirs
 
         return Path(platformdirs.user_data_dir("agent_memory")) / "store"
-    if not isinstance(path, (str, PathLike)) or not fspath(path):
-        raise ConfigError(f"path must be a folder, ':memory:' or None, got {path!r}")
-    return None if fspath(path) == ":memory:" else Path(path)
+    found = as_path(path, "path")
+    return None if str(found) == ":memory:" else found
 
 
 def check_settings(sampling: Any, max_tokens: Any, priority: Any, timeout_s: Any) -> None:
@@ -63,12 +62,3 @@ def check_settings(sampling: Any, max_tokens: Any, priority: Any, timeout_s: Any
         raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
     if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or not timeout_s > 0):
         raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
-
-
-def is_text(text: str) -> bool:
-    """Whether a str can be written as UTF-8 (no lone surrogates)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -32,7 +32,8 @@ class Calling:
     grammar: str | None = field(default=None, repr=False)  #: of the whole reply
     held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
     format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
-    build: Callable[[Any], Any] | None = None  #: makes ``Reply.parsed`` of the reply's JSON
+    is_value: bool = False  #: whether the reply is JSON, to be read
+    build: Callable[[Any], Any] | None = None  #: the caller's class, which makes ``Reply.parsed`` of that JSON
 
     def parser(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> ToolParser:
         """A parser of the text that follows ``prompt``."""
@@ -68,18 +69,16 @@ class Calling:
         )
 
     def value(self, outcome: Outcome) -> Any:
-        """``Reply.parsed``: None without a schema, and where the reply was cut short.
+        """The reply's JSON: None without a schema, and where the reply was cut short.
 
-        Raises UnsupportedParameterError for JSON that Python cannot read (a number of thousands of digits, say), and
-        what the schema's class raises of values that it refuses.
+        Raises UnsupportedParameterError for JSON that Python cannot read (a number of thousands of digits, say).
         """
-        if self.build is None or outcome.finish != "stop" or outcome.stopped is not None:
+        if not self.is_value or outcome.finish != "stop" or outcome.stopped is not None:
             return None
         try:
-            value = loads(outcome.parsed.text)
+            return loads(outcome.parsed.text)
         except ValueError as error:
             raise UnsupportedParameterError(f"the reply fits its schema, but cannot be read: {error}") from None
-        return self.build(value)
 
 
 def calling_of(
@@ -110,7 +109,8 @@ def calling_of(
             raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
         described, build = schemas.of_value(schema)
         grammar = value_grammar(grammars.checked(described, "schema"))
-        return attrs.evolve(calling, tools=(), grammar=grammar, build=build)
+        is_class = isinstance(schema, type)  # else the value is the JSON itself
+        return attrs.evolve(calling, tools=(), grammar=grammar, is_value=True, build=build if is_class else None)
     if not forced:
         return _held(calling, grammars)
     tokenizer = grammars.tokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 import attrs
 from attrs import field, frozen
@@ -65,7 +66,30 @@ def _seconds_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
+
+
+def as_path(value: object, name: str) -> Path:
+    """What a caller gave as a path, where a file system can have it. Raises ConfigError; ``name``: the argument's."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    try:
+        if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
+            return Path(text)
+    except UnicodeEncodeError:
+        pass
+    raise ConfigError(f"{name} must be a str or a PathLike of one, not empty, that a file system takes: {value!r}")
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a str that can be written as UTF-8 (no lone surrogates)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @frozen(kw_only=True)

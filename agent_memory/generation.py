@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Literal
 
-from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError
+from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError
 from agent_memory.types import Delta, Reply
 
 State = Literal["queued", "prefill", "decode", "done", "cancelled", "failed"]
@@ -22,11 +22,12 @@ _ENDED = ("done", "cancelled", "failed")
 class Feed:
     """The producer's end: written by the engine thread, read by any number of threads and event loops."""
 
-    __slots__ = ("_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
+    __slots__ = ("_at_end", "_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._wakers: set[Callable[[], None]] = set()
+        self._at_end: tuple[Callable[[], None], ...] = ()
         self.deltas: list[Delta] = []
         self.state: State = "queued"
         self.progress = (0, 0)
@@ -53,6 +54,10 @@ class Feed:
                 self.state = state
                 self.progress = progress or self.progress
                 self._wake()
+
+    def at_end(self, *calls: Callable[[], None]) -> None:
+        """Have these called at the end, whatever it is; before the request is under way."""
+        self._at_end = calls
 
     def finish(self, reply: Reply) -> None:
         """End with a reply; later ends are ignored."""
@@ -91,6 +96,9 @@ class Feed:
                 self.reply, self.error = reply, error
                 self.state = state
                 self._wake()
+        calls, self._at_end = self._at_end, ()
+        for call in calls:
+            call()
 
     def _wake(self) -> None:
         self._changed.notify_all()
@@ -128,10 +136,10 @@ class Generation:
     def result(self, timeout_s: float | None = None) -> Reply:
         """Wait for the reply. Raises what the request raised, CancelledError, or RequestTimeoutError (it runs on).
 
-        Interrupted by Ctrl-C, the request is cancelled.
+        Interrupted by Ctrl-C, the request is cancelled. Raises UnsupportedParameterError for a time that is no number.
         """
         try:
-            ended = self._feed.wait(2**62, timeout_s)
+            ended = self._feed.wait(2**62, _limit(timeout_s))
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -218,3 +226,12 @@ class Generation:
             raise self._feed.error
         assert self._feed.reply is not None
         return self._feed.reply
+
+
+def _limit(timeout_s: float | None) -> float | None:
+    """A time as locks take it: one of centuries, which they refuse, is no limit."""
+    if timeout_s is None:
+        return None
+    if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
+        raise UnsupportedParameterError(f"timeout_s must be a number of seconds or None, got {timeout_s!r}")
+    return timeout_s if timeout_s < threading.TIMEOUT_MAX / 2 else None

@@ -28,7 +28,7 @@ from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
 from agent_memory.quality import measure
 from agent_memory.requests import Requests, Settings
-from agent_memory.scheduler.callables import guarded
+from agent_memory.scheduler.callables import checked
 from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.scheduler.request import Request
 from agent_memory.toolloop import run_rounds
@@ -65,7 +65,7 @@ class Memory:
         self._store = store_for(path, config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
         self._agents = Agents(self._store, self._engine, config.salt)
-        self._requests = Requests(self._runner, self._store, self._engine)
+        self._requests = Requests(self._runner, self._store, self._engine, config.callable_timeout_s)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -178,7 +178,7 @@ class Memory:
         if isinstance(prompts, (str, bytes, Mapping)):
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
-        how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
+        how = sampling, max_tokens, stop, checked(logits_processors), priority, timeout_s
         planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
         requests = [
             request if self._is_kept(request, log) else self._request(prompt, *asked, *how)
@@ -266,6 +266,8 @@ class Memory:
             raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
         if to == "warm" and not self._store.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
+        if not (agent is None or isinstance(agent, str)):
+            raise UnsupportedParameterError(f"agent must be a name or None, got {agent!r}")
         tier: Tier = "warm" if to == "warm" else "cold"
         agent_id = None if agent is None else self._agents.agent_id(agent)
         self.flush()
@@ -385,8 +387,7 @@ class Memory:
         self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
     ) -> Settings:
         check_settings(sampling, max_tokens, priority, timeout_s)
-        watched = guarded(processors, self._config.callable_timeout_s)
-        return Settings(sampling, max_tokens, check_stop(stop), watched, priority, timeout_s)
+        return Settings(sampling, max_tokens, check_stop(stop), checked(processors), priority, timeout_s)
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from agent_memory.config import CODECS, Codec
+from agent_memory.config import CODECS, Codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
 from agent_memory.protocols import ModelRunner
@@ -21,10 +21,12 @@ def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, t
     """The report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
     if name not in CODECS[1:]:
         raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {name!r}")
-    if isinstance(texts, str) or not texts:
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not (texts := tuple(texts)):
         raise UnsupportedParameterError("texts must be a list of at least one text")
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise UnsupportedParameterError(f"a text must be a str, got {type(wrong[0]).__name__}")
+    for text in texts:
+        if not is_text(text):
+            shown = "one with lone surrogates" if isinstance(text, str) else type(text).__name__
+            raise UnsupportedParameterError(f"a text must be a str, got {shown}")
     codec = named(name)
     if not runner.layout.is_storable:
         raise UnsupportedParameterError(f"KV of this model is not stored: {runner.layout.unstored[0]}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from functools import cached_property
 
 from attrs import field, frozen
@@ -14,6 +16,7 @@ from agent_memory.generation import Feed, Generation
 from agent_memory.planning import Planner
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
@@ -36,8 +39,9 @@ class Settings:
 class Requests:
     """Makes requests and hands them to the engine. Any thread; what it gives the engine to call runs there."""
 
-    def __init__(self, runner: ModelRunner, store: Store, engine: Engine) -> None:
+    def __init__(self, runner: ModelRunner, store: Store, engine: Engine, callable_timeout_s: float) -> None:
         self._runner, self._store, self._engine = runner, store, engine
+        self._callable_timeout_s = callable_timeout_s
 
     @cached_property
     def grammars(self) -> Grammars:
@@ -63,7 +67,9 @@ class Requests:
         return Request(
             feed=Feed(),
             prepare=prepare,
-            commit=lambda outcome: self._commit(planner, log, calling, outcome),
+            commit=lambda outcome, value: self._commit(planner, log, outcome, value),
+            value=calling.value,
+            builder=self._builder(calling),
             parser=lambda prompt: calling.parser(tokenizer, prompt),
             constraint=calling.constraint(self.grammars, prompt.ids),
             shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
@@ -72,20 +78,36 @@ class Requests:
             sampling=settings.sampling,
             max_tokens=settings.max_tokens,
             stop=settings.stop,
-            logits_processors=settings.logits_processors,
+            logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             created=created,
-            deadline=None if settings.timeout_s is None else created + settings.timeout_s,
+            deadline=None if settings.timeout_s is None else created + min(settings.timeout_s, threading.TIMEOUT_MAX),
         )
 
     def start(self, request: Request) -> Generation:
         """Queue a request, and give the handle on it."""
-        self._engine.submit(request)
-        return Generation(request.feed, lambda: self._engine.cancel(request))
+        try:
+            request.begin()
+            self._engine.submit(request)
+        except BaseException as error:
+            request.feed.fail(error)
+            raise
+        engine, running = self._engine, weakref.ref(request)  # a handle that is kept keeps nothing of what has ended
 
-    def _commit(self, planner: Planner, log: Log | None, calling: Calling, outcome: Outcome) -> Reply:
+        def cancel() -> None:
+            if (found := running()) is not None:
+                engine.cancel(found)
+
+        return Generation(request.feed, cancel)
+
+    def _builder(self, calling: Calling) -> Guard | None:
+        if calling.build is None:
+            return None
+        return Guard("the schema's class", calling.build, self._callable_timeout_s, self._engine.wake)
+
+    def _commit(self, planner: Planner, log: Log | None, outcome: Outcome, value: object) -> Reply:
         """The turn into log and store, and the reply; engine thread."""
-        parsed, value = outcome.parsed, calling.value(outcome)
+        parsed = outcome.parsed
         message = Message(
             "assistant",
             parsed.text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -86,12 +86,15 @@ class Message:
         return f"Message({self.role}: {text!r})"
 
 
+_MOST = sys.float_info.max
+
+
 def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Callable[[Any, Any, Any], None]:
     """A validator of finite numbers that raises this library's own error; a bool is no number."""
 
     def check(_: Any, attribute: Any, value: Any) -> None:
         is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not is_right(value):
+        if not is_number or not (kinds or -_MOST <= value <= _MOST) or not is_right(value):
             kind = "an int" if kinds else "a number"
             raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {value!r}")
 

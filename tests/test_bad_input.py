@@ -480,3 +480,54 @@ def test_a_forked_child_gets_closed_errors_and_the_parent_goes_on(tmp_path: Path
         assert _in_a_forked_child(look) == []
         assert running.result(30).text.startswith("a long believable")
         scene.assert_intact(before)
+
+
+class BytesPath:
+    """A PathLike that gives bytes."""
+
+    def __fspath__(self) -> bytes:
+        return b"somewhere"
+
+
+UNUSABLE_PATHS: list[Any] = ["a\0b", "\ud800", BytesPath(), b"bytes", 3, ""]
+
+
+@pytest.mark.parametrize("path", UNUSABLE_PATHS, ids=ascii)
+def test_a_path_that_no_folder_can_have_is_a_config_error(path: Any) -> None:
+    with pytest.raises(ConfigError, match="path"):
+        Memory(EchoRunner(), path)
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("model", UNUSABLE_PATHS[:-1], ids=ascii)
+def test_a_model_that_no_file_can_be_is_a_typed_error(model: Any, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ModelNotFoundError)):
+        Memory(model, tmp_path)
+    with pytest.raises(ConfigError):
+        Memory("somebody/something", tmp_path, adapter=model)
+
+
+@pytest.mark.parametrize("name", ["m" * 5000, "owner/" + "m" * 5000, "m" * 5000 + ".gguf"], ids=["a", "b", "c"])
+def test_a_model_whose_name_is_too_long_is_not_found(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no such directory or file"):
+        Memory(name, tmp_path)
+
+
+def test_a_config_nested_too_deeply_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(DamagedModelError, match="config.json"):
+        Memory(tmp_path, ":memory:")
+
+
+@pytest.mark.parametrize("identity", ["\ud800", 3, None, b"x"], ids=ascii)
+def test_an_echo_runner_without_a_name_in_text_is_a_config_error(identity: Any) -> None:
+    with pytest.raises(ConfigError, match="identity must be"):
+        EchoRunner(identity=identity)
+
+
+@pytest.mark.parametrize("agent", [["a"], 3, b"a", {}], ids=repr)
+def test_what_is_no_agents_name_cannot_be_evicted(scene: Scene, agent: Any) -> None:
+    before = scene.state()
+    with pytest.raises(UnsupportedParameterError, match="agent must be a name"):
+        scene.memory.evict(agent)
+    scene.assert_intact(before)

@@ -10,12 +10,13 @@ import pytest
 
 from agent_memory import Config, ConfigError
 
+TOO_LARGE = 10**400  #: for a float
 WRONG: dict[str, list[Any]] = {
     "hot_bytes": [-1, 1.5, "1", True],
     "warm_bytes": [-1, 1.5, "1", True],
     "disk_bytes": [-1, "1 GB", False],
     "disk_bytes_per_day": [-1, 1.5, "1 GB", True],
-    "hot_ttl_s": [0, -1.0, "5", math.nan, math.inf, True],
+    "hot_ttl_s": [0, -1.0, "5", math.nan, math.inf, TOO_LARGE, True],
     "warm_ttl_s": [0, -1.0, "5", math.nan, math.inf],
     "warm_codec": ["q3", None, 3, ["exact"]],
     "cold_codec": ["q3", None, 3],
@@ -23,7 +24,7 @@ WRONG: dict[str, list[Any]] = {
     "prefill_tokens": [0, -256, 300, "256"],
     "weights_dtype": ["int8", 32, ["float32"]],
     "salt": [None, 7, b"bytes"],
-    "target_gap_s": [0, -0.25, None, "fast", math.nan, math.inf, True],
+    "target_gap_s": [0, -0.25, None, "fast", math.nan, math.inf, TOO_LARGE, True],
     "max_batch": [0, -1, None, 2.0, True],
     "callable_timeout_s": [0, -5, None, "5", math.nan, math.inf],
     "blas": ["openblas", True, 0],

@@ -31,6 +31,18 @@ def test_fewer_bits_diverge_more_from_exact(name: str) -> None:
 
 
 @pytest.mark.mlx
+def test_texts_may_be_an_iterator_and_must_be_text() -> None:
+    with Memory(endless("llama"), ":memory:") as memory:
+        texts = [text(1, 60), text(2, 40)]
+        given = memory.measure_codec("q8", texts), memory.measure_codec("q8", iter(texts))  # type: ignore[arg-type]
+        assert given[0].kl == given[1].kl
+        wrong: list[Any] = [iter([]), 3, b"bytes", ["\ud800" * 20], [texts[0], 3]]
+        for one in wrong:
+            with pytest.raises(UnsupportedParameterError, match="text"):
+                memory.measure_codec("q8", one)
+
+
+@pytest.mark.mlx
 def test_measuring_leaves_agents_and_figures_as_they_are() -> None:
     with Memory(endless("llama"), ":memory:") as memory:
         before = memory.agent("ann").say("one", max_tokens=4)

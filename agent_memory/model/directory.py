@@ -45,7 +45,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         value = json.loads((path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFoundError(f"{path} is no mlx-lm directory: it has no {name}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedModelError(f"{path / name} cannot be read: {error}. Fetch it again.") from error
     if not isinstance(value, dict):
         raise DamagedModelError(f"{path / name} holds {type(value).__name__}, not an object. Fetch it again.")
@@ -68,7 +68,7 @@ def safetensors_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
         tensors = {name: info for name, info in json.loads(text).items() if name != "__metadata__"}
         end = max((info["data_offsets"][1] for info in tensors.values()), default=0)
         expected = 8 + length + int(end)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise DamagedModelError(f"{file}: its header cannot be read: {error!r}. Fetch it again.") from error
     if expected != size:
         raise DamagedModelError(f"{file} has {size:,} bytes; its header asks for {expected:,}. Fetch it again.")

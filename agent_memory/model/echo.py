@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import define
 
+from agent_memory.config import is_text
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.model.echo_kv import EchoKV, room
 from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.model.processed import returned
 from agent_memory.types import Divergence, Sampling
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class EchoRunner:
         row_bytes = dim * ITEM_BYTES[dtype]
         if row_bytes < 16 or row_bytes % 8:
             raise ConfigError(f"a row of {dim} x {dtype} is {row_bytes} bytes; it must be 16 or more, in steps of 8")
+        if not is_text(identity):
+            raise ConfigError(f"identity must be a str of valid Unicode, got {identity!r}")
         if min(layers, heads, context_tokens, prefill_tokens) < 1:
             raise ConfigError("layers, heads, context_tokens and prefill_tokens must be 1 or more")
         self.reply = reply
@@ -333,9 +337,7 @@ class EchoBatch:
         made = logits
         try:
             for process in row.processors:
-                made = np.asarray(process(tuple(row.history), made.copy()), np.float32)
-                if made.shape != logits.shape or np.isnan(made).any():
-                    raise ValueError(f"a logits processor returned shape {made.shape} or NaN; {logits.shape} is needed")
+                made = returned(process(tuple(row.history), made.copy()), logits.shape)
             if row.constraint is not None:
                 made = _constrained(made, row.constraint, row.history[row.n_prompt :])
         except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone

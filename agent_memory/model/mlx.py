@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.config import Config
+from agent_memory.config import Config, as_path
 from agent_memory.errors import (
     AgentMemoryError,
     BackendMissingError,
@@ -35,7 +37,8 @@ class MLXRunner:
     """A model for ``Memory``: ``MLXRunner(model, tokenizer)`` wraps what the host has loaded with ``mlx_lm.load``.
 
     The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
-    cannot cross threads. Raises ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
+    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another. Raises
+    ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
     """
 
     def __init__(
@@ -50,9 +53,8 @@ class MLXRunner:
         self._config = Config()
         self._setup(name, prefill_tokens)
         self._model, self._hf = model, tokenizer
-        import mlx.core as mx
-
-        mx.eval(model.parameters())
+        self._is_hosts = True
+        _evaluate(model)
 
     @classmethod
     def named(
@@ -67,7 +69,7 @@ class MLXRunner:
         Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
         """
         resolve.check(model)
-        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        if adapter is not None and not (as_path(adapter, "adapter") / "adapter_config.json").is_file():
             raise ConfigError(
                 f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
             )
@@ -79,6 +81,9 @@ class MLXRunner:
 
     def _setup(self, name: str, prefill_tokens: int | None) -> None:
         self._name, self._prefill_tokens = name, prefill_tokens
+        self._is_hosts = False  #: whether model and tokenizer are the host's, and stay with the runner
+        self._in_use = threading.Lock()
+        self._opener: int | None = None  #: the thread that has opened it, and not closed it
         self._path: Path | None = None
         self._layout: Layout | None = None
         self._tokenizer: HFTokenizer | None = None
@@ -159,9 +164,18 @@ class MLXRunner:
         return self._choices
 
     def open(self, recorded: Mapping[str, str] = {}) -> None:
-        """Load, speed up the BLAS, and feed one token to learn the layout of the caches. Engine thread."""
-        if self._layout is not None:
+        """Load, speed up the BLAS, and feed one token to learn the layout of the caches. Engine thread.
+
+        Raises ConfigError while another Memory is open on this runner, and what loading raises.
+        """
+        if self._opener == threading.get_ident():
             return
+        if not self._in_use.acquire(blocking=False):
+            raise ConfigError(
+                f"this MLXRunner ({self._name!r}) serves another Memory of this process: close that Memory first, "
+                "share it, or give each Memory an MLXRunner(model, tokenizer) of its own"
+            )
+        self._opener = threading.get_ident()
         resolve.import_mlx_lm()
         self._blas = blas.speed_up(self._config.blas)
         if self._model is None:
@@ -207,8 +221,18 @@ class MLXRunner:
         )
 
     def close(self) -> None:
-        """Drop model and tokenizer, and this thread's mlx streams. A model that the host loaded stays the host's."""
-        self._model = self._hf = self._beside = None
+        """Drop what was loaded, and this thread's mlx streams; nothing on a thread that has not opened it.
+
+        What the host loaded stays, ready to be opened again.
+        """
+        if self._opener != threading.get_ident():
+            return
+        self._beside = None
+        if self._is_hosts:
+            with contextlib.suppress(RuntimeError):  # arrays that the host has made meanwhile are its thread's
+                _evaluate(self._model)  # what the model has put aside here: another thread could not
+        else:
+            self._model = self._hf = None
         if self._helper is not None:
             self._helper.shutdown()
         if "mlx.core" in sys.modules:
@@ -217,6 +241,8 @@ class MLXRunner:
             # A thread that has computed must do this before it ends, or the process may abort at exit (mlx #3395).
             mx.clear_streams()
         _give_back()
+        self._opener = None
+        self._in_use.release()
 
     def _load(self, weights_dtype: str | None) -> None:
         import mlx_lm
@@ -244,6 +270,16 @@ class MLXRunner:
         except (OSError, RuntimeError) as error:
             raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
         self._model = _cast(self._model, found.weights_dtype)
+
+
+def _evaluate(model: Any) -> None:
+    """Every array of a model, also those that are no parameters (a rope's frequencies): a lazy one cannot leave the
+    thread that made it.
+    """
+    import mlx.core as mx
+
+    modules = model.modules() if hasattr(model, "modules") else []
+    mx.eval(model.parameters(), [list(vars(module).values()) + list(module.values()) for module in modules])
 
 
 def _on_cpu() -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import xxhash
 from attrs import frozen
 
+from agent_memory.config import as_path
 from agent_memory.doctor import total_memory_bytes
 from agent_memory.errors import BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.model import directory, starter
@@ -148,10 +149,12 @@ def import_mlx_lm() -> Any:
 def _path(model: str | os.PathLike[str]) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"model must be a path, a hub id, a runner or None, not {type(model).__name__}")
-    text = os.fspath(model)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigError(f"model must be a path or a hub id: {text!r}")
-    return Path(text).expanduser()
+    path = as_path(model, "model").expanduser()
+    try:
+        path.exists()
+    except OSError as error:  # a name that no file system takes
+        raise ModelNotFoundError(f"no such directory or file: {str(path)[:80]}...: {error.strerror}") from None
+    return path
 
 
 def _is_hub_id(model: str | os.PathLike[str]) -> bool:

@@ -14,10 +14,19 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
 
+from agent_memory.model.processed import returned
 from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.types import Sampling
 
 Sampler = Callable[[mx.array], mx.array]
+
+#: Colder than this, what is drawn is the most probable token, and its inverse nears what floats hold.
+_COLDEST, _HOTTEST = 1e-5, 1e30
+#: Of a smaller one nothing would be left in float32; no vocabulary's best token is as improbable as this.
+_LEAST_TOP_P = 1e-30
+#: Of a penalty or its inverse: beyond it logits become infinite.
+_MOST_PENALTY = 1e4
+_LONGEST = 2**31 - 1  #: what mlx takes as an index
 
 
 def greedy(logprobs: mx.array) -> mx.array:
@@ -27,21 +36,22 @@ def greedy(logprobs: mx.array) -> mx.array:
 
 def make_sampler(sampling: Sampling) -> Sampler:
     """The sampler of one row: ``(1, vocab)`` log-probabilities to a ``(1,)`` token. Filters as mlx-lm applies them."""
-    if sampling.is_greedy:
+    if sampling.temperature < _COLDEST:
         return greedy
     seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
     key = mx.random.key(seed % 2**64)
+    scale = 1.0 / min(sampling.temperature, _HOTTEST)
 
     def sampler(logprobs: mx.array) -> mx.array:
         nonlocal key
         key, draw = mx.random.split(key)
         if sampling.top_p < 1.0:
-            logprobs = apply_top_p(logprobs, sampling.top_p)
+            logprobs = apply_top_p(logprobs, max(sampling.top_p, _LEAST_TOP_P))
         if sampling.min_p > 0.0:
             logprobs = apply_min_p(logprobs, sampling.min_p)
         if 0 < sampling.top_k < logprobs.shape[-1]:
             logprobs = apply_top_k(logprobs, sampling.top_k)
-        return mx.random.categorical(logprobs * (1.0 / sampling.temperature), key=draw)
+        return mx.random.categorical(logprobs.astype(mx.float32) * scale, key=draw)
 
     return sampler
 
@@ -62,7 +72,8 @@ class Processors:
         self._user, self._constraint, self._is_first = tuple(user), constraint, True
         self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []
         if sampling.repetition_penalty != 1.0:
-            self.chain.append(make_repetition_penalty(sampling.repetition_penalty, sampling.repetition_context))
+            penalty = min(max(sampling.repetition_penalty, 1 / _MOST_PENALTY), _MOST_PENALTY)
+            self.chain.append(make_repetition_penalty(penalty, min(sampling.repetition_context, _LONGEST)))
         if self._user:
             self.chain.append(self._process)
         self.reads_ids = bool(self.chain)
@@ -76,10 +87,7 @@ class Processors:
         values = np.array(logits[0].astype(mx.float32))
         try:
             for processor in self._user:
-                out = np.asarray(processor(ids, values), dtype=np.float32)
-                if out.shape != values.shape:
-                    raise ValueError(f"logits processor returned shape {out.shape}, expected {values.shape}")
-                values = out
+                values = returned(processor(ids, values), values.shape)
         except Exception as error:  # noqa: BLE001 - a user's code: its row reports it, the batch goes on
             self.error = error
             return logits

@@ -104,6 +104,10 @@ class Engine:
         request.is_cancelled = True
         self._mail.wake()
 
+    def wake(self) -> None:
+        """Something that the engine waits for has happened."""
+        self._mail.wake()
+
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the engine thread between two ticks and give what it gives or raises."""
         call = Call(work)
@@ -171,7 +175,7 @@ class Engine:
     def _serve(self) -> None:
         """Until the mailbox is closed."""
         loop = self._loop
-        while self._mail.receive(lambda: loop.has_work, lambda: 0.002 if loop.saver.busy else loop.evictor.rest_s):
+        while self._mail.receive(lambda: loop.has_work, lambda: loop.rest_s):
             loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:

@@ -15,7 +15,9 @@ def let_go(error: Error) -> Error:
     A traceback holds the frames from where it was raised to where it was caught, and each of them its callers.
     """
     raised: BaseException | None = error
-    while raised is not None:
+    seen: set[int] = set()  # what users raise may go in circles
+    while raised is not None and id(raised) not in seen:
+        seen.add(id(raised))
         at = raised.__traceback__
         while at is not None:
             frame: FrameType | None = at.tb_frame

@@ -17,6 +17,7 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.pacing import Pacer
+from agent_memory.scheduler.replying import Replies
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.reuse import Reuse
 from agent_memory.scheduler.row import Row
@@ -59,6 +60,7 @@ class Loop:
         self.hot = HotTier()
         self.saver = Saver(store, layout, counters)
         self.waiting = Waiting()
+        self.replies = Replies(counters)
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
         self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self.evictor = Evictor(self.hot, store, self.saver, self._admission, ttl_s=hot_ttl_s)
@@ -73,7 +75,14 @@ class Loop:
     @property
     def has_work(self) -> bool:
         """Whether a tick would do something."""
-        return bool(self.waiting or self._rows or self._prefilling) or self.saver.can_step or self.evictor.is_due
+        runs = bool(self.waiting or self._rows or self._prefilling)
+        return runs or self.replies.rest_s == 0 or self.saver.can_step or self.evictor.is_due
+
+    @property
+    def rest_s(self) -> float | None:
+        """Seconds until there may be work that nobody announces; None: there will be none."""
+        rests = 0.002 if self.saver.busy else self.evictor.rest_s, self.replies.rest_s
+        return min((rest for rest in rests if rest is not None), default=None)
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +121,7 @@ class Loop:
         """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""
         for request in [row.request for row in self._running()] + list(self.waiting):
             request.feed.fail(error)
+        self.replies.fail_all(error)
         for row in self._running():
             row.kv = None
             self._admission.remove(row.number)
@@ -143,6 +153,7 @@ class Loop:
         over = [row for row in self._running() if row.request.ends(now)]
         if over:
             self._retire(over)
+        self.replies.step()
 
     def _can_gather(self) -> bool:
         """Whether a first step may wait for those who called while others were restored: they share it, and a row that
@@ -242,7 +253,7 @@ class Loop:
         return [*self._rows.values(), *self._prefilling]
 
     def _owners(self) -> set[str | None]:
-        return {row.request.owner for row in self._running()} - {None}
+        return ({row.request.owner for row in self._running()} | self.replies.owners) - {None}
 
     def _next_prefill(self) -> Row:
         """The row to compute a step of: by priority, then age; one that needs a single step passes longer ones, but
@@ -337,16 +348,12 @@ class Loop:
     # leaving
 
     def _leave(self, rows: list[Row], kvs: list[KV]) -> None:
-        """The log first, then the reply, then the KV: to the hot tier, and behind the reply to the store."""
+        """The reply first, then the KV: to the hot tier, and behind the reply to the store."""
         for row, kv in zip(rows, kvs, strict=True):
             try:
-                outcome = row.outcome(kv)
-                reply = row.request.commit(outcome)
-                self._counters.note(outcome.usage)
-            except Exception as error:  # noqa: BLE001 - the reply that could not be made is the caller's to see
+                self.replies.add(row.request, row.outcome(kv))
+            except Exception as error:  # noqa: BLE001 - text that cannot be read: the caller's to see
                 row.request.feed.fail(let_go(error))
-            else:
-                row.request.feed.finish(reply)
             self._rest(row.lineage(kv))
             self._forget(row)
         self.evictor.free()

@@ -94,7 +94,8 @@ class Mailbox:
         """
         with self._bell:
             while not self._messages and not self._is_closed and not has_work():
-                self._bell.wait(patience())
+                rest_s = patience()
+                self._bell.wait(None if rest_s is None else min(rest_s, threading.TIMEOUT_MAX))
         while self._messages and not self._is_closed:
             self._messages[0].run()
             self._messages.popleft()

@@ -11,7 +11,8 @@ from attrs import define, field, frozen
 
 from agent_memory.errors import RequestTimeoutError
 from agent_memory.generation import Feed
-from agent_memory.protocols import Constraint, LogitsProcessor
+from agent_memory.protocols import Constraint
+from agent_memory.scheduler.callables import Guard
 from agent_memory.toolcall import Parsed, ToolParser
 from agent_memory.types import Finish, Reply, Sampling, Usage
 
@@ -47,7 +48,9 @@ class Request:
 
     feed: Feed
     prepare: Callable[[], Prompt]  #: renders and tokenizes, again only when the log has moved on
-    commit: Callable[[Outcome], Reply]  #: writes the log, makes the reply; engine thread
+    commit: Callable[[Outcome, Any], Reply]  #: writes the log, makes the reply with this value; engine thread
+    value: Callable[[Outcome], Any] = field(default=lambda outcome: None)  #: the reply's JSON; None: it has none
+    builder: Guard | None = None  #: the caller's code, which makes the value of that JSON
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
     parser: Callable[[Sequence[int]], ToolParser] = field(default=lambda prompt: ToolParser((), reasoning=None))
@@ -56,7 +59,7 @@ class Request:
     sampling: Sampling = field(factory=Sampling)
     max_tokens: int = 512  #: 0: prefill only
     stop: tuple[str, ...] = ()
-    logits_processors: Sequence[LogitsProcessor] = ()
+    logits_processors: Sequence[Guard] = ()
     priority: int = 0
     created: float = field(factory=time.perf_counter)
     deadline: float | None = None  #: perf_counter time
@@ -64,6 +67,13 @@ class Request:
     is_prefetched: bool = False
     is_held: Callable[[], bool] | None = None  #: whether waiting for another row's KV still pays; asked each tick
     _ids: tuple[Prompt, np.ndarray[Any, Any]] | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """Start the threads of the caller's code, which end with the request. Caller's thread."""
+        guards = [*self.logits_processors, *([self.builder] if self.builder is not None else [])]
+        self.feed.at_end(*(guard.close for guard in guards))
+        for guard in guards:
+            guard.start()
 
     def ids(self, prompt: Prompt) -> np.ndarray[Any, Any]:
         """The prompt's ids as u32; made once for each prompt."""

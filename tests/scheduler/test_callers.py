@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import CancelledError, Config, EchoRunner, Memory
+from agent_memory import CancelledError, Config, EchoRunner, Memory, UnsupportedParameterError
 from tests.waiting import PATIENCE_S, shown, wait_for, within
 
 LONG = "an unbelievably long message, of which there is no end in sight. " * 12
@@ -163,3 +164,30 @@ def test_ctrl_c_in_a_waiting_caller_cancels_its_request_and_leaves_the_memory_us
         n_steps = runner.calls.steps
         within(memory.flush)
         assert runner.calls.steps - n_steps < 3, "nobody decodes any more"
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, 1e10, 1e300, 10**400, threading.TIMEOUT_MAX, None])
+def test_a_wait_of_centuries_is_a_wait_without_limit(memory: Memory, timeout_s: float | None) -> None:
+    assert within(lambda: memory.stream("hello").result(timeout_s)).text == "hello"
+    assert within(lambda: memory.generate("hello", timeout_s=timeout_s)).text == "hello"
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, "soon", [1]])
+def test_a_wait_that_is_no_time_is_refused_and_the_request_runs_on(memory: Memory, timeout_s: Any) -> None:
+    handle = memory.stream("hello")
+    with pytest.raises(UnsupportedParameterError, match="timeout_s must be a number of seconds"):
+        within(lambda: handle.result(timeout_s))
+    assert handle.result(PATIENCE_S).text == "hello"
+
+
+@pytest.mark.parametrize("seconds", [1e10, 1e300])
+def test_a_memory_whose_times_are_centuries_serves(seconds: float) -> None:
+    config = Config(
+        hot_ttl_s=seconds, warm_ttl_s=seconds, callable_timeout_s=seconds, target_gap_s=seconds, warm_bytes=1 << 20
+    )
+    with Memory(EchoRunner(), ":memory:", config=config) as memory:
+        for text in ("one", "two"):
+            reply = within(lambda text=text: memory.agent("ann").say(text, logits_processors=[lambda ids, x: x]))  # type: ignore[misc]
+            assert reply.text == text
+            memory.agent("ann").say("to warm")
+            memory.evict(to="warm")
