@@ -150,6 +150,11 @@ def test_a_turn_whose_agent_is_deleted_while_it_is_planned_fails_before_any_work
             assert [info.n_turns for info in memory.agents()] == [0] * is_made_again
 
 
+def ping() -> str:
+    """Answer."""
+    return "pong"
+
+
 USES: dict[str, Callable[[Agent], object]] = {
     "messages": lambda agent: agent.messages,
     "tools": lambda agent: agent.tools,
@@ -161,7 +166,7 @@ USES: dict[str, Callable[[Agent], object]] = {
     "rewind": lambda agent: agent.rewind(),
     "rewind too far": lambda agent: agent.rewind(99),
     "pin": lambda agent: agent.pin(),
-    "run_tools": lambda agent: agent._memory.run_tools(agent, "three", []),
+    "run_tools": lambda agent: agent._memory.run_tools(agent, "three", [ping]),
 }
 
 
