@@ -156,9 +156,8 @@ class Agent:
 
     def __repr__(self) -> str:
         log = self._log
-        return (
-            f"Agent({log.name!r} {'deleted' if log.is_deleted else f'turns={len(log.turns)} tokens={len(log.ids):,}'})"
-        )
+        state = "deleted" if log.is_deleted else f"turns={len(log.turns)} tokens={len(log.ids):,}"
+        return f"Agent({log.name!r} {state})"
 
     @property
     def _live(self) -> Log:
@@ -279,8 +278,8 @@ class Agent:
     ) -> Reply:
         """Answer the open tool calls and continue.
 
-        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open: two
-        threads that answer the same calls, and only the first of them is heard.
+        Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open. Of
+        two threads that answer the same calls, the second gets it.
         """
         return self._memory.generate(
             self._answers(results),
