@@ -129,7 +129,7 @@ class Config:
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
     max_batch: int = field(default=8, validator=_whole(1))
-    #: how long a user's logits processor may take
+    #: how long a user's logits processor, or the class of a ``schema=``, may take
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))

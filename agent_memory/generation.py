@@ -6,6 +6,7 @@ One handle serves threads and event loops alike: iterate it, ``async for`` it, `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import uuid
@@ -209,7 +210,7 @@ class Generation:
         loop, event = asyncio.get_running_loop(), asyncio.Event()
 
         def waker() -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
                 loop.call_soon_threadsafe(event.set)
 
         unwatch = self._feed.watch(waker)
