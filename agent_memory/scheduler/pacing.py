@@ -40,7 +40,7 @@ class Pacer:
         self._steps += 1
         is_tight = self._spent_s + seconds > self._target_gap_s - self._decode_s  # another such step would not fit
         if not is_late:
-            self._owed = int(is_tight and (is_last or self._steps >= _CROWD_STEPS))
+            self._owed = int(is_tight if is_last else self._steps >= _CROWD_STEPS)
         elif is_tight or not is_last:
             self._owed = self.decode_steps(self._spent_s)
 
