@@ -179,6 +179,7 @@ class Memory:
             raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
         how = sampling, max_tokens, stop, checked(logits_processors), priority, timeout_s
+        prompts = list(prompts)
         planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
         requests = [
             request if self._is_kept(request, log) else self._request(prompt, *asked, *how)

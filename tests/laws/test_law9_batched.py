@@ -268,7 +268,7 @@ FEW = ["echo", *(pytest.param(k, marks=pytest.mark.mlx) for k in ("llama", "gemm
 
 @pytest.mark.parametrize("kind", FEW)
 @given(schedule=schedules)
-@settings(quick, max_examples=3)
+@settings(quick, max_examples=2)
 def test_law_9_batched_equals_alone(kind: str, solos: Any, schedule: Any) -> None:
     _law(kind, schedule, solos(kind))
 

@@ -270,7 +270,7 @@ def test_the_starter_answers_through_its_template_and_round_trips_text() -> None
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     from mlx_lm import generate
 
-    assert generate(model, tokenizer, ids, max_tokens=12).startswith("The capital of France is Paris.")
+    assert generate(model, tokenizer, ids, max_tokens=8).startswith("The capital of France is Paris.")
     assert tokenizer.eos_token_ids == {2}
     alphabet = byte_alphabet()
     lacking = {b for b in range(256) if alphabet[b] not in tokenizer.vocab}  # its vocabulary has not every byte

@@ -140,8 +140,8 @@ def echo(tmp_path_factory: Any) -> Bench:
     return _prepare(tmp_path_factory.mktemp("echo"), open_, turns=5, max_tokens=60)
 
 
-def test_80_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
-    _flips(echo, tmp_path, 80)
+def test_50_flipped_bits_give_no_wrong_text_and_are_counted(echo: Bench, tmp_path: Path) -> None:
+    _flips(echo, tmp_path, 50)
 
 
 @pytest.mark.slow

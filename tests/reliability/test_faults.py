@@ -365,8 +365,8 @@ def _cancels(scene: Scene, n_cancels: int) -> None:
     scene.check()
 
 
-def test_100_random_cancels_leave_logs_and_memory_as_they_were(scene: Scene) -> None:
-    _cancels(scene, 100)
+def test_60_random_cancels_leave_logs_and_memory_as_they_were(scene: Scene) -> None:
+    _cancels(scene, 60)
 
 
 @pytest.mark.slow
