@@ -52,7 +52,8 @@ def test_a_turn_computes_its_new_message_alone(uninterrupted: Any) -> None:
     assert max(ends.values()) > 256, "the dialogues must cross a chunk's border"
 
 
-@pytest.mark.parametrize("tier", ["cold", pytest.param("warm", marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default a new process restores from the same tier
+@pytest.mark.parametrize("tier", ["cold", "warm"])
 def test_evicted_before_every_turn_gives_bit_equal_logits(tier: str, uninterrupted: Any, tmp_path: Path) -> None:
     path = ":memory:" if tier == "warm" else tmp_path / "store"
     with Memory(path=path, config=Config(warm_bytes=1 << 30)) as memory:
@@ -110,6 +111,7 @@ def test_a_resent_prompt_computes_its_last_token_alone_with_bit_equal_logits(tmp
     assert found[1:] == found[:1] * 3
 
 
+@pytest.mark.slow
 def test_law_4_another_dtype_of_the_same_weights_shares_no_kv(tmp_path: Path) -> None:
     prompt = "The lamp is lit at dusk. " * 5
     with Memory(path=tmp_path) as memory:

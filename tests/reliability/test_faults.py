@@ -325,7 +325,7 @@ def _strikes(scene: Scene, n_rounds: int, error: type[BaseException]) -> None:
 def test_an_exception_out_of_nowhere_in_the_engine_thread_ends_every_handle(
     scene: Scene, error: type[BaseException]
 ) -> None:
-    _strikes(scene, 8, error)
+    _strikes(scene, 6, error)
 
 
 @pytest.mark.slow
