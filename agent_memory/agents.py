@@ -147,5 +147,5 @@ class Agents:
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name or not is_text(name):
+    if not is_text(name) or not name:
         raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")

@@ -109,8 +109,7 @@ def calling_of(
             raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
         described, build = schemas.of_value(schema)
         grammar = value_grammar(grammars.checked(described, "schema"))
-        is_class = isinstance(schema, type)  # else the value is the JSON itself
-        return attrs.evolve(calling, tools=(), grammar=grammar, is_value=True, build=build if is_class else None)
+        return attrs.evolve(calling, tools=(), grammar=grammar, is_value=True, build=build)
     if not forced:
         return _held(calling, grammars)
     tokenizer = grammars.tokenizer

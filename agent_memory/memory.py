@@ -182,7 +182,7 @@ class Memory:
         prompts = list(prompts)
         planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
         requests = [
-            request if self._is_kept(request, log) else self._request(prompt, *asked, *how)
+            request if self._keep(request, log) else self._request(prompt, *asked, *how)
             for prompt, (request, log) in zip(prompts, planned, strict=True)
         ]
         handles: list[Generation] = []
@@ -345,9 +345,10 @@ class Memory:
     def _request(self, *asked: Any) -> Request:
         """A request, and its agent where there is none of that name yet."""
         request, log = self._planned(*asked)
-        return request if self._is_kept(request, log) else self._request(*asked)  # it was made meanwhile: from that
+        return request if self._keep(request, log) else self._request(*asked)  # it was made meanwhile: from that
 
-    def _is_kept(self, request: Request, log: Log | None) -> bool:
+    def _keep(self, request: Request, log: Log | None) -> bool:
+        """Store the agent of a request where it is a new one; False where it was made meanwhile, with another log."""
         if log is None:
             return True
         is_kept = self._agents.keep(log)

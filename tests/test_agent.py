@@ -25,18 +25,13 @@ from agent_memory import (
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
 from tests.faulty import with_faults
+from tests.scripted import scripted
 from tests.waiting import PATIENCE_S
 
 TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
 CALL = '<tool_call>{"name": "tag", "arguments": {"words": ["a", "b"]}}</tool_call>'
 WITH_ID = CALL.replace('{"name"', '{"id": "one", "name"')
 SAID = {"words": ["a", "b"]}
-
-
-def scripted(*replies: str) -> EchoRunner:
-    """A model that says these one after another, then what it was asked."""
-    rest = list(replies)
-    return EchoRunner(lambda asked, ids: rest.pop(0) if rest else asked)
 
 
 def arguments_of(path: Path, name: str = "a") -> list[Any]:

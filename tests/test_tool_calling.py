@@ -15,7 +15,6 @@ import pytest
 from agent_memory import (
     Agent,
     ConfigError,
-    EchoRunner,
     Memory,
     Message,
     Reply,
@@ -27,16 +26,11 @@ from agent_memory import (
 )  # fmt: skip
 from agent_memory.model.echo_tokenizer import EchoTokenizer
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Text
+from tests.scripted import scripted
 
 ADD = Tool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
 TWO = f"Let me see.\n{CALL}\n{CALL}\nDone."
-
-
-def scripted(*replies: str) -> EchoRunner:
-    """A model that says these one after another, then what it was asked."""
-    rest = list(replies)
-    return EchoRunner(lambda asked, ids: rest.pop(0) if rest else asked)
 
 
 @pytest.fixture

@@ -235,6 +235,7 @@ class MLXRunner:
             self._model = self._hf = None
         if self._helper is not None:
             self._helper.shutdown()
+            self._helper = None
         if "mlx.core" in sys.modules:
             import mlx.core as mx
 

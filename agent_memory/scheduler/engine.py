@@ -102,7 +102,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """End a request at the next tick; never raises."""
         request.is_cancelled = True
-        self._mail.wake()
+        self.wake()
 
     def wake(self) -> None:
         """Something that the engine waits for has happened."""

@@ -6,7 +6,8 @@ import math
 
 #: Of a long prompt's time, decoding others may add this share: its first token stays near what it takes alone.
 _DECODE_SHARE = 0.4
-#: Prefill steps in a row of one prompt of a crowd: each decode step that only a part of the crowd shares is one more.
+#: Prefill steps in a row of one prompt of a crowd. A decode step that only a part of the crowd shares comes on top of
+#: those that all share.
 _CROWD_STEPS = 2
 
 

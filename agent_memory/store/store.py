@@ -138,7 +138,7 @@ class Store:
 
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
         """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
-        self._io.start()  # now, and not by an engine thread that an exception may strike while it waits for the start
+        self._io.start()  # at opening: later an exception may strike the engine while it waits for the start
         with store_errors("record the model", self._path):
             self._io.drain()
             rows = self._take_rows()

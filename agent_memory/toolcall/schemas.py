@@ -101,13 +101,13 @@ def _is_composed(schema: Mapping[str, Any]) -> bool:
     )
 
 
-def of_value(schema: object) -> tuple[Mapping[str, Any], Callable[[Any], Any]]:
-    """The JSON Schema that ``schema=`` means, unchecked, and what makes the reply's value of the JSON that fits it.
+def of_value(schema: object) -> tuple[Mapping[str, Any], Callable[[Any], Any] | None]:
+    """The JSON Schema that ``schema=`` means, unchecked, and what makes an instance of the JSON that fits it.
 
-    A JSON Schema gives the JSON itself, an attrs class an instance. Raises UnsupportedParameterError.
+    None for a JSON Schema: the reply's value is the JSON itself. Raises UnsupportedParameterError.
     """
     if isinstance(schema, Mapping):
-        return schema, lambda value: value
+        return schema, None
     if isinstance(schema, type) and attrs.has(schema):
         return schema_of(schema, "schema"), lambda value: structured(value, schema)
     raise UnsupportedParameterError(f"schema must be a JSON Schema or an attrs class, got {schema!r}")
