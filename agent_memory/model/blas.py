@@ -8,14 +8,16 @@ Sources: System V ABI, "Dynamic Linking"; the x86-64 and AArch64 ELF supplements
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
 import mmap
+import os
 import platform
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,8 @@ log = logging.getLogger("agent_memory.model")
 PACKAGE = "scipy_openblas32"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _PREFIX = "scipy_"
+#: For 2**n clock ticks an idle thread of OpenBLAS spins before it sleeps; its own 26 (25 ms) starves every other process
+_SPIN, _SPIN_TICKS = "OPENBLAS_THREAD_TIMEOUT", "18"
 _LIBRARY = "libmlx.so"
 #: ELF machine -> relocation types of a pointer slot: GLOB_DAT, JUMP_SLOT
 _SLOT_TYPES: Mapping[int, tuple[int, int]] = {62: (6, 7), 183: (1025, 1026)}
@@ -110,8 +114,22 @@ def _open_blas() -> ctypes.CDLL:
     found = importlib.util.find_spec(PACKAGE)
     for folder in (found.submodule_search_locations or ()) if found else ():
         for path in sorted(Path(folder).glob("lib/libscipy_openblas*.so")):
-            return ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
+            with _short_spin():
+                return ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
     raise _LeaveAlone('no scipy-openblas32 is installed: pip install "agent-memory[cpu]"')
+
+
+@contextlib.contextmanager
+def _short_spin() -> Iterator[None]:
+    """OpenBLAS reads its environment once, while it is loaded; a value that is there already stays, and ours goes after."""
+    if _SPIN in os.environ:
+        yield
+        return
+    os.environ[_SPIN] = _SPIN_TICKS
+    try:
+        yield
+    finally:
+        os.environ.pop(_SPIN, None)
 
 
 def _described(blas: ctypes.CDLL) -> Blas:

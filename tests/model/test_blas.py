@@ -133,6 +133,34 @@ print(json.dumps(dict(old=old, new=new, active=b.active, n=len(products()))))
         assert "scipy_openblas" in found["new"][name][1]
 
 
+_IDLE = """
+import os, time
+loaded = os.environ.get("OPENBLAS_THREAD_TIMEOUT")
+b = blas.speed_up("auto")
+x = mx.array(np.ones((256, 256), np.float32))
+mx.eval(x @ x)  # starts the threads
+cpu, wall = time.process_time(), time.monotonic()
+for _ in range(40):
+    mx.eval(x @ x)
+    time.sleep(0.02)
+print(json.dumps(dict(threads=b.threads, busy=(time.process_time() - cpu) / (time.monotonic() - wall),
+    loaded=loaded, after=os.environ.get("OPENBLAS_THREAD_TIMEOUT"))))
+"""
+
+
+def test_idle_threads_leave_the_cores_to_others(monkeypatch) -> None:
+    pytest.importorskip(blas.PACKAGE)
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    found = _child(_IDLE)
+    if found["threads"] < 2:
+        pytest.skip("one thread has no other to wait for")
+    assert found["busy"] < 0.4, "of a core, in processor time; 0.5 to 0.6 where idle threads spin"
+    assert found["after"] is None, "the program's environment is as it was"
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "26")
+    kept = _child(_IDLE)
+    assert kept["after"] == "26", "the user's own value stands"
+
+
 @pytest.mark.parametrize(
     "head", [b"", b"\x7fELF", b"\x7fELF\x01\x01\x01" + bytes(60), b"\x7fELF\x02\x01\x01" + bytes(60)]
 )
