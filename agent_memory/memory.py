@@ -108,8 +108,8 @@ class Memory:
         """The reply to ``prompt``: a str is one user turn, a list of messages a whole history.
 
         With ``agent``, a str continues that agent's conversation and a list replaces it, reusing what is equal.
-        ``raw``: no chat template. ``template``: variables for it. Interrupted (Ctrl-C), the request is cancelled.
-        Raises RequestError's kinds; the agent's log is as before the turn after each of them.
+        ``raw``: no chat template. ``template``: variables for it, of JSON's types. Interrupted (Ctrl-C), the request
+        is cancelled. Raises RequestError's kinds; the agent's log is as before the turn after each of them.
         """
         handle = self.stream(
             prompt,
@@ -235,7 +235,8 @@ class Memory:
         ``timeout_s``: of each reply.
         """
         return run_rounds(
-            agent if isinstance(agent, Agent) else self.agent(agent),
+            self,
+            agent,
             message,
             functions,
             max_rounds=max_rounds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,8 +94,14 @@ class Planner:
         )
 
 
-def _snapshot(variables: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def _snapshot(variables: object) -> Mapping[str, Any] | None:
+    """The variables as values of their own: nothing of the caller's is called while a prompt is rendered."""
+    if variables is None:
+        return None
+    if not isinstance(variables, Mapping):
+        raise UnsupportedParameterError(f"template must be a mapping of variables, got {type(variables).__name__}")
     try:
-        return copy.deepcopy(variables)
+        held: Mapping[str, Any] = json.loads(json.dumps(dict(variables)))
     except (TypeError, ValueError, RecursionError) as error:
-        raise UnsupportedParameterError(f"template must hold values that can be copied: {error}") from error
+        raise UnsupportedParameterError(f"template must hold values that JSON knows: {error}") from error
+    return held

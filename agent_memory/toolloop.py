@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_memory.agent import Agent
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.tools import as_tools, fits, structured
 from agent_memory.types import Reply, Sampling, Tool, ToolCall, ToolResult
 
+if TYPE_CHECKING:
+    from agent_memory.memory import Memory
+
 
 def run_rounds(
-    agent: Agent,
+    memory: Memory,
+    agent: str | Agent,
     message: object,
     functions: Sequence[Callable[..., Any]],
     *,
@@ -26,6 +30,8 @@ def run_rounds(
     """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over."""
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
+    if agent is None:
+        raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls: its name, or an Agent")
     tools = as_tools(functions)
     if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
         raise UnsupportedParameterError(
@@ -34,12 +40,14 @@ def run_rounds(
     if not all(callable(function) for function in functions):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
-    reply = agent.say(message, tools=tools, sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s)
+    how: dict[str, Any] = {"tools": tools, "sampling": sampling, "max_tokens": max_tokens, "timeout_s": timeout_s}
+    reply = memory.generate(message, agent=agent, **how)  # of a new agent nothing is left where this is refused
+    caller = agent if isinstance(agent, Agent) else memory.agent(agent)
     for _ in range(max_rounds):
         if not reply.tool_calls:
             break
         results = [run_call(call, *by_name[call.name]) for call in reply.tool_calls]
-        reply = agent.give(*results, tools=tools, sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s)
+        reply = caller.give(*results, **how)
     return reply
 
 

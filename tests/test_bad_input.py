@@ -167,6 +167,8 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "processors number": {"logits_processors": 3},
     "processors of numbers": {"logits_processors": [3]},
     "template number": {"template": 3},
+    "template with a callable": {"template": {"strftime_now": lambda form: form}},
+    "template without end": {"template": (lambda d: d.update(d=d) or d)({})},
     "raw without text": {"raw": True, "prompt": [{"role": "user", "content": "hi"}]},
 }
 

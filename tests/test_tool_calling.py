@@ -327,6 +327,11 @@ def test_the_loop_ends_after_its_rounds_with_the_calls_open(opened: Any) -> None
             memory.run_tools("bob", "go", [add], max_rounds=bad)
     with pytest.raises(UnsupportedParameterError, match="functions"):
         memory.run_tools("bob", "go", [ADD])
+    with pytest.raises(UnsupportedParameterError, match="needs an agent"):
+        memory.run_tools(None, "go", [add])  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedParameterError):
+        memory.run_tools("bob", [{"role": "nobody", "content": "go"}], [add])
+    assert [info.name for info in memory.agents()] == ["ann"], "what is refused leaves no new agent"
 
 
 @pytest.mark.parametrize("functions", [[], ()])

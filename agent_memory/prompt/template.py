@@ -27,8 +27,6 @@ def render(
     A template that knows no tools gets them, their calls and results as text. Raises UnsupportedParameterError where
     the template refuses the messages.
     """
-    if variables is not None and not isinstance(variables, Mapping):
-        raise UnsupportedParameterError(f"template must be a mapping of variables, got {type(variables).__name__}")
 
     def write(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         return tokenizer.render(
