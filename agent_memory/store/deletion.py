@@ -10,6 +10,7 @@ import numpy as np
 
 from agent_memory.store.format import SUFFIX, extents
 from agent_memory.store.planner import Index, Piece, Segment
+from agent_memory.store.quota import tidy
 from agent_memory.store.rows import facts_of, layout_of, row_of, segment_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
 
@@ -60,6 +61,7 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
     for path in old_files:
         catalog.files.unlink(path)
     catalog.clear_orphans()
+    tidy(catalog, lambda: catalog.manifest.shrink(from_share=0.0))
 
 
 def _indexes(catalog: Catalog, identity: str) -> list[Index]:

@@ -33,7 +33,7 @@ from agent_memory.store.records import (
     turn_sum,
 )
 from agent_memory.store.rows import is_sane, is_sane_side
-from agent_memory.store.schema import check_versions, migrate, version_of
+from agent_memory.store.schema import check_versions, connect, free_pages, give_back, migrate, version_of
 from agent_memory.store.tables import (
     COUNT_COMMIT,
     drop_segments,
@@ -62,11 +62,8 @@ class Manifest:
             check_versions(path)
         elif path is not None:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its side files the same mode
-        self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+        self._db = connect(path)
         try:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA secure_delete=FAST")
             if version_of(self._db) < WRITE_VERSION:
                 with self.transaction() as db:
                     migrate(db)
@@ -104,6 +101,18 @@ class Manifest:
         """Fold the WAL back, so that it takes no bytes. I/O thread; two fsyncs."""
         with self._lock:
             self._files.fold(self._db)
+
+    def shrink(self, from_share: float = 0.25) -> None:
+        """Give the pages back that deleted rows left, from that share of the file on. I/O thread; a commit and a fold.
+
+        All of them: what was deleted is in no file of the folder afterwards.
+        """
+        with self._lock:
+            free, total = free_pages(self._db)
+            if free > total * from_share:
+                with self.transaction() as db:
+                    give_back(db, free)
+                self._files.fold(self._db)
 
     def examine(self) -> str | None:
         """What is wrong with a manifest that was not closed, beyond what logs say themselves; None: nothing.

@@ -8,7 +8,7 @@ strangers' files alone exceed the budget, no KV is kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,7 @@ def keep(catalog: Catalog) -> None:
     """
     for name in catalog.quota.survey(known_files(catalog)):
         catalog.files.unlink(catalog.folder.parent / name)
+    tidy(catalog, catalog.manifest.shrink)
     make_room(catalog)
 
 
@@ -86,13 +87,13 @@ def make_room(catalog: Catalog) -> bool:
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            _fold(catalog)
+            tidy(catalog, catalog.manifest.fold)  # the WAL may be much of what is there
             excess = _excess(catalog)
         if excess <= 0:
             return True
         if not _evict(catalog, excess + catalog.quota.budget_bytes // _SLACK):
             return False
-        _fold(catalog)
+        tidy(catalog, catalog.manifest.fold)
     return _excess(catalog) <= 0
 
 
@@ -100,10 +101,10 @@ def _excess(catalog: Catalog) -> int:
     return folder_bytes(catalog) + sum(catalog.unfinished.values()) - catalog.quota.budget_bytes
 
 
-def _fold(catalog: Catalog) -> None:
-    """The WAL may be much of what is there."""
+def tidy(catalog: Catalog, call: Callable[[], None]) -> None:
+    """What needs a disk that takes writes, and can wait for one."""
     try:
-        catalog.manifest.fold()
+        call()
     except WRITE_ERRORS as error:
         if is_disk_error(error):
             catalog.health.failed("KV", error)

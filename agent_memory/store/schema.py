@@ -40,6 +40,36 @@ ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
 MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS))
 
 
+_AUTO_VACUUM = 2  #: incremental
+
+
+def connect(path: Path | None) -> sqlite3.Connection:
+    """A database in WAL mode that can give pages back; None: in memory. For one lock to guard, on any thread."""
+    db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+    try:
+        db.execute(f"PRAGMA auto_vacuum={_AUTO_VACUUM}")  # first: it says how the first page is written
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA secure_delete=FAST")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def free_pages(db: sqlite3.Connection) -> tuple[int, int]:
+    """Pages that hold nothing and could be given back, and all pages; a database made without that has none."""
+    (free,), (total,) = db.execute("PRAGMA freelist_count").fetchone(), db.execute("PRAGMA page_count").fetchone()
+    (mode,) = db.execute("PRAGMA auto_vacuum").fetchone()
+    return (free if mode == _AUTO_VACUUM else 0), total
+
+
+def give_back(db: sqlite3.Connection, n_pages: int) -> None:
+    """Move the last pages to where free ones are, and end the file before them. Inside a transaction."""
+    for _ in range(n_pages):
+        db.execute("PRAGMA incremental_vacuum(1)")  # Python steps such a statement once, whatever its number says
+
+
 def is_empty(db: sqlite3.Connection) -> bool:
     """Whether a database has no table yet."""
     return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

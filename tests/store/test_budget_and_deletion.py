@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.store.policy import Candidate, victims
+from agent_memory.store.records import Turn
+from agent_memory.types import Message
 from tests.store.breaking import Counted
 from tests.store.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files
 
@@ -136,6 +138,41 @@ def test_deleting_an_agent_frees_its_own_and_keeps_what_others_share(tmp_path):
         store.delete_agent(b)
         assert segment_files(tmp_path) == []
         assert store.stats()["chunks"] == 0
+
+
+def told(number: int, name: str) -> Turn:
+    text = f"{name} confided {number} " * 2_000  # more than a page of SQLite
+    return Turn((Message("user", text),), 0, draw(np.random.default_rng(number), 50), "t", "stop", 0.0, number)
+
+
+def test_of_a_deleted_agents_words_no_file_keeps_one(tmp_path):
+    with opened(tmp_path) as store:
+        agents = {name: store.create_agent("", name, system=None, tools="[]").agent_id for name in ("ann", "bob")}
+        for number in range(6):
+            for name, agent in agents.items():
+                store.append_turn(agent, number, told(number, name))
+        store.flush()
+        store.delete_agent(agents["ann"])
+        files = {f.name: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+        assert [name for name, data in files.items() if b"ann confided" in data] == []
+        assert b"bob confided" in files["manifest.sqlite3"]
+        assert len(files["manifest.sqlite3"]) < 10 * len("bob confided 0 " * 2_000), "six turns are left of twelve"
+        assert len(store.load_agent("", "bob").turns) == 6
+        assert store.verify().ok
+
+
+def test_what_a_rewind_leaves_of_the_manifest_is_given_back(tmp_path):
+    with opened(tmp_path) as store:
+        agent = store.create_agent("", "ann", system=None, tools="[]").agent_id
+        for number in range(8):
+            store.append_turn(agent, number, told(number, "ann"))
+        store.flush()
+        before = store.stats()["disk_bytes"]
+        store.rewind(agent, 1)
+        store.flush()
+        assert store.stats()["disk_bytes"] == held_bytes(tmp_path) < before / 2
+        assert len(store.load_agent("", "ann").turns) == 1
+        assert store.verify().ok
 
 
 def test_deleting_reaches_the_kv_of_models_that_are_not_loaded(tmp_path):
