@@ -90,7 +90,6 @@ class MLXRunner:
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
         self._weights_bytes = 0
-        self._beside: Any = None
         self._helper: ThreadPoolExecutor | None = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
@@ -214,10 +213,10 @@ class MLXRunner:
 
         from agent_memory.model.batch import MLXBatch
 
-        if self._beside is None and _on_cpu():
-            self._beside = mx.new_stream(mx.cpu)  # one for all batches: mlx never ends a stream before its thread does
+        # This thread's own stream, where it has loaded the model: mlx ends none that is made, nor its system thread.
+        beside = mx.default_stream(mx.cpu) if _on_cpu() else None
         return MLXBatch(
-            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=self._beside, helper=self._helper
+            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
         )
 
     def close(self) -> None:
@@ -227,7 +226,6 @@ class MLXRunner:
         """
         if self._opener != threading.get_ident():
             return
-        self._beside = None
         if self._is_hosts:
             with contextlib.suppress(RuntimeError):  # arrays that the host has made meanwhile are its thread's
                 _evaluate(self._model)  # what the model has put aside here: another thread could not
