@@ -28,7 +28,7 @@ log = logging.getLogger("agent_memory.model")
 PACKAGE = "scipy_openblas32"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _PREFIX = "scipy_"
-#: For 2**n clock ticks an idle thread of OpenBLAS spins before it sleeps; its own 26 (25 ms) starves every other process
+#: For 2**n clock ticks an idle thread of OpenBLAS spins before it sleeps; its own 26 (25 ms) starves other processes
 _SPIN, _SPIN_TICKS = "OPENBLAS_THREAD_TIMEOUT", "18"
 _LIBRARY = "libmlx.so"
 #: ELF machine -> relocation types of a pointer slot: GLOB_DAT, JUMP_SLOT
@@ -121,7 +121,7 @@ def _open_blas() -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _short_spin() -> Iterator[None]:
-    """OpenBLAS reads its environment once, while it is loaded; a value that is there already stays, and ours goes after."""
+    """OpenBLAS reads its environment while it is loaded; a value that is there already stays, and ours goes after."""
     if _SPIN in os.environ:
         yield
         return

@@ -14,11 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import attrs
-import numpy as np
-
 from agent_memory.errors import StoreError
-from agent_memory.prompt.messages import from_json
 from agent_memory.store.files import Files
 from agent_memory.store.format import WRITE_VERSION
 from agent_memory.store.points import Side
@@ -44,6 +40,7 @@ from agent_memory.store.tables import (
     put_sides,
     read_segments,
     read_sides,
+    read_turns,
 )
 from agent_memory.types import AgentInfo
 
@@ -160,28 +157,11 @@ class Manifest:
             ).fetchone()
             if row is None:
                 return None
-            turns, damage = self._turns(row[0])
+            turns, damage = read_turns(self._db, row[0])
         system, tools = None if row[1] is None else blob_text(row[1]), blob_text(row[2])
         if agent_sum(name, system, tools, row[3]) != row[5]:
             damage = "the agent's own record"
         return AgentRecord(row[0], name, system, tools, turns, row[3], row[4]), damage
-
-    def _turns(self, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
-        turns: list[Turn] = []
-        rows = self._db.execute(
-            "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, xxh3 FROM turns "
-            "WHERE agent = ? ORDER BY number",
-            (agent_id,),
-        )
-        for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
-            try:
-                turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
-                if number != len(turns) or turn_sum(agent_id, number, turn, messages) != digest:
-                    raise ValueError("checksum")
-                turns.append(attrs.evolve(turn, messages=from_json(messages)))
-            except (ValueError, TypeError, AttributeError):
-                return tuple(turns), f"turn {len(turns)}"
-        return tuple(turns), None
 
     def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
@@ -270,7 +250,7 @@ class Manifest:
             total = int(self._db.execute("SELECT count(*) FROM turns").fetchone()[0])
             agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
             for agent, name, system, tools, created_s, digest in agents:
-                _, damage = self._turns(agent)
+                _, damage = read_turns(self._db, agent)
                 told = None if system is None else blob_text(system)
                 if agent_sum(blob_text(name), told, blob_text(tools), created_s) != digest:
                     damage = "its own record"

@@ -1,4 +1,4 @@
-"""Statements on the manifest's tables of KV: segments, side files, heads of lineages. Inside a transaction."""
+"""Statements on the manifest's tables: turns of a log, segments, side files, heads of lineages. Under its lock."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 import attrs
+import numpy as np
 
+from agent_memory.prompt.messages import from_json
 from agent_memory.store.points import Side
-from agent_memory.store.records import SegmentRow
+from agent_memory.store.records import SegmentRow, Turn, turn_sum
 
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
@@ -17,6 +19,25 @@ _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "
 COUNT_COMMIT = (
     "INSERT INTO meta VALUES ('commits', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
 )
+
+
+def read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
+    """A log up to its first damaged turn, and which that is."""
+    turns: list[Turn] = []
+    rows = db.execute(
+        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, xxh3 FROM turns "
+        "WHERE agent = ? ORDER BY number",
+        (agent_id,),
+    )
+    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
+        try:
+            turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
+            if number != len(turns) or turn_sum(agent_id, number, turn, messages) != digest:
+                raise ValueError("checksum")
+            turns.append(attrs.evolve(turn, messages=from_json(messages)))
+        except (ValueError, TypeError, AttributeError):
+            return tuple(turns), f"turn {len(turns)}"
+    return tuple(turns), None
 
 
 def read_segments(db: sqlite3.Connection, identity: str | None) -> list[SegmentRow]:
