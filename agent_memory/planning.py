@@ -101,7 +101,7 @@ def _snapshot(variables: object) -> Mapping[str, Any] | None:
     if not isinstance(variables, Mapping):
         raise UnsupportedParameterError(f"template must be a mapping of variables, got {type(variables).__name__}")
     try:
-        held: Mapping[str, Any] = json.loads(json.dumps(dict(variables)))
+        held: Mapping[str, Any] = json.loads(json.dumps(dict(variables), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UnsupportedParameterError(f"template must hold values that JSON knows: {error}") from error
     return held

@@ -42,12 +42,12 @@ def run_rounds(
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
     how: dict[str, Any] = {"tools": tools, "sampling": sampling, "max_tokens": max_tokens, "timeout_s": timeout_s}
     reply = memory.generate(message, agent=agent, **how)  # of a new agent nothing is left where this is refused
-    caller = agent if isinstance(agent, Agent) else memory.agent(agent)
+    owner = agent if isinstance(agent, Agent) else memory.agent(agent)
     for _ in range(max_rounds):
         if not reply.tool_calls:
             break
         results = [run_call(call, *by_name[call.name]) for call in reply.tool_calls]
-        reply = caller.give(*results, **how)
+        reply = owner.give(*results, **how)
     return reply
 
 

@@ -168,6 +168,7 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "processors of numbers": {"logits_processors": [3]},
     "template number": {"template": 3},
     "template with a callable": {"template": {"strftime_now": lambda form: form}},
+    "template with a NaN": {"template": {"top": float("nan")}},
     "template without end": {"template": (lambda d: d.update(d=d) or d)({})},
     "raw without text": {"raw": True, "prompt": [{"role": "user", "content": "hi"}]},
 }

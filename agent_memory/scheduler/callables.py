@@ -120,10 +120,8 @@ def _serve(
     while (call := calls.get()) is not None:
         try:
             call.answer.put((work(*call.args), None))
-        except Exception as error:  # noqa: BLE001 - not this thread's: raised again where the answer is read
-            call.answer.put((None, error))
-        except BaseException as error:  # noqa: BLE001 - the same
-            call.answer.put((None, _ordinary(what, error)))
+        except BaseException as error:  # noqa: BLE001 - not this thread's: raised again where the answer is read
+            call.answer.put((None, error if isinstance(error, Exception) else _ordinary(what, error)))
         del call  # it holds logits
         if after is not None:
             after()

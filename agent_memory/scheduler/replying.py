@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -62,7 +61,7 @@ class Replies:
             if held.request.ends(now):
                 self._held.remove(held)
             elif held.call.is_over:
-                self._end(held.request, held.outcome, partial(held.call.result))
+                self._end(held.request, held.outcome, held.call.result)
                 self._held.remove(held)
 
     def fail_all(self, error: BaseException) -> None:

@@ -135,7 +135,6 @@ print(json.dumps(dict(old=old, new=new, active=b.active, n=len(products()))))
 
 _IDLE = """
 import os, time
-loaded = os.environ.get("OPENBLAS_THREAD_TIMEOUT")
 b = blas.speed_up("auto")
 x = mx.array(np.ones((256, 256), np.float32))
 mx.eval(x @ x)  # starts the threads
@@ -144,7 +143,7 @@ for _ in range(40):
     mx.eval(x @ x)
     time.sleep(0.02)
 print(json.dumps(dict(threads=b.threads, busy=(time.process_time() - cpu) / (time.monotonic() - wall),
-    loaded=loaded, after=os.environ.get("OPENBLAS_THREAD_TIMEOUT"))))
+    after=os.environ.get("OPENBLAS_THREAD_TIMEOUT"))))
 """
 
 
