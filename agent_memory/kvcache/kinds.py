@@ -1,4 +1,4 @@
-"""Cache classes of mlx-lm, and the arrays in them: cut, copy, read out and fill.
+"""Cache classes of mlx-lm, and the arrays in them: cut, copy and read out.
 
 What each class is kept as (``Layout.kinds``): ``KVCache`` (MLA latents too) as rows, ``RotatingKVCache`` as the rows of
 its window, all others as snapshots of their whole state. ``CacheList`` is the list of its parts.
@@ -6,14 +6,8 @@ its window, all others as snapshots of their whole state. ``CacheList`` is the l
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import json
-import struct
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
@@ -21,11 +15,10 @@ import numpy as np
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from agent_memory.config import Codec
-from agent_memory.kvcache import codecs, states, windows
+from agent_memory.kvcache import codecs, states
 from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
 from agent_memory.kvcache.windows import WindowKVCache
-from agent_memory.protocols import Source
 
 #: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.
 STEP: int = KVCache.step
@@ -166,7 +159,7 @@ class MLXKV:
                 states.give(twins[-1], next(marked))
             mx.eval(twins[-1].state)  # layer by layer: peak memory stays at one layer's worth above the result
         marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
-        return MLXKV(_regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
+        return MLXKV(regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
 
     def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
         """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8, or encoded."""
@@ -228,9 +221,9 @@ def mark(
     mx.eval([states.arrays(state) for state in marks[n_tokens]])
 
 
-def _regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
+def regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
     """``caches`` with other leaves."""
-    return [CacheList(*_regrown(c.caches, new)) if type(c) is CacheList else next(new) for c in caches]
+    return [CacheList(*regrown(c.caches, new)) if type(c) is CacheList else next(new) for c in caches]
 
 
 def _copied(cache: KVCache, n_tokens: int) -> KVCache:
@@ -249,121 +242,3 @@ def _with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
 def roomy(n_tokens: int) -> int:
     """Rows to allocate for ``n_tokens`` and at least half a step of spare room."""
     return (n_tokens + STEP // 2 + STEP - 1) // STEP * STEP
-
-
-class _RoomyFile(io.RawIOBase):
-    """A safetensors file that exists only while mx.load reads it: stored rows scattered into buffers with spare room.
-
-    mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
-    they are used, with no copy and no zeroing. On a CPU, where what it allocates stays where it is, the object notes
-    the places and ``fill`` fills them all, two at a time.
-    """
-
-    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
-        super().__init__()
-        self._source = source
-        self._later: deque[tuple[int, memoryview, int]] | None = deque() if is_cpu else None
-        self._at = 0
-        self._starts: dict[int, tuple[int, int]] = {}
-        header: dict[str, Any] = {}
-        end = 0
-        for number, (spec, capacity) in enumerate(specs):
-            size = spec.token_bytes * capacity
-            shape = [1, spec.heads, capacity, spec.dim]
-            header[spec.name] = {"dtype": spec.dtype, "shape": shape, "data_offsets": [end, end + size]}
-            self._starts[end] = (number, capacity)
-            end += size
-        text = json.dumps(header).encode()
-        self._header, self._size = struct.pack("<Q", len(text)) + text, end
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._header) + self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, out: Any) -> int:
-        """mx.load reads the header in parts, then every tensor whole."""
-        view = memoryview(out).cast("B")
-        if self._at < len(self._header):
-            view[:] = self._header[self._at : self._at + len(view)]
-        else:
-            tensor, capacity = self._starts[self._at - len(self._header)]
-            if self._later is None:
-                self._source.read_into(tensor, view, capacity)
-            else:
-                self._later.append((tensor, view, capacity))
-        size = len(view)
-        self._at += size
-        return size
-
-    def fill(self, arrays: Any, helper: Executor | None) -> None:
-        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it.
-
-        ``work`` neither closes over the arrays nor has them as a default: a traceback's frames hold their functions.
-        """
-        left = self._later or deque()
-
-        def work(_held: Any = None) -> None:
-            while left:
-                try:
-                    place = left.popleft()
-                except IndexError:  # the other took the last one
-                    return
-                self._source.read_into(*place)
-
-        other = None
-        if helper is not None and left:
-            with contextlib.suppress(RuntimeError):  # the interpreter ends
-                other = helper.submit(work, arrays)  # whose memory it fills, even if this thread is struck down
-        try:
-            work()
-        finally:
-            left.clear()
-        if other is not None:
-            other.result()
-
-
-def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor | None = None) -> list[Any]:
-    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read.
-
-    ``helper``: a second thread that shares the reading. It must run already: one that is started while an exception
-    strikes its starter may die before it begins, and the starter would wait for it for ever.
-    """
-    n_tokens, start = source.n_tokens, source.held_from
-    room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
-    n_rows = n_tokens - start
-    held = max(n_rows, min(layout.window + room, n_rows + room))
-    specs = [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
-    is_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
-    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
-    arrays: Any = mx.load(file, format="safetensors") if specs else {}
-    mx.eval(arrays)
-    file.fill(arrays, helper)  # everything is read when this returns, so that it can be verified before it is used
-    for number, (spec, _) in enumerate(specs):
-        for span in source.encoded(number):
-            arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
-            mx.eval(arrays[spec.name])  # one at a time: nothing but its own rows is held beside the result
-    blob = source.read_state() if layout.snapshots else None
-    marked = iter(states.unpacked(blob) if blob is not None else [])
-    rows = {
-        kind: iter([arrays[t.name] for t in found])
-        for kind, found in (("full", layout.tensors), ("window", layout.windows))
-    }
-    filled: list[Any] = []
-    for cache, kind in zip(leaves(empty), layout.kinds, strict=True):
-        if kind == "full":
-            cache.keys, cache.values, cache.offset = next(rows[kind]), next(rows[kind]), n_tokens
-        elif kind == "window":
-            cache = windows.filled(cache, next(rows[kind]), next(rows[kind]), start, n_tokens)
-        elif (state := next(marked, None)) is not None:  # none where it was damaged: then nothing of this is used
-            states.give(cache, state)
-        filled.append(cache)
-    return _regrown(empty, iter(filled))

@@ -20,7 +20,7 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory.config import Codec
-from agent_memory.kvcache import joining, kinds
+from agent_memory.kvcache import filling, joining, kinds
 from agent_memory.kvcache.kinds import MLXKV
 from agent_memory.kvcache.layout import Layout
 from agent_memory.model import measuring
@@ -92,7 +92,7 @@ class MLXBatch:
 
     def restore(self, source: Source) -> MLXKV:
         """Caches filled from ``source``; O(its bytes)."""
-        return MLXKV(kinds.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
+        return MLXKV(filling.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
 
     def _caches(self) -> list[Any]:
         return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)
