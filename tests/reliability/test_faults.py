@@ -80,7 +80,7 @@ class Scene:
 
     def decoding(self, *names: str) -> list[Generation]:
         """Turns that are decoding when this returns."""
-        handles = [self.stream(name, max_tokens=400) for name in names]
+        handles = [self.stream(name, max_tokens=200) for name in names]
         wait_for(lambda: all(handle.state != "queued" and handle.state != "prefill" for handle in handles))
         assert {handle.state for handle in handles} == {"decode"}, handles
         return handles
