@@ -86,24 +86,14 @@ def _pad(parts: Sequence[BatchKVCache], beside: Any) -> BatchKVCache:
 
 
 def _rows(parts: Sequence[tuple[mx.array | None, int]], sizes: Sequence[int], length: int) -> mx.array:
-    """Keys or values of all rows: the first so many of each part, to the left of ``length``.
-
-    Parts that lie as they are to lie are joined in one copy; the others are written over zeros.
-    """
+    """Keys or values of all rows: the first so many of each part, to the left of ``length``."""
     like = next(array for array, _ in parts if array is not None)
-    _, heads, _, dim = like.shape
-    room, zero = roomy(length), mx.zeros((), like.dtype)
-    pieces, shifted, at = [], [], 0
+    rows = mx.zeros((sum(sizes), like.shape[1], roomy(length), like.shape[3]), like.dtype)
+    at = 0
     for (array, n_tokens), size in zip(parts, sizes, strict=True):
-        if array is not None and n_tokens == length and array.shape[2] >= room:
-            pieces.append(array[..., :room, :])
-        else:
-            pieces.append(mx.broadcast_to(zero, (size, heads, room, dim)))
-            shifted += [(slice(at, at + size), array, n_tokens)] if array is not None else []
+        if array is not None:
+            rows[at : at + size, :, length - n_tokens : length] = array[..., :n_tokens, :]
         at += size
-    rows = mx.concatenate(pieces)
-    for places, array, n_tokens in shifted:
-        rows[places, :, length - n_tokens : length] = array[..., :n_tokens, :]
     return rows
 
 
