@@ -16,7 +16,8 @@ from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Constraint, Tokenizer
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser
-from agent_memory.toolcall.formats import Form, can_be_held, forms
+from agent_memory.toolcall.formats import forms
+from agent_memory.toolcall.forms import Form
 from agent_memory.toolcall.found import loads
 from agent_memory.tools import as_tools
 from agent_memory.types import Tool
@@ -129,13 +130,6 @@ def _held(calling: Calling, grammars: Grammars) -> Calling:
     is_promised = any(tool.strict for tool in calling.tools)
     format = _own_format(grammars.tokenizer)
     own_forms = forms(format)
-    if not all(map(can_be_held, own_forms)):
-        if is_promised:
-            raise UnsupportedParameterError(
-                f"this model writes calls in the format {format!r}, and only calls with arguments in JSON can be held: "
-                "leave out strict=True, or force a choice"
-            )
-        return calling
     try:
         held = attrs.evolve(calling, held=tuple(_closed_if_strict(tool, grammars) for tool in calling.tools))
         for form in own_forms:

@@ -1,0 +1,330 @@
+"""Grammars of calls whose values are no JSON: elements, Python's literals, Gemma's, trees of elements.
+
+What is written is what ``toolcall`` reads as a value of the parameter's schema: a string as it is, with whatever ends
+it left out; everything else as JSON. Objects have the properties that they name, in their order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.grammar.writing import Writer, escaped, text
+from agent_memory.toolcall.forms import ElementForm, LiteralForm
+from agent_memory.toolcall.trees import NAMESPACE
+from agent_memory.toolcall.values import kinds_of, parts_of
+from agent_memory.types import Tool
+
+_STRING_KEYS = {"type", "enum", "const", "maxLength", "minLength", "pattern", "description", "title", "default",
+                "examples", "nullable", "x-guidance", "$comment"}  # fmt: skip
+_CONSTANTS = r"\s*(?i:true|false|null|none)\s*"
+_NUMBERISH = r"\s*[+.-]?\.?[0-9](?s:.*)"
+_BRACKETED = r"""\s*[{\[("'](?s:.*)"""
+_KEY = re.compile(r"[A-Za-z_][\w-]*")
+_QUOTES = {"gemma4": '<|"|>', "function_gemma": "<escape>"}
+_ANYTHING: dict[str, Any] = {"type": ["integer", "boolean", "null"], "minimum": -(2**53), "maximum": 2**53}
+
+
+def element_calls(tools: Sequence[Tool], form: ElementForm, write: Writer, is_single: bool) -> str:
+    """The inside of a group of calls, written as elements."""
+    before, _, _, behind = form.writes
+    is_tight, calls = bool(form.call_mark) and form.start.endswith(form.call_mark), []
+    for tool in tools:
+        head = write.fixed(before.replace("{name}", tool.name).strip("\n"))
+        inner = _Elements(form, write, tool).arguments()
+        parts = ["" if is_tight else _gap(write, before[:1]), head, _gap(write, before[-1:]), inner, write.fixed(behind.strip("\n"))]
+        calls.append(write.rule(" ".join(filter(None, parts))))
+    call = f"({' | '.join(calls)})"
+    can_repeat = form.call_end not in ("", form.end)
+    return call if is_single or not can_repeat else f"{call} ({write.blanks} {call})*"
+
+
+def literal_calls(tools: Sequence[Tool], form: LiteralForm, write: Writer, is_single: bool) -> str:
+    """The inside of a group of calls, written as literals."""
+    if form.dialect == "tree":
+        calls = [write.rule(_tree_call(write, tool)) for tool in tools]
+        call = f"({' | '.join(calls)})"
+        return call if is_single else f"{call} ({write.blanks} {call})*"
+    if form.dialect == "python":
+        calls = [write.rule(_python_call(write, tool)) for tool in tools]
+        call = f"({' | '.join(calls)})"
+        more = "" if is_single else f'("," {_gap(write, " ")} {call})*'
+        return f'{write.blanks if write.is_open else ""} "[" {call} {more} "]"'
+    quote = _QUOTES[form.dialect]
+    calls = []
+    for tool in tools:
+        members = _Literals(write, quote, tool).members(tool.parameters)
+        calls.append(write.rule(f"{text(f'call:{tool.name}')} {members}"))
+    return f"({' | '.join(calls)})"
+
+
+def _gap(write: Writer, written: str) -> str:
+    """Blanks where a form writes some, and where the model may want them."""
+    if write.is_open:
+        return r"/[ \t\r\n]{1,8}/?"
+    return text(written) if written and not written.strip() else ""
+
+
+def _named(schema: Mapping[str, Any], place: str) -> list[tuple[str, Mapping[str, Any], bool]] | None:
+    """An object's properties, and which must be there; None where it may have any."""
+    if schema.keys() & {"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "minProperties", "maxProperties"}:
+        raise UnsupportedParameterError(f"{place}: schemas that describe one object together cannot be held here")
+    named = schema.get("properties")
+    if named is None:
+        return None
+    required = schema.get("required", ())
+    if unnamed := [name for name in required if name not in named]:
+        raise UnsupportedParameterError(f"{place}.required: {unnamed[0]} is no property")
+    for name in named:
+        if not _KEY.fullmatch(name):
+            raise UnsupportedParameterError(f"{place}.properties.{name}: such a name cannot be held here")
+    return [(name, part if isinstance(part, Mapping) else {}, name in required) for name, part in named.items()]
+
+
+def _separated(write: Writer, parts: Sequence[tuple[str, bool]], separator: str) -> str:
+    """Parts in a row, some of which must be there, with a separator between each two of those that are."""
+    first = following = '""'
+    for part, is_required in reversed(parts):
+        has_more = write.rule(f"{separator} {part} {following}" + ("" if is_required else f" | {following}"))
+        first = write.rule(f"{part} {following}" + ("" if is_required else f" | {first}"))
+        following = has_more
+    return first
+
+
+class _Texts:
+    """Writes values that are strings by their schemas, and everything else as JSON."""
+
+    def __init__(self, write: Writer, tool: Tool) -> None:
+        self.write, self.tool, self.root = write, tool, tool.parameters
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """A value as JSON, with what its schema refers to."""
+        shared = {key: self.root[key] for key in ("$defs", "definitions") if key in self.root}
+        return self.write.json({**shared, **schema})
+
+    def plain(self, schema: Mapping[str, Any], end: str, place: str) -> list[tuple[str, str]]:
+        """How a value may be written, before ``end``: pairs of its type and an expression."""
+        kinds = kinds_of(schema, self.root)
+        if not kinds:
+            free = self.write.free(end, "(?s:.+)", _CONSTANTS, _NUMBERISH, _BRACKETED)
+            return [("string", free), ("number", self.json({"type": ["number", "boolean", "null"]}))]
+        if kinds == {"string"}:
+            return [("string", self.string(schema, end, place))]
+        if "string" not in kinds:
+            return [(_type(kinds), self.json(schema))]
+        return [pair for part in self._alternatives(schema, place) for pair in self._one_of(part, kinds, end, place)]
+
+    def string(self, schema: Mapping[str, Any], end: str, place: str) -> str:
+        """A string as it is."""
+        parts = [part for part in parts_of(schema, self.root) if part.keys() - {"anyOf", "oneOf", "$ref", "$defs"}]
+        if len(parts) != 1 or parts[0].keys() - _STRING_KEYS:
+            more = sorted({key for part in parts for key in part.keys() - _STRING_KEYS}) or ["anyOf"]
+            raise UnsupportedParameterError(f"{place}.{more[0]}: such a string cannot be held here")
+        [part] = parts
+        if "enum" in part or "const" in part:
+            listed = [value for value in part.get("enum", [part.get("const")]) if isinstance(value, str)]
+            return f"({' | '.join(map(text, listed))})"
+        pattern = part.get("pattern")
+        length = f"{{{part.get('minLength', 0)},{part.get('maxLength', '')}}}"
+        others = [] if pattern is None else [pattern]
+        if others:
+            anchored = pattern if pattern.startswith("^") else f"(?s:.*)(?:{pattern})"
+            anchored = anchored if pattern.endswith("$") else f"(?:{anchored})(?s:.*)"
+            anchored = anchored.removeprefix("^").removesuffix("$").replace("/", "\\/")
+            return self.write.token(f"/(?s:.){length}/ & /{anchored}/ & ~/(?s:.*){escaped(end)}(?s:.*)/")
+        return self.write.free(end, f"(?s:.){length}")
+
+    def _one_of(self, part: Mapping[str, Any], kinds: set[str], end: str, place: str) -> list[tuple[str, str]]:
+        own = kinds_of(part, self.root)
+        if own == {"string"}:
+            if "enum" in part or "const" in part or kinds == {"string", "null"}:
+                return [("string", self.string(part, end, place))]
+            if part.keys() - {"type", "description", "title"}:
+                raise UnsupportedParameterError(f"{place}: a string beside other types cannot be held here")
+            return [("string", self.write.free(end, "(?s:.*)", _CONSTANTS, _NUMBERISH, _BRACKETED))]
+        return [(_type(own), self.json(part))]
+
+    def _alternatives(self, schema: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+        """Schemas of one type each."""
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return [one for part in schema[key] for one in self._alternatives(part, place)]
+        if isinstance(kinds := schema.get("type"), list):
+            listed = [value for value in schema.get("enum", ()) if isinstance(value, str)]
+            if listed:
+                others = [value for value in schema["enum"] if not isinstance(value, str)]
+                return [{"enum": listed}, *([{"enum": others}] if others else [])]
+            return [{**schema, "type": kind} for kind in kinds]
+        if schema.get("nullable") is True:
+            return [{key: value for key, value in schema.items() if key != "nullable"}, {"type": "null"}]
+        if "type" not in schema and "enum" in schema:
+            listed = [value for value in schema["enum"] if isinstance(value, str)]
+            others = [value for value in schema["enum"] if not isinstance(value, str)]
+            return [{"enum": listed}, *([{"enum": others}] if others else [])]
+        if "$ref" in schema:
+            found = [part for part in parts_of(schema, self.root)][1:]
+            return self._alternatives(found[0], place) if found else [{}]
+        return [schema]
+
+
+def _type(kinds: set[str]) -> str:
+    """The type by the name that a tag says."""
+    kind = sorted(kinds)[0] if len(kinds) == 1 else "number"
+    return "number" if kind == "integer" else kind
+
+
+class _Elements(_Texts):
+    """Writes the arguments of a call as elements."""
+
+    def __init__(self, form: ElementForm, write: Writer, tool: Tool) -> None:
+        super().__init__(write, tool)
+        self._form = form
+
+    def arguments(self) -> str:
+        """All of them, in their order."""
+        place = f"{self.tool.name}.parameters"
+        named = _named(self.tool.parameters, place)
+        if named is None:
+            return f"({self._any()})*"
+        parts = []
+        for name, schema, is_required in named:
+            one = self.write.rule(self._argument(name, schema, f"{place}.properties.{name}"))
+            parts.append(one if is_required else f"{one}?")
+        return " ".join(parts)
+
+    def _any(self) -> str:
+        """Some argument of a tool that says nothing of its own."""
+        written = self._form.writes[1].replace("{type}", "string").replace("{is_string}", "true")
+        before, _, behind = written.strip("\n").partition("{name}")
+        free = self.write.free(self._form.parameter_end)
+        name = self.write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
+        parts = [self.write.fixed(before), name, self.write.fixed(behind), self._padding(), free]
+        return self.write.rule(" ".join(filter(None, [*parts, self._closing()])))
+
+    def _argument(self, name: str, schema: Mapping[str, Any], place: str) -> str:
+        tag, write = self._form.writes[1], self.write
+        ways = []
+        for kind, value in self.plain(schema, self._form.parameter_end, place):
+            is_string = json.dumps(kind == "string")
+            said = tag.replace("{name}", name).replace("{type}", kind).replace("{is_string}", is_string)
+            head = write.fixed(said.strip("\n"))
+            padding = self._padding() if self._form.is_padded or kind != "string" else ""
+            parts = [_gap(write, tag[:1]), head, padding, value, self._closing(is_string=kind == "string")]
+            ways.append(" ".join(filter(None, parts)))
+        return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+
+    def _padding(self) -> str:
+        return '"\\n"' if self._form.is_padded else ""
+
+    def _closing(self, *, is_string: bool = True) -> str:
+        written = self._form.writes[2]
+        before = '"\\n"' if self._form.is_padded else ""
+        after = r'"\n"?' if written.endswith("\n") and not self.write.is_open else r"/[ \t\r\n]{1,8}/?"
+        return " ".join(filter(None, [before, self.write.fixed(self._form.parameter_end), after]))
+
+
+def _python_call(write: Writer, tool: Tool) -> str:
+    """``name(key=value, ...)``; values are JSON, which is read as Python's too."""
+    place = f"{tool.name}.parameters"
+    named, texts = _named(tool.parameters, place), _Texts(write, tool)
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", tool.name):
+        raise UnsupportedParameterError(f"{tool.name}: such a name cannot be held here")
+    gap = _gap(write, "")
+    if named is None:
+        key = write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
+        one = write.rule(f'{key} "=" {write.json({})}')
+        inner = f'({one} (", " {one})*)?'
+    else:
+        parts = [(write.rule(f"{text(name)} {gap} \"=\" {gap} {texts.json(part)}"), must) for name, part, must in named]
+        inner = _separated(write, parts, f'"," {_gap(write, " ")}')
+    return f'{text(tool.name)} "(" {gap} {inner} {gap} ")"'
+
+
+class _Literals(_Texts):
+    """Writes Gemma's literals: bare keys, and quotes that no text holds."""
+
+    def __init__(self, write: Writer, quote: str, tool: Tool) -> None:
+        super().__init__(write, tool)
+        self._quote = quote
+
+    def members(self, schema: Mapping[str, Any], place: str = "") -> str:
+        """An object."""
+        place = place or f"{self.tool.name}.parameters"
+        named = _named(schema, place)
+        if named is None:
+            key = self.write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
+            one = self.write.rule(f'{key} ":" {self.value({}, place)}')
+            return f'"{{" ({one} ("," {one})*)? "}}"'
+        parts = []
+        for name, part, is_required in named:
+            value = self.value(part, f"{place}.properties.{name}")
+            parts.append((self.write.rule(f'{text(name + ":")} {value}'), is_required))
+        inner = _separated(self.write, parts, '","')
+        return f'"{{" {inner} "}}"'
+
+    def value(self, schema: Mapping[str, Any], place: str) -> str:
+        """A value of any type."""
+        kinds = kinds_of(schema, self.root)
+        quote = self.write.fixed(self._quote)
+        if not kinds:
+            return f"({quote} {self.write.free(self._quote)} {quote} | {self.json(_ANYTHING)})"
+        if kinds == {"object"} and "$ref" not in schema:
+            return self.write.rule(self.members(schema, place))
+        if kinds == {"array"} and "$ref" not in schema:
+            item = self.write.rule(self.value(schema.get("items", {}), f"{place}.items"))
+            least, most = schema.get("minItems", 0), schema.get("maxItems")
+            return self.write.rule(_listed(item, least, most, '"["', '","', '"]"'))
+        if kinds & {"object", "array"}:
+            raise UnsupportedParameterError(f"{place}: objects beside other types cannot be held here")
+        ways = []
+        for part in self._alternatives(schema, place):
+            own = kinds_of(part, self.root)
+            if own == {"string"}:
+                ways.append(f"{quote} {self.string(part, self._quote, place)} {quote}")
+            else:
+                ways.append(self.json(part))
+        return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+
+
+def _listed(item: str, least: int, most: int | None, opening: str, separator: str, closing: str) -> str:
+    """Items with separators between them, at least and at most so many."""
+    if most == 0:
+        return f"{opening} {closing}"
+    more = f"({separator} {item}){{{max(0, least - 1)},{'' if most is None else most - 1}}}"
+    return f"{opening} {item} {more} {closing}" if least else f"{opening} ({item} {more})? {closing}"
+
+
+def _tree_call(write: Writer, tool: Tool) -> str:
+    inner = _Trees(write, tool).members(tool.parameters, f"{tool.name}.parameters")
+    head, tail = write.fixed(f'{NAMESPACE}<invoke name="{tool.name}">'), write.fixed(f"{NAMESPACE}</invoke>")
+    return f"{_gap(write, chr(10))} {head} {inner} {tail} {_gap(write, chr(10))}"
+
+
+class _Trees(_Texts):
+    """Writes trees of elements."""
+
+    def members(self, schema: Mapping[str, Any], place: str) -> str:
+        """An object's properties."""
+        named = _named(schema, place)
+        if named is None:
+            raise UnsupportedParameterError(f"{place}: an object that names no properties cannot be held here")
+        parts = []
+        for name, part, is_required in named:
+            one = self.write.rule(self._element(name, part, f"{place}.properties.{name}"))
+            parts.append(one if is_required else f"{one}?")
+        return " ".join(parts)
+
+    def _element(self, tag: str, schema: Mapping[str, Any], place: str) -> str:
+        opening, closing = self.write.fixed(f"{NAMESPACE}<{tag}>"), self.write.fixed(f"{NAMESPACE}</{tag}>")
+        kinds = kinds_of(schema, self.root)
+        if kinds == {"object"} and "properties" in schema:
+            inner = self.members(schema, place)
+        elif kinds == {"array"} and "$ref" not in schema:
+            item = self.write.rule(self._element("item", schema.get("items", {}), f"{place}.items"))
+            inner = _listed(item, schema.get("minItems", 0), schema.get("maxItems"), "", "", "")
+        else:
+            inner = f"({' | '.join(value for _, value in self.plain(schema, NAMESPACE, place))})"
+        return f"{opening} {inner} {closing}"
