@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
-        CodecReport,
         Delta,
         Doctor,
         Message,
@@ -85,6 +86,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelNotFoundError",
+    "Options",
     "OutOfBudgetError",
     "OutOfSpaceError",
     "PromptTooLongError",
@@ -116,7 +118,7 @@ _HOMES = {
     "BackendMissingError": "errors",
     "CancelledError": "errors",
     "ClosedError": "errors",
-    "CodecReport": "types",
+    "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
     "DamagedModelError": "errors",
@@ -131,6 +133,7 @@ _HOMES = {
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "ModelNotFoundError": "errors",
+    "Options": "requests.options",
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
     "PromptTooLongError": "errors",
