@@ -37,14 +37,17 @@ if TYPE_CHECKING:
         StoreError,
         StoreLockedError,
         ToolResultError,
+        UnknownAgentError,
         UnsupportedModelError,
         UnsupportedParameterError,
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
+    from agent_memory.store.view import StoreView
     from agent_memory.types import (
         AgentInfo,
         Delta,
@@ -98,15 +101,18 @@ __all__ = [
     "Stats",
     "StoreError",
     "StoreLockedError",
+    "StoreView",
     "Tool",
     "ToolCall",
     "ToolResult",
     "ToolResultError",
+    "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
     "VerifyReport",
     "__version__",
+    "open_store",
 ]
 
 #: Public name -> the module that defines it.
@@ -145,14 +151,17 @@ _HOMES = {
     "Stats": "types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
+    "StoreView": "store.view",
     "Tool": "types",
     "ToolCall": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "types",
     "VerifyReport": "types",
+    "open_store": "requests.opening",
 }
 
 
