@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,9 +48,10 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
     if path is None:
         import platformdirs
 
-        return Path(platformdirs.user_data_dir("agent_memory")) / "store"
-    found = as_path(path, "path")
-    return None if str(found) == ":memory:" else found
+        return as_path(platformdirs.user_data_dir("agent_memory"), "the user's data folder") / "store"
+    if isinstance(path, (str, PathLike)) and fspath(path) == ":memory:":
+        return None
+    return as_path(path, "path")
 
 
 def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
