@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 DAMAGE = 3
 
-app = typer.Typer(no_args_is_help=True, help="Agents on a local model that resume where they stopped.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Agents on a local model that resume where they stopped.",
+)
 
 Store = Annotated[str | None, typer.Option("--store", "-s", help="The store's folder; else the user's data folder.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder or .gguf file, or echo.")]
@@ -46,7 +50,9 @@ def main() -> None:
     try:
         app()
     except AgentMemoryError as error:
-        rich.console.Console(stderr=True).print(f"{type(error).__name__}: {error}", style="red", markup=False)
+        rich.console.Console(stderr=True).print(
+            f"{type(error).__name__}: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         raise SystemExit(1) from None
 
 
@@ -158,7 +164,8 @@ def _answer(agent: Agent, line: str, max_tokens: int) -> None:
             agent.rewind()
             _say(f"taken back; {agent.info.n_turns} turns are left")
         elif line == "/info":
-            _say(repr(agent.info))
+            info = agent.info
+            _say(f"{info.n_turns} turns, {info.n_messages} messages, {info.n_tokens:,} tokens")
         elif line.startswith("/"):
             _say(f"no such command: {line}. Known: /rewind, /info, /quit")
         elif line.strip():
@@ -265,11 +272,12 @@ def _told(handle: Any) -> Reply:
     for piece in handle.text():
         sys.stdout.write(piece)
         sys.stdout.flush()
+    _say("")
     reply: Reply = handle.result()
     usage = reply.usage
     where = f" from {usage.tier}" if usage.cached_tokens else ""
     said = f"{usage.cached_tokens:,} tokens reused{where}, {usage.computed_tokens:,} computed, {usage.ttft_s:.2f} s"
-    rich.console.Console(stderr=True).print(f"\n{said}{'' if usage.miss is None else f', {usage.miss}'}", style="dim")
+    rich.console.Console(stderr=True).print(f"{said}{'' if usage.miss is None else f', {usage.miss}'}", style="dim")
     return reply
 
 

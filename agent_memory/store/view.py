@@ -79,7 +79,10 @@ class StoreView:
         """Return an agent's messages. Raises UnknownAgentError."""
         record, damage = self._record(name)
         infos = {info.name: info for info in self.agents()}
-        return AgentLog(info=infos[name], messages=record.messages, damage=damage)
+        told = record.messages
+        if record.system is not None and not (told and told[0].role == "system"):
+            told = (Message("system", record.system), *told)
+        return AgentLog(info=infos[name], messages=told, damage=damage)
 
     def du(self) -> DiskUses:
         """Return what each agent's KV takes on disk; what agents share is counted for each of them as shared."""
@@ -94,7 +97,7 @@ class StoreView:
                 sizes[side.segment] += side.n_bytes
                 files[side.segment] += 1
         lines = _Lines(rows)
-        used = defaultdict(set)
+        used: dict[int, set[int]] = defaultdict(set)
         for agent, identity, head in heads:
             used[agent] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
