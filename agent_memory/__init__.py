@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreLockedError,
         ToolResultError,
+        UnknownAgentError,
         UnsupportedModelError,
         UnsupportedParameterError,
     )
@@ -102,6 +103,7 @@ __all__ = [
     "ToolCall",
     "ToolResult",
     "ToolResultError",
+    "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
@@ -149,6 +151,7 @@ _HOMES = {
     "ToolCall": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "types",

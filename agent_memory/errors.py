@@ -13,6 +13,7 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ UnknownAgentError              no agent of that name (LookupError)
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -96,6 +97,20 @@ class AgentDeletedError(RequestError, LookupError):
         )
 
     def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str]]:
+        return type(self), (self.name,)
+
+
+class UnknownAgentError(RequestError, LookupError):
+    """No agent has that name; ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"there is no agent {name!r} in this store. memory.agents() lists those that exist; "
+            f"memory.agent({name!r}) creates it"
+        )
+
+    def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
         return type(self), (self.name,)
 
 
