@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
-    from agent_memory.generation import Generation
+    from agent_memory.generation import Generation, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.requests.options import Options
@@ -109,6 +109,7 @@ __all__ = [
     "Usage",
     "VerifyReport",
     "__version__",
+    "as_completed",
 ]
 
 #: Public name -> the module that defines it.
@@ -156,6 +157,7 @@ _HOMES = {
     "UnsupportedParameterError": "errors",
     "Usage": "types",
     "VerifyReport": "types",
+    "as_completed": "generation",
 }
 
 

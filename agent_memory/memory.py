@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
@@ -25,7 +25,8 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
-from agent_memory.requests.opening import runner_for, store_for
+from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.opening import Opening, runner_for, store_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut
@@ -79,6 +80,18 @@ class Memory:
         # interpreter exits.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
+    @classmethod
+    def aopen(
+        cls,
+        model: str | PathLike[str] | ModelRunner | None = None,
+        path: str | PathLike[str] | None = None,
+        *,
+        config: Config = Config(),
+        adapter: str | PathLike[str] | None = None,
+    ) -> Opening[Memory]:
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``."""
+        return Opening(partial(cls, model, path, config=config, adapter=adapter))
+
     @property
     def messages(self) -> AnthropicMessages:
         """Anthropic's Messages API, in process."""
@@ -100,31 +113,51 @@ class Memory:
         Interrupted (Ctrl-C), the request is cancelled. Raises RequestError's kinds; the agent's log is as before the
         turn after each of them.
         """
-        with self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.generate, options)) as handle:
+        with self._start(prompt, agent, Settings.of(Memory.generate, options)) as handle:
             return handle.result()
 
     @takes_options()
     def stream(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        return self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.stream, options))
+        return self._start(prompt, agent, Settings.of(Memory.stream, options))
 
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> list[Reply]: ...
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool,
+        **options: Unpack[Options],
+    ) -> list[Reply | BaseException]: ...
     @takes_options()
     def batch(
-        self, prompts: Sequence[Prompt], *, agent: str | Agent | None = None, **options: Unpack[Options]
-    ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised.
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Reply] | list[Reply | BaseException]:
+        """Replies to several prompts, decoded together, in order. ``agent``: one for all, or a list of one for each.
 
-        What is wrong with any of them raises before work on the first.
+        The first error cancels the rest and is raised; what is wrong with any prompt raises before work on the first.
+        With ``return_errors`` an error stands in its reply's place instead, and ends no other request.
         """
-        if isinstance(prompts, (str, bytes, Mapping)):
-            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         settings = Settings.of(Memory.batch, options)
-        handles = self._asking.start_all([(prompt, self._log_of(agent)) for prompt in prompts], settings)
-        try:
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
+        asked = with_agents(prompts, agent)
+        if return_errors:
+            return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
+        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
 
     def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
@@ -284,6 +317,9 @@ class Memory:
             log_of(agent, self._asking)
             return agent.name
         return agent
+
+    def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
+        return self._asking.start(prompt, self._log_of(agent), settings)
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,16 @@ import pytest
 from agent_memory import (
     Agent,
     AgentDeletedError,
+    CancelledError,
+    ClosedError,
     EchoRunner,
     Memory,
+    PromptTooLongError,
+    RequestTimeoutError,
     StoreLockedError,
     UnknownAgentError,
     UnsupportedParameterError,
+    as_completed,
 )
 
 
@@ -142,3 +150,141 @@ def test_evicting_an_agent_that_does_not_exist_says_so(tmp_path: Path) -> None:
         memory.evict("ann")  # in the store, though nobody has opened it here
         assert memory.agent("ann").info.n_turns == 1
         assert isinstance(memory.agent("ann"), Agent)
+
+
+# event loops, and several requests at once
+
+
+class Slow(EchoRunner):
+    """An EchoRunner that takes its time to load."""
+
+    def open(self, recorded: Any) -> None:
+        time.sleep(0.3)
+        super().open(recorded)
+
+
+def test_a_memory_opens_without_blocking_the_event_loop(tmp_path: Path) -> None:
+    ticks = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0.005)
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        async with Memory.aopen(Slow(), tmp_path) as memory:
+            assert len(ticks) > 5
+            assert (await memory.stream("hi", agent="ann")).text == "hi"
+        with pytest.raises(ClosedError):
+            memory.agents()
+        memory = await Memory.aopen(EchoRunner(), tmp_path)
+        assert [info.name for info in memory.agents()] == ["ann"]
+        await memory.aclose()
+        ticking.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_with_opening_is_raised_where_it_is_awaited(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Memory.aopen(EchoRunner(), tmp_path):
+            with pytest.raises(StoreLockedError):
+                await Memory.aopen(EchoRunner(), tmp_path)
+            with pytest.raises(StoreLockedError):
+                async with Memory.aopen(EchoRunner(), tmp_path):
+                    pytest.fail("it opened")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.6])
+def test_a_memory_whose_opening_is_cancelled_gives_its_store_back(after_s: float, tmp_path: Path) -> None:
+    opened = []
+
+    async def main() -> None:
+        async def hold() -> None:
+            async with Memory.aopen(Slow(), tmp_path) as memory:
+                opened.append(memory)
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(after_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert bool(opened) == (after_s > 0.5)
+    deadline = time.monotonic() + 20
+    while True:  # closed behind the cancellation, on a thread of its own
+        try:
+            Memory(EchoRunner(), tmp_path).close()
+            break
+        except StoreLockedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_batch_takes_an_agent_for_each_prompt(memory: Memory) -> None:
+    ann = memory.agent("ann")
+    replies = memory.batch(["one", "two", "three"], agent=[ann, "bob", None])
+    assert [reply.text for reply in replies] == ["one", "two", "three"]
+    assert [message.content for message in ann.messages] == ["one", "one"]
+    assert [message.content for message in memory.agent("bob").messages] == ["two", "two"]
+    assert {info.name for info in memory.agents()} == {"ann", "bob"}
+    with pytest.raises(UnsupportedParameterError, match="2 prompts and 3 agents"):
+        memory.batch(["one", "two"], agent=["a", "b", "c"])
+    assert {info.name for info in memory.agents()} == {"ann", "bob"}
+
+
+def test_a_batch_gives_errors_in_their_places_where_it_is_asked_to() -> None:
+    def burst(ids: Any, logits: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    with Memory(EchoRunner(context_tokens=60), ":memory:") as memory:
+        gone = memory.agent("gone")
+        gone.delete()
+        found = memory.batch(
+            ["fine", "much too long " * 50, "", "also fine", "hers"],
+            agent=["ann", None, None, "bob", gone],
+            return_errors=True,
+        )
+        texts = [str(one) if not isinstance(one, BaseException) else type(one) for one in found]
+        assert texts == ["fine", PromptTooLongError, UnsupportedParameterError, "also fine", AgentDeletedError]
+        assert {info.name for info in memory.agents()} == {"ann", "bob"}
+        [error] = memory.batch(["hi"], logits_processors=[burst], return_errors=True)
+        assert isinstance(error, ZeroDivisionError)
+        with pytest.raises(UnsupportedParameterError, match="did you mean 'max_tokens'"):
+            memory.batch(["hi"], return_errors=True, max_tokns=3)  # type: ignore[call-overload]
+        with pytest.raises(PromptTooLongError):
+            memory.batch(["fine", "much too long " * 50])
+
+
+def test_handles_come_as_they_end() -> None:
+    with Memory(EchoRunner(delay_s=0.002), ":memory:") as memory:
+        long, short = memory.stream("a long way to go " * 8, max_tokens=200), memory.stream("short", max_tokens=3)
+        ended = [one for one in as_completed([long, short]) if one.state == "done"]
+        assert ended == [short, long]
+        assert list(as_completed([long, short])) == [long, short]  # both have ended: in their order
+        assert list(as_completed([])) == []
+        with pytest.raises(UnsupportedParameterError, match="takes handles of stream"):
+            as_completed([short.result()])  # type: ignore[list-item]
+
+
+def test_a_cancelled_handle_and_a_failed_one_come_too() -> None:
+    with Memory(EchoRunner(delay_s=0.01), ":memory:") as memory:
+        handles = [memory.stream("count to a hundred", max_tokens=100), memory.stream("late", timeout_s=0.001)]
+        threading.Timer(0.05, handles[0].cancel).start()
+        found = {one: one.state for one in as_completed(handles)}
+        assert [found[one] for one in handles] == ["cancelled", "failed"]
+        assert [type(one.outcome()) for one in handles] == [CancelledError, RequestTimeoutError]
+
+
+def test_handles_come_as_they_end_in_an_event_loop_too() -> None:
+    async def main() -> None:
+        async with Memory.aopen(EchoRunner(delay_s=0.002), ":memory:") as memory:
+            long, short = memory.stream("a long way to go " * 8, max_tokens=200), memory.stream("short", max_tokens=3)
+            assert [one async for one in as_completed([long, short])] == [short, long]
+
+    asyncio.run(main())
