@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
-    from agent_memory.generation import Generation
+    from agent_memory.generation import Generation, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.requests.opening import open_store
@@ -112,6 +112,7 @@ __all__ = [
     "Usage",
     "VerifyReport",
     "__version__",
+    "as_completed",
     "open_store",
 ]
 
@@ -161,6 +162,7 @@ _HOMES = {
     "UnsupportedParameterError": "errors",
     "Usage": "types",
     "VerifyReport": "types",
+    "as_completed": "generation",
     "open_store": "requests.opening",
 }
 

@@ -128,6 +128,11 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
         return None
     if not isinstance(agent, Agent):
         return asking.log(agent)
+    ensure_of(agent, asking)
+    return agent._live
+
+
+def ensure_of(agent: Agent, asking: Asking) -> None:
+    """Raises UnsupportedParameterError where an agent belongs to another Memory."""
     if agent._asking is not asking:
         raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
-    return agent._live

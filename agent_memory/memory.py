@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, overload
 
-from agent_memory.agent import Agent, log_of
+from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
-from agent_memory.errors import ConfigError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.observe import doctor as checkup
@@ -25,7 +25,8 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
-from agent_memory.requests.opening import runner_for, store_for
+from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.opening import Opening, runner_for, store_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut
@@ -36,7 +37,6 @@ from agent_memory.types import (
     Prompt,
     Reply,
     Stats,
-    Tier,
     ToolLike,
     ToolResult,
     Usage,
@@ -80,6 +80,18 @@ class Memory:
         # interpreter exits.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
+    @classmethod
+    def aopen(
+        cls,
+        model: str | PathLike[str] | ModelRunner | None = None,
+        path: str | PathLike[str] | None = None,
+        *,
+        config: Config = Config(),
+        adapter: str | PathLike[str] | None = None,
+    ) -> Opening[Memory]:
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``."""
+        return Opening(partial(cls, model, path, config=config, adapter=adapter))
+
     @property
     def messages(self) -> AnthropicMessages:
         """Anthropic's Messages API, in process."""
@@ -101,31 +113,51 @@ class Memory:
         Interrupted (Ctrl-C), the request is cancelled. Raises RequestError's kinds; the agent's log is as before the
         turn after each of them.
         """
-        with self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.generate, options)) as handle:
+        with self._start(prompt, agent, Settings.of(Memory.generate, options)) as handle:
             return handle.result()
 
     @takes_options()
     def stream(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        return self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.stream, options))
+        return self._start(prompt, agent, Settings.of(Memory.stream, options))
 
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> list[Reply]: ...
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool,
+        **options: Unpack[Options],
+    ) -> list[Reply | BaseException]: ...
     @takes_options()
     def batch(
-        self, prompts: Sequence[Prompt], *, agent: str | Agent | None = None, **options: Unpack[Options]
-    ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised.
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Reply] | list[Reply | BaseException]:
+        """Replies to several prompts, decoded together, in order. ``agent``: one for all, or a list of one for each.
 
-        What is wrong with any of them raises before work on the first.
+        The first error cancels the rest and is raised; what is wrong with any prompt raises before work on the first.
+        With ``return_errors`` an error stands in its reply's place instead, and ends no other request.
         """
-        if isinstance(prompts, (str, bytes, Mapping)):
-            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         settings = Settings.of(Memory.batch, options)
-        handles = self._asking.start_all([(prompt, self._log_of(agent)) for prompt in prompts], settings)
-        try:
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
+        asked = with_agents(prompts, agent)
+        if return_errors:
+            return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
+        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
 
     def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
@@ -136,13 +168,14 @@ class Memory:
         messages = paired(shapes.normalize(prompt), may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
-    def agent(self, name: str, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Agent:
+    def agent(self, name: str | Agent, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
         ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has. Raises
         ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
         """
         self._asking.ensure_open()
+        name = self._name_of(name)
         return Agent(self._asking, self._asking.agents.open(name, system, tools, identity=self._asking.identity))
 
     @takes_options(without=["tools"])
@@ -174,30 +207,38 @@ class Memory:
         self._asking.ensure_open()
         return self._asking.agents.infos()
 
-    def delete(self, name: str) -> bool:
-        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays.
+    def delete(self, name: str | Agent) -> bool:
+        """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.
 
         Handles of it are dead then, as ``Agent.delete`` says. Raises RequestError while a turn of it runs.
         """
         self._asking.ensure_open()
+        if isinstance(name, Agent):
+            ensure_of(name, self._asking)
+            return name.delete()
         log = self._asking.agents.find(name, identity=self._asking.identity) if isinstance(name, str) else None
         return log is not None and self._asking.agents.delete(log)
 
-    def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
+    def evict(self, agent: str | Agent | None = None, *, to: Literal["warm", "cold"] = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
 
         ``to``: "warm" keeps what fits there, encoded; "cold" leaves nothing of it in memory but what others share.
+        Raises UnknownAgentError.
         """
         if to not in ("warm", "cold"):
             raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
         if to == "warm" and not self._store.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
-        if not (agent is None or isinstance(agent, str)):
-            raise UnsupportedParameterError(f"agent must be a name or None, got {agent!r}")
-        tier: Tier = "warm" if to == "warm" else "cold"
-        agent_id = None if agent is None else self._asking.agents.agent_id(agent)
+        if not (agent is None or isinstance(agent, (str, Agent))):
+            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {agent!r}")
+        self._asking.ensure_open()
+        name = None if agent is None else self._name_of(agent)
+        log = None if name is None else self._asking.agents.find(name, identity=self._asking.identity)
+        if name is not None and log is None:
+            raise UnknownAgentError(name)
+        agent_id = None if log is None else log.agent_id
         self.flush()
-        self._engine.call(lambda: self._engine.evict(agent, agent_id, to=tier))
+        self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
         self._store.flush()
 
     def stats(self) -> Stats:
@@ -269,6 +310,16 @@ class Memory:
 
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
         return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)
+
+    def _name_of(self, agent: str | Agent) -> str:
+        """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""
+        if isinstance(agent, Agent):
+            log_of(agent, self._asking)
+            return agent.name
+        return agent
+
+    def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
+        return self._asking.start(prompt, self._log_of(agent), settings)
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)

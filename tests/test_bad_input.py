@@ -30,6 +30,7 @@ from agent_memory.errors import (
     StoreError,
     StoreLockedError,
     ToolResultError,
+    UnknownAgentError,
     UnsupportedParameterError,
 )
 
@@ -275,13 +276,14 @@ def test_a_tool_result_without_an_open_call_is_refused(scene: Scene) -> None:
     scene.assert_intact(before)
 
 
-def test_evict_to_nowhere_is_refused_and_an_unknown_agent_is_no_error(scene: Scene) -> None:
+def test_evict_to_nowhere_or_of_an_unknown_agent_is_refused(scene: Scene) -> None:
     before = scene.state()
     with pytest.raises(UnsupportedParameterError, match="nowhere"):
         scene.memory.evict(to="nowhere")
     with pytest.raises(UnsupportedParameterError, match="warm_bytes"):
         scene.memory.evict(to="warm")
-    scene.memory.evict("nobody")
+    with pytest.raises(UnknownAgentError, match="no agent 'nobody' in this store"):
+        scene.memory.evict("nobody")
     scene.memory.evict("a")
     scene.assert_intact(before)
 

@@ -58,7 +58,7 @@ class AnthropicMessages:
         metadata = parameters.take("metadata", Mapping, default={})
         if unknown := sorted(map(str, set(metadata) - {"user_id"})):
             raise UnsupportedParameterError(f"messages: metadata.{unknown[0]} is not supported")
-        agent = parameters.take("agent", str, default=metadata.get("user_id"))
+        agent = parameters.take("agent", default=metadata.get("user_id"))
         choice, is_parallel = _choice(parameters.take("tool_choice", Mapping, default={"type": "auto"}))
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),

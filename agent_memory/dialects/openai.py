@@ -49,7 +49,7 @@ class OpenAICompletions:
 
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
-        agent = parameters.take("agent", str, default=parameters.take("user", str))
+        agent = parameters.take("agent", default=parameters.take("user", str))
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),
             top_p=parameters.take("top_p", default=1.0),

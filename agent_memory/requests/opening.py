@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable, Generator
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError
@@ -12,6 +16,67 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
 from agent_memory.store.view import StoreView
+
+
+class _Closing(Protocol):
+    """What ends with ``aclose()``, and at once with ``close()``."""
+
+    def close(self) -> None: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+M = TypeVar("M", bound=_Closing)
+
+
+class Opening(Generic[M]):
+    """A Memory that opens on a thread of its own: await it, or use it with ``async with``. It opens once.
+
+    A Memory whose opening is cancelled is closed as soon as it is open.
+    """
+
+    def __init__(self, opens: Callable[[], M]) -> None:
+        self._opens = opens
+        self._future: asyncio.Future[M] | None = None
+        self._lock = threading.Lock()
+        self._memory: M | None = None
+        self._is_wanted = True
+
+    def __await__(self) -> Generator[Any, None, M]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> M:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._memory is not None
+        await self._memory.__aexit__(kind, error, trace)
+
+    async def _open(self) -> M:
+        if self._future is None:
+            self._future = asyncio.get_running_loop().run_in_executor(None, self._on_thread)
+        try:
+            return await asyncio.shield(self._future)
+        except asyncio.CancelledError:
+            with self._lock:
+                self._is_wanted = False
+                memory = self._memory
+            if memory is not None:
+                threading.Thread(target=memory.close).start()
+            raise
+
+    def _on_thread(self) -> M:
+        memory = self._opens()
+        with self._lock:
+            self._memory = memory
+            is_wanted = self._is_wanted
+        if not is_wanted:
+            memory.close()
+        return memory
 
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
