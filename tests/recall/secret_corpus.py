@@ -388,8 +388,10 @@ def _benign(rng: Random) -> list[Callable[[], str]]:
         lambda: f"[{numbers(rng, 10, 10)}.{numbers(rng, 6, 6)}] eth0: link up, {rng.randint(1, 99)} Gbps",
         lambda: f'  File "/usr/lib/python3.11/site-packages/pkg/core.py", line {rng.randint(1, 999)}, in run',
         lambda: f"<function step at 0x7f{sha(10)}>",
-        lambda: f'192.168.{rng.randint(0, 255)}.7 - - "GET /v1/items?page={rng.randint(1, 99)}&sort=name HTTP/1.1" 200 512',
-        lambda: f"https://example.org/docs/{rng.choice(['tokens', 'passwords', 'keys'])}.html#section-{rng.randint(1, 20)}",
+        lambda: f'192.168.{rng.randint(0, 255)}.7 - - "GET /v1/items?page={rng.randint(1, 99)} HTTP/1.1" 200 512',
+        lambda: (
+            f"https://example.org/docs/{rng.choice(['tokens', 'passwords', 'keys'])}.html#part-{rng.randint(1, 20)}"
+        ),
         lambda: f"order {numbers(rng, 16, 16)[:-1]}x was shipped with parcel {numbers(rng, 12, 12)}",
         lambda: f"tel. +49 30 {numbers(rng, 7, 8)}, room {rng.randint(1, 400)}",
         lambda: f"epoch {rng.randint(1, 90)}: loss={rng.random():.6f} lr=3e-4 tokens={numbers(rng, 9, 9)}",
