@@ -19,17 +19,18 @@ Spans = Iterable[tuple[int, int]]
 
 @frozen
 class Rule:
-    """One way in which secrets are found. ``keywords``: a text that has none of them is not looked at."""
+    """One way in which secrets are found. A text that has none of the ``keywords`` is not looked at."""
 
     kind: str
     keywords: tuple[str, ...]
-    find: Callable[[str], Spans] = field(repr=False)  #: half-open spans, in order of place
-    folds_case: bool = False  #: keywords are in lower case and meet any case
+    find: Callable[[str, str], Spans] = field(repr=False)  #: half-open spans in a text, given as it is and folded
+    folds_case: bool = False  #: keywords are in lower case and are looked for in the folded text
 
-    def may_be_in(self, text: str, folded: str) -> bool:
-        """True if ``text``, whose lower case is ``folded``, has a keyword of this rule."""
-        searched = folded if self.folds_case else text
-        return not self.keywords or any(keyword in searched for keyword in self.keywords)
+
+def fold(text: str) -> str:
+    """``text`` in lower case, of the same length: places in one are places in the other."""
+    folded = text.lower()
+    return folded if len(folded) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
 
 # --- tokens with a shape of their own ---
@@ -49,7 +50,7 @@ _TOKENS = (
     ("google", "AIza", _WORD, 35, 39),
     ("google", "GOCSPX- ya29. 1//0", _WORD, 20, 400),
     ("stripe", "sk_live_ sk_test_ rk_live_ rk_test_ whsec_ sk_prod_", _ALNUM, 10, 255),
-    ("slack", "xoxb- xoxp- xoxa- xoxr- xoxs- xoxo- xoxe- xoxc- xoxd- xoxe.xoxb- xoxe.xoxp- xapp-", _WORD + "%", 20, 400),
+    ("slack", "xoxb- xoxp- xoxa- xoxr- xoxs- xoxo- xoxe- xoxc- xoxd- xoxe.xox xapp-", _WORD + "%", 20, 400),
     ("sendgrid", "SG.", _WORD + ".", 50, 90),
     ("mailgun", "key- pubkey-", _HEX, 32, 32),
     ("npm", "npm_", _ALNUM, 36, 40),
@@ -130,7 +131,7 @@ _TOKENS = (
     ("contentful", "CFPAT-", _WORD, 43, 43),
     ("launchdarkly", "api- sdk- mob-", _HEX + r"\-", 36, 36),
     ("paypal", "access_token$production$ access_token$sandbox$", "a-z0-9$", 40, 70),
-    ("sendbird", "sqp_ squ_ sqa_", _HEX, 40, 40),  # SonarQube's too
+    ("sonarqube", "sqp_ squ_ sqa_", _HEX, 40, 40),
     ("cloudflare", "v1.0-", _HEX + r"\-", 60, 180),
     ("honeycomb", "hcaik_ hcbik_ hcxik_ hcamk_", _ALNUM, 50, 70),
     ("yandex", "AQVN t1.", _WORD + ".=", 35, 300),
@@ -155,18 +156,18 @@ _SHAPES = (
     ("teams", "webhook.office.com", r"webhook\.office\.com/([A-Za-z0-9/@_-]{40,250})"),
     ("zapier", "hooks.zapier.com", r"hooks\.zapier\.com/hooks/catch/([A-Za-z0-9/]{10,60})"),
     ("okta", "00", r"(?<![A-Za-z0-9_/+=-])00[A-Za-z0-9_-]{40}(?![A-Za-z0-9_/+=-])"),
-    ("azure", "AccountKey= SharedAccessKey= sig=", r"(?:AccountKey|SharedAccessKey|[?&]sig)=([A-Za-z0-9+/%]{40,120}+={0,2})"),
+    ("azure", "Key= sig=", r"(?:AccountKey|SharedAccessKey|[?&]sig)=([A-Za-z0-9+/%]{40,120}+={0,2})"),
 )
 
 
-def _matches(pattern: str, accepts: Callable[[str], bool] | None = None, flags: int = 0) -> Callable[[str], Spans]:
+def _matches(pattern: str, accepts: Callable[[str], bool], *, folds_case: bool = False) -> Callable[[str, str], Spans]:
     """The spans of a pattern's last group that took part (the whole where it has none) whose text is accepted."""
 
-    def find(text: str) -> Iterator[tuple[int, int]]:
-        for match in re.finditer(pattern, text, flags):
-            group = match.lastindex or 0
-            if accepts is None or accepts(match[group]):
-                yield match.span(group)
+    def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
+        for match in re.finditer(pattern, folded if folds_case else text):
+            start, stop = match.span(match.lastindex or 0)
+            if accepts(text[start:stop]):
+                yield start, stop
 
     return find
 
@@ -199,7 +200,7 @@ _END = re.compile(r"-----END (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----
 _KEY_BODY = re.compile(r"(?:\\[nr]|[A-Za-z0-9+/=\s:,.-])*+")
 
 
-def _private_keys(text: str) -> Iterator[tuple[int, int]]:
+def _private_keys(text: str, _: str) -> Iterator[tuple[int, int]]:
     """From each BEGIN line to its END line; a key that is cut off ends with its last line of base64."""
     place = 0
     while begin := _BEGIN.search(text, place):
@@ -234,7 +235,8 @@ def _is_password(value: str) -> bool:
     """True if something that follows the word password looks like one: letters, with a digit or a sign in them."""
     has_letter, has_other = bool(re.search("[A-Za-z]", value)), bool(re.search(r"[0-9!$%&*?#@^]", value))
     is_count = re.fullmatch(r"\d+-[A-Za-z-]+", value)
-    return len(value) >= 6 and has_letter and has_other and not is_count and _is_filled(value) and not _CODE.match(value)
+    is_strong = len(value) >= 6 and has_letter and has_other and not is_count
+    return is_strong and _is_filled(value) and not _CODE.match(value)
 
 
 def _is_quoted_password(value: str) -> bool:
@@ -243,7 +245,7 @@ def _is_quoted_password(value: str) -> bool:
 
 def _is_key(value: str) -> bool:
     """True if a value looks random: letters and digits, long and varied enough, no code."""
-    return len(value) >= 12 and _is_mixed(value) and len(set(value)) >= 6 and _is_filled(value) and not _CODE.match(value)
+    return _is_quoted_key(value) and not _CODE.match(value)
 
 
 def _is_quoted_key(value: str) -> bool:
@@ -264,60 +266,69 @@ _KEY_NAME = (
     r"|license|app|application|consumer|client|storage|subscription)[_.-]?key)"
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
-_TYPED = r"(?::\s?[A-Za-z_][A-Za-z_.| \[\]]{0,30})?"
+_TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
 _ASSIGNED = rf"{_SUFFIX}['\"\]]{{0,3}}{_TYPED}\s{{0,4}}(?:=>|:=|={{1,3}}|:)\s{{0,4}}"
-_QUOTED = r"[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)"
-_BARE = r"([^\s\"'`,;<>]{6,512})"
-_SAID = rf"{_PASSWORD_NAME}(?:[ \t]\w{{1,20}}){{0,4}}?[ \t](?:is|was|to|be)[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{{6,128}})"
+_VALUE = r"(?:[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)|([^\s\"'`,;<>]{6,512}))"
+_SAID = r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
 _FLAG = r"--(?:password|passwd|token|api-key|secret|access-token|auth-token)[= ]['\"]?([^\s'\"]{6,512})"
+_QUERY = (
+    r"[?&](?:access_token|auth_token|token|api_?key|key|secret|signature|password|auth|code)="
+    r"([A-Za-z0-9._~%+/-]{12,1000})"
+)
+_CURL = r"\b(?:curl|wget)\b[^\n]{0,200}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
+_KEY_SAID = r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})"
 _NAMES = ("password", "passwd", "passphrase", "passcode", "pwd")
 _KEY_NAMES = ("secret", "token", "credential", "key")
 
 
-def _trimmed(find: Callable[[str], Spans]) -> Callable[[str], Spans]:
-    """The spans without a sentence's punctuation and closing brackets at their ends."""
+def _assigned(
+    name: str, accepts_bare: Callable[[str], bool], accepts_quoted: Callable[[str], bool]
+) -> Callable[[str, str], Spans]:
+    """The values that are assigned to a name: quoted ones whole, bare ones without a sentence's punctuation."""
+    pattern = name + _ASSIGNED + _VALUE
 
-    def trim(text: str) -> Iterator[tuple[int, int]]:
-        for start, stop in find(text):
-            yield start, start + len(text[start:stop].rstrip(".,;:)]}"))
+    def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
+        for match in re.finditer(pattern, folded):
+            start, stop = match.span(match.lastindex or 0)
+            if match.lastindex != 4:
+                if accepts_quoted(text[start:stop]):
+                    yield start, stop
+            elif accepts_bare(bare := _bare(text[start:stop])):
+                yield start, start + len(bare)
 
-    return trim
+    return find
+
+
+def _said(pattern: str, accepts: Callable[[str], bool]) -> Callable[[str, str], Spans]:
+    """The values that a sentence names."""
+
+    def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
+        for match in re.finditer(pattern, folded):
+            start, stop = match.span(1)
+            if accepts(bare := _bare(text[start:stop])):
+                yield start, start + len(bare)
+
+    return find
+
+
+def _bare(value: str) -> str:
+    return value.rstrip(".,;:)]}")
 
 
 _PLACES = (
     Rule("url_password", ("://",), _matches(r"://[^\s/:@'\"<>]{0,128}:([^\s/@'\"<>]{1,256})@", _is_filled)),
-    Rule("basic_auth", ("basic ",), _matches(r"\bbasic[ \t]+([A-Za-z0-9+/]{8,400}={0,2})", _is_basic, re.I), True),
-    Rule("bearer", ("bearer ",), _matches(r"\bbearer[ \t]+([A-Za-z0-9._~+/=-]{16,2000})", _is_mixed, re.I), True),
-    Rule(
-        "query_token",
-        ("=",),
-        _matches(
-            r"[?&](?:access_token|auth_token|token|api_?key|key|secret|signature|password|auth|code)="
-            r"([A-Za-z0-9._~%+/-]{12,1000})",
-            _is_key,
-            re.I,
-        ),
-    ),
+    Rule("basic_auth", ("basic ",), _matches(r"(?i)basic[ \t]+([a-z0-9+/]{8,400}={0,2})", _is_basic), True),
+    Rule("bearer", ("bearer ",), _matches(r"bearer[ \t]+([a-z0-9._~+/=-]{16,2000})", _is_mixed, folds_case=True), True),
+    Rule("query_token", ("=",), _matches(_QUERY, _is_key)),
     Rule("password", ("mysql",), _matches(r"\bmysql\w{0,10}\b[^\n]{0,100}?\s-p['\"]?([^\s'\"]{4,128})", _is_filled)),
-    Rule(
-        "password",
-        ("curl", "wget"),
-        _matches(r"\b(?:curl|wget)\b[^\n]{0,200}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})", _is_filled),
-    ),
+    Rule("password", ("curl", "wget"), _matches(_CURL, _is_filled)),
     Rule("password", ("sshpass",), _matches(r"\bsshpass\s+-p\s?['\"]?([^\s'\"]{4,128})", _is_filled)),
     Rule("password", ("--",), _matches(_FLAG, _is_password)),
-    Rule("password", _NAMES, _matches(_PASSWORD_NAME + _ASSIGNED + _QUOTED, _is_quoted_password, re.I), True),
-    Rule("password", _NAMES, _trimmed(_matches(_PASSWORD_NAME + _ASSIGNED + _BARE, _is_password, re.I)), True),
-    Rule("password", _NAMES, _trimmed(_matches(_SAID, _is_password, re.I)), True),
-    Rule("password", _NAMES, _trimmed(_matches(_PASSWORD_NAME + r"[ \t]([^\s\"'`]{6,128})", _is_password, re.I)), True),
-    Rule("secret", _KEY_NAMES, _matches(_KEY_NAME + _ASSIGNED + _QUOTED, _is_quoted_key, re.I), True),
-    Rule("secret", _KEY_NAMES, _trimmed(_matches(_KEY_NAME + _ASSIGNED + _BARE, _is_key, re.I)), True),
-    Rule(
-        "secret",
-        _KEY_NAMES,
-        _trimmed(_matches(r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}[`'\"]?" + _BARE, _is_key, re.I)),
-        True,
-    ),
+    Rule("password", _NAMES, _assigned(_PASSWORD_NAME, _is_password, _is_quoted_password), True),
+    Rule("password", _NAMES, _said(_PASSWORD_NAME + _SAID, _is_password), True),
+    Rule("password", _NAMES, _said(_PASSWORD_NAME + r"[ \t]([^\s\"'`]{6,128})", _is_password), True),
+    Rule("secret", _KEY_NAMES, _assigned(_KEY_NAME, _is_key, _is_quoted_key), True),
+    Rule("secret", _KEY_NAMES, _said(_KEY_SAID, _is_key), True),
 )
 
 
@@ -325,10 +336,10 @@ _PLACES = (
 
 _DOMAIN = re.compile(r"@((?:[A-Za-z0-9-]{1,63}\.){1,5}([A-Za-z]{2,24}))(?![A-Za-z0-9_-]|:[A-Za-z~/])")
 _LOCAL = re.compile(r"[A-Za-z0-9._%+-]{1,64}$")
-_FILES = frozenset("png jpg jpeg gif webp svg ico py js ts css json html md txt yml yaml sh so toml shape dtype".split())
+_FILES = frozenset("png jpg jpeg gif webp svg ico py js ts css json html md txt yml yaml sh so toml shape".split())
 
 
-def _emails(text: str) -> Iterator[tuple[int, int]]:
+def _emails(text: str, _: str) -> Iterator[tuple[int, int]]:
     """Addresses, found from their @: no scp path, no user part of a URL, no image@2x.png."""
     for domain in _DOMAIN.finditer(text):
         before = text[max(0, domain.start() - 64) : domain.start()]
@@ -338,12 +349,13 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 _CARD = re.compile(
-    r"(?<![\w.-])(?:[0-9]{4}([ -]?)[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{4}([ -]?)[0-9]{6}\2[0-9]{4,5})(?![\w-])(?!\.[0-9])"
+    r"(?<![\w.-])(?:[0-9]{4}([ -]?)[0-9]{4}\1[0-9]{4}\1[0-9]{4}|[0-9]{4}([ -]?)[0-9]{6}\2[0-9]{4,5})"
+    r"(?![\w-])(?!\.[0-9])"
 )
 _ISSUERS = re.compile(r"4|5[1-5]|2(?:2[2-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|095|[689])|6(?:011|5|4[4-9]|22)|35")
 
 
-def _cards(text: str) -> Iterator[tuple[int, int]]:
+def _cards(text: str, _: str) -> Iterator[tuple[int, int]]:
     for match in _CARD.finditer(text):
         digits = re.sub("[ -]", "", match[0])
         if _ISSUERS.match(digits) and len(set(digits)) > 2 and is_luhn(digits):
@@ -362,5 +374,5 @@ RULES: tuple[Rule, ...] = (
     *_token_rules(),
     *_PLACES,
     Rule("email", ("@",), _emails),
-    Rule("card", (), _cards),
+    Rule("card", tuple("0123456789"), _cards),
 )
