@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
@@ -12,8 +14,8 @@ from agent_memory.errors import ConfigError
 from agent_memory.recall.protocols import Found, Redacted
 from agent_memory.recall.redaction_rules import RULES, Rule, fold
 
-#: How a placeholder begins; no rule redacts what begins so, hence redacting twice changes nothing.
 OPENING = "[REDACTED:"
+_PLACEHOLDER = re.compile(r"\[REDACTED:[a-z0-9_]{1,40}:[0-9a-f]{8}\]")
 
 
 @frozen
@@ -24,6 +26,7 @@ class RuleRedactor:
       can still be seen; without the salt nothing can be looked up. Who has the salt can test guesses: it is as
       confidential as the store that keeps it. Without one, a new random salt.
     - Spans that overlap are joined under the kind of the first rule; rules stand from the most to the least specific.
+    - Nothing that overlaps a placeholder is replaced, so redacting twice changes nothing.
     - Time is linear in the text: each rule looks only at texts that hold one of its keywords, with bounded patterns.
 
     Safe to use from any thread.
@@ -59,14 +62,21 @@ class RuleRedactor:
     def _spans(self, text: str) -> Iterable[tuple[int, int, int, str]]:
         """(start, stop, rank of the rule, kind) of whatever a rule finds."""
         folded = fold(text)
+        taken = [match.span() for match in _PLACEHOLDER.finditer(text)] if OPENING in text else []
         for rank in {rank for word, rank, is_folded in self._keywords if word in (folded if is_folded else text)}:
             rule = self.rules[rank]
             for start, stop in rule.find(text, folded):
-                if stop > start and not text.startswith(OPENING, start):
+                if start < stop and not _overlaps(taken, start, stop):
                     yield start, stop, rank, rule.kind
 
     def _digest(self, secret: str) -> str:
         return blake2b(secret.encode("utf-8", "surrogatepass"), key=self.salt, digest_size=4).hexdigest()
+
+
+def _overlaps(taken: Sequence[tuple[int, int]], start: int, stop: int) -> bool:
+    """True if ``[start, stop)`` meets one of some spans in order of place."""
+    place = bisect_left(taken, (stop, 0))  # those before it begin before ``stop``
+    return place > 0 and taken[place - 1][1] > start
 
 
 def _joined(spans: Iterable[tuple[int, int, int, str]]) -> list[tuple[int, int, str]]:

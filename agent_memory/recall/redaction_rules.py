@@ -100,7 +100,7 @@ _TOKENS = (
     ("alibaba", "LTAI", _ALNUM, 16, 30),
     ("tencent", "AKID", _ALNUM, 32, 40),
     ("adobe", "p8e- p8e_", _ALNUM, 32, 40),
-    ("artifactory", "AKCp cmVmdGtu", _ALNUM, 50, 90),
+    ("artifactory", "AKC cmVmdGtu", _ALNUM, 16, 90),
     ("easypost", "EZAK EZTK", _ALNUM, 50, 60),
     ("flutterwave", "FLWSECK_TEST- FLWSECK- FLWPUBK_TEST-", _ALNUM, 12, 50),
     ("frameio", "fio-u-", _WORD, 50, 80),
@@ -141,16 +141,17 @@ _TOKENS = (
 #: kind, keywords, pattern: shapes that are more than a beginning
 _SHAPES = (
     ("aws", "AKIA ASIA ABIA ACCA", r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Z0-9])"),
+    ("aws", "A3T", r"(?<![A-Za-z0-9])A3T[A-Z0-9]{17}(?![A-Z0-9])"),
     ("aws", "ABSK", r"(?<![A-Za-z0-9])ABSK[A-Za-z0-9+/]{100,160}+={0,2}"),
     ("twilio", "SK", r"(?<![A-Za-z0-9])SK[a-f0-9]{32}(?![a-f0-9])"),
     ("mailchimp", "-us", r"(?<![A-Za-z0-9])[a-f0-9]{32}-us[0-9]{1,2}(?![0-9])"),
-    ("telegram", ":A", r"(?<![0-9])[0-9]{7,10}:A[A-Za-z0-9_-]{34}(?![A-Za-z0-9_-])"),
+    ("telegram", ":", r"(?<![0-9])[0-9]{8,10}:[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
     ("discord", ".", r"(?<![A-Za-z0-9_-])[MNO][A-Za-z0-9_-]{22,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}"),
     ("hashicorp", ".atlasv1.", r"(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,70}"),
     ("azure", "Q~", r"(?<![A-Za-z0-9])[A-Za-z0-9_~.-]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34}"),
     ("airtable", "pat", r"(?<![A-Za-z0-9])pat[A-Za-z0-9]{14}\.[a-f0-9]{64}"),
-    ("jwt", "eyJ", r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,4000}\.eyJ[A-Za-z0-9_-]{4,8000}\.?[A-Za-z0-9_-]{0,2000}"),
-    ("jwt", "eyJ", r"(?<![A-Za-z0-9])eyJ[A-Za-z0-9_-]{8,4000}(?:\.[A-Za-z0-9_-]{0,8000}){4}"),
+    ("jwt", "eyJ", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,4000}+\.eyJ[A-Za-z0-9_-]{4,8000}+\.?[A-Za-z0-9_-]{0,2000}+"),
+    ("jwt", "eyJ", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,4000}+(?:\.[A-Za-z0-9_-]{0,8000}+){4}"),
     ("slack", "hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{20,120})"),
     ("discord", "/api/webhooks/", r"/api/webhooks/([0-9]{15,22}/[A-Za-z0-9_-]{40,100})"),
     ("teams", "webhook.office.com", r"webhook\.office\.com/([A-Za-z0-9/@_-]{40,250})"),
@@ -260,16 +261,19 @@ def _is_basic(value: str) -> bool:
         return False
 
 
-_PASSWORD_NAME = r"(?:passwords?|passwd|passphrase|passcode|pwd)"
+_PASSWORD_NAME = r"(?:passwords?|passwd|passphrase|passcode|pwd|(?<=[_-])pw(?![a-z]))"
 _KEY_NAME = (
     r"(?:secret|token|credentials?|(?:api|access|auth|secret|private|signing|encryption|master|account|service|deploy"
     r"|license|app|application|consumer|client|storage|subscription)[_.-]?key)"
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
 _TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
-_ASSIGNED = rf"{_SUFFIX}['\"\]]{{0,3}}{_TYPED}\s{{0,4}}(?:=>|:=|={{1,3}}|:)\s{{0,4}}"
-_VALUE = r"(?:[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)|([^\s\"'`,;<>]{6,512}))"
-_SAID = r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
+_ASSIGNED = rf"{_SUFFIX}['\"\]]{{0,3}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
+_VALUE = r"(?:[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)|['\"]?([^\s\"'`,;<>]{6,512}))"
+_SAID = (
+    r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)(?:[ \t](?:now|still|again|(?:re)?set|changed|rotated)){0,2}"
+    r"(?:[ \t]to)?[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
+)
 _FLAG = r"--(?:password|passwd|token|api-key|secret|access-token|auth-token)[= ]['\"]?([^\s'\"]{6,512})"
 _QUERY = (
     r"[?&](?:access_token|auth_token|token|api_?key|key|secret|signature|password|auth|code)="
@@ -277,7 +281,7 @@ _QUERY = (
 )
 _CURL = r"\b(?:curl|wget)\b[^\n]{0,200}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
 _KEY_SAID = r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})"
-_NAMES = ("password", "passwd", "passphrase", "passcode", "pwd")
+_NAMES = ("password", "passwd", "passphrase", "passcode", "pwd", "_pw", "-pw")
 _KEY_NAMES = ("secret", "token", "credential", "key")
 
 
@@ -358,7 +362,7 @@ _ISSUERS = re.compile(r"4|5[1-5]|2(?:2[2-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|09
 def _cards(text: str, _: str) -> Iterator[tuple[int, int]]:
     for match in _CARD.finditer(text):
         digits = re.sub("[ -]", "", match[0])
-        if _ISSUERS.match(digits) and len(set(digits)) > 2 and is_luhn(digits):
+        if _ISSUERS.match(digits) and len(set(digits)) > 1 and is_luhn(digits):
             yield match.span()
 
 
