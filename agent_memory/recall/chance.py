@@ -32,9 +32,7 @@ def probably_better(successes: int, failures: int, other_successes: int, other_f
     a, b, c, d = successes + 1, failures + 1, other_successes + 1, other_failures + 1
     total = 0.0
     for i in range(a):
-        total += exp(
-            _log_beta(c + i, b + d) - log(b + i) - _log_beta(1 + i, b) - _log_beta(c, d)
-        )
+        total += exp(_log_beta(c + i, b + d) - log(b + i) - _log_beta(1 + i, b) - _log_beta(c, d))
     return min(1.0, max(0.0, total))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agent_memory.recall.chance import hypergeometric_tail
 from agent_memory.recall.drafts import Draft, evidence
@@ -13,54 +12,55 @@ from agent_memory.recall.episode_types import EpisodeRecord
 MIN_SUPPORT = 3  #: episodes
 MIN_SUCCESS = 0.7
 MIN_SHARE = 0.6  #: of a tool's episodes, how many have the context
-MAX_FEATURES = 3  #: that a context is described by
-_ALPHA = 0.01  #: of all the pairs of context and tool that are tested together
+MAX_FEATURES = 4  #: that a context is described by
+_ALPHA = 0.01  #: of all that is tested together: pairs of feature and tool; a feature more for one tool
 
 Ids = frozenset[int]
 
 
 def context_patterns(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
-    """Return, for each tool that belongs to a context, the context that it belongs to most clearly."""
+    """Return, for each tool that belongs to a context, that context."""
     known = {episode.id: episode for episode in episodes if episode.outcome is not None}
-    contexts = _contexts(list(known.values()))
-    tools: dict[str, set[int]] = defaultdict(set)
-    for episode in known.values():
-        for step in episode.steps:
-            if step.ok:
-                tools[step.tool].add(episode.id)
-    used = {tool: frozenset(ids) for tool, ids in tools.items() if len(ids) >= MIN_SUPPORT}
-    alpha = _ALPHA / max(1, len(used) * len(contexts))
+    features = _having(known, lambda episode: episode.context.features)
+    tools = _having(known, lambda episode: {step.tool for step in episode.steps if step.ok})
+    used = {tool: ids for tool, ids in tools.items() if len(ids) >= MIN_SUPPORT}
+    alpha = _ALPHA / max(1, len(used) * len(features))
     drafts: list[Draft] = []
     for tool, ids in sorted(used.items()):
-        best = min(_candidates(ids, contexts, len(known)), default=None)
-        if best is not None and best[0] <= alpha:
-            features = frozenset(best[2])
-            episodes_of = [known[i] for i in sorted(ids & contexts[features])]
-            draft = Draft(kind="context_pattern", features=features, tools=(tool,), evidence=evidence(episodes_of))
-            if draft.success_rate >= MIN_SUCCESS:
-                drafts.append(draft)
+        context, within = _context(ids, features, frozenset(known))
+        cited = evidence([known[i] for i in ids & within])
+        draft = Draft(kind="context_pattern", features=context, tools=(tool,), evidence=cited)
+        by_chance = hypergeometric_tail(len(known), len(within), len(ids), len(cited))
+        if context and by_chance <= alpha and draft.success_rate >= MIN_SUCCESS:
+            drafts.append(draft)
     return drafts
 
 
-def _contexts(episodes: Sequence[EpisodeRecord]) -> dict[frozenset[str], Ids]:
-    """Every set of features that enough episodes share, and that not all episodes have."""
-    found: dict[frozenset[str], set[int]] = defaultdict(set)
-    for episode in episodes:
-        for features in _subsets(episode.context.features):
-            found[features].add(episode.id)
-    return {features: frozenset(ids) for features, ids in found.items() if MIN_SUPPORT <= len(ids) < len(episodes)}
+def _having(episodes: Mapping[int, EpisodeRecord], traits: Callable[[EpisodeRecord], Iterable[str]]) -> dict[str, Ids]:
+    """Which episodes have a trait."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for episode in episodes.values():
+        for trait in traits(episode):
+            found[trait].add(episode.id)
+    return {trait: frozenset(ids) for trait, ids in found.items()}
 
 
-def _subsets(features: frozenset[str]) -> Iterator[frozenset[str]]:
-    for size in range(1, MAX_FEATURES + 1):
-        yield from map(frozenset, combinations(sorted(features), size))
+def _context(used: Ids, features: Mapping[str, Ids], episodes: Ids) -> tuple[frozenset[str], Ids]:
+    """The features that a tool's episodes share beyond chance, and the episodes that have them all.
 
-
-def _candidates(
-    used: Ids, contexts: dict[frozenset[str], Ids], n: int
-) -> Iterator[tuple[float, int, tuple[str, ...]]]:
-    """(chance, number of features, features) of each context in which most of a tool's episodes lie."""
-    for features, ids in contexts.items():
-        both = len(used & ids)
-        if both >= MIN_SUPPORT and both >= MIN_SHARE * len(used):
-            yield hypergeometric_tail(n, len(ids), len(used), both), len(features), tuple(sorted(features))
+    One feature after the other is added, the most telling first, as long as it tells something within what the features
+    before it left.
+    """
+    context: list[str] = []
+    within = episodes
+    while len(context) < MAX_FEATURES:
+        ranked = sorted(
+            (hypergeometric_tail(len(within), len(ids & within), len(used & within), len(used & ids & within)), name)
+            for name, ids in features.items()
+            if name not in context and len(used & ids & within) >= max(MIN_SUPPORT, MIN_SHARE * len(used))
+        )
+        if not ranked or ranked[0][0] > _ALPHA / len(features):
+            break
+        context.append(ranked[0][1])
+        within &= features[ranked[0][1]]
+    return frozenset(context), within

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
@@ -14,8 +14,7 @@ from agent_memory.recall.signatures import choice_key, condition_key, if_then
 from agent_memory.recall.similarity import DUPLICATE, text_similarity
 
 MIN_SUPPORT = 3  #: episodes that took the best choice
-MIN_SUCCESS = 0.7  #: of the only choice there is
-MIN_CERTAINTY = 0.97  #: that the best choice is better than the others together
+_ALPHA = 0.1  #: that any best choice, of all the conditions that are tested together, is better by chance alone
 
 
 @frozen
@@ -34,7 +33,10 @@ def decision_points(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
     for episode in episodes:
         for made in _choices(episode):
             groups[made.condition].append(made)
-    drafts = (_draft(choices) for _, choices in _merged(groups))
+    outcomes = {episode.id: episode.outcome.success for episode in episodes if episode.outcome is not None}
+    tested = [choices for _, choices in _merged(groups) if len({made.episode.id for made in choices}) >= MIN_SUPPORT]
+    certainty = 1 - _ALPHA / max(4, len(tested))
+    drafts = (_draft(choices, outcomes, certainty) for choices in tested)
     return [draft for draft in drafts if draft is not None]
 
 
@@ -60,7 +62,7 @@ def _merged(groups: dict[str, list[_Choice]]) -> list[tuple[str, list[_Choice]]]
     return merged
 
 
-def _draft(choices: Sequence[_Choice]) -> Draft | None:
+def _draft(choices: Sequence[_Choice], outcomes: Mapping[int, bool], certainty: float) -> Draft | None:
     by_choice: dict[str, dict[int, _Choice]] = defaultdict(dict)
     for made in choices:
         if made.episode.outcome is not None:
@@ -68,8 +70,8 @@ def _draft(choices: Sequence[_Choice]) -> Draft | None:
     branches = sorted((_branch(list(made.values())) for made in by_choice.values()), key=_rank)
     if not branches:
         return None
-    best, others = branches[0], branches[1:]
-    if not _is_better(best, others):
+    best = branches[0]
+    if len(best.episodes) < MIN_SUPPORT or _certainty(best, branches[1:], outcomes) < certainty:
         return None
     supporting = [made.episode for made in by_choice[choice_key(best.choice)].values()]
     return Draft(
@@ -81,13 +83,11 @@ def _draft(choices: Sequence[_Choice]) -> Draft | None:
     )
 
 
-def _is_better(best: Branch, others: Sequence[Branch]) -> bool:
-    if len(best.episodes) < MIN_SUPPORT:
-        return False
-    if not others:
-        return best.successes / len(best.episodes) >= MIN_SUCCESS
-    rest = sum(branch.successes for branch in others), sum(branch.failures for branch in others)
-    return probably_better(best.successes, best.failures, *rest) >= MIN_CERTAINTY
+def _certainty(best: Branch, others: Sequence[Branch], outcomes: Mapping[int, bool]) -> float:
+    """How certain it is that a choice is better than the others, or, where there is no other, than other episodes."""
+    compared = [i for branch in others for i in branch.episodes] or [i for i in outcomes if i not in best.episodes]
+    successes = sum(outcomes[i] for i in compared)
+    return probably_better(best.successes, best.failures, successes, len(compared) - successes)
 
 
 def _branch(made: Sequence[_Choice]) -> Branch:

@@ -83,7 +83,10 @@ def _draft(signature: str, found: Sequence[Detour], uses: Counter[str]) -> Draft
         return None
     tools = _telling(repaired, uses)
     applied = [detour for detour in found if set(tools) <= set(detour.tools)]
-    cited = {detour.episode.id: Evidence(detour.episode.id, outcome_of(detour.episode).at, detour.is_repaired) for detour in applied}
+    cited = {
+        detour.episode.id: Evidence(detour.episode.id, outcome_of(detour.episode).at, detour.is_repaired)
+        for detour in applied
+    }
     if not tools or sum(one.success is True for one in cited.values()) < MIN_SUPPORT:
         return None
     newest = max((d for d in applied if d.is_repaired), key=lambda d: (outcome_of(d.episode).at, d.episode.id))

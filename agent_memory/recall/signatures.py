@@ -10,15 +10,21 @@ from agent_memory.recall.words import question_terms
 _MAX_CHARS = 4_000  #: of a text that is looked at
 _UUID = re.compile(r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s'\"<>)]{1,500}")
-_PATH = re.compile(r"(?<![\w/])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[\w.+@-]{1,200}[/\\]?){1,40}|\b[\w-]{1,100}(?:/[\w.-]{1,100}){1,40}")
+_PATH = re.compile(
+    r"(?<![\w/])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[\w.+@-]{1,200}[/\\]?){1,40}|\b[\w-]{1,100}(?:/[\w.-]{1,100}){1,40}"
+)
 _HEX = re.compile(r"\b0x[0-9a-fA-F]+\b|\b(?=[0-9a-fA-F]*\d)(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{7,64}\b")
 _QUOTED = re.compile(r"`[^`\n]{1,200}`|'[^'\n]{1,200}'|\"[^\"\n]{1,200}\"|‘[^’\n]{1,200}’")
 _REDACTED = re.compile(r"\[REDACTED:([a-z0-9_]{1,40}):[0-9a-f]{8}\]")
 #: A number that names the kind of an error and so stays: HTTP 413, Errno 28, exit code 137.
-_NUMBER = re.compile(r"(?i)(\b(?:https?|errno|status|code|signal)[ :=]{1,2})?(?<![A-Za-z0-9_])-?\d+(?:[.,:]\d+)*(?:[a-z]{1,2}\b)?")
+_NUMBER = re.compile(
+    r"(?i)(\b(?:https?|errno|status|code|signal)[ :=]{1,2})?(?<![A-Za-z0-9_])-?\d+(?:[.,:]\d+)*(?:[a-z]{1,2}\b)?"
+)
 _ERROR_LINE = re.compile(r"^\s*(?:E\s+)?(?:[\w.]*(?:Error|Exception|Warning)\b|error|fatal|panic|failed|failure)", re.I)
 
-_LEADING = re.compile(r"^(?:(?:if|when|whenever|whether|in case|since|because|as|while|once|unless)\s+)?(?:the|a|an)?\s*")
+_LEADING = re.compile(
+    r"^(?:(?:if|when|whenever|whether|in case|since|because|as|while|once|unless)\s+)?(?:the|a|an)?\s*"
+)
 _IF_THEN = re.compile(
     r"^(?:if|when|since|because)\s+(?P<condition>[^,:;]{3,160}?)(?:\s+then\s+|,\s*(?:then\s+)?|:\s*)(?P<choice>\S.{1,160})$",
     re.IGNORECASE | re.DOTALL,
@@ -54,7 +60,9 @@ def _telling_line(text: str) -> str:
 
 def condition_key(condition: str) -> str:
     """Return a condition without "if", articles, case, numbers and punctuation."""
-    plain = " ".join(re.sub(r"[^\w\s#%<>=]", " ", re.sub(r"\d+(?:[.,]\d+)*", "#", condition.lower()[:_MAX_CHARS])).split())
+    plain = " ".join(
+        re.sub(r"[^\w\s#%<>=]", " ", re.sub(r"\d+(?:[.,]\d+)*", "#", condition.lower()[:_MAX_CHARS])).split()
+    )
     return _LEADING.sub("", plain, count=1).strip()
 
 

@@ -39,7 +39,10 @@ def text_similarity(one: str, other: str) -> float:
 def matched(found: Sequence[T], gold: Sequence[S], similarity: Callable[[T, S], float]) -> dict[int, int]:
     """Return gold index -> found index of a largest one-to-one matching of pairs at least ``DUPLICATE`` alike."""
     choices = [
-        sorted((j for j, one in enumerate(found) if similarity(one, wanted) >= DUPLICATE), key=lambda j: (-similarity(found[j], wanted), j))
+        sorted(
+            (j for j, one in enumerate(found) if similarity(one, wanted) >= DUPLICATE),
+            key=lambda j: (-similarity(found[j], wanted), j),
+        )
         for wanted in gold
     ]
     owner: dict[int, int] = {}

@@ -78,7 +78,9 @@ def _grown(runs: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Pla
 
 def _extended(runs: Sequence[Sequence[str]], places: Places, tool: str) -> Places:
     ends = {
-        i: frozenset(j for end in stops for j in range(end + 1, min(end + 2 + MAX_GAP, len(runs[i]))) if runs[i][j] == tool)
+        i: frozenset(
+            j for end in stops for j in range(end + 1, min(end + 2 + MAX_GAP, len(runs[i]))) if runs[i][j] == tool
+        )
         for i, stops in places.items()
     }
     return {i: stops for i, stops in ends.items() if stops}
@@ -112,7 +114,9 @@ def _pairs(runs: Sequence[Sequence[str]]) -> dict[Pair, Places]:
         return shares[0] >= _MIN_SHARES[0] and shares[1] >= _MIN_SHARES[1] and max(by_first, by_second) <= alpha
 
     return {
-        pair: {i: frozenset(stops) for i, stops in places[pair].items()} for pair in sorted(frequent) if is_linked(*pair)
+        pair: {i: frozenset(stops) for i, stops in places[pair].items()}
+        for pair in sorted(frequent)
+        if is_linked(*pair)
     }
 
 
