@@ -15,7 +15,7 @@ BLOCK = 256  #: ids a thread takes at a time; neighbours are looked for within a
 CONTEXT_TABLES = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE workspaces (workspace INTEGER PRIMARY KEY AUTOINCREMENT, salt TEXT NOT NULL, name TEXT NOT NULL,
-    created_s REAL NOT NULL, n_passages INTEGER NOT NULL DEFAULT 0, n_words INTEGER NOT NULL DEFAULT 0,
+    created_s REAL NOT NULL, n_passages INTEGER NOT NULL DEFAULT 0, n_typed INTEGER NOT NULL DEFAULT 0,
     UNIQUE (salt, name));
 CREATE TABLE threads (thread INTEGER PRIMARY KEY, workspace INTEGER NOT NULL, source TEXT,
     next_item INTEGER NOT NULL, last_at REAL NOT NULL);
@@ -29,6 +29,7 @@ CREATE INDEX texts_source ON texts (workspace, source);
 CREATE TABLE items (item INTEGER PRIMARY KEY, workspace INTEGER NOT NULL, text INTEGER NOT NULL,
     kind TEXT NOT NULL, is_passage INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
     n_words INTEGER NOT NULL, at REAL NOT NULL, slot TEXT, value TEXT, status TEXT NOT NULL DEFAULT 'asserted',
+    is_standing INTEGER NOT NULL DEFAULT 0,
     superseded_by INTEGER, superseded_at REAL, merged_into INTEGER, net_useful REAL NOT NULL DEFAULT 0,
     useful_s REAL NOT NULL DEFAULT 0, n_used INTEGER NOT NULL DEFAULT 0, used_s REAL NOT NULL DEFAULT 0,
     pinned_s REAL, card INTEGER);
@@ -47,6 +48,6 @@ CREATE TABLE plans (plan INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NO
 CREATE TABLE audit (row INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NOT NULL, at REAL NOT NULL,
     action TEXT NOT NULL, item INTEGER, detail TEXT NOT NULL);
 CREATE INDEX audit_at ON audit (workspace, at);
-CREATE VIRTUAL TABLE words USING fts5 (body, content='', tokenize="unicode61 remove_diacritics 0");
+CREATE VIRTUAL TABLE words USING fts5 (body, content='', tokenize='ascii');
 CREATE VIRTUAL TABLE words_at USING fts5vocab (words, instance);
 """

@@ -1,0 +1,67 @@
+"""A question's way through context memory: words, candidates, rows, scores, hits."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from agent_memory.recall import search
+from agent_memory.recall.protocols import Embedder
+from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
+from agent_memory.recall.rows import Row, rows_of, stale_items
+from agent_memory.recall.scope import Scope
+from agent_memory.recall.types import TEXT_KINDS, Hit
+from agent_memory.recall.words import question_terms, terms
+
+CANDIDATES = 300  #: rows that are read and scored
+FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
+_RESCORED = 100
+
+
+def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, embedder: Embedder | None) -> list[Hit]:
+    """Return the hits of a question. Inside a read transaction; reads, changes nothing."""
+    words = question_terms(query)
+    is_filtered = bool(question.kinds) or question.since is not None or question.as_of is not None or question.source
+    candidates: dict[int, Scored] = {}
+    for is_passage in _views(question):
+        n_items = _n_items(db, scope, is_passage)
+        found = search.find(db, scope.workspace, words, n_items, is_passage=is_passage)
+        found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES)
+        for row, relevance in _relevant(db, scope, found):
+            if question.admits(row):
+                candidates[row.item] = scored(row, question, relevance, 0.0)
+    hits = chosen(candidates.values(), question)
+    stale = stale_items(db, [hit.row.item for hit in hits])
+    return [
+        Hit(hit.row.as_item(scope, is_stale=hit.row.item in stale), hit.score, dict(hit.parts)) for hit in hits
+    ]
+
+
+def _views(question: Question) -> list[bool]:
+    """Which items are looked through: passages, typed items, or both."""
+    if not question.kinds:
+        return [True]
+    texts = question.kinds & set(TEXT_KINDS)
+    return [*([True] if texts else []), *([False] if question.kinds - texts else [])]
+
+
+def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
+    column = "n_passages" if is_passage else "n_typed"
+    row = db.execute(f"SELECT {column} FROM workspaces WHERE workspace = ?", (scope.workspace,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[Row, float]]:
+    """Rows with their relevance; those in front have the words that are too frequent to look for counted as well."""
+    rows = rows_of(db, scope, found.ids.tolist())
+    scores = {
+        int(item): relevance_of(alone, around, rows[int(item)].n_words)
+        for item, alone, around in zip(found.ids, found.alone, found.around, strict=True)
+        if int(item) in rows
+    }
+    if any(term.is_frequent for term in found.terms):
+        best = sorted(scores, key=lambda item: (-scores[item], item))[:_RESCORED]
+        for item, more in search.rescored(found, best, [terms(rows[item].body) for item in best]).items():
+            scores[item] += more
+    for item, score in scores.items():
+        yield rows[item], score
