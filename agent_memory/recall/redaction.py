@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -71,6 +72,18 @@ class RuleRedactor:
 
     def _digest(self, secret: str) -> str:
         return blake2b(secret.encode("utf-8", "surrogatepass"), key=self.salt, digest_size=4).hexdigest()
+
+
+def redactor_of(db: sqlite3.Connection) -> RuleRedactor:
+    """Return the redactor of a recall file: its salt lies in the file, so that equal secrets stay equal for good.
+
+    Inside a write transaction.
+    """
+    row = db.execute("SELECT value FROM redaction_salt").fetchone()
+    if row is None:
+        row = (secrets.token_bytes(32),)
+        db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
+    return RuleRedactor(bytes(row[0]))
 
 
 def _overlaps(taken: Sequence[tuple[int, int]], start: int, stop: int) -> bool:
