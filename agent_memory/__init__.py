@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
-    from agent_memory.model.echo import EchoRunner
-    from agent_memory.model.mlx import MLXRunner
+    from agent_memory.echo.runner import EchoRunner
+    from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
         CodecReport,
@@ -124,11 +124,11 @@ _HOMES = {
     "DamagedModelError": "errors",
     "Delta": "types",
     "Doctor": "types",
-    "EchoRunner": "model.echo",
+    "EchoRunner": "echo.runner",
     "Generation": "generation",
     "IncompatibleStoreError": "errors",
     "ItemNotFoundError": "errors",
-    "MLXRunner": "model.mlx",
+    "MLXRunner": "runner.mlx",
     "Memory": "memory",
     "Message": "types",
     "MissingExtraError": "errors",

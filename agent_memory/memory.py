@@ -9,29 +9,29 @@ from os import PathLike
 from types import TracebackType
 from typing import Any
 
-from agent_memory import doctor as checkup
+from agent_memory.observe import doctor as checkup
 from agent_memory.agent import Agent, Log
-from agent_memory.agents import Agents
-from agent_memory.arguments import check_settings, runner_for, store_for
-from agent_memory.calling import Calling, calling_of
+from agent_memory.requests.registry import Agents
+from agent_memory.requests.arguments import check_settings, runner_for, store_for
+from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.config import Config
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.kvcache.chunks import identity_of
-from agent_memory.planning import Planner
+from agent_memory.requests.prompting import Planner
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
-from agent_memory.quality import measure
-from agent_memory.requests import Requests, Settings
+from agent_memory.observe.codec_quality import measure
+from agent_memory.requests.session import Requests, Settings
 from agent_memory.scheduler.callables import checked
 from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.scheduler.request import Request
-from agent_memory.toolloop import run_rounds
+from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.tools import as_tools
 from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
 

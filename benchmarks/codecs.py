@@ -42,7 +42,7 @@ def plain_coder() -> Any:
 
     import mlx.core as mx
 
-    from agent_memory.model.measuring import Coder
+    from agent_memory.runner.measuring import Coder
 
     class Plain(Coder):
         def __call__(self, spec: Any, rows: Any) -> Any:
@@ -96,7 +96,7 @@ def compare(runner: Any, batch: Any, ids: list[int], n_context: int) -> dict[str
     """What every codec makes of one text."""
     import mlx.core as mx
 
-    from agent_memory.model.measuring import STEP, Coder, diverge, recoded
+    from agent_memory.runner.measuring import STEP, Coder, diverge, recoded
 
     kv = batch.empty()
     for start in range(0, n_context, STEP):
@@ -121,7 +121,7 @@ def gemma() -> Any:
     import gguf
     from mlx_lm.tokenizer_utils import load
 
-    from agent_memory.model.gguf_tokenizer import write_tokenizer
+    from agent_memory.models.gguf_tokenizer import write_tokenizer
     from tests import gemma
 
     folder = platformdirs.user_cache_path("agent_memory") / "tests"
@@ -135,7 +135,7 @@ def gemma() -> Any:
 
 def run(runner: Any, n_windows: int, n_chats: int) -> list[dict[str, Any]]:
     """A row for each codec on each kind of text."""
-    from agent_memory.quality import report
+    from agent_memory.observe.codec_quality import report
 
     batch = runner.open_batch()
     rows = []

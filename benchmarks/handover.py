@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--model")
     args = parser.parse_args()
     from agent_memory.config import Config
-    from agent_memory.model.mlx import MLXRunner
+    from agent_memory.runner.mlx import MLXRunner
 
     runner = MLXRunner.named(args.model, config=Config())
     runner.open()

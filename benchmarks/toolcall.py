@@ -23,10 +23,10 @@ import numpy as np
 
 from agent_memory import Memory, Tool
 from agent_memory.toolcall import ToolParser
-from agent_memory.toolcall.constraint import HeldCalls
+from agent_memory.grammar.constraint import HeldCalls
 from agent_memory.toolcall.formats import forms
-from agent_memory.toolcall.grammar import Grammars, call_grammar
-from agent_memory.toolcall.matcher import Matcher
+from agent_memory.grammar.grammar import Grammars, call_grammar
+from agent_memory.grammar.matcher import Matcher
 from benchmarks.common import median, real_text, write_json
 
 SIZES = (2_000, 20_000, 200_000)
@@ -168,7 +168,7 @@ def apply_us(words: Any, n_vocab: int) -> float:
     """Microseconds to apply a mask to logits that are there."""
     import mlx.core as mx
 
-    from agent_memory.model.sampling import allowed
+    from agent_memory.runner.sampling import allowed
 
     logits = mx.zeros((1, n_vocab))
     mx.eval(logits)

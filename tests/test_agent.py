@@ -22,7 +22,7 @@ from agent_memory import (
     ToolResultError,
     UnsupportedParameterError,
 )  # fmt: skip
-from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
 from tests.faulty import with_faults
 from tests.scripted import scripted

@@ -130,7 +130,7 @@ def test_everything_after_the_first_argument_is_keyword_only(name: str) -> None:
 #: the two APIs' requests are dicts, whose keys are taken one by one and refused by name.
 TUNNELS = {
     "config.py make",
-    "model/resolve.py __init__",
+    "models/resolve.py __init__",
     *(f"dialects/{name}" for name in ("anthropic.py create", "anthropic.py stream", "anthropic.py count_tokens")),
     "dialects/openai.py create",
 }

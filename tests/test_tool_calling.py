@@ -24,7 +24,7 @@ from agent_memory import (
     ToolResultError,
     UnsupportedParameterError,
 )  # fmt: skip
-from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Text
 from tests.scripted import scripted
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
-from agent_memory.kvcache.kinds import MLXKV
+from agent_memory.mlxcache.kinds import MLXKV
 from tests.laws.test_laws_kinds import CHUNK, spoken, text
 from tests.logits import answer
 from tests.tinyrunner import endless

@@ -22,7 +22,7 @@ WINDOW, CHUNK, N_LAYERS = 512, 256, 15
 @pytest.fixture(scope="module")
 def model() -> Any:
     pytest.importorskip("gguf", reason="pip install gguf: K-quants are dequantized with it")
-    from agent_memory.model import blas
+    from agent_memory.runner import blas
     from tests import gemma
 
     blas.speed_up("auto")
@@ -35,7 +35,7 @@ def model() -> Any:
 
 
 def opened(model: Any, path: Any) -> Memory:
-    from agent_memory.model.mlx import MLXRunner
+    from agent_memory.runner.mlx import MLXRunner
     from tests.reliability.tinytokenizer import tokenizer
 
     return Memory(MLXRunner(model, tokenizer(), name="gemma"), path, config=Config(warm_bytes=1 << 30))

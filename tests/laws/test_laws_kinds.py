@@ -32,7 +32,7 @@ WARM = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK, warm_bytes=1 << 30)
 
 
 def opened(name: str, path: Any, config: Config = CONFIG) -> Memory:
-    from agent_memory.model.mlx import MLXRunner
+    from agent_memory.runner.mlx import MLXRunner
     from tests.reliability.tinytokenizer import tokenizer
 
     return Memory(MLXRunner(tiny.model(name), tokenizer(), name=name), path, config=config)

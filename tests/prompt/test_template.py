@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.prompt.template import prompt_ids, raw_ids, render
 from agent_memory.types import Message, Tool
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import UnsupportedParameterError
-from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.prompt.tokens import TextStream, check_stop, reuse
 
 TOKENIZER = EchoTokenizer()
@@ -133,7 +133,7 @@ def test_stop_strings_are_checked() -> None:
 def test_a_hugging_face_tokenizer_keeps_generated_ids_too() -> None:
     tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
     wrappers = pytest.importorskip("mlx_lm.tokenizer_utils")
-    from agent_memory.model.tokenizer import HFTokenizer
+    from agent_memory.runner.tokenizer import HFTokenizer
 
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Message, Tool, ToolCall, UnsupportedParameterError
-from agent_memory.model.echo_tokenizer import EchoTokenizer
+from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.prompt.template import render
 from agent_memory.prompt.toolprompt import introduction, spelled
 from agent_memory.toolcall import parse

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, IncompatibleStoreError, Memory, Reply
-from agent_memory.model.mlx import MLXRunner
+from agent_memory.runner.mlx import MLXRunner
 from tests.reliability.damaging import cut, flip, harm_anything
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)

@@ -1,0 +1,1 @@
+"""The public deterministic fake: a runner whose KV proves what was fed to it."""

@@ -1,0 +1,373 @@
+"""EchoRunner: a deterministic stand-in for a model, for tests of programs that use this library.
+
+It needs no MLX and no weights, and answers with the last user message. It is stricter than a real model: it reads the
+conversation back out of its KV arrays, whose rows form a hash chain, so one wrong byte of KV gives a visibly wrong
+reply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import define
+
+from agent_memory.config import is_text
+from agent_memory.errors import ConfigError
+from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
+from agent_memory.echo.kv import EchoKV, room
+from agent_memory.echo.tokenizer import EchoTokenizer
+from agent_memory.runner.processed import returned
+from agent_memory.types import Divergence, Sampling
+
+if TYPE_CHECKING:
+    from agent_memory.config import Codec
+    from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
+
+_SPOKEN = 5  #: free replies are tokenized this many characters at a time: the ids differ from those of the whole text
+_RIVALS = b"etaoin"  #: drawn instead of the wanted token when the temperature is above 0
+_DAMAGED = "\ufffd" * 8
+
+#: ``(text of the last user message, all prompt ids) -> text or ids``; an end-of-turn id is added where there is none.
+Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
+
+
+@define
+class Calls:
+    """What an EchoRunner was asked to compute since it was made."""
+
+    prefill_ids: int = 0  #: ids fed by prefill()
+    insert_ids: int = 0  #: ids fed by insert(): one each
+    generated_ids: int = 0  #: sampled ids fed back
+    prefills: int = 0
+    inserts: int = 0
+    steps: int = 0
+    restores: int = 0
+    restored_tokens: int = 0
+
+    @property
+    def computed(self) -> int:
+        """Prompt ids fed to the model."""
+        return self.prefill_ids + self.insert_ids
+
+
+class EchoRunner:
+    """A ModelRunner that answers with the last user message, or with ``reply``.
+
+    ``reply`` is a text, or a callable asked once per request. ``delay_s`` is slept in every prefill call and every
+    step. ``heads``, ``dim`` and ``dtype`` (U8, U16, U32) shape its rows: integers, which no lossy codec encodes.
+    ``unstorable`` makes the KV of a kind that can be neither stored nor cut. ``weights_bytes`` is what it says of
+    its weights, of which it has none. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        reply: str | Replier | None = None,
+        *,
+        context_tokens: int = 32_768,
+        layers: int = 2,
+        heads: int = 2,
+        dim: int = 8,
+        dtype: str = "U32",
+        bos: bool = False,
+        identity: str = "echo",
+        prefill_tokens: int = 256,
+        delay_s: float = 0.0,
+        unstorable: bool = False,
+        weights_bytes: int = 1 << 30,
+    ) -> None:
+        if dtype not in ("U8", "U16", "U32"):
+            raise ConfigError(f"its rows are numbers of a hash chain: dtype must be U8, U16 or U32, not {dtype!r}")
+        row_bytes = dim * ITEM_BYTES[dtype]
+        if row_bytes < 16 or row_bytes % 8:
+            raise ConfigError(f"a row of {dim} x {dtype} is {row_bytes} bytes; it must be 16 or more, in steps of 8")
+        if not is_text(identity):
+            raise ConfigError(f"identity must be a str of valid Unicode, got {identity!r}")
+        if min(layers, heads, context_tokens, prefill_tokens) < 1:
+            raise ConfigError("layers, heads, context_tokens and prefill_tokens must be 1 or more")
+        self.reply = reply
+        self.delay_s = delay_s
+        self.calls = Calls()
+        self._context_tokens, self._prefill_tokens, self._identity = context_tokens, prefill_tokens, identity
+        self._weights_bytes = weights_bytes
+        self._tokenizer = EchoTokenizer(bos=bos)
+        names = [f"{layer:03d}.{part}" for layer in range(layers) for part in "kv"]
+        kind: Kind = "unstored" if unstorable else "full"
+        self._layout = Layout(
+            tensors=tuple(TensorSpec(name, heads, dim, dtype) for name in names),
+            kinds=(kind,) * layers,
+            unstored=("EchoState",) if unstorable else (),
+        )
+        self._seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "little")
+
+    def __repr__(self) -> str:
+        return f"EchoRunner({self._identity!r})"
+
+    @property
+    def name(self) -> str:
+        """``echo``, or the identity that was given."""
+        return self._identity
+
+    @property
+    def tokenizer(self) -> EchoTokenizer:
+        """Bytes, a few merges and role tokens."""
+        return self._tokenizer
+
+    @property
+    def layout(self) -> Layout:
+        """``layers`` pairs of tensors (heads, n, dim)."""
+        return self._layout
+
+    @property
+    def context_tokens(self) -> int | None:
+        """As given."""
+        return self._context_tokens
+
+    @property
+    def prefill_tokens(self) -> int:
+        """As given."""
+        return self._prefill_tokens
+
+    @property
+    def weights_bytes(self) -> int:
+        """As given."""
+        return self._weights_bytes
+
+    @property
+    def host(self) -> str:
+        """The same everywhere: integer arithmetic does not round."""
+        return "echo"
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Differs where ``identity``, ``bos``, the dtype or the shape of the KV differ."""
+        return {
+            "weights": hashlib.sha256(self._identity.encode()).hexdigest(),
+            "adapter": "",
+            "config": "echo-1",
+            "tokenizer": self._tokenizer.digest,
+            "layout": self._layout.digest,
+            "dtype": self._layout.tensors[0].dtype,
+        }
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What it is and what it has computed."""
+        return {"backend": "echo", "model": self._identity, "computed_ids": self.calls.computed}
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """Nothing to decide."""
+        return {}
+
+    def open(self, recorded: Mapping[str, str] = {}) -> None:
+        """Nothing to load."""
+
+    def open_batch(self, chunk_tokens: int = 256) -> EchoBatch:
+        """An empty batch; any number may be open."""
+        return EchoBatch(self, self._seed)
+
+    def close(self) -> None:
+        """Nothing to drop."""
+
+
+@define
+class _Row:
+    kv: EchoKV
+    plan: Sequence[int]  #: the ids this reply is meant to have
+    history: list[int]  #: prompt and sampled ids, the next one included
+    sampling: Sampling
+    processors: Sequence[LogitsProcessor]
+    constraint: Constraint | None
+    n_prompt: int
+    group: int
+    next: int = 0  #: sampled, not yet fed
+    is_fed: bool = False  #: whether its last prompt id has been fed
+    is_ahead: bool = False  #: whether its first token was given out before it was fed
+    error: BaseException | None = None
+
+
+class EchoBatch:
+    """The Batch of an EchoRunner. Rows do not influence one another."""
+
+    def __init__(self, runner: EchoRunner, seed: int) -> None:
+        self._runner, self._seed = runner, seed
+        self._rows: dict[int, _Row] = {}
+
+    def empty(self) -> EchoKV:
+        """A KV of no tokens and no room."""
+        return EchoKV(self._runner.layout, self._seed)
+
+    def restore(self, source: Source) -> EchoKV:
+        """A KV filled from ``source`` at once."""
+        kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
+        kv.fill(source)
+        self._runner.calls.restores += 1
+        self._runner.calls.restored_tokens += source.n_tokens
+        return kv
+
+    def prefill(self, kv: KV, ids: Sequence[int]) -> None:
+        """Append ``ids`` to ``kv``."""
+        calls = self._runner.calls
+        calls.prefills += 1
+        calls.prefill_ids += len(ids)
+        _echo(kv).feed(ids)
+        self._wait()
+
+    def insert(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Keep the row; its last id is fed by the group's next step."""
+        if row in self._rows:
+            raise ValueError(f"row {row} is decoding already")
+        if not ids or kv.n_tokens != len(ids) - 1:
+            raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
+        processors = tuple(logits_processors)
+        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
+
+    def step(self, group: int) -> list[tuple[int, int]]:
+        """Each row's pending token is fed, the one after it is drawn; what was fed is given out."""
+        rows = {number: row for number, row in self._rows.items() if row.group == group}
+        if not rows:
+            return []
+        self._runner.calls.steps += 1
+        joins_others = any(row.is_fed for row in rows.values())
+        out = []
+        for number, row in rows.items():
+            if not row.is_fed:
+                self._begin(row)
+                row.is_ahead = not joins_others
+                if row.is_ahead:
+                    out.append((number, row.next))
+                continue
+            if row.is_ahead:
+                row.is_ahead = False
+                self._advance(row)
+            out.append((number, self._advance(row)))
+        self._wait()
+        return out
+
+    def error(self, row: int) -> BaseException | None:
+        """What a logits processor or the constraint of this row raised first."""
+        return self._rows[row].error if row in self._rows else None
+
+    def copy(self, row: int, n_tokens: int) -> EchoKV | None:
+        """The first tokens of a row, with spare room; None where this kind cannot be cut there."""
+        return self._rows[row].kv.copy(n_tokens)
+
+    def remove(self, rows: Sequence[int]) -> list[KV]:
+        """Take rows out, with their KV."""
+        return [self._rows.pop(row).kv for row in rows]
+
+    def drop(self, group: int) -> None:
+        """Forget a group."""
+        self._rows = {number: row for number, row in self._rows.items() if row.group != group}
+
+    def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
+        """Never asked for: no codec encodes integers."""
+        raise NotImplementedError(f"{codec} leaves integers exact")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows' KV; nothing is padded here."""
+        return sum(row.kv.nbytes for row in self._rows.values())
+
+    def close(self) -> None:
+        """Drop all rows."""
+        self._rows.clear()
+
+    def _wait(self) -> None:
+        if self._runner.delay_s:
+            time.sleep(self._runner.delay_s)
+
+    def _plan(self, kv: EchoKV, is_constrained: bool) -> Sequence[int]:
+        tokenizer, reply = self._runner.tokenizer, self._runner.reply
+        prompt = kv.conversation()
+        if prompt is None:
+            return [*tokenizer.encode(_DAMAGED), tokenizer.end_id]
+        asked = tokenizer.last_user_text(prompt)
+        said = reply(asked, prompt) if callable(reply) else asked if reply is None else reply
+        if isinstance(said, str):
+            # A grammar spells what it leaves no choice about as the tokenizer does.
+            size = len(said) + 1 if is_constrained else _SPOKEN
+            said = [i for cut in range(0, len(said), size) for i in tokenizer.encode_plain(said[cut : cut + size])]
+        return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
+
+    def _begin(self, row: _Row) -> None:
+        """Feed the last prompt id and draw the first token."""
+        calls = self._runner.calls
+        calls.inserts += 1
+        calls.insert_ids += 1
+        row.kv.feed(row.history[-1:])
+        row.plan = self._plan(row.kv, row.constraint is not None)
+        row.is_fed = True
+        self._draw(row)
+
+    def _advance(self, row: _Row) -> int:
+        token = row.next
+        row.kv.feed([token])
+        self._runner.calls.generated_ids += 1
+        self._draw(row)
+        return token
+
+    def _draw(self, row: _Row) -> None:
+        """Sample the next token: it joins the history, not the KV."""
+        place = len(row.history) - row.n_prompt
+        is_end = place >= len(row.plan) - 1
+        logits = np.full(self._runner.tokenizer.n_vocab, -30.0, np.float32)
+        logits[list(_RIVALS)] = np.linspace(8.0, 7.0, len(_RIVALS)) if not is_end else -20.0
+        logits[self._runner.tokenizer.end_id if place >= len(row.plan) else row.plan[place]] = 10.0
+        if row.error is None:
+            logits = self._processed(row, logits)
+        row.next = _sample(logits, row.sampling, len(row.history))
+        row.history.append(row.next)
+
+    def _processed(self, row: _Row, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        made = logits
+        try:
+            for process in row.processors:
+                made = returned(process(tuple(row.history), made.copy()), logits.shape)
+            if row.constraint is not None:
+                made = _constrained(made, row.constraint, row.history[row.n_prompt :])
+        except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone
+            row.error = error
+            return logits
+        return made
+
+
+def _constrained(logits: np.ndarray[Any, Any], constraint: Constraint, said: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Logits of what may come after ``said``, the last of which the constraint does not know yet."""
+    if said:
+        constraint.accept(said[-1])
+    words = constraint.mask()
+    if words is None:
+        return logits
+    return np.where(np.unpackbits(words.view(np.uint8), bitorder="little", count=len(logits)), logits, -np.inf)
+
+
+def _sample(logits: np.ndarray[Any, Any], sampling: Sampling, position: int) -> int:
+    """Argmax, or a draw among the best few that depends on seed and position alone (no seed is seed 0)."""
+    if sampling.is_greedy:
+        return int(np.argmax(logits))
+    best = np.argsort(-logits, kind="stable")[: min(sampling.top_k or 8, 8)]
+    scaled = (logits[best] - logits[best[0]]).astype(np.float64) / sampling.temperature
+    weights = np.exp(scaled)
+    draw = np.random.default_rng([sampling.seed or 0, position]).random() * weights.sum()
+    return int(best[min(int(np.searchsorted(np.cumsum(weights), draw)), len(best) - 1)])
+
+
+def _echo(kv: KV) -> EchoKV:
+    if not isinstance(kv, EchoKV):
+        raise TypeError(f"an EchoRunner was given a {type(kv).__name__}")
+    return kv

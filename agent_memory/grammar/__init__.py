@@ -1,0 +1,1 @@
+"""Replies and calls held to a schema."""

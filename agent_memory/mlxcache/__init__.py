@@ -1,0 +1,1 @@
+"""mlx-lm's cache classes: kinds, windows, states, filling, joining and codecs."""

@@ -1,0 +1,138 @@
+"""A row's caches filled from what is stored: read in place, with spare room behind, all of it before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import mlx.core as mx
+
+from agent_memory.mlxcache import codecs, states, windows
+from agent_memory.mlxcache.kinds import leaves, regrown, roomy
+from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.mlxcache.windows import WindowKVCache
+from agent_memory.protocols import Source
+
+
+class _RoomyFile(io.RawIOBase):
+    """A safetensors file that exists only while mx.load reads it: stored rows scattered into buffers with spare room.
+
+    mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
+    they are used, with no copy and no zeroing. On a CPU, where what it allocates stays where it is, the object notes
+    the places and ``fill`` fills them all, two at a time.
+    """
+
+    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
+        super().__init__()
+        self._source = source
+        self._later: deque[tuple[int, memoryview, int]] | None = deque() if is_cpu else None
+        self._at = 0
+        self._starts: dict[int, tuple[int, int]] = {}
+        header: dict[str, Any] = {}
+        end = 0
+        for number, (spec, capacity) in enumerate(specs):
+            size = spec.token_bytes * capacity
+            shape = [1, spec.heads, capacity, spec.dim]
+            header[spec.name] = {"dtype": spec.dtype, "shape": shape, "data_offsets": [end, end + size]}
+            self._starts[end] = (number, capacity)
+            end += size
+        text = json.dumps(header).encode()
+        self._header, self._size = struct.pack("<Q", len(text)) + text, end
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, len(self._header) + self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, out: Any) -> int:
+        """mx.load reads the header in parts, then every tensor whole."""
+        view = memoryview(out).cast("B")
+        if self._at < len(self._header):
+            view[:] = self._header[self._at : self._at + len(view)]
+        else:
+            tensor, capacity = self._starts[self._at - len(self._header)]
+            if self._later is None:
+                self._source.read_into(tensor, view, capacity)
+            else:
+                self._later.append((tensor, view, capacity))
+        size = len(view)
+        self._at += size
+        return size
+
+    def fill(self, arrays: Any, helper: Executor | None) -> None:
+        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it.
+
+        ``work`` neither closes over the arrays nor has them as a default: a traceback's frames hold their functions.
+        """
+        left = self._later or deque()
+
+        def work(_held: Any = None) -> None:
+            while left:
+                try:
+                    place = left.popleft()
+                except IndexError:  # the other took the last one
+                    return
+                self._source.read_into(*place)
+
+        other = None
+        if helper is not None and left:
+            with contextlib.suppress(RuntimeError):  # the interpreter ends
+                other = helper.submit(work, arrays)  # whose memory it fills, even if this thread is struck down
+        try:
+            work()
+        finally:
+            left.clear()
+        if other is not None:
+            other.result()
+
+
+def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor | None = None) -> list[Any]:
+    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read.
+
+    ``helper``: a second thread that shares the reading. It must run already: one that is started while an exception
+    strikes its starter may die before it begins, and the starter would wait for it for ever.
+    """
+    n_tokens, start = source.n_tokens, source.held_from
+    room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
+    n_rows = n_tokens - start
+    held = max(n_rows, min(layout.window + room, n_rows + room))
+    specs = [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
+    is_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
+    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    arrays: Any = mx.load(file, format="safetensors") if specs else {}
+    mx.eval(arrays)
+    file.fill(arrays, helper)  # everything is read when this returns, so that it can be verified before it is used
+    for number, (spec, _) in enumerate(specs):
+        for span in source.encoded(number):
+            arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
+            mx.eval(arrays[spec.name])  # one at a time: nothing but its own rows is held beside the result
+    blob = source.read_state() if layout.snapshots else None
+    marked = iter(states.unpacked(blob) if blob is not None else [])
+    rows = {
+        kind: iter([arrays[t.name] for t in found])
+        for kind, found in (("full", layout.tensors), ("window", layout.windows))
+    }
+    filled: list[Any] = []
+    for cache, kind in zip(leaves(empty), layout.kinds, strict=True):
+        if kind == "full":
+            cache.keys, cache.values, cache.offset = next(rows[kind]), next(rows[kind]), n_tokens
+        elif kind == "window":
+            cache = windows.filled(cache, next(rows[kind]), next(rows[kind]), start, n_tokens)
+        elif (state := next(marked, None)) is not None:  # none where it was damaged: then nothing of this is used
+            states.give(cache, state)
+        filled.append(cache)
+    return regrown(empty, iter(filled))

@@ -1,0 +1,244 @@
+"""Cache classes of mlx-lm, and the arrays in them: cut, copy and read out.
+
+What each class is kept as (``Layout.kinds``): ``KVCache`` (MLA latents too) as rows, ``RotatingKVCache`` as the rows of
+its window, all others as snapshots of their whole state. ``CacheList`` is the list of its parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+
+from agent_memory.config import Codec
+from agent_memory.mlxcache import codecs, states
+from agent_memory.kvcache.coding import coding
+from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
+from agent_memory.mlxcache.windows import WindowKVCache
+
+#: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.
+STEP: int = KVCache.step
+
+_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+
+
+def fresh(caches: Iterable[Any], chunk_tokens: int) -> list[Any]:
+    """The empty caches of a model as this library keeps them: windows in order of time."""
+    made = []
+    for cache in caches:
+        if type(cache) is CacheList:
+            cache.caches = tuple(fresh(cache.caches, chunk_tokens))
+        elif type(cache) is RotatingKVCache and not cache.keep:
+            cache = WindowKVCache(cache.max_size, chunk_tokens)
+        made.append(cache)
+    return made
+
+
+def leaves(caches: Iterable[Any]) -> list[Any]:
+    """The caches with every list taken apart."""
+    return [leaf for c in caches for leaf in (leaves(c.caches) if type(c) is CacheList else [c])]
+
+
+def probe(caches: Sequence[Any]) -> Layout:
+    """The layout of caches, made by ``fresh``, that hold at least one token."""
+    tensors: dict[str, list[TensorSpec]] = {"full": [], "window": []}
+    kinds: list[Kind] = []
+    unstored: list[str] = []
+    snapshots: list[str] = []
+    state_bytes = 0
+    named = [
+        (f"{number:03d}" if type(cache) is not CacheList else f"{number:03d}.{part}", leaf)
+        for number, cache in enumerate(caches)
+        for part, leaf in enumerate(leaves([cache]))
+    ]
+    for name, cache in named:
+        kinds.append(_kind(cache))
+        if kinds[-1] in tensors:
+            for part, array in (("k", cache.keys), ("v", cache.values)):
+                _, heads, _, dim = array.shape
+                tensors[kinds[-1]].append(TensorSpec(f"{name}.{part}", heads, dim, _DTYPES[array.dtype]))
+        elif kinds[-1] == "snapshot":
+            state = states.captured(cache)
+            snapshots.append(f"{type(cache).__name__} {states.shapes(state)}")
+            state_bytes += states.nbytes(state)
+        else:
+            unstored.append(f"layer {name}: {type(cache).__name__}")
+    window = max((c.max_size for _, c in named if type(c) is WindowKVCache), default=0)
+    return Layout(
+        tuple(tensors["full"]),
+        tuple(kinds),
+        tuple(unstored),
+        tuple(tensors["window"]),
+        window,
+        tuple(snapshots),
+        state_bytes,
+    )
+
+
+def _kind(cache: Any) -> Kind:
+    if type(cache) in (KVCache, WindowKVCache):
+        if cache.keys.dtype in _DTYPES:
+            return "full" if type(cache) is KVCache else "window"
+        return "unstored"
+    try:
+        states.captured(cache)
+    except (TypeError, AttributeError, NotImplementedError):
+        return "unstored"
+    return "snapshot"
+
+
+class MLXKV:
+    """The live caches of one row, layer by layer, and how many tokens they cover. Engine thread only.
+
+    ``marks``: snapshots by the number of tokens they cover, each the states of all layers that need one.
+    """
+
+    __slots__ = ("caches", "layout", "marks", "n_tokens")
+
+    def __init__(
+        self, caches: list[Any], layout: Layout, n_tokens: int = 0, marks: dict[int, list[Any]] | None = None
+    ) -> None:
+        self.caches, self.layout, self.n_tokens = caches, layout, n_tokens
+        self.marks = marks if marks is not None else {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, spare room and snapshots included."""
+        return marks_nbytes(self.marks) + sum(int(c.nbytes) for c in self.caches)
+
+    @property
+    def held_from(self) -> int:
+        """The first token whose rows every sliding-window layer holds."""
+        return max((c.start for c in self._of("window")), default=0)
+
+    @property
+    def snapshots(self) -> frozenset[int]:
+        """The numbers of tokens at which a state of all layers that cannot be cut is held."""
+        return frozenset(self.marks) | {self.n_tokens}
+
+    def reach(self, n_tokens: int) -> int:
+        """The longest prefix of at most ``n_tokens`` to which it can be cut."""
+        n_tokens = min(n_tokens, self.n_tokens)
+        if self.layout.unstored:
+            return n_tokens if n_tokens == self.n_tokens else 0
+        if not self.layout.snapshots:
+            return n_tokens if self._holds(n_tokens) else 0
+        return max((n for n in self.snapshots if n <= n_tokens and self._holds(n)), default=0)
+
+    def trim(self, n_tokens: int) -> bool:
+        """Cut in place; False where ``reach`` does not say so."""
+        if n_tokens == self.n_tokens:
+            return True
+        if n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
+            return False
+        for cache in self._of("full", "window"):
+            cache.trim(self.n_tokens - n_tokens)
+        for cache, state in zip(self._of("snapshot"), self.marks.get(n_tokens, ()), strict=True):
+            states.give(cache, state)
+        self.n_tokens = n_tokens
+        self.marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
+        return True
+
+    def copy(self, n_tokens: int) -> MLXKV | None:
+        """The first ``n_tokens`` in buffers of their own, with spare room; O(n_tokens) bytes."""
+        if not self.layout.is_storable or n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
+            return None
+        marked = iter(self._state(n_tokens))
+        twins: list[Any] = []
+        for cache, kind in zip(leaves(self.caches), self.layout.kinds, strict=True):
+            if kind == "full":
+                twins.append(_copied(cache, n_tokens))
+            elif kind == "window":
+                twins.append(cache.copied(n_tokens))
+            else:
+                twins.append(copy.copy(cache))
+                states.give(twins[-1], next(marked))
+            mx.eval(twins[-1].state)  # layer by layer: peak memory stays at one layer's worth above the result
+        marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
+        return MLXKV(regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
+
+    def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
+        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8, or encoded."""
+        number = tensor - len(self.layout.tensors)
+        cache = self._of("full")[tensor // 2] if number < 0 else self._of("window")[number // 2]
+        first = 0 if number < 0 else cache.start
+        array = cache.values if tensor % 2 else cache.keys
+        if not array.size:
+            return np.zeros((array.shape[1], stop - start, 0), np.uint8)
+        form = coding((*self.layout.tensors, *self.layout.windows)[tensor], codec)
+        if start == stop and form is not None:
+            return np.zeros((array.shape[1], 0, form.row_bytes), np.uint8)
+        rows = array[0, :, start - first : stop - first, :]
+        rows = mx.contiguous(rows).view(mx.uint8) if form is None else codecs.encode(rows, form)
+        mx.eval(rows)
+        return np.array(rows)
+
+    def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
+        """The state at ``n_tokens`` (one of ``snapshots``) of all layers that cannot be cut, as bytes: (n,) uint8."""
+        return states.packed(self._state(n_tokens))
+
+    def _state(self, n_tokens: int) -> list[Any]:
+        return self.marks.get(n_tokens) or [states.captured(c) for c in self._of("snapshot")]
+
+    def _of(self, *kinds: Kind) -> list[Any]:
+        return of_kind(self.layout, self.caches, *kinds)
+
+    def _holds(self, n_tokens: int) -> bool:
+        return all(c.holds(n_tokens) for c in self._of("window"))
+
+
+def marks_nbytes(marks: dict[int, list[Any]]) -> int:
+    """Bytes of snapshots."""
+    return sum(states.nbytes(state) for mark in marks.values() for state in mark)
+
+
+def of_kind(layout: Layout, caches: Iterable[Any], *kinds: Kind) -> list[Any]:
+    """The leaves of some kinds, in order."""
+    return [leaf for leaf, kind in zip(leaves(caches), layout.kinds, strict=True) if kind in kinds]
+
+
+def mark(
+    marks: dict[int, list[Any]],
+    layout: Layout,
+    caches: Iterable[Any],
+    n_tokens: int,
+    chunk_tokens: int,
+    row: int | None = None,
+) -> None:
+    """At a chunk boundary, keep a snapshot among ``marks``, and let those go that ``is_kept`` no longer wants.
+
+    ``row``: the caches are a batch's. Costs the bytes of the states, no more.
+    """
+    if not layout.snapshots or not layout.is_storable or n_tokens % chunk_tokens:
+        return
+    for n in [n for n in marks if not is_kept(n // chunk_tokens, n_tokens // chunk_tokens)]:
+        del marks[n]
+    marks[n_tokens] = [states.captured(c, row) for c in of_kind(layout, caches, "snapshot")]
+    mx.eval([states.arrays(state) for state in marks[n_tokens]])
+
+
+def regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
+    """``caches`` with other leaves."""
+    return [CacheList(*regrown(c.caches, new)) if type(c) is CacheList else next(new) for c in caches]
+
+
+def _copied(cache: KVCache, n_tokens: int) -> KVCache:
+    twin = KVCache()
+    room = roomy(n_tokens) - n_tokens
+    twin.keys, twin.values = (_with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
+    twin.offset = n_tokens
+    return twin
+
+
+def _with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
+    _, heads, _, dim = array.shape
+    return mx.concatenate([array[..., :n_tokens, :], mx.zeros((1, heads, room, dim), array.dtype)], axis=2)
+
+
+def roomy(n_tokens: int) -> int:
+    """Rows to allocate for ``n_tokens`` and at least half a step of spare room."""
+    return (n_tokens + STEP // 2 + STEP - 1) // STEP * STEP

@@ -1,1 +1,0 @@
-"""Models: MLX on this machine, and a deterministic fake."""

@@ -1,0 +1,1 @@
+"""What is told about the library's own state: reads, changes nothing."""

@@ -1,0 +1,191 @@
+"""What a request says of tools and of its reply's shape: checked at the door, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from agent_memory.errors import MissingExtraError, UnsupportedParameterError
+from agent_memory.protocols import Constraint, Tokenizer
+from agent_memory.scheduler.request import Outcome
+from agent_memory.toolcall import ToolParser
+from agent_memory.grammar import schemas
+from agent_memory.grammar.constraint import Forced, HeldCalls
+from agent_memory.toolcall.formats import Form, can_be_held, forms
+from agent_memory.toolcall.found import loads
+from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.grammar.matcher import Matcher
+from agent_memory.tools import as_tools
+from agent_memory.types import Tool
+
+
+@frozen(kw_only=True)
+class Calling:
+    """How a reply is to be read, and held. ``offered`` tools are in the prompt, ``tools`` may be called."""
+
+    offered: tuple[Tool, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    max_calls: int | None = None  #: generation ends after so many
+    is_raw: bool = False  #: no template, so neither tools nor marks of reasoning
+    grammar: str | None = field(default=None, repr=False)  #: of the whole reply
+    held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
+    format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
+    is_value: bool = False  #: whether the reply is JSON, to be read
+    build: Callable[[Any], Any] | None = None  #: the caller's class, which makes ``Reply.parsed`` of that JSON
+
+    def parser(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> ToolParser:
+        """A parser of the text that follows ``prompt``."""
+        marks = None if self.is_raw else tokenizer.reasoning
+        return ToolParser(
+            self.tools,
+            self.format or (_own_format(tokenizer) if self.tools else None),
+            reasoning=marks,
+            in_reasoning=marks is not None and _ends_inside(prompt, tokenizer, marks),
+            max_calls=self.max_calls,
+        )
+
+    def constraint(self, grammars: Grammars, prompt: Sequence[int]) -> Constraint | None:
+        """What holds the reply to ``prompt``; None where it is free. Compiles.
+
+        Raises UnsupportedParameterError or MissingExtraError.
+        """
+        tokenizer = grammars.tokenizer
+        if self.held:
+            parser, is_promised = self.parser(tokenizer, prompt), any(tool.strict for tool in self.held)
+            return HeldCalls(parser, tokenizer, self._opened(grammars), is_promised=is_promised)
+        if self.grammar is None:
+            return None
+        marks = None if self.is_raw else tokenizer.reasoning
+        closing = marks[1] if marks and _ends_inside(prompt, tokenizer, marks) else ""
+        return Forced(grammars.matcher(self.grammar, follows_text=bool(closing)), tokenizer, closing)
+
+    def _opened(self, grammars: Grammars) -> Callable[[Form], Matcher]:
+        """The matcher of a call that the model has opened in a form."""
+        is_single = self.max_calls == 1
+        return lambda form: grammars.matcher(
+            call_grammar(self.held, form, grammars.tokenizer, is_open=True, is_single=is_single)
+        )
+
+    def value(self, outcome: Outcome) -> Any:
+        """The reply's JSON: None without a schema, and where the reply was cut short.
+
+        Raises UnsupportedParameterError for JSON that Python cannot read (a number of thousands of digits, say).
+        """
+        if not self.is_value or outcome.finish != "stop" or outcome.stopped is not None:
+            return None
+        try:
+            return loads(outcome.parsed.text)
+        except ValueError as error:
+            raise UnsupportedParameterError(f"the reply fits its schema, but cannot be read: {error}") from None
+
+
+def calling_of(
+    tools: object,
+    tool_choice: object,
+    parallel_tool_calls: object,
+    schema: object,
+    *,
+    grammars: Grammars,
+    kept: tuple[Tool, ...] = (),
+    raw: bool = False,
+) -> Calling:
+    """What the arguments mean, with the agent's own tools (``kept``) where none are given.
+
+    Raises UnsupportedParameterError, and MissingExtraError where they need constrained decoding and it is missing.
+    """
+    given = as_tools(tools)
+    if not isinstance(parallel_tool_calls, bool):
+        raise UnsupportedParameterError(f"parallel_tool_calls must be a bool, got {parallel_tool_calls!r}")
+    if raw and given:
+        raise UnsupportedParameterError("raw=True takes no tools: they reach the model through the chat template")
+    offered = () if raw or tool_choice == "none" else given or kept
+    max_calls = None if parallel_tool_calls else 1
+    calling = Calling(offered=offered, tools=offered, max_calls=max_calls, is_raw=raw)
+    forced = _forced(tool_choice, offered)
+    if schema is not None:
+        if forced or (given and tool_choice != "none"):
+            raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
+        described, build = schemas.of_value(schema)
+        grammar = value_grammar(grammars.checked(described, "schema"))
+        return attrs.evolve(calling, tools=(), grammar=grammar, is_value=True, build=build)
+    if not forced:
+        return _held(calling, grammars)
+    tokenizer = grammars.tokenizer
+    format = forced_format(_own_format(tokenizer), knows_tools=tokenizer.has_template and tokenizer.knows_tools)
+    grammar = call_grammar([_closed(tool, grammars) for tool in forced], forms(format)[0], tokenizer)
+    return attrs.evolve(calling, max_calls=1, grammar=grammar, format=format)
+
+
+def _held(calling: Calling, grammars: Grammars) -> Calling:
+    """``calling`` with what its calls are held to once the model opens one, compiled.
+
+    What cannot be held is refused where a tool is strict; else the calls, or the arguments of that tool, stay free.
+    """
+    if not calling.tools:
+        return calling
+    is_promised = any(tool.strict for tool in calling.tools)
+    format = _own_format(grammars.tokenizer)
+    own_forms = forms(format)
+    if not all(map(can_be_held, own_forms)):
+        if is_promised:
+            raise UnsupportedParameterError(
+                f"this model writes calls in the format {format!r}, and only calls with arguments in JSON can be held: "
+                "leave out strict=True, or force a choice"
+            )
+        return calling
+    try:
+        held = attrs.evolve(calling, held=tuple(_closed_if_strict(tool, grammars) for tool in calling.tools))
+        for form in own_forms:
+            held._opened(grammars)(form)
+    except (MissingExtraError, UnsupportedParameterError):
+        if is_promised:
+            raise
+        return calling
+    return held
+
+
+def _closed_if_strict(tool: Tool, grammars: Grammars) -> Tool:
+    """A tool as a grammar holds it; with any object for arguments where it is not strict and its schema is too much."""
+    try:
+        return _closed(tool, grammars)
+    except UnsupportedParameterError:
+        if tool.strict:
+            raise
+        return attrs.evolve(tool, parameters={"type": "object"})
+
+
+def _closed(tool: Tool, grammars: Grammars) -> Tool:
+    return attrs.evolve(tool, parameters=grammars.checked(tool.parameters, f"{tool.name}.parameters"))
+
+
+def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    """The tools of which one must be called: none, all, or the one that is named."""
+    if choice in ("auto", "none"):
+        return ()
+    if choice in ("required", "any"):
+        forced = offered
+    elif isinstance(choice, Mapping) and choice.keys() == {"name"}:
+        forced = tuple(tool for tool in offered if tool.name == choice["name"])
+    else:
+        known = "'auto', 'none', 'required', 'any', {'name': ...}"
+        raise UnsupportedParameterError(f"tool_choice={choice!r} is not supported; known: {known}")
+    if not forced:
+        names = ", ".join(tool.name for tool in offered) or "none"
+        raise UnsupportedParameterError(f"tool_choice={choice!r} needs such a tool; offered: {names}")
+    return forced
+
+
+def _own_format(tokenizer: Tokenizer) -> str | None:
+    """The format in which the template writes calls; None where it knows none."""
+    return tokenizer.tool_format if tokenizer.has_template and tokenizer.knows_tools else None
+
+
+def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
+    """Whether the template opened the reasoning itself: whether the prompt's end is the opening mark."""
+    opening = tokenizer.key(tokenizer.encode(marks[0]))
+    tail = tokenizer.key(prompt[-len(opening) - 8 :])
+    blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"
+    return tail.rstrip(blanks).endswith(opening)

@@ -1,0 +1,1 @@
+"""How a model computes: MLX, batches, sampling, tokenizer, and the BLAS beneath them."""

@@ -1,0 +1,324 @@
+"""The one adapter of mlx-lm's batching: everything this library needs from ``GenerationBatch`` stands here.
+
+mlx-lm's own way from prompt to batch copies a row's KV several times and gives its first token one step late. Here a
+row is prefilled alone and joins with its last prompt id still to be fed, so that rows which come together share even
+their first step; its buffers are handed over: a lone row decodes on its own caches, a second row turns them into batch
+caches with spare room (benchmarks/handover.py has the figures). Private names of mlx-lm that are used:
+``GenerationBatch._step``, ``._next_tokens``, ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``,
+``BatchKVCache._idx``; tests/runner/test_batch.py is their contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import mlx.core as mx
+from attrs import define
+from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
+from mlx_lm.models.cache import make_prompt_cache
+
+from agent_memory.config import Codec
+from agent_memory.mlxcache import filling, joining, kinds
+from agent_memory.mlxcache.kinds import MLXKV
+from agent_memory.kvcache.layout import Layout
+from agent_memory.runner import measuring
+from agent_memory.runner.sampling import Processors, Sampler, greedy, make_sampler
+from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
+from agent_memory.types import Divergence, Sampling
+
+_NO_LIMIT = 2**31 - 1
+#: mlx keeps freed buffers; mlx-lm empties that cache every 512 steps, and so do we.
+_CLEAR_STEPS = 512
+
+
+class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
+    """Rows on their way into a lane that decodes: not stepped by themselves, as a GenerationBatch would be."""
+
+    def _step(self) -> tuple[list[int], list[mx.array]]:
+        self._next_logprobs = [mx.zeros(1) for _ in self.uids]
+        return [], []
+
+
+@define
+class _Row:
+    """A row: on its way into a lane while it has ``caches``."""
+
+    number: int
+    group: int
+    caches: list[Any]
+    n_kv: int  #: tokens in the caches when it came
+    ids: list[int]  #: what mlx-lm is told of the ids so far, the pending one left out: all or, unwanted, none
+    pending: int  #: its last prompt id
+    sampler: Sampler
+    processors: Processors
+    marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
+    n_skip: int = 1  #: ids that the lane will give out and that are no news: the prompt's last, or a first token
+
+
+class MLXBatch:
+    """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
+
+    ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut. ``beside``: a
+    second stream, where a CPU copies half of what rows bring when they join. ``helper``: a running thread that shares
+    the reading of a restore.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layout: Layout,
+        chunk_tokens: int = 256,
+        *,
+        clears: bool = False,
+        beside: Any = None,
+        helper: Executor | None = None,
+    ) -> None:
+        self._model, self._layout, self._chunk_tokens, self._clears = model, layout, chunk_tokens, clears
+        self._helper = helper
+        # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
+        self._generator = BatchGenerator(model)
+        self._beside = beside if beside is not None else self._generator.stream
+        self._waiting: dict[int, _Row] = {}
+        self._rows: dict[int, _Row] = {}
+        #: by group: one lane, or one a row where mlx-lm cannot batch the model's caches
+        self._lanes: dict[int, list[GenerationBatch]] = {}
+        self._steps = 0
+
+    def empty(self) -> MLXKV:
+        """Fresh caches of this model."""
+        return MLXKV(self._caches(), self._layout)
+
+    def restore(self, source: Source) -> MLXKV:
+        """Caches filled from ``source``; O(its bytes)."""
+        return MLXKV(filling.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
+
+    def _caches(self) -> list[Any]:
+        return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)
+
+    def prefill(self, kv: KV, ids: Sequence[int]) -> None:
+        """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
+        mine = _own(kv)
+        with mx.stream(self._generator.stream):
+            self._model(mx.array([list(ids)]), cache=mine.caches)
+            mx.eval([c.state for c in mine.caches])
+            mine.n_tokens += len(ids)
+            for window in kinds.of_kind(self._layout, mine.caches, "window"):
+                window.tidy()
+            self._mark(mine.marks, mine.caches, mine.n_tokens)
+        if self._clears:
+            mx.clear_cache()
+
+    def insert(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Keep the row for the group's next step."""
+        mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
+        known = list(ids[:-1]) if processors.reads_ids else []
+        self._waiting[row] = _Row(
+            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors, mine.marks
+        )
+        self._rows[row] = self._waiting[row]
+
+    def step(self, group: int) -> list[tuple[int, int]]:
+        """Join the waiting rows, then one decode step of every row."""
+        lanes = self._lanes.setdefault(group, [])
+        with mx.stream(self._generator.stream):
+            old = list(lanes)
+            out = self._join(lanes, [row for row in self._waiting.values() if row.group == group])
+            for lane in old:
+                out.extend(self._advance(lane))
+        self._steps += 1
+        if self._steps % _CLEAR_STEPS == 0:
+            mx.clear_cache()
+        return out
+
+    def error(self, row: int) -> BaseException | None:
+        """What a user's callable or the constraint of this row raised."""
+        return self._rows[row].processors.error if row in self._rows else None
+
+    def copy(self, row: int, n_tokens: int) -> MLXKV | None:
+        """The first ``n_tokens`` of a row in buffers of their own; None where the kind cannot be cut."""
+        with mx.stream(self._generator.stream):
+            mine = self._rows[row]
+            if row in self._waiting:
+                return MLXKV(mine.caches, self._layout, mine.n_kv, mine.marks).copy(n_tokens)
+            lane, index = self._find(mine)
+            views = [joining.view(c, index, self._chunk_tokens) for c in lane.prompt_cache]
+            return MLXKV(views, self._layout, _n_tokens(mine, lane, index), mine.marks).copy(n_tokens)
+
+    def remove(self, rows: Sequence[int]) -> list[KV]:
+        """Take rows out. One that was alone is handed back as it is; others are cut out of the batch (one copy)."""
+        out: dict[int, KV] = {}
+        leaving: dict[int, tuple[GenerationBatch, list[int]]] = {}
+        for number in rows:
+            mine = self._rows[number]
+            if self._waiting.pop(number, None):
+                out[number] = MLXKV(mine.caches, self._layout, mine.n_kv, mine.marks)
+            else:
+                lane, _ = self._find(mine)
+                leaving.setdefault(id(lane), (lane, []))[1].append(number)
+        with mx.stream(self._generator.stream):
+            for lane, numbers in leaving.values():
+                sizes = {n: _n_tokens(self._rows[n], lane, lane.uids.index(n)) for n in numbers}
+                for number, caches in zip(numbers, self._cut(lane, numbers), strict=True):
+                    out[number] = MLXKV(caches, self._layout, sizes[number], self._rows[number].marks)
+        for number in rows:
+            del self._rows[number]
+        return [out[number] for number in rows]
+
+    def drop(self, group: int) -> None:
+        """Forget a group, whatever state it is in."""
+        self._lanes.pop(group, None)
+        for number in [n for n, row in self._rows.items() if row.group == group]:
+            self._rows.pop(number)
+            self._waiting.pop(number, None)
+
+    def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
+        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both."""
+        kv, coder = self.empty(), measuring.Coder(codec)
+        for start in range(0, n_context, measuring.STEP):
+            self.prefill(kv, ids[start : min(start + measuring.STEP, n_context)])
+        with mx.stream(self._generator.stream):
+            twin = measuring.recoded(kv, coder)
+            return measuring.diverge(self._model, kv, twin, ids[n_context:], coder)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all lanes, of the rows that wait to join one, and of the snapshots of all rows."""
+        caches = [c for lanes in self._lanes.values() for lane in lanes for c in lane.prompt_cache]
+        caches += [c for row in self._waiting.values() for c in row.caches]
+        marks = sum(kinds.marks_nbytes(row.marks) for row in self._rows.values())
+        return sum(int(c.nbytes) for c in caches) + marks
+
+    def close(self) -> None:
+        """Drop all rows; gives the wired limit back on Metal."""
+        self._waiting.clear()
+        self._rows.clear()
+        self._lanes.clear()
+        self._generator.close()
+
+    def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
+        """Bring rows into lanes; first tokens of those that found nobody decoding, read as soon as they are there."""
+        out: list[tuple[int, int]] = []
+        lane = lanes[0] if lanes else None
+        while rows:
+            can_batch = joining.can_batch(rows[0].caches)
+            count = len(rows) if can_batch else 1
+            coming, rows = rows[:count], rows[count:]
+            for row in coming:
+                del self._waiting[row.number]
+            if can_batch and lane is not None:
+                self._enter(lane, coming)
+            else:
+                lanes.append(self._lane(GenerationBatch, coming))
+                self._mark_lane(lanes[-1])
+                tokens: Any = lanes[-1]._next_tokens.tolist()
+                out.extend((row.number, token) for row, token in zip(coming, tokens, strict=True))
+        return out
+
+    def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
+        parts = [row.caches for row in rows]
+        caches = parts[0] if len(rows) == 1 else [self._joined(layer) for layer in zip(*parts, strict=True)]
+        lane = kind(
+            self._model,
+            [row.number for row in rows],
+            mx.array([row.pending for row in rows], mx.uint32),
+            caches,
+            [list(row.ids) for row in rows],
+            [row.sampler for row in rows],
+            greedy,
+            [row.processors.chain for row in rows],
+            [StopSequences()] * len(rows),
+            [_NO_LIMIT] * len(rows),
+        )
+        for row in rows:
+            row.caches = []  # the lane owns them now
+        return lane
+
+    def _joined(self, layer: Sequence[Any]) -> Any:
+        return joining.join(layer, self._beside)
+
+    def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
+        """Join rows to a lane that decodes, layer by layer: never more than one layer is held twice."""
+        layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
+        lane.prompt_cache = []
+        for row in rows:
+            row.caches = []
+        joined = []
+        for layer in layers:
+            joined.append(self._joined(layer))
+            layer.clear()
+        lane.extend(self._lane(_Joining, rows))
+        lane.prompt_cache = joined
+
+    def _cut(self, lane: GenerationBatch, numbers: list[int]) -> list[list[Any]]:
+        """The caches of rows that leave a lane, layer by layer."""
+        places = [lane.uids.index(number) for number in numbers]
+        stay = [i for i in range(len(lane.uids)) if i not in places]
+        layers, lane.prompt_cache = lane.prompt_cache, []
+        out: list[list[Any]] = [[] for _ in numbers]
+        if len(lane.uids) == 1:
+            out = [layers]
+        for number, layer in enumerate(layers if len(lane.uids) > 1 else []):
+            for place, taken in zip(places, out, strict=True):
+                taken.append(joining.take(layer, place, self._chunk_tokens))
+            mx.eval([taken[-1].state for taken in out])
+            if stay:
+                layer.filter(stay)
+                layers[number] = joining.from_batch(layer, self._chunk_tokens) if len(stay) == 1 else layer
+                mx.eval(layers[number].state)
+        lane.filter(stay)
+        if stay:
+            lane.prompt_cache = layers
+        else:
+            for lanes in self._lanes.values():
+                lanes[:] = [one for one in lanes if one is not lane]
+        return out
+
+    def _advance(self, lane: GenerationBatch) -> list[tuple[int, int]]:
+        """Steps of a lane until one of its rows has news: one, or two where every token was given out already."""
+        out: list[tuple[int, int]] = []
+        while lane.uids and not out:
+            responses = lane.next()
+            self._mark_lane(lane)
+            for response in responses:
+                row = self._rows[response.uid]
+                if row.n_skip:
+                    row.n_skip -= 1
+                else:
+                    out.append((response.uid, response.token))
+        return out
+
+    def _mark_lane(self, lane: GenerationBatch) -> None:
+        if not self._layout.snapshots:
+            return
+        for index, uid in enumerate(lane.uids):
+            row = self._rows[uid]
+            place = index if len(lane.uids) > 1 else None
+            self._mark(row.marks, lane.prompt_cache, _n_tokens(row, lane, index), place)
+
+    def _mark(self, marks: dict[int, list[Any]], caches: list[Any], n_tokens: int, row: int | None = None) -> None:
+        kinds.mark(marks, self._layout, caches, n_tokens, self._chunk_tokens, row)
+
+    def _find(self, row: _Row) -> tuple[GenerationBatch, int]:
+        lane = next(lane for lane in self._lanes[row.group] if row.number in lane.uids)
+        return lane, lane.uids.index(row.number)
+
+
+def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
+    return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
+
+
+def _own(kv: KV) -> MLXKV:
+    assert isinstance(kv, MLXKV), f"a KV of another runner: {type(kv).__name__}"
+    return kv

@@ -1,0 +1,330 @@
+"""MLXRunner: an mlx-lm model as the engine sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_memory.config import Config, as_path
+from agent_memory.errors import (
+    AgentMemoryError,
+    BackendMissingError,
+    ConfigError,
+    DamagedModelError,
+    UnsupportedModelError,
+)
+from agent_memory.runner import blas
+from agent_memory.models import digests, resolve
+
+if TYPE_CHECKING:
+    from agent_memory.kvcache.layout import Layout
+    from agent_memory.runner.batch import MLXBatch
+    from agent_memory.runner.tokenizer import HFTokenizer
+
+#: Prefill grid by device: on CPUs small steps win, on GPUs large ones (facts measured in benchmarks/ttft.py).
+_CPU_GRID, _GPU_GRID = 256, 2048
+
+
+class MLXRunner:
+    """A model for ``Memory``: ``MLXRunner(model, tokenizer)`` wraps what the host has loaded with ``mlx_lm.load``.
+
+    The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
+    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another. Raises
+    ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None
+    ) -> None:
+        if not callable(model) or not hasattr(model, "parameters"):
+            raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
+        if not hasattr(tokenizer, "encode"):
+            raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
+        self._spec: str | os.PathLike[str] | None = None
+        self._adapter: str | os.PathLike[str] | None = None
+        self._config = Config()
+        self._setup(name, prefill_tokens)
+        self._model, self._hf = model, tokenizer
+        self._is_hosts = True
+        _evaluate(model)
+
+    @classmethod
+    def named(
+        cls,
+        model: str | os.PathLike[str] | None,
+        *,
+        config: Config,
+        adapter: str | os.PathLike[str] | None = None,
+    ) -> MLXRunner:
+        """A runner that loads on ``open()``: hub id, mlx-lm directory, ``.gguf`` file, or None for the starter model.
+
+        Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
+        """
+        resolve.check(model)
+        if adapter is not None and not (as_path(adapter, "adapter") / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
+            )
+        runner = cls.__new__(cls)
+        runner._spec, runner._adapter, runner._config = model, adapter, config
+        runner._model = runner._hf = None
+        runner._setup("starter" if model is None else Path(os.fspath(model)).name, config.prefill_tokens)
+        return runner
+
+    def _setup(self, name: str, prefill_tokens: int | None) -> None:
+        self._name, self._prefill_tokens = name, prefill_tokens
+        self._is_hosts = False  #: whether model and tokenizer are the host's, and stay with the runner
+        self._in_use = threading.Lock()
+        self._opener: int | None = None  #: the thread that has opened it, and not closed it
+        self._path: Path | None = None
+        self._layout: Layout | None = None
+        self._tokenizer: HFTokenizer | None = None
+        self._identity: dict[str, str] = {}
+        self._choices: dict[str, str] = {}
+        self._weights_bytes = 0
+        self._helper: ThreadPoolExecutor | None = None
+        self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
+
+    @property
+    def name(self) -> str:
+        """The folder's, file's or hub id's last part."""
+        return self._name
+
+    @property
+    def tokenizer(self) -> HFTokenizer:
+        """Valid after ``open``."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def layout(self) -> Layout:
+        """Valid after ``open``."""
+        assert self._layout is not None
+        return self._layout
+
+    @property
+    def context_tokens(self) -> int | None:
+        """``max_position_embeddings`` of the model's config."""
+        value = getattr(getattr(self._model, "args", None), "max_position_embeddings", None)
+        return int(value) if value else None
+
+    @property
+    def prefill_tokens(self) -> int:
+        """256 on CPU, 2,048 on GPUs, unless set."""
+        return self._prefill_tokens or (_CPU_GRID if _on_cpu() else _GPU_GRID)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the weights as they are held. Valid after ``open``."""
+        return self._weights_bytes
+
+    @property
+    def host(self) -> str:
+        """mlx build, device, BLAS and its threads."""
+        device = "cpu" if _on_cpu() else "gpu"
+        linear = f"{self._blas.name} {self._blas.version} x{self._blas.threads}" if device == "cpu" else ""
+        return " ".join(f"mlx {version('mlx')} {platform.system()} {platform.machine()} {device} {linear}".split())
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Digests of weights (adapter included: its layers are in the tree), config, tokenizer and layout."""
+        return self._identity
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Backend, BLAS, dtype and versions, for ``doctor()``."""
+        return {
+            "backend": "mlx cpu" if _on_cpu() else "mlx gpu",
+            "mlx": version("mlx"),
+            "mlx_lm": version("mlx-lm"),
+            "blas": f"{self._blas.name} {self._blas.version}".strip(),
+            "blas_active": self._blas.active,
+            "blas_note": self._blas.note,
+            "weights_dtype": self._identity.get("dtype", ""),
+            "model": self._name,
+            "model_path": str(self._path) if self._path else None,
+            "context_tokens": self.context_tokens,
+            "host": self.host,
+        }
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """The dtype in which the weights are held, or ``stored``, and a stamp of their files; nothing for a model that
+        the host has loaded.
+        """
+        return self._choices
+
+    def open(self, recorded: Mapping[str, str] = {}) -> None:
+        """Load, speed up the BLAS, and feed one token to learn the layout of the caches. Engine thread.
+
+        Raises ConfigError while another Memory is open on this runner, and what loading raises.
+        """
+        if self._opener == threading.get_ident():
+            return
+        if not self._in_use.acquire(blocking=False):
+            raise ConfigError(
+                f"this MLXRunner ({self._name!r}) serves another Memory of this process: close that Memory first, "
+                "share it, or give each Memory an MLXRunner(model, tokenizer) of its own"
+            )
+        self._opener = threading.get_ident()
+        resolve.import_mlx_lm()
+        self._blas = blas.speed_up(self._config.blas)
+        if self._model is None:
+            self._load(recorded.get("weights_dtype"))
+        from agent_memory.runner.tokenizer import HFTokenizer
+
+        self._tokenizer = HFTokenizer(self._hf)
+        self._layout = _probe(self._model)
+        self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))
+        self._identity = {
+            "weights": self._digest_weights(recorded),
+            "config": digests.of_config(self._model),
+            "tokenizer": self._tokenizer.digest,
+            "layout": self._layout.digest,
+            "dtype": _main_dtype(self._model),
+        }
+        if self._adapter is not None:  # its scale is in no weight
+            self._identity["adapter"] = digests.of_file(Path(self._adapter) / "adapter_config.json")
+        if _on_cpu():
+            self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
+            self._helper.submit(int).result()  # it runs from now on
+
+    def _digest_weights(self, recorded: Mapping[str, str]) -> str:
+        """As recorded while the files are the same; else the hub's, or read from the weights."""
+        if self._path is None:
+            return digests.of_weights(self._model)
+        files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
+        stamp = self._choices["weights_stamp"] = digests.stamp(files, dtype)
+        if recorded.get("weights_stamp") == stamp and "weights" in recorded:
+            return recorded["weights"]
+        return digests.of_blobs(files, dtype) or digests.of_weights(self._model)
+
+    def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
+        """An empty batch; engine thread."""
+        import mlx.core as mx
+
+        from agent_memory.runner.batch import MLXBatch
+
+        # This thread's own stream, where it has loaded the model: mlx ends none that is made, nor its system thread.
+        beside = mx.default_stream(mx.cpu) if _on_cpu() else None
+        return MLXBatch(
+            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
+        )
+
+    def close(self) -> None:
+        """Drop what was loaded, and this thread's mlx streams; nothing on a thread that has not opened it.
+
+        What the host loaded stays, ready to be opened again.
+        """
+        if self._opener != threading.get_ident():
+            return
+        if self._is_hosts:
+            with contextlib.suppress(RuntimeError):  # arrays that the host has made meanwhile are its thread's
+                _evaluate(self._model)  # what the model has put aside here: another thread could not
+        else:
+            self._model = self._hf = None
+        if self._helper is not None:
+            self._helper.shutdown()
+            self._helper = None
+        if "mlx.core" in sys.modules:
+            import mlx.core as mx
+
+            # A thread that has computed must do this before it ends, or the process may abort at exit (mlx #3395).
+            mx.clear_streams()
+        _give_back()
+        self._opener = None
+        self._in_use.release()
+
+    def _load(self, weights_dtype: str | None) -> None:
+        import mlx_lm
+
+        found = resolve.resolve(
+            self._spec,
+            weights_dtype=self._config.weights_dtype or weights_dtype,
+            progress=self._config.progress,
+            trust_remote_code=self._config.trust_remote_code,
+            is_cpu=_on_cpu(),
+        )
+        self._path, self._name = found.path, found.name
+        self._choices = {"weights_dtype": found.weights_dtype or resolve.AS_STORED}
+        try:
+            self._model, self._hf = mlx_lm.load(
+                str(found.path),
+                adapter_path=os.fspath(self._adapter) if self._adapter is not None else None,
+                trust_remote_code=self._config.trust_remote_code,
+                lazy=True,
+            )[:2]
+        except AgentMemoryError:
+            raise
+        except (ValueError, KeyError, TypeError, ModuleNotFoundError) as error:
+            raise UnsupportedModelError(f"mlx-lm cannot load {found.path}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
+        self._model = _cast(self._model, found.weights_dtype)
+
+
+def _evaluate(model: Any) -> None:
+    """Every array of a model, also those that are no parameters (a rope's frequencies): a lazy one cannot leave the
+    thread that made it.
+    """
+    import mlx.core as mx
+
+    modules = model.modules() if hasattr(model, "modules") else []
+    mx.eval(model.parameters(), [list(vars(module).values()) + list(module.values()) for module in modules])
+
+
+def _on_cpu() -> bool:
+    try:
+        import mlx.core as mx
+    except ImportError as error:
+        raise BackendMissingError(resolve.BACKEND_HINT) from error
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
+def _cast(model: Any, dtype: str | None) -> Any:
+    """The model with its weights in ``dtype``, dequantized where quantized; None: as stored. Evaluates all."""
+    import mlx.core as mx
+    from mlx_lm.utils import dequantize_model
+
+    if dtype is not None:
+        if any(a.dtype == mx.uint32 for _, a in digests.leaves(model)):
+            model = dequantize_model(model)
+        model.set_dtype(getattr(mx, dtype))
+    mx.eval(model.parameters())
+    return model
+
+
+def _main_dtype(model: Any) -> str:
+    """The dtype of most weights' bytes, as text."""
+    sizes: dict[str, int] = {}
+    for _, array in digests.leaves(model):
+        sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.nbytes
+    return max(sizes, key=lambda d: sizes[d], default="").removeprefix("mlx.core.")
+
+
+def _give_back() -> None:
+    """Let the system have what was freed: glibc keeps it, hundreds of MB in the arenas of threads that have ended."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _probe(model: Any) -> Layout:
+    """Feed one token to fresh caches: shapes and dtypes as the model really makes them. One decode step."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from agent_memory.mlxcache import kinds
+
+    caches = kinds.fresh(make_prompt_cache(model), kinds.STEP)
+    mx.eval(model(mx.array([[0]]), cache=caches), [c.state for c in caches])
+    return kinds.probe(caches)

@@ -1,0 +1,116 @@
+"""Sampling on MLX arrays: one sampler and one list of logits processors per row, with a random key of the row's own.
+
+mlx's global random state is never read nor advanced: a seeded row draws the same tokens whatever shares its batch,
+and the host's own random numbers stay as they were.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
+
+from agent_memory.runner.processed import returned
+from agent_memory.protocols import Constraint, LogitsProcessor
+from agent_memory.types import Sampling
+
+Sampler = Callable[[mx.array], mx.array]
+
+#: Colder than this, what is drawn is the most probable token, and its inverse nears what floats hold.
+_COLDEST, _HOTTEST = 1e-5, 1e30
+#: Of a smaller one nothing would be left in float32; no vocabulary's best token is as improbable as this.
+_LEAST_TOP_P = 1e-30
+#: Of a penalty or its inverse: beyond it logits become infinite.
+_MOST_PENALTY = 1e4
+_LONGEST = 2**31 - 1  #: what mlx takes as an index
+
+
+def greedy(logprobs: mx.array) -> mx.array:
+    """The most probable token of each row; one function for all greedy rows: a batch samples them in one call."""
+    return mx.argmax(logprobs, axis=-1)
+
+
+def make_sampler(sampling: Sampling) -> Sampler:
+    """The sampler of one row: ``(1, vocab)`` log-probabilities to a ``(1,)`` token. Filters as mlx-lm applies them."""
+    if sampling.temperature < _COLDEST:
+        return greedy
+    seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
+    key = mx.random.key(seed % 2**64)
+    scale = 1.0 / min(sampling.temperature, _HOTTEST)
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        key, draw = mx.random.split(key)
+        if sampling.top_p < 1.0:
+            logprobs = apply_top_p(logprobs, max(sampling.top_p, _LEAST_TOP_P))
+        if sampling.min_p > 0.0:
+            logprobs = apply_min_p(logprobs, sampling.min_p)
+        if 0 < sampling.top_k < logprobs.shape[-1]:
+            logprobs = apply_top_k(logprobs, sampling.top_k)
+        return mx.random.categorical(logprobs.astype(mx.float32) * scale, key=draw)
+
+    return sampler
+
+
+class Processors:
+    """The logits processors of one row: what one of them raises is kept, never thrown into the batch.
+
+    User callables get host arrays; how long they may take is the caller's business (scheduler/callables.py).
+    ``reads_ids``: whether any of them looks at ids before the newest.
+    """
+
+    __slots__ = ("_constraint", "_is_first", "_user", "chain", "error", "reads_ids")
+
+    def __init__(
+        self, sampling: Sampling, user: Sequence[LogitsProcessor] = (), constraint: Constraint | None = None
+    ) -> None:
+        self.error: BaseException | None = None
+        self._user, self._constraint, self._is_first = tuple(user), constraint, True
+        self.chain: list[Callable[[mx.array, mx.array], mx.array]] = []
+        if sampling.repetition_penalty != 1.0:
+            penalty = min(max(sampling.repetition_penalty, 1 / _MOST_PENALTY), _MOST_PENALTY)
+            self.chain.append(make_repetition_penalty(penalty, min(sampling.repetition_context, _LONGEST)))
+        if self._user:
+            self.chain.append(self._process)
+        self.reads_ids = bool(self.chain)
+        if constraint is not None:
+            self.chain.append(self._constrain)
+
+    def _process(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if self.error is not None:
+            return logits
+        ids: Any = tokens.tolist()
+        values = np.array(logits[0].astype(mx.float32))
+        try:
+            for processor in self._user:
+                values = returned(processor(ids, values), values.shape)
+        except Exception as error:  # noqa: BLE001 - a user's code: its row reports it, the batch goes on
+            self.error = error
+            return logits
+        return mx.array(values, dtype=logits.dtype)[None]
+
+    def _constrain(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        """Only what the constraint allows keeps its logit. The mask is made while the forward pass runs."""
+        assert self._constraint is not None
+        if self.error is not None:
+            return logits
+        mx.async_eval(logits)
+        try:
+            if not self._is_first:  # then the newest id is the prompt's last
+                self._constraint.accept(int(tokens[-1].item()))
+            self._is_first = False
+            words = self._constraint.mask()
+        except Exception as error:  # noqa: BLE001 - a reply that left its grammar: its row reports it
+            self.error = error
+            return logits
+        return logits if words is None else mx.where(allowed(words, logits.shape[-1]), logits, -mx.inf)
+
+
+def allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
+    """(n_vocab,) bool of a mask's words; ids beyond them, with which models pad their vocabulary, are not allowed."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=min(n_vocab, 32 * len(words)))
+    return mx.array(np.pad(bits, (0, n_vocab - len(bits))).view(np.bool_))
