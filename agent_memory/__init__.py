@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_memory.agent import Agent
     from agent_memory.config import Config
+    from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
         AgentMemoryError,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
-    from agent_memory.echo.runner import EchoRunner
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,

@@ -8,31 +8,36 @@ from collections.abc import Iterator
 import numpy as np
 
 from agent_memory.recall import search
-from agent_memory.recall.protocols import Embedder
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
 from agent_memory.recall.rows import Row, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import TEXT_KINDS, Hit
+from agent_memory.recall.vectors import VectorView
 from agent_memory.recall.words import question_terms, terms
 
 CANDIDATES = 150  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
+NEAREST = 100  #: items that vectors find
 _RESCORED = 100
 _MOST_STANDING = 100
 
 
-def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, embedder: Embedder | None) -> list[Hit]:
+def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, view: VectorView | None) -> list[Hit]:
     """Return the hits of a question. Inside a read transaction; reads, changes nothing."""
     words = question_terms(query)
     is_filtered = bool(question.kinds) or question.since is not None or question.as_of is not None or question.source
     candidates: dict[int, Scored] = {}
+    similar = _similar(db, query, question, view)
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
         found = search.find(db, scope.workspace, words, n_items, is_passage=is_passage)
         found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope))
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
-                candidates[row.item] = scored(row, question, relevance, 0.0)
+                candidates[row.item] = scored(row, question, relevance, similar.pop(row.item, 0.0))
+    for item, row in rows_of(db, scope, list(similar)).items():
+        if question.admits(row):
+            candidates[item] = scored(row, question, 0.0, similar[item])
     hits = chosen(candidates.values(), question, lambda row: span_text(db, row))
     stale = stale_items(db, [hit.row.item for hit, _ in hits])
     return [
@@ -47,6 +52,15 @@ def _views(question: Question) -> list[bool]:
         return [True]
     texts = question.kinds & set(TEXT_KINDS)
     return [*([True] if texts else []), *([False] if question.kinds - texts else [])]
+
+
+def _similar(db: sqlite3.Connection, query: str, question: Question, view: VectorView | None) -> dict[int, float]:
+    """How near the nearest items are in meaning, 0 to 1, against the least near of them."""
+    if view is None or not question.weights.similarity or not query.strip():
+        return {}
+    cosines = view.nearest(db, query, NEAREST)
+    least = min(cosines.values(), default=0.0)
+    return {item: max(0.0, cosine - least) for item, cosine in cosines.items()}
 
 
 def _standing(db: sqlite3.Connection, scope: Scope) -> search.Ids:

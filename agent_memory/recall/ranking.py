@@ -96,9 +96,7 @@ def salience(row: Row, now: float) -> float:
     return math.tanh(row.net_useful * _decay(now - row.useful_s, FEEDBACK_HALF_LIFE_S) / 2)
 
 
-def chosen(
-    candidates: Iterable[Scored], question: Question, text_of: Callable[[Row], str]
-) -> list[tuple[Scored, str]]:
+def chosen(candidates: Iterable[Scored], question: Question, text_of: Callable[[Row], str]) -> list[tuple[Scored, str]]:
     """Return at most ``k`` hits with their texts, best first: one of each conversation turn, and each content once."""
     pool = sorted((one for one in candidates if one.score > 0), key=_order)
     spread = question.weights.spread if question.about_course else 0.0

@@ -13,8 +13,8 @@ from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import Item
 
 _COLUMNS = (
-    "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, i.superseded_by, "
-    "i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, i.card, t.text, t.kind, "
+    "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, "
+    "i.superseded_by, i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, t.text, t.kind, "
     "t.role, t.speaker, t.source, t.count, t.at"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text WHERE i.workspace = ?"
@@ -43,7 +43,6 @@ class Row:
     n_used: int
     used_s: float
     pinned_s: float | None
-    card: int | None
     text: int
     text_kind: str
     role: str

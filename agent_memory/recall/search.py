@@ -66,7 +66,13 @@ NOTHING = Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
 
 def find(
-    db: sqlite3.Connection, workspace: int, words: Sequence[str], n_items: int, *, is_passage: bool, cap: int | None = None
+    db: sqlite3.Connection,
+    workspace: int,
+    words: Sequence[str],
+    n_items: int,
+    *,
+    is_passage: bool,
+    cap: int | None = None,
 ) -> Found:
     """Return the items of a workspace with any of ``words``. ``n_items``: how many the workspace has of these."""
     limit = cap if cap is not None else max(FREQUENT_ITEMS, int(n_items * FREQUENT_SHARE))
