@@ -5,17 +5,20 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+import numpy as np
+
 from agent_memory.recall import search
 from agent_memory.recall.protocols import Embedder
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
-from agent_memory.recall.rows import Row, rows_of, stale_items
+from agent_memory.recall.rows import Row, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import TEXT_KINDS, Hit
 from agent_memory.recall.words import question_terms, terms
 
-CANDIDATES = 300  #: rows that are read and scored
+CANDIDATES = 150  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
 _RESCORED = 100
+_MOST_STANDING = 100
 
 
 def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, embedder: Embedder | None) -> list[Hit]:
@@ -26,14 +29,15 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, em
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
         found = search.find(db, scope.workspace, words, n_items, is_passage=is_passage)
-        found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES)
+        found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope))
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
                 candidates[row.item] = scored(row, question, relevance, 0.0)
-    hits = chosen(candidates.values(), question)
-    stale = stale_items(db, [hit.row.item for hit in hits])
+    hits = chosen(candidates.values(), question, lambda row: span_text(db, row))
+    stale = stale_items(db, [hit.row.item for hit, _ in hits])
     return [
-        Hit(hit.row.as_item(scope, is_stale=hit.row.item in stale), hit.score, dict(hit.parts)) for hit in hits
+        Hit(hit.row.as_item(scope, text, is_stale=hit.row.item in stale), hit.score, dict(hit.parts))
+        for hit, text in hits
     ]
 
 
@@ -43,6 +47,13 @@ def _views(question: Question) -> list[bool]:
         return [True]
     texts = question.kinds & set(TEXT_KINDS)
     return [*([True] if texts else []), *([False] if question.kinds - texts else [])]
+
+
+def _standing(db: sqlite3.Connection, scope: Scope) -> search.Ids:
+    """The newest standing instructions: raised later, so looked at even where many passages have more of the words."""
+    sql = "SELECT item FROM items WHERE workspace = ? AND is_standing ORDER BY item DESC LIMIT ?"
+    rows = db.execute(sql, (scope.workspace, _MOST_STANDING)).fetchall()
+    return np.fromiter((item for (item,) in rows), np.int64, len(rows))
 
 
 def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
@@ -61,7 +72,7 @@ def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iter
     }
     if any(term.is_frequent for term in found.terms):
         best = sorted(scores, key=lambda item: (-scores[item], item))[:_RESCORED]
-        for item, more in search.rescored(found, best, [terms(rows[item].body) for item in best]).items():
+        for item, more in search.rescored(found, best, [terms(span_text(db, rows[item])) for item in best]).items():
             scores[item] += more
     for item, score in scores.items():
         yield rows[item], score

@@ -20,7 +20,7 @@ from agent_memory.recall.database import Database
 from agent_memory.recall.filing import file_texts, prepare
 from agent_memory.recall.protocols import Embedder, Redactor, TokenCounter
 from agent_memory.recall.ranking import Question
-from agent_memory.recall.rows import row_of, rows_of
+from agent_memory.recall.rows import items_of, row_of, rows_of
 from agent_memory.recall.scope import Scope, checked_name, open_scope
 from agent_memory.recall.slots import chain_of
 from agent_memory.recall.told import Told, split, told
@@ -162,7 +162,7 @@ class ContextMemory:
             row_of(db, self._scope, id)
             chain = chain_of(db, self._scope, id)
             rows = rows_of(db, self._scope, chain)
-            return [rows[item].as_item(self._scope) for item in chain]
+            return items_of(db, self._scope, [rows[item] for item in chain])
 
     def close(self) -> None:
         """Close the file; idempotent. Everything remembered is durable already."""

@@ -37,6 +37,7 @@ CREATE INDEX items_text ON items (text);
 CREATE INDEX items_kind ON items (workspace, kind, at);
 CREATE INDEX items_slot ON items (workspace, slot) WHERE slot IS NOT NULL;
 CREATE INDEX items_superseded ON items (superseded_by) WHERE superseded_by IS NOT NULL;
+CREATE INDEX items_standing ON items (workspace, item) WHERE is_standing;
 CREATE INDEX items_pinned ON items (workspace, pinned_s) WHERE pinned_s IS NOT NULL;
 CREATE TABLE links (workspace INTEGER NOT NULL, item INTEGER NOT NULL, relation TEXT NOT NULL,
     other INTEGER NOT NULL, PRIMARY KEY (item, relation, other)) WITHOUT ROWID;

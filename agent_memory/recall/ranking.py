@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from attrs import define, frozen
 
@@ -58,17 +58,13 @@ class Question:
         return row.at <= self.as_of and (row.superseded_at is None or row.superseded_at > self.as_of)
 
 
-@define
+@define(eq=False)
 class Scored:
     """A row with its score and what it is made of."""
 
     row: Row
     parts: dict[str, float]
-
-    @property
-    def score(self) -> float:
-        """The sum of the parts, in their order."""
-        return sum(self.parts.values())
+    score: float  #: the sum of the parts, in their order
 
 
 def relevance_of(alone: float, around: float, n_words: int) -> float:
@@ -92,7 +88,7 @@ def scored(row: Row, question: Question, relevance: float, similarity: float) ->
         "failure": w.failure * base * _FAILURES.get(row.kind, 0.0),
         "salience": w.salience * base * salience(row, question.now),
     }
-    return Scored(row, parts)
+    return Scored(row, parts, sum(parts.values()))
 
 
 def salience(row: Row, now: float) -> float:
@@ -100,22 +96,28 @@ def salience(row: Row, now: float) -> float:
     return math.tanh(row.net_useful * _decay(now - row.useful_s, FEEDBACK_HALF_LIFE_S) / 2)
 
 
-def chosen(candidates: Iterable[Scored], question: Question) -> list[Scored]:
-    """Return at most ``k`` hits, best first: one of each conversation turn, and each content once."""
+def chosen(
+    candidates: Iterable[Scored], question: Question, text_of: Callable[[Row], str]
+) -> list[tuple[Scored, str]]:
+    """Return at most ``k`` hits with their texts, best first: one of each conversation turn, and each content once."""
     pool = sorted((one for one in candidates if one.score > 0), key=_order)
     spread = question.weights.spread if question.about_course else 0.0
-    hits: list[Scored] = []
+    hits: list[tuple[Scored, str]] = []
     turns: set[int] = set()
     seen: list[frozenset[str]] = []
     while pool and len(hits) < question.k:
-        one = pool.pop(0)
-        words = frozenset(terms(one.row.body))
-        if one.row.text in turns or any(_jaccard(words, other) >= _SAME for other in seen):
+        one = min(pool, key=_order) if spread else pool[0]
+        pool.remove(one)
+        if one.row.text in turns:
+            continue
+        text = text_of(one.row)
+        words = frozenset(terms(text))
+        if any(_jaccard(words, other) >= _SAME for other in seen):
             continue
         if _is_turn(one.row, question):
             turns.add(one.row.text)
         seen.append(words)
-        hits.append(one)
+        hits.append((one, text))
         if spread:
             _lower_near(pool, one.row, spread)
     return hits
@@ -133,9 +135,9 @@ def _lower_near(pool: list[Scored], taken: Row, spread: float) -> None:
     """Lower what was said shortly before or after ``taken``, once more for every hit that it is near to."""
     for one in pool:
         row = one.row
-        if row.source == taken.source and row.text_kind == taken.text_kind and abs(row.text - taken.text) <= _NEAR:
+        if abs(row.text - taken.text) <= _NEAR and row.source == taken.source and row.text_kind == taken.text_kind:
             one.parts["spread"] = one.parts.get("spread", 0.0) - spread * one.score
-    pool.sort(key=_order)
+            one.score = sum(one.parts.values())
 
 
 def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -15,7 +15,7 @@ from agent_memory.recall.types import Item
 _COLUMNS = (
     "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, i.superseded_by, "
     "i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, i.card, t.text, t.kind, "
-    "t.role, t.speaker, t.source, t.count, substr(t.body, i.start + 1, i.stop - i.start), t.at"
+    "t.role, t.speaker, t.source, t.count, t.at"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text WHERE i.workspace = ?"
 
@@ -50,14 +50,13 @@ class Row:
     speaker: str | None
     source: str | None
     count: int
-    body: str  #: of the item's span
     told_at: float
 
-    def as_item(self, scope: Scope, *, is_stale: bool = False) -> Item:
-        """Return what callers see of this row."""
+    def as_item(self, scope: Scope, text: str, *, is_stale: bool = False) -> Item:
+        """Return what callers see of this row; ``text``: of its span."""
         return Item(
             id=self.item,
-            text=self.body,
+            text=text,
             kind=self.kind,
             source=self.source,
             at=self.at,
@@ -91,6 +90,19 @@ def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> Row:
     if row is None:
         raise ItemNotFoundError(item)
     return Row(*row)
+
+
+def span_text(db: sqlite3.Connection, row: Row) -> str:
+    """Return the text of a row's span. Rows are read without it: most candidates are never shown."""
+    sql = "SELECT substr(body, ?, ?) FROM texts WHERE text = ?"
+    return str(db.execute(sql, (row.start + 1, row.stop - row.start, row.text)).fetchone()[0])
+
+
+def items_of(db: sqlite3.Connection, scope: Scope, rows: Iterable[Row]) -> list[Item]:
+    """Return what callers see of ``rows``, in order."""
+    kept = list(rows)
+    stale = stale_items(db, [row.item for row in kept])
+    return [row.as_item(scope, span_text(db, row), is_stale=row.item in stale) for row in kept]
 
 
 def rows_where(db: sqlite3.Connection, scope: Scope, condition: str, *values: object) -> Iterator[Row]:

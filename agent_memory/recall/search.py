@@ -50,11 +50,13 @@ class Found:
     around: Floats = field(repr=False)
     terms: tuple[Term, ...] = ()
 
-    def best(self, n: int) -> Found:
-        """Return the ``n`` items that can score highest, whatever their lengths."""
+    def best(self, n: int, always: Ids) -> Found:
+        """Return the ``n`` items that can score highest, whatever their lengths, and those of ``always``."""
         if len(self.ids) <= n:
             return self
         most = np.maximum(self.alone, 0.2 * self.alone + 0.8 * self.around)
+        most[np.isin(self.ids, always)] = np.inf
+        n = min(n + len(always), len(self.ids) - 1)
         kept = np.argpartition(-most, n)[:n]
         kept.sort()
         return Found(self.ids[kept], self.alone[kept], self.around[kept], self.terms)
