@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from attrs import field, frozen
@@ -80,8 +80,8 @@ class Decision:
 class Score:
     """What an episode was worth: ``total`` with its parts. The default: their product.
 
-    ``outcome`` is 1 for a success, else 0. ``efficiency`` is 0.5 to 1.5: above 1 in fewer than ten steps and less than a
-    minute. ``quality`` is 0 to 1: the caller's own figure, or the share of steps that did not fail.
+    ``outcome`` is 1 for a success, else 0. ``efficiency`` is 0.5 to 1.5: above 1 in fewer than ten steps and less than
+    a minute. ``quality`` is 0 to 1: the caller's own figure, or the share of steps that did not fail.
     """
 
     total: float
@@ -139,16 +139,17 @@ PATTERN_KINDS: tuple[str, ...] = get_args(PatternKind)
 
 @frozen(kw_only=True)
 class Effectiveness:
-    """How well a pattern served: a Beta posterior over evidence that halves every 30 days.
+    """How well a pattern served, as of now: ``value`` = ``mean`` x ``freshness``.
 
-    ``mean`` is (1 + successes) / (2 + successes + failures), ``lower`` its 10 % quantile (normal approximation): 9 of 10
-    ranks above 1 of 1. Computed when it is read.
+    ``mean`` is that of a Beta posterior with a uniform prior: (1 + successes) / (2 + successes + failures), so that 9
+    of 10 ranks above 1 of 1. ``freshness`` halves every 30 days since the pattern was last seen. Computed when read.
     """
 
-    successes: float  #: weighted by age
-    failures: float
+    successes: int
+    failures: int
     mean: float
-    lower: float
+    freshness: float
+    value: float
 
 
 @frozen(kw_only=True)
@@ -178,6 +179,7 @@ class Pattern:
     episodes: tuple[int, ...]  #: those that show it
     effectiveness: Effectiveness
     tools: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()  #: what each tool did in the newest of the episodes
     condition: str = ""
     choice: str = ""
     branches: tuple[Branch, ...] = ()
@@ -188,7 +190,7 @@ class Pattern:
     @property
     def text(self) -> str:
         """The pattern as one sentence."""
-        after = " then ".join(self.tools)
+        after = " then ".join(described(self.tools, self.actions))
         match self.kind:
             case "tool_sequence":
                 return f"These tools work in this order: {after}."
@@ -200,7 +202,16 @@ class Pattern:
                 return f"With {', '.join(sorted(self.features))}: {after} works."
 
     def __repr__(self) -> str:
-        return f"Pattern({self.id} {self.text!r} in {len(self.episodes)} episodes, {self.effectiveness.mean:.2f})"
+        return f"Pattern({self.id} {self.text!r} in {len(self.episodes)} episodes, {self.effectiveness.value:.2f})"
+
+
+def described(tools: Sequence[str], actions: Sequence[str]) -> list[str]:
+    """Return tools with what they did in brackets, where that is known and says more than the name."""
+    padded = (*actions, *[""] * len(tools))
+    return [
+        f"{tool} ({action[:80]})" if action and action != tool else tool
+        for tool, action in zip(tools, padded, strict=False)
+    ]
 
 
 @frozen(kw_only=True)
