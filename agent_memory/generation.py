@@ -10,7 +10,8 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError
@@ -87,6 +88,22 @@ class Feed:
             self._wakers.add(waker)
         return lambda: self._wakers.discard(waker)
 
+    def when_ended(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call ``call`` once, at the end (any thread), or now if that is past; returns the call that stops that."""
+        self._ensure_ours()
+        is_called = False
+
+        def waker() -> None:  # under the lock
+            nonlocal is_called
+            if self.ended and not is_called:
+                is_called = True
+                call()
+
+        with self._changed:
+            self._wakers.add(waker)
+            waker()
+        return lambda: self._wakers.discard(waker)
+
     def _ensure_ours(self) -> None:
         if os.getpid() != self.pid:
             raise ClosedError("this generation belongs to the parent process; a forked child must open its own Memory")
@@ -149,6 +166,11 @@ class Generation:
                 f"no reply within {timeout_s} s; the request is still running, state {self.state!r}"
             )
         return self._outcome()
+
+    def outcome(self) -> Reply | BaseException:
+        """Wait for the reply, or for the error that ``result()`` would raise."""
+        self._feed.wait(2**62, None)
+        return self._feed.error or self._reply()
 
     def cancel(self) -> None:
         """End the request at the next step; idempotent, returns at once."""
@@ -225,8 +247,62 @@ class Generation:
     def _outcome(self) -> Reply:
         if self._feed.error is not None:
             raise self._feed.error
+        return self._reply()
+
+    def _reply(self) -> Reply:
         assert self._feed.reply is not None
         return self._feed.reply
+
+
+class as_completed:  # noqa: N801 - read as the functions of that name in asyncio and concurrent.futures
+    """Handles of running requests, each as it ends: for ``for`` and ``async for``.
+
+    What ended with an error or cancelled comes too: its ``result()`` raises. Leaving the loop cancels
+    nothing; Ctrl-C while it waits cancels all.
+    """
+
+    def __init__(self, handles: Iterable[Generation]) -> None:
+        self._handles = list(handles)
+        for one in self._handles:
+            if not isinstance(one, Generation):
+                raise UnsupportedParameterError(f"as_completed takes handles of stream(), got {type(one).__name__}")
+
+    def __iter__(self) -> Iterator[Generation]:
+        ended: SimpleQueue[Generation] = SimpleQueue()
+        unwatch = self._watch(ended.put)
+        try:
+            for _ in self._handles:
+                yield ended.get()
+        except KeyboardInterrupt:
+            for one in self._handles:
+                one.cancel()
+            raise
+        finally:
+            unwatch()
+
+    async def __aiter__(self) -> AsyncIterator[Generation]:
+        loop, ended = asyncio.get_running_loop(), asyncio.Queue[Generation]()
+
+        def put(one: Generation) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+                loop.call_soon_threadsafe(ended.put_nowait, one)
+
+        unwatch = self._watch(put)
+        try:
+            for _ in self._handles:
+                yield await ended.get()
+        finally:
+            unwatch()
+
+    def _watch(self, put: Callable[[Generation], None]) -> Callable[[], None]:
+        """Have each handle put once, at its end; returns the call that stops that."""
+        calls = [one._feed.when_ended(lambda one=one: put(one)) for one in self._handles]  # type: ignore[misc]
+
+        def unwatch() -> None:
+            for call in calls:
+                call()
+
+        return unwatch
 
 
 def _limit(timeout_s: float | None) -> float | None:
