@@ -23,7 +23,10 @@ from agent_memory.types import Tool
 
 #: Members that some models write before a call's name, as the APIs' own objects have them.
 _MEMBER = rf'("type"{BLANKS}:{BLANKS}"function"|"id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}")'
-_EXTRAS = rf"({_MEMBER}{BLANKS},{BLANKS}){{0,2}}"
+_EXTRAS = {
+    '"name"': rf"({_MEMBER}{BLANKS},{BLANKS}){{0,2}}",
+    '"tool_name"': rf'("tool_call_id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}"{BLANKS},{BLANKS})?',
+}
 _NUMBER = "/[0-9]{1,3}/"
 _KEPT = 64  #: schemas, and compiled grammars, of a model; what was not used for longest goes first
 
@@ -136,8 +139,7 @@ def _tokens(write: Writer, *tokens: str) -> str:
     if not write.is_open:
         return text("".join(f"{token} " if token in (",", ":") else token for token in tokens))
     some = [token for token in tokens if token]
-    is_named = ('"name"', '"tool_name"')
-    pattern = "".join(BLANKS + _EXTRAS * (token in is_named) + escaped(token) for token in some)
+    pattern = "".join(BLANKS + _EXTRAS.get(token, "") + escaped(token) for token in some)
     return f"/{pattern}{BLANKS if some[-1] == ':' else ''}/"
 
 

@@ -68,13 +68,13 @@ def _gap(write: Writer, written: str) -> str:
     return text(written) if written and not written.strip() else ""
 
 
-def _named(schema: Mapping[str, Any], place: str) -> list[tuple[str, Mapping[str, Any], bool]] | None:
-    """An object's properties, and which must be there; None where it may have any."""
+def _named(schema: Mapping[str, Any], place: str) -> list[tuple[str, Mapping[str, Any], bool]]:
+    """An object's properties, and which must be there. Raises UnsupportedParameterError where it may have others."""
     if schema.keys() & {"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "minProperties", "maxProperties"}:
         raise UnsupportedParameterError(f"{place}: schemas that describe one object together cannot be held here")
     named = schema.get("properties")
-    if named is None:
-        return None
+    if named is None or schema.get("additionalProperties", False) is not False:
+        raise UnsupportedParameterError(f"{place}: an object with any properties cannot be held here")
     required = schema.get("required", ())
     if unnamed := [name for name in required if name not in named]:
         raise UnsupportedParameterError(f"{place}.required: {unnamed[0]} is no property")
@@ -186,23 +186,11 @@ class _Elements(_Texts):
     def arguments(self) -> str:
         """All of them, in their order."""
         place = f"{self.tool.name}.parameters"
-        named = _named(self.tool.parameters, place)
-        if named is None:
-            return f"({self._any()})*"
         parts = []
-        for name, schema, is_required in named:
+        for name, schema, is_required in _named(self.tool.parameters, place):
             one = self.write.rule(self._argument(name, schema, f"{place}.properties.{name}"))
             parts.append(one if is_required else f"{one}?")
         return " ".join(parts)
-
-    def _any(self) -> str:
-        """Some argument of a tool that says nothing of its own."""
-        written = self._form.writes[1].replace("{type}", "string").replace("{is_string}", "true")
-        before, _, behind = written.strip("\n").partition("{name}")
-        free = self.write.free(self._form.parameter_end)
-        name = self.write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
-        parts = [self.write.fixed(before), name, self.write.fixed(behind), self._padding(), free]
-        return self.write.rule(" ".join(filter(None, [*parts, self._closing()])))
 
     def _argument(self, name: str, schema: Mapping[str, Any], place: str) -> str:
         tag, write = self._form.writes[1], self.write
@@ -233,13 +221,8 @@ def _python_call(write: Writer, tool: Tool) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*", tool.name):
         raise UnsupportedParameterError(f"{tool.name}: such a name cannot be held here")
     gap = _gap(write, "")
-    if named is None:
-        key = write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
-        one = write.rule(f'{key} "=" {write.json({})}')
-        inner = f'({one} (", " {one})*)?'
-    else:
-        parts = [(write.rule(f"{text(name)} {gap} \"=\" {gap} {texts.json(part)}"), must) for name, part, must in named]
-        inner = _separated(write, parts, f'"," {_gap(write, " ")}')
+    parts = [(write.rule(f'{text(name)} {gap} "=" {gap} {texts.json(part)}'), must) for name, part, must in named]
+    inner = _separated(write, parts, f'"," {_gap(write, " ")}')
     return f'{text(tool.name)} "(" {gap} {inner} {gap} ")"'
 
 
@@ -253,13 +236,8 @@ class _Literals(_Texts):
     def members(self, schema: Mapping[str, Any], place: str = "") -> str:
         """An object."""
         place = place or f"{self.tool.name}.parameters"
-        named = _named(schema, place)
-        if named is None:
-            key = self.write.token("/[A-Za-z_][A-Za-z0-9_]{0,40}/")
-            one = self.write.rule(f'{key} ":" {self.value({}, place)}')
-            return f'"{{" ({one} ("," {one})*)? "}}"'
         parts = []
-        for name, part, is_required in named:
+        for name, part, is_required in _named(schema, place):
             value = self.value(part, f"{place}.properties.{name}")
             parts.append((self.write.rule(f'{text(name + ":")} {value}'), is_required))
         inner = _separated(self.write, parts, '","')
@@ -308,11 +286,8 @@ class _Trees(_Texts):
 
     def members(self, schema: Mapping[str, Any], place: str) -> str:
         """An object's properties."""
-        named = _named(schema, place)
-        if named is None:
-            raise UnsupportedParameterError(f"{place}: an object that names no properties cannot be held here")
         parts = []
-        for name, part, is_required in named:
+        for name, part, is_required in _named(schema, place):
             one = self.write.rule(self._element(name, part, f"{place}.properties.{name}"))
             parts.append(one if is_required else f"{one}?")
         return " ".join(parts)
@@ -320,7 +295,7 @@ class _Trees(_Texts):
     def _element(self, tag: str, schema: Mapping[str, Any], place: str) -> str:
         opening, closing = self.write.fixed(f"{NAMESPACE}<{tag}>"), self.write.fixed(f"{NAMESPACE}</{tag}>")
         kinds = kinds_of(schema, self.root)
-        if kinds == {"object"} and "properties" in schema:
+        if kinds == {"object"} and "$ref" not in schema:
             inner = self.members(schema, place)
         elif kinds == {"array"} and "$ref" not in schema:
             item = self.write.rule(self._element("item", schema.get("items", {}), f"{place}.items"))

@@ -61,7 +61,7 @@ class Requests:
             builder=self._builder(calling),
             parser=lambda prompt: calling.parser(tokenizer, prompt),
             constraint=calling.constraint(self.grammars, prompt.ids),
-            shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
+            shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log else None,
             agent_id=log.agent_id if log else None,
             sampling=settings.sampling,

@@ -49,6 +49,9 @@ def _call(element: _Element, tools: Sequence[Tool] | None) -> Found:
 def _source(element: _Element, schema: object, root: Mapping[str, object]) -> str:
     """The JSON text of an element's value: its text, or an object or an array of the elements in it."""
     if not element.inner:
+        empty = {frozenset({"object"}): "{}", frozenset({"array"}): "[]"}
+        if not element.text.strip() and (source := empty.get(frozenset(values.kinds_of(schema, root)))):
+            return source
         return values.source_of(element.text, schema, root)
     if element.text.strip():
         raise ValueError(f"the argument {element.name!r} holds text beside elements")
