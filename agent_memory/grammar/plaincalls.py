@@ -23,6 +23,7 @@ _STRING_KEYS = {"type", "enum", "const", "maxLength", "minLength", "pattern", "d
 _CONSTANTS = r"\s*(?i:true|false|null|none)\s*"
 _NUMBERISH = r"\s*[+.-]?\.?[0-9](?s:.*)"
 _BRACKETED = r"""\s*[{\[("'](?s:.*)"""
+_NUMBER = "/[0-9]{1,3}/"
 _KEY = re.compile(r"[A-Za-z_][\w-]*")
 _QUOTES = {"gemma4": '<|"|>', "function_gemma": "<escape>"}
 _ANYTHING: dict[str, Any] = {"type": ["integer", "boolean", "null"], "minimum": -(2**53), "maximum": 2**53}
@@ -33,7 +34,8 @@ def element_calls(tools: Sequence[Tool], form: ElementForm, write: Writer, is_si
     before, _, _, behind = form.writes
     is_tight, calls = bool(form.call_mark) and form.start.endswith(form.call_mark), []
     for tool in tools:
-        head = write.fixed(before.replace("{name}", tool.name).strip("\n"))
+        said, number, rest = before.replace("{name}", tool.name).strip("\n").partition("{number}")
+        head = f"{write.fixed(said)} {_NUMBER} {write.fixed(rest)}" if number else write.fixed(said)
         inner = _Elements(form, write, tool).arguments()
         parts = ["" if is_tight else _gap(write, before[:1]), head, _gap(write, before[-1:]), inner, write.fixed(behind.strip("\n"))]
         calls.append(write.rule(" ".join(filter(None, parts))))
@@ -49,7 +51,7 @@ def literal_calls(tools: Sequence[Tool], form: LiteralForm, write: Writer, is_si
         call = f"({' | '.join(calls)})"
         return call if is_single else f"{call} ({write.blanks} {call})*"
     if form.dialect == "python":
-        calls = [write.rule(_python_call(write, tool)) for tool in tools]
+        calls = [write.rule(_Python(write, tool).call()) for tool in tools]
         call = f"({' | '.join(calls)})"
         more = "" if is_single else f'("," {_gap(write, " ")} {call})*'
         return f'{write.blanks if write.is_open else ""} "[" {call} {more} "]"'
@@ -106,19 +108,19 @@ class _Texts:
         return self.write.json({**shared, **schema})
 
     def plain(self, schema: Mapping[str, Any], end: str, place: str) -> list[tuple[str, str]]:
-        """How a value may be written, before ``end``: pairs of its type and an expression."""
+        """How a value may be written, up to and with ``end``: pairs of its type and an expression."""
         kinds = kinds_of(schema, self.root)
         if not kinds:
             free = self.write.free(end, "(?s:.+)", _CONSTANTS, _NUMBERISH, _BRACKETED)
-            return [("string", free), ("number", self.json({"type": ["number", "boolean", "null"]}))]
+            return [("string", free), ("number", self._ended({"type": ["number", "boolean", "null"]}, end))]
         if kinds == {"string"}:
             return [("string", self.string(schema, end, place))]
-        if "string" not in kinds:
-            return [(_type(kinds), self.json(schema))]
-        return [pair for part in self._alternatives(schema, place) for pair in self._one_of(part, kinds, end, place)]
+        if len(kinds) == 1:
+            return [(_type(kinds), self._ended(schema, end))]
+        return [self._one_of(part, kinds, end, place) for part in self._alternatives(schema, place)]
 
     def string(self, schema: Mapping[str, Any], end: str, place: str) -> str:
-        """A string as it is."""
+        """A string as it is, up to and with ``end``."""
         parts = [part for part in parts_of(schema, self.root) if part.keys() - {"anyOf", "oneOf", "$ref", "$defs"}]
         if len(parts) != 1 or parts[0].keys() - _STRING_KEYS:
             more = sorted({key for part in parts for key in part.keys() - _STRING_KEYS}) or ["anyOf"]
@@ -126,26 +128,28 @@ class _Texts:
         [part] = parts
         if "enum" in part or "const" in part:
             listed = [value for value in part.get("enum", [part.get("const")]) if isinstance(value, str)]
-            return f"({' | '.join(map(text, listed))})"
-        pattern = part.get("pattern")
-        length = f"{{{part.get('minLength', 0)},{part.get('maxLength', '')}}}"
-        others = [] if pattern is None else [pattern]
-        if others:
-            anchored = pattern if pattern.startswith("^") else f"(?s:.*)(?:{pattern})"
-            anchored = anchored if pattern.endswith("$") else f"(?:{anchored})(?s:.*)"
-            anchored = anchored.removeprefix("^").removesuffix("$").replace("/", "\\/")
-            return self.write.token(f"/(?s:.){length}/ & /{anchored}/ & ~/(?s:.*){escaped(end)}(?s:.*)/")
-        return self.write.free(end, f"(?s:.){length}")
+            return f"({' | '.join(map(text, listed))}) {self.write.fixed(end)}"
+        if (pattern := part.get("pattern")) is None:
+            return self.write.free(end, f"(?s:.){{{part.get('minLength', 0)},{part.get('maxLength', '')}}}")
+        if "minLength" in part or "maxLength" in part:
+            raise UnsupportedParameterError(f"{place}.pattern: a pattern beside a length cannot be held here")
+        begins = "" if pattern.startswith("^") else "(?s:.*)"
+        ends = "" if pattern.endswith("$") else "(?s:.*)"
+        inner = pattern.removeprefix("^").removesuffix("$").replace("/", "\\/")
+        return self.write.free(end, f"{begins}(?:{inner}){ends}")
 
-    def _one_of(self, part: Mapping[str, Any], kinds: set[str], end: str, place: str) -> list[tuple[str, str]]:
+    def _ended(self, schema: Mapping[str, Any], end: str) -> str:
+        return f"{self.json(schema)} {self.write.fixed(end)}"
+
+    def _one_of(self, part: Mapping[str, Any], kinds: set[str], end: str, place: str) -> tuple[str, str]:
         own = kinds_of(part, self.root)
-        if own == {"string"}:
-            if "enum" in part or "const" in part or kinds == {"string", "null"}:
-                return [("string", self.string(part, end, place))]
-            if part.keys() - {"type", "description", "title"}:
-                raise UnsupportedParameterError(f"{place}: a string beside other types cannot be held here")
-            return [("string", self.write.free(end, "(?s:.*)", _CONSTANTS, _NUMBERISH, _BRACKETED))]
-        return [(_type(own), self.json(part))]
+        if own != {"string"}:
+            return _type(own), self._ended(part, end)
+        if "enum" in part or "const" in part or kinds == {"string", "null"}:
+            return "string", self.string(part, end, place)
+        if part.keys() - {"type", "description", "title"}:
+            raise UnsupportedParameterError(f"{place}: a string beside other types cannot be held here")
+        return "string", self.write.free(end, "(?s:.*)", _CONSTANTS, _NUMBERISH, _BRACKETED)
 
     def _alternatives(self, schema: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
         """Schemas of one type each."""
@@ -193,37 +197,16 @@ class _Elements(_Texts):
         return " ".join(parts)
 
     def _argument(self, name: str, schema: Mapping[str, Any], place: str) -> str:
-        tag, write = self._form.writes[1], self.write
-        ways = []
-        for kind, value in self.plain(schema, self._form.parameter_end, place):
+        form, write, ways = self._form, self.write, []
+        tag, end = form.writes[1], ("\n" if form.is_padded else "") + form.parameter_end
+        for kind, value in self.plain(schema, end, place):
             is_string = json.dumps(kind == "string")
             said = tag.replace("{name}", name).replace("{type}", kind).replace("{is_string}", is_string)
-            head = write.fixed(said.strip("\n"))
-            padding = self._padding() if self._form.is_padded or kind != "string" else ""
-            parts = [_gap(write, tag[:1]), head, padding, value, self._closing(is_string=kind == "string")]
+            padding = '"\\n"' if form.is_padded else ""
+            head = f" {_gap(write, chr(10))} ".join(write.fixed(part) for part in said.strip("\n").split("\n"))
+            parts = [_gap(write, tag[:1]), head, padding, value, _gap(write, form.writes[2][-1:])]
             ways.append(" ".join(filter(None, parts)))
         return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
-
-    def _padding(self) -> str:
-        return '"\\n"' if self._form.is_padded else ""
-
-    def _closing(self, *, is_string: bool = True) -> str:
-        written = self._form.writes[2]
-        before = '"\\n"' if self._form.is_padded else ""
-        after = r'"\n"?' if written.endswith("\n") and not self.write.is_open else r"/[ \t\r\n]{1,8}/?"
-        return " ".join(filter(None, [before, self.write.fixed(self._form.parameter_end), after]))
-
-
-def _python_call(write: Writer, tool: Tool) -> str:
-    """``name(key=value, ...)``; values are JSON, which is read as Python's too."""
-    place = f"{tool.name}.parameters"
-    named, texts = _named(tool.parameters, place), _Texts(write, tool)
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", tool.name):
-        raise UnsupportedParameterError(f"{tool.name}: such a name cannot be held here")
-    gap = _gap(write, "")
-    parts = [(write.rule(f'{text(name)} {gap} "=" {gap} {texts.json(part)}'), must) for name, part, must in named]
-    inner = _separated(write, parts, f'"," {_gap(write, " ")}')
-    return f'{text(tool.name)} "(" {gap} {inner} {gap} ")"'
 
 
 class _Literals(_Texts):
@@ -232,6 +215,7 @@ class _Literals(_Texts):
     def __init__(self, write: Writer, quote: str, tool: Tool) -> None:
         super().__init__(write, tool)
         self._quote = quote
+        self.separator = '","'
 
     def members(self, schema: Mapping[str, Any], place: str = "") -> str:
         """An object."""
@@ -239,32 +223,90 @@ class _Literals(_Texts):
         parts = []
         for name, part, is_required in _named(schema, place):
             value = self.value(part, f"{place}.properties.{name}")
-            parts.append((self.write.rule(f'{text(name + ":")} {value}'), is_required))
-        inner = _separated(self.write, parts, '","')
-        return f'"{{" {inner} "}}"'
+            parts.append((self.write.rule(f"{self.key(name)} {value}"), is_required))
+        return f'"{{" {_separated(self.write, parts, self.separator)} "}}"'
+
+    def key(self, name: str) -> str:
+        """A key, and what stands between it and its value."""
+        return text(name + ":")
 
     def value(self, schema: Mapping[str, Any], place: str) -> str:
         """A value of any type."""
-        kinds = kinds_of(schema, self.root)
+        if not kinds_of(schema, self.root):
+            return self.anything()
+        ways = [self._one(part, place) for part in self._alternatives(schema, place)]
+        return self.write.rule(" | ".join(ways))
+
+    def anything(self) -> str:
+        """A value of which nothing is said."""
         quote = self.write.fixed(self._quote)
-        if not kinds:
-            return f"({quote} {self.write.free(self._quote)} {quote} | {self.json(_ANYTHING)})"
-        if kinds == {"object"} and "$ref" not in schema:
-            return self.write.rule(self.members(schema, place))
-        if kinds == {"array"} and "$ref" not in schema:
-            item = self.write.rule(self.value(schema.get("items", {}), f"{place}.items"))
-            least, most = schema.get("minItems", 0), schema.get("maxItems")
-            return self.write.rule(_listed(item, least, most, '"["', '","', '"]"'))
-        if kinds & {"object", "array"}:
-            raise UnsupportedParameterError(f"{place}: objects beside other types cannot be held here")
-        ways = []
-        for part in self._alternatives(schema, place):
-            own = kinds_of(part, self.root)
-            if own == {"string"}:
-                ways.append(f"{quote} {self.string(part, self._quote, place)} {quote}")
-            else:
-                ways.append(self.json(part))
-        return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
+        return self.write.rule(f"{quote} {self.write.free(self._quote)} | {self.json(_ANYTHING)}")
+
+    def quoted(self, part: Mapping[str, Any], place: str) -> str:
+        """A string."""
+        return f"{self.write.fixed(self._quote)} {self.string(part, self._quote, place)}"
+
+    def constant(self, kind: str, part: Mapping[str, Any]) -> str:
+        """A boolean or null."""
+        return self.json(part)
+
+    def _one(self, part: Mapping[str, Any], place: str) -> str:
+        kinds = kinds_of(part, self.root)
+        if "$ref" in part or len(kinds) != 1:
+            raise UnsupportedParameterError(f"{place}: such a schema cannot be held here")
+        [kind] = kinds
+        if kind == "object":
+            return self.write.rule(self.members(part, place))
+        if kind == "array":
+            if part.keys() - {"type", "items", "minItems", "maxItems", "description", "title", "default"}:
+                raise UnsupportedParameterError(f"{place}: such an array cannot be held here")
+            item = self.value(part.get("items", {}), f"{place}.items")
+            least, most = part.get("minItems", 0), part.get("maxItems")
+            return self.write.rule(_listed(item, least, most, '"["', self.separator, '"]"'))
+        if kind == "string":
+            return self.quoted(part, place)
+        return self.constant(kind, part) if kind in ("boolean", "null") else self.json(part)
+
+
+class _Python(_Literals):
+    """Writes Python's literals, also with JSON's constants and either kind of quotes where the model may want them."""
+
+    def __init__(self, write: Writer, tool: Tool) -> None:
+        super().__init__(write, "", tool)
+        self.separator = f'"," {_gap(write, " ")}'
+
+    def call(self) -> str:
+        """``name(key=value, ...)``."""
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", self.tool.name):
+            raise UnsupportedParameterError(f"{self.tool.name}: such a name cannot be held here")
+        place, gap, parts = f"{self.tool.name}.parameters", _gap(self.write, ""), []
+        for name, part, is_required in _named(self.tool.parameters, place):
+            value = self.value(part, f"{place}.properties.{name}")
+            parts.append((self.write.rule(f'{text(name)} {gap} "=" {gap} {value}'), is_required))
+        return f'{text(self.tool.name)} "(" {gap} {_separated(self.write, parts, self.separator)} {gap} ")"'
+
+    def key(self, name: str) -> str:
+        return f"{self._any_quotes(name)} {_gap(self.write, '')} \":\" {_gap(self.write, ' ')}"
+
+    def anything(self) -> str:
+        return self.json({})
+
+    def quoted(self, part: Mapping[str, Any], place: str) -> str:
+        if "enum" in part or "const" in part:
+            listed = [value for value in part.get("enum", [part.get("const")]) if isinstance(value, str)]
+            return " | ".join(map(self._any_quotes, listed))
+        is_free = self.write.is_open and not part.keys() & {"minLength", "maxLength", "pattern", "format"}
+        return self.json(part) + (r" | /'([^'\\\x00-\x1f]|\\['\\n])*'/" if is_free else "")
+
+    def constant(self, kind: str, part: Mapping[str, Any]) -> str:
+        if part.keys() & {"enum", "const"}:
+            return self.json(part)
+        names = '"None"' if kind == "null" else '"True" | "False"'
+        return f"{names} | {self.json(part)}" if self.write.is_open else names
+
+    def _any_quotes(self, written: str) -> str:
+        double = text(json.dumps(written, ensure_ascii=False))
+        return double if set(written) & set("'\\\n") or not self.write.is_open else f"({double} | {text(repr(written))})"
 
 
 def _listed(item: str, least: int, most: int | None, opening: str, separator: str, closing: str) -> str:
@@ -293,13 +335,23 @@ class _Trees(_Texts):
         return " ".join(parts)
 
     def _element(self, tag: str, schema: Mapping[str, Any], place: str) -> str:
-        opening, closing = self.write.fixed(f"{NAMESPACE}<{tag}>"), self.write.fixed(f"{NAMESPACE}</{tag}>")
-        kinds = kinds_of(schema, self.root)
-        if kinds == {"object"} and "$ref" not in schema:
-            inner = self.members(schema, place)
-        elif kinds == {"array"} and "$ref" not in schema:
-            item = self.write.rule(self._element("item", schema.get("items", {}), f"{place}.items"))
-            inner = _listed(item, schema.get("minItems", 0), schema.get("maxItems"), "", "", "")
+        opening, end = self.write.fixed(f"{NAMESPACE}<{tag}>"), f"{NAMESPACE}</{tag}>"
+        kinds, ways = kinds_of(schema, self.root), []
+        if not kinds & {"object", "array"}:
+            ways = [value for _, value in self.plain(schema, end, place)]
         else:
-            inner = f"({' | '.join(value for _, value in self.plain(schema, NAMESPACE, place))})"
-        return f"{opening} {inner} {closing}"
+            for part in self._alternatives(schema, place):
+                ways += self._inner(part, kinds, end, place)
+        return f"{opening} ({' | '.join(ways)})"
+
+    def _inner(self, part: Mapping[str, Any], kinds: set[str], end: str, place: str) -> list[str]:
+        own = kinds_of(part, self.root)
+        if "$ref" in part or (own & {"object", "array"} and "string" in kinds):
+            raise UnsupportedParameterError(f"{place}: such a schema cannot be held here")
+        if own == {"object"}:
+            return [f"{self.members(part, place)} {self.write.fixed(end)}"]
+        if own == {"array"}:
+            item = self.write.rule(self._element("item", part.get("items", {}), f"{place}.items"))
+            items = _listed(item, part.get("minItems", 0), part.get("maxItems"), "", "", "")
+            return [f"{items} {self.write.fixed(end)}"]
+        return [value for _, value in self.plain(part, end, place)]

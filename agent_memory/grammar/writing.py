@@ -30,17 +30,7 @@ class Writer:
 
     def rule(self, expression: str) -> str:
         """The name of a rule for an expression; equal ones share it."""
-        known = next((name for name, one in self.rules.items() if one == expression), None)
-        name = known or f"rule{len(self.rules)}"
-        self.rules[name] = expression
-        return name
-
-    def token(self, expression: str) -> str:
-        """The name of a terminal: one regular expression, of which several may be combined."""
-        known = next((name for name, one in self.rules.items() if one == expression), None)
-        name = known or f"TEXT{len(self.rules)}"
-        self.rules[name] = expression
-        return name
+        return self._named("rule", expression)
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that fits a schema."""
@@ -48,18 +38,44 @@ class Writer:
 
     def mark(self, mark: str) -> str:
         """A mark is its own id where the vocabulary has one: spelled out in letters, the model would not know it."""
-        ids = self._tokenizer.encode(mark)
+        ids = self._tokenizer.encode(mark) if _MARKS.fullmatch(mark) else []
         return f"<[{ids[0]}]>" if len(ids) == 1 else text(mark)
 
     def fixed(self, written: str) -> str:
         """A fixed text with marks in it; "" for none."""
-        parts = enumerate(_MARKS.split(written))
-        return " ".join(self.mark(part) if number % 2 else text(part) for number, part in parts if part)
+        out, plain = [], ""
+        for part in filter(None, _MARKS.split(written)):
+            mark = self.mark(part)
+            if not mark.startswith("<["):
+                plain += part  # one literal: of two that begin alike, the shorter one would be taken for a whole
+                continue
+            out += [text(plain)] if plain else []
+            out.append(mark)
+            plain = ""
+        return " ".join(out + ([text(plain)] if plain else []))
 
     def free(self, end: str, pattern: str = "(?s:.*)", *others: str) -> str:
-        """A text up to ``end``, which it does not hold; ``others``: patterns that it must not match."""
-        without = [f"(?s:.*){escaped(end)}(?s:.*)", *others]
-        return self.token(f"/{pattern}/ " + " ".join(f"& ~/{other}/" for other in without))
+        """A text that matches a pattern, and the mark that ends it; ``others``: patterns that it must not match.
+
+        The mark is the first one there is. Where it begins with an id of its own no text can hold it; elsewhere it is
+        part of one expression with the text, which takes as little as it can.
+        """
+        lead, mark, _ = [*_MARKS.split(end, maxsplit=1), "", ""][:3]
+        if mark and self.mark(mark).startswith("<["):
+            lead = escaped(lead)
+            word = self._named("TEXT", f"/{pattern}{lead}/ " + " ".join(f"& ~/{other}{lead}/" for other in others))
+            return f"{word} {self.fixed(end[len(_MARKS.split(end, maxsplit=1)[0]) :])}"
+        closing = escaped(end)
+        without = [f"(?s:.*){closing}(?s:.+)", *(f"{other}{closing}" for other in others)]
+        return self._named("text", f"/{pattern}{closing}/ " + " ".join(f"& ~/{one}/" for one in without), "[lazy]")
+
+    def _named(self, kind: str, expression: str, how: str = "") -> str:
+        known = next((name for name, one in self.rules.items() if one == expression), None)
+        if known is not None:
+            return known.removesuffix("[lazy]")
+        name = f"{kind}{len(self.rules)}"
+        self.rules[name + how] = expression
+        return name
 
 
 def json_of(schema: Mapping[str, Any], style: Mapping[str, Any] = _COMPACT) -> str:

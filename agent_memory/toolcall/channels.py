@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from agent_memory.toolcall.forms import ChannelForm, Form
-from agent_memory.toolcall.marks import Beginnings, Shape
+from agent_memory.toolcall.marks import BLANKS, Beginnings, Shape
 from agent_memory.toolcall.output import Output, Reason
 from agent_memory.toolcall.phases import Phase
 from agent_memory.toolcall.reading import ArgumentsReader
@@ -65,6 +65,29 @@ class ChannelPhase:
             self._output.reasoning(text)
         else:
             self._output.text(text)
+
+
+class ReplyPhase:
+    """The beginning of a reply: the prompt has begun its header, and a receiver may stand next in it."""
+
+    is_call = False
+    _RECEIVER = Shape((BLANKS, _CALLED))
+
+    def __init__(self, output: Output, home: ChannelPhase) -> None:
+        self._output, self._home = output, home
+
+    def feed(self, text: str, at: int) -> tuple[int, Phase]:
+        """Tell whether a receiver stands there."""
+        if self._RECEIVER.match(text, at) is not None:
+            return at, HeaderPhase(self._output, self._home)
+        return at, self if self._RECEIVER.may_begin(text, at) else self._home
+
+    def end(self, held: str) -> tuple[str, Phase | None]:
+        """What was held back is text."""
+        return held, self._home
+
+    def opened(self, held: str) -> None:
+        """Nothing is open."""
 
 
 class HeaderPhase:

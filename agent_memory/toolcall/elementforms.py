@@ -131,7 +131,7 @@ ELEMENT_FORMS: dict[str, ElementForm] = {
         nested=Shape((_CALL, word(r"^<>", most=600), "<|sep|>", ahead(_ARGUMENT, _JSON, _CALL_END))),
         json_block=(Shape((_JSON, word(r"^<>", most=600), "<|sep|>")), _JSON, _JSON_END),
         writes=(
-            f'{_CALL} tool="{{name}}" index="1"<|sep|>',
+            f'{_CALL} tool="{{name}}" index="{{number}}"<|sep|>',
             f'{_ARGUMENT} key="{{name}}" type="{{type}}"<|sep|>',
             _ARGUMENT_END,
             _CALL_END,

@@ -51,7 +51,8 @@ class _Call:
 class ElementScanner:
     """Reads the inside of a group of calls up to its end. Cost: linear. Not thread-safe.
 
-    ``inside``: what was read, without the end mark. ``done``: the end was read. What is not of the format is noted and
+    ``inside``: what was read, without the end mark. ``done``: the end was read. ``has_nested``: what looked like a call
+    was taken for part of a value. What is not of the format is noted and
     told by ``calls``, so that a broken group ends where it says it does.
     """
 
@@ -61,6 +62,7 @@ class ElementScanner:
     def __init__(self, form: ElementForm, *, nests: bool = True) -> None:
         self.form, self.done = form, False
         self._nests, self._level = nests and form.nested is not None, 0
+        self.has_nested = False
         self._parts: list[str] = []
         self._fault = ""
         self._calls: list[_Call] = []
@@ -87,11 +89,6 @@ class ElementScanner:
     def is_whole(self) -> bool:
         """True if the group is complete but for its end mark: where a call has no tag, only that tells."""
         return bool(self.form.call_mark) and self._state == "calls" and bool(self._calls)
-
-    @property
-    def has_nested(self) -> bool:
-        """True if a call within a value was begun and has not ended."""
-        return self._level > 0
 
     def feed(self, text: str, at: int) -> int:
         """Read on; stops behind the end, or before what may begin a mark."""
@@ -172,7 +169,7 @@ class ElementScanner:
         elif self._nests and self._level < _MAX_NESTED and self.form.nested is not None:
             if found := self.form.nested.match(text, stop):
                 self._level += 1
-                self._state = "body"
+                self._state, self.has_nested = "body", True
                 self._value(found.text)
                 return found.stop
             if not self._is_last and self.form.nested.may_begin(text, stop):

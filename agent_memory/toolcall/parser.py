@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent_memory.toolcall.channels import ChannelPhase
+from agent_memory.toolcall.channels import ChannelPhase, ReplyPhase
 from agent_memory.toolcall.formats import format_of, forms
 from agent_memory.toolcall.forms import ChannelForm, ElementForm, Form, FramedForm, LiteralForm, ObjectForm
 from agent_memory.toolcall.output import Output, Parsed
@@ -123,8 +123,7 @@ class ToolParser:
         output = self._output
         if format is not None and isinstance(forms(format)[0], ChannelForm):
             home = ChannelPhase(output, takes_calls=bool(known))
-            home.is_reasoning = in_reasoning
-            return home, home
+            return home, ReplyPhase(output, home)
         silent = format_of(format).silent if format is not None and reasoning is not None else ()
         marked = {form.start: self._opener(form) for form in known if form.start}
         text = TextPhase(output, marked, self._bare(known), silent)

@@ -370,12 +370,12 @@ class GroupPhase:
     def end(self, held: str) -> tuple[str, Phase | None]:
         """The output ends in the group: a complete one counts."""
         scanner = self._scanner
-        if scanner.has_nested:  # what looked like a call in a value was none: it has not ended
-            again = GroupPhase(self._form, self._output, self._home, self._tools, nests=False)
-            return scanner.inside + held, again
         held = scanner.end(held)
         if scanner.is_whole or scanner.done:
             return held, self._finish()
+        if scanner.has_nested:  # a call in a value that does not end is none: the group may have ended long ago
+            again = GroupPhase(self._form, self._output, self._home, self._tools, nests=False)
+            return scanner.inside, again
         self._refuse("truncated", _CUT)
         return held, self._home
 

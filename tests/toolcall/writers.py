@@ -26,29 +26,30 @@ def _each(write: Callable[[str, dict[str, Any]], str], between: str = "\n") -> C
     return lambda calls: between.join(write(name, args) for name, args in calls)
 
 
+QUOTE = '<|"|>'
+_TYPES = {str: "string", bool: "boolean", type(None): "null", dict: "object", list: "array"}
+
+
 def _pairs(args: dict[str, Any], form: str, value: Callable[[Any], str] = plain) -> str:
-    return "".join(
-        form.format(k=k, v=value(v), t="string" if isinstance(v, str) else "object") for k, v in args.items()
-    )
+    return "".join(form.format(k=k, v=value(v), t=_TYPES.get(type(v), "number")) for k, v in args.items())
 
 
-def _function_gemma(name: str, args: dict[str, Any]) -> str:
-    inner = ",".join(f"{k}:<escape>{v}<escape>" if isinstance(v, str) else f"{k}:{dumps(v)}" for k, v in args.items())
-    return f"<start_function_call>call:{name}{{{inner}}}<end_function_call>"
-
-
-def _gemma4_value(value: Any) -> str:
+def _gemma_value(value: Any, quote: str) -> str:
     if isinstance(value, str):
-        return f'<|"|>{value}<|"|>'
+        return f"{quote}{value}{quote}"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_gemma4_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{_gemma_value(v, quote)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_gemma4_value, value)) + "]"
+        return "[" + ",".join(_gemma_value(v, quote) for v in value) + "]"
     return dumps(value)
 
 
+def _function_gemma(name: str, args: dict[str, Any]) -> str:
+    return f"<start_function_call>call:{name}{_gemma_value(args, '<escape>')}<end_function_call>"
+
+
 def _gemma4(name: str, args: dict[str, Any]) -> str:
-    return f"<|tool_call>call:{name}{_gemma4_value(args)}<tool_call|>"
+    return f"<|tool_call>call:{name}{_gemma_value(args, QUOTE)}<tool_call|>"
 
 
 def _glm(prefix: str) -> Callable[[Sequence[Call]], str]:
