@@ -114,7 +114,9 @@ def _framed(tools: Sequence[Tool], form: FramedForm, write: Writer, is_single: b
         before, number, rest = form.writes[0].replace("{name}", tool.name).partition("{number}")
         heads = [f"{write.fixed(before)} {_NUMBER} {write.fixed(rest)}" if number else write.fixed(before)]
         if write.is_open and "[ARGS]" in form.writes[0]:
-            call_id = f"{write.fixed(tool.name)} {write.fixed('[CALL_ID]')} /[A-Za-z0-9_-]{{1,40}}/ {write.fixed('[ARGS]')}"
+            call_id = (
+                f"{write.fixed(tool.name)} {write.fixed('[CALL_ID]')} /[A-Za-z0-9_-]{{1,40}}/ {write.fixed('[ARGS]')}"
+            )
             heads += [call_id, write.fixed(tool.name)]
         behind = f"{blanks} {write.fixed(form.writes[1])}" if form.writes[1] else ""
         ways.append(f"{before_name} {_any_of(heads)} {before_name} {_arguments(tool, write)} {behind}")
@@ -131,7 +133,9 @@ def _addressed(tool: Tool, write: Writer) -> str:
     if write.is_open:
         kinds += [f'{constrain} "json" {message}', f'" json" {message}', message]
         kinds += [f'{write.fixed("<|channel|>")} "commentary" {kind}' for kind in kinds]
-    return write.rule(f"{text(tool.name)} {_any_of(kinds)} {write.blanks if write.is_open else ''} {_arguments(tool, write)}")
+    return write.rule(
+        f"{text(tool.name)} {_any_of(kinds)} {write.blanks if write.is_open else ''} {_arguments(tool, write)}"
+    )
 
 
 def _tokens(write: Writer, *tokens: str) -> str:

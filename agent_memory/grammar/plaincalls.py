@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
-from agent_memory.grammar.writing import Writer, escaped, text
+from agent_memory.grammar.writing import Writer, text
 from agent_memory.toolcall.forms import ElementForm, LiteralForm
 from agent_memory.toolcall.trees import NAMESPACE
 from agent_memory.toolcall.values import kinds_of, parts_of
@@ -37,7 +37,13 @@ def element_calls(tools: Sequence[Tool], form: ElementForm, write: Writer, is_si
         said, number, rest = before.replace("{name}", tool.name).strip("\n").partition("{number}")
         head = f"{write.fixed(said)} {_NUMBER} {write.fixed(rest)}" if number else write.fixed(said)
         inner = _Elements(form, write, tool).arguments()
-        parts = ["" if is_tight else _gap(write, before[:1]), head, _gap(write, before[-1:]), inner, write.fixed(behind.strip("\n"))]
+        parts = [
+            "" if is_tight else _gap(write, before[:1]),
+            head,
+            _gap(write, before[-1:]),
+            inner,
+            write.fixed(behind.strip("\n")),
+        ]
         calls.append(write.rule(" ".join(filter(None, parts))))
     call = f"({' | '.join(calls)})"
     can_repeat = form.call_end not in ("", form.end)
@@ -169,7 +175,7 @@ class _Texts:
             others = [value for value in schema["enum"] if not isinstance(value, str)]
             return [{"enum": listed}, *([{"enum": others}] if others else [])]
         if "$ref" in schema:
-            found = [part for part in parts_of(schema, self.root)][1:]
+            found = list(parts_of(schema, self.root))[1:]
             return self._alternatives(found[0], place) if found else [{}]
         return [schema]
 
@@ -286,7 +292,7 @@ class _Python(_Literals):
         return f'{text(self.tool.name)} "(" {gap} {_separated(self.write, parts, self.separator)} {gap} ")"'
 
     def key(self, name: str) -> str:
-        return f"{self._any_quotes(name)} {_gap(self.write, '')} \":\" {_gap(self.write, ' ')}"
+        return f'{self._any_quotes(name)} {_gap(self.write, "")} ":" {_gap(self.write, " ")}'
 
     def anything(self) -> str:
         return self.json({})
@@ -306,7 +312,9 @@ class _Python(_Literals):
 
     def _any_quotes(self, written: str) -> str:
         double = text(json.dumps(written, ensure_ascii=False))
-        return double if set(written) & set("'\\\n") or not self.write.is_open else f"({double} | {text(repr(written))})"
+        return (
+            double if set(written) & set("'\\\n") or not self.write.is_open else f"({double} | {text(repr(written))})"
+        )
 
 
 def _listed(item: str, least: int, most: int | None, opening: str, separator: str, closing: str) -> str:

@@ -15,11 +15,11 @@ from functools import cached_property
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
-from agent_memory.toolcall import FORMATS
-from agent_memory.toolcall.choice import Choice, choose
 from agent_memory.protocols import Detokenizer
 from agent_memory.runner.decoders import Decoding, TokenStream
 from agent_memory.runner.decodestages import byte_of, token_bytes
+from agent_memory.toolcall import FORMATS
+from agent_memory.toolcall.choice import Choice, choose
 
 log = logging.getLogger("agent_memory.runner")
 
@@ -112,7 +112,11 @@ class HFTokenizer:
             raise UnsupportedParameterError(
                 f"template variable {min(clash)!r} is set by the library; choose another name"
             )
-        asked = {"tools": [dict(t) for t in tools] or None, "add_generation_prompt": generation_prompt, **(variables or {})}
+        asked = {
+            "tools": [dict(t) for t in tools] or None,
+            "add_generation_prompt": generation_prompt,
+            **(variables or {}),
+        }
         rows = [dict(m) for m in messages]
         try:
             try:
@@ -290,3 +294,12 @@ def _is_stock(hf: Any, method: str) -> bool:
     """True if the method is transformers' own for all fast tokenizers."""
     found = getattr(type(hf), method, None)
     return found is None or str(found.__module__).startswith("transformers.tokenization_utils")
+
+
+def _in_json(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose calls have their arguments as JSON text."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else dict(message)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 
 from agent_memory.toolcall.forms import ChannelForm, Form
+from agent_memory.toolcall.framing import ArgumentsReader
 from agent_memory.toolcall.marks import BLANKS, Beginnings, Shape
 from agent_memory.toolcall.output import Output, Reason
 from agent_memory.toolcall.phases import Phase
-from agent_memory.toolcall.reading import ArgumentsReader
+from agent_memory.toolcall.reading import CUT
 
 _BEGIN, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -122,7 +123,9 @@ class HeaderPhase:
         to, kind = _TO.search(header), _KIND.search(header)
         if to is not None and self._home.takes_calls and to[1] != "assistant":
             self._home.is_reasoning = False
-            return found.end(), MessageCallPhase(to[1].removeprefix("functions."), header + _MESSAGE, self._output, self._home)
+            return found.end(), MessageCallPhase(
+                to[1].removeprefix("functions."), header + _MESSAGE, self._output, self._home
+            )
         self._home.is_reasoning = kind is not None and kind[1] == "analysis"
         self._output.mark(header + _MESSAGE, drops_blanks=False)
         return found.end(), self._home
@@ -131,7 +134,7 @@ class HeaderPhase:
         """The output ends in the header: it says nothing."""
         raw = "".join(self._parts) + held
         if self.is_call and self._home.takes_calls:
-            self._output.refuse(raw, "truncated", None, "the output ends inside it")
+            self._output.refuse(raw, "truncated", None, CUT)
         else:
             self._output.mark(raw)
         return "", None
@@ -183,9 +186,9 @@ class MessageCallPhase:
         if self._call is not None and self._call.done:
             return "", self._complete(held)
         if self._call is None:
-            self._output.refuse(self._head + self._blanks + held, "truncated", self._name, "the output ends inside it")
+            self._output.refuse(self._head + self._blanks + held, "truncated", self._name, CUT)
             return "", self._home
-        return held, self._abandon("truncated", "the output ends inside it")
+        return held, self._abandon("truncated", CUT)
 
     def opened(self, held: str) -> tuple[Form, str] | None:
         """Held to its end."""

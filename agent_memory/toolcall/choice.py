@@ -84,7 +84,7 @@ _THOUGHTS: tuple[tuple[str, str], ...] = (
 
 
 def choose(template: str | None, vocabulary: Container[str] = (), named: str | None = None) -> Choice:
-    """The format by a chat template, then by a vocabulary; ``named``: what a configuration names, where neither tells."""
+    """The format by a chat template, else by a vocabulary, else the one that a configuration has ``named``."""
     format, reason = _format(template or "", vocabulary, named)
     return Choice(format, reason, _reasoning(format, template or "", vocabulary))
 

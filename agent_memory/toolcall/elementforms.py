@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from agent_memory.toolcall.forms import ElementForm
 from agent_memory.toolcall.marks import Part, Shape, ahead, word
 
@@ -11,7 +9,9 @@ _QUOTED = Part(r"(?:\"[^\"<>]{1,200}\"|'[^'<>]{1,200}'|[^\s\"'<>]{1,200})", r"[\
 _ATTRIBUTES = word(r"^<>", "attributes", 600)
 
 
-def _equals(start: str, end: str, **more: Any) -> ElementForm:
+def _equals(
+    start: str, end: str, writes: tuple[str, str, str, str], *, is_padded: bool, takes_json: bool
+) -> ElementForm:
     """``<function=name>`` and ``<parameter=name>``."""
     name = word(r"^<>\n", "name")
     return ElementForm(
@@ -24,7 +24,9 @@ def _equals(start: str, end: str, **more: Any) -> ElementForm:
         parameter=Shape(("<parameter=", name, ">")),
         parameter_end="</parameter>",
         nested=Shape(("<function=", word(r"^<>\n"), ">", ahead("<parameter=", "</function>"))),
-        **more,
+        is_padded=is_padded,
+        takes_json=takes_json,
+        writes=writes,
     )
 
 
@@ -85,20 +87,23 @@ ELEMENT_FORMS: dict[str, ElementForm] = {
     "qwen3_coder": _equals(
         "<tool_call>",
         "</tool_call>",
+        ("\n<function={name}>\n", "<parameter={name}>\n", "\n</parameter>\n", "</function>\n"),
         is_padded=True,
         takes_json=True,
-        writes=("\n<function={name}>\n", "<parameter={name}>\n", "\n</parameter>\n", "</function>\n"),
     ),
     "qwen3_coder, bare": _equals(
         "<function=",
         "</function>",
+        ("{name}>\n", "<parameter={name}>\n", "\n</parameter>\n", ""),
         is_padded=True,
-        writes=("{name}>\n", "<parameter={name}>\n", "\n</parameter>\n", ""),
+        takes_json=False,
     ),
     "seed_oss": _equals(
         "<seed:tool_call>",
         "</seed:tool_call>",
-        writes=("\n<function={name}>\n", "<parameter={name}>", "</parameter>\n", "</function>\n"),
+        ("\n<function={name}>\n", "<parameter={name}>", "</parameter>\n", "</function>\n"),
+        is_padded=False,
+        takes_json=False,
     ),
     "minimax_m2": _invoked("", "minimax:tool_call"),
     "muse_spark": _invoked("atem:", "function_calls"),
@@ -115,7 +120,9 @@ ELEMENT_FORMS: dict[str, ElementForm] = {
         parameter_mark="<param name=",
         parameter=Shape(("<param name=", _QUOTED, ">")),
         parameter_end="</param>",
-        nested=Shape(("<function name=", Part(_QUOTED.whole, _QUOTED.begun), ">", ahead("<param name=", "</function>"))),
+        nested=Shape(
+            ("<function name=", Part(_QUOTED.whole, _QUOTED.begun), ">", ahead("<param name=", "</function>"))
+        ),
         has_cdata=True,
         writes=('"{name}">', '<param name="{name}">', "</param>", ""),
     ),

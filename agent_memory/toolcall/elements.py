@@ -7,45 +7,18 @@ before the value's do.
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from attrs import field, mutable
-
-from agent_memory.toolcall import values
+from agent_memory.toolcall.elementcalls import Argument, Call, attributes, element_calls, named_call
 from agent_memory.toolcall.forms import ElementForm
-from agent_memory.toolcall.found import Found, dumps, from_mapping, from_members, from_text, loads
+from agent_memory.toolcall.found import Found
 from agent_memory.toolcall.jsonscan import JSONScanner
-from agent_memory.toolcall.marks import BLANKS, Beginnings, Match, Parts, Shape
+from agent_memory.toolcall.marks import BLANKS, Beginnings, Parts, Shape
 from agent_memory.types import Tool
 
 _MAX_NESTED = 32
-_ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*(?:"([^"]*)"|\'([^\']*)\')')
-_CDATA = re.compile(r"\s*<!\[CDATA\[(.*)\]\]>\s*", re.DOTALL)
-_NAME = re.compile(r"[\w.:/-]+")
-_INLINE = re.compile(r"\s*([\w.:/-]+)\s+(\S.*)", re.DOTALL)
-_PAIR = re.compile(r"""\s*([\w.-]+)=("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s"'=]+)(?=\s|$)""")
 _FIRST = re.compile(r"\S")
-
-
-@mutable
-class _Argument:
-    """An argument as it was read: its name, its attributes, the pieces of its text."""
-
-    name: str
-    attributes: Mapping[str, str]
-    parts: list[str] = field(factory=list)
-    is_block: bool = False
-
-
-@mutable
-class _Call:
-    """A call as it was read: its name, and its arguments, or JSON in their place."""
-
-    name: str
-    arguments: list[_Argument] = field(factory=list)
-    json: list[str] = field(factory=list)
 
 
 class ElementScanner:
@@ -65,7 +38,7 @@ class ElementScanner:
         self.has_nested = False
         self._parts: list[str] = []
         self._fault = ""
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
         self._json: JSONScanner | None = None
         self._begun: list[str] = []  # the text before the first argument, where calls have no tag
         self._state = "calls" if form.call_mark else "name"
@@ -117,8 +90,8 @@ class ElementScanner:
         if self._fault:
             raise ValueError(self._fault)
         if not self.form.call_mark:
-            return _named(self.form, "".join(self._begun), self._calls, tools)
-        found = [one for call in self._calls for one in _found(self.form, call, tools)]
+            return named_call(self.form, "".join(self._begun), self._calls, tools)
+        found = [one for call in self._calls for one in element_calls(self.form, call, tools)]
         if not found:
             raise ValueError("it holds no call")
         return found
@@ -150,7 +123,7 @@ class ElementScanner:
         self._take(text[at:stop])
         if mark == self.form.parameter_mark:
             self._state = "body"
-            self._calls.append(_Call("".join(self._begun).strip()))
+            self._calls.append(Call("".join(self._begun).strip()))
         elif mark:
             return self._finish(text, stop)
         return stop
@@ -185,7 +158,7 @@ class ElementScanner:
             self._take(text[at : first.start()])
             self._json = JSONScanner(keeps=0)
             if self._state == "calls":
-                self._calls.append(_Call(""))
+                self._calls.append(Call(""))
             return self._read_json(text, first.start())
         if self._level:
             self._value(text[at:stop])
@@ -231,7 +204,7 @@ class ElementScanner:
         if found is None:
             return self._await(self.form.call, text, at)
         self._note("a call is not closed before the next one" if self._state == "body" else "")
-        self._calls.append(_Call(_attributes(found)["name"]))
+        self._calls.append(Call(attributes(found)["name"]))
         self._state = "body"
         self._take(found.text)
         return found.stop
@@ -244,9 +217,9 @@ class ElementScanner:
         if self._level:
             self._value(found.text)
             return found.stop
-        attributes = _attributes(found)
+        said = attributes(found)
         self._note("JSON and arguments stand side by side" if self._calls[-1].json else "")
-        self._calls[-1].arguments.append(_Argument(attributes["name"], attributes))
+        self._calls[-1].arguments.append(Argument(said["name"], said))
         self._take(found.text)
         return found.stop
 
@@ -256,7 +229,7 @@ class ElementScanner:
         if found is None:
             return self._await(self.form.json_block[0], text, at)
         self._state = "value"
-        self._calls[-1].arguments.append(_Argument("", {}, is_block=True))
+        self._calls[-1].arguments.append(Argument("", {}, is_block=True))
         self._take(found.text)
         return found.stop
 
@@ -374,87 +347,3 @@ def _last_of(form: ElementForm) -> str:
     closers = "|".join(map(re.escape, [form.parameter_end, *([form.json_block[2]] if form.json_block else [])]))
     begun = "|".join(re.escape(form.end[:size]) for size in range(len(form.end), -1, -1))
     return rf"(?:{closers})\s*{re.escape(form.call_end)}\s*(?:{begun})\s*"
-
-
-# What was read, as calls.
-
-
-def _attributes(found: Match) -> dict[str, str]:
-    """A tag's attributes, with the name under ``name``."""
-    if (name := found.groups.get("name")) is not None:
-        quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "\"'"
-        return {"name": html.unescape(name[1:-1]) if quoted else name.strip()}
-    pairs = {key: html.unescape(a or b) for key, a, b in _ATTRIBUTE.findall(found.groups["attributes"])}
-    return {"name": pairs.get("name") or pairs.get("key") or pairs.get("tool") or "", **pairs}
-
-
-def _schema_of(name: str, tools: Sequence[Tool] | None) -> Mapping[str, object]:
-    return next((tool.parameters for tool in tools or () if tool.name == name), {})
-
-
-def _found(form: ElementForm, call: _Call, tools: Sequence[Tool] | None) -> list[Found]:
-    if call.json:
-        text = "".join(call.json)
-        if call.name:
-            return [from_text(call.name, text)]
-        rows = loads(text)
-        return [from_mapping(row) for row in (rows if isinstance(rows, list) else [rows])]
-    schema = _schema_of(call.name, tools)
-    blocks = [one for one in call.arguments if one.is_block]
-    if blocks:
-        if len(call.arguments) > 1:
-            raise ValueError("it has more than one set of arguments")
-        return [from_text(call.name, "".join(blocks[0].parts))]
-    members = [(one.name, _source(form, one, schema)) for one in call.arguments]
-    return [from_members(call.name, members)]
-
-
-def _source(form: ElementForm, argument: _Argument, schema: Mapping[str, object]) -> str:
-    """The JSON text of an argument's value."""
-    if not argument.name:
-        raise ValueError("an argument has no name")
-    text = "".join(argument.parts)
-    if form.has_cdata and (found := _CDATA.fullmatch(text)):
-        text = found[1]
-    elif form.is_padded:
-        text = text.removeprefix("\n").removesuffix("\n")
-    said = argument.attributes.get("string") or argument.attributes.get("type")
-    part: object = values.property_of(schema, argument.name, schema)
-    if said in ("true", "string"):
-        part = {"type": "string"}
-    elif said is not None and not values.kinds_of(part, schema) - {"string"}:
-        part = {}  # the model says that it is no string
-    return values.source_of(text, part, schema)
-
-
-def _named(form: ElementForm, begun: str, calls: Sequence[_Call], tools: Sequence[Tool] | None) -> list[Found]:
-    """The call of a form in which a call has no tag: a name and arguments, or one of the shorter ways to write it."""
-    if calls:
-        if not _NAME.fullmatch(calls[0].name):
-            raise ValueError("its name is no name")
-        return _found(form, calls[0], tools)
-    text = begun.strip()
-    if text.startswith(("{", "[")):
-        rows = loads(text)
-        return [from_mapping(row) for row in (rows if isinstance(rows, list) else [rows])]
-    if _NAME.fullmatch(text):
-        return [Found(text, {}, "{}")]
-    if (found := _INLINE.fullmatch(text)) is None:
-        raise ValueError("the text between the marks is not of this format")
-    name, rest = found.groups()
-    if rest.startswith("{"):
-        return [from_text(name, rest.strip())]
-    schema, members, at = _schema_of(name, tools), [], 0
-    while at < len(rest.rstrip()):
-        if (pair := _PAIR.match(rest, at)) is None:
-            raise ValueError("the text between the marks is not of this format")
-        members.append((pair[1], _inline(pair[2], values.property_of(schema, pair[1], schema), schema)))
-        at = pair.end()
-    return [from_members(name, members)]
-
-
-def _inline(text: str, schema: object, root: Mapping[str, object]) -> str:
-    """A value of ``name key=value``: in quotes, it is a text."""
-    if text[0] in "\"'":
-        return dumps(text[1:-1].replace("\\" + text[0], text[0]))
-    return values.source_of(text, schema, root)

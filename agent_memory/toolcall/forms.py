@@ -126,3 +126,20 @@ class ChannelForm:
 
 
 Form = ObjectForm | FramedForm | ElementForm | LiteralForm | ChannelForm
+
+
+@frozen(kw_only=True)
+class Format:
+    """How models of one kind write calls. ``source``: where that was read; ``models``: some that do.
+
+    ``reasoning``: the marks of their thoughts, where a tokenizer's vocabulary does not tell. ``silent``: marks that are
+    no part of the answer. ``breaks_reasoning``: a start mark ends the thoughts it stands in.
+    """
+
+    name: str
+    models: str
+    source: str
+    forms: tuple[Form, ...] = field(repr=False)
+    reasoning: tuple[str, str] | None = None
+    silent: tuple[str, ...] = ()
+    breaks_reasoning: bool = False

@@ -63,7 +63,7 @@ def from_pair(row: object) -> Found:
 
 
 def from_members(name: str, members: Sequence[tuple[str, str]]) -> Found:
-    """A call of ``name`` with the JSON text of each argument by its name. Raises ValueError for one that comes twice."""
+    """A call of ``name`` with the JSON text of each argument. Raises ValueError where one comes twice."""
     names = [key for key, _ in members]
     if twice := [key for key in names if names.count(key) > 1]:
         raise ValueError(f"it has the argument {twice[0]!r} twice")

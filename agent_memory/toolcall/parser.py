@@ -24,9 +24,10 @@ from collections.abc import Callable
 from agent_memory.toolcall.channels import ChannelPhase, ReplyPhase
 from agent_memory.toolcall.formats import format_of, forms
 from agent_memory.toolcall.forms import ChannelForm, ElementForm, Form, FramedForm, LiteralForm, ObjectForm
+from agent_memory.toolcall.framing import BegunPhase, FramedPhase
 from agent_memory.toolcall.output import Output, Parsed
 from agent_memory.toolcall.phases import Phase, ReasoningPhase, TextPhase
-from agent_memory.toolcall.reading import BegunPhase, FramedPhase, GroupPhase, ObjectPhase
+from agent_memory.toolcall.reading import GroupPhase, ObjectPhase
 from agent_memory.tools import as_tools
 from agent_memory.types import Event
 

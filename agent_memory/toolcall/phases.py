@@ -165,7 +165,11 @@ class ClosingPhase:
     is_call = False
 
     def __init__(
-        self, closes: Shape | None, output: Output, home: Phase, repeats: tuple[Shape, Callable[[], Phase]] | None = None
+        self,
+        closes: Shape | None,
+        output: Output,
+        home: Phase,
+        repeats: tuple[Shape, Callable[[], Phase]] | None = None,
     ) -> None:
         self._closes, self._output, self._home, self._repeats = closes, output, home, repeats
 

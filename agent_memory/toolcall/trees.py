@@ -65,7 +65,9 @@ def _source(element: _Element, schema: object, root: Mapping[str, object]) -> st
         part = values.property_of(schema, one.name, root)
         is_repeated = names.count(one.name) > 1
         members[one.name].append(_source(one, values.item_of(part, root) if is_repeated else part, root))
-    parts = (f"{dumps(name)}: {some[0] if len(some) == 1 else '[' + ', '.join(some) + ']'}" for name, some in members.items())
+    parts = (
+        f"{dumps(name)}: {some[0] if len(some) == 1 else '[' + ', '.join(some) + ']'}" for name, some in members.items()
+    )
     return "{" + ", ".join(parts) + "}"
 
 

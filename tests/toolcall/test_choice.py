@@ -109,7 +109,9 @@ def test_marks_around_an_answer_are_no_text() -> None:
     text = "<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Hello.<|END_RESPONSE|>"
     parsed = run(ToolParser(TOOLS, "command_r7b", reasoning=KNOWN["command_r7b"].reasoning), [text])[1]
     assert (parsed.reasoning, parsed.text) == ("Hm.", "Hello.")
-    parsed = run(ToolParser(TOOLS, "granite", reasoning=("<think>", "</think>")), ["<think>Hm.</think>\n<response>Hi</response>"])[1]
+    parsed = run(
+        ToolParser(TOOLS, "granite", reasoning=("<think>", "</think>")), ["<think>Hm.</think>\n<response>Hi</response>"]
+    )[1]
     assert (parsed.reasoning, parsed.text) == ("Hm.", "Hi")
 
 
@@ -124,23 +126,27 @@ def test_kimi_opens_a_call_out_of_its_thoughts_and_others_do_not() -> None:
 
 ARGUMENTS = '{"path": "a", "count": 2}'
 CALLED = [("save", {"path": "a", "count": 2})]
+TO_SAVE = "<|channel|>commentary to=functions.save"
+HM = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+LOOK = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+JSON = "<|constrain|>json<|message|>"
 CHANNELS: list[tuple[str, Any]] = [
     ("<|channel|>final<|message|>Hello.<|return|>", ("Hello.", "", [])),
-    ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello.", ("Hello.", "Hm.", [])),
-    (f"<|channel|>commentary to=functions.save <|constrain|>json<|message|>{ARGUMENTS}<|call|>", ("", "", CALLED)),
-    (f"<|channel|>commentary to=functions.save<|constrain|>json<|message|>{ARGUMENTS}", ("", "", CALLED)),
+    (f"{HM}<|channel|>final<|message|>Hello.", ("Hello.", "Hm.", [])),
+    (f"{TO_SAVE} {JSON}{ARGUMENTS}<|call|>", ("", "", CALLED)),
+    (f"{TO_SAVE}{JSON}{ARGUMENTS}", ("", "", CALLED)),
     (f" to=functions.save<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>", ("", "", CALLED)),
-    (f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.save<|channel|>commentary <|constrain|>json"
-     f"<|message|>{ARGUMENTS}<|call|>", ("", "Hm.", CALLED)),
+    (f"{HM} to=functions.save<|channel|>commentary {JSON}{ARGUMENTS}<|call|>", ("", "Hm.", CALLED)),
     (f"<|channel|>analysis to=functions.save code<|message|>{ARGUMENTS}<|call|>", ("", "", CALLED)),
-    (f"<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.save "
-     f"<|constrain|>json<|message|>{ARGUMENTS}<|call|>", ("I look.", "", CALLED)),
-    (f"<|channel|>commentary to=functions.save <|constrain|>json<|message|>\n{ARGUMENTS}\n<|call|><|start|>assistant"
-     f"<|channel|>commentary to=functions.save <|constrain|>json<|message|>{ARGUMENTS}<|call|>", ("", "", CALLED * 2)),
+    (f"{LOOK}{TO_SAVE} {JSON}{ARGUMENTS}<|call|>", ("I look.", "", CALLED)),
+    (
+        f"{TO_SAVE} {JSON}\n{ARGUMENTS}\n<|call|><|start|>assistant{TO_SAVE} {JSON}{ARGUMENTS}<|call|>",
+        ("", "", CALLED * 2),
+    ),
     ("<|channel|>analysis<|message|>to=functions.save {}<|end|>", ("", "to=functions.save {}", [])),
     ("Plain words, and no channel.", ("Plain words, and no channel.", "", [])),
     ("<|channel|>final<|message|>One.<|end|><|start|>assistant<|channel|>final<|message|>Two.", ("One.Two.", "", [])),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), CHANNELS)

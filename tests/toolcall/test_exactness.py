@@ -1,4 +1,4 @@
-"""A call has the arguments that the model wrote, or is rejected with a reason: never others, never none in their place."""
+"""A call has the arguments that the model wrote, or is rejected with a reason: never others, never none instead."""
 
 from __future__ import annotations
 
@@ -65,19 +65,26 @@ def test_a_call_that_begins_in_a_value_and_never_ends_does_not_swallow_what_foll
 def test_a_call_that_is_cut_within_a_value_that_quotes_an_end_is_no_call() -> None:
     begun = "<tool_call>\n<function=do>\n<parameter=text>\nuse </parameter>\n</function>"
     assert parse(f"{begun} to cl", TOOLS, "qwen3_coder").tool_calls == ()
-    assert found(parse(begun, TOOLS, "qwen3_coder")) == [("do", {"text": "use "})]  # complete, as far as anyone can tell
+    assert found(parse(begun, TOOLS, "qwen3_coder")) == [
+        ("do", {"text": "use "})
+    ]  # complete, as far as anyone can tell
 
 
 def test_a_call_without_marks_around_its_function_is_read() -> None:
     text = "Well.\n<function=do>\n<parameter=n>\n12\n</parameter>\n</function>"
     assert found(check(text, "qwen3_coder")) == [("do", {"n": 12})]
-    assert found(check('<tool_call>\n{"name": "do", "arguments": {"n": 3}}\n</tool_call>', "qwen3_coder")) == [("do", {"n": 3})]
+    assert found(check('<tool_call>\n{"name": "do", "arguments": {"n": 3}}\n</tool_call>', "qwen3_coder")) == [
+        ("do", {"n": 3})
+    ]
 
 
 @pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
 @pytest.mark.parametrize(
-    "form", ['<tool_call>{{"name": "do", "{0}": {{"n": 1}}}}</tool_call>', '{{"tool_use": {{"name": "do", "{0}": {{"n": 1}}}}}}',
-             '{{"function_call": {{"{0}": {{"n": 1}}, "name": "do"}}}}', '<tool_call>[{{"name": "do", "{0}": {{"n": 1}}}}]</tool_call>'],
+    "form",
+    ['<tool_call>{{"name": "do", "{0}": {{"n": 1}}}}</tool_call>',
+     '{{"tool_use": {{"name": "do", "{0}": {{"n": 1}}}}}}',
+     '{{"function_call": {{"{0}": {{"n": 1}}, "name": "do"}}}}',
+     '<tool_call>[{{"name": "do", "{0}": {{"n": 1}}}}]</tool_call>'],
 )  # fmt: skip
 def test_arguments_may_stand_under_any_of_three_names(form: str, key: str) -> None:
     assert found(check(form.format(key))) == [("do", {"n": 1})]
@@ -161,25 +168,38 @@ def test_json_in_place_of_elements_or_literals_is_read() -> None:
     listed = '<|tool_call_start|>[{"name": "do", "arguments": {"n": 1}, "id": "x"}]<|tool_call_end|>'
     assert found(check(listed, "pythonic")) == [("do", {"n": 1})]
     block = '<|open|>json type="object"<|sep|>{"n": 1}<|close|>json<|sep|>'
-    text = f'<|open|>tools<|sep|><|open|>call tool="do" index="1"<|sep|>{block}<|close|>call<|sep|><|close|>tools<|sep|>'
+    text = (
+        f'<|open|>tools<|sep|><|open|>call tool="do" index="1"<|sep|>{block}<|close|>call<|sep|><|close|>tools<|sep|>'
+    )
     assert found(check(text, "kimi_k3")) == [("do", {"n": 1})]
 
 
+ORDER = {
+    "user": {"type": "integer"},
+    "note": {"type": "string"},
+    "tags": {"type": "array", "items": {"type": "string"}},
+    "ship": {"type": "object", "properties": {"zip": {"type": "string"}, "fast": {"type": "boolean"}}},
+    "items": {"type": "array", "items": {"type": "object", "properties": {"qty": {"type": "integer"}}}},
+}
+ORDERED = {
+    "user": 42,
+    "note": "Front desk",
+    "tags": ["1", "b"],
+    "ship": {"zip": "018956", "fast": True},
+    "items": [{"qty": 2}, {"qty": 5}],
+}
+
+
 def test_a_tree_of_elements_becomes_objects_and_arrays() -> None:
-    order = {"user": {"type": "integer"}, "note": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}},
-             "ship": {"type": "object", "properties": {"zip": {"type": "string"}, "fast": {"type": "boolean"}}},
-             "items": {"type": "array", "items": {"type": "object", "properties": {"qty": {"type": "integer"}}}}}  # fmt: skip
-    arguments = {"user": 42, "note": "Front desk", "tags": ["1", "b"], "ship": {"zip": "018956", "fast": True},
-                 "items": [{"qty": 2}, {"qty": 5}], "more": {"tag": ["a", "b"]}}  # fmt: skip
-    tools = [{"name": "do", "input_schema": {"type": "object", "properties": order}}]
-    text = WRITERS["minimax_m3"]([("do", arguments)]).replace("<more>]<]minimax[>[<tag>]<]minimax[>[<item>", "<more>]<]minimax[>[<tag>")
-    text = text.replace("]<]minimax[>[</item>]<]minimax[>[<item>b]<]minimax[>[</item>", "]<]minimax[>[</tag>]<]minimax[>[<tag>b", 1) if "<more>" in text else text
-    parsed = check(WRITERS["minimax_m3"]([("do", {k: v for k, v in arguments.items() if k != "more"})]), "minimax_m3", tools)
-    assert found(parsed) == [("do", {k: v for k, v in arguments.items() if k != "more"})]
-    ns = "]<]minimax[>["
-    repeated = f'{ns}<tool_call>{ns}<invoke name="do">{ns}<more>{ns}<tag>a{ns}</tag>{ns}<tag>b{ns}</tag>{ns}</more>{ns}</invoke>{ns}</tool_call>'
+    tools = [{"name": "do", "input_schema": {"type": "object", "properties": ORDER}}]
+    assert found(check(WRITERS["minimax_m3"]([("do", ORDERED)]), "minimax_m3", tools)) == [("do", ORDERED)]
+
+    def tree(*tags: str) -> str:
+        return "".join(f"]<]minimax[>[{tag}" for tag in ("<tool_call>", *tags, "</tool_call>"))
+
+    repeated = tree('<invoke name="do">', "<more>", "<tag>a", "</tag>", "<tag>b", "</tag>", "</more>", "</invoke>")
     assert found(check(repeated, "minimax_m3", tools)) == [("do", {"more": {"tag": ["a", "b"]}})]
-    broken = f'{ns}<tool_call>{ns}<invoke name="do">{ns}<note>a{ns}</user>{ns}</invoke>{ns}</tool_call>'
+    broken = tree('<invoke name="do">', "<note>a", "</user>", "</invoke>")
     assert check(broken, "minimax_m3", tools).rejected_calls[0].reason == "malformed"
 
 
@@ -225,8 +245,7 @@ def test_run_tools_runs_a_call_of_every_format_with_the_values_that_the_model_wr
     [
         ("json_tools", f"<tool_call>{dumps({'name': 'save', 'args': WANTED})}</tool_call>"),
         ("tool_use", dumps({"tool_use": {"name": "save", **WANTED}})),
-        ("qwen3_coder", "<tool_call>\n<function=save>\n<parameter=path>\na\n</parameter>\n<parameter=path>\nb\n</parameter>\n"
-         "</function>\n</tool_call>"),
+        ("qwen3_coder", WRITERS["qwen3_coder"]([("save", {"path": "a", "count": 1})]).replace("=count", "=path")),
         ("minimax_m2", '<minimax:tool_call>\n<invoke name="save">\npath: a\n</invoke>\n</minimax:tool_call>'),
     ],
 )  # fmt: skip

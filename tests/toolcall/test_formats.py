@@ -33,8 +33,8 @@ TOOLS = [{"type": "function", "function": tool} for tool in (SAVE, LIST)]
 #: Formats whose calls are JSON with nothing around it.
 BARE = ("tool_use", "function_call", "llama3")
 #: Formats that give a call out while it is being read.
-STREAMED = (*BARE, "json_tools", "phi4_mini", "gigachat", "harmony", "mistral", "deepseek_v3", "deepseek_v31", "kimi_k2",
-            "functionary_v31", "functionary_v32")  # fmt: skip
+STREAMED = (*BARE, "json_tools", "phi4_mini", "gigachat", "harmony", "mistral", "deepseek_v3", "deepseek_v31",
+            "kimi_k2",             "functionary_v31", "functionary_v32")  # fmt: skip
 
 #: What a call holds, by the name of the case.
 WELL_FORMED: dict[str, list[Call]] = {
@@ -44,7 +44,7 @@ WELL_FORMED: dict[str, list[Call]] = {
     "two calls": [("save", {"path": "a"}), ("save", {"path": "b", "count": 2})],
     "empty arguments": [("list_files", {})],
     "a list": [("save", {"path": "a", "tags": [1, 2, 3]})],
-    "an empty and a long text": [("save", {"path": "", "text": "line\nbreak, (brackets) [x] {y} = \"q\" 'p' \\ " * 3})],
+    "an empty and a long text": [("save", {"path": "", "text": "li\nbreak, (brackets) [x] {y} = \"q\" 'p' \\ " * 3})],
     "large numbers": [("save", {"path": "0001", "count": 10**30 + 1, "options": {"n": 2**53 + 1, "x": 0.1}})],
     "what looks like other types": [("save", {"path": "null", "text": "true", "count": -7, "force": False})],
 }
@@ -192,7 +192,9 @@ def test_text_around_calls_is_kept_8(format: str) -> None:
 
 def test_text_around_calls_is_kept_in_channels_and_between_receivers_8() -> None:
     call = WRITERS["harmony"]([("save", {"path": "a"})])
-    text = f"<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Let me look.<|end|>"
+    text = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Let me look.<|end|>"
+    )
     parsed = whole_and_cut(f"{text}<|start|>assistant{call}", "harmony")
     assert (parsed.reasoning, parsed.text, found(parsed)) == ("Hm.", "Let me look.", [("save", {"path": "a"})])
     call = WRITERS["functionary_v32"]([("save", {"path": "a"})])
@@ -237,7 +239,11 @@ def test_a_call_that_is_cut_short_is_truncated_and_a_complete_one_without_its_en
     calls = [("save", {"path": "some/long/path", "count": 3})]
     text = WRITERS[format](calls).lstrip()
     form = KNOWN[format].forms[0]
-    begin = len(form.start) if form.start and not isinstance(form, ChannelForm) else text.index('save"' if format in BARE else "save") + 5
+    begin = (
+        len(form.start)
+        if form.start and not isinstance(form, ChannelForm)
+        else text.index('save"' if format in BARE else "save") + 5
+    )
     if format == "functionary_v32":
         begin = text.index("{") + 1
     if format == "llama_pythonic":

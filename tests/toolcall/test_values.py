@@ -24,7 +24,8 @@ def _kind(value: Any) -> str:
 def _dsml(group: str) -> Callable[[str, Any], str]:
     return lambda text, value: (
         f'<｜DSML｜{group}>\n<｜DSML｜invoke name="do">\n<｜DSML｜parameter name="it" '
-        f'string="{json.dumps(isinstance(value, str))}">{text}</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜{group}>'
+        f'string="{json.dumps(isinstance(value, str))}">{text}</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+        f"</｜DSML｜{group}>"
     )
 
 
@@ -72,7 +73,8 @@ VALUES: dict[str, list[tuple[str, Any]]] = {
     "boolean": [("true", True), ("false", False), ("True", True)],
     "array": [("[1, 2]", [1, 2]), ("['a', None]", ["a", None]), ('[{"n": 9007199254740993}]', [{"n": 2**53 + 1}])],
     "object": [('{"a": 1}', {"a": 1}), ("{'a': True, 'b': 'it''s'}".replace("''", "\\'"), {"a": True, "b": "it's"})],
-    "string": [("abc", "abc"), ("12345", "12345"), ("true", "true"), ("[1]", "[1]"), ('"q"', '"q"'), (" é 😀\n ", " é 😀\n "),
+    "string": [("abc", "abc"), ("12345", "12345"), ("true", "true"), ("[1]", "[1]"), ('"q"', '"q"'),
+               (" é 😀\n ", " é 😀\n "),
                ("{'a': 1}", "{'a': 1}"), ("1e5", "1e5"), ("</parameter> <arg_value>", "</parameter> <arg_value>")],
 }  # fmt: skip
 #: Ways to say that a value is of a type, and whether null may stand there too.

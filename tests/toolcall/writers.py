@@ -123,7 +123,9 @@ def _dsml(group: str) -> Callable[[Sequence[Call]], str]:
 
     def write(calls: Sequence[Call]) -> str:
         each = "\n".join(
-            f'<｜DSML｜invoke name="{name}">\n' + "\n".join(value(k, v) for k, v in args.items()) + "\n</｜DSML｜invoke>"
+            f'<｜DSML｜invoke name="{name}">\n'
+            + "\n".join(value(k, v) for k, v in args.items())
+            + "\n</｜DSML｜invoke>"
             for name, args in calls
         )
         return f"<｜DSML｜{group}>\n{each}\n</｜DSML｜{group}>"
