@@ -64,6 +64,11 @@ class JSONScanner:
         """The beginning of a key that is being read."""
         return "".join(self._text) if self._in_string and self._is_key else None
 
+    @property
+    def open_literal(self) -> str | None:
+        """A number or constant that would be complete if the text ended here."""
+        return self._literal if _LITERAL.fullmatch(self._literal) else None
+
     def next(self, text: str, at: int, stop: int | None = None) -> tuple[int, Seen | None]:
         """Read on from ``at`` to the next event; gives the place up to which was read, and the event.
 

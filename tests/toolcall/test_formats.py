@@ -34,7 +34,7 @@ TOOLS = [{"type": "function", "function": tool} for tool in (SAVE, LIST)]
 BARE = ("tool_use", "function_call", "llama3")
 #: Formats that give a call out while it is being read.
 STREAMED = (*BARE, "json_tools", "phi4_mini", "gigachat", "harmony", "mistral", "deepseek_v3", "deepseek_v31",
-            "kimi_k2",             "functionary_v31", "functionary_v32")  # fmt: skip
+            "kimi_k2", "functionary_v31", "functionary_v32")  # fmt: skip
 
 #: What a call holds, by the name of the case.
 WELL_FORMED: dict[str, list[Call]] = {

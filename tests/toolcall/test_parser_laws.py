@@ -188,7 +188,6 @@ def check_mutations(n: int) -> None:
         for call in whole.tool_calls:
             written = json.loads(call.source, parse_int=Literal, parse_float=Literal)
             assert is_written(written, text), (format, text, call.source)
-            assert written or not any(f'"{key}"' in text.partition(call.name)[2][:12] for key in "ab"), (format, text)
         parts = pieces(text, [draw.randint(0, len(text)) for _ in range(4)])
         assert summary(run(ToolParser(tools, format), parts)[1]) == summary(whole), (format, parts)
 
