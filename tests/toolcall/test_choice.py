@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,3 +184,9 @@ def test_channels_are_read_where_no_tool_is_declared() -> None:
     with Memory(runner, ":memory:") as memory:
         reply = memory.generate("hi")
     assert (reply.text, reply.reasoning) == ("Hello.", "Hm.")
+
+
+def test_the_page_on_tools_lists_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (.+?) \|", page, re.MULTILINE)
+    assert dict(listed) == {one.name: one.models for one in KNOWN.values()}
