@@ -8,7 +8,7 @@ before the value's do.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agent_memory.toolcall.elementcalls import Argument, Call, attributes, element_calls, named_call
 from agent_memory.toolcall.forms import ElementForm
@@ -150,7 +150,7 @@ class ElementScanner:
         self._value(text[stop : stop + 1])
         return stop + 1
 
-    def _outside(self, text: str, at: int, means: dict[str, object]) -> int:
+    def _outside(self, text: str, at: int, means: Mapping[str, Callable[[str, int], int]]) -> int:
         """Between tags: nothing but blanks, and JSON where the form takes it."""
         stop, mark = self._marks[self._state].find(text, at)
         first = _FIRST.search(text, at, stop)
@@ -169,7 +169,7 @@ class ElementScanner:
             return stop
         act = means.get(mark)
         if act is not None:
-            return act(text, stop)  # type: ignore[operator, no-any-return]
+            return act(text, stop)
         self._skip_mark(mark)
         return stop + len(mark)
 
