@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from agent_memory.toolcall.elementcalls import Argument, Call, attributes, element_calls, named_call
 from agent_memory.toolcall.forms import ElementForm
@@ -44,9 +45,7 @@ class ElementScanner:
         self._state = "calls" if form.call_mark else "name"
         if form.call_mark and form.start.endswith(form.call_mark):
             self._state = "tag"
-        self._marks = {state: _Marks(marks) for state, marks in _marks_of(form).items()}
-        self._follows = [Shape(*_follows_of(form, level)) for level in (0, 1)]
-        self._last = re.compile(_last_of(form))
+        self._marks, self._follows, self._last = _tables(form)
         self._is_last = False
         self._steps = {
             "calls": self._in_calls, "tag": self._in_tag, "body": self._in_body, "name": self._in_name,
@@ -313,6 +312,13 @@ class _Marks:
         if found := self._pattern.search(text, at):
             return found.start(), found.group()
         return len(text) - self._begun.held_back(text, at), ""
+
+
+@cache
+def _tables(form: ElementForm) -> tuple[Mapping[str, _Marks], Sequence[Shape], re.Pattern[str]]:
+    """What is looked for in each state; what follows a value, outside and in a nested call, and at the output's end."""
+    marks = {state: _Marks(some) for state, some in _marks_of(form).items()}
+    return marks, [Shape(*_follows_of(form, level)) for level in (0, 1)], re.compile(_last_of(form))
 
 
 def _marks_of(form: ElementForm) -> dict[str, list[str]]:
