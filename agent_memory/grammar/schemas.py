@@ -64,7 +64,7 @@ def closed(text: str, place: str) -> dict[str, Any] | str:
 
 
 def _translate(part: dict[str, Any]) -> None:
-    """Write in one schema as JSON Schema has it what OpenAPI and generic classes have: ``nullable``, ``$ref`` with ``[``."""
+    """Write ``nullable``, and a ``$ref`` with brackets, as JSON Schema has them; OpenAPI and generic classes differ."""
     if isinstance(part.get("$ref"), str):
         part["$ref"] = quote(part["$ref"], safe="#/%~!$&'()*+,;=:@?-._")
     if part.pop("nullable", None) is True:
