@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConfigError,
         DamagedModelError,
         IncompatibleStoreError,
+        ItemNotFoundError,
         MissingExtraError,
         ModelError,
         ModelNotFoundError,
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from agent_memory.generation import Generation, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
+    from agent_memory.store.view import StoreView
     from agent_memory.types import (
         AgentInfo,
         Delta,
@@ -81,6 +84,7 @@ __all__ = [
     "EchoRunner",
     "Generation",
     "IncompatibleStoreError",
+    "ItemNotFoundError",
     "MLXRunner",
     "Memory",
     "Message",
@@ -99,6 +103,7 @@ __all__ = [
     "Stats",
     "StoreError",
     "StoreLockedError",
+    "StoreView",
     "Tool",
     "ToolCall",
     "ToolResult",
@@ -110,6 +115,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "as_completed",
+    "open_store",
 ]
 
 #: Public name -> the module that defines it.
@@ -130,6 +136,7 @@ _HOMES = {
     "EchoRunner": "echo.runner",
     "Generation": "generation",
     "IncompatibleStoreError": "errors",
+    "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
     "Memory": "memory",
     "Message": "types",
@@ -148,6 +155,7 @@ _HOMES = {
     "Stats": "types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
+    "StoreView": "store.view",
     "Tool": "types",
     "ToolCall": "types",
     "ToolResult": "types",
@@ -158,6 +166,7 @@ _HOMES = {
     "Usage": "types",
     "VerifyReport": "types",
     "as_completed": "generation",
+    "open_store": "requests.opening",
 }
 
 

@@ -21,7 +21,8 @@
      └ StoreError
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
-        └ OutOfSpaceError                the disk is full
+        ├ OutOfSpaceError                the disk is full
+        └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
 """
@@ -154,3 +155,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class ItemNotFoundError(StoreError, LookupError):
+    """No item of that id is in this workspace: it was never there, or it was forgotten."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+        super().__init__(f"item {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int]]:
+        return type(self), (self.item,)

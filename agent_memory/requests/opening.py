@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Generator
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, StoreError
 from agent_memory.protocols import ModelRunner
+from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
+from agent_memory.store.view import StoreView
 
 
 class _Closing(Protocol):
@@ -111,6 +113,21 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
     if path is None:
         import platformdirs
 
-        return Path(platformdirs.user_data_dir("agent_memory")) / "store"
-    found = as_path(path, "path")
-    return None if str(found) == ":memory:" else found
+        return as_path(platformdirs.user_data_dir("agent_memory"), "the user's data folder") / "store"
+    if isinstance(path, (str, PathLike)) and fspath(path) == ":memory:":
+        return None
+    return as_path(path, "path")
+
+
+def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
+    """Open a store to look at it: no model, no lock, nothing written; another process may hold it.
+
+    ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. Raises ConfigError,
+    StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    """
+    folder = store_path(path)
+    if folder is None:
+        raise StoreError("':memory:' is no folder: there is nothing on disk to look at")
+    if not (folder / MANIFEST).is_file():
+        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
+    return StoreView(folder, salt)

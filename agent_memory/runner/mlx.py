@@ -49,8 +49,8 @@ class MLXRunner:
             raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
         if not hasattr(tokenizer, "encode"):
             raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
-        self._spec: str | os.PathLike[str] | None = None
-        self._adapter: str | os.PathLike[str] | None = None
+        self._located: resolve.Located = None
+        self._adapter: Path | None = None
         self._config = Config()
         self._setup(name, prefill_tokens)
         self._model, self._hf = model, tokenizer
@@ -69,15 +69,14 @@ class MLXRunner:
 
         Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
         """
-        resolve.check(model)
-        if adapter is not None and not (as_path(adapter, "adapter") / "adapter_config.json").is_file():
-            raise ConfigError(
-                f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
-            )
+        located = resolve.locate(model)
+        folder = None if adapter is None else as_path(adapter, "adapter")
+        if folder is not None and not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"no adapter_config.json in {str(folder)!r}; adapter= takes an mlx-lm adapter folder")
         runner = cls.__new__(cls)
-        runner._spec, runner._adapter, runner._config = model, adapter, config
+        runner._located, runner._adapter, runner._config = located, folder, config
         runner._model = runner._hf = None
-        runner._setup("starter" if model is None else Path(os.fspath(model)).name, config.prefill_tokens)
+        runner._setup(resolve.short_name(located), config.prefill_tokens)
         return runner
 
     def _setup(self, name: str, prefill_tokens: int | None) -> None:
@@ -193,7 +192,7 @@ class MLXRunner:
             "dtype": _main_dtype(self._model),
         }
         if self._adapter is not None:  # its scale is in no weight
-            self._identity["adapter"] = digests.of_file(Path(self._adapter) / "adapter_config.json")
+            self._identity["adapter"] = digests.of_file(self._adapter / "adapter_config.json")
         if _on_cpu():
             self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
             self._helper.submit(int).result()  # it runs from now on
@@ -248,7 +247,7 @@ class MLXRunner:
         import mlx_lm
 
         found = resolve.resolve(
-            self._spec,
+            self._located,
             weights_dtype=self._config.weights_dtype or weights_dtype,
             progress=self._config.progress,
             trust_remote_code=self._config.trust_remote_code,
@@ -259,7 +258,7 @@ class MLXRunner:
         try:
             self._model, self._hf = mlx_lm.load(
                 str(found.path),
-                adapter_path=os.fspath(self._adapter) if self._adapter is not None else None,
+                adapter_path=str(self._adapter) if self._adapter is not None else None,
                 trust_remote_code=self._config.trust_remote_code,
                 lazy=True,
             )[:2]

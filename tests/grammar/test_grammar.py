@@ -480,7 +480,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None
     [
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
-        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object]}},
         {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
