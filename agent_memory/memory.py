@@ -26,7 +26,7 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
-from agent_memory.requests.opening import Opening, runner_for, store_for
+from agent_memory.requests.opening import Opening, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut
@@ -62,8 +62,7 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        _check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
@@ -89,8 +88,14 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> Opening[Memory]:
-        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``."""
-        return Opening(partial(cls, model, path, config=config, adapter=adapter))
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
+
+        Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
+        """
+        _check_config(config)
+        folder = store_path(path)
+        runner = runner_for(model, config, adapter)
+        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
 
     @property
     def messages(self) -> AnthropicMessages:
@@ -323,3 +328,8 @@ class Memory:
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")
