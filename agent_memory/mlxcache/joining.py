@@ -53,8 +53,8 @@ def from_batch(batch: Any, room: int) -> Any:
 def join(caches: Sequence[Any], beside: Any) -> Any:
     """Join one layer's caches, each of a row or a batch, to one batch; evaluated; one copy.
 
-    ``beside``: a stream to copy values on while keys are copied on the current one. On CPUs most of the time goes to first
-    touches of new memory; two threads take 0.6 of one thread's time.
+    ``beside``: a stream to copy values on while keys are copied on the current one. On CPUs most of the time goes to
+    first touches of new memory; two threads take 0.6 of one thread's time.
     """
     first = caches[0]
     if type(first) is CacheList:
