@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import random
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import agent_memory
-from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner
+from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, StoreView, open_store
 from agent_memory.config import as_path
 from tests.models.tinydirectory import adapter, directory
 
@@ -163,6 +164,14 @@ def _view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) ->
         assert view.verify().ok
 
 
+def _bare_view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    Memory(EchoRunner(), folder, config=SMALL).close()
+    view = StoreView(Path(given), "")
+    away()
+    assert view.path == folder.resolve()
+    view.close()
+
+
 def _model(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
     directory(folder)
     found = _opened(MLXRunner.named(given, config=SMALL), away, tmp_path)
@@ -188,6 +197,7 @@ CASES: Mapping[str, Case] = {
     "Memory.aopen(model)": _amodel,
     "Memory.aopen(adapter)": _aadapter,
     "open_store.open_store(path)": _view,
+    "StoreView.__init__(path)": _bare_view,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }
