@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         DamagedModelError,
+        HistoryDivergedError,
         IncompatibleStoreError,
         MissingExtraError,
         ModelError,
@@ -56,9 +57,9 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
         ToolResult,
-        Usage,
         VerifyReport,
     )
+    from agent_memory.usage import DivergedAt, Usage
 
 __version__ = "0.1.0"
 
@@ -75,9 +76,11 @@ __all__ = [
     "ConfigError",
     "DamagedModelError",
     "Delta",
+    "DivergedAt",
     "Doctor",
     "EchoRunner",
     "Generation",
+    "HistoryDivergedError",
     "IncompatibleStoreError",
     "MLXRunner",
     "Memory",
@@ -121,9 +124,11 @@ _HOMES = {
     "ConfigError": "errors",
     "DamagedModelError": "errors",
     "Delta": "types",
+    "DivergedAt": "usage",
     "Doctor": "types",
     "EchoRunner": "echo.runner",
     "Generation": "generation",
+    "HistoryDivergedError": "errors",
     "IncompatibleStoreError": "errors",
     "MLXRunner": "runner.mlx",
     "Memory": "memory",
@@ -148,7 +153,7 @@ _HOMES = {
     "ToolResultError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
-    "Usage": "types",
+    "Usage": "usage",
     "VerifyReport": "types",
 }
 

@@ -16,7 +16,7 @@ from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.tiers import HotTier, Lineage
-from agent_memory.types import weakest
+from agent_memory.types import MissCause, weakest
 
 if TYPE_CHECKING:
     from agent_memory.store.lookup import Match
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
+
+_NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
+#: Why a stored lineage ends, as the store remembers it.
+_STOPPED: dict[str, tuple[MissCause, str]] = {
+    "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
+    "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
+    "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
+    "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
+}
 
 
 @define(eq=False, kw_only=True)
@@ -96,7 +105,7 @@ class Reuse:
         base = base or Base(kv=batch.empty())
         if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss = self._reason(prompt, stopped)
+            base.miss, base.miss_detail = self._reason(prompt, stopped)
         return base
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
@@ -141,9 +150,9 @@ class Reuse:
             exactness=match.exactness,
         )
 
-    def _reason(self, prompt: Prompt, stopped: str | None) -> str:
+    def _reason(self, prompt: Prompt, stopped: str | None) -> tuple[MissCause, str]:
         if prompt.foreign:
-            return "other model"
+            return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
         if not self._layout.is_storable:
-            return f"not stored: {self._layout.unstored[0]}"
-        return stopped or "not stored"
+            return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
+        return _STOPPED.get(stopped or "", ("damaged", stopped or "") if stopped else _NOT_STORED)
