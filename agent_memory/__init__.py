@@ -38,15 +38,17 @@ if TYPE_CHECKING:
         StoreError,
         StoreLockedError,
         ToolResultError,
+        UnknownAgentError,
         UnsupportedModelError,
         UnsupportedParameterError,
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
-        CodecReport,
         Delta,
         Doctor,
         Message,
@@ -88,6 +90,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelNotFoundError",
+    "Options",
     "OutOfBudgetError",
     "OutOfSpaceError",
     "PromptTooLongError",
@@ -103,6 +106,7 @@ __all__ = [
     "ToolCall",
     "ToolResult",
     "ToolResultError",
+    "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
@@ -119,7 +123,7 @@ _HOMES = {
     "BackendMissingError": "errors",
     "CancelledError": "errors",
     "ClosedError": "errors",
-    "CodecReport": "types",
+    "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
     "DamagedModelError": "errors",
@@ -136,6 +140,7 @@ _HOMES = {
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "ModelNotFoundError": "errors",
+    "Options": "requests.options",
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
     "PromptTooLongError": "errors",
@@ -151,6 +156,7 @@ _HOMES = {
     "ToolCall": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "usage",

@@ -14,6 +14,7 @@
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
+     │  ├ UnknownAgentError              no agent of that name (LookupError)
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -113,6 +114,20 @@ class HistoryDivergedError(RequestError, ValueError):
 
     def __reduce__(self) -> tuple[type[HistoryDivergedError], tuple[str, int, int]]:
         return type(self), (self.name, self.message, self.n_messages)
+
+
+class UnknownAgentError(RequestError, LookupError):
+    """No agent has that name; ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"there is no agent {name!r} in this store. memory.agents() lists those that exist; "
+            f"memory.agent({name!r}) creates it"
+        )
+
+    def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
+        return type(self), (self.name,)
 
 
 class ToolResultError(RequestError, ValueError):
