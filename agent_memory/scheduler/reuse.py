@@ -12,7 +12,7 @@ from attrs import define
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.request import Prompt
+from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.tiers import HotTier, Lineage
@@ -106,7 +106,23 @@ class Reuse:
         if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
             base.miss, base.miss_detail = self._reason(prompt, stopped)
+        elif (why := self._left(plan, prompt, base.n_tokens)) is not None:
+            base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
         return base
+
+    def _left(self, plan: Plan, prompt: Prompt, n_tokens: int) -> Why | None:
+        """Why the prompt leaves its agent's log or, without an agent, a longer prefix that is stored; None: neither."""
+        if prompt.explain is None:
+            return prompt.why if n_tokens < prompt.n_logged else None
+        at, other = n_tokens, None
+        for lineage in self._hot:
+            shared = common_prefix(lineage.ids, plan.wanted)
+            if max(at, self._store.chunk_tokens) <= shared < min(len(lineage.ids), len(plan.wanted)):
+                at, other = shared, lineage.ids[shared:]
+        stored = plan.stored.n_tokens
+        if other is None and max(at, self._store.chunk_tokens) <= stored < len(plan.wanted):
+            at, other = stored, self._store.following(plan.stored)
+        return None if other is None else prompt.explain(at, other.tolist())
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
         source, n_tokens = plan.lineage or plan.row, plan.n_live

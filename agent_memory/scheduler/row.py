@@ -14,7 +14,7 @@ from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import Delta, Exactness, Finish, MissCause, Text, Tier, Usage
+from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: how the KV of an id was made
 
@@ -31,6 +31,7 @@ class Base:
     exactness: Exactness = "exact"
     miss: MissCause | None = None
     miss_detail: str = ""
+    diverged_at: DivergedAt | None = None
 
 
 @define(eq=False, kw_only=True)
@@ -159,6 +160,7 @@ class Row:
             exactness=base.exactness,
             miss=base.miss,
             miss_detail=base.miss_detail,
+            diverged_at=base.diverged_at,
             ttft_s=first - self.request.created,
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,

@@ -244,6 +244,10 @@ class Store:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
         return lookup.find(self._catalog, self.warm, ids)
 
+    def following(self, match: Match) -> Ids | None:
+        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else lookup.following(self._catalog, match)
+
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
 
