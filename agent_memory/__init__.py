@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ClosedError,
         ConfigError,
         DamagedModelError,
+        HistoryDivergedError,
         IncompatibleStoreError,
         ItemNotFoundError,
         MissingExtraError,
@@ -61,9 +62,9 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
         ToolResult,
-        Usage,
         VerifyReport,
     )
+    from agent_memory.usage import DivergedAt, Usage
 
 __version__ = "0.1.0"
 
@@ -80,9 +81,11 @@ __all__ = [
     "ConfigError",
     "DamagedModelError",
     "Delta",
+    "DivergedAt",
     "Doctor",
     "EchoRunner",
     "Generation",
+    "HistoryDivergedError",
     "IncompatibleStoreError",
     "ItemNotFoundError",
     "MLXRunner",
@@ -132,9 +135,11 @@ _HOMES = {
     "ConfigError": "errors",
     "DamagedModelError": "errors",
     "Delta": "types",
+    "DivergedAt": "usage",
     "Doctor": "types",
     "EchoRunner": "echo.runner",
     "Generation": "generation",
+    "HistoryDivergedError": "errors",
     "IncompatibleStoreError": "errors",
     "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
@@ -163,7 +168,7 @@ _HOMES = {
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
-    "Usage": "types",
+    "Usage": "usage",
     "VerifyReport": "types",
     "as_completed": "generation",
     "open_store": "requests.opening",

@@ -157,6 +157,8 @@ class Config:
     max_batch: int = field(default=8, validator=_whole(1))
     #: how long a user's logits processor, or the class of a ``schema=``, may take
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
+    #: whether an agent keeps the date of its first turn, where the model's chat template writes today's date
+    pin_dates: bool = field(default=True, validator=_kind(bool))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
@@ -195,7 +197,7 @@ class Config:
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
 _FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"progress", "trust_remote_code"}
+_BOOLS = {"pin_dates", "progress", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:

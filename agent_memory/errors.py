@@ -13,6 +13,7 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
@@ -99,6 +100,21 @@ class AgentDeletedError(RequestError, LookupError):
 
     def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str]]:
         return type(self), (self.name,)
+
+
+class HistoryDivergedError(RequestError, ValueError):
+    """The list of messages is another history than the agent's, and the request asked for an error."""
+
+    def __init__(self, name: str, message: int, n_messages: int) -> None:
+        self.name, self.message, self.n_messages = name, message, n_messages
+        super().__init__(
+            f"the list differs from the history of agent {name!r} at message {message}: {n_messages - message} of its "
+            f'{n_messages} messages would be replaced. Give on_diverge="replace" to replace them, '
+            f'on_diverge="branch" to answer without touching the agent, or another agent= for another conversation.'
+        )
+
+    def __reduce__(self) -> tuple[type[HistoryDivergedError], tuple[str, int, int]]:
+        return type(self), (self.name, self.message, self.n_messages)
 
 
 class UnknownAgentError(RequestError, LookupError):

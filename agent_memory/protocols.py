@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from agent_memory.config import Codec
@@ -92,8 +94,11 @@ class Tokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """The chat template's text for ``messages`` (role, content, tool_calls ... as the template expects).
+
+        ``now``: the local time that a template is told which asks for it; None: the clock's.
 
         Raises UnsupportedParameterError where the template itself refuses the messages.
         """

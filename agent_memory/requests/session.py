@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
 from functools import cached_property
+
+import attrs
 
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
@@ -21,6 +24,8 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
 from agent_memory.types import Message, Reply
+
+logger = logging.getLogger("agent_memory.requests")
 
 
 class Requests:
@@ -62,8 +67,8 @@ class Requests:
             parser=lambda prompt: calling.parser(tokenizer, prompt),
             constraint=calling.constraint(self.grammars, prompt.ids),
             shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
-            owner=log.name if log else None,
-            agent_id=log.agent_id if log else None,
+            owner=log.name if log and not planner.is_branch else None,
+            agent_id=log.agent_id if log and not planner.is_branch else None,
             sampling=settings.sampling,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             stop=settings.stop,
@@ -104,17 +109,8 @@ class Requests:
             tool_calls=as_written(parsed.tool_calls),
             source=outcome.text if outcome.text != parsed.text else "",
         )
-        if log is not None:
-            turn = log.turn(
-                planner.given,
-                message,
-                ids=(*outcome.prompt.ids, *outcome.kept),
-                n_kv=outcome.n_kv,
-                tokenizer=self._runner.tokenizer.digest,
-                finish=outcome.finish,
-            )
-            self._store.append_turn(log.agent_id, len(log.turns), turn)
-            log.append(turn)
+        if log is not None and not planner.is_branch:
+            self._append(planner, log, outcome, message)
         return Reply(
             text=parsed.text,
             reasoning=parsed.reasoning,
@@ -123,7 +119,35 @@ class Requests:
             parsed=value,
             finish=outcome.finish,
             stopped=outcome.stopped,
-            usage=outcome.usage,
+            usage=attrs.evolve(outcome.usage, replaced_messages=0 if planner.is_branch else planner.n_replaced),
             message=copied([message])[0],
             token_ids=outcome.kept,
         )
+
+    def _append(self, planner: Planner, log: Log, outcome: Outcome, reply: Message) -> None:
+        """One more turn: into the store's queue, and into the log; engine thread."""
+        if planner.n_replaced:
+            logger.warning(
+                "a list replaced an agent's history agent=%r replaced_messages=%d kept_messages=%d: another agent= for "
+                'another conversation, or on_diverge="branch" or "error", keeps it',
+                log.name,
+                planner.n_replaced,
+                len(log.messages) - planner.n_replaced,
+            )
+        turns = log.turns_of(
+            planner.given,
+            reply,
+            ids=(*outcome.prompt.ids, *outcome.kept),
+            n_kv=outcome.n_kv,
+            tokenizer=self._runner.tokenizer.digest,
+            finish=outcome.finish,
+            n_reply=len(outcome.kept),
+        )
+        first = planner.given[0]
+        system = first.content if first.role == "system" else None
+        is_described = (system, planner.facts) == (log.system, log.facts)
+        for turn in turns:
+            described = None if is_described or turn is not turns[-1] else (system, planner.facts.to_json())
+            self._store.append_turn(log.agent_id, len(log.turns), turn, described)
+            log.append(turn)
+        log.facts = planner.facts

@@ -14,7 +14,16 @@ from agent_memory.generation import Feed
 from agent_memory.protocols import Constraint
 from agent_memory.scheduler.callables import Guard
 from agent_memory.toolcall import Parsed, ToolParser
-from agent_memory.types import Finish, Reply, Sampling, Usage
+from agent_memory.types import DivergedAt, Finish, MissCause, Reply, Sampling, Usage
+
+
+@frozen
+class Why:
+    """Why a prompt leaves what was computed before it, and where."""
+
+    cause: MissCause
+    detail: str  #: one sentence, without any of the prompt's text
+    at: DivergedAt | None = None
 
 
 @frozen(kw_only=True)
@@ -24,6 +33,10 @@ class Prompt:
     ids: tuple[int, ...] = field(repr=False)
     known: int = 0  #: how many of the leading ids had their KV computed in earlier turns
     foreign: bool = False  #: whether those turns ran under another model
+    n_logged: int = 0  #: how many ids of the agent's log had their KV computed, whether or not the prompt begins so
+    why: Why | None = None  #: why the prompt leaves the log before ``n_logged``
+    #: for prompts without an agent: why they leave other ids at a position; both from that position on
+    explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen(kw_only=True)

@@ -12,11 +12,11 @@ from attrs import define
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.request import Prompt
+from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.tiers import HotTier, Lineage
-from agent_memory.types import weakest
+from agent_memory.types import MissCause, weakest
 
 if TYPE_CHECKING:
     from agent_memory.store.lookup import Match
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
+
+_NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
+#: Why a stored lineage ends, as the store remembers it.
+_STOPPED: dict[str, tuple[MissCause, str]] = {
+    "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
+    "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
+    "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
+    "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
+}
 
 
 @define(eq=False, kw_only=True)
@@ -96,8 +105,24 @@ class Reuse:
         base = base or Base(kv=batch.empty())
         if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss = self._reason(prompt, stopped)
+            base.miss, base.miss_detail = self._reason(prompt, stopped)
+        elif (why := self._left(plan, prompt, base.n_tokens)) is not None:
+            base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
         return base
+
+    def _left(self, plan: Plan, prompt: Prompt, n_tokens: int) -> Why | None:
+        """Why the prompt leaves its agent's log or, without an agent, a longer prefix that is stored; None: neither."""
+        if prompt.explain is None:
+            return prompt.why if n_tokens < prompt.n_logged else None
+        at, other = n_tokens, None
+        for lineage in self._hot:
+            shared = common_prefix(lineage.ids, plan.wanted)
+            if max(at, self._store.chunk_tokens) <= shared < min(len(lineage.ids), len(plan.wanted)):
+                at, other = shared, lineage.ids[shared:]
+        stored = plan.stored.n_tokens
+        if other is None and max(at, self._store.chunk_tokens) <= stored < len(plan.wanted):
+            at, other = stored, self._store.following(plan.stored)
+        return None if other is None else prompt.explain(at, other.tolist())
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
         source, n_tokens = plan.lineage or plan.row, plan.n_live
@@ -141,9 +166,9 @@ class Reuse:
             exactness=match.exactness,
         )
 
-    def _reason(self, prompt: Prompt, stopped: str | None) -> str:
+    def _reason(self, prompt: Prompt, stopped: str | None) -> tuple[MissCause, str]:
         if prompt.foreign:
-            return "other model"
+            return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
         if not self._layout.is_storable:
-            return f"not stored: {self._layout.unstored[0]}"
-        return stopped or "not stored"
+            return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
+        return _STOPPED.get(stopped or "", ("damaged", stopped or "") if stopped else _NOT_STORED)

@@ -14,7 +14,7 @@ from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
+from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: how the KV of an id was made
 
@@ -29,7 +29,9 @@ class Base:
     tier: Tier = "none"  #: the slowest that it comes from
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
-    miss: str | None = None
+    miss: MissCause | None = None
+    miss_detail: str = ""
+    diverged_at: DivergedAt | None = None
 
 
 @define(eq=False, kw_only=True)
@@ -157,6 +159,8 @@ class Row:
             tier_tokens=base.tier_tokens,
             exactness=base.exactness,
             miss=base.miss,
+            miss_detail=base.miss_detail,
+            diverged_at=base.diverged_at,
             ttft_s=first - self.request.created,
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,

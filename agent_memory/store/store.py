@@ -182,12 +182,14 @@ class Store:
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
         return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools)
+            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
@@ -205,13 +207,16 @@ class Store:
         """The agents that are pinned."""
         return self._pins.agents
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+    def append_turn(
+        self, agent_id: int, number: int, turn: Turn, described: tuple[str | None, str | None] | None = None
+    ) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
+        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -238,6 +243,10 @@ class Store:
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
         return lookup.find(self._catalog, self.warm, ids)
+
+    def following(self, match: Match) -> Ids | None:
+        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else lookup.following(self._catalog, match)
 
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
