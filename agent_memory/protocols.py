@@ -121,6 +121,10 @@ class KV(Protocol):
     def snapshots(self) -> Collection[int]:
         """The numbers of tokens at which a state of all layers that cannot be cut is held; its own is among them."""
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no number that it holds is NaN or infinite. O(its bytes): asked only where a request failed."""
+
     def reach(self, n_tokens: int) -> int:
         """The longest prefix of at most ``n_tokens`` to which it can be cut; 0 where there is none."""
 
@@ -199,7 +203,11 @@ class Batch(Protocol):
         """A KV filled from ``source``, with spare room; all of it has been read when this returns."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
-        """Feed ``ids`` to one row that is not decoding; returns when they are computed."""
+        """Feed ``ids`` to one row that is not decoding; returns when they are computed.
+
+        Raises what the model raised. Then ``kv`` covers what it covered before or, where nobody can vouch for that,
+        nothing: ``n_tokens`` is 0.
+        """
 
     def insert(
         self,

@@ -56,6 +56,11 @@ class EchoKV:
         """What it covers: there is no state beside the rows."""
         return frozenset((self._n,))
 
+    @property
+    def is_finite(self) -> bool:
+        """True: integers are."""
+        return True
+
     def reach(self, n_tokens: int) -> int:
         """The longest prefix of at most ``n_tokens`` to which it can be cut."""
         n_tokens = min(n_tokens, self._n)

@@ -167,7 +167,7 @@ class Engine:
             pass
         closed = ClosedError("the Memory was closed before this request finished")
         loop = self._loop
-        for step in (self._mail.drain, lambda: loop.fail_all(closed), loop.saver.finish_all, loop.close):
+        for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
         self._runner.close()

@@ -117,8 +117,19 @@ class Loop:
         if self.evictor.is_due:
             self.evictor.expire(hurry=bool(self._rows))
 
+    def end_all(self, error: BaseException) -> None:
+        """End every request with ``error`` between two ticks; what they computed is kept."""
+        rows = self._running()
+        for request in [row.request for row in rows] + list(self.waiting):
+            request.feed.fail(error)
+        self.replies.fail_all(error)
+        self.waiting.clear()
+        self._retire(rows)
+
     def fail_all(self, error: BaseException) -> None:
-        """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""
+        """End every request with ``error`` and start anew, wherever the thread was interrupted: what the rows computed
+        cannot be trusted and is dropped, the idle lineages stay. Never raises an Exception.
+        """
         for request in [row.request for row in self._running()] + list(self.waiting):
             request.feed.fail(error)
         self.replies.fail_all(error)
@@ -284,7 +295,10 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
             log.warning("prefill failed: %s", type(error).__name__)
             row.request.feed.fail(let_go(error))
-            self._forget(row)
+            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has taken what was there
+                self._retire([row])
+            else:
+                self._forget(row)
 
     def _enter_batch(self, batch: Batch, row: Row) -> None:
         request = row.request
@@ -341,7 +355,7 @@ class Loop:
                 row.request.feed.fail(let_go(error))
                 failed.append(row)
         if failed:
-            self._retire(failed)
+            self._retire(failed, have_failed=True)
         if finished:
             self._leave(finished, batch.remove([row.number for row in finished]))
 
@@ -358,16 +372,20 @@ class Loop:
             self._forget(row)
         self.evictor.free()
 
-    def _retire(self, rows: list[Row]) -> None:
-        """Take cancelled or failed rows out; what they computed stays as cache of the ids it was computed from."""
+    def _retire(self, rows: list[Row], *, have_failed: bool = False) -> None:
+        """Take rows out that end without a reply; what they computed is kept, as far as it is sound: hot, and behind it
+        in the store, where computing it again would be dearer than writing. ``have_failed``: while they decoded.
+        """
         batch = self._batch
-        assert batch is not None
+        if batch is None:
+            return
         decoding = [row for row in rows if row.kv is None]
         for row, kv in zip(decoding, batch.remove([row.number for row in decoding]), strict=True):
             row.kv = kv
         for row in rows:
             assert row.kv is not None
-            self._rest(row.lineage(row.kv), save=False)
+            if not have_failed or row.sound(row.kv):
+                self._rest(row.lineage(row.kv, is_turn=False))
             self._forget(row)
         self.evictor.free()
 
@@ -378,12 +396,12 @@ class Loop:
             self._prefilling.remove(row)
         self._admission.remove(row.number)
 
-    def _rest(self, lineage: Lineage, *, save: bool = True) -> None:
+    def _rest(self, lineage: Lineage) -> None:
         if not len(lineage.ids):
             return
         for replaced in self.hot.put(lineage):
             self.saver.settle(replaced)
-        if save and self._runner.layout.is_storable:
+        if self._runner.layout.is_storable:
             self.saver.begin(lineage)
 
 
