@@ -13,6 +13,7 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -97,6 +98,20 @@ class AgentDeletedError(RequestError, LookupError):
 
     def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str]]:
         return type(self), (self.name,)
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait to be started; this one was refused before any work."""
+
+    def __init__(self, n_waiting: int, limit: int) -> None:
+        self.n_waiting, self.limit = n_waiting, limit
+        super().__init__(
+            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
+            f"of them has started, or open the Memory with a larger max_waiting."
+        )
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
+        return type(self), (self.n_waiting, self.limit)
 
 
 class ToolResultError(RequestError, ValueError):

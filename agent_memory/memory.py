@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,14 +24,14 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
-from agent_memory.requests.arguments import check_settings, runner_for, store_for
+from agent_memory.requests.arguments import check_drain, check_settings, runner_for, store_for
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.prompting import Planner
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests, Settings
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.callables import checked
-from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.scheduler.request import Request
 from agent_memory.tools import as_tools
 from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
@@ -307,18 +306,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
+        check_drain(drain_s)
         self._closed = True
-        shut(self._engine, self._store)
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self
@@ -395,6 +395,6 @@ class Memory:
 
     def _tokenizer(self) -> Any:
         self._engine.ensure_ours()
-        if not self._closed:
-            return self._runner.tokenizer
-        raise ClosedError("this Memory is closed; open it again")
+        if self._closed:
+            raise ClosedError("this Memory is closed; open it again")
+        return self._runner.tokenizer

@@ -52,6 +52,12 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
     return None if str(found) == ":memory:" else found
 
 
+def check_drain(drain_s: Any) -> None:
+    """Raises UnsupportedParameterError for what is no time to wait."""
+    if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
+        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")
+
+
 def check_settings(sampling: Any, max_tokens: Any, priority: Any, timeout_s: Any) -> None:
     """Raises UnsupportedParameterError for what no request can have."""
     if not isinstance(sampling, Sampling):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,7 @@ from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.reuse import Reuse
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.saving import Saver
-from agent_memory.scheduler.waiting import AGE_S, Waiting, effective_priority
+from agent_memory.scheduler.waiting import AGE_S, Places, Waiting, effective_priority
 from agent_memory.store.tiers import HotTier, Lineage
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Loop:
         grid: int,
         target_gap_s: float,
         counters: Counters,
+        places: Places,
     ) -> None:
         self._runner, self._max_batch, self._grid, self._target_gap_s = runner, max_batch, grid, target_gap_s
         self._store, self._counters = store, counters
         layout = runner.layout
         self.hot = HotTier()
         self.saver = Saver(store, layout, counters)
-        self.waiting = Waiting()
+        self.waiting = Waiting(places)
         self.replies = Replies(counters)
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
         self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
@@ -70,7 +72,24 @@ class Loop:
         self._passed = False  # whether the last prefill step was a younger row's
         self._rows: dict[int, Row] = {}  # those that decode
         self._n_rows = 0
+        self._at_idle: list[Callable[[], None]] = []
         self._batch: Batch | None = runner.open_batch(store.chunk_tokens)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request waits or runs."""
+        return not (self.waiting or self._rows or self._prefilling or self.replies)
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once no request waits or runs; at once where that is so."""
+        self._at_idle.append(call)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._at_idle and self.is_idle:
+            calls, self._at_idle = self._at_idle, []
+            for call in calls:
+                call()
 
     @property
     def has_work(self) -> bool:
@@ -116,6 +135,7 @@ class Loop:
             self.saver.step(hurry=bool(self._rows or self._prefilling))
         if self.evictor.is_due:
             self.evictor.expire(hurry=bool(self._rows))
+        self._note_idle()
 
     def end_all(self, error: BaseException) -> None:
         """End every request with ``error`` between two ticks; what they computed is kept."""
@@ -125,6 +145,7 @@ class Loop:
         self.replies.fail_all(error)
         self.waiting.clear()
         self._retire(rows)
+        self._note_idle()
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with ``error`` and start anew, wherever the thread was interrupted: what the rows computed
@@ -145,6 +166,7 @@ class Loop:
                 batch.close()
         except Exception:
             log.exception("a broken batch could not be closed")
+        self._note_idle()
 
     def close(self) -> None:
         """Drop all KV."""
