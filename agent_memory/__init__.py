@@ -43,10 +43,11 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
-        CodecReport,
         Delta,
         Doctor,
         Message,
@@ -86,6 +87,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "ModelNotFoundError",
+    "Options",
     "OutOfBudgetError",
     "OutOfSpaceError",
     "PromptTooLongError",
@@ -118,7 +120,7 @@ _HOMES = {
     "BackendMissingError": "errors",
     "CancelledError": "errors",
     "ClosedError": "errors",
-    "CodecReport": "types",
+    "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
     "DamagedModelError": "errors",
@@ -133,6 +135,7 @@ _HOMES = {
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "ModelNotFoundError": "errors",
+    "Options": "requests.options",
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
     "PromptTooLongError": "errors",

@@ -187,11 +187,13 @@ def test_a_bad_setting_is_refused_before_any_work(scene: Scene, settings: dict[s
     scene.assert_intact(before)
 
 
-def test_an_unknown_keyword_is_a_type_error_as_everywhere_in_python(scene: Scene) -> None:
-    before = scene.state()
-    for call in (scene.memory.generate, scene.memory.stream, scene.memory.agent("a").say):
-        with pytest.raises(TypeError, match="temprature"):
-            call("hi", temprature=1)
+def test_an_unknown_keyword_is_refused_with_the_method_and_the_nearest_one(scene: Scene) -> None:
+    before, agent = scene.state(), scene.memory.agent("a")
+    calls = {"Memory.generate": scene.memory.generate, "Memory.stream": scene.memory.stream, "Agent.say": agent.say}
+    for name, call in calls.items():
+        with pytest.raises(UnsupportedParameterError) as caught:
+            call("hi", temprature=1)  # type: ignore[call-arg]
+        assert str(caught.value) == f"{name} has no option 'temprature'; did you mean 'temperature'?"
     scene.assert_intact(before)
 
 

@@ -152,7 +152,7 @@ def test_closing_with_time_to_drain_lets_all_that_was_asked_end_and_takes_no_mor
     refused: list[BaseException] = []
 
     def ask_meanwhile() -> None:
-        wait_for(lambda: memory._closed)
+        wait_for(lambda: memory._asking.is_closed)
         try:
             memory.generate("too late")
         except ClosedError as error:
@@ -189,7 +189,7 @@ def _leave_by_an_exception(memory: Memory) -> None:
 def _end_another_drain(memory: Memory) -> None:
     draining = threading.Thread(target=lambda: memory.close(drain_s=600))
     draining.start()
-    wait_for(lambda: memory._closed)
+    wait_for(lambda: memory._asking.is_closed)
     within(memory.close)
     draining.join(PATIENCE_S)
     assert not draining.is_alive()
@@ -198,7 +198,7 @@ def _end_another_drain(memory: Memory) -> None:
 def _cancel_the_closing_task(memory: Memory) -> None:
     async def main() -> None:
         task = asyncio.ensure_future(memory.aclose(drain_s=600))
-        await asyncio.to_thread(wait_for, lambda: memory._closed)
+        await asyncio.to_thread(wait_for, lambda: memory._asking.is_closed)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -210,7 +210,7 @@ def _cancel_the_closing_task(memory: Memory) -> None:
 def _interrupt_the_engine(memory: Memory) -> None:
     draining = threading.Thread(target=lambda: memory.close(drain_s=600))
     draining.start()
-    wait_for(lambda: memory._closed)
+    wait_for(lambda: memory._asking.is_closed)
 
     def interrupt() -> None:
         raise SystemExit

@@ -5,16 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from attrs import frozen
+
 from agent_memory.config import CODECS, Codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
-from agent_memory.types import CodecReport, Divergence
+from agent_memory.types import Divergence
 
 #: Of a text this share is context, in encoded KV; what the model says of the rest is compared.
 _CONTEXT_SHARE = 0.75
 _LEAST_TOKENS = 8
+
+
+@frozen(kw_only=True)
+class CodecReport:
+    """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
+
+    codec: str
+    bits_per_value: float  #: of the KV, scales included
+    ratio: float  #: exact bytes to encoded ones
+    kl: float  #: mean Kullback-Leibler divergence from exact, nats a token
+    worst_kl: float  #: of any one token
+    perplexity: float  #: of the texts, on exact KV
+    coded_perplexity: float
+    agreement: float  #: share of tokens after which the most probable one is the same
+    n_tokens: int  #: compared
+    encode_gb_s: float  #: exact bytes a second
+    decode_gb_s: float
+    #: tensors that the codec leaves exact, each with why
+    exact_tensors: tuple[str, ...] = ()
+
+    @property
+    def perplexity_change(self) -> float:
+        """0.01: one percent worse."""
+        return self.coded_perplexity / self.perplexity - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
+            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
+        )
 
 
 def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, texts: Sequence[str]) -> CodecReport:

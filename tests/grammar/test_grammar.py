@@ -384,7 +384,7 @@ def test_what_was_compiled_is_kept_and_each_reply_has_a_matcher_of_its_own_24() 
     with Memory(EchoRunner("no"), ":memory:") as memory:
         asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
         first = memory.generate("go", **asked)
-        grammars = memory._requests.grammars
+        grammars = memory._asking._requests.grammars
         vocabulary, kept = grammars._vocabulary, grammars._compiled.cache_info()
         again = memory.generate("once more", **asked)
         assert grammars._vocabulary is vocabulary

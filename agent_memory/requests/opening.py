@@ -1,4 +1,4 @@
-"""What callers may pass: checks made at the door, before any work."""
+"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
 from agent_memory.store.store import Store
-from agent_memory.types import Sampling
 
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
@@ -56,15 +55,3 @@ def check_drain(drain_s: Any) -> None:
     """Raises UnsupportedParameterError for what is no time to wait."""
     if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
         raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")
-
-
-def check_settings(sampling: Any, max_tokens: Any, priority: Any, timeout_s: Any) -> None:
-    """Raises UnsupportedParameterError for what no request can have."""
-    if not isinstance(sampling, Sampling):
-        raise UnsupportedParameterError(f"sampling must be a Sampling, got {type(sampling).__name__}")
-    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-        raise UnsupportedParameterError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
-    if not isinstance(priority, int):
-        raise UnsupportedParameterError(f"priority must be an int, got {priority!r}")
-    if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or not timeout_s > 0):
-        raise UnsupportedParameterError(f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}")
