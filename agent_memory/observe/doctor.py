@@ -28,7 +28,7 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
         "cold_bytes_per_token": token_bytes(runner.layout, config.cold_codec),
         **runner.facts,
     }
-    advice = []
+    advice = list(facts.pop("notes", ()))
     n_tensors = len(runner.layout.tensors) + len(runner.layout.windows)
     if facts.get("backend") == "mlx cpu" and sys.platform == "linux":
         if not facts.get("blas_active"):

@@ -118,11 +118,9 @@ class HFTokenizer:
                 add_generation_prompt=generation_prompt,
                 **(variables or {}),
             )
-        except Exception as error:
-            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
-                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
-            raise
+        except Exception as error:  # a template is a program from elsewhere, which may divide by zero
+            said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+            raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
         return str(text)
 
     @property
