@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,54 @@ def test_line_8_an_odd_value_in_config_loads_or_is_a_typed_error(value: Any, tmp
             errors[key] = str(error)
     assert [key for key, said in errors.items() if str(folder) not in said] == []
     assert 0 < n_loaded < len(KEYS)
+
+
+def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a JSON value; of lists and vocabularies the first few."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(pairs)[:12]:
+        yield (*before, key)
+        yield from _places(inner, (*before, key))
+
+
+def _mutated(text: str, draw: random.Random) -> str:
+    value = json.loads(text)
+    *way, last = draw.choice(list(_places(value)))
+    inside = value
+    for key in way:
+        inside = inside[key]
+    if draw.random() < 0.2:
+        del inside[last]
+    else:
+        inside[last] = draw.choice([*ODD, [], "", [None], 10**30, {"__float__": "NaN"}])
+    return json.dumps(value)
+
+
+def _mutate(folder: Path, seeds: range) -> dict[str, int]:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [258], "x": {"y": 1}}')
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json")
+    whole = {name: (folder / name).read_text() for name in names}
+    outcomes = {"loaded": 0, "refused": 0}
+    for seed in seeds:
+        draw = random.Random(seed)
+        name = draw.choice(names)
+        (folder / name).write_text(_mutated(whole[name], draw))
+        try:
+            answer(folder)
+            outcomes["loaded"] += 1
+        except AgentMemoryError:
+            outcomes["refused"] += 1
+        (folder / name).write_text(whole[name])
+    return outcomes
+
+
+def test_line_8_random_changes_of_a_models_files_load_or_are_typed_errors(tmp_path: Path) -> None:
+    assert min(_mutate(directory(tmp_path / "x"), range(40)).values()) > 0
+
+
+@pytest.mark.slow
+def test_line_8_many_random_changes_of_a_models_files(tmp_path: Path) -> None:
+    assert min(_mutate(directory(tmp_path / "x"), range(100, 1100)).values()) > 100
 
 
 @pytest.mark.parametrize(
