@@ -31,6 +31,17 @@ A damaged or foreign cache raises none of these: it is a miss with a reason (``U
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+#: The command that adds what an extra brings. It works from a clone, from a wheel and from an index alike: it names the
+#: extra's packages and not this one, which pip may not find by name. As in pyproject.toml: a test compares.
+INSTALL: Mapping[str, str] = {
+    "cpu": 'pip install "mlx[cpu]>=0.32.2" "scipy-openblas32>=0.3.28"',
+    "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
+    "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
+    "grammar": 'pip install "llguidance>=1.9.1,<2"',
+}
+
 
 class AgentMemoryError(Exception):
     """Root of every error this library raises."""

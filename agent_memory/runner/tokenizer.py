@@ -134,11 +134,9 @@ class HFTokenizer:
                 **(variables or {}),
                 **({} if now is None else self._dated(functions, now)),
             )
-        except Exception as error:
-            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
-                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
-            raise
+        except Exception as error:  # a template is a program from elsewhere, which may divide by zero
+            said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+            raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
         return str(text)
 
     def _dated(self, tools: list[dict[str, Any]] | None, now: datetime) -> dict[str, Any]:
