@@ -43,7 +43,7 @@ from agent_memory.store.writing import WriteAdmission
 
 log = logging.getLogger("agent_memory.store")
 
-HIDE_S = 5.0  #: a file that could not be read is tried again after so long
+REREAD_S = 5.0  #: a file that could not be read is tried again after so long
 _REASONS = 8192  #: lost pieces whose reason is remembered
 
 
@@ -88,8 +88,8 @@ class Catalog:
         self._beside: dict[int, dict[bytes, Side]] = {}  # side files by segment
         self.orphans: list[str] = []  # side files of segments that were taken out
         self.opened: tuple[int, list[SegmentRow]] | None = None  # the manifest's rows, after so many commits
-        self._hidden: list[tuple[float, Segment | Side]] = []  # until when
-        self._told_unreadable: set[str] = set()  # files of which that was told
+        self._unreadable: list[tuple[float, Segment | Side]] = []  # until when
+        self._told: set[str] = set()  # files of which that was told
         self.unwritten: dict[int | bytes, int] = {}  # tokens not on disk, by agent or head: see ``note_unwritten``
         self._is_told = False  # that some is not
         self.undropped: list[Segment] = []  # taken out, but the disk refused to drop their rows
@@ -164,7 +164,7 @@ class Catalog:
 
     def reason(self, parent: bytes, next_chunk: bytes | None) -> str | None:
         """Why nothing is stored after ``parent``, where that is remembered."""
-        if self.index is not None and any(p.segment.is_hidden for p in self.index.children(parent)):
+        if self.index is not None and any(p.segment.is_unreadable for p in self.index.children(parent)):
             return "unreadable"
         found = self._lost.get(next_chunk) if next_chunk is not None else None
         return found or self._lost.get(b"<" + parent)
@@ -204,24 +204,24 @@ class Catalog:
     def hide(self, file: Segment | Side, text: str) -> None:
         """Serve nothing of a file for a while: that it cannot be read now says nothing of its bytes. Any thread."""
         with self.lock:
-            file.is_hidden = True
-            self._hidden.append((self.clock() + HIDE_S, file))
-            is_new = file.file not in self._told_unreadable
-            self._told_unreadable.add(file.file)
+            file.is_unreadable = True
+            self._unreadable.append((self.clock() + REREAD_S, file))
+            is_new = file.file not in self._told
+            self._told.add(file.file)
         tell = log.warning if is_new else log.debug
         tell("store: KV cannot be read now and is computed meanwhile; its file stays: %s", text)
 
     def _show(self) -> None:
         """Try again what was hidden long enough. Under the lock."""
-        if self._hidden and self._hidden[0][0] <= (now := self.clock()):
-            for until, file in self._hidden:
-                file.is_hidden = until > now
-            self._hidden = [one for one in self._hidden if one[0] > now]
+        if self._unreadable and self._unreadable[0][0] <= (now := self.clock()):
+            for until, file in self._unreadable:
+                file.is_unreadable = until > now
+            self._unreadable = [one for one in self._unreadable if one[0] > now]
 
     @property
-    def n_hidden(self) -> int:
+    def n_unreadable(self) -> int:
         """How many files cannot be read now."""
-        return len({file.file for _, file in self._hidden})
+        return len({file.file for _, file in self._unreadable})
 
     def note_unwritten(self, agent_id: int | None, head: bytes | None, n_tokens: int) -> None:
         """KV that was to be written is not on disk; until the agent's, or one that ends with ``head``, is."""
@@ -238,9 +238,9 @@ class Catalog:
                 self.unwritten.pop(key, None)
 
     def tell_unwritten(self) -> None:
-        """Say once, until all of it is written, that KV is not on disk though it was to be."""
+        """Say once, until all of it is written, that KV is not on disk though it was to be; a failing disk says so."""
         unwritten = dict(self.unwritten)
-        if unwritten and not self._is_told:
+        if unwritten and not self._is_told and self.health.state == "ok":
             log.warning(
                 "store: the logs are on disk, KV of %d tokens of %d conversations is not: it stays in memory, and is "
                 "written with their next turn that the disk takes, or computed again after a restart",

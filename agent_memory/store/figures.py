@@ -38,5 +38,5 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
             "save_failures": catalog.save_failures,
             "saves_skipped": dict(catalog.skipped),
             "unwritten_tokens": sum(dict(catalog.unwritten).values()),
-            "unreadable": catalog.n_hidden,
+            "unreadable": catalog.n_unreadable,
         }

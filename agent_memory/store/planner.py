@@ -37,8 +37,8 @@ class Segment:
         "host",
         "identity",
         "ids",
-        "is_hidden",
         "is_ready",
+        "is_unreadable",
         "n_bytes",
         "n_tokens",
         "number",
@@ -74,14 +74,14 @@ class Segment:
         self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
         self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
         self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
-        self.is_hidden = False  #: for a while: its file cannot be read now
+        self.is_unreadable = False  #: for a while: its file cannot be read now
         self.held_bytes = n_bytes  #: allocated, once its file is looked at
         self.pieces: list[Piece] = []
 
     @property
     def is_readable(self) -> bool:
         """True if it is committed, and its file can be read as far as is known."""
-        return self.is_ready and not self.is_hidden
+        return self.is_ready and not self.is_unreadable
 
 
 class Piece:

@@ -36,12 +36,12 @@ class Side:
     header_xxh3: str = ""
     is_ready: bool = field(default=False)
     held_bytes: int = 0  #: allocated
-    is_hidden: bool = False  #: for a while: it cannot be read now
+    is_unreadable: bool = False  #: for a while: it cannot be read now
 
     @property
     def is_readable(self) -> bool:
         """True if it is committed, and can be read as far as is known."""
-        return self.is_ready and not self.is_hidden
+        return self.is_ready and not self.is_unreadable
 
     def covers(self, n_rows: int, has_state: bool) -> bool:
         """Whether nothing would be new in a file with so much."""

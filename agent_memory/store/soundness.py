@@ -21,6 +21,7 @@ from agent_memory.tools import from_json as tools_from_json
 from agent_memory.types import EXACTNESS
 
 PIECE_BYTES = ID_BYTES + 1 + 4 * HEAD_IDS
+_SALT_BYTES = 16
 _MANY = 1 << 53  #: numbers of rows, bytes and tokens stay below
 
 #: What reading a JSON text of unknown origin, and taking it apart, may raise.
@@ -79,7 +80,8 @@ def sound_agent(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return an agent's row with a neutral value in place of each that could not have been written; None without a
     name. Its checksum then fails, unless what was replaced is not under it.
     """
-    if not (isinstance(row["name"], bytes) and row["name"] and isinstance(row["salt"], bytes)):
+    name, salt = row["name"], row["salt"]
+    if not (isinstance(name, bytes) and name and isinstance(salt, bytes) and len(salt) == _SALT_BYTES):
         return None
     found = dict(row)
     if not isinstance(row["system"], bytes | None):

@@ -265,7 +265,7 @@ def test_values_that_change_while_the_store_is_open_raise_no_other_exception(ori
 def test_a_log_whose_checksum_was_made_anew_for_nonsense_ends_there(original, tmp_path):
     path = Path(shutil.copytree(original, tmp_path / "copy"))
     db = sqlite3.connect(path / "manifest.sqlite3", isolation_level=None)
-    nonsense = [(DEEP, 25, 1), ("[{}]", 25, 1), ("[]", 10**6, 1)]
+    nonsense = [(DEEP, 25, 1), ("[{}]", 25, 1), ("[]", -1, 1)]
     for agent, (messages, keep, kept) in enumerate(nonsense, 1):
         ids, where = ids_of("ann")[:5], (agent, 1)
         told = Turn((), keep, ids, "t", "stop", 0.0, kept)

@@ -70,7 +70,7 @@ class Failing:
 @pytest.fixture
 def soon(monkeypatch):
     """What could not be read is tried again at once."""
-    monkeypatch.setattr(catalog_module, "HIDE_S", 0.0)
+    monkeypatch.setattr(catalog_module, "REREAD_S", 0.0)
 
 
 @pytest.mark.parametrize("call", ["open", "preadv", "pread", "fstat"])
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_not_offered_for_a_while_and_says_why(tmp_path, m
         assert segment_files(tmp_path) == before, "and it is not written twice"
         failing.code = None
         now = store._catalog.clock()
-        store._catalog.clock = lambda: now + catalog_module.HIDE_S + 1
+        store._catalog.clock = lambda: now + catalog_module.REREAD_S + 1
         assert store.match(IDS).n_tokens == len(IDS)
         assert store.stats()["unreadable"] == 0
 

@@ -136,15 +136,29 @@ def test_flush_counts_and_tells_once_what_kv_is_not_on_disk_where_the_logs_are(t
             save(store, ids[: 40 * number + 40], agent_id=agent)
             store.flush()
         assert store.stats()["unwritten_tokens"] == 120
-        told = [r.message for r in caplog.records if "the logs are on disk" in r.message]
+        told = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
         assert len(told) == 1
-        assert re.search(r"KV of \d+ tokens of 1 conversations is not", told[0])
+        assert f"the disk is {STATES[code]}" in told[0]
         assert len(store.load_agent("", "a").turns) == 3
     store._catalog.health.worked("KV")
     save(store, ids, agent_id=agent)
     store.flush()
     assert store.stats()["unwritten_tokens"] == 0
     assert store.match(ids).n_tokens == len(ids)
+    store.close()
+
+
+def test_flush_tells_once_what_a_disk_that_is_well_has_not_got(tmp_path, caplog):
+    store = open_store(tmp_path, Files())
+    (tmp_path / "film.mp4").write_bytes(bytes(2 * BUDGET))
+    store.flush()
+    for _ in range(2):
+        save(store, draw(np.random.default_rng(0), 50))
+        store.flush()
+    told = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert re.search(r"the logs are on disk, KV of 50 tokens of 1 conversations is not", told[0])
+    assert store.stats()["unwritten_tokens"] == 50
     store.close()
 
 
