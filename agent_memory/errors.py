@@ -15,6 +15,7 @@
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -129,6 +130,20 @@ class UnknownAgentError(RequestError, LookupError):
 
     def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
         return type(self), (self.name,)
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait to be started; this one was refused before any work."""
+
+    def __init__(self, n_waiting: int, limit: int) -> None:
+        self.n_waiting, self.limit = n_waiting, limit
+        super().__init__(
+            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
+            f"of them has started, or open the Memory with a larger max_waiting."
+        )
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
+        return type(self), (self.n_waiting, self.limit)
 
 
 class ToolResultError(RequestError, ValueError):

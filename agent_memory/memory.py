@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +25,10 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
-from agent_memory.requests.opening import Opening, runner_for, store_for, store_path
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.tool_loop import run_rounds
-from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -276,18 +275,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
+        check_drain(drain_s)
         self._asking.is_closed = True
-        shut(self._engine, self._store)
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self

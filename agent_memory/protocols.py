@@ -126,6 +126,10 @@ class KV(Protocol):
     def snapshots(self) -> Collection[int]:
         """Numbers of tokens, its own included, whose state of layers that cannot be truncated is in memory."""
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no number that it holds is NaN or infinite. O(its bytes): asked only where a request failed."""
+
     def reach(self, n_tokens: int) -> int:
         """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated; 0 if none."""
 
@@ -204,7 +208,11 @@ class Batch(Protocol):
         """Return a KV filled from ``source``, with spare capacity; all bytes have been read when this returns."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
-        """Feed ``ids`` to one row that is not decoding; returns when they are computed."""
+        """Feed ``ids`` to one row that is not decoding; returns when they are computed.
+
+        Raises what the model raised. Then ``kv`` covers what it covered before or, where nobody can vouch for that,
+        nothing: ``n_tokens`` is 0.
+        """
 
     def insert(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from agent_memory.scheduler.faults import let_go
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.waiting import Places
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:
@@ -33,12 +36,28 @@ class _Submission:
 
     loop: Loop
     request: Request
+    places: Places
 
     def run(self) -> None:
         self.loop.waiting.add(self.request)
 
     def fail(self, error: BaseException) -> None:
+        self.places.leave(self.request)
         self.request.feed.fail(error)
+
+
+@frozen(eq=False)
+class _Drain:
+    """Somebody waits until no request waits or runs."""
+
+    loop: Loop
+    drained: threading.Event
+
+    def run(self) -> None:
+        self.loop.when_idle(self.drained.set)
+
+    def fail(self, error: BaseException) -> None:
+        self.drained.set()
 
 
 class Engine:
@@ -61,6 +80,8 @@ class Engine:
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
         self.counters = Counters()
+        self._places = Places(config.max_waiting)
+        self._drained = threading.Event()
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
@@ -95,9 +116,18 @@ class Engine:
             "warm_evictions": warm.n_evicted,
         }
 
+    def ensure_place(self) -> None:
+        """Raise QueueFullError where no further request may wait."""
+        self._places.check()
+
     def submit(self, request: Request) -> None:
-        """Queue a request; its feed tells the rest."""
-        self._mail.post(_Submission(self._loop, request))
+        """Queue a request; its feed tells the rest. Raises QueueFullError or ClosedError."""
+        self._places.take(request)
+        try:
+            self._mail.post(_Submission(self._loop, request, self._places))
+        except BaseException:
+            self._places.leave(request)
+            raise
 
     def cancel(self, request: Request) -> None:
         """End a request at the next tick; never raises."""
@@ -136,6 +166,18 @@ class Engine:
         elif to == "cold" and agent_id is not None:
             self._store.warm.release(agent_id)
 
+    def drain(self, seconds: float) -> None:
+        """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but
+        the library's own.
+        """
+        with contextlib.suppress(ClosedError):
+            self._mail.post(_Drain(self._loop, self._drained))
+            self._drained.wait(min(seconds, threading.TIMEOUT_MAX))
+
+    def end_drain(self) -> None:
+        """Let ``drain`` return, on whatever thread it waits, now or later."""
+        self._drained.set()
+
     def close(self) -> None:
         """Fail what still runs, save what is finished, end the thread; idempotent, and nothing in a forked child."""
         if not self.is_ours:
@@ -157,6 +199,7 @@ class Engine:
                 grid=self._config.prefill_tokens or self._runner.prefill_tokens,
                 target_gap_s=self._config.target_gap_s,
                 counters=self.counters,
+                places=self._places,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()
@@ -167,7 +210,7 @@ class Engine:
             pass
         closed = ClosedError("the Memory was closed before this request finished")
         loop = self._loop
-        for step in (self._mail.drain, lambda: loop.fail_all(closed), loop.saver.finish_all, loop.close):
+        for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
         self._runner.close()
@@ -195,8 +238,9 @@ class Engine:
                 failure = error
 
 
-def shut(engine: Engine, store: Store) -> None:
-    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store.
+def shut(engine: Engine, store: Store, drain_s: float = 0.0) -> None:
+    """What is left to do when a Memory ends, in this order: requests end by themselves for ``drain_s`` at most, the
+    engine hands its last KV to the store, both are closed. What interrupts the draining ends it.
 
     Any thread, and as often as one likes: each call returns when both are closed. On a thread of this library's own,
     which may be one that closing waits for (a Memory is collected where its last reference goes), another thread does
@@ -205,11 +249,24 @@ def shut(engine: Engine, store: Store) -> None:
     if not engine.is_ours:
         return
     if threading.current_thread().name.startswith("agent_memory-"):
-        threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
+        threading.Thread(target=_shut, args=(engine, store, drain_s), name="agent_memory-close").start()
     else:
-        _shut(engine, store)
+        _shut(engine, store, drain_s)
 
 
-def _shut(engine: Engine, store: Store) -> None:
-    engine.close()
-    store.close()
+async def until_shut(engine: Engine, close: Callable[[], None]) -> None:
+    """Wait for ``close``, which shuts the engine, without blocking the event loop; cancelled, end its draining."""
+    try:
+        await asyncio.to_thread(close)
+    except asyncio.CancelledError:
+        engine.end_drain()
+        raise
+
+
+def _shut(engine: Engine, store: Store, drain_s: float) -> None:
+    try:
+        if drain_s > 0:
+            engine.drain(drain_s)
+    finally:
+        engine.close()
+        store.close()

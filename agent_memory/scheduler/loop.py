@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,7 @@ from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.reuse import Reuse
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.saving import Saver
-from agent_memory.scheduler.waiting import AGE_S, Waiting, effective_priority
+from agent_memory.scheduler.waiting import AGE_S, Places, Waiting, effective_priority
 from agent_memory.store.tiers import HotTier, Lineage
 
 if TYPE_CHECKING:
@@ -53,13 +54,14 @@ class Loop:
         grid: int,
         target_gap_s: float,
         counters: Counters,
+        places: Places,
     ) -> None:
         self._runner, self._max_batch, self._grid, self._target_gap_s = runner, max_batch, grid, target_gap_s
         self._store, self._counters = store, counters
         layout = runner.layout
         self.hot = HotTier()
         self.saver = Saver(store, layout, counters)
-        self.waiting = Waiting()
+        self.waiting = Waiting(places)
         self.replies = Replies(counters)
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
         self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
@@ -70,7 +72,24 @@ class Loop:
         self._passed = False  # whether the last prefill step was a younger row's
         self._rows: dict[int, Row] = {}  # those that decode
         self._n_rows = 0
+        self._at_idle: list[Callable[[], None]] = []
         self._batch: Batch | None = runner.open_batch(store.chunk_tokens)
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request waits or runs."""
+        return not (self.waiting or self._rows or self._prefilling or self.replies)
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once no request waits or runs; at once where that is so."""
+        self._at_idle.append(call)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._at_idle and self.is_idle:
+            calls, self._at_idle = self._at_idle, []
+            for call in calls:
+                call()
 
     @property
     def has_work(self) -> bool:
@@ -116,9 +135,22 @@ class Loop:
             self.saver.step(hurry=bool(self._rows or self._prefilling))
         if self.evictor.is_due:
             self.evictor.expire(hurry=bool(self._rows))
+        self._note_idle()
+
+    def end_all(self, error: BaseException) -> None:
+        """End every request with ``error`` between two ticks; what they computed is kept."""
+        rows = self._running()
+        for request in [row.request for row in rows] + list(self.waiting):
+            request.feed.fail(error)
+        self.replies.fail_all(error)
+        self.waiting.clear()
+        self._retire(rows)
+        self._note_idle()
 
     def fail_all(self, error: BaseException) -> None:
-        """End every request with ``error`` and start anew; the idle lineages stay. Never raises an Exception."""
+        """End every request with ``error`` and start anew, wherever the thread was interrupted: what the rows computed
+        cannot be trusted and is dropped, the idle lineages stay. Never raises an Exception.
+        """
         for request in [row.request for row in self._running()] + list(self.waiting):
             request.feed.fail(error)
         self.replies.fail_all(error)
@@ -134,6 +166,7 @@ class Loop:
                 batch.close()
         except Exception:
             log.exception("a broken batch could not be closed")
+        self._note_idle()
 
     def close(self) -> None:
         """Drop all KV."""
@@ -284,7 +317,10 @@ class Loop:
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
             log.warning("prefill failed: %s", type(error).__name__)
             row.request.feed.fail(let_go(error))
-            self._forget(row)
+            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has taken what was there
+                self._retire([row])
+            else:
+                self._forget(row)
 
     def _enter_batch(self, batch: Batch, row: Row) -> None:
         request = row.request
@@ -341,7 +377,7 @@ class Loop:
                 row.request.feed.fail(let_go(error))
                 failed.append(row)
         if failed:
-            self._retire(failed)
+            self._retire(failed, have_failed=True)
         if finished:
             self._leave(finished, batch.remove([row.number for row in finished]))
 
@@ -358,16 +394,20 @@ class Loop:
             self._forget(row)
         self.evictor.free()
 
-    def _retire(self, rows: list[Row]) -> None:
-        """Take cancelled or failed rows out; what they computed stays as cache of the ids it was computed from."""
+    def _retire(self, rows: list[Row], *, have_failed: bool = False) -> None:
+        """Take rows out that end without a reply; what they computed is kept, as far as it is sound: hot, and behind it
+        in the store, where computing it again would be dearer than writing. ``have_failed``: while they decoded.
+        """
         batch = self._batch
-        assert batch is not None
+        if batch is None:
+            return
         decoding = [row for row in rows if row.kv is None]
         for row, kv in zip(decoding, batch.remove([row.number for row in decoding]), strict=True):
             row.kv = kv
         for row in rows:
             assert row.kv is not None
-            self._rest(row.lineage(row.kv), save=False)
+            if not have_failed or row.sound(row.kv):
+                self._rest(row.lineage(row.kv, is_turn=False))
             self._forget(row)
         self.evictor.free()
 
@@ -378,12 +418,12 @@ class Loop:
             self._prefilling.remove(row)
         self._admission.remove(row.number)
 
-    def _rest(self, lineage: Lineage, *, save: bool = True) -> None:
+    def _rest(self, lineage: Lineage) -> None:
         if not len(lineage.ids):
             return
         for replaced in self.hot.put(lineage):
             self.saver.settle(replaced)
-        if save and self._runner.layout.is_storable:
+        if self._runner.layout.is_storable:
             self.saver.begin(lineage)
 
 

@@ -28,6 +28,9 @@ class Replies:
         self._counters = counters
         self._held: list[_Held] = []
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     @property
     def owners(self) -> set[str | None]:
         """Agents whose turn is not yet in their log."""

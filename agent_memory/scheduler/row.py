@@ -168,8 +168,16 @@ class Row:
             decode_tps=n_later / (now - first) if n_later and now > first else 0.0,
         )
 
-    def lineage(self, kv: KV) -> Lineage:
-        """The row's KV with the ids that it covers, to be kept hot."""
+    def sound(self, kv: KV) -> bool:
+        """Cut the KV of a row that failed while it decoded to what was computed before that; False: to nothing.
+
+        The step that failed fed the newest token, or the one after it. Bad numbers may be what it failed of.
+        """
+        n_tokens = kv.reach(min(kv.n_tokens, self.n_prompt + len(self.output) - 1))
+        return n_tokens > 0 and kv.trim(n_tokens) and kv.is_finite
+
+    def lineage(self, kv: KV, *, is_turn: bool = True) -> Lineage:
+        """The row's KV with the ids that it covers, to be kept hot. ``is_turn``: it ended with a reply."""
         n = kv.n_tokens
         ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
         made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])
@@ -180,5 +188,6 @@ class Row:
             kv=kv,
             exactness=self.base.exactness,
             agent_id=self.request.agent_id,
-            is_wanted=not self.max_tokens,
+            is_wanted=is_turn and not self.max_tokens,
+            is_turn=is_turn,
         )

@@ -145,6 +145,7 @@ class Saver:
             agent_id=lineage.agent_id,
             held=Held(lineage.kv.held_from, lineage.kv.snapshots),
             is_wanted=lineage.is_wanted,
+            is_turn=lineage.is_turn,
         )
         yield from self._export(lineage, save)
 
