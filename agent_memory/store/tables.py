@@ -13,6 +13,9 @@ from agent_memory.prompt.messages import from_json
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 
+#: An agent's system prompt and facts.
+Described = tuple[str | None, str | None]
+
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
 
@@ -41,8 +44,9 @@ def read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...],
     return tuple(turns), None
 
 
-def describe_agent(db: sqlite3.Connection, agent_id: int, system: str | None, facts: str | None) -> None:
-    """An agent's system prompt and facts from now on, under a new checksum; nothing where the agent is gone."""
+def describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
+    """Give an agent another system prompt and facts, under a new checksum; nothing where the agent is gone."""
+    system, facts = described
     row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
     if row is not None:
         name, tools, created_s = blob_text(row[0]), blob_text(row[1]), row[2]
