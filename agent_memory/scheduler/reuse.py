@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,6 +107,7 @@ class Reuse:
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
         """Take or restore the KV of a plan; it is the caller's alone then. A restore that fails is a miss."""
+        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
         try:
@@ -122,23 +123,20 @@ class Reuse:
         if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
             base.miss, base.miss_detail = self._reason(prompt, stopped)
-        elif (why := self._left(plan, prompt, base.n_tokens)) is not None:
+        elif (why := _why(prompt, base.n_tokens, other)) is not None:
             base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
         return base
 
-    def _left(self, plan: Plan, prompt: Prompt, n_tokens: int) -> Why | None:
-        """Why the prompt leaves its agent's log or, without an agent, a longer prefix that is stored; None: neither."""
-        if prompt.explain is None:
-            return prompt.why if n_tokens < prompt.n_logged else None
-        at, other = n_tokens, None
+    def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
+        """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
+        at, other = max(plan.n_tokens, self._store.chunk_tokens), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
-            if max(at, self._store.chunk_tokens) <= shared < min(len(lineage.ids), len(plan.wanted)):
+            if at <= shared < min(len(lineage.ids), len(plan.wanted)):
                 at, other = shared, lineage.ids[shared:]
-        stored = plan.stored.n_tokens
-        if other is None and max(at, self._store.chunk_tokens) <= stored < len(plan.wanted):
-            at, other = stored, self._store.following(plan.stored)
-        return None if other is None else prompt.explain(at, other.tolist())
+        if other is None and at == plan.stored.n_tokens < len(plan.wanted):
+            other = self._store.following(plan.stored)
+        return None if other is None else (at, other.tolist())
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
         source, n_tokens = plan.lineage or plan.row, plan.n_live
@@ -188,3 +186,10 @@ class Reuse:
         if not self._layout.is_storable:
             return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
         return _STOPPED.get(stopped or "", ("damaged", stopped or "") if stopped else _NOT_STORED)
+
+
+def _why(prompt: Prompt, n_tokens: int, other: tuple[int, Sequence[int]] | None) -> Why | None:
+    """Why the prompt leaves its agent's log or, without an agent, what is stored; None where it leaves neither."""
+    if prompt.explain is None:
+        return prompt.why if n_tokens < prompt.n_logged else None
+    return prompt.explain(*other) if other is not None and n_tokens <= other[0] else None

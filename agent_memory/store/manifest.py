@@ -36,6 +36,7 @@ from agent_memory.store.soundness import (
 from agent_memory.store.tables import (
     AGENT_COLUMNS,
     COUNT_COMMIT,
+    Described,
     describe_agent,
     drop_segments,
     drop_sides,
@@ -238,12 +239,7 @@ class Manifest:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
     def append_turn(
-        self,
-        agent_id: int,
-        number: int,
-        turn: Turn,
-        messages: str,
-        described: tuple[str | None, str | None] | None = None,
+        self, agent_id: int, number: int, turn: Turn, messages: str, described: Described | None = None
     ) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
 
@@ -271,7 +267,12 @@ class Manifest:
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
             db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
             if described is not None:
-                describe_agent(db, agent_id, *described)
+                describe_agent(db, agent_id, described)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Commit another system prompt and facts of an agent."""
+        with self.transaction() as db:
+            describe_agent(db, agent_id, described)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Commit the removal of every turn after the first ``n_turns``."""

@@ -46,6 +46,7 @@ from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.segments import READ_ERRORS, checking, reason_of
 from agent_memory.store.sweeping import sweep
+from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
@@ -221,9 +222,7 @@ class Store:
         """The agents that are pinned."""
         return self._pins.agents
 
-    def append_turn(
-        self, agent_id: int, number: int, turn: Turn, described: tuple[str | None, str | None] | None = None
-    ) -> None:
+    def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
         ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
@@ -231,6 +230,10 @@ class Store:
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
         self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Queue another system prompt and facts of an agent."""
+        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""

@@ -15,6 +15,9 @@ from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.soundness import BAD_JSON, is_turn, sound_agent
 
+#: An agent's system prompt and facts.
+Described = tuple[str | None, str | None]
+
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
 
@@ -82,8 +85,9 @@ def checked_turn(
     return turn
 
 
-def describe_agent(db: sqlite3.Connection, agent_id: int, system: str | None, facts: str | None) -> None:
-    """An agent's system prompt and facts from now on, under a new checksum; nothing where the agent is gone."""
+def describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
+    """Give an agent another system prompt and facts, under a new checksum; nothing where the agent is gone."""
+    system, facts = described
     row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
     if row is not None:
         name, tools, created_s = blob_text(row[0]), blob_text(row[1]), row[2]
