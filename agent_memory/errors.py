@@ -144,17 +144,17 @@ class UnknownAgentError(RequestError, LookupError):
 
 
 class QueueFullError(RequestError):
-    """Too many requests wait to be started; this one was refused before any work."""
+    """Too many requests wait to be started; this one, or this batch of ``n_asked``, was refused before any work."""
 
-    def __init__(self, n_waiting: int, limit: int) -> None:
-        self.n_waiting, self.limit = n_waiting, limit
+    def __init__(self, n_waiting: int, limit: int, n_asked: int = 1) -> None:
+        self.n_waiting, self.limit, self.n_asked = n_waiting, limit, n_asked
         super().__init__(
-            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
-            f"of them has started, or open the Memory with a larger max_waiting."
+            f"{n_waiting:,} requests wait to be started, {n_asked:,} more would wait, and Config.max_waiting is "
+            f"{limit:,}. Ask again when others have started, or open the Memory with a larger max_waiting."
         )
 
-    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
-        return type(self), (self.n_waiting, self.limit)
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int, int]]:
+        return type(self), (self.n_waiting, self.limit, self.n_asked)
 
 
 class ToolResultError(RequestError, ValueError):

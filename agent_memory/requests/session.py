@@ -138,7 +138,7 @@ class Requests:
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
         on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
         """
-        self._engine.ensure_place()
+        self._engine.ensure_places()
         created = time.perf_counter()
         tokenizer = self._runner.tokenizer
         session = Session(
