@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ConfigError,
         DamagedModelError,
         IncompatibleStoreError,
+        ItemNotFoundError,
         MissingExtraError,
         ModelError,
         ModelNotFoundError,
@@ -37,15 +38,19 @@ if TYPE_CHECKING:
         StoreError,
         StoreLockedError,
         ToolResultError,
+        UnknownAgentError,
         UnsupportedModelError,
         UnsupportedParameterError,
     )
-    from agent_memory.generation import Generation
+    from agent_memory.generation import Generation, as_completed
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.opening import open_store
+    from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
+    from agent_memory.store.view import StoreView
     from agent_memory.types import (
         AgentInfo,
-        CodecReport,
         Delta,
         Doctor,
         Message,
@@ -79,12 +84,14 @@ __all__ = [
     "EchoRunner",
     "Generation",
     "IncompatibleStoreError",
+    "ItemNotFoundError",
     "MLXRunner",
     "Memory",
     "Message",
     "MissingExtraError",
     "ModelError",
     "ModelNotFoundError",
+    "Options",
     "OutOfBudgetError",
     "OutOfSpaceError",
     "PromptTooLongError",
@@ -96,15 +103,19 @@ __all__ = [
     "Stats",
     "StoreError",
     "StoreLockedError",
+    "StoreView",
     "Tool",
     "ToolCall",
     "ToolResult",
     "ToolResultError",
+    "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
     "VerifyReport",
     "__version__",
+    "as_completed",
+    "open_store",
 ]
 
 #: Public name -> the module that defines it.
@@ -116,7 +127,7 @@ _HOMES = {
     "BackendMissingError": "errors",
     "CancelledError": "errors",
     "ClosedError": "errors",
-    "CodecReport": "types",
+    "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
     "DamagedModelError": "errors",
@@ -125,12 +136,14 @@ _HOMES = {
     "EchoRunner": "echo.runner",
     "Generation": "generation",
     "IncompatibleStoreError": "errors",
+    "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
     "Memory": "memory",
     "Message": "types",
     "MissingExtraError": "errors",
     "ModelError": "errors",
     "ModelNotFoundError": "errors",
+    "Options": "requests.options",
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
     "PromptTooLongError": "errors",
@@ -142,14 +155,18 @@ _HOMES = {
     "Stats": "types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
+    "StoreView": "store.view",
     "Tool": "types",
     "ToolCall": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "types",
     "VerifyReport": "types",
+    "as_completed": "generation",
+    "open_store": "requests.opening",
 }
 
 

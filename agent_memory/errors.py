@@ -13,6 +13,7 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ UnknownAgentError              no agent of that name (LookupError)
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -20,7 +21,8 @@
      └ StoreError
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
-        └ OutOfSpaceError                the disk is full
+        ├ OutOfSpaceError                the disk is full
+        └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
 """
@@ -36,6 +38,7 @@ INSTALL: Mapping[str, str] = {
     "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
     "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
+    "cli": 'pip install "typer>=0.12" "rich>=13"',
 }
 
 
@@ -110,6 +113,20 @@ class AgentDeletedError(RequestError, LookupError):
         return type(self), (self.name,)
 
 
+class UnknownAgentError(RequestError, LookupError):
+    """No agent has that name; ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"there is no agent {name!r} in this store. memory.agents() lists those that exist; "
+            f"memory.agent({name!r}) creates it"
+        )
+
+    def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
+        return type(self), (self.name,)
+
+
 class ToolResultError(RequestError, ValueError):
     """A tool result does not answer an open tool call."""
 
@@ -150,3 +167,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class ItemNotFoundError(StoreError, LookupError):
+    """No item of that id is in this workspace: it was never there, or it was forgotten."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+        super().__init__(f"item {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int]]:
+        return type(self), (self.item,)

@@ -39,6 +39,13 @@ class Tool:
     strict: bool = False
 
 
+#: What ``tools=`` takes: a Tool, either API's dict, or a typed Python function.
+ToolLike = Tool | Mapping[str, Any] | Callable[..., Any]
+
+#: What ``tool_choice=`` takes; a mapping is ``{"name": ...}`` of one tool.
+ToolChoice = Literal["auto", "none", "required", "any"] | Mapping[str, str]
+
+
 @frozen
 class ToolCall:
     """A call that the model asked for."""
@@ -85,6 +92,9 @@ class Message:
         text = self.content if len(self.content) <= 60 else self.content[:57] + "..."
         return f"Message({self.role}: {text!r})"
 
+
+#: What a prompt may be: text (one user message), a message, or a list of messages, ours or either API's.
+Prompt = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 
 _MOST = sys.float_info.max
 
@@ -345,36 +355,6 @@ class Divergence:
     coded_bytes: int
     encode_s: float
     decode_s: float
-
-
-@frozen(kw_only=True)
-class CodecReport:
-    """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
-
-    codec: str
-    bits_per_value: float  #: of the KV, scales included
-    ratio: float  #: exact bytes to encoded ones
-    kl: float  #: mean Kullback-Leibler divergence from exact, nats a token
-    worst_kl: float  #: of any one token
-    perplexity: float  #: of the texts, on exact KV
-    coded_perplexity: float
-    agreement: float  #: share of tokens after which the most probable one is the same
-    n_tokens: int  #: compared
-    encode_gb_s: float  #: exact bytes a second
-    decode_gb_s: float
-    #: tensors that the codec leaves exact, each with why
-    exact_tensors: tuple[str, ...] = ()
-
-    @property
-    def perplexity_change(self) -> float:
-        """0.01: one percent worse."""
-        return self.coded_perplexity / self.perplexity - 1
-
-    def __repr__(self) -> str:
-        return (
-            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
-            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
-        )
 
 
 @frozen(kw_only=True)

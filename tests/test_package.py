@@ -110,9 +110,11 @@ def methods(name: str) -> dict[str, inspect.Parameter]:
     return dict(list(parameters.items())[2:])  # less self and what is asked
 
 
-@pytest.mark.parametrize("name", ["Memory.stream", "Memory.batch"])
-def test_the_ways_to_ask_a_memory_take_the_same_arguments(name: str) -> None:
-    assert methods(name) == methods("Memory.generate")
+def test_the_ways_to_ask_a_memory_take_the_same_arguments() -> None:
+    assert methods("Memory.stream") == methods("Memory.generate")
+    batch, generate = methods("Memory.batch"), methods("Memory.generate")
+    assert batch.keys() - generate.keys() == {"return_errors"}
+    assert {name for name in generate if batch[name] != generate[name]} == {"agent"}  # or one for each prompt
 
 
 @pytest.mark.parametrize("name", ["Agent.say", "Agent.stream", "Agent.give"])
@@ -136,12 +138,13 @@ TUNNELS = {
 }
 
 
-def test_the_core_has_no_keyword_tunnels() -> None:
+def test_the_core_has_no_keyword_tunnels_but_typed_options() -> None:
     found = {
         f"{path.relative_to(PACKAGE)} {node.name}"
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg
+        if ast.unparse(node.args.kwarg.annotation or ast.Constant("")) != "Unpack[Options]"
     }
     assert found <= TUNNELS
 

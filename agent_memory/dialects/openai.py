@@ -7,8 +7,8 @@ a model writes between its marks of reasoning, as local servers commonly name it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from agent_memory.dialects.plain import Data, Parameters, is_malformed
 from agent_memory.dialects.stream import EventStream
@@ -16,15 +16,12 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
 
-if TYPE_CHECKING:
-    from agent_memory.memory import Memory
-
 
 class OpenAIChat:
     """``memory.chat``, whose ``completions`` is the API."""
 
-    def __init__(self, memory: Memory, model: str) -> None:
-        self.completions = OpenAICompletions(memory, model)
+    def __init__(self, ask: Callable[..., Generation], model: str) -> None:
+        self.completions = OpenAICompletions(ask, model)
 
 
 class OpenAICompletions:
@@ -35,8 +32,8 @@ class OpenAICompletions:
     Raises UnsupportedParameterError, by name, for what is not supported.
     """
 
-    def __init__(self, memory: Memory, model: str) -> None:
-        self._memory, self._model = memory, model
+    def __init__(self, ask: Callable[..., Generation], model: str) -> None:
+        self._ask, self._model = ask, model
 
     def create(self, **request: Any) -> Data | EventStream:
         """A completion; with ``stream=True`` its chunks."""
@@ -52,7 +49,7 @@ class OpenAICompletions:
 
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
-        agent = parameters.take("agent", str, default=parameters.take("user", str))
+        agent = parameters.take("agent", default=parameters.take("user", str))
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),
             top_p=parameters.take("top_p", default=1.0),
@@ -74,7 +71,7 @@ class OpenAICompletions:
         parameters.only("presence_penalty", 0)
         parameters.only("store", False)
         parameters.end()
-        return self._memory.stream(
+        return self._ask(
             history,
             agent=agent,
             tools=tools,

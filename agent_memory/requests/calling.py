@@ -14,6 +14,7 @@ from agent_memory.grammar.constraint import Forced, HeldCalls
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
 from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Constraint, Tokenizer
+from agent_memory.requests.options import Settings
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser
 from agent_memory.toolcall.formats import Form, can_be_held, forms
@@ -82,31 +83,20 @@ class Calling:
             raise UnsupportedParameterError(f"the reply fits its schema, but cannot be read: {error}") from None
 
 
-def calling_of(
-    tools: object,
-    tool_choice: object,
-    parallel_tool_calls: object,
-    schema: object,
-    *,
-    grammars: Grammars,
-    kept: tuple[Tool, ...] = (),
-    raw: bool = False,
-) -> Calling:
-    """What the arguments mean, with the agent's own tools (``kept``) where none are given.
+def calling_of(settings: Settings, *, grammars: Grammars, kept: tuple[Tool, ...] = ()) -> Calling:
+    """What a request's options say of its reply, with the agent's own tools (``kept``) where none are given.
 
     Raises UnsupportedParameterError, and MissingExtraError where they need constrained decoding and it is missing.
     """
-    given = as_tools(tools)
-    if not isinstance(parallel_tool_calls, bool):
-        raise UnsupportedParameterError(f"parallel_tool_calls must be a bool, got {parallel_tool_calls!r}")
-    if raw and given:
+    given, choice, schema = as_tools(settings.tools), settings.tool_choice, settings.schema
+    if settings.raw and given:
         raise UnsupportedParameterError("raw=True takes no tools: they reach the model through the chat template")
-    offered = () if raw or tool_choice == "none" else given or kept
-    max_calls = None if parallel_tool_calls else 1
-    calling = Calling(offered=offered, tools=offered, max_calls=max_calls, is_raw=raw)
-    forced = _forced(tool_choice, offered)
+    offered = () if settings.raw or choice == "none" else given or kept
+    max_calls = None if settings.parallel_tool_calls else 1
+    calling = Calling(offered=offered, tools=offered, max_calls=max_calls, is_raw=settings.raw)
+    forced = _forced(choice, offered)
     if schema is not None:
-        if forced or (given and tool_choice != "none"):
+        if forced or (given and choice != "none"):
             raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
         described, build = schemas.of_value(schema)
         grammar = value_grammar(grammars.checked(described, "schema"))

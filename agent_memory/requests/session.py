@@ -7,33 +7,20 @@ import time
 import weakref
 from functools import cached_property
 
-from attrs import field, frozen
-
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
 from agent_memory.log.log import Log
 from agent_memory.prompt.messages import as_written, copied
-from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.protocols import ModelRunner
 from agent_memory.requests.calling import Calling
+from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner
 from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
-from agent_memory.types import Message, Reply, Sampling
-
-
-@frozen
-class Settings:
-    """How a request is to be answered; checked."""
-
-    sampling: Sampling = field(factory=Sampling)
-    max_tokens: int = 512  #: 0: prefill only
-    stop: tuple[str, ...] = ()
-    logits_processors: tuple[LogitsProcessor, ...] = ()
-    priority: int = 0
-    timeout_s: float | None = None
+from agent_memory.types import Message, Reply
 
 
 class Requests:
@@ -48,11 +35,13 @@ class Requests:
         """Of the model's tokenizer, which is there once the model is."""
         return Grammars(self._runner.tokenizer)
 
-    def make(self, planner: Planner, log: Log | None, settings: Settings, calling: Calling) -> Request:
+    def make(
+        self, planner: Planner, log: Log | None, settings: Settings, calling: Calling, *, max_tokens: int | None = None
+    ) -> Request:
         """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
-        on by the time it starts, again.
+        on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
         """
         created = time.perf_counter()
         limit, tokenizer = self._runner.context_tokens, self._runner.tokenizer
@@ -76,7 +65,7 @@ class Requests:
             owner=log.name if log else None,
             agent_id=log.agent_id if log else None,
             sampling=settings.sampling,
-            max_tokens=settings.max_tokens,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.runner")
 
-#: Prefill grid by device: on CPUs small steps win, on GPUs large ones (facts measured in benchmarks/ttft.py).
+#: Prefill step by device: small steps are fastest on CPUs, large ones on GPUs (measured by benchmarks/ttft.py).
 _CPU_GRID, _GPU_GRID = 256, 2048
 
 
@@ -78,9 +78,9 @@ class MLXRunner:
 
     def _setup(self, name: str, prefill_tokens: int | None) -> None:
         self._name, self._prefill_tokens = name, prefill_tokens
-        self._is_hosts = False  #: whether model and tokenizer are the host's, and stay with the runner
+        self._is_hosts = False  #: True if the host loaded the model: it stays after ``close``
         self._in_use = threading.Lock()
-        self._opener: int | None = None  #: the thread that has opened it, and not closed it
+        self._opener: int | None = None  #: the thread that opened the runner and has not closed it
         self._path: Path | None = None
         self._layout: Layout | None = None
         self._tokenizer: HFTokenizer | None = None
@@ -124,7 +124,7 @@ class MLXRunner:
 
     @property
     def weights_bytes(self) -> int:
-        """Of the weights as they are held. Valid after ``open``."""
+        """Bytes of the weights in memory. Valid after ``open``."""
         return self._weights_bytes
 
     @property
@@ -159,8 +159,7 @@ class MLXRunner:
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The dtype in which the weights are held, or ``stored``, and a stamp of their files; nothing for a model that
-        the host has loaded.
+        """The weights' dtype, or ``stored``, and a stamp of their files; empty for a model that the host has loaded.
         """
         return self._choices
 
@@ -195,14 +194,14 @@ class MLXRunner:
             "layout": self._layout.digest,
             "dtype": _main_dtype(self._model),
         }
-        if self._adapter is not None:  # its scale is in no weight
+        if self._adapter is not None:  # an adapter's scale is in no weight
             self._identity["adapter"] = digests.of_file(self._adapter / "adapter_config.json")
         if _on_cpu():
             self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
             self._helper.submit(int).result()  # it runs from now on
 
     def _looked_at(self) -> tuple[str, ...]:
-        """What a user should know of this model; each once in the log."""
+        """Return what a user should know of this model; log each note once."""
         found = speech.notes(self.tokenizer, str(self._path) if self._path else None)
         if self._path is not None:
             found = [*directory.notes(self._path), *found]
@@ -211,7 +210,7 @@ class MLXRunner:
         return tuple(found)
 
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
-        """As recorded while the files are the same; else the hub's, or read from the weights."""
+        """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
         if self._path is None:
             return digests.of_weights(self._model)
         files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
@@ -233,15 +232,15 @@ class MLXRunner:
         )
 
     def close(self) -> None:
-        """Drop what was loaded, and this thread's mlx streams; nothing on a thread that has not opened it.
+        """Drop the model and this thread's mlx streams; do nothing on a thread that has not opened it.
 
-        What the host loaded stays, ready to be opened again.
+        A model that the host loaded stays and can be opened again.
         """
         if self._opener != threading.get_ident():
             return
         if self._is_hosts:
-            with contextlib.suppress(RuntimeError):  # arrays that the host has made meanwhile are its thread's
-                _evaluate(self._model)  # what the model has put aside here: another thread could not
+            with contextlib.suppress(RuntimeError):  # arrays that the host made meanwhile belong to its thread
+                _evaluate(self._model)  # arrays that the model cached on this thread, which no other can evaluate
         else:
             self._model = self._hf = None
         if self._helper is not None:
@@ -275,8 +274,7 @@ class MLXRunner:
 
 
 def _evaluate(model: Any) -> None:
-    """Every array of a model, also those that are no parameters (a rope's frequencies): a lazy one cannot leave the
-    thread that made it.
+    """Evaluate every array of a model, parameters or not (RoPE frequencies): a lazy one cannot leave its thread.
     """
     import mlx.core as mx
 
@@ -293,7 +291,7 @@ def _on_cpu() -> bool:
 
 
 def _main_dtype(model: Any) -> str:
-    """The dtype of most weights' bytes, as text."""
+    """Return the dtype that most of the weights' bytes have, as text."""
     sizes: dict[str, int] = {}
     for _, array in digests.leaves(model):
         sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.nbytes
@@ -301,14 +299,14 @@ def _main_dtype(model: Any) -> str:
 
 
 def _give_back() -> None:
-    """Let the system have what was freed: glibc keeps it, hundreds of MB in the arenas of threads that have ended."""
+    """Return freed memory to the system: glibc keeps hundreds of MB in the arenas of threads that have ended."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def _probe(model: Any) -> Layout:
-    """Feed one token to fresh caches: shapes and dtypes as the model really makes them. One decode step."""
+    """Feed one token to fresh caches, to learn their shapes and dtypes. Costs one decode step."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 

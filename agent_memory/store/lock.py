@@ -35,9 +35,8 @@ class Lock:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             found = self._read()
-            who = f"process {found['pid']} on {found['host']}" if {"pid", "host"} <= set(found) else "another process"
             os.close(self._fd)
-            raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
+            raise StoreLockedError(f"{path} is in use by {_holder(found)}, or give another path") from error
         found = self._read()
         #: checksum of the manifest when the store was closed; None: it was not, or nobody knows
         self.closed: str | None = found.get("closed")
@@ -77,6 +76,18 @@ class Lock:
         facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "commits": self.commits}
         raw = json.dumps(facts if closed is None else {**facts, "closed": closed}).encode()
         self._files.write(self._fd, memoryview(raw.ljust(os.fstat(self._fd).st_size)), 0)
+
+
+def _holder(found: dict[str, Any]) -> str:
+    """Who holds a store, and how that ends; ``found`` is what the lock file says."""
+    if not {"pid", "host"} <= found.keys():
+        return "another process. Close it there"
+    if (found["pid"], found["host"]) != (os.getpid(), socket.gethostname()):
+        return f"process {found['pid']} on {found['host']}. Close it there"
+    return (
+        f"this process ({found['pid']}): a Memory that was opened here before is still open. Close that one first "
+        "(type memory.close(), by the name you gave it, before you run a notebook's cell again)"
+    )
 
 
 def manifest_sum(path: Path) -> str:

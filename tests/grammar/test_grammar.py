@@ -384,7 +384,7 @@ def test_what_was_compiled_is_kept_and_each_reply_has_a_matcher_of_its_own_24() 
     with Memory(EchoRunner("no"), ":memory:") as memory:
         asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
         first = memory.generate("go", **asked)
-        grammars = memory._requests.grammars
+        grammars = memory._asking._requests.grammars
         vocabulary, kept = grammars._vocabulary, grammars._compiled.cache_info()
         again = memory.generate("once more", **asked)
         assert grammars._vocabulary is vocabulary
@@ -481,7 +481,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None
     [
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
-        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object]}},
         {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
