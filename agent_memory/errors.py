@@ -13,7 +13,9 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -113,6 +115,21 @@ class AgentDeletedError(RequestError, LookupError):
         return type(self), (self.name,)
 
 
+class HistoryDivergedError(RequestError, ValueError):
+    """The list of messages is another history than the agent's, and the request asked for an error."""
+
+    def __init__(self, name: str, message: int, n_messages: int) -> None:
+        self.name, self.message, self.n_messages = name, message, n_messages
+        super().__init__(
+            f"the list differs from the history of agent {name!r} at message {message}: {n_messages - message} of its "
+            f'{n_messages} messages would be replaced. Give on_diverge="replace" to replace them, '
+            f'on_diverge="branch" to answer without touching the agent, or another agent= for another conversation.'
+        )
+
+    def __reduce__(self) -> tuple[type[HistoryDivergedError], tuple[str, int, int]]:
+        return type(self), (self.name, self.message, self.n_messages)
+
+
 class UnknownAgentError(RequestError, LookupError):
     """No agent has that name; ``name``."""
 
@@ -125,6 +142,20 @@ class UnknownAgentError(RequestError, LookupError):
 
     def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
         return type(self), (self.name,)
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait to be started; this one was refused before any work."""
+
+    def __init__(self, n_waiting: int, limit: int) -> None:
+        self.n_waiting, self.limit = n_waiting, limit
+        super().__init__(
+            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
+            f"of them has started, or open the Memory with a larger max_waiting."
+        )
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
+        return type(self), (self.n_waiting, self.limit)
 
 
 class ToolResultError(RequestError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +25,10 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
-from agent_memory.requests.opening import Opening, fixed, runner_for, store_for
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.tool_loop import run_rounds
-from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -62,8 +61,7 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        _check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
@@ -89,9 +87,14 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> Opening[Memory]:
-        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``."""
-        model, path, adapter = fixed(model, path, adapter)
-        return Opening(partial(cls, model, path, config=config, adapter=adapter))
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
+
+        Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
+        """
+        _check_config(config)
+        folder = store_path(path)
+        runner = runner_for(model, config, adapter)
+        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
 
     @property
     def messages(self) -> AnthropicMessages:
@@ -272,18 +275,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
+        check_drain(drain_s)
         self._asking.is_closed = True
-        shut(self._engine, self._store)
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self
@@ -324,3 +328,8 @@ class Memory:
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from agent_memory.config import Codec
@@ -92,8 +94,11 @@ class Tokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """The chat template's text for ``messages`` (role, content, tool_calls ... as the template expects).
+
+        ``now``: the local time that a template is told which asks for it; None: the clock's.
 
         Raises UnsupportedParameterError where the template itself refuses the messages.
         """
@@ -120,6 +125,10 @@ class KV(Protocol):
     @property
     def snapshots(self) -> Collection[int]:
         """Numbers of tokens, its own included, whose state of layers that cannot be truncated is in memory."""
+
+    @property
+    def is_finite(self) -> bool:
+        """True if no number that it holds is NaN or infinite. O(its bytes): asked only where a request failed."""
 
     def reach(self, n_tokens: int) -> int:
         """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated; 0 if none."""
@@ -199,7 +208,11 @@ class Batch(Protocol):
         """Return a KV filled from ``source``, with spare capacity; all bytes have been read when this returns."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
-        """Feed ``ids`` to one row that is not decoding; returns when they are computed."""
+        """Feed ``ids`` to one row that is not decoding; returns when they are computed.
+
+        Raises what the model raised. Then ``kv`` covers what it covered before or, where nobody can vouch for that,
+        nothing: ``n_tokens`` is 0.
+        """
 
     def insert(
         self,

@@ -121,6 +121,61 @@ def _opened(runner: MLXRunner, away: Callable[[], None], tmp_path: Path) -> tupl
         return memory.generate("The same words.", max_tokens=8).token_ids
 
 
+def _store_beside_a_loop(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        opening = Memory.aopen(EchoRunner(), given, config=SMALL)
+        away()
+        async with opening as memory:
+            await memory.agent("a").stream(BIG)
+
+    asyncio.run(main())
+    with Memory(EchoRunner(), folder, config=SMALL) as memory:
+        assert memory.agent("a").say("again").usage.tier == "cold"
+
+
+def _model_beside_a_loop(**given: Any) -> Callable[[], tuple[int, ...]]:
+    """An opening of a Memory, and its reply."""
+    opening = Memory.aopen(path=":memory:", config=SMALL, **given)
+
+    async def main() -> tuple[int, ...]:
+        async with opening as memory:
+            return (await memory.stream("The same words.", max_tokens=8)).token_ids
+
+    return lambda: asyncio.run(main())
+
+
+def _amodel(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    directory(folder)
+    ask = _model_beside_a_loop(model=given)
+    away()
+    assert ask() == _opened(MLXRunner.named(folder, config=SMALL), away, tmp_path)
+
+
+def _aadapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    adapter(folder, 1)
+    base = directory(tmp_path / "base")
+    ask = _model_beside_a_loop(model=base, adapter=given)
+    away()
+    assert ask() == _opened(MLXRunner.named(base, config=SMALL, adapter=folder), away, tmp_path)
+
+
+def _view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    with Memory(EchoRunner(), folder, config=SMALL) as memory:
+        memory.agent("a").say(BIG)
+    with open_store(given) as view:
+        away()
+        assert [info.name for info in view.agents()] == ["a"]
+        assert view.verify().ok
+
+
+def _bare_view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    Memory(EchoRunner(), folder, config=SMALL).close()
+    view = StoreView(Path(given), "")
+    away()
+    assert view.path == folder.resolve()
+    view.close()
+
+
 def _model(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
     directory(folder)
     found = _opened(MLXRunner.named(given, config=SMALL), away, tmp_path)
@@ -133,48 +188,6 @@ def _adapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path)
     found = _opened(MLXRunner.named(base, config=SMALL, adapter=given), away, tmp_path)
     assert found == _opened(MLXRunner.named(base, config=SMALL, adapter=folder), away, tmp_path)
     assert found != _opened(MLXRunner.named(base, config=SMALL), away, tmp_path)
-
-
-def _said(opening: Any, away: Callable[[], None]) -> tuple[int, ...]:
-    """What a Memory answers that is opened after the change."""
-
-    async def later() -> tuple[int, ...]:
-        away()
-        async with opening as memory:
-            reply = await memory.agent("a").stream(BIG, max_tokens=8)
-            return tuple(reply.token_ids)
-
-    return asyncio.run(later())
-
-
-def _store_later(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
-    _said(Memory.aopen(EchoRunner(), given, config=SMALL), away)
-    with Memory(EchoRunner(), folder, config=SMALL) as memory:
-        assert memory.agent("a").say("again").usage.tier == "cold"
-
-
-def _model_later(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
-    directory(folder)
-    assert _said(Memory.aopen(given, ":memory:", config=SMALL), away)
-
-
-def _adapter_later(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
-    adapter(folder, 1)
-    base = directory(tmp_path / "base")
-    assert _said(Memory.aopen(base, ":memory:", config=SMALL, adapter=given), away)
-
-
-def _view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path, opens: Any = open_store) -> None:
-    with Memory(EchoRunner(), folder, config=SMALL) as memory:
-        memory.agent("a").say(BIG)
-    view = opens(given)
-    away()
-    assert [info.name for info in view.agents()] == ["a"]
-    assert view.verify().ok
-
-
-def _raw_view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
-    _view(given, away, folder, tmp_path, lambda path: StoreView(path, ""))
 
 
 def _episodes(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
@@ -202,11 +215,11 @@ CASES: Mapping[str, Case] = {
     "Memory.__init__(path)": _store,
     "Memory.__init__(model)": _model,
     "Memory.__init__(adapter)": _adapter,
-    "Memory.aopen(path)": _store_later,
-    "Memory.aopen(model)": _model_later,
-    "Memory.aopen(adapter)": _adapter_later,
-    "StoreView.__init__(path)": _raw_view,
+    "Memory.aopen(path)": _store_beside_a_loop,
+    "Memory.aopen(model)": _amodel,
+    "Memory.aopen(adapter)": _aadapter,
     "open_store.open_store(path)": _view,
+    "StoreView.__init__(path)": _bare_view,
     "ContextMemory.__init__(path)": _context,
     "EpisodicMemory.__init__(path)": _episodes,
     "MLXRunner.named(model)": _model,

@@ -56,6 +56,11 @@ class EchoKV:
         """Its own number of tokens: there is no state beside the rows."""
         return frozenset((self._n,))
 
+    @property
+    def is_finite(self) -> bool:
+        """True: integers are."""
+        return True
+
     def reach(self, n_tokens: int) -> int:
         """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated."""
         n_tokens = min(n_tokens, self._n)

@@ -120,6 +120,18 @@ class MLXKV:
         """Numbers of tokens for which the state of all layers that cannot be truncated is in memory."""
         return frozenset(self.marks) | {self.n_tokens}
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no number of the rows and states that it covers is NaN or infinite."""
+        rows = [
+            array[..., : self.n_tokens - (cache.start if type(cache) is WindowKVCache else 0), :]
+            for cache in self._of("full", "window")
+            for array in (cache.keys, cache.values)
+        ]
+        held = rows + [a for c in self._of("snapshot") for a in states.arrays(states.captured(c))]
+        held += [a for mark in self.marks.values() for state in mark for a in states.arrays(state)]
+        return all(bool(mx.isfinite(array).all().item()) for array in held)
+
     def reach(self, n_tokens: int) -> int:
         """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated."""
         n_tokens = min(n_tokens, self.n_tokens)
@@ -142,6 +154,20 @@ class MLXKV:
         self.n_tokens = n_tokens
         self.marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
         return True
+
+    def unwind(self, *, is_sound: bool) -> None:
+        """Back to ``n_tokens``, where a forward pass raised and each layer may cover another number of them.
+
+        To none where the rows before it are not ``is_sound``, or where a layer's state at that moment is not held.
+        """
+        state = self.marks.get(self.n_tokens)
+        if not is_sound or self.layout.unstored or (self.layout.snapshots and state is None):
+            self.n_tokens, self.marks = 0, {}
+            return
+        for cache in self._of("full", "window"):
+            cache.trim(cache.offset - self.n_tokens)
+        for cache, one in zip(self._of("snapshot"), state or (), strict=True):
+            states.give(cache, one)
 
     def copy(self, n_tokens: int) -> MLXKV | None:
         """Copy the first ``n_tokens`` to buffers of their own, with spare capacity; O(n_tokens) bytes."""

@@ -68,7 +68,7 @@ _DECISION = _any(
 _TASK = _any(
     r"\bpromis(?:e|ed|ing)\b",
     r"\bcommit(?:s|ted|ting)? (?:to|me)\b|\bcommitment\b",
-    rf"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) (?!be able|never|always)\w+",
+    r"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) (?!be able|never|always)\w+",
     r"^(?:will|updating|scheduling|preparing|sending|working on) (?:the|a|an|my|our|her|his|their|all|up|out|back|[a-z]+ )",
     r"\b(?:todo|to-do|action item|follow[- ]up)\b",
     r"\b(?:remind me|don['’]t forget) to\b",

@@ -1,4 +1,4 @@
-"""From what ``Memory`` is given to the runner and the store that it opens."""
+"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Generator
 from os import PathLike, fspath
-from os.path import exists, expanduser
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import ConfigError, StoreError
+from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
 from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
@@ -80,18 +79,6 @@ class Opening(Generic[M]):
         return memory
 
 
-def fixed(model: Any, path: Any, adapter: Any) -> tuple[Any, Any, Any]:
-    """Return the arguments of ``Memory`` with their paths made absolute now, to open later. Raises ConfigError."""
-    is_here = isinstance(model, str) and exists(expanduser(model))  # else a hub id, or nothing
-    if isinstance(model, PathLike) or is_here:
-        model = as_path(model, "model")
-    if isinstance(path, (str, PathLike)):
-        path = store_path(path) or ":memory:"
-    if isinstance(adapter, (str, PathLike)):
-        adapter = as_path(adapter, "adapter")
-    return model, path, adapter
-
-
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
     if hasattr(type(model), "open_batch"):  # a ModelRunner, without asking for properties that need it opened
@@ -144,3 +131,9 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     if not (folder / MANIFEST).is_file():
         raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
     return StoreView(folder, salt)
+
+
+def check_drain(drain_s: Any) -> None:
+    """Raises UnsupportedParameterError for what is no time to wait."""
+    if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
+        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")

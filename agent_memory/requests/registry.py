@@ -36,6 +36,8 @@ class Agents:
         """
         given = as_tools(tools)
         _check_name(name)
+        if system == "":
+            raise ConfigError(f"agent {name!r}: system is empty; give a text, or None for an agent without one")
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])
             system = checked.content

@@ -99,10 +99,16 @@ class MLXBatch:
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
-        mine = _own(kv)
+        mine, is_computed = _own(kv), False
         with mx.stream(self._generator.stream):
-            self._model(mx.array([list(ids)]), cache=mine.caches)
-            mx.eval([c.state for c in mine.caches])
+            try:
+                self._model(mx.array([list(ids)]), cache=mine.caches)
+                is_computed = True
+                mx.eval([c.state for c in mine.caches])
+            except BaseException:
+                # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
+                mine.unwind(is_sound=not is_computed)
+                raise
             mine.n_tokens += len(ids)
             for window in kinds.of_kind(self._layout, mine.caches, "window"):
                 window.tidy()

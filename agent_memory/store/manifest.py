@@ -24,6 +24,7 @@ from agent_memory.store.rows import is_sane, is_sane_side
 from agent_memory.store.schema import check_versions, connect, free_pages, give_back, migrate, version_of
 from agent_memory.store.tables import (
     COUNT_COMMIT,
+    describe_agent,
     drop_segments,
     drop_sides,
     move_heads,
@@ -144,34 +145,37 @@ class Manifest:
         """The agent with its log up to the first damaged turn, and what was damaged."""
         with self._lock:
             row = self._db.execute(
-                "SELECT agent, system, tools, created_s, used_s, xxh3 FROM agents WHERE salt = ? AND name = ?",
+                "SELECT agent, system, tools, created_s, used_s, facts, xxh3 FROM agents WHERE salt = ? AND name = ?",
                 (salt_digest(salt), text_blob(name)),
             ).fetchone()
             if row is None:
                 return None
             turns, damage = read_turns(self._db, row[0])
         system, tools = None if row[1] is None else blob_text(row[1]), blob_text(row[2])
-        if agent_sum(name, system, tools, row[3]) != row[5]:
+        facts = row[5] if isinstance(row[5], str) else None
+        if agent_sum(name, system, tools, row[3], facts) != row[6]:
             damage = "the agent's own record"
-        return AgentRecord(row[0], name, system, tools, turns, row[3], row[4]), damage
+        return AgentRecord(row[0], name, system, tools, turns, row[3], row[4], facts=facts), damage
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
         now = time.time()
-        digest = agent_sum(name, system, tools, now)
+        digest = agent_sum(name, system, tools, now, facts)
         told = None if system is None else text_blob(system)
-        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest)
+        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest, facts)
         try:
             with self.transaction() as db:
                 agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3, facts) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).lastrowid
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
         assert agent is not None
-        return AgentRecord(agent, name, system, tools, (), now, now)
+        return AgentRecord(agent, name, system, tools, (), now, now, facts=facts)
 
     def list_agents(self, salt: str, pins: Collection[int] = ()) -> list[AgentInfo]:
         """All agents of one salt, by name. ``pins``: those that are pinned."""
@@ -202,8 +206,18 @@ class Manifest:
         with self._lock:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn, messages: str) -> None:
-        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON."""
+    def append_turn(
+        self,
+        agent_id: int,
+        number: int,
+        turn: Turn,
+        messages: str,
+        described: tuple[str | None, str | None] | None = None,
+    ) -> None:
+        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
+
+        ``described``: system prompt and facts of the agent from now on, where they changed.
+        """
         row = (
             agent_id,
             number,
@@ -218,12 +232,15 @@ class Manifest:
             turn.n_kv,
             turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
+            turn.n_reply,
         )
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
             db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+            if described is not None:
+                describe_agent(db, agent_id, *described)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Commit the removal of every turn after the first ``n_turns``."""
@@ -240,11 +257,13 @@ class Manifest:
         found = []
         with self._lock:
             total = int(self._db.execute("SELECT count(*) FROM turns").fetchone()[0])
-            agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
-            for agent, name, system, tools, created_s, digest in agents:
+            agents = self._db.execute(
+                "SELECT agent, name, system, tools, created_s, facts, xxh3 FROM agents"
+            ).fetchall()
+            for agent, name, system, tools, created_s, facts, digest in agents:
                 _, damage = read_turns(self._db, agent)
                 told = None if system is None else blob_text(system)
-                if agent_sum(blob_text(name), told, blob_text(tools), created_s) != digest:
+                if agent_sum(blob_text(name), told, blob_text(tools), created_s, facts) != digest:
                     damage = "its own record"
                 if damage is not None:
                     found.append(f"agent {blob_text(name)!r}: {damage} is damaged")

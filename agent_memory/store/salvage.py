@@ -16,6 +16,7 @@ from agent_memory.log.turns import Turn, turn_sum
 from agent_memory.store.manifest import Manifest
 
 _TABLES = ("identities", "agents", "lineages", "turns")
+_ADDED = {"facts", "n_reply"}  #: columns that older versions did not write
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
@@ -68,7 +69,9 @@ def _columns(db: sqlite3.Connection, table: str) -> list[str]:
 def _readable(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Iterator[Row]:
     """The rows of a table in order, by its columns' names; pages that SQLite cannot read are stepped over."""
     try:
-        is_ours = set(names) <= set(_columns(db, table))  # else its definition is damaged too
+        there = set(_columns(db, table))
+        names = [name for name in names if name in there or name not in _ADDED]
+        is_ours = set(names) <= there  # else its definition is damaged too
     except sqlite3.Error:
         return
     last, misses = 0, 0
@@ -94,7 +97,8 @@ def _is_agent(row: Row) -> bool:
     blobs = [row[name] for name in ("salt", "name", "tools", "xxh3")]
     times = [row[name] for name in ("created_s", "used_s")]
     has_system = row["system"] is None or isinstance(row["system"], bytes)
-    return all(isinstance(b, bytes) for b in blobs) and all(isinstance(t, float) for t in times) and has_system
+    is_told = has_system and isinstance(row.get("facts"), str | None)
+    return all(isinstance(b, bytes) for b in blobs) and all(isinstance(t, float) for t in times) and is_told
 
 
 def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
@@ -122,6 +126,7 @@ def _is_sound(row: Row) -> bool:
             created_s=row["created_s"],
             n_messages_kept=row["n_messages_kept"],
             n_kv=row["n_kv"],
+            n_reply=row.get("n_reply"),
         )
         return bool(turn_sum(row["agent"], row["number"], turn, row["messages"]) == row["xxh3"])
     except (ValueError, TypeError, AttributeError):

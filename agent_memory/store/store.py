@@ -182,12 +182,14 @@ class Store:
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
         return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools)
+            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
@@ -205,13 +207,16 @@ class Store:
         """The agents that are pinned."""
         return self._pins.agents
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+    def append_turn(
+        self, agent_id: int, number: int, turn: Turn, described: tuple[str | None, str | None] | None = None
+    ) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
+        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -238,6 +243,10 @@ class Store:
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
         return lookup.find(self._catalog, self.warm, ids)
+
+    def following(self, match: Match) -> Ids | None:
+        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else lookup.following(self._catalog, match)
 
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
@@ -286,19 +295,23 @@ class Store:
         agent_id: int | None,
         held: Held = Held(),  # noqa: B008 - a frozen value
         is_wanted: bool = False,
+        is_turn: bool = True,
     ) -> Save:
         """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need.
+        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
+        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
+        lineages stay where they were.
         ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        is_promised = is_wanted or agent_id is not None
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised)
-        self._pins.note(agent_id, save.head)
+        is_promised = is_wanted or (agent_id is not None and is_turn)
+        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if is_turn:
+            self._pins.note(agent_id, save.head)
         return save
 
     def _is_on_disk(self, piece: bytes) -> bool:

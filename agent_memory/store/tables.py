@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 import numpy as np
 
-from agent_memory.log.turns import Turn, turn_sum
+from agent_memory.log.turns import Turn, agent_sum, blob_text, text_blob, turn_sum
 from agent_memory.prompt.messages import from_json
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
@@ -26,19 +26,29 @@ def read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...],
     """A log up to its first damaged turn, and which that is."""
     turns: list[Turn] = []
     rows = db.execute(
-        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, xxh3 FROM turns "
-        "WHERE agent = ? ORDER BY number",
+        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, n_reply, xxh3 "
+        "FROM turns WHERE agent = ? ORDER BY number",
         (agent_id,),
     )
-    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
+    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, n_reply, digest in rows:
         try:
-            turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
+            turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv, n_reply)
             if number != len(turns) or turn_sum(agent_id, number, turn, messages) != digest:
                 raise ValueError("checksum")
             turns.append(attrs.evolve(turn, messages=from_json(messages)))
         except (ValueError, TypeError, AttributeError):
             return tuple(turns), f"turn {len(turns)}"
     return tuple(turns), None
+
+
+def describe_agent(db: sqlite3.Connection, agent_id: int, system: str | None, facts: str | None) -> None:
+    """An agent's system prompt and facts from now on, under a new checksum; nothing where the agent is gone."""
+    row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
+    if row is not None:
+        name, tools, created_s = blob_text(row[0]), blob_text(row[1]), row[2]
+        told = None if system is None else text_blob(system)
+        digest = agent_sum(name, system, tools, created_s, facts)
+        db.execute("UPDATE agents SET system = ?, facts = ?, xxh3 = ? WHERE agent = ?", (told, facts, digest, agent_id))
 
 
 def read_segments(db: sqlite3.Connection, identity: str | None) -> list[SegmentRow]:

@@ -7,7 +7,6 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
@@ -62,7 +61,7 @@ class StoreView:
     Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
     """
 
-    def __init__(self, path: str | PathLike[str], salt: str) -> None:
+    def __init__(self, path: Path, salt: str) -> None:
         self.path, self._salt = as_path(path, "path"), salt
         self._manifest = _Reading(self.path / MANIFEST)
         self._pins = Pins()
