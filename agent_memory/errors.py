@@ -40,6 +40,7 @@ INSTALL: Mapping[str, str] = {
     "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
     "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
+    "cli": 'pip install "typer>=0.12" "rich>=13"',
 }
 
 
