@@ -9,7 +9,7 @@ import numpy as np
 
 from agent_memory.recall import search
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
-from agent_memory.recall.rows import Row, rows_of, span_text, stale_items
+from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import TEXT_KINDS, Hit
 from agent_memory.recall.vectors import VectorView
@@ -76,7 +76,7 @@ def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
     return int(row[0]) if row else 0
 
 
-def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[Row, float]]:
+def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
     """Rows with their relevance; those in front have the words that are too frequent to look for counted as well."""
     rows = rows_of(db, scope, found.ids.tolist())
     scores = {

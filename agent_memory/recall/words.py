@@ -1,7 +1,7 @@
 """Text to the words that are indexed, and questions to the words that are looked for.
 
 The index keeps the words of each workspace apart: ``w7zship`` is "ship" in a passage of workspace 7, ``t7zship`` the
-same word in a typed item. A change of what ``terms`` returns needs a new ``WORDS_VERSION``: files are then indexed anew.
+same word in a typed item. When ``terms`` changes, ``WORDS_VERSION`` does: files are then indexed anew.
 """
 
 from __future__ import annotations
