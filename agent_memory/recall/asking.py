@@ -15,10 +15,10 @@ from agent_memory.recall.types import TEXT_KINDS, Hit
 from agent_memory.recall.vectors import VectorView
 from agent_memory.recall.words import question_terms, terms
 
-CANDIDATES = 150  #: rows that are read and scored
+CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
 NEAREST = 100  #: items that vectors find
-_RESCORED = 100
+_RESCORED = 40
 _MOST_STANDING = 100
 
 

@@ -84,9 +84,9 @@ def scored(row: ItemRow, question: Question, relevance: float, similarity: float
         "speaker": -min(1.0, w.speaker) * base if is_reply else 0.0,
         "standing": w.standing * base if row.is_standing else 0.0,
         "recency": w.recency * base * _decay(question.now - row.at, HALF_LIFE_S),
-        "usage": w.usage * base * _used(row, question.now),
+        "usage": w.usage * base * _used(row, question.now) if row.n_used else 0.0,
         "failure": w.failure * base * _FAILURES.get(row.kind, 0.0),
-        "salience": w.salience * base * salience(row, question.now),
+        "salience": w.salience * base * salience(row, question.now) if row.net_useful else 0.0,
     }
     return Scored(row, parts, sum(parts.values()))
 

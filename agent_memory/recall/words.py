@@ -48,6 +48,8 @@ _MONTHS = "january february march april may june july august september october n
 
 def terms(text: str) -> list[str]:
     """Return the stems of the words of ``text``, in order, repeats included."""
+    if text.isascii() and not _CAMEL.search(text):
+        return [stem(word[:_MAX_WORD]) for word in _WORD.findall(text.lower())]
     found: list[str] = []
     for word in _WORD.findall(text):
         parts = [word, *_CAMEL.split(word)] if _CAMEL.search(word) else [word]
