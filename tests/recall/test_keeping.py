@@ -128,7 +128,12 @@ def test_an_export_imported_elsewhere_is_exported_equal(memory: ContextMemory) -
     chance = random.Random(4)
     for n in range(40):
         memory.remember(
-            [{"role": chance.choice(["user", "assistant"]), "content": f"Turn {n}: we decided on {n} and like {n % 7}."}],
+            [
+                {
+                    "role": chance.choice(["user", "assistant"]),
+                    "content": f"Turn {n}: we decided on {n} and like {n % 7}.",
+                }
+            ],
             source=f"talk {n % 3}",
             at=NOW - n * DAY,
         )
@@ -155,7 +160,9 @@ def test_an_export_imported_elsewhere_is_exported_equal(memory: ContextMemory) -
     assert memory.check().damaged == ()
 
 
-@pytest.mark.parametrize("line", ["no json", "[]", '{"kind": "note"}', '{"link": "related", "item": [9, 9], "other": [0, 0]}'])
+@pytest.mark.parametrize(
+    "line", ["no json", "[]", '{"kind": "note"}', '{"link": "related", "item": [9, 9], "other": [0, 0]}']
+)
 def test_a_file_that_is_no_export_imports_nothing(memory: ContextMemory, line: str) -> None:
     good = json.dumps({"kind": "note", "role": "user", "speaker": None, "source": None, "at": 1, "last_at": 1,
                        "created_s": 1, "count": 1, "body": "fine"})  # fmt: skip

@@ -77,4 +77,3 @@ def test_six_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 def test_two_hundred_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     for part in range(20):  # a file each, so that they stay small
         kill_often(tmp_path / f"recall-{part}.sqlite", 10)
-

@@ -82,7 +82,10 @@ def test_pinned_cards_stand_in_front_in_the_order_in_which_they_were_pinned(memo
     memory.pin(early)
     memory.pin(late)
     got = memory.working_set("harbour", budget_tokens=2_000)
-    assert [item.id for item in got.items[:2]] in ([early, late], [late, early])  # pinned within one second of the clock
+    assert [item.id for item in got.items[:2]] in (
+        [early, late],
+        [late, early],
+    )  # pinned within one second of the clock
     memory.pin(early, False)
     assert early not in [item.id for item in memory.working_set("harbour", budget_tokens=2_000).items]
 
