@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def act(memory: ContextMemory, chance: random.Random, ids: list[int]) -> None:
 
 
 def harmless(memory: ContextMemory, chance: random.Random, item: int) -> None:
-    try:
+    with suppress(ItemNotFoundError):  # forgotten meanwhile, or never there
         chance.choice(
             [
                 lambda: memory.feedback(item, chance.choice([True, False])),
@@ -53,8 +54,6 @@ def harmless(memory: ContextMemory, chance: random.Random, item: int) -> None:
                 lambda: memory.link(item, item - 1, "related"),
             ]
         )()
-    except ItemNotFoundError:
-        pass  # forgotten meanwhile, or never there
 
 
 def seen(memory: ContextMemory) -> object:
