@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from agent_memory.memory import Memory
     from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.protocols import Embedder, Redactor
+    from agent_memory.recall.sentence_model import SentenceModel
     from agent_memory.recall.types import (
         AuditRow,
         CheckReport,
@@ -122,6 +123,7 @@ __all__ = [
     "RequestError",
     "RequestTimeoutError",
     "Sampling",
+    "SentenceModel",
     "Stats",
     "StoreError",
     "StoreLockedError",
@@ -183,6 +185,7 @@ _HOMES = {
     "RequestError": "errors",
     "RequestTimeoutError": "errors",
     "Sampling": "types",
+    "SentenceModel": "recall.sentence_model",
     "Stats": "types",
     "StoreError": "errors",
     "StoreLockedError": "errors",

@@ -1,6 +1,6 @@
 """What context memory recalls, how fast, and what its working sets cost a prompt.
 
-    python -m benchmarks.recall [quality] [facts] [typed] [speed] [sets] [--items N] [--embedder FOLDER] [--json F] [--png F]
+    python -m benchmarks.recall [quality] [facts] [typed] [speed] [sets] [--items N] [--embedder FOLDER] [--json F]
 
 Retrieval is measured on the development halves in ``../shared/data`` (see the README there); what is absent is skipped
 with a message. One setting for both corpora: the defaults. It was tuned on conversation ``conv-26`` of LoCoMo and on
@@ -117,7 +117,9 @@ def _anchored(anchor: str) -> datetime | None:
 def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [one for part in value.values() for one in _flat(part)]
-    return [one for part in value for one in _flat(part)] if isinstance(value, list) else [] if value is None else [value]
+    return (
+        [one for part in value for one in _flat(part)] if isinstance(value, list) else [] if value is None else [value]
+    )
 
 
 def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[ContextMemory, dict[int, Turn]]:
@@ -274,7 +276,10 @@ def speed(n_items: int, folder: Path) -> dict[str, Any]:
     """Recall and remember over a file of ``n_items`` passages of invented words with a natural distribution."""
     path = folder / f"recall-{n_items}.sqlite"
     chance = random.Random(5)
-    words = ["".join(chance.choices("aeiou bcdfghklmnprstvw".replace(" ", ""), k=chance.randint(3, 9))) for _ in range(50_000)]
+    words = [
+        "".join(chance.choices("aeiou bcdfghklmnprstvw".replace(" ", ""), k=chance.randint(3, 9)))
+        for _ in range(50_000)
+    ]
     weights = [1 / (rank + 1) for rank in range(len(words))]
     cumulative = [sum(weights[:1])]
     for weight in weights[1:]:
@@ -314,7 +319,10 @@ def build(path: Path, n_items: int, length: int, words: Sequence[str], cumulativ
     with ContextMemory(path, redact=None) as memory:
         for start in range(0, n_items, 1_000):
             messages = [
-                {"role": "user", "content": f"{' '.join(chance.choices(words, cum_weights=cumulative, k=length))} n{start + i}"}
+                {
+                    "role": "user",
+                    "content": f"{' '.join(chance.choices(words, cum_weights=cumulative, k=length))} n{start + i}",
+                }
                 for i in range(min(1_000, n_items - start))
             ]
             memory.remember(messages, source=f"talk {start}", at=1.7e9 + start)
@@ -325,7 +333,7 @@ def _rank(values: Sequence[float], share: float) -> float:
 
 
 def sets() -> dict[str, Any]:
-    """Share of the cards' bytes that a prompt computes again, over the questions of the conversations in their order."""
+    """Share of the cards' bytes that a prompt computes again, over a conversation's questions in their order."""
     results = {}
     for budget in (4_000, 12_000):
         new, again, total = [], [], []
@@ -378,9 +386,9 @@ def main() -> None:
     arguments = parser.parse_args()
     embedder = None
     if arguments.embedder:
-        from benchmarks.minilm import MiniLM
+        from agent_memory.recall.sentence_model import SentenceModel
 
-        embedder = MiniLM(arguments.embedder)
+        embedder = SentenceModel(arguments.embedder)
     results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
     if "quality" in arguments.what:
         results["quality"] = quality(embedder)

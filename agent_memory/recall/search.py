@@ -125,7 +125,8 @@ def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
     """The items in which an indexed word stands, once for each time. As one text: a row each takes twice as long."""
     sql = "SELECT group_concat(doc) FROM (SELECT doc FROM words_at WHERE term = ? LIMIT ?)"
     (joined,) = db.execute(sql, (term, limit)).fetchone()
-    return np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
+    found: Ids = np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
+    return found
 
 
 def _scored(

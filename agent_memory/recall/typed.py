@@ -1,7 +1,7 @@
-"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules, not a model.
+"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules alone.
 
-A sentence gives at most one item: of what somebody wants or decided, else a fact or an event. Questions give none. What an
-assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
+A sentence gives at most one item: of what somebody wants or decided, else a fact or an event. Questions give none. What
+an assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
 """
 
 from __future__ import annotations

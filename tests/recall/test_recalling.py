@@ -47,7 +47,7 @@ def talk(memory: ContextMemory, *lines: str, source: str = "talk", roles: str = 
         memory.remember([{"role": role, "content": line}], source=source)
 
 
-def test_the_parts_of_a_score_sum_to_it_and_weight_0_switches_a_signal_off(memory: ContextMemory) -> None:
+def test_the_parts_of_a_score_sum_to_it_and_a_weight_of_0_is_off(memory: ContextMemory) -> None:
     talk(memory, "How do I moor a boat?", "Use a bowline to moor a boat.", "Always answer in metric units about a boat.",
          roles="both")  # fmt: skip
     memory.remember("Traceback (most recent call last):\n  File 'boat.py'\nBoatError: the boat sank")
