@@ -198,8 +198,8 @@ class Database:
                 db.close()
 
     def _fts_tables(self) -> list[str]:
-        rows = self._writer.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5(%'")
-        return [str(name) for (name,) in rows]
+        sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
+        return [str(name) for (name,) in self._writer.execute(sql)]
 
     def _truncate_wal(self) -> None:
         (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
