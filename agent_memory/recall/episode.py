@@ -1,4 +1,4 @@
-"""``Episode``: one task while it is worked on. Every step is on the disk when ``step`` returns."""
+"""``Episode``: one task while it is worked on, recorded step by step."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MOST_BYTES = 100_000  #: of one text of a step, UTF-8; of a longer observation t
 class Episode:
     """A task that is being worked on: a context manager that records steps, decisions and the outcome.
 
-    - ``complete`` ends it. An exception that leaves the block completes it as failed. KeyboardInterrupt and its
-      like, and a block that ends without ``complete``, abandon it: the outcome is unknown, its steps are still learned from.
+    - ``complete`` ends it. An exception that leaves the block completes it as failed. KeyboardInterrupt and its like,
+      and a block that ends without ``complete``, abandon it: no outcome is known, its steps are still learned from.
     - A process that dies leaves it open: ``memory.resume(id)`` takes it up.
     - Texts are redacted before they are written. Threads may share it; steps are numbered in order of arrival.
     """
@@ -44,10 +44,11 @@ class Episode:
         latency_ms: float | None = None,
         tokens: int | None = None,
     ) -> int:
-        """Record that ``tool`` was used to do ``action``; return the step's number. Durable when it returns.
+        """Record that ``tool`` was used to do ``action``; return the step's number.
 
         ``observation``: what came back, the error's text where it is not ``ok``. Over 100,000 bytes its middle is
-        cut out (``EpisodeStep.cut_chars`` says how much). Raises UnsupportedParameterError, and ClosedError after the end.
+        cut out (``EpisodeStep.cut_chars`` says how much). The step survives the process; see ``EpisodicMemory``.
+        Raises UnsupportedParameterError, and ClosedError after the end.
         """
         _check_step(tool, action, ok, observation, latency_ms, tokens)
         clean = self._log.cleaner()

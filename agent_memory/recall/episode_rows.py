@@ -75,7 +75,7 @@ def _refusal(db: sqlite3.Connection, scope: Scope, episode: int) -> Exception:
         "SELECT state FROM episodes WHERE episode = ? AND workspace = ?", (episode, scope.workspace)
     ).fetchone()
     if row is None:
-        return ItemNotFoundError(f"episode {episode} is not in workspace {scope.name!r}: it may have been forgotten")
+        return ItemNotFoundError(episode, "episode")
     if row[0] == "open":
         return ClosedError(f"episode {episode} was resumed by another handle: use that one")
     return ClosedError(
@@ -89,8 +89,9 @@ def end_episode(
     """Complete an open episode, or abandon it where there is no outcome. Raises ClosedError, ItemNotFoundError."""
     known = outcome or Outcome(success=False)
     sql = (
-        "UPDATE episodes SET state = ?, ended_s = ?, touched_s = ?, success = ?, result = ?, error = ?, duration_ms = ?, "
-        "quality = ?, redactions = redactions + ? WHERE episode = ? AND workspace = ? AND state = 'open' AND run = ?"
+        "UPDATE episodes SET state = ?, ended_s = ?, touched_s = ?, success = ?, result = ?, error = ?, "
+        "duration_ms = ?, quality = ?, redactions = redactions + ? "
+        "WHERE episode = ? AND workspace = ? AND state = 'open' AND run = ?"
     )
     state, success = ("abandoned", None) if outcome is None else ("completed", outcome.success)
     end = (state, now, now, success, known.result, known.error, known.duration_ms, known.quality, redactions)

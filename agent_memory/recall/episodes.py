@@ -50,6 +50,8 @@ class EpisodicMemory:
     - ``path``: a recall file (context memory may live in the same one), ``":memory:"``, or an open ``Database``.
     - ``redact``: takes secrets out before anything is written: the rules, an own ``Redactor``, or None for nobody.
     - ``score``: what an episode was worth; by default outcome x efficiency x quality.
+    - A step survives the death of the process when it returns; a power cut once a checkpoint or the end has returned,
+      or at once with ``fsync_steps`` (some milliseconds a step, as the disk has it).
     - Patterns are made from the newest 2,000 episodes that ended, when they are first asked for after a change.
     - Open episodes that nothing was added to for ``abandon_after_s`` count as abandoned.
 
@@ -65,6 +67,7 @@ class EpisodicMemory:
         redact: Redactor | Literal["rules"] | None = "rules",
         score: ScoreFunction = product_score,
         abandon_after_s: float = 86_400.0,
+        fsync_steps: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         checked_name(workspace)
@@ -80,7 +83,7 @@ class EpisodicMemory:
         with self._database.write() as db:
             scope = open_scope(db, salt, workspace, clock())
             redactor = redactor_of(db) if redact == "rules" else redact
-        self._log = EpisodeLog(self._database, scope, redactor, score, clock)
+        self._log = EpisodeLog(self._database, scope, redactor, score, clock, fsync_steps)
         self._learned: tuple[int, Learned] | None = None
         self._learning = threading.Lock()
 
@@ -98,6 +101,7 @@ class EpisodicMemory:
             redact=self._log.redactor,
             score=self._log.score,
             abandon_after_s=self._abandon_after_s,
+            fsync_steps=self._log.fsync_steps,
             clock=self._log.clock,
         )
 
@@ -111,7 +115,7 @@ class EpisodicMemory:
     def resume(self, id: int) -> Episode:
         """Take up an episode that is open (its process died, or another handle has it) or abandoned.
 
-        The other handle's next step raises ClosedError. Raises ItemNotFoundError, and ClosedError where it is completed.
+        The other handle's next step raises ClosedError. Raises ItemNotFoundError; ClosedError where it is completed.
         """
         return Episode(self._log, id, self._log.reopen(id), self.recommend)
 
@@ -153,7 +157,7 @@ class EpisodicMemory:
         return self._learn().hits(_checked_task(task), as_context(context or {}), self._log.clock(), _checked_k(k))
 
     def patterns(self, *, kinds: Collection[str] = (), min_effectiveness: float = MIN_EFFECTIVENESS) -> list[Pattern]:
-        """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` are hidden."""
+        """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` hidden."""
         if unknown := sorted(set(kinds) - set(PATTERN_KINDS)):
             raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {', '.join(PATTERN_KINDS)}")
         learned, now = self._learn(), self._log.clock()
@@ -173,8 +177,8 @@ class EpisodicMemory:
     ) -> list[Recommendation]:
         """Return at most ``k`` pieces of advice, best first.
 
-        At a task's start the patterns that fit it, then tools to begin with. ``after``: the tools used so far: which tool
-        comes next. ``error``: what was just observed: what put such errors right, before anything else.
+        At a task's start the patterns that fit it, then tools to begin with. ``after``: the tools used so far: which
+        tool comes next. ``error``: what was just observed: what put such errors right, before anything else.
         """
         if after is not None and (isinstance(after, str) or not all(isinstance(tool, str) for tool in after)):
             raise UnsupportedParameterError(f"after must be a list of tools' names, got {after!r}")
@@ -187,15 +191,15 @@ class EpisodicMemory:
     def verdict(self, pattern: str, *, success: bool) -> None:
         """Say whether a pattern served; its effectiveness counts it. ``pattern``: its id. Raises ItemNotFoundError."""
         if all(pattern not in (draft.id, *draft.merged) for draft in self._learn().drafts):
-            raise ItemNotFoundError(f"there is no pattern {pattern!r} in workspace {self.name!r}")
+            raise ItemNotFoundError(pattern, "pattern")
         with self._database.write() as db:
             rows.add_verdict(db, self._log.scope, pattern, bool(success), self._log.clock())
 
     def validate(self, gold: Iterable[Pattern | Mapping[str, Any]]) -> PRF:
         """Return how well the patterns found match those that should be there: one to one, at least 0.85 alike.
 
-        A gold pattern: a ``Pattern``, or a mapping of ``kind`` with ``tools``, ``condition`` and ``choice``, ``error`` (a
-        message) or ``features``. Only kinds that ``gold`` has are compared.
+        A gold pattern: a ``Pattern``, or a mapping of ``kind`` with ``tools``, ``condition`` and ``choice``,
+        ``error`` (a message) or ``features``. Only kinds that ``gold`` has are compared.
         """
         return validated(self._learn().drafts, gold)
 

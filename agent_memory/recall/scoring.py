@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 from agent_memory.recall.episode_types import EpisodeRecord, EpisodeStep, Insight, Score
 from agent_memory.recall.error_recoveries import detours
@@ -99,6 +100,5 @@ def _steps(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
 
 
-def _fact(kind: str, text: str, steps: list[int]) -> Insight:
-    assert kind in ("success", "improvement", "insight")
+def _fact(kind: Literal["success", "improvement", "insight"], text: str, steps: list[int]) -> Insight:
     return Insight(kind=kind, text=text, steps=tuple(steps[:_MOST_CITED]))

@@ -64,7 +64,7 @@ def _grown(runs: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Pla
     followers: dict[str, list[str]] = defaultdict(list)
     for first, second in sorted(pairs):
         followers[first].append(second)
-    level: dict[tuple[str, ...], Places] = dict(pairs)
+    level: dict[tuple[str, ...], Places] = {**pairs}
     while level:
         yield from level.items()
         longer: dict[tuple[str, ...], Places] = {}
