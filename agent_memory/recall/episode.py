@@ -51,6 +51,8 @@ class Episode:
         Raises UnsupportedParameterError, and ClosedError after the end.
         """
         _check_step(tool, action, ok, observation, latency_ms, tokens)
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise UnsupportedParameterError(f"parameters must be a mapping, got {type(parameters).__name__}")
         clean = self._log.cleaner()
         kept, cut = _cut(clean(observation))  # in this order: half a secret would not be seen
         event = Event(

@@ -207,6 +207,7 @@ class EpisodicMemory:
 
     def stats(self) -> EpisodeStats:
         """Return counts of the workspace."""
+        learned = self._learn()
         with self._database.read() as db:
             n = dict(
                 db.execute(
@@ -221,7 +222,6 @@ class EpisodicMemory:
                 "WHERE e.workspace = ? AND v.kind = 'step'"
             )
             (n_steps,) = db.execute(sql, (self._log.scope.workspace,)).fetchone()
-        learned = self._learn()
         return EpisodeStats(
             n_open=n.get("open", 0),
             n_completed=n.get("completed", 0),
