@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from math import isfinite
 from types import TracebackType
 from typing import Any
 
@@ -149,10 +150,7 @@ def _as_json(parameters: Mapping[str, Any] | None, clean: Callable[[str], str]) 
     """Parameters as redacted JSON; what JSON has no form for as its text."""
     if not parameters:
         return "{}"
-    text = json.dumps(dict(parameters), ensure_ascii=False, default=repr, skipkeys=True)
-    cleaned = clean(text)
-    if cleaned == text and len(text.encode("utf-8", "replace")) <= MOST_BYTES:
-        return text
+    cleaned = clean(json.dumps(_clean_leaves(parameters, clean), ensure_ascii=False))  # some are secrets by their name
     try:
         json.loads(cleaned)
     except ValueError:  # a number that was a secret, say: the placeholder is no JSON
@@ -160,6 +158,17 @@ def _as_json(parameters: Mapping[str, Any] | None, clean: Callable[[str], str]) 
     if len(cleaned.encode("utf-8", "replace")) > MOST_BYTES:
         cleaned = json.dumps({"cut": _cut(cleaned)[0]}, ensure_ascii=False)
     return cleaned
+
+
+def _clean_leaves(value: object, clean: Callable[[str], str]) -> object:
+    """A value as JSON has it, its texts redacted one by one: inside of JSON their quotes would be escaped."""
+    if isinstance(value, Mapping):
+        return {clean(str(name)): _clean_leaves(part, clean) for name, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean_leaves(part, clean) for part in value]
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and isfinite(value)):
+        return value
+    return clean(value if isinstance(value, str) else repr(value))
 
 
 def _cut(text: str) -> tuple[str, int]:
