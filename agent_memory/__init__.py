@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_memory.agent import Agent
     from agent_memory.config import Config
+    from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
         AgentMemoryError,
@@ -42,7 +43,24 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
-    from agent_memory.echo.runner import EchoRunner
+    from agent_memory.recall.episode import Episode
+    from agent_memory.recall.episode_types import (
+        PRF,
+        EpisodeHit,
+        EpisodeRecord,
+        EpisodeStats,
+        EpisodeStep,
+        Insight,
+        Outcome,
+        Pattern,
+        Recommendation,
+        Score,
+        StepRecorder,
+        TaskContext,
+    )
+    from agent_memory.recall.episodes import EpisodicMemory
+    from agent_memory.recall.protocols import Redactor
+    from agent_memory.recall.redaction import RuleRedactor
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
@@ -78,8 +96,15 @@ __all__ = [
     "Delta",
     "Doctor",
     "EchoRunner",
+    "Episode",
+    "EpisodeHit",
+    "EpisodeRecord",
+    "EpisodeStats",
+    "EpisodeStep",
+    "EpisodicMemory",
     "Generation",
     "IncompatibleStoreError",
+    "Insight",
     "ItemNotFoundError",
     "MLXRunner",
     "Memory",
@@ -89,15 +114,24 @@ __all__ = [
     "ModelNotFoundError",
     "OutOfBudgetError",
     "OutOfSpaceError",
+    "Outcome",
+    "PRF",
+    "Pattern",
     "PromptTooLongError",
+    "Recommendation",
+    "Redactor",
     "RejectedCall",
     "Reply",
     "RequestError",
     "RequestTimeoutError",
+    "RuleRedactor",
     "Sampling",
+    "Score",
     "Stats",
+    "StepRecorder",
     "StoreError",
     "StoreLockedError",
+    "TaskContext",
     "Tool",
     "ToolCall",
     "ToolResult",
@@ -125,8 +159,15 @@ _HOMES = {
     "Delta": "types",
     "Doctor": "types",
     "EchoRunner": "echo.runner",
+    "Episode": "recall.episode",
+    "EpisodeHit": "recall.episode_types",
+    "EpisodeRecord": "recall.episode_types",
+    "EpisodeStats": "recall.episode_types",
+    "EpisodeStep": "recall.episode_types",
+    "EpisodicMemory": "recall.episodes",
     "Generation": "generation",
     "IncompatibleStoreError": "errors",
+    "Insight": "recall.episode_types",
     "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
     "Memory": "memory",
@@ -136,15 +177,24 @@ _HOMES = {
     "ModelNotFoundError": "errors",
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
+    "Outcome": "recall.episode_types",
+    "PRF": "recall.episode_types",
+    "Pattern": "recall.episode_types",
     "PromptTooLongError": "errors",
+    "Recommendation": "recall.episode_types",
+    "Redactor": "recall.protocols",
     "RejectedCall": "types",
     "Reply": "types",
     "RequestError": "errors",
     "RequestTimeoutError": "errors",
+    "RuleRedactor": "recall.redaction",
     "Sampling": "types",
+    "Score": "recall.episode_types",
     "Stats": "types",
+    "StepRecorder": "recall.episode_types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
+    "TaskContext": "recall.episode_types",
     "Tool": "types",
     "ToolCall": "types",
     "ToolResult": "types",
