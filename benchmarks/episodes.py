@@ -4,8 +4,8 @@
 
 - Planted patterns: precision and recall of each extractor over seeds on which no threshold was set.
 - Next tool: multi-turn tool dialogues (BFCL v4) as episodes, five folds; at each step of a dialogue that was not
-  learned from, whether its gold tool is among the three that ``recommend`` names. Baselines: the three tools used last, the
-  three used most, and the order of tools alone (without the words of the request).
+  learned from, whether its gold tool is among the three that ``recommend`` names. Baselines: the three tools used
+  last, the three used most, and the order of tools alone (without the words of the request).
 - Secrets: shares of the generated corpus, and of its benign lines.
 - Costs: a step and a recommendation, on a file.
 """

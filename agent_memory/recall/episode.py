@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from math import isfinite
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +11,12 @@ import attrs
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall.episode_log import Cleaner, EpisodeLog
 from agent_memory.recall.episode_rows import Event
+from agent_memory.recall.episode_texts import parameters_json, shortened
 from agent_memory.recall.episode_types import EpisodeRecord, Insight, Outcome, Recommendation, Score
 from agent_memory.recall.scoring import reflection
 
 LONGEST_OBSERVATION = 16 * 2**20  #: characters
-MOST_BYTES = 100_000  #: of one text of a step, UTF-8; of a longer observation the middle is cut out
+LONGEST_TEXT = 25_000  #: characters of any other text
 
 
 class Episode:
@@ -55,7 +54,7 @@ class Episode:
         if parameters is not None and not isinstance(parameters, Mapping):
             raise UnsupportedParameterError(f"parameters must be a mapping, got {type(parameters).__name__}")
         clean = self._log.cleaner()
-        kept, cut = _cut(clean(observation))  # in this order: half a secret would not be seen
+        kept, cut = shortened(clean(observation))  # in this order: half a secret would not be seen
         event = Event(
             kind="step",
             at=self._log.clock(),
@@ -63,7 +62,7 @@ class Episode:
             action=clean(action),
             ok=ok,
             observation=kept,
-            parameters=_as_json(parameters, clean),
+            parameters=parameters_json(parameters, clean),
             latency_ms=latency_ms,
             tokens=tokens,
             cut_chars=cut,
@@ -81,11 +80,9 @@ class Episode:
         event = Event(kind="decision", at=self._log.clock(), tool=clean(condition), action=clean(choice))
         return self._add(event, clean)
 
-    def checkpoint(self, label: str = "") -> int:
-        """Mark that the task can be resumed from here; return the mark's number."""
-        _check_text("label", label)
-        clean = self._log.cleaner()
-        return self._add(Event(kind="checkpoint", at=self._log.clock(), action=clean(label)), clean)
+    def checkpoint(self) -> int:
+        """Mark that the task can be resumed from here; return the mark's number. Waits for the disk."""
+        return self._add(Event(kind="checkpoint", at=self._log.clock()), self._log.cleaner())
 
     def complete(self, outcome: bool | Outcome) -> Score:
         """End the episode; return its score. Raises ClosedError where it has ended."""
@@ -146,40 +143,6 @@ class Episode:
         return f"Episode({self.id} {'done' if self._is_done else 'open'})"
 
 
-def _as_json(parameters: Mapping[str, Any] | None, clean: Callable[[str], str]) -> str:
-    """Parameters as redacted JSON; what JSON has no form for as its text."""
-    if not parameters:
-        return "{}"
-    cleaned = clean(json.dumps(_clean_leaves(parameters, clean), ensure_ascii=False))  # some are secrets by their name
-    try:
-        json.loads(cleaned)
-    except ValueError:  # a number that was a secret, say: the placeholder is no JSON
-        cleaned = json.dumps({"redacted": cleaned}, ensure_ascii=False)
-    if len(cleaned.encode("utf-8", "replace")) > MOST_BYTES:
-        cleaned = json.dumps({"cut": _cut(cleaned)[0]}, ensure_ascii=False)
-    return cleaned
-
-
-def _clean_leaves(value: object, clean: Callable[[str], str]) -> object:
-    """A value as JSON has it, its texts redacted one by one: inside of JSON their quotes would be escaped."""
-    if isinstance(value, Mapping):
-        return {clean(str(name)): _clean_leaves(part, clean) for name, part in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_clean_leaves(part, clean) for part in value]
-    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and isfinite(value)):
-        return value
-    return clean(value if isinstance(value, str) else repr(value))
-
-
-def _cut(text: str) -> tuple[str, int]:
-    """A text that fits, and how many characters of its middle were cut out."""
-    if len(text) <= MOST_BYTES // 4 or len(text.encode("utf-8", "replace")) <= MOST_BYTES:
-        return text, 0
-    half = MOST_BYTES // 8 - 20
-    cut = len(text) - 2 * half
-    return f"{text[:half]}\n[{cut:,} characters cut]\n{text[-half:]}", cut
-
-
 def _check_step(
     tool: object, action: object, ok: object, observation: object, latency_ms: object, tokens: object
 ) -> None:
@@ -203,5 +166,5 @@ def _check_text(name: str, text: object, *, may_be_empty: bool = True) -> None:
         raise UnsupportedParameterError(
             f"{name} must be a text{'' if may_be_empty else ' that is not empty'}, got {text!r}"
         )
-    if len(text) > MOST_BYTES // 4:
-        raise UnsupportedParameterError(f"{name} must have at most {MOST_BYTES // 4:,} characters, got {len(text):,}")
+    if len(text) > LONGEST_TEXT:
+        raise UnsupportedParameterError(f"{name} must have at most {LONGEST_TEXT:,} characters, got {len(text):,}")

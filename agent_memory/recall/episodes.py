@@ -18,6 +18,7 @@ from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.advice import MIN_EFFECTIVENESS, advice
 from agent_memory.recall.database import Database
 from agent_memory.recall.episode import Episode
+from agent_memory.recall.episode_files import read_in, written
 from agent_memory.recall.episode_log import EpisodeLog
 from agent_memory.recall.episode_types import (
     PATTERN_KINDS,
@@ -231,6 +232,21 @@ class EpisodicMemory:
             n_learned=len(learned.episodes),
             n_patterns={kind: sum(draft.kind == kind for draft in learned.drafts) for kind in PATTERN_KINDS},
         )
+
+    def export_jsonl(self, file: str | os.PathLike[str]) -> int:
+        """Write every ended episode to a new file, a line of JSON each; return how many. Raises FileExistsError."""
+        return written(self._log, file)
+
+    def import_jsonl(self, file: str | os.PathLike[str]) -> int:
+        """Add the episodes of an exported file, all or none; return how many were new. Their ids are new ones.
+
+        Raises UnsupportedParameterError where a line is no episode.
+        """
+        return read_in(self._log, file)
+
+    def clusters(self, *, n: int = 8, seed: int = 0) -> list[tuple[int, ...]]:
+        """Return at most ``n`` groups of similar episodes, as ids: by task, context and tools, over the newest 300."""
+        return self._learn().clusters(_checked_k(n), seed)
 
     def check(self) -> CheckReport:
         """Return what is damaged: the file, by SQLite's own checks, and rows that contradict one another."""

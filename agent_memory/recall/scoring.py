@@ -59,12 +59,13 @@ def _end(episode: EpisodeRecord) -> Iterator[Insight]:
 def _recoveries(episode: EpisodeRecord) -> Iterator[Insight]:
     for detour in detours(episode):
         cited = [detour.failed.number, *(step.number for step in detour.steps)]
-        if detour.is_retried:
-            how = " then ".join(dict.fromkeys(detour.tools)) or "trying again"
-            text = f"{detour.failed.tool} failed ({detour.signature}) and worked after {how}."
-            yield _fact("success", text, cited)
-        else:
-            yield _fact("improvement", f"{detour.failed.tool} failed ({detour.signature}) and never worked.", cited[:1])
+        tool, how = detour.failed.tool, " then ".join(dict.fromkeys(detour.tools)) or "trying again"
+        if detour.next_try is None:
+            yield _fact("improvement", f"{tool} failed ({detour.signature}) and was not tried again.", cited[:1])
+        elif detour.next_try.ok:
+            yield _fact("success", f"{tool} failed ({detour.signature}) and worked after {how}.", cited)
+        elif not detour.is_repaired:
+            yield _fact("improvement", f"{tool} failed ({detour.signature}); {how} did not help.", cited)
 
 
 def _decisions(episode: EpisodeRecord) -> Iterator[Insight]:

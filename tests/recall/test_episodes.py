@@ -34,7 +34,7 @@ def test_an_episode_keeps_what_was_done_in_order() -> None:
         with memory.start("fix the parser", context=TaskContext(language="Rust", tags=("api",))) as episode:
             assert episode.step("read", "open parser.rs", parameters={"path": "parser.rs", "line": 3}) == 1
             assert episode.decide("the tests are slow", "run one of them") == 2
-            assert episode.checkpoint("read") == 3
+            assert episode.checkpoint() == 3
             assert episode.step("test", ok=False, observation="2 failed", latency_ms=1.5, tokens=7) == 4
             assert memory.get(episode.id).state == "open"
             episode.complete(Outcome(success=False, error="still red", quality=0.5, duration_ms=120_000))
@@ -168,7 +168,7 @@ def test_a_reflection_states_facts_and_the_steps_they_rest_on() -> None:
         assert told["poll was called 3 times with the same arguments."] == (1, 2, 3)
         assert told["wait took 97 of 100 ms."] == (4,)
         assert told["When it is slow: chose give up; the episode failed."] == (5,)
-        assert told["stop failed (refused) and never worked."] == (6,)
+        assert told["stop failed (refused) and was not tried again."] == (6,)
         assert told["Failed after 5 steps: too slow."] == (6,)
 
 
@@ -381,3 +381,46 @@ def test_parameters_of_any_shape_are_kept_as_json() -> None:
     assert "4111111111111111" not in str(one.parameters)
     assert two.parameters["password"].startswith("[REDACTED:password:")
     assert two.parameters["n"] == 1
+
+
+def test_episodes_travel_to_another_workspace_as_lines(tmp_path: Path) -> None:
+    with EpisodicMemory(clock=Clock()) as memory, EpisodicMemory(clock=Clock()) as other:
+        for i in range(3):
+            convert(memory, task=f"convert report {i}")
+        with memory.start("half done") as episode:
+            episode.decide("a", "b")
+            episode.checkpoint()
+        memory.start("open still")
+        assert memory.export_jsonl(tmp_path / "out.jsonl") == 4
+        assert other.import_jsonl(tmp_path / "out.jsonl") == 4
+        assert other.import_jsonl(tmp_path / "out.jsonl") == 0
+        assert {p.id for p in other.patterns()} == {p.id for p in memory.patterns()} != set()
+        for one, two in zip(memory.unfinished()[:1], other.unfinished(), strict=True):
+            assert (one.task, one.decisions, one.checkpoints) == (two.task, two.decisions, two.checkpoints)
+        assert other.check().ok
+        with pytest.raises(FileExistsError):
+            memory.export_jsonl(tmp_path / "out.jsonl")
+
+
+def test_a_damaged_line_is_named_and_nothing_of_its_file_is_added(tmp_path: Path) -> None:
+    with EpisodicMemory(clock=Clock()) as memory, EpisodicMemory() as other:
+        convert(memory)
+        memory.export_jsonl(tmp_path / "out.jsonl")
+        good = (tmp_path / "out.jsonl").read_text()
+        for bad in ("{}\n", "no json\n", good.replace('"state": "completed"', '"state": "open"')):
+            (tmp_path / "bad.jsonl").write_text(good + bad)
+            with pytest.raises(UnsupportedParameterError, match="line 2 is no episode"):
+                other.import_jsonl(tmp_path / "bad.jsonl")
+        assert other.stats().n_completed == 0
+
+
+def test_clusters_part_episodes_by_what_they_were_about() -> None:
+    with EpisodicMemory(clock=Clock()) as memory:
+        reports = tuple(convert(memory, task=f"convert report {i}") for i in range(4))
+        poems: list[int] = []
+        for i in range(3):
+            with memory.start(f"write poem {i}", context={"language": "english"}) as episode:
+                episode.step("write")
+                episode.complete(True)
+            poems.append(episode.id)
+        assert {str(memory.clusters(n=2, seed=seed)) for seed in range(5)} == {str([reports, tuple(poems)])}

@@ -152,12 +152,24 @@ def test_a_recovery_that_did_not_help_counts_against_it() -> None:
     assert (found.n_successes, found.n_failures) == (4, 1)
 
 
-def test_a_tool_that_fails_again_before_it_works_is_one_error() -> None:
-    [lived] = records(
-        [episode(Event("c", ok=False, observation="x"), Event("f"), Event("c", ok=False, observation="x"), Event("c"))]
-    )
-    [found] = detours(lived)
-    assert (found.tools, found.is_retried) == (("f",), True)
+def test_what_lies_before_a_try_that_fails_the_same_way_did_not_help() -> None:
+    events = [Event("c", ok=False, observation="x"), Event("f"), Event("c", ok=False, observation="x"), Event("g")]
+    [lived] = records([episode(*events, Event("c"))])
+    assert [(d.tools, d.is_repaired) for d in detours(lived)] == [(("f",), False), (("g",), True)]
+
+
+def test_an_error_that_gives_way_to_another_one_was_repaired() -> None:
+    events = [Event("c", ok=False, observation="no codec"), Event("f"), Event("c", ok=False, observation="disk full")]
+    [lived] = records([episode(*events, succeeded=False)])
+    assert [(d.tools, d.is_repaired) for d in detours(lived)] == [(("f",), True), ((), False)]
+
+
+def test_of_many_tries_the_one_that_helped_is_the_recovery() -> None:
+    tries = ("wait", "restart", "install")
+    attempts = [e for tool in tries for e in (Event("c", ok=False, observation="no codec"), Event(tool))]
+    runs = [episode(*attempts, Event("c")) for _ in range(3)] + [tools("look", "think") for _ in range(4)]
+    [found] = error_recoveries(records(runs))
+    assert found.tools == ("install",)
 
 
 def test_a_context_pattern_names_the_context_and_no_more() -> None:
