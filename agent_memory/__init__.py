@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from agent_memory.generation import Generation
     from agent_memory.memory import Memory
+    from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.episode import Episode
     from agent_memory.recall.episode_types import (
         PRF,
@@ -59,8 +60,21 @@ if TYPE_CHECKING:
         TaskContext,
     )
     from agent_memory.recall.episodes import EpisodicMemory
-    from agent_memory.recall.protocols import Redactor
+    from agent_memory.recall.protocols import Embedder, Redactor
     from agent_memory.recall.redaction import RuleRedactor
+    from agent_memory.recall.types import (
+        AuditRow,
+        CheckReport,
+        ContextStats,
+        Expansion,
+        Hit,
+        IngestReport,
+        Item,
+        Maintained,
+        Plan,
+        Weights,
+        WorkingSet,
+    )
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.types import (
         AgentInfo,
@@ -86,27 +100,37 @@ __all__ = [
     "AgentDeletedError",
     "AgentInfo",
     "AgentMemoryError",
+    "AuditRow",
     "BackendMissingError",
     "CancelledError",
+    "CheckReport",
     "ClosedError",
     "CodecReport",
     "Config",
     "ConfigError",
+    "ContextMemory",
+    "ContextStats",
     "DamagedModelError",
     "Delta",
     "Doctor",
     "EchoRunner",
+    "Embedder",
     "Episode",
     "EpisodeHit",
     "EpisodeRecord",
     "EpisodeStats",
     "EpisodeStep",
     "EpisodicMemory",
+    "Expansion",
     "Generation",
+    "Hit",
     "IncompatibleStoreError",
+    "IngestReport",
     "Insight",
+    "Item",
     "ItemNotFoundError",
     "MLXRunner",
+    "Maintained",
     "Memory",
     "Message",
     "MissingExtraError",
@@ -117,6 +141,7 @@ __all__ = [
     "Outcome",
     "PRF",
     "Pattern",
+    "Plan",
     "PromptTooLongError",
     "Recommendation",
     "Redactor",
@@ -140,6 +165,8 @@ __all__ = [
     "UnsupportedParameterError",
     "Usage",
     "VerifyReport",
+    "Weights",
+    "WorkingSet",
     "__version__",
 ]
 
@@ -149,27 +176,37 @@ _HOMES = {
     "AgentDeletedError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
+    "AuditRow": "recall.types",
     "BackendMissingError": "errors",
     "CancelledError": "errors",
+    "CheckReport": "recall.types",
     "ClosedError": "errors",
     "CodecReport": "types",
     "Config": "config",
     "ConfigError": "errors",
+    "ContextMemory": "recall.context",
+    "ContextStats": "recall.types",
     "DamagedModelError": "errors",
     "Delta": "types",
     "Doctor": "types",
     "EchoRunner": "echo.runner",
+    "Embedder": "recall.protocols",
     "Episode": "recall.episode",
     "EpisodeHit": "recall.episode_types",
     "EpisodeRecord": "recall.episode_types",
     "EpisodeStats": "recall.episode_types",
     "EpisodeStep": "recall.episode_types",
     "EpisodicMemory": "recall.episodes",
+    "Expansion": "recall.types",
     "Generation": "generation",
+    "Hit": "recall.types",
     "IncompatibleStoreError": "errors",
+    "IngestReport": "recall.types",
     "Insight": "recall.episode_types",
+    "Item": "recall.types",
     "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
+    "Maintained": "recall.types",
     "Memory": "memory",
     "Message": "types",
     "MissingExtraError": "errors",
@@ -180,6 +217,7 @@ _HOMES = {
     "Outcome": "recall.episode_types",
     "PRF": "recall.episode_types",
     "Pattern": "recall.episode_types",
+    "Plan": "recall.types",
     "PromptTooLongError": "errors",
     "Recommendation": "recall.episode_types",
     "Redactor": "recall.protocols",
@@ -203,6 +241,8 @@ _HOMES = {
     "UnsupportedParameterError": "errors",
     "Usage": "types",
     "VerifyReport": "types",
+    "Weights": "recall.types",
+    "WorkingSet": "recall.types",
 }
 
 

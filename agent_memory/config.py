@@ -186,3 +186,21 @@ def _parse(key: str, name: str, text: str) -> Any:
         return float(text) if name in _FLOATS else text
     except (KeyError, ValueError):
         raise ConfigError(f"{key}: cannot read {text!r} as a value of {name}") from None
+
+
+def total_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def default_hot_bytes() -> int:
+    """A quarter of the machine's memory."""
+    return total_memory_bytes() // 4
+
+
+def memory_budgets(config: Config) -> tuple[int, int]:
+    """Bytes of the hot and of the warm tier. An exact warm tier would only copy the hot one: none unless asked for."""
+    hot_bytes = default_hot_bytes() if config.hot_bytes is None else config.hot_bytes
+    if config.warm_bytes is not None:
+        return hot_bytes, config.warm_bytes
+    return hot_bytes, 0 if config.warm_codec == "exact" else hot_bytes // 2

@@ -5,33 +5,35 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
 
-from agent_memory.observe import doctor as checkup
-from agent_memory.agent import Agent, Log
-from agent_memory.requests.registry import Agents
-from agent_memory.requests.arguments import check_settings, runner_for, store_for
-from agent_memory.requests.calling import Calling, calling_of
-from agent_memory.config import Config
+from agent_memory.agent import Agent
+from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
 from agent_memory.generation import Generation
-from agent_memory.kvcache.chunks import identity_of
-from agent_memory.requests.prompting import Planner
+from agent_memory.log.log import Log
+from agent_memory.observe import doctor as checkup
+from agent_memory.observe.codec_quality import measure
+from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor, ModelRunner
-from agent_memory.observe.codec_quality import measure
+from agent_memory.requests.arguments import check_settings, runner_for, store_for
+from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.prompting import Planner
+from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests, Settings
+from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.callables import checked
 from agent_memory.scheduler.engine import Engine, shut
 from agent_memory.scheduler.request import Request
-from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.tools import as_tools
 from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
 
@@ -61,7 +63,7 @@ class Memory:
         self._model = self._runner.name
         self._closed = False
         self._identity = ""
-        hot_bytes, warm_bytes = checkup.memory_budgets(config)
+        hot_bytes, warm_bytes = memory_budgets(config)
         self._store = store_for(path, config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
         self._agents = Agents(self._store, self._engine, config.salt)
@@ -231,18 +233,17 @@ class Memory:
         """A turn of ``agent`` in which the model may call typed Python ``functions``; they run here, one by one.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
-        that calls nothing, or after ``max_rounds`` rounds of calls with a reply whose calls are still open.
-        ``timeout_s``: of each reply.
+        that calls nothing, or after ``max_rounds`` of them with open calls. ``timeout_s``: of each reply.
         """
+        if agent is None:
+            raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
         return run_rounds(
-            self,
-            agent,
+            partial(self.generate, agent=agent),
+            lambda *results, **how: (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **how),
             message,
             functions,
-            max_rounds=max_rounds,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            timeout_s=timeout_s,
+            max_rounds,
+            dict(sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s),
         )
 
     def agents(self) -> list[AgentInfo]:

@@ -22,11 +22,11 @@ import attrs
 import numpy as np
 
 from agent_memory import Memory, Tool
-from agent_memory.toolcall import ToolParser
 from agent_memory.grammar.constraint import HeldCalls
-from agent_memory.toolcall.formats import forms
 from agent_memory.grammar.grammar import Grammars, call_grammar
 from agent_memory.grammar.matcher import Matcher
+from agent_memory.toolcall import ToolParser
+from agent_memory.toolcall.formats import forms
 from benchmarks.common import median, real_text, write_json
 
 SIZES = (2_000, 20_000, 200_000)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory import errors
+import agent_memory
+from agent_memory import EchoRunner, Memory, errors
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,15 +32,33 @@ def sh_blocks() -> list[str]:
     return [block.strip() for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)]
 
 
+class StandIn(Memory):
+    """A Memory whose starter model is an ``EchoRunner``: examples that name no model run in a moment."""
+
+    def __init__(self, model: object = None, *args: object, **options: object) -> None:
+        super().__init__(EchoRunner() if model is None else model, *args, **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # examples name their store "agents" and the like
+    monkeypatch.setattr(agent_memory, "Memory", StandIn)
     names: dict[str, object] = {"__name__": "example"}
     for line, code, runs in blocks(page):
         padded = "\n" * (line - 1) + code  # so that a traceback shows the page's own line
         program = compile(padded, str(page), "exec")
         if runs:
             exec(program, names)
+
+
+def test_the_first_example_resumes_an_agent_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(agent_memory, "Memory", StandIn)
+    names: dict[str, object] = {"__name__": "example"}
+    exec(blocks(ROOT / "README.md")[0][1], names)
+    usage = names["reply"].usage  # type: ignore[attr-defined]
+    assert usage.tier == "cold"
+    assert 0 < usage.computed_tokens < usage.cached_tokens
 
 
 def test_every_python_fence_is_found() -> None:

@@ -16,10 +16,10 @@ import numpy as np
 from attrs import define
 
 from agent_memory.config import is_text
-from agent_memory.errors import ConfigError
-from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.echo.kv import EchoKV, room
 from agent_memory.echo.tokenizer import EchoTokenizer
+from agent_memory.errors import ConfigError
+from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.runner.processed import returned
 from agent_memory.types import Divergence, Sampling
 

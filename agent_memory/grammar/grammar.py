@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from agent_memory.protocols import Tokenizer
 from agent_memory.grammar import schemas
-from agent_memory.toolcall.formats import Form, JSONForm, NativeForm, can_be_held, forms
 from agent_memory.grammar.matcher import Matcher, vocabulary_of
+from agent_memory.protocols import Tokenizer
+from agent_memory.toolcall.formats import Form, JSONForm, NativeForm, can_be_held, forms
 from agent_memory.types import Tool
 
 #: Escapes of single characters only: ``\ud800`` alone would be no text, and every character can be written as itself.

@@ -13,9 +13,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.mlxcache import codecs, states, windows
 from agent_memory.mlxcache.kinds import leaves, regrown, roomy
-from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.mlxcache.windows import WindowKVCache
 from agent_memory.protocols import Source
 

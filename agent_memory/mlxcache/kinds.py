@@ -15,9 +15,9 @@ import numpy as np
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from agent_memory.config import Codec
-from agent_memory.mlxcache import codecs, states
 from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
+from agent_memory.mlxcache import codecs, states
 from agent_memory.mlxcache.windows import WindowKVCache
 
 #: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.

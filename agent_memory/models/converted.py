@@ -22,7 +22,7 @@ import xxhash
 
 from agent_memory.errors import OutOfSpaceError
 
-log = logging.getLogger("agent_memory.model")
+log = logging.getLogger("agent_memory.models")
 
 MARKER = "agent_memory.json"
 _FORMAT = 1

@@ -20,7 +20,7 @@ from agent_memory.models.gguf_tokenizer import end_ids, write_tokenizer
 if TYPE_CHECKING:
     import mlx.core as mx
 
-log = logging.getLogger("agent_memory.model")
+log = logging.getLogger("agent_memory.models")
 
 #: Told ``(done, total, what)`` as work goes on.
 Progress = Callable[[int, int, str], None]

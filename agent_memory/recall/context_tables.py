@@ -32,7 +32,7 @@ CREATE TABLE items (item INTEGER PRIMARY KEY, workspace INTEGER NOT NULL, text I
     is_standing INTEGER NOT NULL DEFAULT 0,
     superseded_by INTEGER, superseded_at REAL, merged_into INTEGER, net_useful REAL NOT NULL DEFAULT 0,
     useful_s REAL NOT NULL DEFAULT 0, n_used INTEGER NOT NULL DEFAULT 0, used_s REAL NOT NULL DEFAULT 0,
-    pinned_s REAL, card INTEGER);
+    pinned_s REAL);
 CREATE INDEX items_text ON items (text);
 CREATE INDEX items_kind ON items (workspace, kind, at);
 CREATE INDEX items_slot ON items (workspace, slot) WHERE slot IS NOT NULL;
@@ -43,7 +43,12 @@ CREATE TABLE links (workspace INTEGER NOT NULL, item INTEGER NOT NULL, relation 
     other INTEGER NOT NULL, PRIMARY KEY (item, relation, other)) WITHOUT ROWID;
 CREATE INDEX links_other ON links (other);
 CREATE TABLE vectors (item INTEGER NOT NULL, fingerprint TEXT NOT NULL, workspace INTEGER NOT NULL,
-    value BLOB NOT NULL, PRIMARY KEY (fingerprint, item)) WITHOUT ROWID;
+    seq INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (fingerprint, item)) WITHOUT ROWID;
+CREATE INDEX vectors_seq ON vectors (workspace, fingerprint, seq);
+CREATE INDEX vectors_item ON vectors (item);
+CREATE TABLE windows (workspace INTEGER NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL,
+    item INTEGER NOT NULL, PRIMARY KEY (workspace, name, position)) WITHOUT ROWID;
+CREATE INDEX windows_item ON windows (item);
 CREATE TABLE plans (plan INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NOT NULL, at REAL NOT NULL,
     changes TEXT NOT NULL, undone_s REAL);
 CREATE TABLE audit (row INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NOT NULL, at REAL NOT NULL,

@@ -18,7 +18,7 @@ _NAME = r"[^,;:]+?(?:, [^,;:]+?)?"
 _PLACE = r"(?: the (?!United|Soviet|Russian|Roman|Ottoman|Kingdom)\w+ of)?"
 _NUMBER = re.compile(r"^\s*(?:\d+[.):]|[-*•])\s+")
 _NOW = r"(?:now |currently |still |actually )?"
-#: "The capital of France is Paris", "Ann's dentist is Bo", "our deadline is now Friday", "the deadline changed to Friday"
+#: "The capital of France is Paris", "Ann's dentist is Bo", "our deadline is now Friday"
 _POSSESSED = re.compile(
     r"^(?P<slot>(?:the|a|an) [^,;:]+? (?:of|in|where|that|for) [^;:]+?"
     r"|(?:[^,;:]+?['’]s|(?:my|our|his|her|their|its)) [^,;:]+?)"
@@ -49,8 +49,8 @@ _MEMBER = re.compile(
 )
 #: "Ann lives in Paris", "Bo speaks the language of Japanese", "I work at Acme"
 _ACTIVE = re.compile(
-    rf"^(?P<subject>{_NAME}) {_NOW}(?P<verb>lives?|lived|died|works?|worked|plays?|speaks?|moved|relocated|teach|teaches|"
-    r"stud(?:y|ies)) "
+    rf"^(?P<subject>{_NAME}) {_NOW}(?P<verb>lives?|lived|died|works?|worked|plays?|speaks?|moved|relocated|teach|"
+    r"teaches|stud(?:y|ies)) "
     rf"(?P<relation>(?:in|at|to|for|as|with){_PLACE}|the \w+ of) (?P<value>[^;]+)$",
     re.IGNORECASE,
 )

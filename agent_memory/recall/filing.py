@@ -13,12 +13,13 @@ from hashlib import blake2b
 from attrs import define, field, frozen
 
 from agent_memory.recall.context_tables import BLOCK
+from agent_memory.recall.indexing import indexed_body, item_words, with_place
 from agent_memory.recall.passages import Span, cut
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
 from agent_memory.recall.told import Told
 from agent_memory.recall.typed import Typed, find
-from agent_memory.recall.words import date_terms, indexed, terms
+from agent_memory.recall.words import terms
 
 NEW_BLOCK_AFTER_S = 6 * 3600.0  #: a thread that was quiet for so long starts anew: no neighbours across the gap
 _COVERS = 0.8  #: a typed item over this share of a passage is that passage
@@ -107,16 +108,6 @@ def file_texts(db: sqlite3.Connection, scope: Scope, texts: Sequence[Prepared], 
     return filed
 
 
-def item_words(body: str, span: Span, speaker: str | None, at: float) -> list[str]:
-    """Return the words that an item is indexed by: its own, its speaker's name, and its date."""
-    return with_place(terms(body[span[0] : span[1]]), speaker, at)
-
-
-def with_place(words: list[str], speaker: str | None, at: float) -> list[str]:
-    """Return ``words`` with those of the speaker's name and the date."""
-    return [*words, *(terms(speaker) if speaker else ()), *date_terms(at)]
-
-
 def _whole(span: Span, found: Sequence[Typed], n_words: int, *, is_talk: bool) -> Typed | None:
     """The typed item that a passage is. What was said in a conversation stays to be seen when a fact is superseded."""
     for typed in found:
@@ -147,14 +138,14 @@ def _file_one(db: sqlite3.Connection, scope: Scope, prepared: Prepared, now: flo
         typed = passage.typed
         items.append(_item_row(item, scope, text, told, passage.span, len(passage.words), typed, is_passage=True))
         found = with_place(passage.words, told.speaker, told.at)
-        body = indexed(scope.workspace, True, found)
-        words.append((item, f"{body} {indexed(scope.workspace, False, found)}" if typed else body))
+        kind = typed.kind if typed else told.kind
+        words.append((item, indexed_body(scope.workspace, kind, True, found)))
     typed_ids = _allocate_typed(db, scope, len(prepared.typed))
     for item, typed in zip(typed_ids, prepared.typed, strict=True):
         span = (typed.start, typed.stop)
         found = item_words(told.body, span, told.speaker, told.at)
         items.append(_item_row(item, scope, text, told, span, len(found), typed, is_passage=False))
-        words.append((item, indexed(scope.workspace, False, found)))
+        words.append((item, indexed_body(scope.workspace, typed.kind, False, found)))
     db.executemany(_INSERT_ITEM, items)
     db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", words)
     db.execute(

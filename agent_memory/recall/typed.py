@@ -53,12 +53,14 @@ _PREFERENCE = _any(
     r"\bwould rather\b|['’]d rather\b",
     r"\bfavou?rites?\b",
     r"\bwants? me to\b",
-    r"\b(?:I|we|she|he|they|[A-Z]\w+) (?:really |absolutely )?(?:likes?|loves?|enjoys?|hates?|dislikes?|can['’]t stand) ",
+    r"\b(?:I|we|she|he|they|[A-Z]\w+) (?:really |absolutely )?"
+    r"(?:likes?|loves?|enjoys?|hates?|dislikes?|can['’]t stand) ",
 )
 _DECISION = _any(
     r"\b(?:decided|decision|decisions|deciding) (?!whether|if\b|not yet)",
-    r"\b(?:we|I|they|team|she|he)(?:['’](?:re|ve|m)| are| have| has| am)? (?:settled on|chose|chosen|opted|agreed|picked|"
-    r"selected|going with|gone with|standardi[sz](?:ed|ing) on|adopted|adopting|switching|switched|migrat(?:ed|ing))\b",
+    r"\b(?:we|I|they|team|she|he)(?:['’](?:re|ve|m)| are| have| has| am)? "
+    r"(?:settled on|chose|chosen|opted|agreed|picked|selected|going with|gone with|"
+    r"standardi[sz](?:ed|ing) on|adopted|adopting|switching|switched|migrat(?:ed|ing))\b",
     r"^(?:switching|adopting|going with|dropping|replacing|moving to|migrating|approved|agreed|settled on|opted)\b",
     r"\blet['’]s (?:go with|use|stick with|switch|adopt|keep)\b",
     r"\b(?:we|I)(?:['’]ll| will) (?:go with|use|stick with|switch to|adopt|standardi[sz]e on)\b",
@@ -68,8 +70,10 @@ _DECISION = _any(
 _TASK = _any(
     r"\bpromis(?:e|ed|ing)\b",
     r"\bcommit(?:s|ted|ting)? (?:to|me)\b|\bcommitment\b",
-    rf"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) (?!be able|never|always)\w+",
-    r"^(?:will|updating|scheduling|preparing|sending|working on) (?:the|a|an|my|our|her|his|their|all|up|out|back|[a-z]+ )",
+    r"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) "
+    r"(?!be able|never|always)\w+",
+    r"^(?:will|updating|scheduling|preparing|sending|working on) "
+    r"(?:the|a|an|my|our|her|his|their|all|up|out|back|[a-z]+ )",
     r"\b(?:todo|to-do|action item|follow[- ]up)\b",
     r"\b(?:remind me|don['’]t forget) to\b",
     rf"\b(?:I|we) (?:need|have|must) (?:to )?\w+.* (?:by|before|until) {_WHEN}",

@@ -64,7 +64,7 @@ class Hit:
 class Weights:
     """How much each signal counts in a score; 0 switches a signal off.
 
-    Every signal but ``relevance`` and ``similarity`` is a share of these two, so that nothing is recalled for its age alone.
+    Every signal but ``relevance`` and ``similarity`` is a share of these two: nothing is recalled for its age alone.
     """
 
     relevance: float = field(default=1.0, validator=ge(0))  #: words of the question in the passage and around it
@@ -108,7 +108,7 @@ class Dropped:
     """An item that a working set left out, and why."""
 
     item: Item
-    reason: Literal["budget", "duplicate", "superseded", "stale"]
+    reason: Literal["budget", "superseded", "stale"]
 
 
 @frozen(kw_only=True)
@@ -128,9 +128,9 @@ class WorkingSet:
 
 @frozen(kw_only=True)
 class Change:
-    """One step of a consolidation: ``item`` is merged into, or superseded by, ``other``."""
+    """One step of a consolidation: ``item`` is hidden behind ``other``, which says the same."""
 
-    action: Literal["merge", "supersede", "link"]
+    action: Literal["merge"]
     item: int
     other: int
     reason: str
@@ -149,7 +149,6 @@ class Maintained:
     """What idle maintenance did within its time."""
 
     n_embedded: int = 0
-    n_reindexed: int = 0
     n_expired: int = 0  #: texts older than ``retain_days``
     n_audit_rows_dropped: int = 0
     is_done: bool = True  #: False: call again

@@ -9,15 +9,15 @@ import attrs
 from attrs import field, frozen
 
 from agent_memory.errors import MissingExtraError, UnsupportedParameterError
+from agent_memory.grammar import schemas
+from agent_memory.grammar.constraint import Forced, HeldCalls
+from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Constraint, Tokenizer
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser
-from agent_memory.grammar import schemas
-from agent_memory.grammar.constraint import Forced, HeldCalls
 from agent_memory.toolcall.formats import Form, can_be_held, forms
 from agent_memory.toolcall.found import loads
-from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
-from agent_memory.grammar.matcher import Matcher
 from agent_memory.tools import as_tools
 from agent_memory.types import Tool
 

@@ -7,16 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from attrs import frozen
 
-from agent_memory.agent import Answers, Log
 from agent_memory.errors import ToolResultError, UnsupportedParameterError
-from agent_memory.kvcache.chunks import common_prefix
+from agent_memory.log.log import Log
+from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids, raw_ids
 from agent_memory.protocols import Tokenizer
 from agent_memory.scheduler.request import Prompt
 from agent_memory.types import Message, Tool
+
+
+@frozen
+class Answers:
+    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
+
+    messages: tuple[Message, ...]
+    version: int
 
 
 class Planner:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from agent_memory.agent import Log
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError
+from agent_memory.log.log import Log
+from agent_memory.log.turns import AgentRecord
 from agent_memory.prompt import messages as shapes
 from agent_memory.scheduler.engine import Engine
-from agent_memory.store.records import AgentRecord
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Message

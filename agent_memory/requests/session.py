@@ -9,18 +9,18 @@ from functools import cached_property
 
 from attrs import field, frozen
 
-from agent_memory.agent import Log
-from agent_memory.requests.calling import Calling
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
-from agent_memory.requests.prompting import Planner
+from agent_memory.grammar.grammar import Grammars
+from agent_memory.log.log import Log
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.requests.calling import Calling
+from agent_memory.requests.prompting import Planner
 from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
-from agent_memory.grammar.grammar import Grammars
 from agent_memory.types import Message, Reply, Sampling
 
 
@@ -116,7 +116,14 @@ class Requests:
             source=outcome.text if outcome.text != parsed.text else "",
         )
         if log is not None:
-            turn = log.turn(planner.given, outcome, message, self._runner.tokenizer.digest)
+            turn = log.turn(
+                planner.given,
+                message,
+                ids=(*outcome.prompt.ids, *outcome.kept),
+                n_kv=outcome.n_kv,
+                tokenizer=self._runner.tokenizer.digest,
+                finish=outcome.finish,
+            )
             self._store.append_turn(log.agent_id, len(log.turns), turn)
             log.append(turn)
         return Reply(

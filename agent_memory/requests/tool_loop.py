@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from agent_memory.agent import Agent
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.tools import as_tools, fits, structured
-from agent_memory.types import Reply, Sampling, Tool, ToolCall, ToolResult
-
-if TYPE_CHECKING:
-    from agent_memory.memory import Memory
+from agent_memory.types import Reply, Tool, ToolCall, ToolResult
 
 
 def run_rounds(
-    memory: Memory,
-    agent: str | Agent,
+    say: Callable[..., Reply],
+    give: Callable[..., Reply],
     message: object,
     functions: Sequence[Callable[..., Any]],
-    *,
     max_rounds: int,
-    sampling: Sampling,
-    max_tokens: int,
-    timeout_s: float | None,
+    options: Mapping[str, Any],
 ) -> Reply:
     """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over."""
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
-    if agent is None:
-        raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls: its name, or an Agent")
     tools = as_tools(functions)
     if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
         raise UnsupportedParameterError(
@@ -40,14 +31,13 @@ def run_rounds(
     if not all(callable(function) for function in functions):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
-    how: dict[str, Any] = {"tools": tools, "sampling": sampling, "max_tokens": max_tokens, "timeout_s": timeout_s}
-    reply = memory.generate(message, agent=agent, **how)  # of a new agent nothing is left where this is refused
-    owner = agent if isinstance(agent, Agent) else memory.agent(agent)
+    how = {**options, "tools": tools}
+    reply = say(message, **how)  # of a new agent nothing is left where this is refused
     for _ in range(max_rounds):
         if not reply.tool_calls:
             break
         results = [run_call(call, *by_name[call.name]) for call in reply.tool_calls]
-        reply = owner.give(*results, **how)
+        reply = give(*results, **how)
     return reply
 
 

@@ -20,12 +20,12 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory.config import Codec
+from agent_memory.kvcache.layout import Layout
 from agent_memory.mlxcache import filling, joining, kinds
 from agent_memory.mlxcache.kinds import MLXKV
-from agent_memory.kvcache.layout import Layout
+from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 from agent_memory.runner import measuring
 from agent_memory.runner.sampling import Processors, Sampler, greedy, make_sampler
-from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 from agent_memory.types import Divergence, Sampling
 
 _NO_LIMIT = 2**31 - 1

@@ -23,7 +23,7 @@ from typing import Literal
 
 from attrs import frozen
 
-log = logging.getLogger("agent_memory.model")
+log = logging.getLogger("agent_memory.runner")
 
 PACKAGE = "scipy_openblas32"
 FUNCTIONS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")

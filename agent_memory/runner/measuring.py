@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory.config import Codec
-from agent_memory.mlxcache import codecs, kinds
 from agent_memory.kvcache.coding import coding
-from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.kvcache.layout import TensorSpec
+from agent_memory.mlxcache import codecs, kinds
+from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.types import Divergence
 
 #: Changes the rows of one tensor, (heads, n, dim) -> the same shape and dtype.

@@ -22,8 +22,8 @@ from agent_memory.errors import (
     DamagedModelError,
     UnsupportedModelError,
 )
-from agent_memory.runner import blas
 from agent_memory.models import digests, resolve
+from agent_memory.runner import blas
 
 if TYPE_CHECKING:
     from agent_memory.kvcache.layout import Layout

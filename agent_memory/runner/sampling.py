@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
 
-from agent_memory.runner.processed import returned
 from agent_memory.protocols import Constraint, LogitsProcessor
+from agent_memory.runner.processed import returned
 from agent_memory.types import Sampling
 
 Sampler = Callable[[mx.array], mx.array]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import define
 
-from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row

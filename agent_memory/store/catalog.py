@@ -22,9 +22,9 @@ import numpy as np
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import is_lossy, token_bytes
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.files import Files
 from agent_memory.store.format import KV_FOLDER, SUFFIX
 from agent_memory.store.health import Health

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import coded
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.format import SEGMENT_CHUNKS, SUFFIX, extents
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import evolve, field, frozen
 
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import Encoded
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.protocols import Source
 from agent_memory.store.copies import Bytes, WarmPiece
 from agent_memory.store.planner import Ids, Piece

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from agent_memory.config import Codec
-from agent_memory.kvcache.chunks import common_prefix, piece_id
+from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.types import Exactness
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]

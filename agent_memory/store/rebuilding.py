@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import named
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.files import list_files
 from agent_memory.store.format import FORMAT, MADE, SIDE_FORMAT, SUFFIX, Made, file_sum, split_sums
 from agent_memory.store.manifest import Manifest

@@ -6,8 +6,8 @@ import json
 import struct
 
 from agent_memory.config import CODECS
-from agent_memory.kvcache.chunks import ID_BYTES
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.store.format import SegmentFacts
 from agent_memory.store.planner import HEAD_IDS, Segment
 from agent_memory.store.points import Side

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
+from agent_memory.log.turns import Turn, turn_sum
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.records import Turn, turn_sum
 
 _TABLES = ("identities", "agents", "lineages", "turns")
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up

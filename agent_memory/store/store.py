@@ -17,6 +17,7 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
@@ -36,7 +37,7 @@ from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, folder_bytes, keep
-from agent_memory.store.records import AgentRecord, SegmentRow, Turn
+from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, store_errors
 from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json

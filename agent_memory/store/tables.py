@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 import attrs
 import numpy as np
 
+from agent_memory.log.turns import Turn, turn_sum
 from agent_memory.prompt.messages import from_json
 from agent_memory.store.points import Side
-from agent_memory.store.records import SegmentRow, Turn, turn_sum
+from agent_memory.store.records import SegmentRow
 
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")

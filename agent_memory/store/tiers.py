@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
-from agent_memory.kvcache.chunks import common_prefix
+from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV
 from agent_memory.types import Exactness
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from agent_memory.config import Codec
-from agent_memory.kvcache.chunks import piece_id
 from agent_memory.kvcache.coding import Coding, coded, coding
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan, missing_sides, stale

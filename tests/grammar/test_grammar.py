@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from agent_memory import EchoRunner, Memory, MissingExtraError, Sampling, Tool, UnsupportedParameterError
 from agent_memory.echo.tokenizer import EchoTokenizer
-from agent_memory.toolcall import parse
 from agent_memory.grammar import schemas
-from agent_memory.toolcall.formats import forms
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
+from agent_memory.toolcall import parse
+from agent_memory.toolcall.formats import forms
 from agent_memory.tools import as_tools, from_json, to_json
 
 pytest.importorskip("llguidance")

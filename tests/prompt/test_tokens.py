@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.errors import UnsupportedParameterError
 from agent_memory.echo.tokenizer import EchoTokenizer
+from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.tokens import TextStream, check_stop, reuse
 
 TOKENIZER = EchoTokenizer()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
-from agent_memory.kvcache.chunks import identity_of
+from agent_memory.prefix.chunks import identity_of
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor

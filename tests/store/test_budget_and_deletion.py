@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_memory.log.turns import Turn
 from agent_memory.store.policy import Candidate, victims
-from agent_memory.store.records import Turn
 from agent_memory.types import Message
 from tests.store.breaking import Counted
 from tests.store.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files

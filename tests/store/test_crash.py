@@ -17,7 +17,7 @@ CHILD = """
 import sys
 import numpy as np
 from pathlib import Path
-from agent_memory.store.records import Turn
+from agent_memory.log.turns import Turn
 from agent_memory.types import Message
 from tests.store.kvmodel import draw, opened, save
 

@@ -12,7 +12,7 @@ from attrs import define, field
 
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.records import Turn
+from agent_memory.log.turns import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message
 from tests.store.breaking import Dying, Killed

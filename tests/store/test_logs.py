@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import OutOfSpaceError, StoreError, UnsupportedParameterError
+from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import from_json, to_json
-from agent_memory.store.records import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
 from tests.store.kvmodel import opened

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory, OutOfSpaceError, StoreError
+from agent_memory.log.turns import Turn
 from agent_memory.store.files import Files
 from agent_memory.store.health import Health, state_of
-from agent_memory.store.records import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message
 from tests.store.breaking import CODES, TEXTS, Refusing

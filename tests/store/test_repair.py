@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent_memory.errors import AgentMemoryError
-from agent_memory.store.records import Turn
+from agent_memory.log.turns import Turn
 from agent_memory.types import Message
 from tests.store.breaking import Counted
 from tests.store.kvmodel import MIXED, SMALL, draw, held_bytes, is_right, kv_files, load, load_beside, opened, save

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from agent_memory.kvcache.chunks import common_prefix
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.prefix.chunks import common_prefix
 from tests.store.kvmodel import SMALL, draw, is_right, load, opened, rows, save, segment_files
 
 specs = st.builds(

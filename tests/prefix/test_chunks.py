@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.kvcache.chunks import chunk_chain, common_prefix, piece_id
+from agent_memory.prefix.chunks import chunk_chain, common_prefix, piece_id
 
 ROOT = bytes(32)
 tokens = st.lists(st.integers(0, 3), max_size=40)

@@ -1,0 +1,87 @@
+"""Turns and agents as values, with their checksums. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xxhash
+from attrs import field, frozen
+
+from agent_memory.types import Finish, Message
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@frozen
+class Turn:
+    """One turn of an agent's log: afterwards its ids are ``(ids before)[:keep] + ids``, its messages likewise."""
+
+    messages: tuple[Message, ...]
+    keep: int
+    ids: Array = field(eq=False, repr=lambda a: f"<{len(a)} ids>")  #: u32
+    tokenizer: str  #: digest
+    finish: Finish | None
+    created_s: float
+    n_messages_kept: int  #: how many earlier messages stay
+    n_kv: int = 0  #: how many of the agent's ids have had their KV computed
+
+
+@frozen
+class AgentRecord:
+    """An agent and its whole log."""
+
+    agent_id: int
+    name: str
+    system: str | None
+    tools: str  #: JSON
+    turns: tuple[Turn, ...]
+    created_s: float
+    used_s: float
+    is_pinned: bool = False
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages after the last turn."""
+        found: tuple[Message, ...] = ()
+        for turn in self.turns:
+            found = found[: turn.n_messages_kept] + turn.messages
+        return found
+
+    @property
+    def ids(self) -> Array:
+        """The ids after the last turn (u32)."""
+        found = np.zeros(0, np.uint32)
+        for turn in self.turns:
+            found = np.concatenate([found[: turn.keep], turn.ids])
+        return found
+
+
+def text_blob(text: str) -> bytes:
+    """UTF-8; a name may be any str, lone surrogates and NUL included."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def blob_text(blob: bytes) -> str:
+    """The str that ``text_blob`` was given; of a damaged one, what can be read of it."""
+    try:
+        return bytes(blob).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return bytes(blob).decode("utf-8", "replace")
+
+
+def salt_digest(salt: str) -> bytes:
+    """What the manifest keeps of a salt: it is a secret."""
+    return xxhash.xxh3_128_digest(text_blob("agent_memory.salt/1\0" + salt))
+
+
+def turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
+    """The checksum of one turn of a log."""
+    facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s, turn.n_kv]
+    return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
+
+
+def agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
+    """The checksum of an agent's own record."""
+    return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())

@@ -1,0 +1,1 @@
+"""Who holds which tokens: chunks and their chain. Pure."""

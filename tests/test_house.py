@@ -1,0 +1,50 @@
+"""The house as drawn: no cycles, rooms of a bearable size, and one owner of each state."""
+
+from __future__ import annotations
+
+from tests.house import cycles, import_graph, lines, modules, room_graph
+from tests.ownership import outside_members
+
+MAX_MEMBERS = 12
+
+#: Machines of which other files use more members than that, each with why.
+WIDE = {
+    "store.catalog.Catalog": (47, "the set of stored segments has no one owner yet"),
+    "store.manifest.Manifest": (22, "agents, logs and segments in one class"),
+    "store.store.Store": (21, "the store as the engine sees it: one method for each thing asked of a disk"),
+    "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
+    "store.planner.Segment": (18, "a value that is written by hand for its size"),
+    "protocols.Tokenizer": (14, "the seam: a protocol"),
+    "toolcall.output.Output": (13, "events of a reply, one method a kind"),
+}
+
+#: Groups of files that import one another, each with why.
+CYCLES = {
+    ("store.copies", "store.warm"): "a copy on its way into warm",
+    ("store.catalog", "store.quota", "store.renewal", "store.saves", "store.sides", "store.splices"): "as above",
+    ("agent", "dialects.anthropic", "dialects.openai", "memory"): "handles that hold their Memory",
+}
+
+
+def test_no_files_import_one_another_but_those_that_are_known() -> None:
+    assert {tuple(group) for group in cycles(import_graph())} <= set(CYCLES)
+
+
+def test_a_cycle_is_found_wherever_its_imports_stand() -> None:
+    graph = {"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("a"), "d": frozenset("a")}
+    assert cycles(graph) == [["a", "b", "c"]]
+    assert "memory" in import_graph()["agent"]  # imported under TYPE_CHECKING
+
+
+def test_rooms_import_no_room_that_imports_them() -> None:
+    assert cycles(room_graph(import_graph())) in ([], [["agent", "dialects", "memory"]])
+
+
+def test_other_files_use_few_members_of_a_machine() -> None:
+    found = {name: len(members) for name, members in outside_members().items() if len(members) > MAX_MEMBERS}
+    assert {name: n for name, n in found.items() if n > WIDE.get(name, (0, ""))[0]} == {}
+
+
+def test_the_figures_count_what_is_there() -> None:
+    assert sum(lines().values()) == sum(path.read_text(encoding="utf-8").count("\n") for path in modules().values())
+    assert len(outside_members()["store.store.Store"]) > 5
