@@ -155,8 +155,12 @@ class Config:
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
     max_batch: int = field(default=8, validator=_whole(1))
+    #: requests that may wait to be started; one more raises QueueFullError; None: any number
+    max_waiting: int | None = field(default=None, validator=_whole(1, or_none=True))
     #: how long a user's logits processor, or the class of a ``schema=``, may take
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
+    #: whether an agent keeps the date of its first turn, where the model's chat template writes today's date
+    pin_dates: bool = field(default=True, validator=_kind(bool))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
@@ -194,8 +198,9 @@ class Config:
 
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
+_INTS |= {"max_waiting"}
 _FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"progress", "trust_remote_code"}
+_BOOLS = {"pin_dates", "progress", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:

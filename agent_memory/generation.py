@@ -39,7 +39,7 @@ class Feed:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """True if nothing more will come."""
         return self.state in _ENDED
 
     def emit(self, delta: Delta, progress: tuple[int, int]) -> None:
@@ -50,7 +50,7 @@ class Feed:
             self._wake()
 
     def move(self, state: State, progress: tuple[int, int] | None = None) -> None:
-        """Enter a state that is not the end."""
+        """Set a state that is not an end."""
         with self._changed:
             if not self.ended:
                 self.state = state
@@ -58,7 +58,7 @@ class Feed:
                 self._wake()
 
     def at_end(self, *calls: Callable[[], None]) -> None:
-        """Have these called at the end, whatever it is; before the request is under way."""
+        """Set the calls made at the end, whatever it is. Before the request starts."""
         self._at_end = calls
 
     def finish(self, reply: Reply) -> None:
@@ -143,7 +143,7 @@ class Generation:
 
     @property
     def state(self) -> State:
-        """Where the request stands."""
+        """State of the request."""
         return self._feed.state
 
     @property
@@ -255,9 +255,9 @@ class Generation:
 
 
 class as_completed:  # noqa: N801 - read as the functions of that name in asyncio and concurrent.futures
-    """Handles of running requests, each as it ends: for ``for`` and ``async for``.
+    """Yield handles of running requests, each as it ends; for ``for`` and ``async for``.
 
-    What ended with an error or cancelled comes too: its ``result()`` raises. Leaving the loop cancels
+    Failed and cancelled ones come too: their ``result()`` raises. Leaving the loop cancels
     nothing; Ctrl-C while it waits cancels all.
     """
 
@@ -306,7 +306,7 @@ class as_completed:  # noqa: N801 - read as the functions of that name in asynci
 
 
 def _limit(timeout_s: float | None) -> float | None:
-    """A time as locks take it: one of centuries, which they refuse, is no limit."""
+    """Return a time that locks accept: one of centuries, which they refuse, is no limit."""
     if timeout_s is None:
         return None
     if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +25,11 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
-from agent_memory.requests.opening import Opening, runner_for, store_for
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
+from agent_memory.requests.registry import Profile
 from agent_memory.requests.tool_loop import run_rounds
-from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -62,8 +62,7 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        _check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
@@ -89,8 +88,14 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> Opening[Memory]:
-        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``."""
-        return Opening(partial(cls, model, path, config=config, adapter=adapter))
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
+
+        Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
+        """
+        _check_config(config)
+        folder = store_path(path)
+        runner = runner_for(model, config, adapter)
+        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
 
     @property
     def messages(self) -> AnthropicMessages:
@@ -168,15 +173,28 @@ class Memory:
         messages = paired(shapes.normalize(prompt), may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
-    def agent(self, name: str | Agent, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Agent:
+    def agent(
+        self,
+        name: str | Agent,
+        *,
+        system: str | None = None,
+        tools: Sequence[ToolLike] = (),
+        messages: Prompt | None = None,
+        keep_reasoning: bool | None = None,
+    ) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
-        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has. Raises
-        ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
+        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has.
+        ``messages``: a history for a new agent to begin with; nothing is generated. ``keep_reasoning``: whether earlier
+        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. Raises ConfigError for
+        an empty name, or when the agent exists with another system prompt, other tools or another history.
         """
-        self._asking.ensure_open()
+        tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        return Agent(self._asking, self._asking.agents.open(name, system, tools, identity=self._asking.identity))
+        profile, identity = Profile.of(system, tools, messages, keep_reasoning), self._asking.identity
+        return Agent(
+            self._asking, self._asking.agents.open(name, profile, identity=identity, tokenizer=tokenizer.digest)
+        )
 
     @takes_options(without=["tools"])
     def run_tools(
@@ -271,18 +289,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
+        check_drain(drain_s)
         self._asking.is_closed = True
-        shut(self._engine, self._store)
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self
@@ -323,3 +342,8 @@ class Memory:
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")

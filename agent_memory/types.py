@@ -11,19 +11,18 @@ from attrs import Factory, field, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError
+from agent_memory.usage import EXACTNESS as EXACTNESS
+from agent_memory.usage import TIERS as TIERS
+from agent_memory.usage import DivergedAt as DivergedAt
+from agent_memory.usage import Exactness as Exactness
+from agent_memory.usage import MissCause as MissCause
+from agent_memory.usage import Role as Role
+from agent_memory.usage import Tier as Tier
+from agent_memory.usage import Usage as Usage
+from agent_memory.usage import weakest as weakest
 
-Role = Literal["system", "user", "assistant", "tool"]
-Tier = Literal["hot", "warm", "cold", "none"]
-Exactness = Literal["exact", "moved", "recomputed", "quantized"]
 Finish = Literal["stop", "length", "tool_calls"]
-
-TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest
-EXACTNESS: tuple[Exactness, ...] = ("exact", "moved", "recomputed", "quantized")  #: strongest promise to weakest
-
-
-def weakest(*promises: Exactness) -> Exactness:
-    """The weakest of some promises; ``exact`` of none."""
-    return max(promises, key=EXACTNESS.index, default="exact")
+OnDiverge = Literal["replace", "branch", "error"]  #: what happens where a list is another history than the agent's
 
 
 @frozen
@@ -128,31 +127,6 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0.0
-
-
-@frozen(kw_only=True)
-class Usage:
-    """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    computed_tokens: int
-    output_tokens: int
-    tier: Tier  #: the slowest tier touched
-    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
-    exactness: Exactness = "exact"
-    miss: str | None = None  #: why less was reused than had been computed before
-    ttft_s: float = 0.0  #: from the call to the first token
-    queue_s: float = 0.0
-    restore_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_tps: float = 0.0  #: tokens a second after the first
-
-    def __repr__(self) -> str:
-        return (
-            f"Usage(prompt={self.prompt_tokens} cached={self.cached_tokens} computed={self.computed_tokens} "
-            f"output={self.output_tokens} tier={self.tier} exactness={self.exactness} ttft={self.ttft_s * 1e3:.0f}ms)"
-        )
 
 
 @frozen(kw_only=True)
@@ -311,8 +285,10 @@ class Stats:
     agents: int = 0
     save_failures: int = 0
     saves_skipped: Mapping[str, int] = field(factory=dict)  #: KV that was not written, by reason
-    disk_state: str = "ok"  #: "full", "read-only" or "failing" while the disk takes no writes
+    disk_state: str = "ok"  #: "full", "read-only", "failing" or "gone" (the folder) while the disk takes no writes
     disk_failures: int = 0  #: writes that the disk refused
+    unwritten_tokens: int = 0  #: tokens whose KV was to be written and is not on disk
+    unreadable: int = 0  #: KV files that cannot be read now, and are tried again
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
 
     def _repr_html_(self) -> str:
@@ -333,11 +309,13 @@ class VerifyReport:
     bytes_read: int
     turns: int
     damaged: tuple[str, ...] = ()  #: one line each
+    unread: tuple[str, ...] = ()  #: what could not be read just now, which says nothing of its bytes; one line each
+    strangers: tuple[str, ...] = ()  #: files in the folder that the store did not make, and never removes
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was damaged."""
-        return not self.damaged
+        """True if all could be read, and nothing was damaged."""
+        return not self.damaged and not self.unread
 
 
 @frozen(kw_only=True)
@@ -359,7 +337,7 @@ class Divergence:
 
 @frozen(kw_only=True)
 class Doctor:
-    """What was found on this machine, and what would make it faster."""
+    """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]
     advice: tuple[str, ...] = ()

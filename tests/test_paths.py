@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import random
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 import agent_memory
-from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner
+from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, StoreView, open_store
 from agent_memory.config import as_path
+from agent_memory.recall.context import ContextMemory
+from agent_memory.recall.episodes import EpisodicMemory
 from tests.models.tinydirectory import adapter, directory
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=32, blas=None)
@@ -82,14 +85,16 @@ def test_a_memory_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest
 
 def _takes_path(name: str, parameter: inspect.Parameter) -> bool:
     kind = str(parameter.annotation)
+    if re.match(r"IO\b|TextIO|BinaryIO|Iterable", kind):  # a file that the caller has opened
+        return False
     return bool(re.search(r"\bPath\b|PathLike|StrPath", kind)) or name in ("path", "file", "folder", "directory")
 
 
 def _public_paths() -> set[str]:
     """``Owner.method(parameter)`` of everything public whose annotation or name says that it takes a path."""
     found = set()
-    for owner in agent_memory.__all__:
-        value = getattr(agent_memory, owner)
+    public = {name: getattr(agent_memory, name) for name in agent_memory.__all__}
+    for owner, value in {**public, "ContextMemory": ContextMemory, "EpisodicMemory": EpisodicMemory}.items():
         members = {n: m for n, m in inspect.getmembers(value) if n == "__init__" or not n.startswith("_")}
         for name, member in ({owner: value} if inspect.isfunction(value) else members).items():
             if not (inspect.isfunction(member) or inspect.ismethod(member)):
@@ -116,6 +121,61 @@ def _opened(runner: MLXRunner, away: Callable[[], None], tmp_path: Path) -> tupl
         return memory.generate("The same words.", max_tokens=8).token_ids
 
 
+def _store_beside_a_loop(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        opening = Memory.aopen(EchoRunner(), given, config=SMALL)
+        away()
+        async with opening as memory:
+            await memory.agent("a").stream(BIG)
+
+    asyncio.run(main())
+    with Memory(EchoRunner(), folder, config=SMALL) as memory:
+        assert memory.agent("a").say("again").usage.tier == "cold"
+
+
+def _model_beside_a_loop(**given: Any) -> Callable[[], tuple[int, ...]]:
+    """An opening of a Memory, and its reply."""
+    opening = Memory.aopen(path=":memory:", config=SMALL, **given)
+
+    async def main() -> tuple[int, ...]:
+        async with opening as memory:
+            return (await memory.stream("The same words.", max_tokens=8)).token_ids
+
+    return lambda: asyncio.run(main())
+
+
+def _amodel(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    directory(folder)
+    ask = _model_beside_a_loop(model=given)
+    away()
+    assert ask() == _opened(MLXRunner.named(folder, config=SMALL), away, tmp_path)
+
+
+def _aadapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    adapter(folder, 1)
+    base = directory(tmp_path / "base")
+    ask = _model_beside_a_loop(model=base, adapter=given)
+    away()
+    assert ask() == _opened(MLXRunner.named(base, config=SMALL, adapter=folder), away, tmp_path)
+
+
+def _view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    with Memory(EchoRunner(), folder, config=SMALL) as memory:
+        memory.agent("a").say(BIG)
+    with open_store(given) as view:
+        away()
+        assert [info.name for info in view.agents()] == ["a"]
+        assert view.verify().ok
+
+
+def _bare_view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    Memory(EchoRunner(), folder, config=SMALL).close()
+    view = StoreView(Path(given), "")
+    away()
+    assert view.path == folder.resolve()
+    view.close()
+
+
 def _model(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
     directory(folder)
     found = _opened(MLXRunner.named(given, config=SMALL), away, tmp_path)
@@ -130,6 +190,24 @@ def _adapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path)
     assert found != _opened(MLXRunner.named(base, config=SMALL), away, tmp_path)
 
 
+def _episodes(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with EpisodicMemory(given) as memory:
+        away()
+        memory.start("open the harbour").complete(True)
+    with EpisodicMemory(folder) as memory:
+        assert memory.recall("open the harbour")
+
+
+def _context(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with ContextMemory(given) as memory:
+        away()
+        memory.remember("The harbour opens at six.")
+    with ContextMemory(folder) as memory:
+        assert memory.recall("harbour")
+
+
 Case = Callable[[Any, Callable[[], None], Path, Path], None]
 #: Each parameter that takes a path, and a use of it in which the working directory changes meanwhile: what was given,
 #: the change, the folder that was meant, and room for more.
@@ -137,6 +215,13 @@ CASES: Mapping[str, Case] = {
     "Memory.__init__(path)": _store,
     "Memory.__init__(model)": _model,
     "Memory.__init__(adapter)": _adapter,
+    "Memory.aopen(path)": _store_beside_a_loop,
+    "Memory.aopen(model)": _amodel,
+    "Memory.aopen(adapter)": _aadapter,
+    "open_store.open_store(path)": _view,
+    "StoreView.__init__(path)": _bare_view,
+    "ContextMemory.__init__(path)": _context,
+    "EpisodicMemory.__init__(path)": _episodes,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }

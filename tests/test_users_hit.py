@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
+import json
 import os
 import pickle
 import socket
@@ -13,8 +15,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import pydantic
 import pytest
 
 from agent_memory import (
@@ -22,6 +25,7 @@ from agent_memory import (
     AgentDeletedError,
     CancelledError,
     ClosedError,
+    ConfigError,
     EchoRunner,
     Memory,
     PromptTooLongError,
@@ -288,3 +292,205 @@ def test_handles_come_as_they_end_in_an_event_loop_too() -> None:
             assert [one async for one in as_completed([long, short])] == [short, long]
 
     asyncio.run(main())
+
+
+# what real frameworks store and send
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "ping", "arguments": "{}"}}
+USER = {"role": "user", "content": "hi"}
+TEXT = {"type": "text", "text": "hi"}
+
+#: A history's message, and what it is the same as.
+NEUTRAL_MESSAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "annotations": ({**USER, "annotations": []}, USER),
+    "refusal and audio": ({"role": "assistant", "content": "x", "refusal": None, "audio": None},
+                          {"role": "assistant", "content": "x"}),
+    "no content": ({"role": "assistant", "content": None, "tool_calls": None}, {"role": "assistant", "content": ""}),
+    "content left out": ({"role": "assistant", "function_call": None}, {"role": "assistant", "content": ""}),
+    "no thoughts": ({"role": "assistant", "content": "x", "thinking_blocks": [], "provider_specific_fields": {}},
+                    {"role": "assistant", "content": "x"}),
+    "cache_control of a message": ({**USER, "cache_control": {"type": "ephemeral"}}, USER),
+    "cache_control of a block": ({"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]}, USER),
+    "citations": ({"role": "user", "content": [{**TEXT, "citations": None}]}, USER),
+    "no citations": ({"role": "user", "content": [{**TEXT, "citations": []}]}, USER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NEUTRAL_MESSAGES)
+def test_what_says_nothing_in_a_message_changes_nothing(kind: str, memory: Memory) -> None:
+    given, same = NEUTRAL_MESSAGES[kind]
+    history, plain = [given, USER], [same, USER]
+    if given["role"] == "assistant":
+        history, plain = [USER, *history], [USER, *plain]
+    memory.generate(history, agent="given")
+    memory.generate(plain, agent="same")
+    assert memory.agent("given").messages == memory.agent("same").messages
+    assert memory.count_tokens(history) == memory.count_tokens(plain)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({**USER, "annotations": [{"type": "url_citation"}]}, "message 0: annotations is not supported"),
+        ({"role": "user", "content": [{**TEXT, "citations": [1]}]}, "content block 0: citations is not supported"),
+        ({**USER, "audio": {"id": "x"}}, "message 0: audio is not supported"),
+        ({**USER, "anotations": []}, "has the key 'anotations'"),
+        ({"role": "user", "content": None}, "content must be text"),
+        ({"role": "user", "content": [{**TEXT, "txt": "x"}]}, "content block 0 has the key 'txt'"),
+    ],
+)
+def test_what_says_something_in_a_message_is_refused_by_name(message: Any, said: str, memory: Memory) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        memory.generate([message])
+
+
+@pytest.mark.parametrize("arguments", ["null", "", None, "{}", {}])
+def test_arguments_that_are_null_are_none(arguments: Any, memory: Memory) -> None:
+    call = {**CALLED, "function": {"name": "ping", "arguments": arguments}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    memory.generate([USER, called, {"role": "tool", "tool_call_id": "c1", "content": None}], agent="ann")
+    ann = memory.agent("ann")
+    assert ann.messages[1].tool_calls[0].arguments == {}
+    assert ann.messages[2].content == ""
+
+
+def test_an_empty_system_message_is_one_and_no_fault(memory: Memory) -> None:
+    memory.generate([{"role": "system", "content": ""}, USER], agent="ann")
+    assert [message.content for message in memory.agent("ann").messages] == ["", "hi", "hi"]
+    memory.messages.create(system="", messages=[USER], max_tokens=9, agent="bob")
+    assert [message.role for message in memory.agent("bob").messages] == ["user", "assistant"]
+    with pytest.raises(ConfigError, match="system is empty"):
+        memory.agent("cat", system="")
+
+
+def test_the_objects_of_the_sdks_are_taken_as_messages(memory: Memory) -> None:
+    import anthropic.types
+    import openai.types.chat
+
+    ours = openai.types.chat.ChatCompletionMessage(role="assistant", content="x")
+    block = anthropic.types.TextBlock(type="text", text="x")
+    memory.generate([USER, ours, USER], agent="ann")
+    memory.generate([USER, {"role": "assistant", "content": [block]}, USER], agent="bob")
+    assert memory.agent("ann").messages == memory.agent("bob").messages
+    assert memory.agent("ann").messages[1].content == "x"
+
+
+NEUTRAL_CHAT: dict[str, Any] = {
+    "logit_bias": {}, "metadata": {}, "service_tier": "auto", "modalities": ["text"], "n": 1, "store": False,
+    "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0.0, "presence_penalty": 0, "stop": None, "user": "",
+    "tools": [], "seed": None, "response_format": {"type": "text"}, "prompt_cache_key": "k", "extra_headers": {},
+    "reasoning_effort": None, "max_completion_tokens": None, "parallel_tool_calls": True, "tool_choice": "auto",
+}  # fmt: skip
+NEUTRAL_MESSAGE_REQUESTS: dict[str, Any] = {
+    "metadata": {}, "service_tier": "auto", "thinking": {"type": "disabled"}, "tools": [], "stop_sequences": [],
+    "system": [], "top_k": None, "mcp_servers": [], "cache_control": {"type": "ephemeral"}, "container": None,
+    "extra_body": {},
+}  # fmt: skip
+
+
+def test_parameters_of_the_two_apis_that_ask_for_nothing_are_taken(memory: Memory) -> None:
+    import anthropic
+    import openai
+
+    for name, value in NEUTRAL_CHAT.items():
+        assert memory.chat.completions.create(messages=[USER], **{name: value}).choices[0].message.content == "hi", name
+    for name, value in NEUTRAL_MESSAGE_REQUESTS.items():
+        assert memory.messages.create(messages=[USER], max_tokens=9, **{name: value}).content[0].text == "hi", name
+    for unset in (openai.NOT_GIVEN, openai.omit):
+        assert memory.chat.completions.create(messages=[USER], tools=unset, audio=unset).choices
+    assert memory.messages.create(messages=[USER], max_tokens=9, container=anthropic.NOT_GIVEN).content
+    assert memory.chat.completions.create(messages=[USER], **NEUTRAL_CHAT).choices[0].message.content == "hi"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias="),
+        ({"metadata": {"a": "b"}}, "metadata="),
+        ({"service_tier": "flex"}, "service_tier='flex'"),
+        ({"modalities": ["audio"]}, "modalities="),
+        ({"extra_body": {"top_k": 3}}, "extra_body="),
+    ],
+)
+def test_parameters_that_ask_for_something_are_refused_by_name(more: Any, said: str, memory: Memory) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        memory.chat.completions.create(messages=[USER], **more)
+
+
+# classes of other libraries as schema
+
+
+def test_a_pydantic_class_is_a_schema_and_the_reply_an_instance_of_it() -> None:
+    class City(pydantic.BaseModel):
+        name: str
+        inhabitants: int | None = None
+
+    class Country(pydantic.BaseModel):
+        cities: list[City]
+        at: datetime.datetime
+
+    value = {"cities": [{"name": "Oslo", "inhabitants": 7}, {"name": "Bergen"}], "at": "2026-01-02T03:04:05Z"}
+    with Memory(EchoRunner(json.dumps(value)), ":memory:") as memory:
+        country = memory.generate("go", schema=Country).parsed
+    assert isinstance(country, Country)
+    assert [city.name for city in country.cities] == ["Oslo", "Bergen"]
+    assert country.at.year == 2026
+
+
+def test_a_generic_pydantic_class_is_a_schema() -> None:
+    """Its JSON Schema has brackets in the names of its definitions."""
+    T = TypeVar("T")
+
+    class Box(pydantic.BaseModel, Generic[T]):
+        of: T
+
+    class Shelf(pydantic.BaseModel):
+        boxes: list[Box[int]]
+
+    schema = Shelf.model_json_schema()
+    assert "Box_int_" in schema["$defs"] or "Box[int]" in schema["$defs"]
+    with Memory(EchoRunner('{"boxes": [{"of": 3}]}'), ":memory:") as memory:
+        assert memory.generate("go", schema=Shelf).parsed == Shelf(boxes=[Box[int](of=3)])
+
+
+def test_any_class_with_the_two_methods_is_a_schema_and_its_faults_are_told() -> None:
+    class Plain:
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:
+            return {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+        @classmethod
+        def model_validate(cls, value: Any) -> str:
+            return f"validated {value}"
+
+    class Broken(Plain):
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:
+            raise ZeroDivisionError("mine")
+
+    class Refusing(Plain):
+        @classmethod
+        def model_validate(cls, value: Any) -> str:
+            raise ZeroDivisionError("mine")
+
+    with Memory(EchoRunner('{"a": 1}'), ":memory:") as memory:
+        assert memory.generate("go", schema=Plain).parsed == "validated {'a': 1}"
+        with pytest.raises(UnsupportedParameterError, match=r"Broken\.model_json_schema\(\) fails: ZeroDivisionError"):
+            memory.generate("go", schema=Broken)
+        with pytest.raises(ZeroDivisionError):
+            memory.generate("go", schema=Refusing)
+        with pytest.raises(UnsupportedParameterError, match="or one with model_json_schema"):
+            memory.generate("go", schema=int)
+
+
+def test_a_schema_of_a_pydantic_class_imports_no_pydantic() -> None:
+    program = (
+        "import sys\nfrom agent_memory import EchoRunner, Memory\n"
+        "class A:\n"
+        "    model_json_schema = classmethod(lambda cls: {'type': 'integer'})\n"
+        "    model_validate = classmethod(lambda cls, value: value)\n"
+        "with Memory(EchoRunner('7'), ':memory:') as memory: assert memory.generate('go', schema=A).parsed == 7\n"
+        "assert 'pydantic' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

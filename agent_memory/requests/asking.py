@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from agent_memory.config import Config
@@ -12,7 +13,7 @@ from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.options import Settings
-from agent_memory.requests.prompting import Planner
+from agent_memory.requests.prompting import Planner, Rendering
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.scheduler.engine import Engine
@@ -33,6 +34,8 @@ class Asking:
         self._runner, self._engine = runner, engine
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.agents = Agents(store, engine, config.salt)
+        self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
+        self._pin_dates = config.pin_dates
         self.identity = ""  #: of the model, once it is loaded
         self.is_closed = False
 
@@ -54,6 +57,7 @@ class Asking:
 
     def start_all(self, asked: Sequence[tuple[object, Log | None]], settings: Settings) -> list[Generation]:
         """Start several requests, each of a prompt and a log. What is wrong with one raises before work on any."""
+        self._engine.ensure_places(len(asked))
         planned = [self._planned(prompt, log, settings) for prompt, log in asked]
         requests = [
             self._with_agent(prompt, log, settings, request)
@@ -72,7 +76,8 @@ class Asking:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""
         tokenizer = self.ensure_open()
         offered = as_tools(tools) or (log.tools if log else ())
-        planner = Planner(tokenizer, prompt, log, tools=offered, generation_prompt=False)
+        how = Rendering(clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False)
+        planner = Planner(tokenizer, prompt, log, how)
         request = self._requests.make(planner, None, Settings(), Calling(), max_tokens=0)
         if log is not None:
             self.agents.keep(log)
@@ -82,7 +87,16 @@ class Asking:
         """A request that is not yet under way."""
         tokenizer = self.ensure_open()
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
-        planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=settings.raw, variables=settings.template)
+        how = Rendering(
+            clock=self.clock,
+            pin_dates=self._pin_dates,
+            tools=calling.offered,
+            raw=settings.raw,
+            variables=settings.template,
+            keep_reasoning=settings.keep_reasoning,
+            on_diverge=settings.on_diverge,
+        )
+        planner = Planner(tokenizer, prompt, log, how)
         return self._requests.make(planner, log, settings, calling)
 
     def _with_agent(self, prompt: object, log: Log | None, settings: Settings, request: Request) -> Request:

@@ -1,4 +1,4 @@
-"""From what ``Memory`` is given to the runner and the store that it opens."""
+"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import ConfigError, StoreError
+from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
 from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
@@ -131,3 +131,9 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     if not (folder / MANIFEST).is_file():
         raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
     return StoreView(folder, salt)
+
+
+def check_drain(drain_s: Any) -> None:
+    """Raises UnsupportedParameterError for what is no time to wait."""
+    if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
+        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")

@@ -19,7 +19,7 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor
 from agent_memory.scheduler.callables import checked
-from agent_memory.types import Sampling, ToolChoice, ToolLike
+from agent_memory.types import OnDiverge, Sampling, ToolChoice, ToolLike
 
 F = TypeVar("F", bound=Callable[..., Any])
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -46,6 +46,8 @@ class Options(TypedDict, total=False):
     raw: bool
     priority: int
     timeout_s: float | None
+    keep_reasoning: bool | None
+    on_diverge: OnDiverge
 
 
 #: The options that are fields of ``Sampling``.
@@ -124,6 +126,16 @@ class Settings:
         default=None,
         validator=_must("a positive number of seconds or None", _is_time),
         metadata=_says("seconds from the call until RequestTimeoutError"),
+    )
+    keep_reasoning: bool | None = field(
+        default=None,
+        validator=_must("a bool or None", lambda value: value is None or isinstance(value, bool)),
+        metadata=_says("True: earlier replies keep their reasoning, which costs room and spares computing them again"),
+    )
+    on_diverge: OnDiverge = field(
+        default="replace",
+        validator=_must("'replace', 'branch' or 'error'", lambda value: value in ("replace", "branch", "error")),
+        metadata=_says("what a list does that is another history than the agent's: replace it, branch off, or raise"),
     )
 
     @classmethod

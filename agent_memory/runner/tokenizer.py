@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +26,18 @@ log = logging.getLogger("agent_memory.runner")
 
 #: Names that the template call itself sets; a caller's variable of that name would be lost or break it.
 _RESERVED = {"messages", "conversation", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
+
+#: Every directive of strftime that a template may use; "%%" last, since its text looks like one.
+_DIRECTIVES = (
+    *(f"%-{letter}" for letter in "dmHIMSjy"),
+    *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVF"),
+    "%%",
+)
+_TOLD_TIME = (
+    "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
+    "{%- for key, value in told_time.items() -%}{%- set told.text = told.text.replace(key, value) -%}{%- endfor -%}"
+    "{{- told.text -}}{%- endmacro -%}"
+)
 
 
 class HFTokenizer:
@@ -106,18 +119,21 @@ class HFTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """The chat template's text; the tokenizer must have a template."""
         if clash := _RESERVED & set(variables or ()):
             raise UnsupportedParameterError(
                 f"template variable {min(clash)!r} is set by the library; choose another name"
             )
+        functions = [dict(t) for t in tools] or None
+        rows = [dict(m) for m in messages]
         asked = {
-            "tools": [dict(t) for t in tools] or None,
+            "tools": functions,
             "add_generation_prompt": generation_prompt,
             **(variables or {}),
+            **({} if now is None else self._dated(functions, now)),
         }
-        rows = [dict(m) for m in messages]
         try:
             try:
                 text = self._hf.apply_chat_template(rows, tokenize=False, **asked)
@@ -125,12 +141,20 @@ class HFTokenizer:
                 if not any(row.get("tool_calls") for row in rows):
                     raise
                 text = self._hf.apply_chat_template([_in_json(row) for row in rows], tokenize=False, **asked)
-        except Exception as error:
-            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
-                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
-            raise
+        except Exception as error:  # a template is a program from elsewhere, which may divide by zero
+            said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+            raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
         return str(text)
+
+    def _dated(self, tools: list[dict[str, Any]] | None, now: datetime) -> dict[str, Any]:
+        """Arguments under which the template's ``strftime_now`` tells ``now``; none where it does not ask.
+
+        Templates get plain data alone, so the time goes in as a table of directives, which a macro fills in.
+        """
+        template = str(self._hf.get_chat_template(None, tools))
+        if "strftime_now" not in template:
+            return {}
+        return {"chat_template": _TOLD_TIME + template, "told_time": {key: now.strftime(key) for key in _DIRECTIVES}}
 
     @property
     def has_template(self) -> bool:

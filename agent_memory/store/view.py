@@ -12,6 +12,7 @@ from types import TracebackType
 
 from attrs import field, frozen
 
+from agent_memory.config import as_path
 from agent_memory.errors import IncompatibleStoreError, StoreError, UnknownAgentError
 from agent_memory.log.turns import AgentRecord, blob_text, salt_digest
 from agent_memory.store.files import Files
@@ -61,8 +62,8 @@ class StoreView:
     """
 
     def __init__(self, path: Path, salt: str) -> None:
-        self.path, self._salt = path, salt
-        self._manifest = _Reading(path / MANIFEST)
+        self.path, self._salt = as_path(path, "path"), salt
+        self._manifest = _Reading(self.path / MANIFEST)
         self._pins = Pins()
 
     def __repr__(self) -> str:

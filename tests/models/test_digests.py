@@ -62,7 +62,7 @@ def test_weights_are_read_once_for_their_digest_while_their_files_stay_the_same(
     assert len(n_read) == 2
     shutil.copy(directory(tmp_path / "b", seed=1) / "model.safetensors", model / "model.safetensors")
     usage = ask(model, store)
-    assert (usage.tier, usage.miss) == ("none", "other model")
+    assert (usage.tier, usage.miss) == ("none", "other_model")
     assert len(n_read) == 3
 
 

@@ -39,7 +39,7 @@ def test_an_agent_goes_on_under_another_adapter_from_its_log(tmp_path: Path) -> 
         memory.agent("a").say("Hello, and remember this.", max_tokens=8)
     with Memory(model, store, config=SMALL, adapter=adapter(tmp_path / "one", 1)) as memory:
         usage = memory.agent("a").say("What was it?", max_tokens=8).usage
-        assert (usage.cached_tokens, usage.miss, usage.exactness) == (0, "other model", "recomputed")
+        assert (usage.cached_tokens, usage.miss, usage.exactness) == (0, "other_model", "recomputed")
         assert len(memory.agent("a").messages) == 4
 
 
