@@ -126,7 +126,7 @@ def begun_object(text: str) -> dict[str, Any]:
             kept = text[: seen.at] + scanner.closers
         elif seen.kind == "begin" and seen.mark in "{[":
             kept = text[: seen.at + 1] + ("}" if seen.mark == "{" else "]") + scanner.closers
-    if at == len(text) and scanner.open_literal is not None:
+    if at == len(text) and (literal := scanner.open_literal) is not None and _can_be_read(literal):
         kept = text + scanner.closers
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
@@ -135,7 +135,11 @@ def begun_object(text: str) -> dict[str, Any]:
 def _is_whole(read: str, seen: Seen) -> bool:
     """True if a key, a string or a literal is JSON that can be written again."""
     written = seen.text or ""
-    token = f'"{written}"' if read.endswith('"') else written
+    return _can_be_read(f'"{written}"' if read.endswith('"') else written)
+
+
+def _can_be_read(token: str) -> bool:
+    """True if a string or a literal is JSON that can be written again."""
     try:
         json.dumps(loads(token), ensure_ascii=False).encode()
     except ValueError:
