@@ -58,12 +58,12 @@ class Saver:
     - While the disk does not keep up, saves wait and copies go on.
     """
 
-    # Who holds the KV of the tokens of a lineage while it is saved or copied. The live arrays hold all of it throughout.
+    # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
     #
     #   tokens                       before ``put``              from ``put`` on
-    #   each [part.start, part.stop) the live arrays alone       and a host copy: the I/O thread's until the commit, or warm's
-    #   each [side.start, side.stop) the live arrays alone       the same, window rows and the state at ``side.stop``
-    #   all others of [0, len(ids))  and the store's files, or warm's pieces, since an earlier save of any lineage
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until the commit, or warm's
+    #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
+    #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
     #
     # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
