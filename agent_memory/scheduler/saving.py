@@ -61,7 +61,7 @@ class Saver:
     # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
     #
     #   tokens                       before ``put``              from ``put`` on
-    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until the commit, or warm's
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until a commit, or warm's
     #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
     #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
     #
