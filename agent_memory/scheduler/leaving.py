@@ -33,7 +33,7 @@ class Leaving:
     #   its group's decode step raised             [0, n)           batch   nobody    never
     #
     # ``n_sound``: the last place at or before ``n_prompt + len(output) - 1`` to which the KV can be truncated.
-    # "Where worth it": where computing it again is dearer than a write (``store/writing.py``). So is an anonymous reply.
+    # "Where worth it": where computing it again is dearer than a write (``store/writing.py``); so anonymous replies.
 
     def __init__(
         self,
