@@ -201,11 +201,11 @@ class OutOfSpaceError(StoreError, OSError):
 
 
 class ItemNotFoundError(StoreError, LookupError):
-    """No item of that id is in this workspace: it was never there, or it was forgotten."""
+    """No item, episode or pattern of that id is in this workspace: it was never there, or it was forgotten."""
 
-    def __init__(self, item: int) -> None:
-        self.item = item
-        super().__init__(f"item {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+    def __init__(self, item: int | str, noun: str = "item") -> None:
+        self.item, self.noun = item, noun
+        super().__init__(f"{noun} {item} is not in this workspace: it was forgotten, or belongs to another workspace")
 
-    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int]]:
-        return type(self), (self.item,)
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int | str, str]]:
+        return type(self), (self.item, self.noun)

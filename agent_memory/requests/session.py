@@ -155,7 +155,7 @@ class Requests:
             asker=session,
             builder=self._builder(calling),
             constraint=constraint,
-            shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
+            shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log and not planner.is_branch else None,
             agent_id=log.agent_id if log and not planner.is_branch else None,
             sampling=settings.sampling,
