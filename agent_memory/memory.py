@@ -28,6 +28,7 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
+from agent_memory.requests.registry import Profile
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
@@ -199,15 +200,28 @@ class Memory:
         messages = paired(shapes.normalize(prompt), may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
-    def agent(self, name: str | Agent, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Agent:
+    def agent(
+        self,
+        name: str | Agent,
+        *,
+        system: str | None = None,
+        tools: Sequence[ToolLike] = (),
+        messages: Prompt | None = None,
+        keep_reasoning: bool | None = None,
+    ) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
-        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has. Raises
-        ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
+        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has.
+        ``messages``: a history for a new agent to begin with; nothing is generated. ``keep_reasoning``: whether earlier
+        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. Raises ConfigError for
+        an empty name, or when the agent exists with another system prompt, other tools or another history.
         """
-        self._asking.ensure_open()
+        tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        return Agent(self._asking, self._asking.agents.open(name, system, tools, identity=self._asking.identity))
+        profile, identity = Profile.of(system, tools, messages, keep_reasoning), self._asking.identity
+        return Agent(
+            self._asking, self._asking.agents.open(name, profile, identity=identity, tokenizer=tokenizer.digest)
+        )
 
     @takes_options(without=["tools"])
     def run_tools(

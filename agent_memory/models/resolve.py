@@ -18,7 +18,7 @@ import xxhash
 from attrs import frozen
 
 from agent_memory.config import as_path, total_memory_bytes
-from agent_memory.errors import BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from agent_memory.errors import INSTALL, BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models import directory, starter
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import DTYPES, check_gguf, convert
@@ -29,8 +29,8 @@ Source = Literal["starter", "directory", "gguf", "hub"]
 
 AS_STORED = "stored"  #: a weights dtype: whatever the files hold
 BACKEND_HINT = (
-    'no MLX backend is installed. On Linux: pip install "agent-memory[cpu]" (or [cuda12], [cuda13]); '
-    "on macOS with Apple silicon: pip install agent-memory"
+    f"no MLX backend is installed. On Linux without a GPU: {INSTALL['cpu']}; with CUDA 12: {INSTALL['cuda12']}; "
+    f"with CUDA 13: {INSTALL['cuda13']}; on macOS with Apple silicon: pip install mlx"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_ID_CHARS = 96  #: the hub's own limit

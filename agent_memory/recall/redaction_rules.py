@@ -268,8 +268,11 @@ _KEY_NAME = (
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
 _TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
-_ASSIGNED = rf"{_SUFFIX}['\"\]]{{0,3}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
-_VALUE = r"(?:[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)|['\"]?([^\s\"'`,;<>]{6,512}))"
+_ASSIGNED = rf"{_SUFFIX}[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
+_ESCAPED = r"\\{1,3}[\"']([^\s\"'\\]{4,512})\\{1,3}[\"']"  #: in quotes, as text within JSON has them
+_PLAIN = r"[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)"
+_BARE = r"['\"]?([^\s\"'`,;<>]{6,512})"
+_VALUE = f"(?:{_ESCAPED}|{_PLAIN}|{_BARE})"
 _SAID = (
     r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)(?:[ \t](?:now|still|again|(?:re)?set|changed|rotated)){0,2}"
     r"(?:[ \t]to)?[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
@@ -279,7 +282,7 @@ _QUERY = (
     r"[?&](?:access_token|auth_token|token|api_?key|key|secret|signature|password|auth|code)="
     r"([A-Za-z0-9._~%+/-]{12,1000})"
 )
-_CURL = r"\b(?:curl|wget)\b[^\n]{0,200}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
+_CURL = r"\b(?:curl|wget)\b[^\n]{0,100}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
 _KEY_SAID = r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})"
 _NAMES = ("password", "passwd", "passphrase", "passcode", "pwd", "_pw", "-pw")
 _KEY_NAMES = ("secret", "token", "credential", "key")
@@ -294,7 +297,7 @@ def _assigned(
     def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
         for match in re.finditer(pattern, folded):
             start, stop = match.span(match.lastindex or 0)
-            if match.lastindex != 4:
+            if match.lastindex != 5:
                 if accepts_quoted(text[start:stop]):
                     yield start, stop
             elif accepts_bare(bare := _bare(text[start:stop])):

@@ -57,6 +57,7 @@ class Asking:
 
     def start_all(self, asked: Sequence[tuple[object, Log | None]], settings: Settings) -> list[Generation]:
         """Start several requests, each of a prompt and a log. What is wrong with one raises before work on any."""
+        self._engine.ensure_places(len(asked))
         planned = [self._planned(prompt, log, settings) for prompt, log in asked]
         requests = [
             self._with_agent(prompt, log, settings, request)

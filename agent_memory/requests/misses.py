@@ -60,7 +60,8 @@ class Planned:
         """(character, message) where each message begins in a text: behind the mark that ends the one before it."""
         begins, cursor = [], 0
         for index in indices:
-            snippet = self.messages[index].content.strip()[:_SNIPPET]
+            message = self.messages[index]
+            snippet = message.content.strip()[:_SNIPPET] or "".join(call.name for call in message.tool_calls[:1])
             found = text.find(snippet, cursor) if snippet else -1
             if found >= 0:
                 ends = [end + len(one) for one in self.closings if (end := text.rfind(one, cursor, found)) >= 0]
@@ -143,8 +144,10 @@ def _cause(
         if place.role == "system" or (not before.n_same and before.messages[0].role == "system"):
             return "system_changed", "the system prompt differs from the log's"
         n_opening = 1 if before.messages[0].role == "system" else 0
-        if before.n_same <= n_opening:
-            return "replaced_history", "the list shares no turn with the agent's log and differs"
+        known = {(message.role, message.content) for message in before.messages[n_opening:]}
+        shares = any((message.role, message.content) in known for message in planned.messages)
+        if before.n_same <= n_opening and not shares:
+            return "replaced_history", "the list shares no message with the agent's log and differs"
         return "edited_history", f"message {before.n_same} differs from the agent's log, which shows"
     if before.facts.variables != facts.variables:
         return "template_changed", "the chat template was given other variables, which shows"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -15,20 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import (
-    AgentMemoryError,
-    BackendMissingError,
-    ConfigError,
-    DamagedModelError,
-    UnsupportedModelError,
-)
-from agent_memory.models import digests, resolve
-from agent_memory.runner import blas
+from agent_memory.errors import BackendMissingError, ConfigError
+from agent_memory.models import digests, directory, resolve
+from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
     from agent_memory.kvcache.layout import Layout
     from agent_memory.runner.batch import MLXBatch
     from agent_memory.runner.tokenizer import HFTokenizer
+
+log = logging.getLogger("agent_memory.runner")
 
 #: Prefill step by device: small steps are fastest on CPUs, large ones on GPUs (measured by benchmarks/ttft.py).
 _CPU_GRID, _GPU_GRID = 256, 2048
@@ -89,6 +86,7 @@ class MLXRunner:
         self._tokenizer: HFTokenizer | None = None
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
+        self._notes: tuple[str, ...] = ()
         self._weights_bytes = 0
         self._helper: ThreadPoolExecutor | None = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
@@ -112,9 +110,16 @@ class MLXRunner:
 
     @property
     def context_tokens(self) -> int | None:
-        """``max_position_embeddings`` of the model's config."""
-        value = getattr(getattr(self._model, "args", None), "max_position_embeddings", None)
-        return int(value) if value else None
+        """``max_position_embeddings`` of the model's config, or of the text model in it; None where it has none."""
+        args = getattr(self._model, "args", None)
+        inner = getattr(args, "text_config", None)
+        values = [
+            one.get("max_position_embeddings")
+            if isinstance(one, Mapping)
+            else getattr(one, "max_position_embeddings", None)
+            for one in (args, inner)
+        ]
+        return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
     @property
     def prefill_tokens(self) -> int:
@@ -153,12 +158,12 @@ class MLXRunner:
             "model_path": str(self._path) if self._path else None,
             "context_tokens": self.context_tokens,
             "host": self.host,
+            "notes": self._notes,
         }
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The weights' dtype, or ``stored``, and a stamp of their files; empty for a model that the host has loaded.
-        """
+        """The weights' dtype, or ``stored``, and a stamp of their files; empty for a model that the host has loaded."""
         return self._choices
 
     def open(self, recorded: Mapping[str, str] = {}) -> None:
@@ -180,8 +185,10 @@ class MLXRunner:
             self._load(recorded.get("weights_dtype"))
         from agent_memory.runner.tokenizer import HFTokenizer
 
-        self._tokenizer = HFTokenizer(self._hf)
-        self._layout = _probe(self._model)
+        with loading.typed(str(self._path or self._name)):
+            self._tokenizer = HFTokenizer(self._hf)
+            self._layout = _probe(self._model)
+        self._notes = self._looked_at()
         self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))
         self._identity = {
             "weights": self._digest_weights(recorded),
@@ -195,6 +202,15 @@ class MLXRunner:
         if _on_cpu():
             self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
             self._helper.submit(int).result()  # it runs from now on
+
+    def _looked_at(self) -> tuple[str, ...]:
+        """Return what a user should know of this model; log each note once."""
+        found = speech.notes(self.tokenizer, str(self._path) if self._path else None)
+        if self._path is not None:
+            found = [*directory.notes(self._path), *found]
+        for note in found:
+            log.warning("model %s: %s", self._name, note)
+        return tuple(found)
 
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
         """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
@@ -243,8 +259,6 @@ class MLXRunner:
         self._in_use.release()
 
     def _load(self, weights_dtype: str | None) -> None:
-        import mlx_lm
-
         found = resolve.resolve(
             self._located,
             weights_dtype=self._config.weights_dtype or weights_dtype,
@@ -254,25 +268,16 @@ class MLXRunner:
         )
         self._path, self._name = found.path, found.name
         self._choices = {"weights_dtype": found.weights_dtype or resolve.AS_STORED}
-        try:
-            self._model, self._hf = mlx_lm.load(
-                str(found.path),
-                adapter_path=str(self._adapter) if self._adapter is not None else None,
-                trust_remote_code=self._config.trust_remote_code,
-                lazy=True,
-            )[:2]
-        except AgentMemoryError:
-            raise
-        except (ValueError, KeyError, TypeError, ModuleNotFoundError) as error:
-            raise UnsupportedModelError(f"mlx-lm cannot load {found.path}: {error}") from error
-        except (OSError, RuntimeError) as error:
-            raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
-        self._model = _cast(self._model, found.weights_dtype)
+        self._model, self._hf = loading.load(
+            found.path,
+            self._adapter,
+            dtype=found.weights_dtype,
+            trust_remote_code=self._config.trust_remote_code,
+        )
 
 
 def _evaluate(model: Any) -> None:
-    """Evaluate every array of a model, parameters or not (RoPE frequencies): a lazy one cannot leave its thread.
-    """
+    """Evaluate every array of a model, parameters or not (RoPE frequencies): a lazy one cannot leave its thread."""
     import mlx.core as mx
 
     modules = model.modules() if hasattr(model, "modules") else []
@@ -285,19 +290,6 @@ def _on_cpu() -> bool:
     except ImportError as error:
         raise BackendMissingError(resolve.BACKEND_HINT) from error
     return bool(mx.default_device() == mx.Device(mx.cpu))
-
-
-def _cast(model: Any, dtype: str | None) -> Any:
-    """Return the model with its weights in ``dtype``, dequantized if need be; None: as stored. Evaluates all."""
-    import mlx.core as mx
-    from mlx_lm.utils import dequantize_model
-
-    if dtype is not None:
-        if any(a.dtype == mx.uint32 for _, a in digests.leaves(model)):
-            model = dequantize_model(model)
-        model.set_dtype(getattr(mx, dtype))
-    mx.eval(model.parameters())
-    return model
 
 
 def _main_dtype(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""The line of requests that have not started: by priority, then first come, and nobody waits for ever."""
+"""The line of requests that have not started: by priority, then first come. No request waits for ever."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Places:
         self._taken: set[Request] = set()
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Raise QueueFullError where no place is free."""
-        if self._limit is not None and len(self._taken) >= self._limit:
-            raise QueueFullError(len(self._taken), self._limit)
+    def check(self, n_asked: int = 1) -> None:
+        """Raise QueueFullError where fewer than ``n_asked`` places are free."""
+        if self._limit is not None and len(self._taken) + n_asked > self._limit:
+            raise QueueFullError(len(self._taken), self._limit, n_asked)
 
     def take(self, request: Request) -> None:
         """Give a place to a request. Raises QueueFullError."""
@@ -43,7 +43,7 @@ class Places:
 
 
 class Waiting:
-    """Requests in the order in which they came. Engine thread only. ``places``: those that they took."""
+    """Requests in the order in which they came. Engine thread only. ``places``: where each of them has one."""
 
     def __init__(self, places: Places | None = None) -> None:
         self._requests: list[Request] = []
@@ -65,13 +65,13 @@ class Waiting:
         self._places.leave(request)
 
     def has_owner(self, owner: str) -> bool:
-        """Whether a request of an agent waits."""
+        """True if a request of an agent waits."""
         return any(request.owner == owner for request in self._requests)
 
     def in_order(self, now: float) -> list[Request]:
-        """Those that may be next, the first of them first, at ``now`` (perf_counter). O(n log n).
+        """Requests that may be next, in that order, at ``now`` (perf_counter). O(n log n).
 
-        Of an agent's requests only the oldest: a conversation is never reordered. What hurries a later one hurries it.
+        Of an agent's requests only the oldest: a conversation is never reordered. It has the highest priority of them.
         """
         firsts: dict[str | int, Request] = {}
         priorities: dict[str | int, int] = {}
@@ -89,5 +89,5 @@ class Waiting:
 
 
 def effective_priority(request: Request, now: float) -> int:
-    """Its priority and one more for each ``AGE_S`` that it is old."""
+    """Priority, plus one for each ``AGE_S`` since the request was made."""
     return request.priority + int((now - request.created) / AGE_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory.errors import ConfigError, DamagedModelError, ModelNotFoundError, UnsupportedModelError
+from agent_memory.errors import INSTALL, ConfigError, DamagedModelError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models import directory
 from agent_memory.models import resolve as room
 from agent_memory.models.resolve import HubId, locate, resolve, total_memory_bytes
@@ -187,7 +187,8 @@ try:
 except BackendMissingError as error:
     print(error)
 """
-    assert 'pip install "agent-memory[cpu]"' in _child(code)
+    said = _child(code)
+    assert [extra for extra in ("cpu", "cuda12", "cuda13") if INSTALL[extra] not in said] == []
 
 
 def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:

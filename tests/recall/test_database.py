@@ -185,3 +185,14 @@ def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path) -> None:
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     db.close()
+
+
+def test_the_full_text_index_is_among_what_is_checked_and_scrubbed(tmp_path: Path) -> None:
+    db = Database(tmp_path / "recall.sqlite")
+    assert db._fts_tables() == ["words"]
+    with db.write() as connection:
+        connection.execute("INSERT INTO words (rowid, body) VALUES (1, 'w1zquartz')")
+    with db.write() as connection:
+        connection.execute("UPDATE words_data SET block = x'00' WHERE id > 10")
+    assert any("words" in line for line in db.check())
+    db.close()

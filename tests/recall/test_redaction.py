@@ -162,6 +162,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "run --password Tiger99",
             "passwd Tiger!99",
             "OLD_PW: Tiger!99",
+            r'"{\"password\": \"Swordfish\", \"n\": 1}"',
         ),
         (
             "password = getpass()",
