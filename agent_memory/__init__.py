@@ -27,12 +27,14 @@ if TYPE_CHECKING:
         DamagedModelError,
         HistoryDivergedError,
         IncompatibleStoreError,
+        ItemNotFoundError,
         MissingExtraError,
         ModelError,
         ModelNotFoundError,
         OutOfBudgetError,
         OutOfSpaceError,
         PromptTooLongError,
+        QueueFullError,
         RequestError,
         RequestTimeoutError,
         StoreError,
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
-    from agent_memory.generation import Generation
+    from agent_memory.generation import Generation, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
+    from agent_memory.store.view import StoreView
     from agent_memory.types import (
         AgentInfo,
         Delta,
@@ -84,6 +88,7 @@ __all__ = [
     "Generation",
     "HistoryDivergedError",
     "IncompatibleStoreError",
+    "ItemNotFoundError",
     "MLXRunner",
     "Memory",
     "Message",
@@ -94,6 +99,7 @@ __all__ = [
     "OutOfBudgetError",
     "OutOfSpaceError",
     "PromptTooLongError",
+    "QueueFullError",
     "RejectedCall",
     "Reply",
     "RequestError",
@@ -102,6 +108,7 @@ __all__ = [
     "Stats",
     "StoreError",
     "StoreLockedError",
+    "StoreView",
     "Tool",
     "ToolCall",
     "ToolResult",
@@ -112,6 +119,8 @@ __all__ = [
     "Usage",
     "VerifyReport",
     "__version__",
+    "as_completed",
+    "open_store",
 ]
 
 #: Public name -> the module that defines it.
@@ -134,6 +143,7 @@ _HOMES = {
     "Generation": "generation",
     "HistoryDivergedError": "errors",
     "IncompatibleStoreError": "errors",
+    "ItemNotFoundError": "errors",
     "MLXRunner": "runner.mlx",
     "Memory": "memory",
     "Message": "types",
@@ -144,6 +154,7 @@ _HOMES = {
     "OutOfBudgetError": "errors",
     "OutOfSpaceError": "errors",
     "PromptTooLongError": "errors",
+    "QueueFullError": "errors",
     "RejectedCall": "types",
     "Reply": "types",
     "RequestError": "errors",
@@ -152,6 +163,7 @@ _HOMES = {
     "Stats": "types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
+    "StoreView": "store.view",
     "Tool": "types",
     "ToolCall": "types",
     "ToolResult": "types",
@@ -161,6 +173,8 @@ _HOMES = {
     "UnsupportedParameterError": "errors",
     "Usage": "usage",
     "VerifyReport": "types",
+    "as_completed": "generation",
+    "open_store": "requests.opening",
 }
 
 

@@ -15,6 +15,7 @@
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -22,12 +23,24 @@
      └ StoreError
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
-        └ OutOfSpaceError                the disk is full
+        ├ OutOfSpaceError                the disk is full
+        └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: The command that adds what an extra brings. It works from a clone, from a wheel and from an index alike: it names the
+#: extra's packages and not this one, which pip may not find by name. As in pyproject.toml: a test compares.
+INSTALL: Mapping[str, str] = {
+    "cpu": 'pip install "mlx[cpu]>=0.32.2" "scipy-openblas32>=0.3.28"',
+    "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
+    "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
+    "grammar": 'pip install "llguidance>=1.9.1,<2"',
+}
 
 
 class AgentMemoryError(Exception):
@@ -130,6 +143,20 @@ class UnknownAgentError(RequestError, LookupError):
         return type(self), (self.name,)
 
 
+class QueueFullError(RequestError):
+    """Too many requests wait to be started; this one was refused before any work."""
+
+    def __init__(self, n_waiting: int, limit: int) -> None:
+        self.n_waiting, self.limit = n_waiting, limit
+        super().__init__(
+            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
+            f"of them has started, or open the Memory with a larger max_waiting."
+        )
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
+        return type(self), (self.n_waiting, self.limit)
+
+
 class ToolResultError(RequestError, ValueError):
     """A tool result does not answer an open tool call."""
 
@@ -170,3 +197,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class ItemNotFoundError(StoreError, LookupError):
+    """No item of that id is in this workspace: it was never there, or it was forgotten."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+        super().__init__(f"item {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int]]:
+        return type(self), (self.item,)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, overload
 
 from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
@@ -25,11 +24,12 @@ from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
-from agent_memory.requests.opening import runner_for, store_for
+from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
-from agent_memory.requests.registry import Opening
+from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import run_rounds
-from agent_memory.scheduler.engine import Engine, shut
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -62,8 +62,7 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        _check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
@@ -79,6 +78,24 @@ class Memory:
         # A Memory that nobody closed still saves and ends its threads when it and its agents are collected, or the
         # interpreter exits.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
+
+    @classmethod
+    def aopen(
+        cls,
+        model: str | PathLike[str] | ModelRunner | None = None,
+        path: str | PathLike[str] | None = None,
+        *,
+        config: Config = Config(),
+        adapter: str | PathLike[str] | None = None,
+    ) -> Opening[Memory]:
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
+
+        Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
+        """
+        _check_config(config)
+        folder = store_path(path)
+        runner = runner_for(model, config, adapter)
+        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
 
     @property
     def messages(self) -> AnthropicMessages:
@@ -101,31 +118,51 @@ class Memory:
         Interrupted (Ctrl-C), the request is cancelled. Raises RequestError's kinds; the agent's log is as before the
         turn after each of them.
         """
-        with self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.generate, options)) as handle:
+        with self._start(prompt, agent, Settings.of(Memory.generate, options)) as handle:
             return handle.result()
 
     @takes_options()
     def stream(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
         """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        return self._asking.start(prompt, self._log_of(agent), Settings.of(Memory.stream, options))
+        return self._start(prompt, agent, Settings.of(Memory.stream, options))
 
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> list[Reply]: ...
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool,
+        **options: Unpack[Options],
+    ) -> list[Reply | BaseException]: ...
     @takes_options()
     def batch(
-        self, prompts: Sequence[Prompt], *, agent: str | Agent | None = None, **options: Unpack[Options]
-    ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised.
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Reply] | list[Reply | BaseException]:
+        """Replies to several prompts, decoded together, in order. ``agent``: one for all, or a list of one for each.
 
-        What is wrong with any of them raises before work on the first.
+        The first error cancels the rest and is raised; what is wrong with any prompt raises before work on the first.
+        With ``return_errors`` an error stands in its reply's place instead, and ends no other request.
         """
-        if isinstance(prompts, (str, bytes, Mapping)):
-            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
         settings = Settings.of(Memory.batch, options)
-        handles = self._asking.start_all([(prompt, self._log_of(agent)) for prompt in prompts], settings)
-        try:
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
+        asked = with_agents(prompts, agent)
+        if return_errors:
+            return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
+        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
 
     def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
@@ -154,10 +191,8 @@ class Memory:
         """
         tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        opening, identity = Opening.of(system, tools, messages, keep_reasoning), self._asking.identity
-        return Agent(
-            self._asking, self._asking.agents.open(name, opening, identity=identity, tokenizer=tokenizer.digest)
-        )
+        spec, identity = AgentSpec.of(system, tools, messages, keep_reasoning), self._asking.identity
+        return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
     @takes_options(without=["tools"])
     def run_tools(
@@ -252,18 +287,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
+        check_drain(drain_s)
         self._asking.is_closed = True
-        shut(self._engine, self._store)
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self
@@ -299,5 +335,13 @@ class Memory:
             return agent.name
         return agent
 
+    def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
+        return self._asking.start(prompt, self._log_of(agent), settings)
+
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")

@@ -333,7 +333,7 @@ class Divergence:
 
 @frozen(kw_only=True)
 class Doctor:
-    """What was found on this machine, and what would make it faster."""
+    """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]
     advice: tuple[str, ...] = ()

@@ -495,6 +495,9 @@ class BytesPath:
     def __fspath__(self) -> bytes:
         return b"somewhere"
 
+    def __repr__(self) -> str:
+        return "BytesPath()"  # a test's id, the same in every process
+
 
 UNUSABLE_PATHS: list[Any] = ["a\0b", "\ud800", BytesPath(), b"bytes", 3, ""]
 

@@ -110,9 +110,11 @@ def methods(name: str) -> dict[str, inspect.Parameter]:
     return dict(list(parameters.items())[2:])  # less self and what is asked
 
 
-@pytest.mark.parametrize("name", ["Memory.stream", "Memory.batch"])
-def test_the_ways_to_ask_a_memory_take_the_same_arguments(name: str) -> None:
-    assert methods(name) == methods("Memory.generate")
+def test_the_ways_to_ask_a_memory_take_the_same_arguments() -> None:
+    assert methods("Memory.stream") == methods("Memory.generate")
+    batch, generate = methods("Memory.batch"), methods("Memory.generate")
+    assert batch.keys() - generate.keys() == {"return_errors"}
+    assert {name for name in generate if batch[name] != generate[name]} == {"agent"}  # or one for each prompt
 
 
 @pytest.mark.parametrize("name", ["Agent.say", "Agent.stream", "Agent.give"])

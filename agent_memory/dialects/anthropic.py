@@ -72,6 +72,10 @@ class AnthropicMessages:
         _refuse_prefill(history)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
+        parameters.only("mcp_servers", [])
+        for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
+            parameters.only(name, {})
+        parameters.ignore("cache_control")
         parameters.end()
         return self._ask(
             history,

@@ -49,7 +49,7 @@ class OpenAICompletions:
 
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
-        agent = parameters.take("agent", default=parameters.take("user", str))
+        agent = parameters.take("agent", default=parameters.take("user", str) or None)
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),
             top_p=parameters.take("top_p", default=1.0),
@@ -58,7 +58,7 @@ class OpenAICompletions:
         limits = [parameters.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
         if None not in limits:
             raise UnsupportedParameterError("chat.completions: give max_completion_tokens or max_tokens, not both")
-        history = [_message(one) for one in parameters.need("messages", list, tuple)]
+        history = parameters.need("messages", list, tuple)
         tools = parameters.take("tools", list, tuple, default=())
         choice = _choice(parameters.take("tool_choice", str, Mapping, default="auto"))
         is_parallel = parameters.take("parallel_tool_calls", bool, default=True)
@@ -70,6 +70,13 @@ class OpenAICompletions:
         parameters.only("frequency_penalty", 0)
         parameters.only("presence_penalty", 0)
         parameters.only("store", False)
+        parameters.only("logit_bias", {})
+        parameters.only("metadata", {})
+        parameters.only("modalities", ["text"])
+        parameters.only("service_tier", "auto", "default")
+        for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
+            parameters.only(name, {})
+        parameters.ignore("prompt_cache_key", "prompt_cache_retention")
         parameters.end()
         return self._ask(
             history,
@@ -82,13 +89,6 @@ class OpenAICompletions:
             max_tokens=next((limit for limit in limits if limit is not None), 512),
             stop=stop,
         )
-
-
-def _message(given: Any) -> Any:
-    """A message; null is how the API writes an assistant's, or a tool's, content that is empty."""
-    if isinstance(given, Mapping) and given.get("role") in ("assistant", "tool") and given.get("content") is None:
-        return {**given, "content": ""}
-    return given
 
 
 def _choice(given: Any) -> Any:

@@ -63,7 +63,7 @@ class Parameters:
     """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
 
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
-        self._rest = {key: value for key, value in request.items() if value is not None}
+        self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
         self._method = method
 
     def take(self, name: str, *kinds: type, default: Any = None) -> Any:
@@ -88,10 +88,23 @@ class Parameters:
             known = " or ".join(map(repr, values))
             raise UnsupportedParameterError(f"{self._method}: {name}={value!r} is not supported; only {known}")
 
+    def ignore(self, *names: str) -> None:
+        """Accept parameters of any value that ask nothing of a local model, as hints to a provider's cache."""
+        for name in names:
+            self._rest.pop(name, None)
+
     def end(self) -> None:
         """Raises UnsupportedParameterError for what was not taken."""
         if self._rest:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
+
+
+def _is_unset(value: object) -> bool:
+    """True for None and for what the SDKs have in its place (their NOT_GIVEN and omit)."""
+    kind = type(value)
+    return value is None or (
+        kind.__name__ in ("NotGiven", "Omit") and kind.__module__.partition(".")[0] in ("openai", "anthropic")
+    )
 
 
 def is_malformed(end: CallEnd) -> bool:

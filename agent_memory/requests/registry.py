@@ -25,7 +25,7 @@ NOT_STORED = 0
 
 
 @frozen
-class Opening:
+class AgentSpec:
     """What ``memory.agent`` says of an agent, checked; None and nothing: as the agent has it."""
 
     system: str | None = None
@@ -34,11 +34,13 @@ class Opening:
     keep_reasoning: bool | None = None
 
     @classmethod
-    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> Opening:
+    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> AgentSpec:
         """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls."""
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
             raise ConfigError(f"keep_reasoning must be a bool or None, got {keep_reasoning!r}")
         told = None
+        if system == "":
+            raise ConfigError("system is empty; give a text, or None for an agent without one")
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])  # type: ignore[arg-type]  # checked right there
             told = checked.content
@@ -65,40 +67,40 @@ class Agents:
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
 
-    def open(self, name: str, opening: Opening, *, identity: str, tokenizer: str) -> Log:
-        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``opening`` says.
+    def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
+        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
 
         ``identity``: of the model that is open. ``tokenizer``: its digest.
         """
         _check_name(name)
-        system = opening.system
+        system = spec.system
         with self._lock:
             log = self._find(name, identity)
             if log is None:
-                facts = Facts(keep_reasoning=opening.keep_reasoning)
+                facts = Facts(keep_reasoning=spec.keep_reasoning)
                 record = self._store.create_agent(
-                    self._salt, name, system=system, tools=to_json(opening.tools), facts=facts.to_json()
+                    self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
                 )
                 log = Log(record)
-                self._seed(log, opening.messages, tokenizer)
+                self._seed(log, spec.messages, tokenizer)
                 self._logs[name] = log
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
                 f"{len(system)}). Open it without system=, or use another name, or delete it first"
             )
-        if opening.tools and log.tools != opening.tools:
+        if spec.tools and log.tools != spec.tools:
             raise ConfigError(
                 f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
-                f"{[tool.name for tool in opening.tools]}). Open it without tools=, or give them with each turn"
+                f"{[tool.name for tool in spec.tools]}). Open it without tools=, or give them with each turn"
             )
-        if (n_same := log.n_same(opening.messages)) < len(opening.messages):
+        if (n_same := log.n_same(spec.messages)) < len(spec.messages):
             raise ConfigError(
-                f"agent {name!r} exists with another history: message {n_same} of the {len(opening.messages)} given "
+                f"agent {name!r} exists with another history: message {n_same} of the {len(spec.messages)} given "
                 f"differs. Open it without messages=, or use another name, or delete it first"
             )
-        if opening.keep_reasoning is not None and log.facts.keep_reasoning != opening.keep_reasoning:
-            self._keep_reasoning(log, opening.keep_reasoning)
+        if spec.keep_reasoning is not None and log.facts.keep_reasoning != spec.keep_reasoning:
+            self._keep_reasoning(log, spec.keep_reasoning)
         return log
 
     def _seed(self, log: Log, messages: tuple[Message, ...], tokenizer: str) -> None:

@@ -1,17 +1,26 @@
-"""Hugging Face tokenizers behind the ``Tokenizer`` protocol: exact text, whole characters, one lock."""
+"""Hugging Face tokenizers behind the ``Tokenizer`` protocol: exact text, whole characters, one lock.
+
+Text is decoded here and not by mlx-lm's detokenizers, which write text twice or lose spaces for some decoders.
+"""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
+from agent_memory.protocols import Detokenizer
+from agent_memory.runner.decoders import Decoding, TokenStream
+from agent_memory.runner.decodestages import byte_of, token_bytes
+
+log = logging.getLogger("agent_memory.runner")
 
 #: Names that the template call itself sets; a caller's variable of that name would be lost or break it.
 _RESERVED = {"messages", "conversation", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
@@ -82,16 +91,24 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens, byte for byte."""
-        if self._pieces is not None:
-            stream = self.detokenizer()
-            return "".join(map(stream.add, ids)) + stream.end()
-        with self._lock:
-            return str(self._hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        stream = self.detokenizer()
+        return "".join(map(stream.add, ids)) + stream.end()
 
     def key(self, ids: Sequence[int]) -> str:
-        """The pieces of the vocabulary, joined: no decoder touches them, so equal keys are equal bytes."""
+        """Return the pieces of the vocabulary as one text; equal keys are equal text.
+
+        Byte tokens stand for their byte, so that a character and its bytes have one key. Where the decoder looks at
+        where tokens begin, so does the key.
+        """
         # A model's vocabulary may be padded beyond its tokenizer's: an id without a piece has no text.
-        return "".join(piece or "" for piece in self._hf.convert_ids_to_tokens(list(ids)))
+        pieces = [piece or "" for piece in self._hf.convert_ids_to_tokens(list(ids))]
+        if self._decoding is None or self._decoding.is_byte_level:
+            return "".join(pieces)
+        if not self._decoding.is_concatenation:
+            return "".join(f"{piece}\0" for piece in pieces)
+        if not self._decoding.has_byte_tokens:
+            return "".join(pieces)
+        return b"".join(map(_bytes_of_piece, pieces)).decode("latin-1")
 
     def render(
         self,
@@ -117,11 +134,9 @@ class HFTokenizer:
                 **(variables or {}),
                 **({} if now is None else self._dated(functions, now)),
             )
-        except Exception as error:
-            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
-                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
-            raise
+        except Exception as error:  # a template is a program from elsewhere, which may divide by zero
+            said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+            raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
         return str(text)
 
     def _dated(self, tools: list[dict[str, Any]] | None, now: datetime) -> dict[str, Any]:
@@ -178,29 +193,42 @@ class HFTokenizer:
             raise UnsupportedParameterError("constrained decoding needs one of Hugging Face's fast tokenizers")
         return str(backend.to_str())
 
-    def detokenizer(self, *, marks: bool = False) -> _ByteStream | _WrappedStream:
+    def detokenizer(self, *, marks: bool = False) -> Detokenizer:
         """A fresh streaming detokenizer."""
         hidden = self._hidden & self._ends if marks else self._hidden
         if self._pieces is not None:
             return _ByteStream(self._pieces, hidden)
-        return _WrappedStream(self._wrapper.detokenizer, hidden)
+        if self._decoding is not None:
+            return _PieceStream(self._hf.backend_tokenizer.id_to_token, self._decoding.stream(), hidden)
+        return _WindowStream(self._decode_all, hidden)
+
+    @cached_property
+    def _decoding(self) -> Decoding | None:
+        """The tokenizer's decoder; None where the text is made in another way, which is known only to itself."""
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        if backend is None or not all(_is_stock(self._hf, name) for name in ("decode", "_decode")):
+            return None
+        try:
+            return Decoding(json.loads(backend.to_str()).get("decoder"))
+        except ValueError as error:
+            log.warning("tokenizer: %s; text is decoded in windows, and may differ where they meet", error)
+            return None
 
     @cached_property
     def _pieces(self) -> list[bytes] | None:
         """Bytes of every id of a byte-level vocabulary; None where the decoder is of another kind."""
-        backend = getattr(self._hf, "backend_tokenizer", None)
-        decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
-        if (decoder or {}).get("type") != "ByteLevel":
+        if self._decoding is None or not self._decoding.is_byte_level:
             return None
         added = {int(i): str(t) for i, t in self._hf.added_tokens_decoder.items()}
-        alphabet = {char: byte for byte, char in _byte_alphabet().items()}
         pieces = []
         for number, piece in enumerate(self._hf.convert_ids_to_tokens(list(range(len(self._hf))))):
-            if number in added or piece is None or not all(c in alphabet for c in piece):
-                pieces.append((added.get(number) or piece or "").encode())
-            else:
-                pieces.append(bytes(alphabet[c] for c in piece))
+            # An added token stands in the text as it is, also where all its letters are of the bytes' alphabet.
+            pieces.append(added[number].encode() if number in added else token_bytes(piece or ""))
         return pieces
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        with self._lock:
+            return str(self._hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class _ByteStream:
@@ -221,31 +249,64 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
-class _WrappedStream:
-    """mlx-lm's own streaming detokenizer, for every other kind of vocabulary."""
+class _PieceStream:
+    """Ids to text through the tokenizer's own decoder."""
 
-    __slots__ = ("_hidden", "_inner")
+    __slots__ = ("_decoder", "_hidden", "_piece")
 
-    def __init__(self, inner: Any, hidden: frozenset[int]) -> None:
-        self._inner, self._hidden = inner, hidden
-        inner.reset()
+    def __init__(self, piece: Callable[[int], str | None], decoder: TokenStream, hidden: frozenset[int]) -> None:
+        self._piece, self._decoder, self._hidden = piece, decoder, hidden
 
     def add(self, token: int) -> str:
         if token in self._hidden:
             return ""
-        self._inner.add_token(token)
-        return str(self._inner.last_segment)
+        piece = self._piece(token)
+        return "" if piece is None else self._decoder.add(piece)
 
     def end(self) -> str:
-        self._inner.finalize()
-        return str(self._inner.last_segment)
+        return self._decoder.end()
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest follow from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printable))
-    return table
+class _WindowStream:
+    """Ids to text where only the tokenizer knows how: the newest ids are decoded behind those before them.
+
+    Text is given out when it goes on what the ids before gave and ends in no unfinished character.
+    """
+
+    __slots__ = ("_decode", "_hidden", "_ids", "_n_given", "_start")
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], hidden: frozenset[int]) -> None:
+        self._decode, self._hidden = decode, hidden
+        self._ids: list[int] = []
+        self._start = self._n_given = 0  #: the window's first id; ids whose text was given out
+
+    def add(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
+        self._ids.append(token)
+        text = self._fresh()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        return self._given(text)
+
+    def end(self) -> str:
+        return self._given(self._fresh())
+
+    def _fresh(self) -> str:
+        before = self._decode(self._ids[self._start : self._n_given])
+        return self._decode(self._ids[self._start :])[len(before) :]
+
+    def _given(self, text: str) -> str:
+        self._start, self._n_given = self._n_given, len(self._ids)
+        return text
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    byte = byte_of(piece)
+    return piece.encode() if byte is None else bytes([byte])
+
+
+def _is_stock(hf: Any, method: str) -> bool:
+    """True if the method is transformers' own for all fast tokenizers."""
+    found = getattr(type(hf), method, None)
+    return found is None or str(found.__module__).startswith("transformers.tokenization_utils")

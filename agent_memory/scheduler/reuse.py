@@ -1,4 +1,4 @@
-"""Finding what a prompt can start from: the longest prefix, live or stored, and why it is not longer."""
+"""Find the longest prefix of a prompt that is there already, live or stored, and why it is not longer."""
 
 from __future__ import annotations
 
@@ -37,41 +37,54 @@ _STOPPED: dict[str, tuple[MissCause, str]] = {
 
 @define(eq=False, kw_only=True)
 class Plan:
-    """What a prompt could start from, before anything is taken or read."""
+    """The KV that a prompt could start from, before any is taken or read.
+
+    ``lineage`` and ``row`` are never both set.
+    """
 
     wanted: Ids
     stored: Match  #: in warm and cold
-    lineage: Lineage | None = None  #: an idle one
-    row: Row | None = None  #: a running one, whose KV is copied
-    n_live: int = 0  #: tokens that the lineage or the row gives
-    is_moved: bool = False  #: the lineage itself is taken, not copied
-    awaited: Row | None = None  #: a row that is computing more of the same prefix: its KV is worth waiting for
+    lineage: Lineage | None = None  #: an idle lineage in hot
+    row: Row | None = None  #: a running row, whose KV is copied
+    n_live: int = 0  #: tokens of the lineage or the row
+    is_moved: bool = False  #: True if the lineage itself is taken, not copied
+    awaited: Row | None = None  #: a row that is computing more of the same prefix, and is worth waiting for
     n_awaited: int = 0
 
     @property
     def n_tokens(self) -> int:
-        """How much of the prompt is there."""
+        """Tokens of the prompt whose KV is there."""
         return max(self.n_live, self.stored.n_tokens)
 
 
 class Reuse:
-    """The longest prefix wins; live before warm before cold among equals. Engine thread only.
+    """Plans and takes the KV that a row starts from. Engine thread only.
 
-    At least one id is always left to compute: its logits give the first token.
+    - The longest prefix wins; among equals live before warm before cold.
+    - At least one id is always left to compute: its logits give the first token.
+    - A row that computes more of the same prefix is awaited where it saves more than one prefill step.
     """
 
-    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout, grid: int) -> None:
-        self._hot, self._store, self._saver, self._layout, self._grid = hot, store, saver, layout, grid
+    # Who owns the KV of ``[0, n_tokens)`` before the row that takes it, and after:
+    #
+    #   idle lineage, moved         hot tier         the row's alone; saved first, then truncated
+    #   idle lineage, copied        hot tier         hot tier; the row has a copy
+    #   running row                 row or batch     row or batch; the new row has a copy
+    #   warm, cold                  store            store; the row has a restored copy
+
+    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
+        self._hot, self._store, self._saver, self._layout = hot, store, saver, layout
+        self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
-        """Where ``wanted`` is found now. O(its ids) for every lineage and row."""
+        """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
         plan = Plan(wanted=wanted, stored=self._store.match(wanted))
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
             plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
         if not self._layout.is_storable:
-            return plan  # the KV of such a row cannot be cut
+            return plan  # the KV of such a row cannot be truncated
         for row in rows:
             shared = common_prefix(row.ids[: row.n_prefill], wanted)
             there = self._reach(row, min(shared, row.fed))
@@ -79,18 +92,21 @@ class Reuse:
                 plan.lineage, plan.row, plan.n_live, plan.is_moved = None, row, there, False
             if shared > max(there, plan.n_awaited):
                 plan.awaited, plan.n_awaited = row, shared
-        if plan.n_awaited < plan.n_tokens + self._grid:  # a step of its own costs less than waiting
+        if plan.n_awaited < plan.n_tokens + self._prefill_tokens:  # a step of its own costs less than waiting
             plan.awaited = None
         return plan
 
     def _reach(self, row: Row, n_tokens: int) -> int:
-        """What of ``n_tokens`` a running row can give. One that decodes is cut only where that is possible anywhere."""
+        """Longest prefix, of at most ``n_tokens``, that can be copied from a running row.
+
+        From one that decodes only where every layer can be truncated at any token.
+        """
         if self._layout.is_full:
             return n_tokens
         return row.kv.reach(n_tokens) if row.kv is not None else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
-        """A base for ``prompt``; its KV is the caller's alone."""
+        """Take or restore the KV of a plan; it is the caller's alone then. A restore that fails is a miss."""
         other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
@@ -100,7 +116,7 @@ class Reuse:
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
                     stored = self._store.match(plan.wanted)
                     stopped = stored.stopped
-        except Exception as error:  # noqa: BLE001 - whatever a restore dies of is a miss: the log has all it takes
+        except Exception as error:  # noqa: BLE001 - a restore that raises is a miss: the log has all it takes
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
@@ -146,7 +162,7 @@ class Reuse:
         return lineage.kv.copy(n_tokens)
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
-        """A base read from the store; None, before anything was computed on it, where a checksum was wrong."""
+        """Restore a match from the store; None where a checksum was wrong, before anything was computed on it."""
         source = self._store.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)

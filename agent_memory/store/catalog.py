@@ -131,7 +131,7 @@ class Catalog:
         assert self.index is not None
         if self.needs is None:
             return Plan(self.index.plan(ids))
-        return best_plan(self.index.paths(ids), self.sides, self.needs)
+        return best_plan(self.index.paths(ids, every_end=True), self.sides, self.needs)
 
     def path(self, file: Segment | Side) -> Path:
         """Where a segment's or side file is."""
@@ -266,7 +266,16 @@ class Catalog:
 
     # saving
 
-    def begin_save(self, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held, *, is_promised: bool) -> Save:
+    def begin_save(
+        self,
+        ids: Ids,
+        lineage: Provenance,
+        agent_id: int | None,
+        held: Held,
+        *,
+        is_promised: bool,
+        is_turn: bool = True,
+    ) -> Save:
         """Plan a save and enter its pieces as not yet readable; an empty one where it is not worth a write."""
         with self.lock:
             index, layout = self.index, self.layout
@@ -286,7 +295,17 @@ class Catalog:
                 head = segments[-1].pieces[-1].id
             sides = plan_sides(self, head, lineage, held)
             renewals = plan_renewals(self, index.chunks(ids, ready=True), ids, lineage)
-            return Save(self, tuple(segments), runs, sides, renewals, head=head, former=former, agent_id=agent_id)
+            return Save(
+                self,
+                tuple(segments),
+                runs,
+                sides,
+                renewals,
+                head=head,
+                former=former,
+                agent_id=agent_id,
+                is_turn=is_turn,
+            )
 
     def _refusal(self, index: Index, layout: Layout, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
         """Why a save is not begun."""

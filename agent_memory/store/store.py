@@ -298,19 +298,23 @@ class Store:
         agent_id: int | None,
         held: Held = Held(),  # noqa: B008 - a frozen value
         is_wanted: bool = False,
+        is_turn: bool = True,
     ) -> Save:
         """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need.
+        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
+        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
+        lineages stay where they were.
         ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        is_promised = is_wanted or agent_id is not None
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised)
-        self._pins.note(agent_id, save.head)
+        is_promised = is_wanted or (agent_id is not None and is_turn)
+        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if is_turn:
+            self._pins.note(agent_id, save.head)
         return save
 
     def _is_on_disk(self, piece: bytes) -> bool:

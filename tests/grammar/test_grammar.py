@@ -437,7 +437,6 @@ def test_the_tools_of_an_agent_stay_in_the_prompt_of_a_structured_turn() -> None
         ({"properties": {"a": {"not": {"type": "null"}}}}, "schema.properties.a.not"),
         ({"$defs": {"d": {"type": "array", "contains": {}}}, "$ref": "#/$defs/d"}, r"schema\.\$defs\.d\.contains"),
         ({"anyOf": [{"type": "null"}, {"items": {"if": {}, "then": {}}}]}, r"schema.anyOf\[1\].items.(if|then)"),
-        ({"additionalProperties": {"type": "string", "format": "tea"}}, "schema.additionalProperties: Unknown format"),
         ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: regex parse error: look-around"),
         ({"properties": {"a": {"not": {}, "x-guidance": {"lenient": True}}}}, r"schema\.properties\.a\.not"),
         ({"type": "dict"}, "schema: Invalid type: dict"),
@@ -481,7 +480,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None
     [
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
-        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object]}},
         {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
@@ -575,7 +574,7 @@ def tiny_memory(name: str, *marks: str, special: bool = False) -> Memory:
 def test_a_mark_of_the_vocabulary_is_written_as_its_own_id(special: bool) -> None:
     with tiny_memory("llama", "<tool_call>", "</tool_call>", special=special) as memory:
         reply = memory.generate("go", tools=TOOLS, tool_choice="required", max_tokens=200)
-        start, end = (memory._tokenizer().encode(mark) for mark in ("<tool_call>", "</tool_call>"))
+        start, end = (memory._asking.ensure_open().encode(mark) for mark in ("<tool_call>", "</tool_call>"))
         assert (len(start), reply.finish) == (1, "tool_calls")
         assert [reply.token_ids[0], reply.token_ids[-1]] == start + end
 
@@ -629,7 +628,7 @@ def test_a_constrained_row_and_seven_free_ones_each_say_what_they_say_alone() ->
 @pytest.mark.mlx
 def test_random_weights_that_open_a_call_are_held_to_it_from_there_on() -> None:
     with tiny_memory("llama") as memory:
-        begin = begin_with(memory._tokenizer(), "Well.\n<tool_call>")
+        begin = begin_with(memory._asking.ensure_open(), "Well.\n<tool_call>")
         others = [memory.stream(f"Say {n}.", max_tokens=50) for n in range(3)]
         reply = memory.generate(
             "go", tools=STRICT[:1], logits_processors=[begin], parallel_tool_calls=False, max_tokens=200
@@ -683,3 +682,45 @@ def test_a_hundred_prompts_to_the_starter_model_14() -> None:
     with Memory(None, ":memory:") as memory:
         n_complete, n = ask_many(memory, 100)
     assert n_complete >= 0.6 * n
+
+
+OPENAPI = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "nullable": True},
+        "kind": {"type": "string", "enum": ["a", "b"], "nullable": True},
+        "box": {"$ref": "#/$defs/Box[int]", "nullable": True},
+        "sure": {"type": "boolean", "nullable": False},
+        "nullable": {"type": "integer"},
+    },
+    "required": ["name", "kind", "box", "sure", "nullable"],
+    "$defs": {"Box[int]": {"type": "object", "properties": {"of": {"type": "integer"}}, "required": ["of"]}},
+}
+
+
+@pytest.mark.parametrize("is_null", [True, False])
+def test_openapis_nullable_and_references_with_brackets_are_honoured(is_null: bool) -> None:
+    values = {"name": "x", "kind": "a", "box": {"of": 3}}
+    value = {**(dict.fromkeys(values) if is_null else values), "sure": True, "nullable": 1}
+    assert say(json.dumps(value), tools=(), schema=OPENAPI).parsed == value
+    assert OPENAPI["properties"]["name"] == {"type": "string", "nullable": True}  # type: ignore[index]
+
+
+def test_what_is_not_nullable_stays_so() -> None:
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean", "nullable": False}}, "required": ["sure"]}
+    assert say('{"sure": null}', tools=(), schema=schema).parsed["sure"] in (True, False)
+
+
+def test_a_root_that_is_nullable_keeps_its_definitions() -> None:
+    for value in (None, {"box": {"of": 3}}):
+        schema = {"type": "object", "nullable": True, "properties": {"box": {"$ref": "#/$defs/B[i]"}},
+                  "required": ["box"], "$defs": {"B[i]": OPENAPI["$defs"]["Box[int]"]}}  # type: ignore[index]  # fmt: skip
+        assert say(json.dumps(value), tools=(), schema=schema).parsed == value
+
+
+def test_an_unknown_format_is_a_warning_and_the_rest_of_its_schema_holds(caplog: pytest.LogCaptureFixture) -> None:
+    schema = {"type": "object", "properties": {"phone": {"type": "string", "format": "phone", "maxLength": 4}},
+              "required": ["phone"]}  # fmt: skip
+    assert say('{"phone": "123456"}', tools=(), schema=schema).parsed == {"phone": "1234"}
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("schema.properties.phone: the format 'phone' is not enforced")
