@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.episodes import EpisodicMemory
     from agent_memory.recall.protocols import Embedder, Redactor
     from agent_memory.recall.redaction import RuleRedactor
+    from agent_memory.recall.sentence_model import SentenceModel
     from agent_memory.recall.types import (
         AuditRow,
         CheckReport,
@@ -152,6 +153,7 @@ __all__ = [
     "RuleRedactor",
     "Sampling",
     "Score",
+    "SentenceModel",
     "Stats",
     "StepRecorder",
     "StoreError",
@@ -228,6 +230,7 @@ _HOMES = {
     "RuleRedactor": "recall.redaction",
     "Sampling": "types",
     "Score": "recall.episode_types",
+    "SentenceModel": "recall.sentence_model",
     "Stats": "types",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",

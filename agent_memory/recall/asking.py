@@ -30,8 +30,11 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, vi
     similar = _similar(db, query, question, view)
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
-        found = search.find(db, scope.workspace, words, n_items, is_passage=is_passage)
-        found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope))
+        n, standing = FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope)
+        found = search.find(
+            db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
+        )
+        found = found.best(4 * n, standing).existing(db).best(n, standing)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
                 candidates[row.item] = scored(row, question, relevance, similar.pop(row.item, 0.0))
@@ -80,7 +83,7 @@ def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iter
     """Rows with their relevance; those in front have the words that are too frequent to look for counted as well."""
     rows = rows_of(db, scope, found.ids.tolist())
     scores = {
-        int(item): relevance_of(alone, around, rows[int(item)].n_words)
+        int(item): relevance_of(float(alone), float(around), rows[int(item)].n_words)
         for item, alone, around in zip(found.ids, found.alone, found.around, strict=True)
         if int(item) in rows
     }

@@ -135,7 +135,7 @@ def _lower_near(pool: list[Scored], taken: ItemRow, spread: float) -> None:
     """Lower what was said shortly before or after ``taken``, once more for every hit that it is near to."""
     for one in pool:
         row = one.row
-        if abs(row.text - taken.text) <= _NEAR and row.source == taken.source and row.text_kind == taken.text_kind:
+        if abs(row.number - taken.number) <= _NEAR and row.source == taken.source and row.text_kind == taken.text_kind:
             one.parts["spread"] = one.parts.get("spread", 0.0) - spread * one.score
             one.score = sum(one.parts.values())
 

@@ -15,7 +15,7 @@ from agent_memory.recall.types import Item
 _COLUMNS = (
     "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, "
     "i.superseded_by, i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, "
-    "t.text, t.kind, t.role, t.speaker, t.source, t.count, t.at"
+    "t.text, t.kind, t.role, t.speaker, t.source, t.count, t.number"
 )
 _FROM = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text"
 
@@ -49,7 +49,7 @@ class ItemRow:
     speaker: str | None
     source: str | None
     count: int
-    told_at: float
+    number: int  #: of the text, in the order in which its workspace was told
 
     def as_item(self, scope: Scope, text: str, *, is_stale: bool = False) -> Item:
         """Return what callers see of this row; ``text``: of its span."""

@@ -61,6 +61,13 @@ class Found:
         kept.sort()
         return Found(self.ids[kept], self.alone[kept], self.around[kept], self.terms)
 
+    def existing(self, db: sqlite3.Connection) -> Found:
+        """Return the items that are there: behind the last of a thread are ids that nothing has yet."""
+        marks = ",".join("?" * len(self.ids))
+        rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
+        kept = np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows)))
+        return Found(self.ids[kept], self.alone[kept], self.around[kept], self.terms)
+
 
 NOTHING = Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
@@ -73,8 +80,12 @@ def find(
     *,
     is_passage: bool,
     cap: int | None = None,
+    looked_around: int = LOOKED_AROUND,
 ) -> Found:
-    """Return the items of a workspace with any of ``words``. ``n_items``: how many the workspace has of these."""
+    """Return the items of a workspace with any of ``words``. ``n_items``: how many the workspace has of these.
+
+    ``cap``: items from which a word is frequent. ``looked_around``: how many of the best have their neighbours counted.
+    """
     limit = cap if cap is not None else max(FREQUENT_ITEMS, int(n_items * FREQUENT_SHARE))
     prefix = prefix_of(workspace, is_passage)
     terms, postings = [], []
@@ -91,7 +102,7 @@ def find(
     if not rare:
         return _with_all(db, prefix, tuple(terms), limit)
     total = sum(term.idf for term in terms) * (K1 + 1)
-    return _scored(rare, tuple(terms), total, with_neighbours=is_passage)
+    return _scored(rare, tuple(terms), total, looked_around, with_neighbours=is_passage)
 
 
 def idf(n_items: int, n_with: int) -> float:
@@ -114,14 +125,20 @@ def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
     """The items in which an indexed word stands, once for each time. As one text: a row each takes twice as long."""
     sql = "SELECT group_concat(doc) FROM (SELECT doc FROM words_at WHERE term = ? LIMIT ?)"
     (joined,) = db.execute(sql, (term, limit)).fetchone()
-    return np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
+    found: Ids = np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
+    return found
 
 
 def _scored(
-    rare: Sequence[tuple[Term, tuple[Ids, Floats]]], terms: tuple[Term, ...], total: float, *, with_neighbours: bool
+    rare: Sequence[tuple[Term, tuple[Ids, Floats]]],
+    terms: tuple[Term, ...],
+    total: float,
+    looked_around: int,
+    *,
+    with_neighbours: bool,
 ) -> Found:
     shifts = [step for d in range(1, len(AROUND) + 1) for step in (-d, d)] if with_neighbours else []
-    own = _best_own(rare)
+    own = _best_own(rare, looked_around)
     near = [own, *(_shifted(own, step) for step in shifts)]
     everything = np.unique(np.concatenate(near))
     alone, around = np.zeros(len(everything)), np.zeros(len(everything))
@@ -136,14 +153,14 @@ def _scored(
     return Found(everything, alone / total, around / total, terms)
 
 
-def _best_own(rare: Sequence[tuple[Term, tuple[Ids, Floats]]]) -> Ids:
+def _best_own(rare: Sequence[tuple[Term, tuple[Ids, Floats]]], n: int) -> Ids:
     """The items with the most of the words; what is around them is looked at, and nothing else."""
     own, places = np.unique(np.concatenate([ids for _, (ids, _) in rare]), return_inverse=True)
-    if len(own) <= LOOKED_AROUND:
+    if len(own) <= n:
         return own
     weights = np.concatenate([term.idf * counts * (K1 + 1) / (counts + K1) for term, (_, counts) in rare])
     alone = np.bincount(places, weights)
-    return np.sort(own[np.argpartition(-alone, LOOKED_AROUND)[:LOOKED_AROUND]])
+    return np.sort(own[np.argpartition(-alone, n)[:n]])
 
 
 def _counts(ids: Ids, posting: tuple[Ids, Floats]) -> Floats:

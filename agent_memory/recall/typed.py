@@ -1,7 +1,7 @@
-"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules, without a model.
+"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules alone.
 
-A sentence gives at most one item of what somebody wants or decided, and one fact or event. Questions give none. What an
-assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
+A sentence gives at most one item: of what somebody wants or decided, else a fact or an event. Questions give none. What
+an assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
 """
 
 from __future__ import annotations
@@ -152,14 +152,20 @@ def _of_sentence(text: str, span: Span, kind: str, speaker: str | None, at: floa
     status: Status = "asserted"
     if _DENIED.search(sentence) or _MAYBE.search(sentence):
         status = "refuted" if _DENIED.search(sentence) else "hypothetical"
-    if wanted:
-        is_standing = status == "asserted" and (wanted == "instruction" or bool(_CHOICE.search(sentence)))
-        yield Typed(kind=wanted, start=start, stop=stop, status=status, is_standing=is_standing)
-    if (fact := facts.read(sentence, speaker, is_talk=kind == "chat")) and status != "hypothetical":
-        yield Typed(kind="fact", start=start, stop=stop, slot=fact.slot, value=fact.value)
-    elif not wanted and (date := read_date(sentence, at)) is not None and _PAST.search(sentence):
+    fact = facts.read(sentence, speaker, is_talk=kind == "chat") if status == "asserted" else None
+    if wanted or fact:
+        yield Typed(
+            kind=wanted or "fact",
+            start=start,
+            stop=stop,
+            slot=fact.slot if fact else None,
+            value=fact.value if fact else None,
+            status=status,
+            is_standing=status == "asserted" and (wanted == "instruction" or bool(_CHOICE.search(sentence))),
+        )
+    elif (date := read_date(sentence, at)) is not None and _PAST.search(sentence):
         yield Typed(kind="event", start=start, stop=stop, at=date)
-    elif not wanted and _STATED.search(sentence):
+    elif _STATED.search(sentence):
         yield Typed(kind="fact", start=start, stop=stop)
 
 
