@@ -13,6 +13,7 @@ from attrs.validators import optional
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.usage import EXACTNESS as EXACTNESS
 from agent_memory.usage import TIERS as TIERS
+from agent_memory.usage import AsDict
 from agent_memory.usage import DivergedAt as DivergedAt
 from agent_memory.usage import Exactness as Exactness
 from agent_memory.usage import MissCause as MissCause
@@ -263,7 +264,7 @@ class AgentInfo:
 
 
 @frozen(kw_only=True)
-class Stats:
+class Stats(AsDict):
     """Counters of one Memory since it was opened, and its bytes now."""
 
     requests: int = 0
@@ -301,7 +302,7 @@ class Stats:
 
 
 @frozen(kw_only=True)
-class VerifyReport:
+class VerifyReport(AsDict):
     """What ``Memory.verify()`` found."""
 
     segments: int
@@ -336,7 +337,7 @@ class Divergence:
 
 
 @frozen(kw_only=True)
-class Doctor:
+class Doctor(AsDict):
     """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]
