@@ -27,10 +27,9 @@ def weakest(*promises: Exactness) -> Exactness:
     return max(promises, key=EXACTNESS.index, default="exact")
 
 
+@frozen
 class AsDict:
     """Values that can be written as JSON."""
-
-    __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a copy in dicts, lists, numbers and texts alone, as ``json.dumps`` takes them."""
