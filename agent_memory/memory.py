@@ -28,7 +28,7 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
-from agent_memory.requests.registry import Profile
+from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
@@ -218,10 +218,8 @@ class Memory:
         """
         tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        profile, identity = Profile.of(system, tools, messages, keep_reasoning), self._asking.identity
-        return Agent(
-            self._asking, self._asking.agents.open(name, profile, identity=identity, tokenizer=tokenizer.digest)
-        )
+        spec, identity = AgentSpec.of(system, tools, messages, keep_reasoning), self._asking.identity
+        return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
     @takes_options(without=["tools"])
     def run_tools(

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import agent_memory
-from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, StoreView, open_store
+from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, SentenceModel, StoreView, open_store
 from agent_memory.config import as_path
 from agent_memory.recall.context import ContextMemory
 from agent_memory.recall.episodes import EpisodicMemory
 from tests.models.tinydirectory import adapter, directory
+from tests.recall.test_sentence_model import write
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=32, blas=None)
 BIG = "a word and another one " * 8
@@ -199,6 +200,31 @@ def _episodes(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path
         assert memory.recall("open the harbour")
 
 
+def _episodes_out(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with EpisodicMemory() as memory:
+        memory.start("open the harbour").complete(True)
+        assert memory.export_jsonl(given) == 1
+        away()
+    assert folder.is_file()
+
+
+def _episodes_in(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    _episodes_out(folder, lambda: None, folder, tmp_path)
+    with EpisodicMemory() as memory:
+        assert memory.import_jsonl(given) == 1
+        away()
+        assert memory.recall("open the harbour")
+
+
+def _sentences(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    write(folder)
+    model = SentenceModel(given)
+    away()
+    assert model.embed(["the harbour"]).shape == (1, model.dim)
+
+
 def _context(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
     folder.parent.mkdir(exist_ok=True)
     with ContextMemory(given) as memory:
@@ -222,6 +248,9 @@ CASES: Mapping[str, Case] = {
     "StoreView.__init__(path)": _bare_view,
     "ContextMemory.__init__(path)": _context,
     "EpisodicMemory.__init__(path)": _episodes,
+    "EpisodicMemory.export_jsonl(file)": _episodes_out,
+    "EpisodicMemory.import_jsonl(file)": _episodes_in,
+    "SentenceModel.__init__(folder)": _sentences,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }

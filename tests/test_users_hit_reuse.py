@@ -1,547 +1,496 @@
-"""What users hit: a turn computes only what is new, and where it computes more it says why."""
+"""What misled users: each of these did something else than it said, or nothing, without a word."""
 
 from __future__ import annotations
 
+import asyncio
+import datetime
+import gc
 import json
-from collections.abc import Callable, Iterator
-from datetime import datetime
-from typing import Any
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-import attrs
+import pydantic
 import pytest
 
 from agent_memory import (
-    Config,
+    Agent,
+    AgentDeletedError,
+    CancelledError,
+    ClosedError,
     ConfigError,
     EchoRunner,
-    HistoryDivergedError,
     Memory,
-    Reply,
-    Tool,
-    ToolResult,
+    PromptTooLongError,
+    RequestTimeoutError,
+    StoreLockedError,
+    UnknownAgentError,
     UnsupportedParameterError,
-)  # fmt: skip
-from tests.templated import Templated, says, templated
-from tests.templates import NATIVE
-
-WRITE = Tool(
-    "write",
-    "Writes a file.",
-    {"type": "object", "properties": {"path": {"type": "string"}, "text": {"type": "string"}, "n": {"type": "number"}}},
+    as_completed,
 )
-ARGUMENTS = {"path": "a/b.py", "text": 'the theory in all\nof it: {"x": [1, 2.0]} é', "n": 1}
-SPELLINGS: dict[str, Callable[[Any], str]] = {
-    "canonical": lambda value: json.dumps(value, ensure_ascii=False),
-    "compact": lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
-    "newlines": lambda value: json.dumps(value, ensure_ascii=False, indent=2),
-    "key order": lambda value: json.dumps(dict(reversed(value.items())), ensure_ascii=False),
-    "escapes": lambda value: json.dumps(value, ensure_ascii=True, separators=(" , ", " : ")),
-}
-RESULT = "written, 42 bytes"
-
-
-@pytest.fixture(autouse=True)
-def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are not held to a grammar, so that the model may spell them as it likes."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "llguidance", None)
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(runner: EchoRunner, path: Any = ":memory:", **settings: Any) -> Memory:
-        memories.append(Memory(runner, path, config=Config(chunk_tokens=16, prefill_tokens=16, **settings)))
-        return memories[-1]
-
-    yield open_
-    for memory in memories:
-        memory.close()
-
-
-def spelled(tokenizer: Any, spelling: str) -> list[int]:
-    """A call in the template's way with its arguments spelled in this one, in uneven ids, and the end of the turn."""
-    from tests.templated import uneven
-
-    text = tokenizer.call.format(name="write", args=SPELLINGS[spelling](ARGUMENTS))
-    return [*uneven(tokenizer, text), tokenizer.call_end]
-
-
-def openai_history(reply: Reply, result: str | None) -> list[dict[str, Any]]:
-    """As a framework stores it: arguments as a JSON string of its own spelling, ids of its own."""
-    calls = [
-        {
-            "id": f"own_{place}_9bytes",
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(dict(reversed(call.arguments.items())), indent=1)},
-        }
-        for place, call in enumerate(reply.tool_calls)
-    ]
-    asked = {"role": "user", "content": "Write it."}
-    said: dict[str, Any] = {"role": "assistant", "content": reply.text or None, "tool_calls": calls}
-    answers = [{"role": "tool", "tool_call_id": call["id"], "content": result} for call in calls]
-    return [asked, said, *answers]
-
-
-def give(memory: Memory, reply: Reply) -> Any:
-    return memory.agent("a").give(ToolResult(reply.tool_calls[0].id, RESULT))
-
-
-def send_list(memory: Memory, reply: Reply) -> Any:
-    history = openai_history(reply, RESULT)
-    history[1]["content"] = reply.text
-    return memory.generate(history, agent="a", tools=[WRITE])
-
-
-def send_openai(memory: Memory, reply: Reply) -> Any:
-    tools = [{"type": "function", "function": {"name": WRITE.name, "description": WRITE.description,
-              "parameters": dict(WRITE.parameters)}}]  # fmt: skip
-    memory.chat.completions.create(model="m", agent="a", messages=openai_history(reply, RESULT), tools=tools)
-
-
-def send_anthropic(memory: Memory, reply: Reply) -> Any:
-    tools = [{"name": WRITE.name, "description": WRITE.description, "input_schema": dict(WRITE.parameters)}]
-    uses = [
-        {"type": "tool_use", "id": f"toolu_{n}", "name": call.name, "input": dict(reversed(call.arguments.items()))}
-        for n, call in enumerate(reply.tool_calls)
-    ]
-    text = [{"type": "text", "text": reply.text}] if reply.text else []
-    answers = [{"type": "tool_result", "tool_use_id": use["id"], "content": RESULT} for use in uses]
-    messages = [
-        {"role": "user", "content": "Write it."},
-        {"role": "assistant", "content": [*text, *uses]},
-        {"role": "user", "content": answers},
-    ]
-    memory.messages.create(model="m", agent="a", messages=messages, tools=tools, max_tokens=20)
-
-
-WAYS = {"give": give, "list": send_list, "openai": send_openai, "anthropic": send_anthropic}
-
-
-def last_turn(memory: Memory) -> tuple[list[int], int]:
-    """The agent's ids, and how many of them are the newest reply's."""
-    log = memory.agent("a")._log
-    return log.ids.tolist(), log.turns[-1].n_reply or 0
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("name", [*NATIVE, "prompt-based"])
-def test_line_1_after_a_call_in_any_spelling_only_its_result_is_computed(
-    opened: Callable[..., Memory], name: str, spelling: str, way: str
-) -> None:
-    tokenizer: Any = templated(name) if name in NATIVE else no_tools()
-    memory = opened(says(tokenizer, spelled(tokenizer, spelling), "Done."))
-    reply = memory.agent("a", tools=[WRITE]).say("Write it.")
-    assert [(call.name, dict(call.arguments)) for call in reply.tool_calls] == [("write", ARGUMENTS)]
-    before, _ = last_turn(memory)
-    n_kv = memory.agent("a")._log.n_kv
-    assert n_kv >= len(before) - 1  # a model need not have been fed the token that ended its reply
-    computed = memory.stats().computed_tokens
-    WAYS[way](memory, reply)
-    ids, n_reply = last_turn(memory)
-    assert ids[: len(before)] == before
-    new = ids[len(before) : len(ids) - n_reply]
-    assert memory.stats().computed_tokens - computed == len(ids) - n_reply - n_kv
-    written = rendered(tokenizer, memory)
-    tail = written[written.rindex(RESULT[:7]) :]
-    assert tokenizer.key(new).endswith(tokenizer.key(tokenizer.encode(tail)))
-    assert len(new) <= len(tokenizer.encode(tail)) + 60  # what the template writes around a result
-    assert memory.stats().misses == {}
-
-
-def rendered(tokenizer: Any, memory: Memory) -> str:
-    """The newest prompt as the template writes all of it, in its own spelling."""
-    from agent_memory.prompt.template import render
-
-    log = memory.agent("a")._log
-    return render(tokenizer, log.messages[:-1], tools=[WRITE], now=log.facts.date)
-
-
-def no_tools() -> Templated:
-    """Qwen's tokens with a template that knows no tools: they, the calls and the results are text to it."""
-
-    class Plain(Templated):
-        knows_tools = False  # type: ignore[assignment]
-        tool_format = None  # type: ignore[assignment]
-
-    return Plain(NATIVE["qwen"])
-
-
-# line 1, the rest: what counts as unchanged
-
-
-def test_line_1_another_value_is_another_call(opened: Callable[..., Memory]) -> None:
-    """1 and 1.0 and true are three values: a list with another one is another history."""
-    for value in (1.0, True, "1"):
-        tokenizer = templated("qwen")
-        memory = opened(says(tokenizer, spelled(tokenizer, "compact")))
-        reply = memory.agent("a", tools=[WRITE]).say("Write it.")
-        history = openai_history(reply, RESULT)
-        history[1]["tool_calls"][0]["function"]["arguments"] = json.dumps({**ARGUMENTS, "n": value})
-        history[1]["content"] = reply.text
-        usage = memory.generate(history, agent="a", tools=[WRITE]).usage
-        assert (usage.miss, usage.replaced_messages) == ("edited_history", 1)
-        assert usage.diverged_at is not None
-        assert usage.diverged_at.message == 1
-        logged = memory.agent("a").messages[1].tool_calls[0].arguments["n"]
-        assert (logged, type(logged)) == (value, type(value))
-
-
-@pytest.mark.parametrize("name", ["qwen", "llama", "granite", "phi4_mini", "harmony"])
-def test_line_1_calls_keep_their_spelling_in_later_turns(opened: Callable[..., Memory], name: str) -> None:
-    tokenizer = templated(name)
-    call = spelled(tokenizer, "newlines")
-    memory = opened(says(tokenizer, call, call, "Both are written.", "Yes."))
-    agent = memory.agent("a", tools=[WRITE])
-    reply = agent.say("Write it twice.")
-    for said in range(4):
-        before, n_kv = last_turn(memory)[0], agent._log.n_kv
-        if reply.tool_calls:
-            reply = agent.give(ToolResult(reply.tool_calls[0].id, RESULT))
-        else:
-            reply = agent.say(f"And {said}?")
-        ids, _ = last_turn(memory)
-        ended_otherwise = name == "harmony" and before[-1] == tokenizer.end_id  # <|return|>, which becomes <|end|>
-        shared = len(before) - ended_otherwise
-        assert ids[:shared] == before[:shared]
-        assert reply.usage.cached_tokens == min(n_kv, shared)
-
-
-def test_line_1_mistral_moves_its_tools_and_the_cost_is_stated(opened: Callable[..., Memory]) -> None:
-    tokenizer = templated("mistral")
-    memory = opened(says(tokenizer, spelled(tokenizer, "compact"), "Written.", "Yes."))
-    agent = memory.agent("a", tools=[WRITE])
-    agent.give(ToolResult(agent.say("Write it.").tool_calls[0].id, RESULT))
-    before = agent._log.ids.tolist()
-    usage = agent.say("Is it there?").usage
-    assert usage.miss == "template_moved"
-    assert usage.diverged_at is not None
-    assert usage.diverged_at.message == 0
-    assert f"{len(before) - usage.diverged_at.token:,} tokens" in usage.miss_detail
-    assert memory.stats().misses == {"template_moved": 1}
-    call = spelled(tokenizer, "compact")[:-1]
-    ids = agent._log.ids.tolist()
-    assert any(ids[at : at + len(call)] == call for at in range(len(ids)))  # moved, and still in its own spelling
-
-
-# line 2
-
-
-THOUGHTS = "<think>\nthe theory of it\n</think>\n\n"
-
-
-def test_line_2_reasoning_that_the_template_drops_is_dropped_and_said(opened: Callable[..., Memory]) -> None:
-    tokenizer = templated("qwen")
-    memory = opened(says(tokenizer, THOUGHTS + "Yes.", THOUGHTS + "No."))
-    agent = memory.agent("a")
-    agent.say("Is it?")
-    usage = agent.say("Was it?").usage
-    assert usage.miss == "reasoning_dropped"
-    assert "keep_reasoning=True" in usage.miss_detail
-    assert usage.diverged_at is not None
-    assert usage.diverged_at.message == 1
-    assert memory.stats().misses == {"reasoning_dropped": 1}
-    text = tokenizer.key(agent._log.ids.tolist())
-    assert text.count("<think>") == 1
-
-
-@pytest.mark.parametrize("how", ["request", "agent", "reopened"])
-def test_line_2_kept_reasoning_makes_a_turn_compute_its_new_message_alone(
-    opened: Callable[..., Memory], how: str, tmp_path: Any
-) -> None:
-    tokenizer = templated("qwen")
-    memory = opened(says(tokenizer, *[THOUGHTS + "Yes."] * 4), tmp_path)
-    agent = memory.agent("a", keep_reasoning=None if how == "request" else True)
-    options: Any = {"keep_reasoning": True} if how == "request" else {}
-    agent.say("Is it?", **options)
-    if how == "reopened":
-        memory.close()
-        memory = opened(says(tokenizer, *[THOUGHTS + "Yes."] * 4), tmp_path)
-        agent = memory.agent("a")
-    for _ in range(3):
-        before, n_kv = agent._log.ids.tolist(), agent._log.n_kv
-        usage = agent.say("Was it?", **options).usage
-        assert (usage.miss, usage.cached_tokens) == (None, n_kv)
-        assert agent._log.ids.tolist()[: len(before)] == before
-    assert tokenizer.key(agent._log.ids.tolist()).count("<think>") == 4
-
-
-def test_line_2_within_a_loop_of_calls_the_template_keeps_reasoning(opened: Callable[..., Memory]) -> None:
-    from tests.templated import uneven
-
-    tokenizer = templated("qwen")
-    call = [*uneven(tokenizer, THOUGHTS), *spelled(tokenizer, "compact")]
-    memory = opened(says(tokenizer, call, call, THOUGHTS + "Done."))
-    agent = memory.agent("a", tools=[WRITE])
-    reply = agent.say("Write it.")
-    while reply.tool_calls:
-        before = agent._log.ids.tolist()
-        reply = agent.give(ToolResult(reply.tool_calls[0].id, RESULT))
-        assert reply.usage.miss is None
-        assert agent._log.ids.tolist()[: len(before)] == before
-    assert agent.say("And?").usage.miss == "reasoning_dropped"
-
-
-def test_line_2_an_empty_block_that_the_prompt_wrote_is_reasoning_too(opened: Callable[..., Memory]) -> None:
-    memory = opened(says(templated("qwen"), "Yes.", "No.", "Maybe."))
-    agent = memory.agent("a")
-    off = {"enable_thinking": False}
-    agent.say("Is it?", template=off)
-    assert agent.say("Was it?", template=off).usage.miss == "reasoning_dropped"
-    n_kv = agent._log.n_kv
-    usage = agent.say("Will it?", template=off, keep_reasoning=True).usage
-    assert usage.cached_tokens < n_kv or usage.miss is None
-
-
-# line 3
-
-
-def on(memory: Memory, year: int, month: int, day: int) -> None:
-    memory._asking.clock = lambda: datetime(year, month, day, 9, 30)
-
-
-@pytest.mark.parametrize("name", ["llama", "granite", "harmony"])
-def test_line_3_an_agent_keeps_the_date_of_its_first_turn(
-    opened: Callable[..., Memory], name: str, tmp_path: Any
-) -> None:
-    tokenizer = templated(name)
-    memory = opened(says(tokenizer), tmp_path)
-    on(memory, 2024, 7, 26)
-    memory.agent("a").say("What day is it?")
-    memory.close()
-    memory = opened(says(tokenizer), tmp_path)
-    on(memory, 2025, 1, 2)
-    agent = memory.agent("a")
-    n_kv = agent._log.n_kv
-    usage = agent.say("And now?").usage
-    assert usage.cached_tokens >= n_kv - 1
-    assert "2024" in tokenizer.decode(agent._log.ids.tolist())
-    assert "2025" not in tokenizer.decode(agent._log.ids.tolist())
-
-
-@pytest.mark.parametrize("name", ["llama", "granite", "harmony"])
-def test_line_3_without_pins_the_clock_is_followed_and_the_miss_says_so(
-    opened: Callable[..., Memory], name: str
-) -> None:
-    tokenizer = templated(name)
-    memory = opened(says(tokenizer), pin_dates=False)
-    on(memory, 2024, 7, 26)
-    agent = memory.agent("a")
-    agent.say("What day is it? " * 20)
-    agent._log.turns = tuple(attrs.evolve(t, created_s=datetime(2024, 7, 26).timestamp()) for t in agent._log.turns)
-    on(memory, 2025, 1, 2)
-    usage = agent.say("And now?").usage
-    assert usage.miss == "date_moved", usage.miss_detail
-    assert usage.diverged_at is not None
-    assert usage.diverged_at.token < 120
-    assert "2025" in tokenizer.decode(agent._log.ids.tolist())
-
-
-def test_line_3_a_request_without_an_agent_says_that_the_date_moved(opened: Callable[..., Memory]) -> None:
-    memory = opened(says(templated("llama")))
-    on(memory, 2024, 7, 26)
-    memory.generate("What day is it? " * 20)
-    on(memory, 2025, 1, 2)
-    usage = memory.generate("What day is it? " * 20).usage
-    assert usage.miss == "date_moved", usage.miss_detail
-    assert usage.cached_tokens > 16
-
-
-# line 4
-
-
-LONG = "Be brief and believable, whatever is asked of you. " * 3
-
-
-def lists(system: str, *said: str) -> list[dict[str, str]]:
-    roles = ["user", "assistant"] * len(said)
-    return [
-        {"role": "system", "content": system},
-        *({"role": r, "content": t} for r, t in zip(roles, said, strict=False)),
-    ]
-
-
-@pytest.mark.parametrize("agent", ["a", None])
+def memory() -> Iterator[Memory]:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        yield memory
+
+
+# the store that this very process holds
+
+
+def test_a_store_that_this_process_holds_says_so_and_what_to_type(tmp_path: Path) -> None:
+    with Memory(EchoRunner(), tmp_path):
+        with pytest.raises(StoreLockedError) as caught:
+            Memory(EchoRunner(), tmp_path)
+        text = str(caught.value)
+        assert f"in use by this process ({os.getpid()})" in text
+        assert "type memory.close()" in text
+    Memory(EchoRunner(), tmp_path).close()
+
+
+def test_a_store_that_another_process_holds_names_that_one(tmp_path: Path) -> None:
+    program = (
+        "import sys; from agent_memory import EchoRunner, Memory\n"
+        f"with Memory(EchoRunner(), {str(tmp_path)!r}): print('open', flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(StoreLockedError) as caught:
+            Memory(EchoRunner(), tmp_path)
+        other.communicate()
+    assert f"in use by process {other.pid} on {socket.gethostname()}. Close it there" in str(caught.value)
+    assert "this process" not in str(caught.value)
+
+
+def test_a_memory_lives_as_long_as_an_agent_of_it_and_gives_its_store_back_then(tmp_path: Path) -> None:
+    agent = Memory(EchoRunner(), tmp_path).agent("ann")
+    gc.collect()
+    assert agent.say("hello").text == "hello"
+    del agent
+    gc.collect()
+    with Memory(EchoRunner(), tmp_path) as memory:
+        assert memory.agent("ann").messages[0].content == "hello"
+
+
+# an agent, or its name, everywhere
+
+
+def test_an_agent_is_taken_wherever_its_name_is(memory: Memory) -> None:
+    ann = memory.agent("ann")
+    user = [{"role": "user", "content": "hi"}]
+    asks: dict[str, Any] = {
+        "generate": lambda agent: memory.generate("hi", agent=agent),
+        "stream": lambda agent: memory.stream("hi", agent=agent).result(),
+        "batch": lambda agent: memory.batch(["hi"], agent=agent),
+        "prefill": lambda agent: memory.prefill("hi", agent=agent),
+        "run_tools": lambda agent: memory.run_tools(agent, "hi", [ping]),
+        "messages": lambda agent: memory.messages.create(agent=agent, max_tokens=9, messages=user),
+        "chat": lambda agent: memory.chat.completions.create(agent=agent, messages=user),
+        "evict": lambda agent: memory.evict(agent),
+        "agent": lambda agent: memory.agent(agent),
+    }
+    for name, ask in asks.items():
+        before = ann.info.n_turns
+        for agent in (ann, "ann"):
+            ask(agent)
+        grown = 0 if name in ("prefill", "evict", "agent", "messages", "chat") else 2  # a list is a whole history
+        assert name in ("messages", "chat") or ann.info.n_turns == before + grown, name
+    assert [info.name for info in memory.agents()] == ["ann"]
+    assert memory.agent(ann).messages == ann.messages
+
+
+def ping() -> str:
+    """Answer."""
+    return "pong"
+
+
+def test_deleting_an_agent_by_its_handle_deletes_it(memory: Memory) -> None:
+    ann = memory.agent("ann", system="S")
+    ann.say("hi")
+    assert memory.delete(ann) is True
+    assert memory.agents() == []
+    assert memory.delete(ann) is False
+    assert memory.delete("ann") is False
+    with pytest.raises(AgentDeletedError):
+        memory.agent(ann)
+    assert memory.agent("ann").messages == ()
+
+
+def test_a_handle_of_a_deleted_agent_deletes_no_new_one_of_its_name(memory: Memory) -> None:
+    old = memory.agent("ann")
+    memory.delete(old)
+    memory.agent("ann").say("hi")
+    assert memory.delete(old) is False
+    assert [info.n_turns for info in memory.agents()] == [1]
+
+
+def test_an_agent_of_another_memory_is_refused_everywhere(memory: Memory) -> None:
+    with Memory(EchoRunner(), ":memory:") as other:
+        ann = other.agent("ann")
+        for use in (memory.delete, memory.evict, memory.agent, lambda agent: memory.prefill("hi", agent=agent)):
+            with pytest.raises(UnsupportedParameterError, match="of another Memory"):
+                use(ann)
+        assert [info.name for info in other.agents()] == ["ann"]
+
+
+def test_evicting_an_agent_that_does_not_exist_says_so(tmp_path: Path) -> None:
+    with Memory(EchoRunner(), tmp_path) as memory:
+        memory.agent("ann").say("hi")
+        with pytest.raises(UnknownAgentError, match="no agent 'anne' in this store") as caught:
+            memory.evict("anne")
+        assert isinstance(caught.value, LookupError)
+        assert pickle.loads(pickle.dumps(caught.value)).name == "anne"
+    with Memory(EchoRunner(), tmp_path) as memory:
+        memory.evict("ann")  # in the store, though nobody has opened it here
+        assert memory.agent("ann").info.n_turns == 1
+        assert isinstance(memory.agent("ann"), Agent)
+
+
+# event loops, and several requests at once
+
+
+class Slow(EchoRunner):
+    """An EchoRunner that takes its time to load."""
+
+    def open(self, recorded: Any) -> None:
+        time.sleep(0.3)
+        super().open(recorded)
+
+
+def test_a_memory_opens_without_blocking_the_event_loop(tmp_path: Path) -> None:
+    ticks = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0.005)
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        async with Memory.aopen(Slow(), tmp_path) as memory:
+            assert len(ticks) > 5
+            assert (await memory.stream("hi", agent="ann")).text == "hi"
+        with pytest.raises(ClosedError):
+            memory.agents()
+        memory = await Memory.aopen(EchoRunner(), tmp_path)
+        assert [info.name for info in memory.agents()] == ["ann"]
+        await memory.aclose()
+        ticking.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_with_opening_is_raised_where_it_is_awaited(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Memory.aopen(EchoRunner(), tmp_path):
+            with pytest.raises(StoreLockedError):
+                await Memory.aopen(EchoRunner(), tmp_path)
+            with pytest.raises(StoreLockedError):
+                async with Memory.aopen(EchoRunner(), tmp_path):
+                    pytest.fail("it opened")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.6])
+def test_a_memory_whose_opening_is_cancelled_gives_its_store_back(after_s: float, tmp_path: Path) -> None:
+    opened = []
+
+    async def main() -> None:
+        async def hold() -> None:
+            async with Memory.aopen(Slow(), tmp_path) as memory:
+                opened.append(memory)
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(hold())
+        await asyncio.sleep(after_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert bool(opened) == (after_s > 0.5)
+    deadline = time.monotonic() + 20
+    while True:  # closed behind the cancellation, on a thread of its own
+        try:
+            Memory(EchoRunner(), tmp_path).close()
+            break
+        except StoreLockedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_batch_takes_an_agent_for_each_prompt(memory: Memory) -> None:
+    ann = memory.agent("ann")
+    replies = memory.batch(["one", "two", "three"], agent=[ann, "bob", None])
+    assert [reply.text for reply in replies] == ["one", "two", "three"]
+    assert [message.content for message in ann.messages] == ["one", "one"]
+    assert [message.content for message in memory.agent("bob").messages] == ["two", "two"]
+    assert {info.name for info in memory.agents()} == {"ann", "bob"}
+    with pytest.raises(UnsupportedParameterError, match="2 prompts and 3 agents"):
+        memory.batch(["one", "two"], agent=["a", "b", "c"])
+    assert {info.name for info in memory.agents()} == {"ann", "bob"}
+
+
+def test_a_batch_gives_errors_in_their_places_where_it_is_asked_to() -> None:
+    def burst(ids: Any, logits: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    with Memory(EchoRunner(context_tokens=60), ":memory:") as memory:
+        gone = memory.agent("gone")
+        gone.delete()
+        found = memory.batch(
+            ["fine", "much too long " * 50, "", "also fine", "hers"],
+            agent=["ann", None, None, "bob", gone],
+            return_errors=True,
+        )
+        texts = [str(one) if not isinstance(one, BaseException) else type(one) for one in found]
+        assert texts == ["fine", PromptTooLongError, UnsupportedParameterError, "also fine", AgentDeletedError]
+        assert {info.name for info in memory.agents()} == {"ann", "bob"}
+        [error] = memory.batch(["hi"], logits_processors=[burst], return_errors=True)
+        assert isinstance(error, ZeroDivisionError)
+        with pytest.raises(UnsupportedParameterError, match="did you mean 'max_tokens'"):
+            memory.batch(["hi"], return_errors=True, max_tokns=3)  # type: ignore[call-overload]
+        with pytest.raises(PromptTooLongError):
+            memory.batch(["fine", "much too long " * 50])
+
+
+def test_handles_come_as_they_end() -> None:
+    with Memory(EchoRunner(delay_s=0.002), ":memory:") as memory:
+        long, short = memory.stream("a long way to go " * 8, max_tokens=200), memory.stream("short", max_tokens=3)
+        ended = [one for one in as_completed([long, short]) if one.state == "done"]
+        assert ended == [short, long]
+        assert list(as_completed([long, short])) == [long, short]  # both have ended: in their order
+        assert list(as_completed([])) == []
+        with pytest.raises(UnsupportedParameterError, match="takes handles of stream"):
+            as_completed([short.result()])  # type: ignore[list-item]
+
+
+def test_a_cancelled_handle_and_a_failed_one_come_too() -> None:
+    with Memory(EchoRunner(delay_s=0.01), ":memory:") as memory:
+        handles = [memory.stream("count to a hundred", max_tokens=100), memory.stream("late", timeout_s=0.001)]
+        threading.Timer(0.05, handles[0].cancel).start()
+        found = {one: one.state for one in as_completed(handles)}
+        assert [found[one] for one in handles] == ["cancelled", "failed"]
+        assert [type(one.outcome()) for one in handles] == [CancelledError, RequestTimeoutError]
+
+
+def test_handles_come_as_they_end_in_an_event_loop_too() -> None:
+    async def main() -> None:
+        async with Memory.aopen(EchoRunner(delay_s=0.002), ":memory:") as memory:
+            long, short = memory.stream("a long way to go " * 8, max_tokens=200), memory.stream("short", max_tokens=3)
+            assert [one async for one in as_completed([long, short])] == [short, long]
+
+    asyncio.run(main())
+
+
+# what real frameworks store and send
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "ping", "arguments": "{}"}}
+USER = {"role": "user", "content": "hi"}
+TEXT = {"type": "text", "text": "hi"}
+
+#: A history's message, and what it is the same as.
+NEUTRAL_MESSAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "annotations": ({**USER, "annotations": []}, USER),
+    "refusal and audio": ({"role": "assistant", "content": "x", "refusal": None, "audio": None},
+                          {"role": "assistant", "content": "x"}),
+    "no content": ({"role": "assistant", "content": None, "tool_calls": None}, {"role": "assistant", "content": ""}),
+    "content left out": ({"role": "assistant", "function_call": None}, {"role": "assistant", "content": ""}),
+    "no thoughts": ({"role": "assistant", "content": "x", "thinking_blocks": [], "provider_specific_fields": {}},
+                    {"role": "assistant", "content": "x"}),
+    "cache_control of a message": ({**USER, "cache_control": {"type": "ephemeral"}}, USER),
+    "cache_control of a block": ({"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]}, USER),
+    "citations": ({"role": "user", "content": [{**TEXT, "citations": None}]}, USER),
+    "no citations": ({"role": "user", "content": [{**TEXT, "citations": []}]}, USER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NEUTRAL_MESSAGES)
+def test_what_says_nothing_in_a_message_changes_nothing(kind: str, memory: Memory) -> None:
+    given, same = NEUTRAL_MESSAGES[kind]
+    history, plain = [given, USER], [same, USER]
+    if given["role"] == "assistant":
+        history, plain = [USER, *history], [USER, *plain]
+    memory.generate(history, agent="given")
+    memory.generate(plain, agent="same")
+    assert memory.agent("given").messages == memory.agent("same").messages
+    assert memory.count_tokens(history) == memory.count_tokens(plain)
+
+
 @pytest.mark.parametrize(
-    ("second", "cause", "message"),
+    ("message", "said"),
     [
-        (lists(LONG + "Please.", "one", "one", "two"), "system_changed", 0),
-        (lists(LONG + "It is 12:30:09.", "one", "one", "two"), "volatile_text", 0),
-        (lists(LONG + "It is 12:30:05.", "another one", "one", "two"), "edited_history", 1),
+        ({**USER, "annotations": [{"type": "url_citation"}]}, "message 0: annotations is not supported"),
+        ({"role": "user", "content": [{**TEXT, "citations": [1]}]}, "content block 0: citations is not supported"),
+        ({**USER, "audio": {"id": "x"}}, "message 0: audio is not supported"),
+        ({**USER, "anotations": []}, "has the key 'anotations'"),
+        ({"role": "user", "content": None}, "content must be text"),
+        ({"role": "user", "content": [{**TEXT, "txt": "x"}]}, "content block 0 has the key 'txt'"),
     ],
 )
-def test_line_4_what_was_changed_is_named_with_its_place(
-    opened: Callable[..., Memory], agent: str | None, second: Any, cause: str, message: int
-) -> None:
-    memory = opened(EchoRunner())
-    memory.generate(lists(LONG + "It is 12:30:05.", "one"), agent=agent)
-    first = lists(LONG + "It is 12:30:05.", "one", "one", "two")
-    assert memory.generate(first, agent=agent).usage.miss is None
-    usage = memory.generate(second, agent=agent).usage
-    assert usage.miss == cause, usage.miss_detail
-    assert usage.miss_detail
-    assert usage.diverged_at is not None
-    assert (usage.diverged_at.message, usage.diverged_at.role) == (message, second[message]["role"])
-    assert usage.diverged_at.token == usage.cached_tokens
-    assert memory.stats().misses == {cause: 1}
+def test_what_says_something_in_a_message_is_refused_by_name(message: Any, said: str, memory: Memory) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        memory.generate([message])
 
 
-def test_line_4_changed_tools_and_tools_with_other_keys_first(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    other = Tool("write", WRITE.description, dict(reversed(WRITE.parameters.items())))
-    agent.say("one", tools=[WRITE])
-    assert agent.say("two", tools=[WRITE]).usage.miss is None
-    assert agent.say("three", tools=[WRITE, Tool("read")]).usage.miss == "tools_changed"
-    assert agent.say("four", tools=[WRITE]).usage.miss == "tools_changed"
-    assert memory.stats().misses == {"tools_changed": 2}
-    memory = opened(says(templated("llama")))
-    agent = memory.agent("a", system=LONG)
-    agent.say("one", tools=[WRITE])
-    assert agent.say("two", tools=[other]).usage.miss == "key_order"
+@pytest.mark.parametrize("arguments", ["null", "", None, "{}", {}])
+def test_arguments_that_are_null_are_none(arguments: Any, memory: Memory) -> None:
+    call = {**CALLED, "function": {"name": "ping", "arguments": arguments}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    memory.generate([USER, called, {"role": "tool", "tool_call_id": "c1", "content": None}], agent="ann")
+    ann = memory.agent("ann")
+    assert ann.messages[1].tool_calls[0].arguments == {}
+    assert ann.messages[2].content == ""
 
 
-def test_line_4_other_variables_of_the_template(opened: Callable[..., Memory]) -> None:
-    tokenizer = templated("granite")
-    tokenizer = type(tokenizer)(tokenizer.native)
-    tokenizer._hf.chat_template = "{{ mood or '' }}" + tokenizer.native.template
-    memory = opened(says(tokenizer))
-    agent = memory.agent("a", system=LONG)
-    agent.say("one", template={"mood": "glad"})
-    assert agent.say("two", template={"mood": "grim"}).usage.miss == "template_changed"
+def test_an_empty_system_message_is_one_and_no_fault(memory: Memory) -> None:
+    memory.generate([{"role": "system", "content": ""}, USER], agent="ann")
+    assert [message.content for message in memory.agent("ann").messages] == ["", "hi", "hi"]
+    memory.messages.create(system="", messages=[USER], max_tokens=9, agent="bob")
+    assert [message.role for message in memory.agent("bob").messages] == ["user", "assistant"]
+    with pytest.raises(ConfigError, match="system is empty"):
+        memory.agent("cat", system="")
 
 
-def test_line_4_another_conversation_under_the_same_key(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    agent.say("one")
-    usage = memory.generate(lists(LONG, "write a title"), agent="a").usage
-    assert (usage.miss, usage.replaced_messages) == ("replaced_history", 2)
+def test_the_objects_of_the_sdks_are_taken_as_messages(memory: Memory) -> None:
+    import anthropic.types
+    import openai.types.chat
+
+    ours = openai.types.chat.ChatCompletionMessage(role="assistant", content="x")
+    block = anthropic.types.TextBlock(type="text", text="x")
+    memory.generate([USER, ours, USER], agent="ann")
+    memory.generate([USER, {"role": "assistant", "content": [block]}, USER], agent="bob")
+    assert memory.agent("ann").messages == memory.agent("bob").messages
+    assert memory.agent("ann").messages[1].content == "x"
 
 
-def test_line_4_a_list_that_ends_earlier_says_so(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    agent.say("one")
-    agent.say("two")
-    usage = memory.generate(lists(LONG, "one"), agent="a").usage
-    assert (usage.miss, usage.replaced_messages) == ("edited_history", 3)
+NEUTRAL_CHAT: dict[str, Any] = {
+    "logit_bias": {}, "metadata": {}, "service_tier": "auto", "modalities": ["text"], "n": 1, "store": False,
+    "logprobs": False, "top_logprobs": 0, "frequency_penalty": 0.0, "presence_penalty": 0, "stop": None, "user": "",
+    "tools": [], "seed": None, "response_format": {"type": "text"}, "prompt_cache_key": "k", "extra_headers": {},
+    "reasoning_effort": None, "max_completion_tokens": None, "parallel_tool_calls": True, "tool_choice": "auto",
+}  # fmt: skip
+NEUTRAL_MESSAGE_REQUESTS: dict[str, Any] = {
+    "metadata": {}, "service_tier": "auto", "thinking": {"type": "disabled"}, "tools": [], "stop_sequences": [],
+    "system": [], "top_k": None, "mcp_servers": [], "cache_control": {"type": "ephemeral"}, "container": None,
+    "extra_body": {},
+}  # fmt: skip
 
 
-def test_line_4_a_first_request_and_one_that_goes_on_miss_nothing(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    for agent in ("a", None):
-        for said in (["one"], ["one", "one", "two"], ["one", "one", "two", "two", "three"]):
-            usage = memory.generate(lists(LONG, *said), agent=agent).usage
-            assert (usage.miss, usage.miss_detail, usage.diverged_at) == (None, "", None)
-    assert memory.stats().misses == {}
+def test_parameters_of_the_two_apis_that_ask_for_nothing_are_taken(memory: Memory) -> None:
+    import anthropic
+    import openai
+
+    for name, value in NEUTRAL_CHAT.items():
+        assert memory.chat.completions.create(messages=[USER], **{name: value}).choices[0].message.content == "hi", name
+    for name, value in NEUTRAL_MESSAGE_REQUESTS.items():
+        assert memory.messages.create(messages=[USER], max_tokens=9, **{name: value}).content[0].text == "hi", name
+    for unset in (openai.NOT_GIVEN, openai.omit):
+        assert memory.chat.completions.create(messages=[USER], tools=unset, audio=unset).choices
+    assert memory.messages.create(messages=[USER], max_tokens=9, container=anthropic.NOT_GIVEN).content
+    assert memory.chat.completions.create(messages=[USER], **NEUTRAL_CHAT).choices[0].message.content == "hi"
 
 
-# line 14
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias="),
+        ({"metadata": {"a": "b"}}, "metadata="),
+        ({"service_tier": "flex"}, "service_tier='flex'"),
+        ({"modalities": ["audio"]}, "modalities="),
+        ({"extra_body": {"top_k": 3}}, "extra_body="),
+    ],
+)
+def test_parameters_that_ask_for_something_are_refused_by_name(more: Any, said: str, memory: Memory) -> None:
+    with pytest.raises(UnsupportedParameterError, match=said):
+        memory.chat.completions.create(messages=[USER], **more)
 
 
-def test_line_14_an_unrelated_list_replaces_with_one_warning_and_a_figure(
-    opened: Callable[..., Memory], caplog: pytest.LogCaptureFixture
-) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    agent.say("the secret word")
-    caplog.clear()
-    usage = memory.generate([{"role": "user", "content": "write a title"}], agent="a").usage
-    assert usage.replaced_messages == 2
-    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
-    assert "replaced_messages=2" in record.getMessage()
-    assert "secret" not in record.getMessage()
-    assert "title" not in record.getMessage()
-    assert [m.content for m in agent.messages] == [LONG, "write a title", "write a title"]
-    assert agent.say("more").usage.replaced_messages == 0
+# classes of other libraries as schema
 
 
-def test_line_14_a_branch_is_answered_and_the_log_stays(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    agent.say("one")
-    before, ids = agent.messages, agent._log.ids.tolist()
-    reply = memory.generate(lists(LONG, "write a title"), agent="a", on_diverge="branch")
-    assert (reply.text, reply.usage.replaced_messages) == ("write a title", 0)
-    assert reply.usage.cached_tokens > 100
-    assert (agent.messages, agent._log.ids.tolist()) == (before, ids)
-    n_kv = agent._log.n_kv
-    usage = agent.say("two").usage
-    assert (usage.miss, usage.cached_tokens) == (None, n_kv)
-    memory.generate(lists(LONG, "one", "one", "two", "two", "three"), agent="a", on_diverge="branch")
-    assert agent.messages[-1].content == "three"  # it goes on: a turn as any other
+def test_a_pydantic_class_is_a_schema_and_the_reply_an_instance_of_it() -> None:
+    class City(pydantic.BaseModel):
+        name: str
+        inhabitants: int | None = None
+
+    class Country(pydantic.BaseModel):
+        cities: list[City]
+        at: datetime.datetime
+
+    value = {"cities": [{"name": "Oslo", "inhabitants": 7}, {"name": "Bergen"}], "at": "2026-01-02T03:04:05Z"}
+    with Memory(EchoRunner(json.dumps(value)), ":memory:") as memory:
+        country = memory.generate("go", schema=Country).parsed
+    assert isinstance(country, Country)
+    assert [city.name for city in country.cities] == ["Oslo", "Bergen"]
+    assert country.at.year == 2026
 
 
-def test_line_14_an_error_comes_before_any_work(opened: Callable[..., Memory]) -> None:
-    memory = opened(EchoRunner())
-    agent = memory.agent("a", system=LONG)
-    agent.say("one")
-    computed = memory.stats().computed_tokens
-    with pytest.raises(HistoryDivergedError, match="message 1: 2 of its 3") as raised:
-        memory.generate(lists(LONG, "write a title"), agent="a", on_diverge="error")
-    assert (raised.value.name, raised.value.message, raised.value.n_messages) == ("a", 1, 3)
-    assert memory.stats().computed_tokens == computed
-    assert [m.content for m in agent.messages] == [LONG, "one", "one"]
-    memory.generate(lists(LONG, "one", "one", "two"), agent="a", on_diverge="error")
-    with pytest.raises(UnsupportedParameterError, match="on_diverge"):
-        memory.generate("x", on_diverge="merge")  # type: ignore[arg-type]
+def test_a_generic_pydantic_class_is_a_schema() -> None:
+    """Its JSON Schema has brackets in the names of its definitions."""
+    T = TypeVar("T")
+
+    class Box(pydantic.BaseModel, Generic[T]):
+        of: T
+
+    class Shelf(pydantic.BaseModel):
+        boxes: list[Box[int]]
+
+    schema = Shelf.model_json_schema()
+    assert "Box_int_" in schema["$defs"] or "Box[int]" in schema["$defs"]
+    with Memory(EchoRunner('{"boxes": [{"of": 3}]}'), ":memory:") as memory:
+        assert memory.generate("go", schema=Shelf).parsed == Shelf(boxes=[Box[int](of=3)])
 
 
-# line 15
+def test_any_class_with_the_two_methods_is_a_schema_and_its_faults_are_told() -> None:
+    class Plain:
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:
+            return {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+        @classmethod
+        def model_validate(cls, value: Any) -> str:
+            return f"validated {value}"
+
+    class Broken(Plain):
+        @classmethod
+        def model_json_schema(cls) -> dict[str, Any]:
+            raise ZeroDivisionError("mine")
+
+    class Refusing(Plain):
+        @classmethod
+        def model_validate(cls, value: Any) -> str:
+            raise ZeroDivisionError("mine")
+
+    with Memory(EchoRunner('{"a": 1}'), ":memory:") as memory:
+        assert memory.generate("go", schema=Plain).parsed == "validated {'a': 1}"
+        with pytest.raises(UnsupportedParameterError, match=r"Broken\.model_json_schema\(\) fails: ZeroDivisionError"):
+            memory.generate("go", schema=Broken)
+        with pytest.raises(ZeroDivisionError):
+            memory.generate("go", schema=Refusing)
+        with pytest.raises(UnsupportedParameterError, match="or one with model_json_schema"):
+            memory.generate("go", schema=int)
 
 
-def test_line_15_the_system_message_of_a_list_is_the_agents(opened: Callable[..., Memory], tmp_path: Any) -> None:
-    memory = opened(EchoRunner(), tmp_path)
-    memory.generate(lists(LONG, "one"), agent="a")
-    for _ in range(2):
-        agent = memory.agent("a", system=LONG)
-        assert agent.info.system == LONG
-        assert [info.system for info in memory.agents()] == [LONG]
-        with pytest.raises(ConfigError, match="another system prompt"):
-            memory.agent("a", system="Be long.")
-        memory.close()
-        memory = opened(EchoRunner(), tmp_path)
-    assert [info.system for info in memory.agents()] == [LONG]
-    assert memory.verify().ok
-
-
-def test_line_15_a_history_counts_a_turn_for_each_reply(opened: Callable[..., Memory], tmp_path: Any) -> None:
-    memory = opened(EchoRunner(), tmp_path)
-    history = lists(LONG, "one", "eins", "two", "zwei", "three")
-    memory.generate(history, agent="a")
-    agent = memory.agent("a")
-    assert (agent.info.n_turns, agent.info.n_messages) == (3, 7)
-    memory.close()
-    memory = opened(EchoRunner(), tmp_path)
-    agent = memory.agent("a")
-    assert agent.info.n_turns == 3
-    agent.rewind()
-    assert [m.content for m in agent.messages] == [LONG, "one", "eins", "two", "zwei"]
-    usage = agent.say("three").usage
-    assert usage.cached_tokens > 100
-    assert agent.info.n_turns == 3
-
-
-def test_line_15_an_agent_begins_with_a_history_and_nothing_is_generated(
-    opened: Callable[..., Memory], tmp_path: Any
-) -> None:
-    memory = opened(EchoRunner(), tmp_path)
-    history = lists(LONG, "one", "eins", "two", "zwei")
-    agent = memory.agent("a", messages=history)
-    assert memory.stats().requests == 0
-    assert (agent.info.n_turns, agent.info.system) == (2, LONG)
-    memory.close()
-    memory = opened(EchoRunner(), tmp_path)
-    agent = memory.agent("a", messages=history)
-    assert [m.content for m in agent.messages] == [LONG, "one", "eins", "two", "zwei"]
-    assert agent.say("three").text == "three"
-    assert memory.agent("a", messages=history).info.n_turns == 3
-    with pytest.raises(ConfigError, match="another history: message 2"):
-        memory.agent("a", messages=lists(LONG, "one", "uno"))
-    with pytest.raises(ConfigError, match="must end with an assistant"):
-        memory.agent("b", messages=lists(LONG, "one"))
-    assert [info.name for info in memory.agents()] == ["a"]
+def test_a_schema_of_a_pydantic_class_imports_no_pydantic() -> None:
+    program = (
+        "import sys\nfrom agent_memory import EchoRunner, Memory\n"
+        "class A:\n"
+        "    model_json_schema = classmethod(lambda cls: {'type': 'integer'})\n"
+        "    model_validate = classmethod(lambda cls, value: value)\n"
+        "with Memory(EchoRunner('7'), ':memory:') as memory: assert memory.generate('go', schema=A).parsed == 7\n"
+        "assert 'pydantic' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Tokenizer
-from agent_memory.toolcall.formats import Form
+from agent_memory.toolcall.forms import Form
 from agent_memory.toolcall.parser import ToolParser
 
 

@@ -58,7 +58,7 @@ def call_grammar(
     if isinstance(form, ElementForm):
         calls = element_calls(tools, form, write, is_single)
     elif isinstance(form, ChannelForm):
-        start, end = "" if is_open else f"{form.start}commentary to=functions.", ""
+        start = "" if is_open else f"{form.start}commentary to=functions."
         calls = _any_of([_addressed(tool, write) for tool in tools])
     elif isinstance(form, FramedForm):
         start = "" if form.is_begun else start

@@ -24,8 +24,7 @@ def can_batch(caches: Sequence[Any]) -> bool:
 
 
 def to_batch(cache: Any) -> Any:
-    """Return the batch form of one row's cache, a ``KVCache``'s buffers uncopied. A batch is returned as it is.
-    """
+    """Return the batch form of one row's cache, a ``KVCache``'s buffers uncopied. A batch is returned as it is."""
     if type(cache) is CacheList:
         return CacheList(*(to_batch(c) for c in cache.caches))
     if hasattr(cache, "extend") and not cache.empty():

@@ -112,7 +112,9 @@ class TextStream:
     counts. Its text, and what follows, is never given out, however tokens cut it.
     """
 
-    __slots__ = ("_begun", "_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text")
+    __slots__ = (
+        "_begun", "_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text",
+    )  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, marks: bool = False) -> None:
         self._tokenizer, self._stops, self._begun = tokenizer, tuple(stop), Beginnings(stop)

@@ -259,6 +259,7 @@ class ContextMemory:
             texts = self._texts_to_forget(db, what, source, everything)
             if texts:
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
+                self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
         return len(texts)

@@ -7,7 +7,8 @@ Policy:
 - Readers take a connection from a pool, never wait for the writer, and see one snapshot per ``read()``.
 - Another process may read and write the same file (WAL); a busy file is waited for ``BUSY_S`` seconds.
 - ``":memory:"`` has the writer connection alone: readers share it under the lock.
-- Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files.
+- Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files;
+  where a process died between a deletion and its scrub, the next one to open the file scrubs it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Database:
             self._writer = self._connect(create=True)
             try:
                 self._migrate(steps)
+                self._finish_scrub()
             except BaseException:
                 self._writer.close()
                 raise
@@ -98,6 +100,10 @@ class Database:
                     db.execute("COMMIT")
                 self._give_back(db)
 
+    def owe_scrub(self, db: sqlite3.Connection) -> None:
+        """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""
+        db.execute("INSERT INTO counters (name, value) VALUES ('unscrubbed', 1) ON CONFLICT DO NOTHING")
+
     def scrub(self) -> None:
         """Remove every byte that deleted rows left: in full-text indexes, free pages, the WAL and backups.
 
@@ -116,6 +122,7 @@ class Database:
             self._drop_pool()
             self._writer.execute("VACUUM")
             self._truncate_wal()
+            self._writer.execute("DELETE FROM counters WHERE name = 'unscrubbed'")
 
     def check(self) -> tuple[str, ...]:
         """Return what SQLite's and FTS5's integrity checks find wrong, one line each. Reads the whole file."""
@@ -202,6 +209,11 @@ class Database:
     def _fts_tables(self) -> list[str]:
         sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
         return [str(name) for (name,) in self._writer.execute(sql)]
+
+    def _finish_scrub(self) -> None:
+        if self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone():
+            log.info("recall file %s: removing the bytes of rows that were deleted before a crash", self.path)
+            self.scrub()
 
     def _truncate_wal(self) -> None:
         (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

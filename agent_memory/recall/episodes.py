@@ -142,7 +142,7 @@ class EpisodicMemory:
         with self._database.write() as db:
             every = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"))
             n = rows.delete(db, self._log.scope, every if wanted is None else wanted)
-            audit.note(db, self._log.scope, self._log.clock(), "forget", None, episodes=n)
+            audit.note(db, self._log.scope, self._log.clock(), "forget", None, {"episodes": n})
         with self._learning:
             self._learned = None
         if n:

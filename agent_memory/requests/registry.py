@@ -25,7 +25,7 @@ NOT_STORED = 0
 
 
 @frozen
-class Profile:
+class AgentSpec:
     """What ``memory.agent`` says of an agent, checked; None and nothing: as the agent has it."""
 
     system: str | None = None
@@ -34,7 +34,7 @@ class Profile:
     keep_reasoning: bool | None = None
 
     @classmethod
-    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> Profile:
+    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> AgentSpec:
         """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls."""
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
             raise ConfigError(f"keep_reasoning must be a bool or None, got {keep_reasoning!r}")
@@ -67,40 +67,40 @@ class Agents:
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
 
-    def open(self, name: str, profile: Profile, *, identity: str, tokenizer: str) -> Log:
-        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``profile`` says.
+    def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
+        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
 
         ``identity``: of the model that is open. ``tokenizer``: its digest.
         """
         _check_name(name)
-        system = profile.system
+        system = spec.system
         with self._lock:
             log = self._find(name, identity)
             if log is None:
-                facts = Facts(keep_reasoning=profile.keep_reasoning)
+                facts = Facts(keep_reasoning=spec.keep_reasoning)
                 record = self._store.create_agent(
-                    self._salt, name, system=system, tools=to_json(profile.tools), facts=facts.to_json()
+                    self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
                 )
                 log = Log(record)
-                self._seed(log, profile.messages, tokenizer)
+                self._seed(log, spec.messages, tokenizer)
                 self._logs[name] = log
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
                 f"{len(system)}). Open it without system=, or use another name, or delete it first"
             )
-        if profile.tools and log.tools != profile.tools:
+        if spec.tools and log.tools != spec.tools:
             raise ConfigError(
                 f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
-                f"{[tool.name for tool in profile.tools]}). Open it without tools=, or give them with each turn"
+                f"{[tool.name for tool in spec.tools]}). Open it without tools=, or give them with each turn"
             )
-        if (n_same := log.n_same(profile.messages)) < len(profile.messages):
+        if (n_same := log.n_same(spec.messages)) < len(spec.messages):
             raise ConfigError(
-                f"agent {name!r} exists with another history: message {n_same} of the {len(profile.messages)} given "
+                f"agent {name!r} exists with another history: message {n_same} of the {len(spec.messages)} given "
                 f"differs. Open it without messages=, or use another name, or delete it first"
             )
-        if profile.keep_reasoning is not None and log.facts.keep_reasoning != profile.keep_reasoning:
-            self._keep_reasoning(log, profile.keep_reasoning)
+        if spec.keep_reasoning is not None and log.facts.keep_reasoning != spec.keep_reasoning:
+            self._keep_reasoning(log, spec.keep_reasoning)
         return log
 
     def _seed(self, log: Log, messages: tuple[Message, ...], tokenizer: str) -> None:

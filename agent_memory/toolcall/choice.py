@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from attrs import frozen
 
+from agent_memory.protocols import Tokenizer
 from agent_memory.toolcall.formats import format_of
 
 
@@ -81,6 +82,14 @@ _THOUGHTS: tuple[tuple[str, str], ...] = (
     ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"),
 )
+
+
+def choice_of(tokenizer: Tokenizer) -> Choice:
+    """The choice that a tokenizer has made, or what it says of itself."""
+    made = getattr(tokenizer, "call_choice", None)
+    if isinstance(made, Choice):
+        return made
+    return Choice(tokenizer.tool_format, "its tokenizer names it", tokenizer.reasoning)
 
 
 def choose(template: str | None, vocabulary: Container[str] = (), named: str | None = None) -> Choice:

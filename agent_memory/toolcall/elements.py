@@ -8,7 +8,8 @@ before the value's do.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from agent_memory.toolcall.elementcalls import Argument, Call, attributes, element_calls, named_call
 from agent_memory.toolcall.forms import ElementForm
@@ -44,9 +45,7 @@ class ElementScanner:
         self._state = "calls" if form.call_mark else "name"
         if form.call_mark and form.start.endswith(form.call_mark):
             self._state = "tag"
-        self._marks = {state: _Marks(marks) for state, marks in _marks_of(form).items()}
-        self._follows = [Shape(*_follows_of(form, level)) for level in (0, 1)]
-        self._last = re.compile(_last_of(form))
+        self._marks, self._follows, self._last = _tables(form)
         self._is_last = False
         self._steps = {
             "calls": self._in_calls, "tag": self._in_tag, "body": self._in_body, "name": self._in_name,
@@ -150,7 +149,7 @@ class ElementScanner:
         self._value(text[stop : stop + 1])
         return stop + 1
 
-    def _outside(self, text: str, at: int, means: dict[str, object]) -> int:
+    def _outside(self, text: str, at: int, means: Mapping[str, Callable[[str, int], int]]) -> int:
         """Between tags: nothing but blanks, and JSON where the form takes it."""
         stop, mark = self._marks[self._state].find(text, at)
         first = _FIRST.search(text, at, stop)
@@ -169,7 +168,7 @@ class ElementScanner:
             return stop
         act = means.get(mark)
         if act is not None:
-            return act(text, stop)  # type: ignore[operator, no-any-return]
+            return act(text, stop)
         self._skip_mark(mark)
         return stop + len(mark)
 
@@ -313,6 +312,13 @@ class _Marks:
         if found := self._pattern.search(text, at):
             return found.start(), found.group()
         return len(text) - self._begun.held_back(text, at), ""
+
+
+@cache
+def _tables(form: ElementForm) -> tuple[Mapping[str, _Marks], Sequence[Shape], re.Pattern[str]]:
+    """What is looked for in each state; what follows a value, outside and in a nested call, and at the output's end."""
+    marks = {state: _Marks(some) for state, some in _marks_of(form).items()}
+    return marks, [Shape(*_follows_of(form, level)) for level in (0, 1)], re.compile(_last_of(form))
 
 
 def _marks_of(form: ElementForm) -> dict[str, list[str]]:

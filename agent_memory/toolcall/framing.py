@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from agent_memory.toolcall.forms import Form, FramedForm
 from agent_memory.toolcall.found import Found, from_text
 from agent_memory.toolcall.jsonscan import JSONScanner
-from agent_memory.toolcall.marks import BLANKS, Shape, ahead
+from agent_memory.toolcall.marks import Shape, ahead, behind_blanks
 from agent_memory.toolcall.output import Output, Reason
 from agent_memory.toolcall.phases import Phase
 from agent_memory.toolcall.reading import CUT, ObjectPhase
@@ -89,7 +89,7 @@ class FramedPhase:
 
     def __init__(self, form: FramedForm, output: Output, home: Phase, start: str | None = None) -> None:
         self.form, self._output, self._home = form, output, home
-        self._end = Shape((BLANKS, form.end)) if form.end else None
+        self._end = behind_blanks(form.end) if form.end else None
         self._kept = [form.start if start is None else start]
         self._written = ""  # the header of the open call
         self._n_taken = 0

@@ -66,7 +66,7 @@ def python_calls(text: str) -> list[Found]:
 def gemma_calls(text: str) -> list[Found]:
     """The calls ``call:name{key:value,...}`` in a text. Raises ValueError in words."""
     reader = _Reader(text, GEMMA)
-    calls = []
+    calls: list[Found] = []
     while not calls or not reader.is_at_end:
         reader.expect("call:")
         name = reader.name()
@@ -115,7 +115,8 @@ class _Reader:
 
     def call(self) -> Found:
         """Read ``name(key=value, ...)``."""
-        name, members = self.name(), []
+        name = self.name()
+        members: list[tuple[str, str]] = []
         self.expect("(")
         while not self.take(")"):
             if members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 from attrs import frozen
 
@@ -107,3 +108,9 @@ def _begun(parts: Parts) -> str:
             found.append(f"{before}{part.begun}")
             before += part.whole
     return "|".join(found)
+
+
+@cache
+def behind_blanks(mark: str) -> Shape:
+    """A mark, with blanks before it or none."""
+    return Shape((BLANKS, mark))

@@ -19,9 +19,11 @@ _FENCES = ("```", "~~~")
 
 
 class Phase(Protocol):
-    """One phase; ``is_call``: a call is being read."""
+    """One phase of a reply."""
 
-    is_call: bool
+    @property
+    def is_call(self) -> bool:
+        """True while a call is being read."""
 
     def feed(self, text: str, at: int) -> tuple[int, Phase]:
         """Read on."""

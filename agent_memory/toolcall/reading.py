@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from agent_memory.toolcall.forms import ElementForm, Form, LiteralForm, ObjectForm
-from agent_memory.toolcall.marks import BLANKS, Part, Shape, ahead
+from agent_memory.toolcall.marks import BLANKS, Part, Shape, ahead, behind_blanks
 from agent_memory.toolcall.objects import ObjectReader
 from agent_memory.toolcall.output import Output, Reason
 from agent_memory.toolcall.phases import ClosingPhase, Phase
@@ -18,6 +19,7 @@ from agent_memory.toolcall.spans import scanner_of
 from agent_memory.types import RejectedCall, Tool
 
 CUT = "the output ends inside it"
+_MORE = Shape((ahead("{"),), (BLANKS, ",", ahead("{")))
 _SURPLUS = Part(r"(?:\s{0,8}\}){1,3}", r"(?:\s{0,8}\}){0,3}")
 
 
@@ -100,13 +102,17 @@ class ObjectPhase:
         form, output = self._reader.form, self._output
         assert form is not None
         if form.separator:
-            return self._home if output.is_full else ClosingPhase(Shape((BLANKS, form.separator)), output, self._home)
+            return self._home if output.is_full else ClosingPhase(behind_blanks(form.separator), output, self._home)
         if not form.end:
             return self._home
-        closes = Shape((BLANKS, form.end), (BLANKS, _SURPLUS, BLANKS, form.end))
-        repeats = Shape((ahead("{"),), (BLANKS, ",", ahead("{")))
         more: Callable[[], Phase] = lambda: ObjectPhase([form], output, self._home)  # noqa: E731
-        return ClosingPhase(closes, output, self._home, None if output.is_full else (repeats, more))
+        return ClosingPhase(_closing(form.end), output, self._home, None if output.is_full else (_MORE, more))
+
+
+@cache
+def _closing(end: str) -> Shape:
+    """The mark behind an object, with a surplus brace before it or none."""
+    return Shape((BLANKS, end), (BLANKS, _SURPLUS, BLANKS, end))
 
 
 class GroupPhase:
@@ -163,7 +169,7 @@ class GroupPhase:
             return self._home
         is_taken = self._output.group(calls, raw)
         if is_taken and self._form.end and not end:
-            return ClosingPhase(Shape((BLANKS, self._form.end)), self._output, self._home)
+            return ClosingPhase(behind_blanks(self._form.end), self._output, self._home)
         return self._home
 
     def _refuse(self, reason: Reason, detail: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from agent_memory.toolcall.elements import ElementScanner
 from agent_memory.toolcall.forms import ElementForm, LiteralForm, Quote
@@ -25,9 +26,8 @@ class LiteralScanner:
 
     def __init__(self, form: LiteralForm) -> None:
         self.form = form
-        brackets = ["[", "]"] if form.is_list else []
-        self._outside = _marks([form.end, *(quote.open for quote in form.quotes), *brackets])
-        self._within = {quote: _marks([quote.close], escapes=quote.escapes) for quote in form.quotes}
+        brackets = ("[", "]") if form.is_list else ()
+        self._outside = _marks((form.end, *(quote.open for quote in form.quotes), *brackets))
         self._quote: Quote | None = None
         self._depth = 0
         self._parts: list[str] = []
@@ -63,7 +63,7 @@ class LiteralScanner:
             self._parts.append(found.group())
             at = found.end()
         while not self.done:
-            marks = self._outside if self._quote is None else self._within[self._quote]
+            marks = self._outside if self._quote is None else _marks((self._quote.close,), self._quote.escapes)
             found = marks[0].search(text, at)
             if found is None:
                 stop = len(text) - marks[1].held_back(text, at)
@@ -94,7 +94,8 @@ class LiteralScanner:
             self._quote = next((quote for quote in self.form.quotes if quote.open == mark), None)
 
 
-def _marks(marks: Sequence[str], *, escapes: bool = False) -> tuple[re.Pattern[str], Beginnings]:
+@cache
+def _marks(marks: tuple[str, ...], escapes: bool = False) -> tuple[re.Pattern[str], Beginnings]:
     """A pattern of marks, and what may begin one; ``escapes``: a backslash and any character is one too."""
     some = sorted(filter(None, marks), key=len, reverse=True)
     pattern = "|".join([*map(re.escape, some), *([r"\\."] if escapes else [])])

@@ -19,6 +19,7 @@ from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.grammar import schemas
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
 from agent_memory.toolcall import FORMATS, parse
+from agent_memory.toolcall.choice import _SIGNS
 from agent_memory.toolcall.formats import forms
 from agent_memory.toolcall.forms import ChannelForm, FramedForm, ObjectForm
 from agent_memory.tools import as_tools, from_json, to_json
@@ -741,6 +742,87 @@ def test_a_hundred_prompts_to_random_weights_14(name: str) -> None:
     with tiny_memory(name) as memory:
         n_complete, n = ask_many(memory, 100)
     assert n_complete >= 0.6 * n
+
+
+TOLD = sorted({format for format, _ in _SIGNS})  #: formats that a template tells
+
+
+def memory_of(format: str) -> Memory:
+    """A tiny random model whose template knows tools and tells a format, and whose vocabulary has its start mark."""
+    from agent_memory import MLXRunner
+    from tests import tiny
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    signs = next(signs for known, signs in _SIGNS if known == format)
+    if (start := forms(format)[0].start).startswith("<|"):
+        made.add_tokens([start], special_tokens=True)
+    listed = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"
+    said = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    made.chat_template = f"{{# {' '.join(signs)} #}}{listed}{said}{'>>>' if format == 'functionary_v32' else ''}"
+    return Memory(MLXRunner(tiny.model("llama"), made, name=f"tiny {format}"), ":memory:")
+
+
+@pytest.mark.mlx
+def test_a_held_call_may_end_with_a_mark_that_ends_the_reply() -> None:
+    from agent_memory import MLXRunner
+    from tests import tiny
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    made.add_tokens(["<|channel|>", "<|message|>", "<|call|>", "<|constrain|>"], special_tokens=True)
+    made.eos_token = "<|call|>"
+    made.chat_template = (
+        "{% for t in tools or [] %}{{ t }}{% endfor %}{{ messages[0].content }}{# <|channel|> <|message|> #}"
+    )
+    with Memory(MLXRunner(tiny.model("llama"), made, name="tiny channels"), ":memory:") as memory:
+        tokenizer_of = memory._runner.tokenizer
+        begin = begin_with(tokenizer_of, "<|channel|>commentary to=functions.")
+        for asked in ({"logits_processors": [begin]}, {"tool_choice": "required"}):
+            reply = memory.generate("go", tools=[Tool("wait", strict=True)], max_tokens=60, **asked)
+            assert (reply.finish, reply.rejected_calls, reply.text) == ("tool_calls", (), "")
+            assert reply.token_ids[-1] in tokenizer_of.eos_ids or reply.tool_calls
+
+
+def hold_many(format: str, n: int) -> int:
+    """Complete calls of ``n`` prompts, half of them forced, half opened by the model; each is valid or cut."""
+    with memory_of(format) as memory:
+        tokenizer = memory._runner.tokenizer
+        assert tokenizer.tool_format == format
+        start = forms(format)[0].start
+        opening = "<|channel|>commentary to=functions." if format == "harmony" else start or "["
+        opening = {"tool_use": '{"tool_use"', "llama3": '{"name": "move"', "functionary_v32": "move\n{"}.get(
+            format, opening
+        )
+        handles = []
+        for number in range(n):
+            asked: dict[str, Any] = {"tools": STRICT, "max_tokens": 120, "parallel_tool_calls": False}
+            asked["sampling"] = Sampling(temperature=1.0, seed=number) if number % 4 > 1 else Sampling()
+            if number % 2:
+                asked["tool_choice"] = "required"
+            else:
+                asked["logits_processors"] = [begin_with(tokenizer, opening)]
+            handles.append(memory.stream(f"Task {number}: move the crane.", **asked))
+        n_complete = 0
+        for handle in handles:
+            reply = handle.result(600)
+            assert all(map(is_valid_call, reply.tool_calls)), (format, reply)
+            assert reply.finish == ("tool_calls" if reply.tool_calls else "length"), (format, reply)
+            n_complete += bool(reply.tool_calls)
+        return n_complete
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("format", ["qwen3_coder", "gemma4", "harmony"])
+def test_random_weights_are_held_to_valid_calls_in_formats_of_every_kind_14_23(format: str) -> None:
+    assert hold_many(format, 4) >= 1
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+@pytest.mark.parametrize("format", TOLD)
+def test_fifty_prompts_to_random_weights_in_every_format_14_23(format: str) -> None:
+    assert hold_many(format, 50) >= 10
 
 
 @pytest.mark.model

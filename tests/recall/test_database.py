@@ -196,3 +196,20 @@ def test_the_full_text_index_is_among_what_is_checked_and_scrubbed(tmp_path: Pat
         connection.execute("UPDATE words_data SET block = x'00' WHERE id > 10")
     assert any("words" in line for line in db.check())
     db.close()
+
+
+def test_a_scrub_that_a_crash_prevented_is_done_when_the_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "recall.sqlite"
+    db = Database(path)
+    for n in range(50):
+        add(db, f"zebrafish{n}quartz")
+    with db.write() as connection:
+        connection.execute("DELETE FROM counters WHERE name LIKE 'zebra%'")
+        db.owe_scrub(connection)
+    assert b"zebrafish7quartz" in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    db.close()  # and no scrub
+    db = Database(path)
+    assert b"zebrafish7quartz" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with db.read() as connection:
+        assert connection.execute("SELECT count(*) FROM counters WHERE name = 'unscrubbed'").fetchone() == (0,)
+    db.close()

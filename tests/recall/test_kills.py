@@ -64,6 +64,10 @@ def kill_often(path: Path, n_kills: int) -> None:
                 bodies = {body for (body,) in db.execute("SELECT body FROM texts")}
             assert kept <= bodies
             assert not any(body.startswith(phrase) for body in bodies for phrase in gone)
+            data = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+            # Also where the process died between the deletion of the rows and the removal of their bytes.
+            without_rows = [p for p in asked if not any(body.startswith(p) for body in bodies)]
+            assert [phrase for phrase in without_rows if phrase.encode() in data] == []
             newest = memory.recall("master of the ferry", k=50)
             valid = [hit for hit in newest if hit.item.slot]
             assert len(valid) <= 1  # one master at a time

@@ -10,7 +10,7 @@ import pytest
 
 from agent_memory import EchoRunner, Memory
 from agent_memory.toolcall import FORMATS, ToolParser
-from agent_memory.toolcall.choice import choose
+from agent_memory.toolcall.choice import choice_of, choose
 from agent_memory.toolcall.formats import KNOWN
 from tests.grammar.test_grammar import Template
 from tests.toolcall.test_formats import TOOLS
@@ -73,6 +73,11 @@ def test_a_vocabulary_tells_where_the_template_does_not_and_a_configuration_afte
     assert choose("{{ messages }}", (), "laguna").reason == "its configuration names 'laguna'"
     assert choose(None).reason == "it has no chat template: every JSON form is read"
     assert choose("{{ x }}").format is None
+
+
+def test_a_tokenizer_that_has_made_no_choice_tells_its_format() -> None:
+    assert choice_of(Template("mistral")).format == "mistral"
+    assert choice_of(Template(None)).reasoning == ("<think>", "</think>")
 
 
 @pytest.mark.parametrize(

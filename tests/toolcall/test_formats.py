@@ -44,7 +44,7 @@ WELL_FORMED: dict[str, list[Call]] = {
     "two calls": [("save", {"path": "a"}), ("save", {"path": "b", "count": 2})],
     "empty arguments": [("list_files", {})],
     "a list": [("save", {"path": "a", "tags": [1, 2, 3]})],
-    "an empty and a long text": [("save", {"path": "", "text": "li\nbreak, (brackets) [x] {y} = \"q\" 'p' \\ " * 3})],
+    "an empty and a long text": [("save", {"path": "", "text": "li\nbreak, (brackets) [x] {y} = \"q\" 'p' \\ "})],
     "large numbers": [("save", {"path": "0001", "count": 10**30 + 1, "options": {"n": 2**53 + 1, "x": 0.1}})],
     "what looks like other types": [("save", {"path": "null", "text": "true", "count": -7, "force": False})],
 }
@@ -135,7 +135,7 @@ MALFORMED = {
 def marks(format: str) -> list[str]:
     """Where a text is worth cutting."""
     ends = [mark for form in KNOWN[format].forms for mark in (form.start, form.end) if mark]
-    return [*ends, "</think>", "</parameter>", "\n"]
+    return [*ends, "</think>"]
 
 
 def whole_and_cut(text: str, format: str, tools: Any = TOOLS) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory.toolcall import FORMATS, ToolParser, parse
+from agent_memory.toolcall.formats import KNOWN
 from agent_memory.types import Text
 from tests.toolcall.writers import WRITERS, cut, found, run, summary
 
@@ -199,3 +200,14 @@ def test_five_hundred_broken_outputs_raise_nothing_and_lose_nothing_10() -> None
 @pytest.mark.slow
 def test_twenty_thousand_broken_outputs_raise_nothing_and_lose_nothing_10() -> None:
     check_mutations(20_000)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hostile_texts_of_every_format_end_in_time_and_are_kept(format: str) -> None:
+    one, form = WRITERS[format]([("add", {"a": "x", "b": 1})]), KNOWN[format].forms[0]
+    start, end = form.start or one[:5], form.end or "}"
+    for text in (
+        start * 200, end * 200, one[: len(one) // 2] * 50, start + one[len(one) // 2 :] * 50, start + " " * 2_000 + one,
+        one[: len(one) * 2 // 3] * 30 + one[len(one) // 2 :] * 30, start + '"' * 2_000, start + "[" * 1_000 + "{" * 1_000,
+    ):  # fmt: skip
+        run(ToolParser(None, format), cut(text, 97))
