@@ -108,7 +108,7 @@ def _is_unset(value: object) -> bool:
 
 
 def is_malformed(end: CallEnd) -> bool:
-    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    """True if a call that a stream has begun is none: its text follows, and the whole object holds that text alone."""
     return end.rejected is not None and end.rejected.reason == "malformed"
 
 
