@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
+from agent_memory.errors import INSTALL, AgentMemoryError
+
 try:
     import rich.console
     import rich.table
     import typer
 except ImportError as error:
-    raise SystemExit(f"the command line needs typer and rich: install the extra 'cli' ({error})") from error
-
-from agent_memory.errors import AgentMemoryError
+    raise SystemExit(f"the command line needs typer and rich: {INSTALL['cli']} ({error})") from error
 
 if TYPE_CHECKING:
     from agent_memory.agent import Agent

@@ -40,6 +40,7 @@ INSTALL: Mapping[str, str] = {
     "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
     "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
+    "cli": 'pip install "typer>=0.12" "rich>=13"',
 }
 
 
@@ -144,17 +145,17 @@ class UnknownAgentError(RequestError, LookupError):
 
 
 class QueueFullError(RequestError):
-    """Too many requests wait to be started; this one was refused before any work."""
+    """Too many requests wait to be started; this one, or this batch of ``n_asked``, was refused before any work."""
 
-    def __init__(self, n_waiting: int, limit: int) -> None:
-        self.n_waiting, self.limit = n_waiting, limit
+    def __init__(self, n_waiting: int, limit: int, n_asked: int = 1) -> None:
+        self.n_waiting, self.limit, self.n_asked = n_waiting, limit, n_asked
         super().__init__(
-            f"{n_waiting:,} requests wait to be started, and Config.max_waiting is {limit:,}. Ask again when one "
-            f"of them has started, or open the Memory with a larger max_waiting."
+            f"{n_waiting:,} requests wait to be started, {n_asked:,} more would wait, and Config.max_waiting is "
+            f"{limit:,}. Ask again when others have started, or open the Memory with a larger max_waiting."
         )
 
-    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int]]:
-        return type(self), (self.n_waiting, self.limit)
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int, int]]:
+        return type(self), (self.n_waiting, self.limit, self.n_asked)
 
 
 class ToolResultError(RequestError, ValueError):
@@ -200,11 +201,11 @@ class OutOfSpaceError(StoreError, OSError):
 
 
 class ItemNotFoundError(StoreError, LookupError):
-    """No item of that id is in this workspace: it was never there, or it was forgotten."""
+    """No item, episode or pattern of that id is in this workspace: it was never there, or it was forgotten."""
 
-    def __init__(self, item: int) -> None:
-        self.item = item
-        super().__init__(f"item {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+    def __init__(self, item: int | str, noun: str = "item") -> None:
+        self.item, self.noun = item, noun
+        super().__init__(f"{noun} {item} is not in this workspace: it was forgotten, or belongs to another workspace")
 
-    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int]]:
-        return type(self), (self.item,)
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int | str, str]]:
+        return type(self), (self.item, self.noun)

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Unpack, overload
 
@@ -67,7 +68,8 @@ class Memory:
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
         hot_bytes, warm_bytes = memory_budgets(config)
-        self._store = store_for(path, config, warm_bytes)
+        self._path = store_path(path)
+        self._store = store_for(self._path or ":memory:", config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
         self._asking = Asking(self._runner, self._store, self._engine, config)
         try:
@@ -96,6 +98,31 @@ class Memory:
         folder = store_path(path)
         runner = runner_for(model, config, adapter)
         return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as replies of the two APIs give it."""
+        return self._runner.name
+
+    @property
+    def path(self) -> Path | None:
+        """The store's folder, absolute; None without a disk tier."""
+        return self._path
+
+    @property
+    def config(self) -> Config:
+        """The settings that this Memory was opened with."""
+        return self._config
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The model's context length in tokens; None where the model names none."""
+        return self._runner.context_tokens
+
+    @property
+    def is_closed(self) -> bool:
+        """True after ``close()``, and while it closes."""
+        return self._asking.is_closed
 
     @property
     def messages(self) -> AnthropicMessages:

@@ -13,6 +13,7 @@ from attrs.validators import optional
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.usage import EXACTNESS as EXACTNESS
 from agent_memory.usage import TIERS as TIERS
+from agent_memory.usage import AsDict
 from agent_memory.usage import DivergedAt as DivergedAt
 from agent_memory.usage import Exactness as Exactness
 from agent_memory.usage import MissCause as MissCause
@@ -263,7 +264,7 @@ class AgentInfo:
 
 
 @frozen(kw_only=True)
-class Stats:
+class Stats(AsDict):
     """Counters of one Memory since it was opened, and its bytes now."""
 
     requests: int = 0
@@ -285,8 +286,10 @@ class Stats:
     agents: int = 0
     save_failures: int = 0
     saves_skipped: Mapping[str, int] = field(factory=dict)  #: KV that was not written, by reason
-    disk_state: str = "ok"  #: "full", "read-only" or "failing" while the disk takes no writes
+    disk_state: str = "ok"  #: "full", "read-only", "failing" or "gone" (the folder) while the disk takes no writes
     disk_failures: int = 0  #: writes that the disk refused
+    unwritten_tokens: int = 0  #: tokens whose KV was to be written and is not on disk
+    unreadable: int = 0  #: KV files that cannot be read now, and are tried again
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
 
     def _repr_html_(self) -> str:
@@ -299,7 +302,7 @@ class Stats:
 
 
 @frozen(kw_only=True)
-class VerifyReport:
+class VerifyReport(AsDict):
     """What ``Memory.verify()`` found."""
 
     segments: int
@@ -307,11 +310,13 @@ class VerifyReport:
     bytes_read: int
     turns: int
     damaged: tuple[str, ...] = ()  #: one line each
+    unread: tuple[str, ...] = ()  #: what could not be read just now, which says nothing of its bytes; one line each
+    strangers: tuple[str, ...] = ()  #: files in the folder that the store did not make, and never removes
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was damaged."""
-        return not self.damaged
+        """True if all could be read, and nothing was damaged."""
+        return not self.damaged and not self.unread
 
 
 @frozen(kw_only=True)
@@ -332,7 +337,7 @@ class Divergence:
 
 
 @frozen(kw_only=True)
-class Doctor:
+class Doctor(AsDict):
     """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -26,6 +27,28 @@ def weakest(*promises: Exactness) -> Exactness:
     return max(promises, key=EXACTNESS.index, default="exact")
 
 
+class AsDict:
+    """Values that can be written as JSON."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a copy in dicts, lists, numbers and texts alone, as ``json.dumps`` takes them."""
+        return {one.name: _plain(getattr(self, one.name)) for one in attrs.fields(type(self))}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one) for one in value]
+    if attrs.has(type(value)):
+        return {one.name: _plain(getattr(value, one.name)) for one in attrs.fields(type(value))}
+    return str(value)
+
+
 @frozen
 class DivergedAt:
     """Where a prompt left what had been computed before: the first token that differs, and the message it is in."""
@@ -36,7 +59,7 @@ class DivergedAt:
 
 
 @frozen(kw_only=True)
-class Usage:
+class Usage(AsDict):
     """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
 
     prompt_tokens: int

@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 
 import agent_memory
-from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, StoreView, open_store
+from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, SentenceModel, StoreView, open_store
 from agent_memory.config import as_path
+from agent_memory.recall.context import ContextMemory
+from agent_memory.recall.episodes import EpisodicMemory
 from tests.models.tinydirectory import adapter, directory
+from tests.recall.test_sentence_model import write
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=32, blas=None)
 BIG = "a word and another one " * 8
@@ -83,14 +86,16 @@ def test_a_memory_needs_no_working_directory(tmp_path: Path, monkeypatch: pytest
 
 def _takes_path(name: str, parameter: inspect.Parameter) -> bool:
     kind = str(parameter.annotation)
+    if re.match(r"IO\b|TextIO|BinaryIO|Iterable", kind):  # a file that the caller has opened
+        return False
     return bool(re.search(r"\bPath\b|PathLike|StrPath", kind)) or name in ("path", "file", "folder", "directory")
 
 
 def _public_paths() -> set[str]:
     """``Owner.method(parameter)`` of everything public whose annotation or name says that it takes a path."""
     found = set()
-    for owner in agent_memory.__all__:
-        value = getattr(agent_memory, owner)
+    public = {name: getattr(agent_memory, name) for name in agent_memory.__all__}
+    for owner, value in {**public, "ContextMemory": ContextMemory, "EpisodicMemory": EpisodicMemory}.items():
         members = {n: m for n, m in inspect.getmembers(value) if n == "__init__" or not n.startswith("_")}
         for name, member in ({owner: value} if inspect.isfunction(value) else members).items():
             if not (inspect.isfunction(member) or inspect.ismethod(member)):
@@ -186,6 +191,49 @@ def _adapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path)
     assert found != _opened(MLXRunner.named(base, config=SMALL), away, tmp_path)
 
 
+def _episodes(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with EpisodicMemory(given) as memory:
+        away()
+        memory.start("open the harbour").complete(True)
+    with EpisodicMemory(folder) as memory:
+        assert memory.recall("open the harbour")
+
+
+def _episodes_out(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with EpisodicMemory() as memory:
+        memory.start("open the harbour").complete(True)
+        assert memory.export_jsonl(given) == 1
+        away()
+    assert folder.is_file()
+
+
+def _episodes_in(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    _episodes_out(folder, lambda: None, folder, tmp_path)
+    with EpisodicMemory() as memory:
+        assert memory.import_jsonl(given) == 1
+        away()
+        assert memory.recall("open the harbour")
+
+
+def _sentences(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    write(folder)
+    model = SentenceModel(given)
+    away()
+    assert model.embed(["the harbour"]).shape == (1, model.dim)
+
+
+def _context(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with ContextMemory(given) as memory:
+        away()
+        memory.remember("The harbour opens at six.")
+    with ContextMemory(folder) as memory:
+        assert memory.recall("harbour")
+
+
 Case = Callable[[Any, Callable[[], None], Path, Path], None]
 #: Each parameter that takes a path, and a use of it in which the working directory changes meanwhile: what was given,
 #: the change, the folder that was meant, and room for more.
@@ -198,6 +246,11 @@ CASES: Mapping[str, Case] = {
     "Memory.aopen(adapter)": _aadapter,
     "open_store.open_store(path)": _view,
     "StoreView.__init__(path)": _bare_view,
+    "ContextMemory.__init__(path)": _context,
+    "EpisodicMemory.__init__(path)": _episodes,
+    "EpisodicMemory.export_jsonl(file)": _episodes_out,
+    "EpisodicMemory.import_jsonl(file)": _episodes_in,
+    "SentenceModel.__init__(folder)": _sentences,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }

@@ -17,20 +17,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import attrs
 import pydantic
 import pytest
 
 from agent_memory import (
     Agent,
     AgentDeletedError,
+    CallArguments,
+    CallEnd,
+    CallRejected,
+    CallStart,
     CancelledError,
     ClosedError,
+    Config,
     ConfigError,
+    DivergedAt,
     EchoRunner,
+    Markup,
     Memory,
     PromptTooLongError,
+    Reasoning,
     RequestTimeoutError,
     StoreLockedError,
+    Text,
     UnknownAgentError,
     UnsupportedParameterError,
     as_completed,
@@ -494,3 +504,51 @@ def test_a_schema_of_a_pydantic_class_imports_no_pydantic() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# what a Memory says of itself
+
+
+def test_a_memory_tells_its_model_folder_settings_and_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(chunk_tokens=16)
+    memory = Memory(EchoRunner(context_tokens=99), "agents", config=config)
+    assert memory.path == tmp_path / "agents"
+    assert memory.config is config
+    assert memory.context_tokens == 99
+    assert memory.model_name == memory.chat.completions.create(messages=[USER]).model
+    assert memory.is_closed is False
+    memory.close()
+    assert memory.is_closed is True
+    with Memory(EchoRunner(), ":memory:") as memory:
+        assert memory.path is None
+
+
+def test_figures_can_be_written_as_json(tmp_path: Path) -> None:
+    with Memory(EchoRunner(), tmp_path) as memory:
+        reply = memory.agent("ann").say("hi")
+        report, stats, doctor = memory.verify(), memory.stats(), memory.doctor()
+    for value in (reply.usage, report, stats, doctor):
+        fields = json.loads(json.dumps(value.to_dict(), allow_nan=False))
+        assert fields.keys() == {one.name for one in attrs.fields(type(value))}
+    assert reply.usage.to_dict()["tier_tokens"] == dict(reply.usage.tier_tokens)
+    assert reply.usage.to_dict()["prompt_tokens"] == reply.usage.prompt_tokens
+    assert doctor.to_dict()["facts"]["hot_bytes"] == doctor.hot_bytes
+    assert report.to_dict()["damaged"] == []
+    nested = attrs.evolve(reply.usage, diverged_at=DivergedAt(3, 1, "user"))
+    assert nested.to_dict()["diverged_at"] == {"token": 3, "message": 1, "role": "user"}
+
+
+def test_the_events_of_a_reply_can_be_told_apart_by_their_public_classes() -> None:
+    said = '<think>hm</think>So. <tool_call>{"name": "ping", "arguments": {}}</tool_call>'
+    with Memory(EchoRunner(said), ":memory:") as memory, memory.stream("go", tools=[ping]) as handle:
+        events = [event for delta in handle for event in delta.events]
+    kinds = {type(event) for event in events}
+    assert {Reasoning, Text, CallStart, CallArguments, CallEnd} <= kinds
+    assert kinds <= {Reasoning, Text, Markup, CallStart, CallArguments, CallEnd, CallRejected}
+
+
+def test_a_dialect_gives_events_where_it_is_asked_to_stream(memory: Memory) -> None:
+    for stream, kind in ((True, "EventStream"), (False, "Data"), (None, "Data")):
+        assert type(memory.messages.create(messages=[USER], max_tokens=9, stream=stream)).__name__ == kind
+        assert type(memory.chat.completions.create(messages=[USER], stream=stream)).__name__ == kind

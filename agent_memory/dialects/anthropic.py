@@ -6,7 +6,7 @@ Shapes follow the API's reference and the types of its Python SDK.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
 from agent_memory.dialects.stream import EventStream
@@ -29,6 +29,12 @@ class AnthropicMessages:
     def __init__(self, ask: Callable[..., Generation], count_tokens: Callable[..., int], model: str) -> None:
         self._ask, self._count_tokens, self._model = ask, count_tokens, model
 
+    @overload
+    def create(self, *, stream: Literal[False] | None = None, **request: Any) -> Data: ...
+    @overload
+    def create(self, *, stream: Literal[True], **request: Any) -> EventStream: ...
+    @overload
+    def create(self, *, stream: bool | None, **request: Any) -> Data | EventStream: ...
     def create(self, **request: Any) -> Data | EventStream:
         """A message; with ``stream=True`` its events."""
         parameters = Parameters(request, "messages")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, is_malformed
 from agent_memory.dialects.stream import EventStream
@@ -35,6 +35,12 @@ class OpenAICompletions:
     def __init__(self, ask: Callable[..., Generation], model: str) -> None:
         self._ask, self._model = ask, model
 
+    @overload
+    def create(self, *, stream: Literal[False] | None = None, **request: Any) -> Data: ...
+    @overload
+    def create(self, *, stream: Literal[True], **request: Any) -> EventStream: ...
+    @overload
+    def create(self, *, stream: bool | None, **request: Any) -> Data | EventStream: ...
     def create(self, **request: Any) -> Data | EventStream:
         """A completion; with ``stream=True`` its chunks."""
         parameters = Parameters(request, "chat.completions")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.toolcall.found import loads
+from agent_memory.toolcall.jsonscan import JSONScanner, Seen
 from agent_memory.types import CallEnd
 
 _FREE = frozenset({"input", "metadata"})  #: fields whose value is the model's or the caller's own JSON, left as it is
@@ -112,38 +112,30 @@ def is_malformed(end: CallEnd) -> bool:
     return end.rejected is not None and end.rejected.reason == "malformed"
 
 
-_STRUCTURE = "{}[],:"
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+|"', re.DOTALL)
-
-
 def begun_object(text: str) -> dict[str, Any]:
     """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended.
 
     A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
     """
-    stack: list[str] = []
-    kept, is_key = "", False
-    for token in _TOKEN.finditer(text):
-        mark = token.group()
-        if mark not in _STRUCTURE and not _is_whole(mark):
+    scanner, at, kept = JSONScanner(keeps=len(text)), 0, ""
+    while True:
+        at, seen = scanner.next(text, at)
+        if seen is None or (seen.text is not None and not _is_whole(text[: seen.at], seen)):
             break
-        if mark in "{[":
-            stack.append("}" if mark == "{" else "]")
-            is_key = mark == "{"
-        elif mark in "}]":
-            stack.pop()
-        elif mark in ",:":
-            is_key = mark == "," and stack[-1] == "}"
-            continue
-        elif is_key:
-            continue
-        kept = text[: token.end()] + "".join(reversed(stack))
+        if seen.kind == "end":
+            kept = text[: seen.at] + scanner.closers
+        elif seen.kind == "begin" and seen.mark in "{[":
+            kept = text[: seen.at + 1] + ("}" if seen.mark == "{" else "]") + scanner.closers
+    if at == len(text) and scanner.open_literal is not None:
+        kept = text + scanner.closers
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
 
 
-def _is_whole(token: str) -> bool:
-    """Whether a string or a literal is complete, and JSON that can be written again."""
+def _is_whole(read: str, seen: Seen) -> bool:
+    """True if a key, a string or a literal is JSON that can be written again."""
+    written = seen.text or ""
+    token = f'"{written}"' if read.endswith('"') else written
     try:
         json.dumps(loads(token), ensure_ascii=False).encode()
     except ValueError:

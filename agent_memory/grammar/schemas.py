@@ -21,6 +21,7 @@ _OF_MANY = ("properties", "patternProperties", "$defs", "definitions")  #: name 
 _OF_LIST = ("prefixItems", "anyOf", "oneOf", "allOf")
 _OF_ONE = ("items", "additionalProperties")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: ([^\s;,]+)")
+_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _UNKNOWN = re.compile(r'Unimplemented keys: \["([^"]+)"')
 
 
@@ -54,6 +55,9 @@ def closed(text: str, place: str) -> dict[str, Any] | str:
     for path, part in _parts(closed, place):
         if isinstance(part.get("items"), list):
             return f"{path}.items: a list of schemas is not supported; use prefixItems"
+        for key in _NUMBERS:
+            if (number := next(_large(part.get(key)), None)) is not None:
+                return f"{path}.{key}: {number} is beyond 2**53; a grammar would hold another number"
     while unknown := _UNKNOWN_FORMAT.search(reason := _fault(closed)):
         parts = [(path, part) for path, part in _parts(closed, place) if part.get("format") == unknown[1]]
         if not parts:
@@ -111,6 +115,14 @@ def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for key in _OF_ONE:
         yield from _parts(schema.get(key), f"{path}.{key}")
     yield path, schema
+
+
+def _large(value: object) -> Iterator[int]:
+    """The integers in a value that a double cannot hold exactly."""
+    if isinstance(value, int) and abs(value) > 2**53:
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _large(part)
 
 
 def _is_composed(schema: Mapping[str, Any]) -> bool:

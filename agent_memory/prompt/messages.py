@@ -148,7 +148,7 @@ def _messages(one: object, index: int) -> list[Message]:
     ]
 
 
-def _as_mapping(one: object) -> object:
+def _as_mapping(one: object) -> Any:
     """The fields of an SDK's object (pydantic's), without importing what made it; anything else as it is."""
     dump = getattr(type(one), "model_dump", None)
     return one if isinstance(one, Mapping) or not callable(dump) else dump(one)

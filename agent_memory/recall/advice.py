@@ -8,8 +8,9 @@ from agent_memory.recall.drafts import Draft
 from agent_memory.recall.episode_types import Pattern, Recommendation, TaskContext, described
 from agent_memory.recall.learned import Learned, Verdicts, as_pattern, freshness
 from agent_memory.recall.signatures import error_signature, task_words
-from agent_memory.recall.similarity import DUPLICATE, jaccard, text_similarity
+from agent_memory.recall.similarity import jaccard, text_similarity
 
+_ALIKE = 0.6  #: from here on an error is taken for one of a kind; how alike they are counts in the score
 MIN_EFFECTIVENESS = 0.3  #: patterns below are hidden, not deleted
 
 
@@ -37,7 +38,7 @@ def _for_error(learned: Learned, verdicts: Verdicts, error: str, now: float) -> 
     found: list[Recommendation] = []
     for draft in learned.drafts:
         likeness = text_similarity(draft.error, signature) if draft.kind == "error_recovery" else 0.0
-        if likeness >= DUPLICATE:
+        if likeness >= _ALIKE:
             pattern = as_pattern(draft, verdicts, now)
             parts = {"error": 0.6 * likeness, "effectiveness": 0.4 * pattern.effectiveness.value}
             if pattern.effectiveness.value >= MIN_EFFECTIVENESS:
@@ -50,7 +51,7 @@ def _single(learned: Learned, signature: str, now: float) -> Iterator[Recommenda
     for detour in learned.detours:
         likeness = text_similarity(detour.signature, signature)
         tools = tuple(dict.fromkeys(detour.tools))
-        if likeness >= DUPLICATE and detour.is_repaired and tools:
+        if likeness >= _ALIKE and detour.is_repaired and tools:
             at = detour.episode.ended_s or detour.episode.started_s
             actions = {step.tool: step.action for step in detour.steps}
             how = " then ".join(described(tools, [actions[tool] for tool in tools]))

@@ -9,16 +9,15 @@ import numpy as np
 
 from agent_memory.recall import search
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
-from agent_memory.recall.rows import Row, rows_of, span_text, stale_items
+from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import TEXT_KINDS, Hit
 from agent_memory.recall.vectors import VectorView
-from agent_memory.recall.words import question_terms, terms
+from agent_memory.recall.words import question_terms
 
-CANDIDATES = 150  #: rows that are read and scored
+CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
 NEAREST = 100  #: items that vectors find
-_RESCORED = 100
 _MOST_STANDING = 100
 
 
@@ -30,8 +29,12 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, vi
     similar = _similar(db, query, question, view)
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
-        found = search.find(db, scope.workspace, words, n_items, is_passage=is_passage)
-        found = found.best(FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope))
+        n, standing = FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope)
+        found = search.find(
+            db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
+        )
+        found = found.best(4 * n, standing).existing(db).best(n, standing)
+        found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
                 candidates[row.item] = scored(row, question, relevance, similar.pop(row.item, 0.0))
@@ -76,17 +79,9 @@ def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
     return int(row[0]) if row else 0
 
 
-def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[Row, float]]:
-    """Rows with their relevance; those in front have the words that are too frequent to look for counted as well."""
+def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
+    """Rows with their relevance."""
     rows = rows_of(db, scope, found.ids.tolist())
-    scores = {
-        int(item): relevance_of(alone, around, rows[int(item)].n_words)
-        for item, alone, around in zip(found.ids, found.alone, found.around, strict=True)
-        if int(item) in rows
-    }
-    if any(term.is_frequent for term in found.terms):
-        best = sorted(scores, key=lambda item: (-scores[item], item))[:_RESCORED]
-        for item, more in search.rescored(found, best, [terms(span_text(db, rows[item])) for item in best]).items():
-            scores[item] += more
-    for item, score in scores.items():
-        yield rows[item], score
+    for item, alone, around in zip(found.ids.tolist(), found.alone.tolist(), found.around.tolist(), strict=True):
+        if item in rows:
+            yield rows[item], relevance_of(alone, around, rows[item].n_words)

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall import audit
-from agent_memory.recall.rows import Row, rows_where, span_text
+from agent_memory.recall.rows import ItemRow, rows_where, span_text
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import Change, Plan
 from agent_memory.recall.words import terms
@@ -35,7 +35,7 @@ def planned(db: sqlite3.Connection, scope: Scope) -> tuple[Change, ...]:
     words = {row.item: frozenset(terms(span_text(db, row))) for row in rows}
     rows = [row for row in rows if len(words[row.item]) >= _FEWEST_WORDS]
     rarity = Counter(word for row in rows for word in words[row.item])
-    by_word: dict[str, list[Row]] = defaultdict(list)
+    by_word: dict[str, list[ItemRow]] = defaultdict(list)
     changes = []
     for row in reversed(rows):  # newest first: a newer item is what an older one is merged into
         own = words[row.item]
@@ -85,7 +85,7 @@ def undo(db: sqlite3.Connection, scope: Scope, plan: int, now: float) -> None:
     audit.note(db, scope, now, "undo", None, {"plan": plan})
 
 
-def _most_alike(row: Row, others: list[Row], words: dict[int, frozenset[str]]) -> Row | None:
+def _most_alike(row: ItemRow, others: list[ItemRow], words: dict[int, frozenset[str]]) -> ItemRow | None:
     best, most = None, SAME
     for other in others:
         if other.kind == row.kind and other.text != row.text:

@@ -128,7 +128,14 @@ class ContextMemory:
             texts.extend(prepare(piece) for piece in split(clean))
         with self._database.write() as db:
             filed = file_texts(db, self._scope, texts, now)
-            audit.note(db, self._scope, now, "remember", None, {"texts": filed.n_texts, "duplicates": filed.n_duplicates, "items": len(filed.ids), "redactions": dict(redactions), "superseded": len(filed.superseded)})  # fmt: skip
+            detail = {
+                "texts": filed.n_texts,
+                "duplicates": filed.n_duplicates,
+                "items": len(filed.ids),
+                "redactions": dict(redactions),
+                "superseded": len(filed.superseded),
+            }
+            audit.note(db, self._scope, now, "remember", None, detail)
         return IngestReport(
             ids=tuple(filed.ids),
             n_texts=filed.n_texts,
@@ -252,6 +259,7 @@ class ContextMemory:
             texts = self._texts_to_forget(db, what, source, everything)
             if texts:
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
+                self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
         return len(texts)

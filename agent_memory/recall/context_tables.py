@@ -16,11 +16,12 @@ CONTEXT_TABLES = """
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE workspaces (workspace INTEGER PRIMARY KEY AUTOINCREMENT, salt TEXT NOT NULL, name TEXT NOT NULL,
     created_s REAL NOT NULL, n_passages INTEGER NOT NULL DEFAULT 0, n_typed INTEGER NOT NULL DEFAULT 0,
+    last_number INTEGER NOT NULL DEFAULT 0,
     UNIQUE (salt, name));
 CREATE TABLE threads (thread INTEGER PRIMARY KEY, workspace INTEGER NOT NULL, source TEXT,
     next_item INTEGER NOT NULL, last_at REAL NOT NULL);
 CREATE INDEX threads_source ON threads (workspace, source);
-CREATE TABLE texts (text INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NOT NULL, thread INTEGER NOT NULL,
+CREATE TABLE texts (text INTEGER PRIMARY KEY AUTOINCREMENT, workspace INTEGER NOT NULL, number INTEGER NOT NULL,
     kind TEXT NOT NULL, role TEXT NOT NULL, speaker TEXT, source TEXT, at REAL NOT NULL, last_at REAL NOT NULL,
     created_s REAL NOT NULL, body TEXT NOT NULL, hash BLOB NOT NULL, count INTEGER NOT NULL DEFAULT 1,
     UNIQUE (workspace, hash));
@@ -39,10 +40,10 @@ CREATE INDEX items_slot ON items (workspace, slot) WHERE slot IS NOT NULL;
 CREATE INDEX items_superseded ON items (superseded_by) WHERE superseded_by IS NOT NULL;
 CREATE INDEX items_standing ON items (workspace, item) WHERE is_standing;
 CREATE INDEX items_pinned ON items (workspace, pinned_s) WHERE pinned_s IS NOT NULL;
-CREATE TABLE links (workspace INTEGER NOT NULL, item INTEGER NOT NULL, relation TEXT NOT NULL,
-    other INTEGER NOT NULL, PRIMARY KEY (item, relation, other)) WITHOUT ROWID;
+CREATE TABLE links (item INTEGER NOT NULL, relation TEXT NOT NULL, other INTEGER NOT NULL,
+    workspace INTEGER NOT NULL, PRIMARY KEY (item, relation, other)) WITHOUT ROWID;
 CREATE INDEX links_other ON links (other);
-CREATE TABLE vectors (item INTEGER NOT NULL, fingerprint TEXT NOT NULL, workspace INTEGER NOT NULL,
+CREATE TABLE vectors (fingerprint TEXT NOT NULL, item INTEGER NOT NULL, workspace INTEGER NOT NULL,
     seq INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (fingerprint, item)) WITHOUT ROWID;
 CREATE INDEX vectors_seq ON vectors (workspace, fingerprint, seq);
 CREATE INDEX vectors_item ON vectors (item);

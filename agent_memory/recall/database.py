@@ -3,11 +3,12 @@
 Policy:
 
 - One writer connection behind a lock; every write is one ``BEGIN IMMEDIATE`` transaction, durable when it returns
-  (``synchronous=FULL``, ``fullfsync`` where the system knows it).
+  (``synchronous=FULL``, ``fullfsync`` where the system knows it), unless its caller does without ``fsync``.
 - Readers take a connection from a pool, never wait for the writer, and see one snapshot per ``read()``.
 - Another process may read and write the same file (WAL); a busy file is waited for ``BUSY_S`` seconds.
 - ``":memory:"`` has the writer connection alone: readers share it under the lock.
-- Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files.
+- Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files;
+  where a process died between a deletion and its scrub, the next one to open the file scrubs it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from agent_memory.config import as_path
 from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
 from agent_memory.recall.schema import STEPS, Step
 
@@ -35,7 +37,7 @@ class Database:
     """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
 
     def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS) -> None:
-        self.path = None if os.fspath(path) == ":memory:" else Path(path).expanduser().absolute()
+        self.path = None if str(path) == ":memory:" else as_path(path, "path")
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._pool: list[sqlite3.Connection] = []
@@ -46,20 +48,23 @@ class Database:
             self._writer = self._connect(create=True)
             try:
                 self._migrate(steps)
+                self._finish_scrub()
             except BaseException:
                 self._writer.close()
                 raise
 
     @contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, *, fsync: bool = True) -> Iterator[sqlite3.Connection]:
         """Open the one write transaction; commit at the end, roll back on any error. Nested calls join the outer one.
 
-        Holds the writer's lock: do no slow work inside.
+        Holds the writer's lock: do no slow work inside. Without ``fsync`` what is committed survives the death of the
+        process, and a power cut once a later write with ``fsync`` has returned.
         """
         with self._lock, _translated(self.path):
             self._alive()
             db = self._writer
             if self._n_open_writes == 0:
+                db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
                 db.execute("BEGIN IMMEDIATE")
             self._n_open_writes += 1
             try:
@@ -95,6 +100,10 @@ class Database:
                     db.execute("COMMIT")
                 self._give_back(db)
 
+    def owe_scrub(self, db: sqlite3.Connection) -> None:
+        """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""
+        db.execute("INSERT INTO counters (name, value) VALUES ('unscrubbed', 1) ON CONFLICT DO NOTHING")
+
     def scrub(self) -> None:
         """Remove every byte that deleted rows left: in full-text indexes, free pages, the WAL and backups.
 
@@ -113,6 +122,7 @@ class Database:
             self._drop_pool()
             self._writer.execute("VACUUM")
             self._truncate_wal()
+            self._writer.execute("DELETE FROM counters WHERE name = 'unscrubbed'")
 
     def check(self) -> tuple[str, ...]:
         """Return what SQLite's and FTS5's integrity checks find wrong, one line each. Reads the whole file."""
@@ -197,8 +207,13 @@ class Database:
                 db.close()
 
     def _fts_tables(self) -> list[str]:
-        rows = self._writer.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5(%'")
-        return [str(name) for (name,) in rows]
+        sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
+        return [str(name) for (name,) in self._writer.execute(sql)]
+
+    def _finish_scrub(self) -> None:
+        if self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone():
+            log.info("recall file %s: removing the bytes of rows that were deleted before a crash", self.path)
+            self.scrub()
 
     def _truncate_wal(self) -> None:
         (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -1,8 +1,7 @@
-"""``Episode``: one task while it is worked on. Every step is on the disk when ``step`` returns."""
+"""``Episode``: one task while it is worked on, recorded step by step."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -12,18 +11,19 @@ import attrs
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall.episode_log import Cleaner, EpisodeLog
 from agent_memory.recall.episode_rows import Event
+from agent_memory.recall.episode_texts import parameters_json, shortened
 from agent_memory.recall.episode_types import EpisodeRecord, Insight, Outcome, Recommendation, Score
 from agent_memory.recall.scoring import reflection
 
 LONGEST_OBSERVATION = 16 * 2**20  #: characters
-MOST_BYTES = 100_000  #: of one text of a step, UTF-8; of a longer observation the middle is cut out
+LONGEST_TEXT = 25_000  #: characters of any other text
 
 
 class Episode:
     """A task that is being worked on: a context manager that records steps, decisions and the outcome.
 
-    - ``complete`` ends it. An exception that leaves the block completes it as failed. KeyboardInterrupt and its
-      like, and a block that ends without ``complete``, abandon it: the outcome is unknown, its steps are still learned from.
+    - ``complete`` ends it. An exception that leaves the block completes it as failed. KeyboardInterrupt and its like,
+      and a block that ends without ``complete``, abandon it: no outcome is known, its steps are still learned from.
     - A process that dies leaves it open: ``memory.resume(id)`` takes it up.
     - Texts are redacted before they are written. Threads may share it; steps are numbered in order of arrival.
     """
@@ -44,14 +44,17 @@ class Episode:
         latency_ms: float | None = None,
         tokens: int | None = None,
     ) -> int:
-        """Record that ``tool`` was used to do ``action``; return the step's number. Durable when it returns.
+        """Record that ``tool`` was used to do ``action``; return the step's number.
 
         ``observation``: what came back, the error's text where it is not ``ok``. Over 100,000 bytes its middle is
-        cut out (``EpisodeStep.cut_chars`` says how much). Raises UnsupportedParameterError, and ClosedError after the end.
+        cut out (``EpisodeStep.cut_chars`` says how much). The step survives the process; see ``EpisodicMemory``.
+        Raises UnsupportedParameterError, and ClosedError after the end.
         """
         _check_step(tool, action, ok, observation, latency_ms, tokens)
+        if parameters is not None and not isinstance(parameters, Mapping):
+            raise UnsupportedParameterError(f"parameters must be a mapping, got {type(parameters).__name__}")
         clean = self._log.cleaner()
-        kept, cut = _cut(clean(observation))  # in this order: half a secret would not be seen
+        kept, cut = shortened(clean(observation))  # in this order: half a secret would not be seen
         event = Event(
             kind="step",
             at=self._log.clock(),
@@ -59,7 +62,7 @@ class Episode:
             action=clean(action),
             ok=ok,
             observation=kept,
-            parameters=_as_json(parameters, clean),
+            parameters=parameters_json(parameters, clean),
             latency_ms=latency_ms,
             tokens=tokens,
             cut_chars=cut,
@@ -77,11 +80,9 @@ class Episode:
         event = Event(kind="decision", at=self._log.clock(), tool=clean(condition), action=clean(choice))
         return self._add(event, clean)
 
-    def checkpoint(self, label: str = "") -> int:
-        """Mark that the task can be resumed from here; return the mark's number."""
-        _check_text("label", label)
-        clean = self._log.cleaner()
-        return self._add(Event(kind="checkpoint", at=self._log.clock(), action=clean(label)), clean)
+    def checkpoint(self) -> int:
+        """Mark that the task can be resumed from here; return the mark's number. Waits for the disk."""
+        return self._add(Event(kind="checkpoint", at=self._log.clock()), self._log.cleaner())
 
     def complete(self, outcome: bool | Outcome) -> Score:
         """End the episode; return its score. Raises ClosedError where it has ended."""
@@ -142,32 +143,6 @@ class Episode:
         return f"Episode({self.id} {'done' if self._is_done else 'open'})"
 
 
-def _as_json(parameters: Mapping[str, Any] | None, clean: Callable[[str], str]) -> str:
-    """Parameters as redacted JSON; what JSON has no form for as its text."""
-    if not parameters:
-        return "{}"
-    text = json.dumps(dict(parameters), ensure_ascii=False, default=repr, skipkeys=True)
-    cleaned = clean(text)
-    if cleaned == text and len(text.encode("utf-8", "replace")) <= MOST_BYTES:
-        return text
-    try:
-        json.loads(cleaned)
-    except ValueError:  # a number that was a secret, say: the placeholder is no JSON
-        cleaned = json.dumps({"redacted": cleaned}, ensure_ascii=False)
-    if len(cleaned.encode("utf-8", "replace")) > MOST_BYTES:
-        cleaned = json.dumps({"cut": _cut(cleaned)[0]}, ensure_ascii=False)
-    return cleaned
-
-
-def _cut(text: str) -> tuple[str, int]:
-    """A text that fits, and how many characters of its middle were cut out."""
-    if len(text) <= MOST_BYTES // 4 or len(text.encode("utf-8", "replace")) <= MOST_BYTES:
-        return text, 0
-    half = MOST_BYTES // 8 - 20
-    cut = len(text) - 2 * half
-    return f"{text[:half]}\n[{cut:,} characters cut]\n{text[-half:]}", cut
-
-
 def _check_step(
     tool: object, action: object, ok: object, observation: object, latency_ms: object, tokens: object
 ) -> None:
@@ -191,5 +166,5 @@ def _check_text(name: str, text: object, *, may_be_empty: bool = True) -> None:
         raise UnsupportedParameterError(
             f"{name} must be a text{'' if may_be_empty else ' that is not empty'}, got {text!r}"
         )
-    if len(text) > MOST_BYTES // 4:
-        raise UnsupportedParameterError(f"{name} must have at most {MOST_BYTES // 4:,} characters, got {len(text):,}")
+    if len(text) > LONGEST_TEXT:
+        raise UnsupportedParameterError(f"{name} must have at most {LONGEST_TEXT:,} characters, got {len(text):,}")

@@ -41,13 +41,18 @@ class Cleaner:
 
 @frozen(eq=False)
 class EpisodeLog:
-    """What an ``Episode`` and its memory share. Every method is one transaction, durable when it returns."""
+    """What an ``Episode`` and its memory share. Every method is one transaction.
+
+    What is added survives the death of the process when ``add`` returns; a power cut when a later checkpoint, or the
+    episode's end, has returned: these, and its start, wait for the disk.
+    """
 
     database: Database
     scope: Scope
     redactor: Redactor | None
     score: ScoreFunction
     clock: Callable[[], float]
+    fsync_steps: bool
 
     def cleaner(self) -> Cleaner:
         """Return a new cleaner, for the texts of one row."""
@@ -62,7 +67,7 @@ class EpisodeLog:
 
     def add(self, id: int, run: int, event: rows.Event) -> int:
         """Append an event; return its number. Raises ClosedError, ItemNotFoundError."""
-        with self.database.write() as db:
+        with self.database.write(fsync=self.fsync_steps or event.kind == "checkpoint") as db:
             return rows.add_event(db, self.scope, id, run, event)
 
     def complete(self, id: int, run: int, outcome: Outcome) -> Score:
@@ -91,7 +96,7 @@ class EpisodeLog:
         """Return one episode. Raises ItemNotFoundError."""
         found = self.records([id])
         if not found:
-            raise ItemNotFoundError(f"episode {id} is not in workspace {self.scope.name!r}")
+            raise ItemNotFoundError(id, "episode")
         return found[0]
 
     def records(self, ids: list[int]) -> list[EpisodeRecord]:

@@ -75,7 +75,7 @@ def _refusal(db: sqlite3.Connection, scope: Scope, episode: int) -> Exception:
         "SELECT state FROM episodes WHERE episode = ? AND workspace = ?", (episode, scope.workspace)
     ).fetchone()
     if row is None:
-        return ItemNotFoundError(f"episode {episode} is not in workspace {scope.name!r}: it may have been forgotten")
+        return ItemNotFoundError(episode, "episode")
     if row[0] == "open":
         return ClosedError(f"episode {episode} was resumed by another handle: use that one")
     return ClosedError(
@@ -89,8 +89,9 @@ def end_episode(
     """Complete an open episode, or abandon it where there is no outcome. Raises ClosedError, ItemNotFoundError."""
     known = outcome or Outcome(success=False)
     sql = (
-        "UPDATE episodes SET state = ?, ended_s = ?, touched_s = ?, success = ?, result = ?, error = ?, duration_ms = ?, "
-        "quality = ?, redactions = redactions + ? WHERE episode = ? AND workspace = ? AND state = 'open' AND run = ?"
+        "UPDATE episodes SET state = ?, ended_s = ?, touched_s = ?, success = ?, result = ?, error = ?, "
+        "duration_ms = ?, quality = ?, redactions = redactions + ? "
+        "WHERE episode = ? AND workspace = ? AND state = 'open' AND run = ?"
     )
     state, success = ("abandoned", None) if outcome is None else ("completed", outcome.success)
     end = (state, now, now, success, known.result, known.error, known.duration_ms, known.quality, redactions)
@@ -190,6 +191,46 @@ def records(db: sqlite3.Connection, scope: Scope, ids: Sequence[int]) -> list[Ep
         for row in db.execute(sql, (scope.workspace, *some)):
             found.append(_record(row, events[row[0]]))
     return found
+
+
+def is_known(db: sqlite3.Connection, scope: Scope, task: str, started_s: float) -> bool:
+    """True if the workspace has an episode of that task and start."""
+    sql = "SELECT 1 FROM episodes WHERE workspace = ? AND started_s = ? AND task = ? LIMIT 1"
+    return db.execute(sql, (scope.workspace, started_s, task)).fetchone() is not None
+
+
+def add_record(db: sqlite3.Connection, scope: Scope, record: EpisodeRecord) -> int:
+    """Insert an ended episode with all that it did; return its id."""
+    id = add_episode(db, scope, record.task, record.context, record.redactions, record.started_s)
+    events = [
+        *(
+            (
+                s.number,
+                Event(
+                    kind="step",
+                    at=s.at,
+                    tool=s.tool,
+                    action=s.action,
+                    ok=s.ok,
+                    observation=s.observation,
+                    parameters=json.dumps(s.parameters, ensure_ascii=False),
+                    latency_ms=s.latency_ms,
+                    tokens=s.tokens,
+                    cut_chars=s.cut_chars,
+                ),
+            )
+            for s in record.steps
+        ),
+        *((d.number, Event(kind="decision", at=d.at, tool=d.condition, action=d.choice)) for d in record.decisions),
+        *((number, Event(kind="checkpoint", at=record.started_s)) for number in record.checkpoints),
+    ]
+    for _, event in sorted(events, key=lambda pair: pair[0]):
+        add_event(db, scope, id, 1, event)
+    assert record.ended_s is not None
+    end_episode(db, scope, id, 1, record.outcome, 0, record.ended_s)
+    if record.score is not None:
+        set_score(db, scope, id, record.score)
+    return id
 
 
 def _batches(ids: Sequence[int]) -> Iterable[Sequence[int]]:

@@ -1,7 +1,8 @@
 """The tables of episodic memory.
 
-Episodes and what they did are all that is stored; patterns are made from them when they are asked for. ``verdicts`` says
-how well advice served, ``changes`` counts the changes of a workspace, so that every process knows when to learn anew.
+Episodes and what they did are all that is stored; patterns are made from them when they are asked for.
+``episode_verdicts`` says how well advice served. ``episode_changes`` counts the changes of a workspace, so that every
+process knows when to learn anew.
 """
 
 from __future__ import annotations

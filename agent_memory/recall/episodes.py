@@ -18,6 +18,7 @@ from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.advice import MIN_EFFECTIVENESS, advice
 from agent_memory.recall.database import Database
 from agent_memory.recall.episode import Episode
+from agent_memory.recall.episode_files import read_in, written
 from agent_memory.recall.episode_log import EpisodeLog
 from agent_memory.recall.episode_types import (
     PATTERN_KINDS,
@@ -50,6 +51,8 @@ class EpisodicMemory:
     - ``path``: a recall file (context memory may live in the same one), ``":memory:"``, or an open ``Database``.
     - ``redact``: takes secrets out before anything is written: the rules, an own ``Redactor``, or None for nobody.
     - ``score``: what an episode was worth; by default outcome x efficiency x quality.
+    - A step survives the death of the process when it returns; a power cut once a checkpoint or the end has returned,
+      or at once with ``fsync_steps`` (some milliseconds a step, as the disk has it).
     - Patterns are made from the newest 2,000 episodes that ended, when they are first asked for after a change.
     - Open episodes that nothing was added to for ``abandon_after_s`` count as abandoned.
 
@@ -65,6 +68,7 @@ class EpisodicMemory:
         redact: Redactor | Literal["rules"] | None = "rules",
         score: ScoreFunction = product_score,
         abandon_after_s: float = 86_400.0,
+        fsync_steps: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         checked_name(workspace)
@@ -80,7 +84,7 @@ class EpisodicMemory:
         with self._database.write() as db:
             scope = open_scope(db, salt, workspace, clock())
             redactor = redactor_of(db) if redact == "rules" else redact
-        self._log = EpisodeLog(self._database, scope, redactor, score, clock)
+        self._log = EpisodeLog(self._database, scope, redactor, score, clock, fsync_steps)
         self._learned: tuple[int, Learned] | None = None
         self._learning = threading.Lock()
 
@@ -98,6 +102,7 @@ class EpisodicMemory:
             redact=self._log.redactor,
             score=self._log.score,
             abandon_after_s=self._abandon_after_s,
+            fsync_steps=self._log.fsync_steps,
             clock=self._log.clock,
         )
 
@@ -111,7 +116,7 @@ class EpisodicMemory:
     def resume(self, id: int) -> Episode:
         """Take up an episode that is open (its process died, or another handle has it) or abandoned.
 
-        The other handle's next step raises ClosedError. Raises ItemNotFoundError, and ClosedError where it is completed.
+        The other handle's next step raises ClosedError. Raises ItemNotFoundError; ClosedError where it is completed.
         """
         return Episode(self._log, id, self._log.reopen(id), self.recommend)
 
@@ -137,7 +142,7 @@ class EpisodicMemory:
         with self._database.write() as db:
             every = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"))
             n = rows.delete(db, self._log.scope, every if wanted is None else wanted)
-            audit.note(db, self._log.scope, self._log.clock(), "forget", None, episodes=n)
+            audit.note(db, self._log.scope, self._log.clock(), "forget", None, {"episodes": n})
         with self._learning:
             self._learned = None
         if n:
@@ -153,7 +158,7 @@ class EpisodicMemory:
         return self._learn().hits(_checked_task(task), as_context(context or {}), self._log.clock(), _checked_k(k))
 
     def patterns(self, *, kinds: Collection[str] = (), min_effectiveness: float = MIN_EFFECTIVENESS) -> list[Pattern]:
-        """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` are hidden."""
+        """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` hidden."""
         if unknown := sorted(set(kinds) - set(PATTERN_KINDS)):
             raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {', '.join(PATTERN_KINDS)}")
         learned, now = self._learn(), self._log.clock()
@@ -173,8 +178,8 @@ class EpisodicMemory:
     ) -> list[Recommendation]:
         """Return at most ``k`` pieces of advice, best first.
 
-        At a task's start the patterns that fit it, then tools to begin with. ``after``: the tools used so far: which tool
-        comes next. ``error``: what was just observed: what put such errors right, before anything else.
+        At a task's start the patterns that fit it, then tools to begin with. ``after``: the tools used so far: which
+        tool comes next. ``error``: what was just observed: what put such errors right, before anything else.
         """
         if after is not None and (isinstance(after, str) or not all(isinstance(tool, str) for tool in after)):
             raise UnsupportedParameterError(f"after must be a list of tools' names, got {after!r}")
@@ -187,15 +192,15 @@ class EpisodicMemory:
     def verdict(self, pattern: str, *, success: bool) -> None:
         """Say whether a pattern served; its effectiveness counts it. ``pattern``: its id. Raises ItemNotFoundError."""
         if all(pattern not in (draft.id, *draft.merged) for draft in self._learn().drafts):
-            raise ItemNotFoundError(f"there is no pattern {pattern!r} in workspace {self.name!r}")
+            raise ItemNotFoundError(pattern, "pattern")
         with self._database.write() as db:
             rows.add_verdict(db, self._log.scope, pattern, bool(success), self._log.clock())
 
     def validate(self, gold: Iterable[Pattern | Mapping[str, Any]]) -> PRF:
         """Return how well the patterns found match those that should be there: one to one, at least 0.85 alike.
 
-        A gold pattern: a ``Pattern``, or a mapping of ``kind`` with ``tools``, ``condition`` and ``choice``, ``error`` (a
-        message) or ``features``. Only kinds that ``gold`` has are compared.
+        A gold pattern: a ``Pattern``, or a mapping of ``kind`` with ``tools``, ``condition`` and ``choice``,
+        ``error`` (a message) or ``features``. Only kinds that ``gold`` has are compared.
         """
         return validated(self._learn().drafts, gold)
 
@@ -203,6 +208,7 @@ class EpisodicMemory:
 
     def stats(self) -> EpisodeStats:
         """Return counts of the workspace."""
+        learned = self._learn()
         with self._database.read() as db:
             n = dict(
                 db.execute(
@@ -217,7 +223,6 @@ class EpisodicMemory:
                 "WHERE e.workspace = ? AND v.kind = 'step'"
             )
             (n_steps,) = db.execute(sql, (self._log.scope.workspace,)).fetchone()
-        learned = self._learn()
         return EpisodeStats(
             n_open=n.get("open", 0),
             n_completed=n.get("completed", 0),
@@ -227,6 +232,21 @@ class EpisodicMemory:
             n_learned=len(learned.episodes),
             n_patterns={kind: sum(draft.kind == kind for draft in learned.drafts) for kind in PATTERN_KINDS},
         )
+
+    def export_jsonl(self, file: str | os.PathLike[str]) -> int:
+        """Write every ended episode to a new file, a line of JSON each; return how many. Raises FileExistsError."""
+        return written(self._log, file)
+
+    def import_jsonl(self, file: str | os.PathLike[str]) -> int:
+        """Add the episodes of an exported file, all or none; return how many were new. Their ids are new ones.
+
+        Raises UnsupportedParameterError where a line is no episode.
+        """
+        return read_in(self._log, file)
+
+    def clusters(self, *, n: int = 8, seed: int = 0) -> list[tuple[int, ...]]:
+        """Return at most ``n`` groups of similar episodes, as ids: by task, context and tools, over the newest 300."""
+        return self._learn().clusters(_checked_k(n), seed)
 
     def check(self) -> CheckReport:
         """Return what is damaged: the file, by SQLite's own checks, and rows that contradict one another."""

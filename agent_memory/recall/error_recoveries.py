@@ -12,7 +12,6 @@ from agent_memory.recall.drafts import Draft, Evidence, outcome_of
 from agent_memory.recall.episode_types import EpisodeRecord, EpisodeStep
 from agent_memory.recall.signatures import error_signature
 from agent_memory.recall.similarity import DUPLICATE, text_similarity
-from agent_memory.recall.tool_sequences import repaired_at
 
 MIN_SUPPORT = 3  #: repaired errors
 MIN_SHARE = 0.6  #: of the repaired errors, how many had a tool in between
@@ -21,10 +20,10 @@ _ALPHA = 0.01  #: of all the tools that are tested for one error
 
 @frozen
 class Detour:
-    """An error, and the steps that worked between it and its end.
+    """An error, and the steps that worked between it and the next try of the tool that failed.
 
-    The end is the first later step at which the tool that failed works; without one, the end of the episode, which
-    counts as a repair where the episode succeeds.
+    They repaired it where that try works, or fails in another way. Without another try the steps go on to the episode's
+    end, and count as a repair where the episode succeeds.
     """
 
     signature: str
@@ -32,7 +31,7 @@ class Detour:
     failed: EpisodeStep
     steps: tuple[EpisodeStep, ...]
     is_repaired: bool
-    is_retried: bool  #: the tool that failed works later on
+    next_try: EpisodeStep | None
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -40,18 +39,21 @@ class Detour:
 
 
 def detours(episode: EpisodeRecord) -> Iterator[Detour]:
-    """Yield the errors of an episode; a tool that fails again before it works is one error."""
-    steps, ends = episode.steps, dict[str, int]()
+    """Yield what followed each failed step of an episode."""
+    steps = episode.steps
     for i, step in enumerate(steps):
-        if step.ok or ends.get(step.tool, -1) > i:
+        if step.ok:
             continue
-        repaired = repaired_at(steps, i)
-        stop = len(steps) if repaired is None else repaired
-        ends[step.tool] = stop
-        between = tuple(s for s in steps[i + 1 : stop] if s.ok and s.tool != step.tool)
-        succeeded = episode.outcome is not None and episode.outcome.success
         signature = error_signature(step.observation, step.tool)
-        yield Detour(signature, episode, step, between, repaired is not None or succeeded, repaired is not None)
+        j = next((j for j in range(i + 1, len(steps)) if steps[j].tool == step.tool), None)
+        between = tuple(s for s in steps[i + 1 : j] if s.ok)
+        if j is None:
+            succeeded = episode.outcome is not None and episode.outcome.success
+            yield Detour(signature, episode, step, between, succeeded, None)
+        else:
+            again = steps[j]
+            is_repaired = again.ok or error_signature(again.observation, again.tool) != signature
+            yield Detour(signature, episode, step, between, is_repaired, again)
 
 
 def error_recoveries(episodes: Sequence[EpisodeRecord]) -> list[Draft]:

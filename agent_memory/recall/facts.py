@@ -55,6 +55,7 @@ _ACTIVE = re.compile(
     re.IGNORECASE,
 )
 _VERBS = {"moved": "live", "relocated": "live", "lives": "live", "lived": "live"}
+_HOME = {*_VERBS, "live", "work", "works"}  #: said of oneself too, and in conversations
 _NOBODY = re.compile(r"(?:here|i|we|it|this|that|there|he|she|they|you|what|who|which)\b", re.IGNORECASE)
 _FILLER = re.compile(
     r"^(?:(?:just )?confirmed:?|note:|fyi:?|update:|by the way,?|actually,?|so,?|and|but)\s+", re.IGNORECASE
@@ -83,10 +84,11 @@ def read(sentence: str, speaker: str | None, *, is_talk: bool) -> Fact | None:
     plain = _FILLER.sub("", _TRAIL.sub("", _NUMBER.sub("", sentence))).strip()
     if match := _SINGLE.match(plain) or _POSSESSED.match(plain):
         return _fact(match["slot"], match["value"], speaker)
+    match = _ACTIVE.match(plain)
+    if match and match["verb"].lower() in _HOME and _is_person(match["subject"]):
+        return _of_verb(match, speaker)
     if is_talk:
-        match = _ACTIVE.match(plain)
-        is_home = match and match["verb"].lower() in _VERBS | {"live": "", "work": "", "works": ""}
-        return _of_verb(match, speaker) if match and is_home and _is_person(match["subject"]) else None
+        return None
     match = _MEMBER.match(plain) or _PASSIVE.match(plain) or _ACTIVE.match(plain)
     if not match or _NOBODY.match(match["subject"]):
         return None

@@ -30,7 +30,7 @@ _INSERT_ITEM = (
     "is_standing) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_TEXT = (
-    "INSERT INTO texts (workspace, thread, kind, role, speaker, source, at, last_at, created_s, body, hash) "
+    "INSERT INTO texts (workspace, number, kind, role, speaker, source, at, last_at, created_s, body, hash) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
@@ -130,7 +130,9 @@ def _count_again(db: sqlite3.Connection, scope: Scope, text: int, at: float, fil
 def _file_one(db: sqlite3.Connection, scope: Scope, prepared: Prepared, now: float, filed: Filed) -> None:
     told = prepared.told
     ids = _allocate(db, scope, told.source, told.at, len(prepared.passages))
-    row = (scope.workspace, ids[0] // BLOCK, told.kind, told.role, told.speaker, told.source, told.at, told.at, now)
+    sql = "UPDATE workspaces SET last_number = last_number + 1 WHERE workspace = ? RETURNING last_number"
+    (number,) = db.execute(sql, (scope.workspace,)).fetchone()
+    row = (scope.workspace, number, told.kind, told.role, told.speaker, told.source, told.at, told.at, now)
     text = db.execute(_INSERT_TEXT, (*row, told.body, prepared.digest)).lastrowid
     assert text is not None
     items, words = [], []

@@ -13,10 +13,11 @@ from agent_memory.recall.episode_types import Effectiveness, EpisodeHit, Episode
 from agent_memory.recall.error_recoveries import Detour, detours, error_recoveries
 from agent_memory.recall.next_tools import NextTools
 from agent_memory.recall.signatures import task_words
-from agent_memory.recall.similarity import jaccard
+from agent_memory.recall.similarity import clusters, jaccard
 from agent_memory.recall.tool_sequences import tool_sequences
 
 HALF_LIFE_S = 30 * 86_400.0
+MOST_CLUSTERED = 300  #: episodes
 EXTRACTORS = (tool_sequences, decision_points, error_recoveries, context_patterns)
 
 #: Pattern id -> what users of the pattern said: (when, whether it served).
@@ -43,6 +44,18 @@ class Learned:
 
     def _weight(self, word: str) -> float:
         return log(1 + len(self.episodes) / (1 + self._n_with[word]))
+
+    def clusters(self, n: int, seed: int) -> list[tuple[int, ...]]:
+        """Return at most ``n`` groups of the newest episodes: k-medoids by task, context and tools."""
+        newest = list(self.episodes.values())[-MOST_CLUSTERED:]
+        tools = {episode.id: frozenset(step.tool for step in episode.steps) for episode in newest}
+
+        def alike(one: EpisodeRecord, other: EpisodeRecord) -> float:
+            task = self.likeness(self._words[one.id], other.id)
+            shared = jaccard(one.context.features, other.context.features)
+            return 0.5 * task + 0.2 * shared + 0.3 * jaccard(tools[one.id], tools[other.id])
+
+        return [tuple(newest[i].id for i in group) for group in clusters(newest, alike, n=n, seed=seed)]
 
     def hits(self, task: str, context: TaskContext, now: float, k: int) -> list[EpisodeHit]:
         """Return the ``k`` episodes that are most like a task; none that shares neither a word nor a feature."""

@@ -75,6 +75,7 @@ class Maintenance:
             texts = forgetting.texts_before(db, self.scope, self.now - self.retain_s, _EXPIRED_AT_ONCE)
             if texts:
                 forgetting.delete_texts(db, self.scope, texts, self.now, "expire")
+                self.database.owe_scrub(db)
         return len(texts)
 
     def _embed(self) -> int:

@@ -8,6 +8,7 @@ from math import exp, log
 
 from agent_memory.recall.episode_types import EpisodeRecord
 from agent_memory.recall.signatures import task_words
+from agent_memory.recall.tool_sequences import normal_course
 from agent_memory.recall.words import terms
 
 _START = ""  #: stands for the tool before the first one
@@ -20,7 +21,7 @@ class NextTools:
     - by order: the two tools before, interpolated with one tool before and with none (Witten and Bell, 1991);
     - by words: naive Bayes over the words of a step's action (of the task, where it has none) and of tools' names.
 
-    Failed steps are left out, and so are episodes that failed, unless there are no others.
+    Failed steps and what put them right are left out, and so are episodes that failed, unless there are no others.
     """
 
     def __init__(self, episodes: Sequence[EpisodeRecord]) -> None:
@@ -36,13 +37,12 @@ class NextTools:
 
     def _learn(self, episode: EpisodeRecord) -> None:
         before: tuple[str, ...] = (_START, _START)
-        for step in episode.steps:
-            if step.ok:
-                for n in range(3):
-                    self._after[before[2 - n :]][step.tool] += 1
-                self._words[step.tool].update(set(task_words(step.action or episode.task)))
-                self._episodes[before[1], step.tool].add(episode.id)
-                before = (before[1], step.tool)
+        for step in normal_course(episode.steps):
+            for n in range(3):
+                self._after[before[2 - n :]][step.tool] += 1
+            self._words[step.tool].update(set(task_words(step.action or episode.task)))
+            self._episodes[before[1], step.tool].add(episode.id)
+            before = (before[1], step.tool)
 
     def ranked(self, task: str, after: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
         """Return every tool seen with its share by ``order`` and by ``words``, best sum first; each sums to a half."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from attrs import define, frozen
 
-from agent_memory.recall.rows import Row
+from agent_memory.recall.rows import ItemRow
 from agent_memory.recall.types import Weights
 from agent_memory.recall.words import terms
 
@@ -43,7 +43,7 @@ class Question:
     as_of: float | None
     source: str | None = None
 
-    def admits(self, row: Row) -> bool:
+    def admits(self, row: ItemRow) -> bool:
         """True if filters and time let ``row`` be seen."""
         if row.merged_into is not None:
             return False
@@ -62,7 +62,7 @@ class Question:
 class Scored:
     """A row with its score and what it is made of."""
 
-    row: Row
+    row: ItemRow
     parts: dict[str, float]
     score: float  #: the sum of the parts, in their order
 
@@ -73,7 +73,7 @@ def relevance_of(alone: float, around: float, n_words: int) -> float:
     return (1 - share) * alone + share * around
 
 
-def scored(row: Row, question: Question, relevance: float, similarity: float) -> Scored:
+def scored(row: ItemRow, question: Question, relevance: float, similarity: float) -> Scored:
     """Return a row with every part of its score."""
     w = question.weights
     base = w.relevance * relevance + w.similarity * similarity
@@ -84,19 +84,21 @@ def scored(row: Row, question: Question, relevance: float, similarity: float) ->
         "speaker": -min(1.0, w.speaker) * base if is_reply else 0.0,
         "standing": w.standing * base if row.is_standing else 0.0,
         "recency": w.recency * base * _decay(question.now - row.at, HALF_LIFE_S),
-        "usage": w.usage * base * _used(row, question.now),
+        "usage": w.usage * base * _used(row, question.now) if row.n_used else 0.0,
         "failure": w.failure * base * _FAILURES.get(row.kind, 0.0),
-        "salience": w.salience * base * salience(row, question.now),
+        "salience": w.salience * base * salience(row, question.now) if row.net_useful else 0.0,
     }
     return Scored(row, parts, sum(parts.values()))
 
 
-def salience(row: Row, now: float) -> float:
+def salience(row: ItemRow, now: float) -> float:
     """Return what feedback says of a row, -1 to 1, faded by its age."""
     return math.tanh(row.net_useful * _decay(now - row.useful_s, FEEDBACK_HALF_LIFE_S) / 2)
 
 
-def chosen(candidates: Iterable[Scored], question: Question, text_of: Callable[[Row], str]) -> list[tuple[Scored, str]]:
+def chosen(
+    candidates: Iterable[Scored], question: Question, text_of: Callable[[ItemRow], str]
+) -> list[tuple[Scored, str]]:
     """Return at most ``k`` hits with their texts, best first: one of each conversation turn, and each content once."""
     pool = sorted((one for one in candidates if one.score > 0), key=_order)
     spread = question.weights.spread if question.about_course else 0.0
@@ -125,15 +127,15 @@ def _order(one: Scored) -> tuple[float, float, int]:
     return (-one.score, -one.row.at, one.row.item)
 
 
-def _is_turn(row: Row, question: Question) -> bool:
+def _is_turn(row: ItemRow, question: Question) -> bool:
     return row.text_kind == "chat" and (row.is_passage != 0 or not question.kinds)
 
 
-def _lower_near(pool: list[Scored], taken: Row, spread: float) -> None:
+def _lower_near(pool: list[Scored], taken: ItemRow, spread: float) -> None:
     """Lower what was said shortly before or after ``taken``, once more for every hit that it is near to."""
     for one in pool:
         row = one.row
-        if abs(row.text - taken.text) <= _NEAR and row.source == taken.source and row.text_kind == taken.text_kind:
+        if abs(row.number - taken.number) <= _NEAR and row.source == taken.source and row.text_kind == taken.text_kind:
             one.parts["spread"] = one.parts.get("spread", 0.0) - spread * one.score
             one.score = sum(one.parts.values())
 
@@ -146,5 +148,5 @@ def _decay(age_s: float, half_life_s: float) -> float:
     return float(0.5 ** (max(0.0, age_s) / half_life_s))
 
 
-def _used(row: Row, now: float) -> float:
+def _used(row: ItemRow, now: float) -> float:
     return math.log1p(row.n_used) / (1 + math.log1p(row.n_used)) * _decay(now - row.used_s, HALF_LIFE_S)

@@ -1,8 +1,8 @@
 """The rules of ``RuleRedactor``: what secrets look like.
 
-Three sorts, from the most to the least specific: tokens that say by their own shape whose they are (one line each in
-``_TOKENS``), places where secrets stand (URLs, headers, command lines, assignments, "my password is ..."), and personal
-data (e-mail addresses, payment cards). The shapes are those that providers document or that their issued keys show.
+Three sorts, from the most to the least specific: tokens that say by their own shape whose they are
+(``token_shapes.py``), places where secrets stand (URLs, headers, command lines, assignments, "my password is ..."),
+and personal data (e-mail addresses, payment cards).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from attrs import field, frozen
+
+from agent_memory.recall.token_shapes import SHAPES, TOKENS
 
 Spans = Iterable[tuple[int, int]]
 
@@ -33,134 +35,6 @@ def fold(text: str) -> str:
     return folded if len(folded) == len(text) else "".join(c.lower() if c.isascii() else c for c in text)
 
 
-# --- tokens with a shape of their own ---
-
-_HEX, _ALNUM, _WORD, _BASE64 = "a-f0-9", "A-Za-z0-9", r"A-Za-z0-9_\-", r"A-Za-z0-9+/=_\-"
-
-#: kind, how it begins (alternatives by space), characters that follow, fewest, most
-_TOKENS = (
-    ("anthropic", "sk-ant-", _WORD, 20, 200),
-    ("openai", "sk-proj- sk-svcacct- sk-admin- sk-None-", _WORD, 20, 250),
-    ("openrouter", "sk-or-v1-", _HEX, 40, 80),
-    ("api_key", "sk-", _WORD, 20, 250),
-    ("cerebras", "csk-", _ALNUM, 32, 80),
-    ("github", "ghp_ gho_ ghu_ ghs_ ghr_", _ALNUM, 30, 255),
-    ("github", "github_pat_", _ALNUM + "_", 40, 255),
-    ("gitlab", "glpat- gldt- glrt- glptt- glcbt- glft- glagent- glsoat- glimt- gloas- GR1348941", _WORD + ".", 18, 100),
-    ("google", "AIza", _WORD, 35, 39),
-    ("google", "GOCSPX- ya29. 1//0", _WORD, 20, 400),
-    ("stripe", "sk_live_ sk_test_ rk_live_ rk_test_ whsec_ sk_prod_", _ALNUM, 10, 255),
-    ("slack", "xoxb- xoxp- xoxa- xoxr- xoxs- xoxo- xoxe- xoxc- xoxd- xoxe.xox xapp-", _WORD + "%", 20, 400),
-    ("sendgrid", "SG.", _WORD + ".", 50, 90),
-    ("mailgun", "key- pubkey-", _HEX, 32, 32),
-    ("npm", "npm_", _ALNUM, 36, 40),
-    ("pypi", "pypi-AgE pypi-", _WORD, 50, 1000),
-    ("huggingface", "hf_ api_org_", _ALNUM, 30, 60),
-    ("digitalocean", "dop_v1_ doo_v1_ dor_v1_", _HEX, 60, 70),
-    ("shopify", "shpat_ shpca_ shppa_ shpss_ shptka_", "a-fA-F0-9", 32, 40),
-    ("square", "sq0atp- sq0csp- sq0idp-", _WORD, 20, 50),
-    ("square", "EAAA", _WORD, 56, 70),
-    ("facebook", "EAA", _ALNUM, 60, 300),
-    ("databricks", "dapi", _HEX + r"\-", 32, 36),
-    ("hashicorp", "hvs. hvb. hvr.", _WORD, 20, 300),
-    ("linear", "lin_api_ lin_oauth_", _ALNUM, 32, 80),
-    ("notion", "ntn_", _ALNUM, 40, 60),
-    ("notion", "secret_", _ALNUM, 40, 60),
-    ("figma", "figd_ figdr_ figo_ figor_", _WORD, 30, 60),
-    ("airtable", "pat", _ALNUM, 14, 14),  # with the second half below
-    ("grafana", "glsa_ glc_ eyJrIjoi", _BASE64, 30, 400),
-    ("newrelic", "NRAK- NRJS- NRII- NRBR- NRAA-", _WORD, 19, 40),
-    ("sentry", "sntrys_ sntryu_ sntryi_", _BASE64, 40, 400),
-    ("docker", "dckr_pat_ dckr_oat_", _WORD, 20, 60),
-    ("postman", "PMAK-", _HEX + r"\-", 50, 70),
-    ("supabase", "sbp_ sb_secret_", _WORD, 30, 60),
-    ("planetscale", "pscale_tkn_ pscale_pw_ pscale_oauth_ pscale_", _WORD + ".=", 30, 80),
-    ("groq", "gsk_", _ALNUM, 40, 60),
-    ("replicate", "r8_", _ALNUM, 37, 40),
-    ("perplexity", "pplx-", _ALNUM, 40, 60),
-    ("xai", "xai-", _WORD, 60, 100),
-    ("nvidia", "nvapi-", _WORD, 50, 80),
-    ("langsmith", "lsv2_pt_ lsv2_sk_ ls__", _HEX + "_", 32, 60),
-    ("pinecone", "pcsk_", _ALNUM + "_", 40, 90),
-    ("tavily", "tvly-", _WORD, 20, 60),
-    ("jina", "jina_", _WORD, 40, 80),
-    ("fireworks", "fw_", _ALNUM, 22, 60),
-    ("voyage", "pa-", _WORD, 40, 60),
-    ("atlassian", "ATATT3x ATCTT3x ATBB", _WORD + "=", 20, 400),
-    ("dropbox", "sl. sl.u.", _WORD, 60, 1500),
-    ("fly", "fo1_", _WORD, 43, 60),
-    ("fly", "fm1r_ fm1a_ fm2_", _BASE64, 60, 2000),
-    ("rubygems", "rubygems_", _HEX, 40, 60),
-    ("crates", "cio", _ALNUM, 32, 32),
-    ("nuget", "oy2", "a-z0-9", 43, 43),
-    ("clojars", "CLOJARS_", "a-z0-9", 40, 80),
-    ("age", "AGE-SECRET-KEY-1", "0-9A-Z", 50, 64),
-    ("doppler", "dp.pt. dp.st. dp.ct. dp.sa. dp.scim. dp.audit.", _WORD + ".", 30, 80),
-    ("dynatrace", "dt0c01. dt0s01. dt0s16.", _ALNUM + ".", 60, 120),
-    ("alibaba", "LTAI", _ALNUM, 16, 30),
-    ("tencent", "AKID", _ALNUM, 32, 40),
-    ("adobe", "p8e- p8e_", _ALNUM, 32, 40),
-    ("artifactory", "AKC cmVmdGtu", _ALNUM, 16, 90),
-    ("easypost", "EZAK EZTK", _ALNUM, 50, 60),
-    ("flutterwave", "FLWSECK_TEST- FLWSECK- FLWPUBK_TEST-", _ALNUM, 12, 50),
-    ("frameio", "fio-u-", _WORD, 50, 80),
-    ("duffel", "duffel_test_ duffel_live_", _WORD + "=", 40, 50),
-    ("shippo", "shippo_live_ shippo_test_", _HEX, 38, 42),
-    ("razorpay", "rzp_live_ rzp_test_", _ALNUM, 14, 20),
-    ("plaid", "access-sandbox- access-production- access-development-", _HEX + r"\-", 36, 36),
-    ("netlify", "nfp_ nfc_", _ALNUM, 36, 50),
-    ("prefect", "pnu_ pnb_", _ALNUM, 36, 40),
-    ("pulumi", "pul-", _HEX, 40, 40),
-    ("readme", "rdme_", "a-z0-9", 60, 80),
-    ("render", "rnd_", _ALNUM, 28, 40),
-    ("vercel", "vcp_ vci_ vca_ vcr_ vck_", _ALNUM, 24, 80),
-    ("scalingo", "tk-us-", _WORD, 40, 60),
-    ("brevo", "xkeysib- xsmtpsib-", _ALNUM + r"\-", 60, 100),
-    ("mailersend", "mlsn.", _HEX, 60, 80),
-    ("resend", "re_", _ALNUM + "_", 30, 40),
-    ("sourcegraph", "sgp_ slk_", _HEX + "_local", 40, 100),
-    ("tailscale", "tskey-auth- tskey-api- tskey-client- tskey-", _WORD, 20, 80),
-    ("typeform", "tfp_", _WORD + ".=", 50, 70),
-    ("openshift", "sha256~", _WORD, 43, 43),
-    ("buildkite", "bkua_ bkct_", _HEX, 40, 60),
-    ("circleci", "CCIPAT_ CCIPRJ_", _ALNUM + "_", 40, 90),
-    ("heroku", "HRKU-", _WORD, 30, 80),
-    ("onepassword", "ops_eyJ", _BASE64, 200, 2000),
-    ("infracost", "ico-", _ALNUM, 32, 32),
-    ("elevenlabs", "sk_", _HEX, 48, 48),
-    ("contentful", "CFPAT-", _WORD, 43, 43),
-    ("launchdarkly", "api- sdk- mob-", _HEX + r"\-", 36, 36),
-    ("paypal", "access_token$production$ access_token$sandbox$", "a-z0-9$", 40, 70),
-    ("sonarqube", "sqp_ squ_ sqa_", _HEX, 40, 40),
-    ("cloudflare", "v1.0-", _HEX + r"\-", 60, 180),
-    ("honeycomb", "hcaik_ hcbik_ hcxik_ hcamk_", _ALNUM, 50, 70),
-    ("yandex", "AQVN t1.", _WORD + ".=", 35, 300),
-    ("settlemint", "sm_aat_ sm_pat_ sm_sat_", _ALNUM, 16, 20),
-)
-
-#: kind, keywords, pattern: shapes that are more than a beginning
-_SHAPES = (
-    ("aws", "AKIA ASIA ABIA ACCA", r"(?<![A-Za-z0-9])(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Z0-9])"),
-    ("aws", "A3T", r"(?<![A-Za-z0-9])A3T[A-Z0-9]{17}(?![A-Z0-9])"),
-    ("aws", "ABSK", r"(?<![A-Za-z0-9])ABSK[A-Za-z0-9+/]{100,160}+={0,2}"),
-    ("twilio", "SK", r"(?<![A-Za-z0-9])SK[a-f0-9]{32}(?![a-f0-9])"),
-    ("mailchimp", "-us", r"(?<![A-Za-z0-9])[a-f0-9]{32}-us[0-9]{1,2}(?![0-9])"),
-    ("telegram", ":", r"(?<![0-9])[0-9]{8,10}:[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
-    ("discord", ".", r"(?<![A-Za-z0-9_-])[MNO][A-Za-z0-9_-]{22,27}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,40}"),
-    ("hashicorp", ".atlasv1.", r"(?<![A-Za-z0-9])[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{60,70}"),
-    ("azure", "Q~", r"(?<![A-Za-z0-9])[A-Za-z0-9_~.-]{3}[0-9]Q~[A-Za-z0-9_~.-]{31,34}"),
-    ("airtable", "pat", r"(?<![A-Za-z0-9])pat[A-Za-z0-9]{14}\.[a-f0-9]{64}"),
-    ("jwt", "eyJ", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,4000}+\.eyJ[A-Za-z0-9_-]{4,8000}+\.?[A-Za-z0-9_-]{0,2000}+"),
-    ("jwt", "eyJ", r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,4000}+(?:\.[A-Za-z0-9_-]{0,8000}+){4}"),
-    ("slack", "hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{20,120})"),
-    ("discord", "/api/webhooks/", r"/api/webhooks/([0-9]{15,22}/[A-Za-z0-9_-]{40,100})"),
-    ("teams", "webhook.office.com", r"webhook\.office\.com/([A-Za-z0-9/@_-]{40,250})"),
-    ("zapier", "hooks.zapier.com", r"hooks\.zapier\.com/hooks/catch/([A-Za-z0-9/]{10,60})"),
-    ("okta", "00", r"(?<![A-Za-z0-9_/+=-])00[A-Za-z0-9_-]{40}(?![A-Za-z0-9_/+=-])"),
-    ("azure", "Key= sig=", r"(?:AccountKey|SharedAccessKey|[?&]sig)=([A-Za-z0-9+/%]{40,120}+={0,2})"),
-)
-
-
 def _matches(pattern: str, accepts: Callable[[str], bool], *, folds_case: bool = False) -> Callable[[str, str], Spans]:
     """The spans of a pattern's last group that took part (the whole where it has none) whose text is accepted."""
 
@@ -179,9 +53,7 @@ def _is_mixed(value: str) -> bool:
 
 
 def _token_rules() -> Iterator[Rule]:
-    for kind, beginnings, alphabet, fewest, most in _TOKENS:
-        if (kind, beginnings) == ("airtable", "pat"):
-            continue
+    for kind, beginnings, alphabet, fewest, most in TOKENS:
         openings = tuple(beginnings.split())
         either = "|".join(map(re.escape, sorted(openings, key=len, reverse=True)))
         pattern = f"(?<![A-Za-z0-9])(?:{either})[{alphabet}]{{{fewest},{most}}}+"
@@ -268,8 +140,11 @@ _KEY_NAME = (
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
 _TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
-_ASSIGNED = rf"{_SUFFIX}['\"\]]{{0,3}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
-_VALUE = r"(?:[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)|['\"]?([^\s\"'`,;<>]{6,512}))"
+_ASSIGNED = rf"{_SUFFIX}[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
+_ESCAPED = r"\\{1,3}[\"']([^\s\"'\\]{4,512})\\{1,3}[\"']"  #: in quotes, as text within JSON has them
+_PLAIN = r"[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)"
+_BARE = r"['\"]?([^\s\"'`,;<>]{6,512})"
+_VALUE = f"(?:{_ESCAPED}|{_PLAIN}|{_BARE})"
 _SAID = (
     r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)(?:[ \t](?:now|still|again|(?:re)?set|changed|rotated)){0,2}"
     r"(?:[ \t]to)?[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
@@ -279,7 +154,7 @@ _QUERY = (
     r"[?&](?:access_token|auth_token|token|api_?key|key|secret|signature|password|auth|code)="
     r"([A-Za-z0-9._~%+/-]{12,1000})"
 )
-_CURL = r"\b(?:curl|wget)\b[^\n]{0,200}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
+_CURL = r"\b(?:curl|wget)\b[^\n]{0,100}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
 _KEY_SAID = r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})"
 _NAMES = ("password", "passwd", "passphrase", "passcode", "pwd", "_pw", "-pw")
 _KEY_NAMES = ("secret", "token", "credential", "key")
@@ -294,7 +169,7 @@ def _assigned(
     def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
         for match in re.finditer(pattern, folded):
             start, stop = match.span(match.lastindex or 0)
-            if match.lastindex != 4:
+            if match.lastindex != 5:
                 if accepts_quoted(text[start:stop]):
                     yield start, stop
             elif accepts_bare(bare := _bare(text[start:stop])):
@@ -319,6 +194,32 @@ def _bare(value: str) -> str:
     return value.rstrip(".,;:)]}")
 
 
+#: Services whose keys have no shape of their own: what is assigned to a name that begins with theirs.
+_SERVICES = (
+    "adafruit airtable algolia asana beamer bitbucket bittrex codecov cohere coinbase confluent contentful "
+    "datadog discord dropbox droneci facebook fastly finicity finnhub flickr freshbooks gitter gocardless heroku "
+    "hubspot intercom jfrog kraken kucoin launchdarkly linkedin lob mailchimp mailgun mattermost messagebird "
+    "mistral netlify newrelic notion nytimes okta opsgenie pagerduty rapidapi sendbird sentry shodan snyk sonar "
+    "squarespace sumologic travis trello twilio twitch twitter yandex zendesk"
+).split()
+_SERVICE = (
+    rf"(?<![a-z])(?:{'|'.join(_SERVICES)})([\w.-]{{0,24}})['\"]{{0,2}}\s{{0,8}}(?:=>|:=|[:=])\s{{0,8}}['\"`]?"
+    r"([a-z0-9_\-=%./+~]{16,200})"
+)
+_NO_SECRET = re.compile(
+    r"(?:ids?|names?|urls?|uri|host|version|sha|hash|commit|path|file|region|channel|model|page|org)$"
+)
+
+
+def _services(text: str, folded: str) -> Iterator[tuple[int, int]]:
+    """What is assigned to a service's name, unless the name says that it is no secret."""
+    for match in re.finditer(_SERVICE, folded):
+        start, stop = match.span(2)
+        value = _bare(text[start:stop])
+        if not _NO_SECRET.search(match[1]) and _is_key(value) and "/" not in value[:8]:
+            yield start, start + len(value)
+
+
 _PLACES = (
     Rule("url_password", ("://",), _matches(r"://[^\s/:@'\"<>]{0,128}:([^\s/@'\"<>]{1,256})@", _is_filled)),
     Rule("basic_auth", ("basic ",), _matches(r"(?i)basic[ \t]+([a-z0-9+/]{8,400}={0,2})", _is_basic), True),
@@ -333,6 +234,7 @@ _PLACES = (
     Rule("password", _NAMES, _said(_PASSWORD_NAME + r"[ \t]([^\s\"'`]{6,128})", _is_password), True),
     Rule("secret", _KEY_NAMES, _assigned(_KEY_NAME, _is_key, _is_quoted_key), True),
     Rule("secret", _KEY_NAMES, _said(_KEY_SAID, _is_key), True),
+    Rule("secret", tuple(_SERVICES), _services, True),
 )
 
 
@@ -374,7 +276,7 @@ def is_luhn(digits: str) -> bool:
 
 RULES: tuple[Rule, ...] = (
     Rule("private_key", ("PRIVATE KEY",), _private_keys),
-    *(Rule(kind, tuple(keywords.split()), _matches(pattern, _is_mixed)) for kind, keywords, pattern in _SHAPES),
+    *(Rule(kind, tuple(keywords.split()), _matches(pattern, _is_mixed)) for kind, keywords, pattern in SHAPES),
     *_token_rules(),
     *_PLACES,
     Rule("email", ("@",), _emails),

@@ -14,14 +14,14 @@ from agent_memory.recall.types import Item
 
 _COLUMNS = (
     "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, "
-    "i.superseded_by, i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, t.text, t.kind, "
-    "t.role, t.speaker, t.source, t.count, t.at"
+    "i.superseded_by, i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, "
+    "t.text, t.kind, t.role, t.speaker, t.source, t.count, t.number"
 )
-_SELECT = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text WHERE i.workspace = ?"
+_FROM = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text"
 
 
 @frozen
-class Row:
+class ItemRow:
     """One item with what ranking needs of it."""
 
     item: int
@@ -49,7 +49,7 @@ class Row:
     speaker: str | None
     source: str | None
     count: int
-    told_at: float
+    number: int  #: of the text, in the order in which its workspace was told
 
     def as_item(self, scope: Scope, text: str, *, is_stale: bool = False) -> Item:
         """Return what callers see of this row; ``text``: of its span."""
@@ -72,42 +72,44 @@ class Row:
         )
 
 
-def rows_of(db: sqlite3.Connection, scope: Scope, items: Sequence[int]) -> dict[int, Row]:
+def rows_of(db: sqlite3.Connection, scope: Scope, items: Sequence[int]) -> dict[int, ItemRow]:
     """Return the rows of those ``items`` that are in this workspace, by id."""
-    found: dict[int, Row] = {}
+    found: dict[int, ItemRow] = {}
     for start in range(0, len(items), 500):
         part = items[start : start + 500]
         marks = ",".join("?" * len(part))
-        for row in db.execute(f"{_SELECT} AND i.item IN ({marks})", (scope.workspace, *map(int, part))):
-            found[int(row[0])] = Row(*row)
+        # The plus keeps the planner from reading all of the workspace by its index.
+        sql = f"{_FROM} WHERE +i.workspace = ? AND i.item IN ({marks})"
+        for row in db.execute(sql, (scope.workspace, *map(int, part))):
+            found[int(row[0])] = ItemRow(*row)
     return found
 
 
-def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> Row:
+def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> ItemRow:
     """Return one row. Raises ItemNotFoundError where this workspace has no such item."""
-    row = db.execute(f"{_SELECT} AND i.item = ?", (scope.workspace, item)).fetchone()
+    row = db.execute(f"{_FROM} WHERE +i.workspace = ? AND i.item = ?", (scope.workspace, item)).fetchone()
     if row is None:
         raise ItemNotFoundError(item)
-    return Row(*row)
+    return ItemRow(*row)
 
 
-def span_text(db: sqlite3.Connection, row: Row) -> str:
+def span_text(db: sqlite3.Connection, row: ItemRow) -> str:
     """Return the text of a row's span. Rows are read without it: most candidates are never shown."""
     sql = "SELECT substr(body, ?, ?) FROM texts WHERE text = ?"
     return str(db.execute(sql, (row.start + 1, row.stop - row.start, row.text)).fetchone()[0])
 
 
-def items_of(db: sqlite3.Connection, scope: Scope, rows: Iterable[Row]) -> list[Item]:
+def items_of(db: sqlite3.Connection, scope: Scope, rows: Iterable[ItemRow]) -> list[Item]:
     """Return what callers see of ``rows``, in order."""
     kept = list(rows)
     stale = stale_items(db, [row.item for row in kept])
     return [row.as_item(scope, span_text(db, row), is_stale=row.item in stale) for row in kept]
 
 
-def rows_where(db: sqlite3.Connection, scope: Scope, condition: str, *values: object) -> Iterator[Row]:
+def rows_where(db: sqlite3.Connection, scope: Scope, condition: str, *values: object) -> Iterator[ItemRow]:
     """Yield the rows of this workspace that meet a condition on ``i`` (items) and ``t`` (texts)."""
-    for row in db.execute(f"{_SELECT} AND {condition}", (scope.workspace, *values)):
-        yield Row(*row)
+    for row in db.execute(f"{_FROM} WHERE i.workspace = ? AND {condition}", (scope.workspace, *values)):
+        yield ItemRow(*row)
 
 
 def stale_items(db: sqlite3.Connection, items: Sequence[int]) -> set[int]:

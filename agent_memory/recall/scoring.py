@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 from agent_memory.recall.episode_types import EpisodeRecord, EpisodeStep, Insight, Score
 from agent_memory.recall.error_recoveries import detours
@@ -58,12 +59,13 @@ def _end(episode: EpisodeRecord) -> Iterator[Insight]:
 def _recoveries(episode: EpisodeRecord) -> Iterator[Insight]:
     for detour in detours(episode):
         cited = [detour.failed.number, *(step.number for step in detour.steps)]
-        if detour.is_retried:
-            how = " then ".join(dict.fromkeys(detour.tools)) or "trying again"
-            text = f"{detour.failed.tool} failed ({detour.signature}) and worked after {how}."
-            yield _fact("success", text, cited)
-        else:
-            yield _fact("improvement", f"{detour.failed.tool} failed ({detour.signature}) and never worked.", cited[:1])
+        tool, how = detour.failed.tool, " then ".join(dict.fromkeys(detour.tools)) or "trying again"
+        if detour.next_try is None:
+            yield _fact("improvement", f"{tool} failed ({detour.signature}) and was not tried again.", cited[:1])
+        elif detour.next_try.ok:
+            yield _fact("success", f"{tool} failed ({detour.signature}) and worked after {how}.", cited)
+        elif not detour.is_repaired:
+            yield _fact("improvement", f"{tool} failed ({detour.signature}); {how} did not help.", cited)
 
 
 def _decisions(episode: EpisodeRecord) -> Iterator[Insight]:
@@ -99,6 +101,5 @@ def _steps(n: int) -> str:
     return f"{n} step" if n == 1 else f"{n} steps"
 
 
-def _fact(kind: str, text: str, steps: list[int]) -> Insight:
-    assert kind in ("success", "improvement", "insight")
+def _fact(kind: Literal["success", "improvement", "insight"], text: str, steps: list[int]) -> Insight:
     return Insight(kind=kind, text=text, steps=tuple(steps[:_MOST_CITED]))

@@ -68,7 +68,10 @@ def clusters(items: Sequence[T], similarity: Callable[[T, T], float], *, n: int,
     """
     if not items:
         return []
-    distance = [[1 - similarity(one, other) for other in items] for one in items]
+    distance = [[0.0] * len(items) for _ in items]
+    for i, one in enumerate(items):
+        for j in range(i):
+            distance[i][j] = distance[j][i] = 1 - similarity(one, items[j])
     medoids = [Random(seed).randrange(len(items))]
     while len(medoids) < n:
         farthest = max(range(len(items)), key=lambda i: (min(distance[i][m] for m in medoids), -i))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from agent_memory.recall.chance import rate, tail
 from agent_memory.recall.drafts import Draft, evidence
@@ -23,7 +24,7 @@ Places = dict[int, frozenset[int]]
 
 def tool_sequences(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
     """Return the longest frequent sequences of tools whose episodes mostly succeed."""
-    runs = [normal_course(episode.steps) for episode in episodes]
+    runs = [_without_repeats([step.tool for step in normal_course(episode.steps)]) for episode in episodes]
     found = {tools: places for tools, places in _grown(runs) if len(places) >= MIN_SUPPORT}
     drafts = {
         tools: Draft(
@@ -38,8 +39,8 @@ def tool_sequences(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
     return [draft for tools, draft in good.items() if not _is_part(draft, good.values())]
 
 
-def normal_course(steps: Sequence[EpisodeStep]) -> list[str]:
-    """Return the tools that worked, repeats as one, without detours: what lies between an error and its repair."""
+def normal_course(steps: Sequence[EpisodeStep]) -> list[EpisodeStep]:
+    """Return the steps that worked, without detours: what lies between an error and its repair."""
     kept: list[EpisodeStep] = []
     i = 0
     while i < len(steps):
@@ -49,7 +50,10 @@ def normal_course(steps: Sequence[EpisodeStep]) -> list[str]:
             i += 1
         else:
             i = repaired_at(steps, i) or i + 1
-    tools = [step.tool for step in kept]
+    return kept
+
+
+def _without_repeats(tools: Sequence[str]) -> list[str]:
     return [tool for tool, before in zip(tools, [None, *tools], strict=False) if tool != before]
 
 
@@ -64,7 +68,7 @@ def _grown(runs: Sequence[Sequence[str]]) -> Iterator[tuple[tuple[str, ...], Pla
     followers: dict[str, list[str]] = defaultdict(list)
     for first, second in sorted(pairs):
         followers[first].append(second)
-    level: dict[tuple[str, ...], Places] = dict(pairs)
+    level: dict[tuple[str, ...], Places] = dict(pairs.items())
     while level:
         yield from level.items()
         longer: dict[tuple[str, ...], Places] = {}
@@ -87,44 +91,66 @@ def _extended(runs: Sequence[Sequence[str]], places: Places, tool: str) -> Place
 
 
 def _pairs(runs: Sequence[Sequence[str]]) -> dict[Pair, Places]:
-    """Pairs that follow one another more often than their tools follow, and are followed by, others."""
-    places: dict[Pair, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    followed: Counter[Pair] = Counter()  # occurrences of the first that the second follows
-    preceded: Counter[Pair] = Counter()  # occurrences of the second that the first precedes
-    uses: Counter[str] = Counter(tool for run in runs for tool in run)
-    contains: Counter[str] = Counter(tool for run in runs for tool in set(run))
+    """Pairs whose tools are together more often than either is with any other."""
+    counts = _Counts()
     for i, run in enumerate(runs):
-        for at, tool in enumerate(run):
-            after, before = run[at + 1 : at + 2 + MAX_GAP], run[max(0, at - 1 - MAX_GAP) : at]
-            followed.update((tool, other) for other in set(after))
-            preceded.update((other, tool) for other in set(before))
-            for shift, other in enumerate(after, at + 1):
-                if other != tool:
-                    places[tool, other][i].add(shift)
-    frequent = {pair for pair, where in places.items() if len(where) >= MIN_SUPPORT}
-    follows, precedes = _sums(followed, 1), _sums(preceded, 0)
-    n, alpha = sum(uses.values()), _ALPHA / max(1, len(frequent))
-
-    def is_linked(first: str, second: str) -> bool:
-        k, support = followed[first, second], len(places[first, second])
-        shares = sorted((support / contains[first], support / contains[second]))
-        by_first = tail(uses[first], k, rate(follows[second] - k, n - uses[first]))
-        k = preceded[first, second]
-        by_second = tail(uses[second], k, rate(precedes[first] - k, n - uses[second]))
-        return shares[0] >= _MIN_SHARES[0] and shares[1] >= _MIN_SHARES[1] and max(by_first, by_second) <= alpha
-
+        counts.add(i, run)
+    frequent = sorted(pair for pair, where in counts.places.items() if len(where) >= MIN_SUPPORT)
+    alpha = _ALPHA / max(1, len(frequent))
     return {
-        pair: {i: frozenset(stops) for i, stops in places[pair].items()}
-        for pair in sorted(frequent)
-        if is_linked(*pair)
+        pair: {i: frozenset(stops) for i, stops in counts.places[pair].items()}
+        for pair in frequent
+        if counts.are_linked(*pair, alpha)
     }
 
 
-def _sums(pairs: Counter[Pair], side: int) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for pair, n in pairs.items():
-        sums[pair[side]] += n
-    return sums
+class _Counts:
+    """How often tools come within ``MAX_GAP`` of one another, over all episodes."""
+
+    def __init__(self) -> None:
+        self.places: dict[Pair, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+        self.followed: Counter[Pair] = Counter()  # occurrences of the first that the second follows
+        self.preceded: Counter[Pair] = Counter()  # occurrences of the second that the first precedes
+        self.follows: Counter[str] = Counter()  # occurrences of any tool that this one follows
+        self.precedes: Counter[str] = Counter()
+        self.seen_from_before: Counter[Pair] = Counter()  # adjacent pairs with a tool before them
+        self.seen_from_after: Counter[Pair] = Counter()
+        self.uses: Counter[str] = Counter()
+        self.contains: Counter[str] = Counter()  # episodes
+
+    def add(self, episode: int, run: Sequence[str]) -> None:
+        self.uses.update(run)
+        self.contains.update(set(run))
+        for at, tool in enumerate(run):
+            after, before = run[at + 1 : at + 2 + MAX_GAP], run[max(0, at - 1 - MAX_GAP) : at]
+            self.followed.update((tool, other) for other in set(after))
+            self.preceded.update((other, tool) for other in set(before))
+            self.follows.update(set(after))
+            self.precedes.update(set(before))
+            self.seen_from_before.update(pairwise(after))
+            self.seen_from_after.update(pairwise(before))
+            for place, other in enumerate(after, at + 1):
+                if other != tool:
+                    self.places[tool, other][episode].add(place)
+
+    def are_linked(self, first: str, second: str, alpha: float) -> bool:
+        """True if one is with the other in enough of its episodes, and more often than by chance, from either side.
+
+        By chance: as often as the one follows (precedes) tools that the other is not near.
+        """
+        pair, support = (first, second), len(self.places[first, second])
+        low, high = sorted((support / self.contains[first], support / self.contains[second]))
+        k, m = self.followed[pair], self.preceded[pair]
+        either = (pair, (second, first))
+        hits = self.follows[second] - k - sum(self.seen_from_before[both] for both in either)
+        by_first = tail(self.uses[first], k, self._rate(hits, first, self.follows))
+        hits = self.precedes[first] - m - sum(self.seen_from_after[both] for both in either)
+        by_second = tail(self.uses[second], m, self._rate(hits, second, self.precedes))
+        return low >= _MIN_SHARES[0] and high >= _MIN_SHARES[1] and max(by_first, by_second) <= alpha
+
+    def _rate(self, hits: int, tool: str, near: Counter[str]) -> float:
+        """Hits among the occurrences of other tools that ``tool`` is not near."""
+        return rate(max(0, hits), max(0, self.uses.total() - self.uses[tool] - near[tool]))
 
 
 def _is_part(draft: Draft, others: Iterable[Draft]) -> bool:

@@ -1,7 +1,7 @@
-"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules, without a model.
+"""Typed items: which spans of a text are decisions, tasks, preferences, facts, errors ...; by rules alone.
 
-A sentence gives at most one item of what somebody wants or decided, and one fact or event. Questions give none. What an
-assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
+A sentence gives at most one item: of what somebody wants or decided, else a fact or an event. Questions give none. What
+an assistant says gives none: its proposals are no decisions. Each item cites the sentence that it was read from.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ _PREFERENCE = _any(
     r"\bwould rather\b|['’]d rather\b",
     r"\bfavou?rites?\b",
     r"\bwants? me to\b",
-    r"\b(?:I|we|she|he|they|[A-Z]\w+) (?:really |absolutely )?(?:likes?|loves?|enjoys?|hates?|dislikes?|can['’]t stand) ",
+    r"\b(?:I|we|she|he|they|[A-Z]\w+) (?:really |absolutely )?"
+    r"(?:likes?|loves?|enjoys?|hates?|dislikes?|can['’]t stand) ",
 )
 _DECISION = _any(
     r"\b(?:decided|decision|decisions|deciding) (?!whether|if\b|not yet)",
-    r"\b(?:we|I|they|team|she|he)(?:['’](?:re|ve|m)| are| have| has| am)? (?:settled on|chose|chosen|opted|agreed|picked|"
-    r"selected|going with|gone with|standardi[sz](?:ed|ing) on|adopted|adopting|switching|switched|migrat(?:ed|ing))\b",
+    r"\b(?:we|I|they|team|she|he)(?:['’](?:re|ve|m)| are| have| has| am)? "
+    r"(?:settled on|chose|chosen|opted|agreed|picked|selected|going with|gone with|"
+    r"standardi[sz](?:ed|ing) on|adopted|adopting|switching|switched|migrat(?:ed|ing))\b",
     r"^(?:switching|adopting|going with|dropping|replacing|moving to|migrating|approved|agreed|settled on|opted)\b",
     r"\blet['’]s (?:go with|use|stick with|switch|adopt|keep)\b",
     r"\b(?:we|I)(?:['’]ll| will) (?:go with|use|stick with|switch to|adopt|standardi[sz]e on)\b",
@@ -68,8 +70,10 @@ _DECISION = _any(
 _TASK = _any(
     r"\bpromis(?:e|ed|ing)\b",
     r"\bcommit(?:s|ted|ting)? (?:to|me)\b|\bcommitment\b",
-    r"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) (?!be able|never|always)\w+",
-    r"^(?:will|updating|scheduling|preparing|sending|working on) (?:the|a|an|my|our|her|his|their|all|up|out|back|[a-z]+ )",
+    r"\b(?:I|we)(?:['’]ll| will|['’]m going to| am going to|['’]re going to| are going to) "
+    r"(?!be able|never|always)\w+",
+    r"^(?:will|updating|scheduling|preparing|sending|working on) "
+    r"(?:the|a|an|my|our|her|his|their|all|up|out|back|[a-z]+ )",
     r"\b(?:todo|to-do|action item|follow[- ]up)\b",
     r"\b(?:remind me|don['’]t forget) to\b",
     rf"\b(?:I|we) (?:need|have|must) (?:to )?\w+.* (?:by|before|until) {_WHEN}",
@@ -148,14 +152,20 @@ def _of_sentence(text: str, span: Span, kind: str, speaker: str | None, at: floa
     status: Status = "asserted"
     if _DENIED.search(sentence) or _MAYBE.search(sentence):
         status = "refuted" if _DENIED.search(sentence) else "hypothetical"
-    if wanted:
-        is_standing = status == "asserted" and (wanted == "instruction" or bool(_CHOICE.search(sentence)))
-        yield Typed(kind=wanted, start=start, stop=stop, status=status, is_standing=is_standing)
-    if (fact := facts.read(sentence, speaker, is_talk=kind == "chat")) and status != "hypothetical":
-        yield Typed(kind="fact", start=start, stop=stop, slot=fact.slot, value=fact.value)
-    elif not wanted and (date := read_date(sentence, at)) is not None and _PAST.search(sentence):
+    fact = facts.read(sentence, speaker, is_talk=kind == "chat") if status == "asserted" else None
+    if wanted or fact:
+        yield Typed(
+            kind=wanted or "fact",
+            start=start,
+            stop=stop,
+            slot=fact.slot if fact else None,
+            value=fact.value if fact else None,
+            status=status,
+            is_standing=status == "asserted" and (wanted == "instruction" or bool(_CHOICE.search(sentence))),
+        )
+    elif (date := read_date(sentence, at)) is not None and _PAST.search(sentence):
         yield Typed(kind="event", start=start, stop=stop, at=date)
-    elif not wanted and _STATED.search(sentence):
+    elif _STATED.search(sentence):
         yield Typed(kind="fact", start=start, stop=stop)
 
 

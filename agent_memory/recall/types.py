@@ -64,7 +64,7 @@ class Hit:
 class Weights:
     """How much each signal counts in a score; 0 switches a signal off.
 
-    Every signal but ``relevance`` and ``similarity`` is a share of these two, so that nothing is recalled for its age alone.
+    Every signal but ``relevance`` and ``similarity`` is a share of these two: nothing is recalled for its age alone.
     """
 
     relevance: float = field(default=1.0, validator=ge(0))  #: words of the question in the passage and around it

@@ -86,12 +86,14 @@ def unit(embedder: Embedder, texts: Sequence[str]) -> Floats:
     vectors = np.asarray(embedder.embed(list(texts)), np.float32)
     if vectors.shape != (len(texts), embedder.dim):
         raise ConfigError(
-            f"the embedder {embedder.fingerprint!r} says dim {embedder.dim} and gave {vectors.shape} for {len(texts)} texts"
+            f"the embedder {embedder.fingerprint!r} says dim {embedder.dim}, "
+            f"and gave an array of {vectors.shape} for {len(texts)} texts"
         )
     if not np.isfinite(vectors).all():
         raise ConfigError(f"the embedder {embedder.fingerprint!r} gave numbers that are not finite")
     lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return (vectors / lengths).astype(np.float32)
+    found: Floats = vectors / lengths
+    return found
 
 
 def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) -> list[tuple[int, str]]:
@@ -142,10 +144,7 @@ def _distances(bits: NDArray[Any], query: NDArray[Any]) -> NDArray[Any]:
 
 def _top(values: Floats, n: int) -> NDArray[np.int64]:
     """The places of the ``n`` largest, largest first; of equal ones the first."""
-    if len(values) > n:
-        kept = np.sort(np.argpartition(-values, n - 1)[:n])
-    else:
-        kept = np.arange(len(values))
+    kept = np.sort(np.argpartition(-values, n - 1)[:n]) if len(values) > n else np.arange(len(values))
     return kept[np.argsort(-values[kept], kind="stable")].astype(np.int64)
 
 

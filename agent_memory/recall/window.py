@@ -5,8 +5,8 @@ A model computes a prompt only from its first difference on, so the order decide
 - Pinned items first, in the order in which they were pinned; then the others in the order of their first recall.
 - New cards go to the end. A card that is no longer wanted stays until such cards hold more than half of the wanted
   ones' tokens, or the budget is needed: then all of them leave at once (``is_compacted``).
-- A card that was superseded, merged or forgotten leaves at once, and what stands behind it is computed anew.
-- Wanted cards take at most two thirds of what pinned ones leave of the budget, so that there is room for others to stay.
+- A card that was superseded, merged or forgotten leaves at once; what stands behind it is computed anew.
+- Wanted cards take at most two thirds of what pinned ones leave of the budget, so others have room to stay.
 
 Where a window's cards stand is kept in the file, so the order outlives the process.
 """
@@ -20,7 +20,7 @@ from attrs import define, field
 
 from agent_memory.recall.cards import CardStyle
 from agent_memory.recall.protocols import TokenCounter
-from agent_memory.recall.rows import Row, rows_of, rows_where, span_text, stale_items
+from agent_memory.recall.rows import ItemRow, rows_of, rows_where, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import Dropped, Hit, Item, WorkingSet
 from agent_memory.types import Message
@@ -128,7 +128,7 @@ class Window:
         self.dropped.append(Dropped(item=self.items[item], reason="superseded"))
         return False
 
-    def _item(self, row: Row) -> Item:
+    def _item(self, row: ItemRow) -> Item:
         is_stale = row.item in stale_items(self.db, [row.item])
         return row.as_item(self.scope, span_text(self.db, row), is_stale=is_stale)
 

@@ -1,7 +1,7 @@
 """Text to the words that are indexed, and questions to the words that are looked for.
 
 The index keeps the words of each workspace apart: ``w7zship`` is "ship" in a passage of workspace 7, ``t7zship`` the
-same word in a typed item. A change of what ``terms`` returns needs a new ``WORDS_VERSION``: files are then indexed anew.
+same word in a typed item. When ``terms`` changes, ``WORDS_VERSION`` does: files are then indexed anew.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ _MONTHS = "january february march april may june july august september october n
 
 def terms(text: str) -> list[str]:
     """Return the stems of the words of ``text``, in order, repeats included."""
+    if text.isascii() and not _CAMEL.search(text):
+        return [stem(word[:_MAX_WORD]) for word in _WORD.findall(text.lower())]
     found: list[str] = []
     for word in _WORD.findall(text):
         parts = [word, *_CAMEL.split(word)] if _CAMEL.search(word) else [word]

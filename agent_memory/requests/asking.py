@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from agent_memory.config import Config
@@ -36,7 +35,7 @@ class Asking:
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.agents = Agents(store, engine, config.salt)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
-        self._rendering = partial(Rendering, clock=lambda: self.clock(), pin_dates=config.pin_dates)
+        self._pin_dates = config.pin_dates
         self.identity = ""  #: of the model, once it is loaded
         self.is_closed = False
 
@@ -58,6 +57,7 @@ class Asking:
 
     def start_all(self, asked: Sequence[tuple[object, Log | None]], settings: Settings) -> list[Generation]:
         """Start several requests, each of a prompt and a log. What is wrong with one raises before work on any."""
+        self._engine.ensure_places(len(asked))
         planned = [self._planned(prompt, log, settings) for prompt, log in asked]
         requests = [
             self._with_agent(prompt, log, settings, request)
@@ -76,7 +76,7 @@ class Asking:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""
         tokenizer = self.ensure_open()
         offered = as_tools(tools) or (log.tools if log else ())
-        how = self._rendering(tools=offered, generation_prompt=False)
+        how = Rendering(clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False)
         planner = Planner(tokenizer, prompt, log, how)
         request = self._requests.make(planner, None, Settings(), Calling(), max_tokens=0)
         if log is not None:
@@ -87,7 +87,9 @@ class Asking:
         """A request that is not yet under way."""
         tokenizer = self.ensure_open()
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
-        how = self._rendering(
+        how = Rendering(
+            clock=self.clock,
+            pin_dates=self._pin_dates,
             tools=calling.offered,
             raw=settings.raw,
             variables=settings.template,

@@ -138,7 +138,7 @@ class Requests:
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
         on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
         """
-        self._engine.ensure_place()
+        self._engine.ensure_places()
         created = time.perf_counter()
         tokenizer = self._runner.tokenizer
         session = Session(
@@ -155,7 +155,7 @@ class Requests:
             asker=session,
             builder=self._builder(calling),
             constraint=constraint,
-            shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
+            shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log and not planner.is_branch else None,
             agent_id=log.agent_id if log and not planner.is_branch else None,
             sampling=settings.sampling,

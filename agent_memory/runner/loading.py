@@ -95,7 +95,7 @@ def _without_patterns(folder: Path) -> Iterator[Path]:
 
 
 def _cast(model: Any, dtype: str | None) -> Any:
-    """The model with its weights in ``dtype``, dequantized where quantized; None: as stored. Evaluates all."""
+    """Return the model with its weights in ``dtype``, dequantized if need be; None: as stored. Evaluates all."""
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model
 

@@ -113,8 +113,12 @@ class MLXRunner:
         """``max_position_embeddings`` of the model's config, or of the text model in it; None where it has none."""
         args = getattr(self._model, "args", None)
         inner = getattr(args, "text_config", None)
-        values = [getattr(args, "max_position_embeddings", None)]
-        values.append(inner.get("max_position_embeddings") if isinstance(inner, Mapping) else None)
+        values = [
+            one.get("max_position_embeddings")
+            if isinstance(one, Mapping)
+            else getattr(one, "max_position_embeddings", None)
+            for one in (args, inner)
+        ]
         return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
     @property
@@ -200,7 +204,7 @@ class MLXRunner:
             self._helper.submit(int).result()  # it runs from now on
 
     def _looked_at(self) -> tuple[str, ...]:
-        """What a user should know of this model; each once in the log."""
+        """Return what a user should know of this model; log each note once."""
         found = speech.notes(self.tokenizer, str(self._path) if self._path else None)
         if self._path is not None:
             found = [*directory.notes(self._path), *found]

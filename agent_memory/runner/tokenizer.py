@@ -19,6 +19,8 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.protocols import Detokenizer
 from agent_memory.runner.decoders import Decoding, TokenStream
 from agent_memory.runner.decodestages import byte_of, token_bytes
+from agent_memory.toolcall import FORMATS
+from agent_memory.toolcall.choice import Choice, choose
 
 log = logging.getLogger("agent_memory.runner")
 
@@ -125,15 +127,20 @@ class HFTokenizer:
                 f"template variable {min(clash)!r} is set by the library; choose another name"
             )
         functions = [dict(t) for t in tools] or None
+        rows = [dict(m) for m in messages]
+        asked = {
+            "tools": functions,
+            "add_generation_prompt": generation_prompt,
+            **(variables or {}),
+            **({} if now is None else self._dated(functions, now)),
+        }
         try:
-            text = self._hf.apply_chat_template(
-                [dict(m) for m in messages],
-                tools=functions,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **(variables or {}),
-                **({} if now is None else self._dated(functions, now)),
-            )
+            try:
+                text = self._hf.apply_chat_template(rows, tokenize=False, **asked)
+            except TypeError:  # some templates join a call's arguments to text: they take them as JSON
+                if not any(row.get("tool_calls") for row in rows):
+                    raise
+                text = self._hf.apply_chat_template([_in_json(row) for row in rows], tokenize=False, **asked)
         except Exception as error:  # a template is a program from elsewhere, which may divide by zero
             said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
             raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
@@ -164,26 +171,27 @@ class HFTokenizer:
         except UnsupportedParameterError:
             return False
 
-    @cached_property
+    @property
     def tool_format(self) -> str | None:
-        """As mlx-lm infers it from configuration, template and vocabulary; Llama's by its template."""
-        from mlx_lm import tokenizer_utils
+        """As ``call_choice`` says."""
+        return self.call_choice.format
 
-        if (parser := getattr(self._wrapper, "tool_parser", None)) is not None:
-            return str(parser.__module__.rpartition(".")[2])
+    @cached_property
+    def call_choice(self) -> Choice:
+        """The format of calls and the marks of reasoning, by template and vocabulary, and why; mlx-lm's where neither
+        tells.
+        """
         template = getattr(self._hf, "chat_template", None)
-        if not isinstance(template, str):
-            return None
-        if "<|python_tag|>" in template or '{"name": function name, "parameters"' in template:
-            return "llama3"
-        found = tokenizer_utils._infer_tool_parser(self._hf)
-        return None if found is None else str(found)
+        parser = getattr(self._wrapper, "tool_parser", None)
+        named = str(parser.__module__.rpartition(".")[2]) if parser is not None else None
+        vocabulary = frozenset(self._hf.get_vocab())
+        return choose(template if isinstance(template, str) else None, vocabulary, named if named in FORMATS else None)
 
     @cached_property
     def reasoning(self) -> tuple[str, str] | None:
-        """As mlx-lm infers them from the vocabulary."""
+        """As mlx-lm infers them from the vocabulary, else as ``call_choice`` says."""
         marks = (getattr(self._wrapper, "think_start", None), getattr(self._wrapper, "think_end", None))
-        return (str(marks[0]), str(marks[1])) if all(marks) else None
+        return (str(marks[0]), str(marks[1])) if all(marks) else self.call_choice.reasoning
 
     @cached_property
     def vocabulary(self) -> str:
@@ -310,3 +318,12 @@ def _is_stock(hf: Any, method: str) -> bool:
     """True if the method is transformers' own for all fast tokenizers."""
     found = getattr(type(hf), method, None)
     return found is None or str(found.__module__).startswith("transformers.tokenization_utils")
+
+
+def _in_json(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose calls have their arguments as JSON text."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else dict(message)

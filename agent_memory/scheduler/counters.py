@@ -18,6 +18,8 @@ _STORED = (
     "chunks",
     "agents",
     "saves_skipped",
+    "unwritten_tokens",
+    "unreadable",
     "disk_state",
     "disk_failures",
 )

@@ -117,9 +117,9 @@ class Engine:
             "warm_evictions": warm.n_evicted,
         }
 
-    def ensure_place(self) -> None:
-        """Raise QueueFullError where no further request may wait."""
-        self._places.check()
+    def ensure_places(self, n_asked: int = 1) -> None:
+        """Raise QueueFullError where not so many more requests may wait."""
+        self._places.check(n_asked)
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed gets the deltas and the end. Raises QueueFullError or ClosedError."""

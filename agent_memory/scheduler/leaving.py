@@ -15,24 +15,25 @@ class Leaving:
     """Takes rows out of the batch and gives their KV to the hot tier, then to the saver. Engine thread only.
 
     - The reply first: nobody waits for KV to be put away.
-    - Where nothing was computed, nothing is kept. A lineage that another one of its agent replaces is settled first.
+    - A row without KV leaves nothing. A lineage that a newer one of its agent replaces is settled first.
     - Kinds of KV that cannot be stored stay hot alone.
     """
 
-    # Whose the KV of the tokens of a row is, once it has ended. ``n`` is ``kv.n_tokens``.
+    # Who owns the KV of a row's tokens before and after its end, and what of it is written. ``n`` is ``kv.n_tokens``.
     #
-    #   the row                     tokens              before     after                          written
-    #   finished                    [0, n)              batch      hot tier                       [stored, n), promised
-    #   finished, max_tokens 0      [0, n_prompt)       row        hot tier                       [stored, n), promised
-    #   cancelled, timed out,       [0, fed)            row        hot tier                       [stored, fed), where
-    #     closed, prefill raised                                                                  that is worth a write
-    #   the same while it decodes   [0, n)              batch      hot tier                       the same
-    #   failed while it decodes     [0, n_sound)        batch      hot tier, cut to a place       the same
-    #                                                              where the KV can be cut
-    #                               [n_sound, n)        batch      nobody's
-    #   its group's step raised     [0, n)              batch      nobody's                       nothing
+    #   the row ended                              tokens           before  after     written
+    #   with a reply                               [0, n)           batch   hot tier  an agent's always
+    #   with a reply, max_tokens 0                 [0, n_prompt)    row     hot tier  always: asked for ahead of need
+    #   cancelled, timed out or closed in prefill  [0, fed)         row     hot tier  where worth it
+    #   its prefill step raised                    [0, fed)         row     hot tier  where worth it
+    #     and the device may have changed it       [0, fed)         row     nobody    never
+    #   cancelled, timed out or closed in decode   [0, n)           batch   hot tier  where worth it
+    #   its processor, constraint or text raised   [0, n_sound)     batch   hot tier  where worth it
+    #                                              [n_sound, n)     batch   nobody    never
+    #   its group's decode step raised             [0, n)           batch   nobody    never
     #
-    # ``n_sound == n_prompt + len(output) - 1``. An anonymous row is written where that is worth it, however it ends.
+    # ``n_sound``: the last place at or before ``n_prompt + len(output) - 1`` to which the KV can be truncated.
+    # "Where worth it": where computing it again is dearer than a write (``store/writing.py``); so anonymous replies.
 
     def __init__(
         self,

@@ -58,13 +58,14 @@ class Saver:
     - While the disk does not keep up, saves wait and copies go on.
     """
 
-    # Whose the bytes of the tokens of a lineage are, while it is saved:
+    # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
     #
-    #   [0, save.former)             stored before: the store's files
-    #   each [part.start, part.stop) the live arrays', until ``put`` has a host copy; then the I/O thread's queue's,
-    #                                until it is written; the index names them from ``begin_save`` on as not yet ready
-    #   each [side.start, side.stop) the same for window rows, and for the state at ``side.stop``
-    #   [len(ids), ...)              tokens of the next turn: not part of this save
+    #   tokens                       before ``put``              from ``put`` on
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until a commit, or warm's
+    #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
+    #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
+    #
+    # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
     def __init__(self, store: Store, layout: Layout, counters: Counters) -> None:
         self._store, self._layout, self._counters = store, layout, counters

@@ -25,10 +25,10 @@ class Places:
         self._taken: set[Request] = set()
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Raise QueueFullError where no place is free."""
-        if self._limit is not None and len(self._taken) >= self._limit:
-            raise QueueFullError(len(self._taken), self._limit)
+    def check(self, n_asked: int = 1) -> None:
+        """Raise QueueFullError where fewer than ``n_asked`` places are free."""
+        if self._limit is not None and len(self._taken) + n_asked > self._limit:
+            raise QueueFullError(len(self._taken), self._limit, n_asked)
 
     def take(self, request: Request) -> None:
         """Give a place to a request. Raises QueueFullError."""

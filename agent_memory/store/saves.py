@@ -132,6 +132,7 @@ class Save:
         if not self._is_given_up and catalog.io.is_full:
             self._is_given_up = True
             catalog.skipped["slow disk"] += 1
+            _note_unwritten(catalog, self)
             self.abandon()
         return self._is_given_up
 
@@ -199,6 +200,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     save.is_over = True
     catalog.health.worked("KV")
+    catalog.note_saved(save.agent_id, save.head)
     if save.segments:
         catalog.admission.note_commit(time.perf_counter() - started)
     for file in superseded:
@@ -252,7 +254,12 @@ def _abandon(catalog: Catalog, save: Save) -> None:
             catalog.files.unlink(catalog.path(file))
 
 
+def _note_unwritten(catalog: Catalog, save: Save) -> None:
+    catalog.note_unwritten(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
+
+
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
+    _note_unwritten(catalog, save)
     if isinstance(error, NoRoomError):
         catalog.skipped["no room"] += 1
     else:

@@ -185,3 +185,31 @@ def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path) -> None:
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     db.close()
+
+
+def test_the_full_text_index_is_among_what_is_checked_and_scrubbed(tmp_path: Path) -> None:
+    db = Database(tmp_path / "recall.sqlite")
+    assert db._fts_tables() == ["words"]
+    with db.write() as connection:
+        connection.execute("INSERT INTO words (rowid, body) VALUES (1, 'w1zquartz')")
+    with db.write() as connection:
+        connection.execute("UPDATE words_data SET block = x'00' WHERE id > 10")
+    assert any("words" in line for line in db.check())
+    db.close()
+
+
+def test_a_scrub_that_a_crash_prevented_is_done_when_the_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "recall.sqlite"
+    db = Database(path)
+    for n in range(50):
+        add(db, f"zebrafish{n}quartz")
+    with db.write() as connection:
+        connection.execute("DELETE FROM counters WHERE name LIKE 'zebra%'")
+        db.owe_scrub(connection)
+    assert b"zebrafish7quartz" in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    db.close()  # and no scrub
+    db = Database(path)
+    assert b"zebrafish7quartz" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with db.read() as connection:
+        assert connection.execute("SELECT count(*) FROM counters WHERE name = 'unscrubbed'").fetchone() == (0,)
+    db.close()

@@ -133,7 +133,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "buildkite": (("bkua_{h40}",), ("bkua_{h8}",)),
     "circleci": (("CCIPAT_{a22}_{h40}",), ("CCIPAT_docs",)),
     "heroku": (("HRKU-{h8}-{h4}-{h4}-{h4}-{h12}",), ("HRKU-docs",)),
-    "onepassword": (("ops_eyJ{a250}",), ("ops_eyJshort",)),
+    "onepassword": (("ops_eyJ{a250}", "A3-{u6}-{u6}-{u5}-{u5}-{u5}-{u5}"), ("ops_eyJshort",)),
     "infracost": (("ico-{a32}",), ("ico-files",)),
     "elevenlabs": (("sk_{h48}",), ("sk_{h8}",)),
     "contentful": (("CFPAT-{w43}",), ("CFPAT-docs",)),
@@ -143,6 +143,13 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cloudflare": (("v1.0-{h24}-{h146}",), ("v1.0-rc1",)),
     "honeycomb": (("hcaik_{l58}",), ("hcaik_docs",)),
     "yandex": (("AQVN{w36}",), ("AQVN",)),
+    "bedrock": (("bedrock-api-key-{a40}",), ("bedrock-api-key-docs",)),
+    "clickhouse": (("4b1d{a38}",), ("4b1d{h4}",)),
+    "defined": (("dnkey-{a26}-{a52}",), ("dnkey-docs",)),
+    "intra42": (("s-s4t2ud-{h64}",), ("s-s4t2ud-docs",)),
+    "harness": (("pat.{a22}.{a24}.{a20}",), ("pat.docs",)),
+    "mapbox": (("sk.{a60}.{a22}",), ("sk.docs",)),
+    "maxmind": (("{a6}_{a29}_mmk",), ("a_mmk",)),
     "settlemint": (("sm_aat_{a16}",), ("sm_aat_docs",)),
     "url_password": (
         ("postgres://app:{a12}@db:5432/shop", "redis://:{a12}@cache/0"),
@@ -162,6 +169,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "run --password Tiger99",
             "passwd Tiger!99",
             "OLD_PW: Tiger!99",
+            r'"{\"password\": \"Swordfish\", \"n\": 1}"',
         ),
         (
             "password = getpass()",
@@ -173,7 +181,14 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "secret": (
-        ("client_secret: {w32}", 'API_KEY="{a32}"', "the api key is {a24}", "aws_secret_access_key = {a40}"),
+        (
+            "client_secret: {w32}",
+            'API_KEY="{a32}"',
+            "the api key is {a24}",
+            "HUBSPOT={h32}",
+            "heroku_auth: {a30}",
+            "aws_secret_access_key = {a40}",
+        ),
         (
             "api_key = settings.api_key",
             "token = tokens[12]",

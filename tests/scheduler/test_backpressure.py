@@ -33,8 +33,6 @@ def test_one_more_than_may_wait_is_refused_with_the_numbers_and_computes_and_cre
             with pytest.raises(QueueFullError, match=r"3 requests wait .* Config.max_waiting is 3") as caught:
                 ask("one more", agent="nobody yet")
             assert (caught.value.n_waiting, caught.value.limit) == (LIMIT, LIMIT)
-        with pytest.raises(QueueFullError):
-            memory.batch(["one", "more"])
         assert [info.name for info in memory.agents()] == []
         assert [one.state for one in waiting] == ["queued"] * LIMIT, "the others wait on"
         running.cancel()
@@ -106,6 +104,17 @@ def test_of_many_threads_no_more_get_a_place_than_there_are() -> None:
         running.cancel()
 
 
+def test_a_batch_gets_a_place_for_each_of_its_prompts_or_none_starts() -> None:
+    runner = EchoRunner()
+    with Memory(runner, ":memory:", config=Config(max_batch=1, max_waiting=LIMIT)) as memory:
+        for _ in range(20):
+            assert len(memory.batch(["same", "each", "time"], max_tokens=1)) == LIMIT
+        n_computed = runner.calls.computed
+        with pytest.raises(QueueFullError, match="0 requests wait to be started, 4 more") as caught:
+            memory.batch(["one", "too", "many", "prompts"])
+        assert (caught.value.n_asked, runner.calls.computed) == (4, n_computed)
+
+
 def test_a_line_without_a_limit_takes_all() -> None:
     with Memory(EchoRunner(delay_s=0.001), ":memory:", config=Config(max_batch=1)) as memory:
         handles = [memory.stream(f"{n}", max_tokens=2) for n in range(100)]
@@ -113,5 +122,6 @@ def test_a_line_without_a_limit_takes_all() -> None:
 
 
 def test_the_error_can_be_pickled_with_its_numbers() -> None:
-    error = pickle.loads(pickle.dumps(QueueFullError(7, 5)))
-    assert (error.n_waiting, error.limit) == (7, 5)
+    error = pickle.loads(pickle.dumps(QueueFullError(7, 8, 2)))
+    assert (error.n_waiting, error.limit, error.n_asked) == (7, 8, 2)
+    assert "7 requests wait to be started, 2 more" in str(error)
