@@ -214,7 +214,7 @@ def _named(name: str, *tails: _Tail) -> Callable[[str, str], Spans]:
 
 
 def _bare(value: str) -> str:
-    return value.rstrip(".,;:)]}")
+    return value.rstrip(".,;:)]}*`_")
 
 
 #: Services whose keys have no shape of their own: what is assigned to a name that begins with theirs.

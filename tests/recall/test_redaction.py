@@ -192,6 +192,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "password=settings.db.password2",
             "PasswordField('password', 'Password')",
             "all tests pass: 31/31",
+            "1. **Password Hashing:** why",
             "if password > minimum: pass",
             'passphrase: str = ""',
             "a password of 12-characters",
