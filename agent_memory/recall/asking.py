@@ -13,12 +13,11 @@ from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import TEXT_KINDS, Hit
 from agent_memory.recall.vectors import VectorView
-from agent_memory.recall.words import question_terms, terms
+from agent_memory.recall.words import question_terms
 
 CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
 NEAREST = 100  #: items that vectors find
-_RESCORED = 40
 _MOST_STANDING = 100
 
 
@@ -35,6 +34,7 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, vi
             db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
         )
         found = found.best(4 * n, standing).existing(db).best(n, standing)
+        found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
                 candidates[row.item] = scored(row, question, relevance, similar.pop(row.item, 0.0))
@@ -80,16 +80,8 @@ def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
 
 
 def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
-    """Rows with their relevance; those in front have the words that are too frequent to look for counted as well."""
+    """Rows with their relevance."""
     rows = rows_of(db, scope, found.ids.tolist())
-    scores = {
-        int(item): relevance_of(float(alone), float(around), rows[int(item)].n_words)
-        for item, alone, around in zip(found.ids, found.alone, found.around, strict=True)
-        if int(item) in rows
-    }
-    if any(term.is_frequent for term in found.terms):
-        best = sorted(scores, key=lambda item: (-scores[item], item))[:_RESCORED]
-        for item, more in search.rescored(found, best, [terms(span_text(db, rows[item])) for item in best]).items():
-            scores[item] += more
-    for item, score in scores.items():
-        yield rows[item], score
+    for item, alone, around in zip(found.ids.tolist(), found.alone.tolist(), found.around.tolist(), strict=True):
+        if item in rows:
+            yield rows[item], relevance_of(alone, around, rows[item].n_words)

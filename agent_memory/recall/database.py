@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from agent_memory.config import as_path
 from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
 from agent_memory.recall.schema import STEPS, Step
 
@@ -36,7 +37,7 @@ class Database:
     """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
 
     def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS) -> None:
-        self.path = None if os.fspath(path) == ":memory:" else Path(path).expanduser().absolute()
+        self.path = None if str(path) == ":memory:" else as_path(path, "path")
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._pool: list[sqlite3.Connection] = []

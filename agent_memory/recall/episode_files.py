@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from agent_memory.config import as_path
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.episode_log import Cleaner, EpisodeLog
@@ -23,7 +24,7 @@ def written(log: EpisodeLog, file: str | os.PathLike[str]) -> int:
     """Write every ended episode of the workspace to a new file, a line each; return how many."""
     with log.database.read() as db:
         ids = rows.ids_of(db, log.scope, ("completed", "abandoned"))
-    target = Path(file).expanduser()
+    target = as_path(file, "file")
     with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as lines:
         for start in range(0, len(ids), 100):
             for record in log.records(ids[start : start + 100]):
@@ -36,7 +37,7 @@ def read_in(log: EpisodeLog, file: str | os.PathLike[str]) -> int:
 
     Texts are redacted again. Raises UnsupportedParameterError with the number of a line that cannot be read.
     """
-    records = list(_records(Path(file).expanduser()))
+    records = list(_records(as_path(file, "file")))
     n = 0
     with log.database.write() as db:
         for record in records:

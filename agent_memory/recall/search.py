@@ -4,8 +4,8 @@
   one length, so lengths are not counted.
 - Around an item: the words of up to three neighbours on each side count too, less with distance. Neighbours have
   consecutive ids within a block, so no second index is needed, and what is remembered later is a neighbour at once.
-- A word that more than ``cap`` items have finds nothing by itself: it only re-scores what rarer words have found. Where
-  all words are so frequent, items that have all of them are found, newest first.
+- A word that more than ``cap`` items have finds nothing by itself: it adds to what rarer words have found. Two such
+  words in one item find it, the newest first; so does one, where nothing else was asked.
 
 Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, section 3.4.
 """
@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from agent_memory.recall.context_tables import BLOCK
@@ -29,7 +31,10 @@ Floats = NDArray[np.float64]
 K1 = 0.9
 AROUND = (0.5, 0.25, 0.12)  #: what a word counts that stands one, two, three items away
 FREQUENT_ITEMS, FREQUENT_SHARE = 2_000, 0.005  #: the larger of both is the cap
-LOOKED_AROUND = 400
+LOOKED_AROUND = 400  #: items whose neighbours are looked at
+_COUNTED = 10  #: times the cap: how far frequent words are counted
+_PAIRED = 4  #: of the frequent words, the rarest, of which two find an item
+_SHIFTS = tuple(step for distance in range(1, len(AROUND) + 1) for step in (-distance, distance))
 
 
 @frozen
@@ -41,6 +46,10 @@ class Term:
     is_frequent: bool
 
 
+#: Items that have a word, in order, and how often each has it.
+Posting = tuple[Ids, Floats]
+
+
 @frozen(eq=False)
 class Found:
     """Items that have words of a question. ``alone`` and ``around``: shares of what could be had, 0 to 1."""
@@ -49,6 +58,7 @@ class Found:
     alone: Floats = field(repr=False)
     around: Floats = field(repr=False)
     terms: tuple[Term, ...] = ()
+    postings: tuple[Posting, ...] = field(default=(), repr=False)  #: of the terms that are not frequent
 
     def best(self, n: int, always: Ids) -> Found:
         """Return the ``n`` items that can score highest, whatever their lengths, and those of ``always``."""
@@ -59,14 +69,16 @@ class Found:
         n = min(n + len(always), len(self.ids) - 1)
         kept = np.argpartition(-most, n)[:n]
         kept.sort()
-        return Found(self.ids[kept], self.alone[kept], self.around[kept], self.terms)
+        return self._only(kept)
 
     def existing(self, db: sqlite3.Connection) -> Found:
         """Return the items that are there: behind the last of a thread are ids that nothing has yet."""
         marks = ",".join("?" * len(self.ids))
         rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
-        kept = np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows)))
-        return Found(self.ids[kept], self.alone[kept], self.around[kept], self.terms)
+        return self._only(np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows))))
+
+    def _only(self, kept: NDArray[Any]) -> Found:
+        return evolve(self, ids=self.ids[kept], alone=self.alone[kept], around=self.around[kept])
 
 
 NOTHING = Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
@@ -85,40 +97,55 @@ def find(
     """Return the items of a workspace with any of ``words``. ``n_items``: how many the workspace has of these.
 
     ``cap``: items from which a word is frequent. ``looked_around``: how many of the best have their neighbours counted.
+    Where words are frequent, the scores are for ``best`` alone: ``with_frequent`` makes them whole.
     """
     limit = cap if cap is not None else max(FREQUENT_ITEMS, int(n_items * FREQUENT_SHARE))
     prefix = prefix_of(workspace, is_passage)
-    terms, postings = [], []
+    terms: list[Term] = []
+    postings: list[Posting] = []
     for word in words:
         places = _places(db, prefix + word, limit + 1)
         if not len(places):
             continue
         ids, counts = np.unique(places, return_counts=True)
-        terms.append(Term(word, idf(n_items, len(ids)), len(places) > limit))
-        postings.append((ids, counts.astype(np.float64)))
-    if not terms:
+        if len(places) > limit:
+            terms.append(Term(word, idf(n_items, _count(db, prefix + word, _COUNTED * limit)), True))
+        else:
+            terms.append(Term(word, idf(n_items, len(ids)), False))
+            postings.append((ids, counts.astype(np.float64)))
+    frequent = sorted((term for term in terms if term.is_frequent), key=lambda term: (-term.idf, term.word))
+    rare = [(term.idf, p) for term, p in zip((t for t in terms if not t.is_frequent), postings, strict=True)]
+    hints = _hinted(db, prefix, frequent[:_PAIRED], limit, has_rare=bool(rare))
+    if not rare and not hints:
         return NOTHING
-    rare = [(term, posting) for term, posting in zip(terms, postings, strict=True) if not term.is_frequent]
-    if not rare:
-        return _with_all(db, prefix, tuple(terms), limit)
-    total = sum(term.idf for term in terms) * (K1 + 1)
-    return _scored(rare, tuple(terms), total, looked_around, with_neighbours=is_passage)
+    everything = _looked_at([*rare, *hints], looked_around, with_neighbours=is_passage)
+    total = sum(term.idf for term in terms)
+    alone, around = _scores(everything, [*rare, *hints], total, with_neighbours=is_passage)
+    return Found(everything, alone, around, tuple(terms), tuple(postings))
+
+
+def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_passage: bool) -> Found:
+    """Return ``found`` with its frequent words counted: looked up around these items alone, once an item."""
+    frequent = [term for term in found.terms if term.is_frequent]
+    if not frequent or not len(found.ids):
+        return found
+    prefix = prefix_of(workspace, is_passage)
+    ranges = _ranges(found.ids, len(AROUND) if is_passage else 0)
+    weighted = list(zip((t.idf for t in found.terms if not t.is_frequent), found.postings, strict=True))
+    for term in frequent:
+        sql = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?"
+        query = f'"{prefix}{term.word}"'
+        having = [item for start, stop in ranges for (item,) in db.execute(sql, (query, start, stop))]
+        if having:
+            weighted.append((term.idf, (np.array(having, np.int64), np.ones(len(having)))))
+    total = sum(term.idf for term in found.terms)
+    alone, around = _scores(found.ids, weighted, total, with_neighbours=is_passage)
+    return evolve(found, alone=alone, around=around)
 
 
 def idf(n_items: int, n_with: int) -> float:
     """Return how much a word says that ``n_with`` of ``n_items`` items have."""
     return math.log(1 + (max(n_items, n_with) - n_with + 0.5) / (n_with + 0.5))
-
-
-def rescored(found: Found, items: Sequence[int], words: Sequence[Sequence[str]]) -> dict[int, float]:
-    """Return what the frequent words add to the relevance of ``items``, whose ``words`` were read from their texts."""
-    frequent = [term for term in found.terms if term.is_frequent]
-    total = sum(term.idf for term in found.terms) * (K1 + 1)
-    added = {}
-    for item, own in zip(items, words, strict=True):
-        counts = [(term.idf, own.count(term.word)) for term in frequent]
-        added[item] = sum(weight * n * (K1 + 1) / (n + K1) for weight, n in counts if n) / total
-    return added
 
 
 def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
@@ -129,60 +156,68 @@ def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
     return found
 
 
-def _scored(
-    rare: Sequence[tuple[Term, tuple[Ids, Floats]]],
-    terms: tuple[Term, ...],
-    total: float,
-    looked_around: int,
-    *,
-    with_neighbours: bool,
-) -> Found:
-    shifts = [step for d in range(1, len(AROUND) + 1) for step in (-d, d)] if with_neighbours else []
-    own = _best_own(rare, looked_around)
-    near = [own, *(_shifted(own, step) for step in shifts)]
-    everything = np.unique(np.concatenate(near))
-    alone, around = np.zeros(len(everything)), np.zeros(len(everything))
-    for term, posting in rare:
-        counts = _counts(everything, posting)
-        alone += term.idf * counts * (K1 + 1) / (counts + K1)
+def _count(db: sqlite3.Connection, term: str, limit: int) -> int:
+    sql = "SELECT count(*) FROM (SELECT 1 FROM words_at WHERE term = ? LIMIT ?)"
+    return int(db.execute(sql, (term, limit)).fetchone()[0])
+
+
+def _hinted(
+    db: sqlite3.Connection, prefix: str, frequent: Sequence[Term], limit: int, *, has_rare: bool
+) -> list[tuple[float, Posting]]:
+    """Items with two of the frequent words, the newest of each pair; with one where there is no other word."""
+    having: dict[Term, set[int]] = {term: set() for term in frequent}
+    asked = list(combinations(frequent, 2)) or ([] if has_rare else [(term,) for term in frequent])
+    for some in asked:
+        query = " AND ".join(f'"{prefix}{term.word}"' for term in some)
+        sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        items = [item for (item,) in db.execute(sql, (query, limit))]
+        for term in some:
+            having[term].update(items)
+    return [
+        (term.idf, (np.array(sorted(items), np.int64), np.ones(len(items)))) for term, items in having.items() if items
+    ]
+
+
+def _looked_at(weighted: Sequence[tuple[float, Posting]], n: int, *, with_neighbours: bool) -> Ids:
+    """The ``n`` items with the most of the words, and their neighbours."""
+    own, places = np.unique(np.concatenate([ids for _, (ids, _) in weighted]), return_inverse=True)
+    if len(own) > n:
+        worth = np.concatenate([weight * counts * (K1 + 1) / (counts + K1) for weight, (_, counts) in weighted])
+        own = np.sort(own[np.argpartition(-np.bincount(places, worth), n)[:n]])
+    near = [own[(own + step) // BLOCK == own // BLOCK] + step for step in (_SHIFTS if with_neighbours else ())]
+    return np.unique(np.concatenate([own, *near]))
+
+
+def _scores(
+    ids: Ids, weighted: Sequence[tuple[float, Posting]], total: float, *, with_neighbours: bool
+) -> tuple[Floats, Floats]:
+    """What all words count in each of ``ids``, by itself and with its neighbours, of all that they could."""
+    alone, around = np.zeros(len(ids)), np.zeros(len(ids))
+    is_near = {step: (ids + step) // BLOCK == ids // BLOCK for step in (_SHIFTS if with_neighbours else ())}
+    for weight, posting in weighted:
+        counts = _counts(ids, posting)
         spread = counts
-        for step in shifts:
-            is_near = (everything + step) // BLOCK == everything // BLOCK
-            spread = spread + AROUND[abs(step) - 1] * is_near * _counts(everything + step, posting)
-        around += term.idf * spread * (K1 + 1) / (spread + K1)
-    return Found(everything, alone / total, around / total, terms)
+        for step, near in is_near.items():
+            spread = spread + AROUND[abs(step) - 1] * near * _counts(ids + step, posting)
+        alone += weight * counts / (counts + K1)
+        around += weight * spread / (spread + K1)
+    return alone / total, around / total
 
 
-def _best_own(rare: Sequence[tuple[Term, tuple[Ids, Floats]]], n: int) -> Ids:
-    """The items with the most of the words; what is around them is looked at, and nothing else."""
-    own, places = np.unique(np.concatenate([ids for _, (ids, _) in rare]), return_inverse=True)
-    if len(own) <= n:
-        return own
-    weights = np.concatenate([term.idf * counts * (K1 + 1) / (counts + K1) for term, (_, counts) in rare])
-    alone = np.bincount(places, weights)
-    return np.sort(own[np.argpartition(-alone, n)[:n]])
-
-
-def _counts(ids: Ids, posting: tuple[Ids, Floats]) -> Floats:
+def _counts(ids: Ids, posting: Posting) -> Floats:
     """How often a word stands in each of ``ids``."""
     having, counts = posting
     places = np.minimum(np.searchsorted(having, ids), len(having) - 1)
     return np.where(having[places] == ids, counts[places], 0.0)
 
 
-def _shifted(ids: Ids, step: int) -> Ids:
-    """The neighbours ``step`` away, where they are in the same block."""
-    return ids[(ids + step) // BLOCK == ids // BLOCK] + step
-
-
-def _with_all(db: sqlite3.Connection, prefix: str, terms: tuple[Term, ...], limit: int) -> Found:
-    """Items with all of some frequent words, newest first; with the rarest of them where none has all."""
-    for asked in (terms, terms[:1]):
-        query = " AND ".join(f'"{prefix}{term.word}"' for term in asked)
-        sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
-        rows = db.execute(sql, (query, limit)).fetchall()
-        if rows:
-            ids = np.sort(np.fromiter((item for (item,) in rows), np.int64, len(rows)))
-            level = np.full(len(ids), sum(term.idf for term in asked) / (sum(t.idf for t in terms) * (K1 + 1)))
-            return Found(ids, level, level, tuple(Term(t.word, t.idf, False) for t in terms))
-    return NOTHING
+def _ranges(ids: Ids, reach: int) -> list[tuple[int, int]]:
+    """Ranges of ids, both ends included, that hold ``ids`` and what is within ``reach`` of them; in order."""
+    ranges: list[tuple[int, int]] = []
+    for item in ids.tolist():
+        start, stop = item - reach, item + reach
+        if ranges and start <= ranges[-1][1] + 8:  # one look-up for near ones
+            ranges[-1] = (ranges[-1][0], stop)
+        else:
+            ranges.append((start, stop))
+    return ranges

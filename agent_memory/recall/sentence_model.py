@@ -13,7 +13,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import xxhash
 from attrs import define, field
 from numpy.typing import NDArray
 
+from agent_memory.config import as_path
 from agent_memory.errors import ConfigError
 
 _MOST_TOKENS = 256  #: of one text; what comes behind is left out, as the model was trained
@@ -43,7 +43,7 @@ class SentenceModel:
     _config: dict[str, Any] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        folder = Path(self.folder).expanduser().absolute()
+        folder = as_path(self.folder, "folder")
         try:
             self._config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             raw = (folder / "model.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""What the engine counted since it was opened."""
+"""Sums over requests since the engine was opened."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _STORED = (
     "chunks",
     "agents",
     "saves_skipped",
+    "unwritten_tokens",
+    "unreadable",
     "disk_state",
     "disk_failures",
 )
@@ -25,7 +27,7 @@ _STORED = (
 
 @define
 class Counters:
-    """Sums over requests; engine thread writes, others may read."""
+    """Sums over finished requests. The engine thread writes; any thread may read."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -52,7 +54,7 @@ class Counters:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
     def stats(self, held: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
-        """The sums so far, beside the engine's figures of what is in memory and the store's own."""
+        """The sums so far, with the engine's figures of its memory (``held``) and the store's own."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,

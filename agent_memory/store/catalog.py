@@ -43,6 +43,7 @@ from agent_memory.store.writing import WriteAdmission
 
 log = logging.getLogger("agent_memory.store")
 
+REREAD_S = 5.0  #: a file that could not be read is tried again after so long
 _REASONS = 8192  #: lost pieces whose reason is remembered
 
 
@@ -60,7 +61,9 @@ class Catalog:
         files: Files,
         health: Health,
         codec: Codec = "exact",
+        is_here: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._is_here = is_here  # whether the folder is still the one that was opened
         self.folder, self.manifest, self.io = root / KV_FOLDER, manifest, io
         self.quota, self.admission, self.files, self.health = quota, admission, files, health
         self.lock = RLock()
@@ -85,6 +88,10 @@ class Catalog:
         self._beside: dict[int, dict[bytes, Side]] = {}  # side files by segment
         self.orphans: list[str] = []  # side files of segments that were taken out
         self.opened: tuple[int, list[SegmentRow]] | None = None  # the manifest's rows, after so many commits
+        self._unreadable: list[tuple[float, Segment | Side]] = []  # until when
+        self._told: set[str] = set()  # files of which that was told
+        self.unwritten: dict[int | bytes, int] = {}  # tokens not on disk, by agent or head: see ``note_unwritten``
+        self._is_told = False  # that some is not
         self.undropped: list[Segment] = []  # taken out, but the disk refused to drop their rows
 
     def note_written(self, n_bytes: int) -> None:
@@ -129,9 +136,10 @@ class Catalog:
     def plan(self, ids: Ids) -> Plan:
         """What to restore the longest prefix of ``ids`` from that can be restored."""
         assert self.index is not None
+        self._show()
         if self.needs is None:
             return Plan(self.index.plan(ids))
-        return best_plan(self.index.paths(ids), self.sides, self.needs)
+        return best_plan(self.index.paths(ids, every_end=True), self.sides, self.needs)
 
     def path(self, file: Segment | Side) -> Path:
         """Where a segment's or side file is."""
@@ -143,7 +151,7 @@ class Catalog:
         if segment.ids is not None:
             return segment.ids[piece.offset : piece.offset + piece.n_tokens]
         try:
-            fd = os.open(f"{self.folder}/{segment.file}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"{self.folder}/{segment.file}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return None
         try:
@@ -156,6 +164,8 @@ class Catalog:
 
     def reason(self, parent: bytes, next_chunk: bytes | None) -> str | None:
         """Why nothing is stored after ``parent``, where that is remembered."""
+        if self.index is not None and any(p.segment.is_unreadable for p in self.index.children(parent)):
+            return "unreadable"
         found = self._lost.get(next_chunk) if next_chunk is not None else None
         return found or self._lost.get(b"<" + parent)
 
@@ -173,7 +183,12 @@ class Catalog:
     # losing
 
     def void(self, segment: Segment | Side, reason: str, text: str) -> None:
-        """A damaged or missing segment and all that follows it, or a side file, is forgotten. Any thread; no raise."""
+        """A damaged or missing segment and all that follows it, or a side file, is forgotten; one that is "unreadable"
+        is kept, and hidden for a while. Any thread; no raise.
+        """
+        if reason == "unreadable" or not self._is_here():
+            self.hide(segment, text)
+            return
         if isinstance(segment, Side):
             void_side(self, segment, reason, text)
             return
@@ -185,6 +200,54 @@ class Catalog:
         log.warning("store: a segment is %s and will be computed again: %s", reason, text)
         with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
             self.io.submit(lambda: self.drop(gone))
+
+    def hide(self, file: Segment | Side, text: str) -> None:
+        """Serve nothing of a file for a while: that it cannot be read now says nothing of its bytes. Any thread."""
+        with self.lock:
+            file.is_unreadable = True
+            self._unreadable.append((self.clock() + REREAD_S, file))
+            is_new = file.file not in self._told
+            self._told.add(file.file)
+        tell = log.warning if is_new else log.debug
+        tell("store: KV cannot be read now and is computed meanwhile; its file stays: %s", text)
+
+    def _show(self) -> None:
+        """Try again what was hidden long enough. Under the lock."""
+        if self._unreadable and self._unreadable[0][0] <= (now := self.clock()):
+            for until, file in self._unreadable:
+                file.is_unreadable = until > now
+            self._unreadable = [one for one in self._unreadable if one[0] > now]
+
+    @property
+    def n_unreadable(self) -> int:
+        """How many files cannot be read now."""
+        return len({file.file for _, file in self._unreadable})
+
+    def note_unwritten(self, agent_id: int | None, head: bytes | None, n_tokens: int) -> None:
+        """KV that was to be written is not on disk; until the agent's, or one that ends with ``head``, is."""
+        key = agent_id if agent_id is not None else head
+        if key is not None and n_tokens:
+            self.unwritten[key] = n_tokens
+            while len(self.unwritten) > _REASONS:
+                del self.unwritten[next(iter(self.unwritten))]
+
+    def note_saved(self, agent_id: int | None, head: bytes | None) -> None:
+        """All KV of a lineage is on disk."""
+        for key in (agent_id, head):
+            if key is not None:
+                self.unwritten.pop(key, None)
+
+    def tell_unwritten(self) -> None:
+        """Say once, until all of it is written, that KV is not on disk though it was to be; a failing disk says so."""
+        unwritten = dict(self.unwritten)
+        if unwritten and not self._is_told and self.health.state == "ok":
+            log.warning(
+                "store: the logs are on disk, KV of %d tokens of %d conversations is not: it stays in memory, and is "
+                "written with their next turn that the disk takes, or computed again after a restart",
+                sum(unwritten.values()),
+                len(unwritten),
+            )
+        self._is_told = bool(unwritten)
 
     def enter_side(self, side: Side) -> None:
         """Enter a side file; its bytes count once it is ready."""
@@ -266,7 +329,16 @@ class Catalog:
 
     # saving
 
-    def begin_save(self, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held, *, is_promised: bool) -> Save:
+    def begin_save(
+        self,
+        ids: Ids,
+        lineage: Provenance,
+        agent_id: int | None,
+        held: Held,
+        *,
+        is_promised: bool,
+        is_turn: bool = True,
+    ) -> Save:
         """Plan a save and enter its pieces as not yet readable; an empty one where it is not worth a write."""
         with self.lock:
             index, layout = self.index, self.layout
@@ -278,6 +350,8 @@ class Catalog:
             self.touch([kept.segment] if kept is not None else [])
             if reason := self._refusal(index, layout, ids, runs, is_promised):
                 self.skipped[reason] += 1
+                if reason == "disk":
+                    self.note_unwritten(agent_id, None, sum(r.stop - r.start for r in runs))
                 log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
                 return Save(None)
             segments = []
@@ -286,7 +360,17 @@ class Catalog:
                 head = segments[-1].pieces[-1].id
             sides = plan_sides(self, head, lineage, held)
             renewals = plan_renewals(self, index.chunks(ids, ready=True), ids, lineage)
-            return Save(self, tuple(segments), runs, sides, renewals, head=head, former=former, agent_id=agent_id)
+            return Save(
+                self,
+                tuple(segments),
+                runs,
+                sides,
+                renewals,
+                head=head,
+                former=former,
+                agent_id=agent_id,
+                is_turn=is_turn,
+            )
 
     def _refusal(self, index: Index, layout: Layout, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
         """Why a save is not begun."""

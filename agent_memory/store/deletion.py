@@ -58,6 +58,7 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
         old_files += [catalog.path(catalog.sides[p]) for p in stale if p in catalog.sides]
         for side in [catalog.sides[p] for p in stale if p in catalog.sides]:
             catalog.take_side(side)
+    catalog.note_saved(agent_id, None)
     for path in old_files:
         catalog.files.unlink(path)
     catalog.clear_orphans()
@@ -88,7 +89,10 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     if layout is None:
         layout = layout_of(catalog.manifest.layout(segment.identity) or "[]")
     n_tokens = n_pieces * segment.chunk_tokens
-    ids = np.concatenate([i for p in segment.pieces[:n_pieces] if (i := catalog.read_ids(p)) is not None])
+    known = [catalog.read_ids(piece) for piece in segment.pieces[:n_pieces]]
+    ids = np.concatenate([own for own in known if own is not None])
+    if len(ids) != n_tokens:
+        raise ValueError("its ids cannot be read")
     new = Segment(
         number=segment.number,
         identity=segment.identity,

@@ -22,6 +22,8 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
         "chunks": 0,
         "save_failures": 0,
         "saves_skipped": {},
+        "unwritten_tokens": 0,
+        "unreadable": 0,
     }
     if catalog is None:
         return found
@@ -35,4 +37,6 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
             "chunks": sum(-(-s.n_tokens // s.chunk_tokens) for s in ready),
             "save_failures": catalog.save_failures,
             "saves_skipped": dict(catalog.skipped),
+            "unwritten_tokens": sum(dict(catalog.unwritten).values()),
+            "unreadable": catalog.n_unreadable,
         }

@@ -6,24 +6,32 @@ A test puts a ``Files`` in place that fails, or stops for good, at the n-th call
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
-from collections.abc import Collection
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
+from agent_memory.store.format import KV_FOLDER, is_kv_name
 
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 
 class Files:
-    """The calls themselves. Stateless; any thread. Raise OSError or sqlite3.Error where the disk refuses."""
+    """The calls themselves; any thread. Raise OSError or sqlite3.Error where the disk refuses.
+
+    ``guard``: raises where the folder is not the store's any more; asked before every call that names a path.
+    """
+
+    guard: Callable[[], None] = staticmethod(lambda: None)
 
     def create(self, path: Path) -> int:
         """A new file, its owner's alone; its descriptor."""
-        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self.guard()
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def write(self, fd: int, data: memoryview, at: int) -> None:
         """All of ``data`` at one place."""
@@ -37,11 +45,13 @@ class Files:
 
     def rename(self, old: Path, new: Path) -> None:
         """Give a file its name."""
+        self.guard()
         os.rename(old, new)
 
     def unlink(self, path: Path) -> bool:
         """Remove a file; False where that cannot be done now: the next sweep does it."""
         try:
+            self.guard()
             path.unlink(missing_ok=True)
         except OSError:
             return False
@@ -49,6 +59,7 @@ class Files:
 
     def make_folder(self, path: Path) -> None:
         """Make one folder; nothing where it exists."""
+        self.guard()
         path.mkdir(mode=0o700, exist_ok=True)
 
     def sync_folder(self, path: Path) -> None:
@@ -61,6 +72,7 @@ class Files:
 
     def commit(self, db: sqlite3.Connection) -> None:
         """A transaction exists from here on, and lasts."""
+        self.guard()
         db.execute("COMMIT")
 
     def fold(self, db: sqlite3.Connection) -> None:
@@ -90,34 +102,53 @@ def held_bytes(path: Path) -> int:
 
 
 def list_files(folder: Path) -> dict[str, Size]:
-    """Every segment, side or temp file, by its path below the folder."""
+    """Return every file below ``folder`` that has a name of the store's own, by its path below it.
+
+    Raises OSError where a folder cannot be read: then nobody knows what is missing.
+    """
     found: dict[str, Size] = {}
-    for sub in _entries(folder):
+    for sub in entries(folder):
         if sub.is_dir(follow_symlinks=False):
-            for entry in _entries(Path(sub.path)):
-                if entry.name.endswith((SUFFIX, TEMP_SUFFIX)):
-                    found[f"{sub.name}/{entry.name}"] = size_of(entry.stat(follow_symlinks=False))
+            for entry in entries(Path(sub.path)):
+                if is_kv_name(name := f"{sub.name}/{entry.name}"):
+                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                        found[name] = size_of(entry.stat(follow_symlinks=False))
     return found
 
 
 def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str, int]:
-    """Allocated bytes of every file below ``folder`` that is not among ``known``, by its path below it.
+    """Return the allocated bytes of every file below ``folder`` that is not among ``known``, by its path below it.
 
-    One ``scandir`` a folder; known files are not looked at.
+    One ``scandir`` a folder; known files are not looked at. Of links only ``kv`` itself is followed. Raises OSError.
     """
     found: dict[str, int] = {}
-    for entry in _entries(folder / below):
+    for entry in entries(folder / below):
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=name == KV_FOLDER):
             found |= strangers(folder, known, name)
         elif name not in known:
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 found[name] = entry.stat(follow_symlinks=False).st_blocks * BLOCK
     return found
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raise OSError where a path is a symbolic link: what it points to is not the store's."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                raise OSError(errno.ELOOP, f"{path} is a symbolic link, which the store does not follow")
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raise OSError where a path is a link to a folder that is not there: its disk is not mounted, say."""
+    if path.is_symlink() and not path.is_dir():
+        raise OSError(errno.ENOENT, f"{path} points to {os.readlink(path)}, which is no folder now")
+
+
 def make_folders(files: Files, path: Path) -> None:
     """Make a folder of one identity, durably."""
+    refuse_links(path)
     if not path.is_dir():
         files.make_folder(path.parent)
         files.make_folder(path)
@@ -125,9 +156,10 @@ def make_folders(files: Files, path: Path) -> None:
         files.sync_folder(path.parent.parent)
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder; nothing where there is none. Raises OSError where it cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError:  # there is none, or it went meanwhile
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):  # there is none, or it went meanwhile
         return []

@@ -7,6 +7,7 @@ stream to disk first and the header is written last, in place.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,7 +21,9 @@ from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.types import Exactness
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
-WRITE_VERSION = 3  #: a store that says more must not be written by this code; 2 added side files, 3 codecs
+#: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
+#: ids of a turn the model wrote
+WRITE_VERSION = 4
 FORMAT = "agent_memory.kv/1"
 SIDE_FORMAT = "agent_memory.side/1"
 MANIFEST = "manifest.sqlite3"
@@ -33,6 +36,21 @@ SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
 MAX_DELTAS = (
     16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
 )
+
+_KV_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}(\.safetensors|\.tmp)")
+_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
+
+
+def is_kv_name(name: str, *, finished: bool = False) -> bool:
+    """True if the store itself makes files of this name below ``kv``; ``finished``: whole ones."""
+    found = _KV_NAME.fullmatch(name)
+    return found is not None and (not finished or found[1] == SUFFIX)
+
+
+def is_own_name(name: str) -> bool:
+    """True if the store itself makes files of this name in its folder."""
+    return name == LOCK or _MANIFEST_NAME.fullmatch(name) is not None
+
 
 Made = Literal[1, 2, 3]
 MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from agent_memory.store.place import GoneError
+
 log = logging.getLogger("agent_memory.store")
 
-DiskState = Literal["ok", "full", "read-only", "failing"]
+DiskState = Literal["ok", "full", "read-only", "failing", "gone"]
 What = Literal["logs", "KV"]
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  #: between two attempts to write KV to a disk that refused it
@@ -23,6 +25,7 @@ _ADVICE: dict[DiskState, str] = {
     "full": "Free some space",
     "read-only": "Mount it writable again",
     "failing": "Look at the system's log",
+    "gone": "Move the folder back, or close this Memory and open the store where it is now",
 }
 
 
@@ -33,6 +36,8 @@ def is_disk_error(error: BaseException) -> bool:
 
 def state_of(error: BaseException) -> DiskState:
     """What an error says of the disk."""
+    if isinstance(error, GoneError):
+        return "gone"
     if isinstance(error, OSError):
         return "full" if error.errno in _FULL else "read-only" if error.errno == errno.EROFS else "failing"
     code = getattr(error, "sqlite_errorcode", None)
@@ -78,7 +83,8 @@ class Health:
                 self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
         if is_first:
             log.warning(
-                "store: the disk is %s (%s). Replies go on; new KV stays in memory, and logs wait to be written. %s",
+                "store: the %s is %s (%s). Replies go on; new KV stays in memory, and logs wait to be written. %s",
+                "folder" if state == "gone" else "disk",
                 state,
                 error,
                 _ADVICE[state],

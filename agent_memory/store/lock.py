@@ -12,9 +12,11 @@ from typing import Any
 
 import xxhash
 
-from agent_memory.errors import StoreError, StoreLockedError
-from agent_memory.store.files import Files
+from agent_memory.errors import StoreLockedError
+from agent_memory.store.files import Files, refuse_links
 from agent_memory.store.format import LOCK, MANIFEST
+from agent_memory.store.health import state_of
+from agent_memory.store.refusals import opening_error
 
 _BLOCK = 1 << 20
 
@@ -27,25 +29,44 @@ class Lock:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chmod(path, 0o700)
-            self._fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            refuse_links(*(path / name for name in (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")))
+            self._fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            text = f"cannot use {path} as a store: {error.strerror}. Give another path, or ':memory:'"
-            raise StoreError(text) from error
+            raise opening_error(path, error) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             found = self._read()
-            who = f"process {found['pid']} on {found['host']}" if {"pid", "host"} <= set(found) else "another process"
             os.close(self._fd)
-            raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
-        found = self._read()
+            if not isinstance(error, BlockingIOError):
+                raise opening_error(path, error) from error
+            raise StoreLockedError(f"{path} is in use by {_holder(found)}, or give another path") from error
+        try:
+            self._take(self._read())
+        except OSError as error:
+            os.close(self._fd)
+            raise opening_error(path, error) from error
+
+    def _take(self, found: dict[str, Any]) -> None:
+        """Note what the last holder left, and that the store is held."""
         #: checksum of the manifest when the store was closed; None: it was not, or nobody knows
-        self.closed: str | None = found.get("closed")
+        self.closed = closed if isinstance(closed := found.get("closed"), str) else None
         #: how many of the manifest's transactions were acknowledged; 0: nobody knows
         self.commits = n if isinstance(n := found.get("commits"), int) else 0
-        self._write()
-        if self.closed is not None:
-            self._files.sync(self._fd)  # it must not seem closed to whoever comes after a power cut
+        self._is_marked = False
+        try:
+            self.mark()
+        except OSError as error:
+            if state_of(error) != "full":  # a full disk opens, to be read
+                raise
+
+    def mark(self) -> None:
+        """Note that the store is held, where that is not noted yet: before anything in it changes. Raises OSError."""
+        if not self._is_marked:
+            self._write()
+            if self.closed is not None:
+                self._files.sync(self._fd)  # it must not seem closed to whoever comes after a power cut
+            self._is_marked = True
 
     def acknowledge(self, commits: int) -> None:
         """Note how many transactions are durable: should some be missing at the next open, that is damage.
@@ -60,7 +81,7 @@ class Lock:
     def release(self, *, is_whole: bool) -> None:
         """Give the store back; ``is_whole``: the manifest is closed and holds everything."""
         try:
-            if is_whole:
+            if is_whole and self._is_marked:
                 with contextlib.suppress(OSError):  # then the next open looks closer
                     self._write(manifest_sum(self._path / MANIFEST))
         finally:
@@ -69,7 +90,7 @@ class Lock:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads(os.pread(self._fd, 4096, 0))
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -77,6 +98,18 @@ class Lock:
         facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "commits": self.commits}
         raw = json.dumps(facts if closed is None else {**facts, "closed": closed}).encode()
         self._files.write(self._fd, memoryview(raw.ljust(os.fstat(self._fd).st_size)), 0)
+
+
+def _holder(found: dict[str, Any]) -> str:
+    """Who holds a store, and how that ends; ``found`` is what the lock file says."""
+    if not {"pid", "host"} <= found.keys():
+        return "another process. Close it there"
+    if (found["pid"], found["host"]) != (os.getpid(), socket.gethostname()):
+        return f"process {found['pid']} on {found['host']}. Close it there"
+    return (
+        f"this process ({found['pid']}): a Memory that was opened here before is still open. Close that one first "
+        "(type memory.close(), by the name you gave it, before you run a notebook's cell again)"
+    )
 
 
 def manifest_sum(path: Path) -> str:

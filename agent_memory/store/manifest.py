@@ -20,16 +20,31 @@ from agent_memory.store.files import Files
 from agent_memory.store.format import WRITE_VERSION
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.rows import is_sane, is_sane_side
-from agent_memory.store.schema import check_versions, connect, free_pages, give_back, migrate, version_of
+from agent_memory.store.schema import connect, free_pages, give_back, migrate, version_of
+from agent_memory.store.soundness import (
+    disorder,
+    is_count,
+    is_facts,
+    is_identity,
+    is_layout,
+    is_lineage,
+    is_segment,
+    is_side,
+    is_time,
+    sound_agent,
+)
 from agent_memory.store.tables import (
+    AGENT_COLUMNS,
     COUNT_COMMIT,
+    Described,
+    describe_agent,
     drop_segments,
     drop_sides,
     move_heads,
     note_written,
     put_segments,
     put_sides,
+    read_agent,
     read_segments,
     read_sides,
     read_turns,
@@ -38,19 +53,19 @@ from agent_memory.types import AgentInfo
 
 
 class Manifest:
-    """Agents, logs and the list of segments. ``path`` None: in memory.
+    """Agents, logs and the list of segments. ``path`` None: in memory; else what ``check_versions`` found whole.
 
-    Raises IncompatibleStoreError; sqlite3.Error and OSError as they come.
+    Raises sqlite3.Error and OSError as they come. What it reads may have been altered: values that no version writes
+    are left out or made neutral, and noted as damage.
     """
 
     def __init__(self, path: Path | None, files: Files | None = None) -> None:
         self._lock = threading.RLock()
         self._files = files or Files()
         self._path = path
-        if path is not None and path.exists() and path.stat().st_size:
-            check_versions(path)
-        elif path is not None:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its side files the same mode
+        if path is not None and not (path.exists() and path.stat().st_size):
+            flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))  # SQLite gives its side files the same mode
         self._db = connect(path)
         try:
             if version_of(self._db) < WRITE_VERSION:
@@ -110,18 +125,21 @@ class Manifest:
         """
         with self._lock:
             check = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            facts = self._db.execute("SELECT facts FROM identities").fetchall()
-        if lost := {"agents", "turns", "lineages", "segments", "sides"} - tables:
-            return f"{len(lost)} tables are gone"
-        if check != "ok":
-            return str(check)
-        try:
-            [dict(json.loads(row[0])) for row in facts]
-        except (ValueError, TypeError):
+            if check != "ok":
+                return str(check)
+            facts = self._db.execute("SELECT identity, layout, facts, created_s FROM identities").fetchall()
+            agents = self._db.execute(f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents").fetchall()
+            heads = self._db.execute("SELECT agent, identity, head FROM lineages").fetchall()
+            numbers = self._db.execute("SELECT seq FROM sqlite_sequence").fetchall()
+            rows, sides = read_segments(self._db, None), read_sides(self._db)
+        if not all(is_identity(i) and is_layout(t) and is_facts(f) and is_time(s) for i, t, f, s in facts):
             return "what it says of a model cannot be read"
-        rows, sides = self.segments(), self.sides()
-        n_bad = sum(not is_sane(row) for row in rows) + sum(not is_sane_side(side) for side in sides)
+        found = [dict(zip(AGENT_COLUMNS, row, strict=True)) for row in agents]
+        n_bad = sum(sound_agent(row) != row for row in found) + sum(not is_lineage(*head) for head in heads)
+        if n_bad or not all(is_count(n) and n >= max((r["agent"] for r in found), default=0) for (n,) in numbers):
+            return f"{n_bad} rows of agents make no sense"
+        n_bad = sum(not is_segment(row) for row in rows) + sum(not is_side(side) for side in sides)
+        n_bad = n_bad or disorder(rows, sides)
         return f"{n_bad} of {len(rows) + len(sides)} rows make no sense" if n_bad else None
 
     @property
@@ -144,57 +162,75 @@ class Manifest:
         """The agent with its log up to the first damaged turn, and what was damaged."""
         with self._lock:
             row = self._db.execute(
-                "SELECT agent, system, tools, created_s, used_s, xxh3 FROM agents WHERE salt = ? AND name = ?",
+                f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents WHERE salt = ? AND name = ?",
                 (salt_digest(salt), text_blob(name)),
             ).fetchone()
             if row is None:
                 return None
             turns, damage = read_turns(self._db, row[0])
-        system, tools = None if row[1] is None else blob_text(row[1]), blob_text(row[2])
-        if agent_sum(name, system, tools, row[3]) != row[5]:
+        agent, is_whole = read_agent(row)
+        if agent is None or not is_whole:
             damage = "the agent's own record"
-        return AgentRecord(row[0], name, system, tools, turns, row[3], row[4]), damage
+        if agent is None:
+            return None
+        record = AgentRecord(
+            agent["agent"],
+            name,
+            None if agent["system"] is None else blob_text(agent["system"]),
+            blob_text(agent["tools"]),
+            turns,
+            agent["created_s"],
+            agent["used_s"],
+            facts=agent["facts"],
+        )
+        return record, damage
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
         now = time.time()
-        digest = agent_sum(name, system, tools, now)
+        digest = agent_sum(name, system, tools, now, facts)
         told = None if system is None else text_blob(system)
-        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest)
+        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest, facts)
         try:
             with self.transaction() as db:
                 agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3, facts) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).lastrowid
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
         assert agent is not None
-        return AgentRecord(agent, name, system, tools, (), now, now)
+        return AgentRecord(agent, name, system, tools, (), now, now, facts=facts)
 
     def list_agents(self, salt: str, pins: Collection[int] = ()) -> list[AgentInfo]:
         """All agents of one salt, by name. ``pins``: those that are pinned."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT a.agent, a.name, a.system, a.created_s, a.used_s, t.number, t.n_messages, t.n_tokens "
+                f"SELECT {', '.join(f'a.{name}' for name in AGENT_COLUMNS)}, t.number, t.n_messages, t.n_tokens "
                 "FROM agents a LEFT JOIN turns t ON t.agent = a.agent "
                 "AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
                 (salt_digest(salt),),
             ).fetchall()
-        found = [
-            AgentInfo(
-                name=blob_text(name),
-                n_turns=0 if last is None else last + 1,
-                n_messages=n_messages or 0,
-                n_tokens=n_tokens or 0,
-                system=None if system is None else blob_text(system),
-                created_s=created_s,
-                used_s=used_s,
-                is_pinned=agent in pins,
+        found = []
+        for *row, last, n_messages, n_tokens in rows:
+            agent, _ = read_agent(row)
+            if agent is None:
+                continue
+            is_sound = all(is_count(n) for n in (last, n_messages, n_tokens))
+            info = AgentInfo(
+                name=blob_text(agent["name"]),
+                n_turns=last + 1 if is_sound else 0,
+                n_messages=n_messages if is_sound else 0,
+                n_tokens=n_tokens if is_sound else 0,
+                system=None if agent["system"] is None else blob_text(agent["system"]),
+                created_s=agent["created_s"],
+                used_s=agent["used_s"],
+                is_pinned=agent["agent"] in pins,
             )
-            for agent, name, system, created_s, used_s, last, n_messages, n_tokens in rows
-        ]
+            found.append(info)
         return sorted(found, key=lambda info: info.name)
 
     def meta_keys(self, prefix: str) -> list[str]:
@@ -202,8 +238,13 @@ class Manifest:
         with self._lock:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn, messages: str) -> None:
-        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON."""
+    def append_turn(
+        self, agent_id: int, number: int, turn: Turn, messages: str, described: Described | None = None
+    ) -> None:
+        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
+
+        ``described``: system prompt and facts of the agent from now on, where they changed.
+        """
         row = (
             agent_id,
             number,
@@ -218,12 +259,20 @@ class Manifest:
             turn.n_kv,
             turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
+            turn.n_reply,
         )
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
             db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+            if described is not None:
+                describe_agent(db, agent_id, described)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Commit another system prompt and facts of an agent."""
+        with self.transaction() as db:
+            describe_agent(db, agent_id, described)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Commit the removal of every turn after the first ``n_turns``."""
@@ -240,14 +289,14 @@ class Manifest:
         found = []
         with self._lock:
             total = int(self._db.execute("SELECT count(*) FROM turns").fetchone()[0])
-            agents = self._db.execute("SELECT agent, name, system, tools, created_s, xxh3 FROM agents").fetchall()
-            for agent, name, system, tools, created_s, digest in agents:
-                _, damage = read_turns(self._db, agent)
-                told = None if system is None else blob_text(system)
-                if agent_sum(blob_text(name), told, blob_text(tools), created_s) != digest:
+            for row in self._db.execute(f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents").fetchall():
+                _, damage = read_turns(self._db, row[0])
+                agent, is_whole = read_agent(row)
+                if agent is None or not is_whole:
                     damage = "its own record"
                 if damage is not None:
-                    found.append(f"agent {blob_text(name)!r}: {damage} is damaged")
+                    who = repr(blob_text(agent["name"])) if agent is not None else f"number {row[0]}"
+                    found.append(f"agent {who}: {damage} is damaged")
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         return total, found if check == "ok" else [*found, f"manifest: {check}"]
 
@@ -275,7 +324,7 @@ class Manifest:
         """What was recorded of the model of this name that was first used last; {} for a new one."""
         with self._lock:
             rows = self._db.execute("SELECT facts FROM identities ORDER BY created_s DESC").fetchall()
-        found: list[dict[str, str]] = [json.loads(row[0]) for row in rows]
+        found: list[dict[str, str]] = [json.loads(row[0]) for row in rows if is_facts(row[0])]
         return next((facts for facts in found if facts.get("model") == model), {})
 
     def layout(self, identity: str) -> str | None:
@@ -285,14 +334,14 @@ class Manifest:
         return None if row is None else str(row[0])
 
     def segments(self, identity: str | None = None) -> list[SegmentRow]:
-        """All segments, or those of one identity, parents before children."""
+        """All segments, or those of one identity, parents before children; rows that make no sense are left out."""
         with self._lock:
-            return read_segments(self._db, identity)
+            return [row for row in read_segments(self._db, identity) if is_segment(row)]
 
     def sides(self) -> list[Side]:
-        """All side files."""
+        """All side files; rows that make no sense are left out."""
         with self._lock:
-            return read_sides(self._db)
+            return [side for side in read_sides(self._db) if is_side(side)]
 
     def drop_sides(self, pieces: Iterable[bytes]) -> None:
         """Commit the end of some pieces' side files."""
@@ -347,18 +396,18 @@ class Manifest:
         """Identities under which an agent has stored KV."""
         with self._lock:
             rows = self._db.execute("SELECT DISTINCT identity FROM lineages WHERE agent = ?", (agent_id,))
-            return frozenset(identity for (identity,) in rows)
+            return frozenset(identity for (identity,) in rows if is_identity(identity))
 
     def heads(self) -> list[tuple[int, str, bytes]]:
         """(agent id, identity, piece id) of every lineage."""
         with self._lock:
-            return list(self._db.execute("SELECT agent, identity, head FROM lineages"))
+            return [row for row in self._db.execute("SELECT agent, identity, head FROM lineages") if is_lineage(*row)]
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """The heads of one agent under one identity."""
         with self._lock:
             rows = self._db.execute("SELECT head FROM lineages WHERE agent = ? AND identity = ?", (agent_id, identity))
-            return [head for (head,) in rows]
+            return [head for (head,) in rows if isinstance(head, bytes)]
 
     def delete_agent(
         self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow], stale: Iterable[bytes] = ()

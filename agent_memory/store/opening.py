@@ -13,13 +13,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.files import Files, list_files
+from agent_memory.store.files import Files, list_files, refuse_dangling
 from agent_memory.store.format import KV_FOLDER, MANIFEST
 from agent_memory.store.lock import manifest_sum
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.rebuilding import rebuild
+from agent_memory.store.rebuilding import read_files, rebuild
 from agent_memory.store.salvage import Salvaged, salvage
 from agent_memory.store.schema import check_versions
+from agent_memory.store.soundness import BAD_JSON
 
 log = logging.getLogger("agent_memory.store")
 
@@ -60,6 +61,7 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
     Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
     """
     path = root / MANIFEST
+    refuse_dangling(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         has_kv = bool(list_files(root / KV_FOLDER))
         return (Manifest(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
@@ -85,8 +87,8 @@ def _examine(manifest: Manifest, commits: int) -> str | None:
         if lost := max(0, commits - manifest.commits):
             return f"{lost} of {commits} acknowledged changes are lost"
         return manifest.examine()
-    except sqlite3.DatabaseError as error:
-        if not _is_damage(error):
+    except (*BAD_JSON, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.Error) and not _is_damage(error):
             manifest.close()
             raise
         return str(error)
@@ -97,11 +99,11 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _repair(root: Path, files: Files, what: str) -> tuple[Manifest, Repair]:
+    kv = read_files(root / KV_FOLDER)  # first: where it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
     manifest = Manifest(root / MANIFEST, files)
     logs = salvage(root / aside, manifest) if aside is not None else Salvaged()
-    n_files = len(list_files(root / KV_FOLDER))
-    repair = Repair(what, aside, logs, rebuild(root / KV_FOLDER, manifest), n_files)
+    repair = Repair(what, aside, logs, rebuild(kv, manifest), kv.n_files)
     log.warning("store: %s", repair)
     return manifest, repair
 

@@ -23,7 +23,7 @@ class Pins:
         """Read them, of all salts; again when another model is attached or a pin has changed."""
         numbers = [key.removeprefix(_KEY) for key in manifest.meta_keys(_KEY)]
         self.agents.clear()
-        self.agents.update(int(number) for number in numbers if number.isdecimal())
+        self.agents.update(int(number) for number in numbers if number.isdecimal() and len(number) < 20)
         self._heads = {head for agent, _, head in manifest.heads() if agent in self.agents} if self.agents else set()
 
     def set(self, manifest: Manifest, agent_id: int, is_pinned: bool) -> None:

@@ -38,6 +38,7 @@ class Segment:
         "identity",
         "ids",
         "is_ready",
+        "is_unreadable",
         "n_bytes",
         "n_tokens",
         "number",
@@ -73,8 +74,14 @@ class Segment:
         self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
         self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
         self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
+        self.is_unreadable = False  #: for a while: its file cannot be read now
         self.held_bytes = n_bytes  #: allocated, once its file is looked at
         self.pieces: list[Piece] = []
+
+    @property
+    def is_readable(self) -> bool:
+        """True if it is committed, and its file can be read as far as is known."""
+        return self.is_ready and not self.is_unreadable
 
 
 class Piece:
@@ -230,7 +237,7 @@ class Index:
         parent = self.root
         for start in range(0, len(ids) - self.chunk_tokens + 1, self.chunk_tokens):
             piece = self.pieces.get(piece_id(parent, ids[start : start + self.chunk_tokens]))
-            if piece is None or (ready and not piece.segment.is_ready):
+            if piece is None or (ready and not piece.segment.is_readable):
                 break
             found.append(piece)
             parent = piece.id
@@ -248,12 +255,15 @@ class Index:
                 if done + length > len(rest):
                     continue
                 piece = self.pieces.get(piece_id(last, rest[done : done + length]))
-                if piece is not None and (piece.segment.is_ready or not ready):
+                if piece is not None and (piece.segment.is_readable or not ready):
                     chains.append([*chain, piece])
         return chains
 
-    def paths(self, ids: Ids, *, ready: bool = True) -> Iterator[list[tuple[Piece, int]]]:
-        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least."""
+    def paths(self, ids: Ids, *, ready: bool = True, every_end: bool = False) -> Iterator[list[tuple[Piece, int]]]:
+        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least.
+
+        ``every_end``: those too that end inside a chunk that another lineage fills.
+        """
         chunks = self.chunks(ids, ready=ready)
         plan = [(piece, piece.n_tokens) for piece in chunks]
         rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
@@ -263,6 +273,11 @@ class Index:
             partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
             more = [(partial, take)] if partial is not None and take else []
             yield [*plan, *((p, p.n_tokens) for p in chain), *more]
+        for number in range(len(chunks) - 1 if every_end else -1, -1, -1):
+            own = ids[number * self.chunk_tokens :][: self.chunk_tokens]
+            for chain in self.deltas(chunks[number].parent, own, ready=ready):
+                if chain:
+                    yield [*plan[:number], *((p, p.n_tokens) for p in chain)]
 
     def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
         """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""
@@ -280,7 +295,7 @@ class Index:
         if found is None or not len(rest):
             return None, 0
         if isinstance(found, Piece):
-            usable = found.segment.is_ready or not ready
+            usable = found.segment.is_readable or not ready
             return (found, common_prefix(self._ids(found), rest)) if usable else (None, 0)
         best: Piece | None = None
         best_take = 0
@@ -297,12 +312,14 @@ class Index:
         at = low
         if high - low > 1:
             if head not in siblings.ordered:
-                siblings.pieces[low:high] = sorted(siblings.pieces[low:high], key=lambda p: sort_key(self._ids(p)))
-                siblings.ordered.add(head)
+                keys = {p.id: sort_key(self._ids(p)) for p in siblings.pieces[low:high]}
+                siblings.pieces[low:high] = sorted(siblings.pieces[low:high], key=lambda p: keys[p.id])
+                if all(keys.values()):  # else some could not be read, and the order is not the true one
+                    siblings.ordered.add(head)
             at = bisect.bisect_left(siblings.pieces, sort_key(rest), low, high, key=lambda p: sort_key(self._ids(p)))
         for side in (range(at, len(siblings.pieces)), range(at - 1, -1, -1)):
             for i in side:
-                if siblings.pieces[i].segment.is_ready or not ready:
+                if siblings.pieces[i].segment.is_readable or not ready:
                     yield siblings.pieces[i]
                     break
 

@@ -36,6 +36,12 @@ class Side:
     header_xxh3: str = ""
     is_ready: bool = field(default=False)
     held_bytes: int = 0  #: allocated
+    is_unreadable: bool = False  #: for a while: it cannot be read now
+
+    @property
+    def is_readable(self) -> bool:
+        """True if it is committed, and can be read as far as is known."""
+        return self.is_ready and not self.is_unreadable
 
     def covers(self, n_rows: int, has_state: bool) -> bool:
         """Whether nothing would be new in a file with so much."""
@@ -109,7 +115,7 @@ def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], n
     rows_from = at = 0  # window rows [rows_from, at) are stored without a gap
     for piece, take in path:
         side = sides.get(piece.id)
-        if side is not None and not side.is_ready:
+        if side is not None and not side.is_readable:
             side = None
         first = at + piece.n_tokens - (side.n_rows if side is not None else 0)
         if first > at:

@@ -7,13 +7,14 @@ strangers' files alone exceed the budget, no KV is kept.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_memory.store.files import held_bytes, strangers
-from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST, SUFFIX, TEMP_SUFFIX
+from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST, SUFFIX, TEMP_SUFFIX, is_kv_name, is_own_name
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.planner import Segment
 from agent_memory.store.points import Side
@@ -40,21 +41,26 @@ class Quota:
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._root, self.budget_bytes = root, budget_bytes
         self._foreign_bytes = 0
+        self.strangers: tuple[str, ...] = ()  #: files that the store did not make, as of the last survey
 
     def others(self) -> int:
         """Allocated bytes of all but KV files: manifest and lock now, strangers as of the last survey."""
         return self._foreign_bytes + sum(held_bytes(self._root / name) for name in _OURS)
 
     def survey(self, known: Collection[str]) -> list[str]:
-        """Look at every file but ``known`` KV files (paths below ``kv``); those that only look like KV files."""
+        """Look at every file but ``known`` KV files (paths below ``kv``); those that the store made and left behind.
+
+        Raises OSError where a folder cannot be read.
+        """
         found = strangers(self._root, {*_OURS, *(f"{KV_FOLDER}/{name}" for name in known)})
         left = [name for name in found if _is_kv(name)]
         self._foreign_bytes = sum(n_bytes for name, n_bytes in found.items() if name not in set(left))
+        self.strangers = tuple(sorted(name for name in found.keys() - {*left} if not is_own_name(name)))
         return left
 
 
 def _is_kv(name: str) -> bool:
-    return name.startswith(f"{KV_FOLDER}/") and name.count("/") == 2 and name.endswith((SUFFIX, TEMP_SUFFIX))
+    return name.startswith(f"{KV_FOLDER}/") and is_kv_name(name.removeprefix(f"{KV_FOLDER}/"))
 
 
 def folder_bytes(catalog: Catalog) -> int:
@@ -76,8 +82,9 @@ def keep(catalog: Catalog) -> None:
 
     This is the sweep of a mark and sweep: what the manifest names, or a save that is being written, is marked.
     """
-    for name in catalog.quota.survey(known_files(catalog)):
-        catalog.files.unlink(catalog.folder.parent / name)
+    with contextlib.suppress(OSError):  # it cannot be read now: the next flush looks again
+        for name in catalog.quota.survey(known_files(catalog)):
+            catalog.files.unlink(catalog.folder.parent / name)
     tidy(catalog, catalog.manifest.shrink)
     make_room(catalog)
 

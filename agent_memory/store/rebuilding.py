@@ -8,48 +8,66 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from attrs import frozen
 
 from agent_memory.kvcache.coding import named
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.files import list_files
 from agent_memory.store.format import FORMAT, MADE, SIDE_FORMAT, SUFFIX, Made, file_sum, split_sums
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.place import is_passing
 from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key
 from agent_memory.store.points import Side
 from agent_memory.store.rows import row_of
-from agent_memory.store.segments import read_header
+from agent_memory.store.segments import READ_ERRORS, read_header
 from agent_memory.types import EXACTNESS
 
-_DAMAGE = (OSError, ValueError, KeyError, StopIteration)
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
 
 
-def rebuild(folder: Path, manifest: Manifest) -> int:
-    """Enter every segment that its own header and ids vouch for and that hangs together with a root; how many.
+@frozen
+class Vouched:
+    """What KV files say of themselves: segments in order, side files, and how many files there are."""
 
-    Its time of use is the file's. What superseded it may be entered too, which costs space until it is evicted.
+    segments: list[Segment]
+    sides: list[Side]
+    n_files: int
+
+
+def read_files(folder: Path) -> Vouched:
+    """Every segment that its own header and ids vouch for and that hangs together with a root.
+
+    Its time of use is the file's. What superseded it may be entered too, which costs space until it is evicted. Raises
+    OSError where a file cannot be read now: nobody knows then what is in it.
     """
     segments: list[Segment] = []
     beside: list[tuple[bytes, Side]] = []
-    for name in sorted(list_files(folder)):
+    names = sorted(list_files(folder))
+    for name in names:
         if name.endswith(SUFFIX):
             try:
                 _read(folder, name, segments, beside)
-            except _DAMAGE:
-                continue
+            except READ_ERRORS as error:
+                if is_passing(error):
+                    raise
     kept = _in_order(segments)
     holders = {piece.id: s.number for s in kept for piece in s.pieces}
-    sides = []
+    sides = {}
     for piece, side in beside:
         if piece in holders:
             side.segment = holders[piece]
-            sides.append(side)
-    manifest.commit_segments(add=[row_of(s) for s in kept], sides=sides)
-    return len(kept) + len(sides)
+            sides[piece] = side
+    return Vouched(kept, [*sides.values()], len(names))
+
+
+def rebuild(found: Vouched, manifest: Manifest) -> int:
+    """Enter what files vouch for into a new manifest; how many."""
+    manifest.commit_segments(add=[row_of(s) for s in found.segments], sides=found.sides)
+    return len(found.segments) + len(found.sides)
 
 
 def _read(folder: Path, name: str, segments: list[Segment], beside: list[tuple[bytes, Side]]) -> None:
-    fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         found = os.fstat(fd)
         facts, table, data_start = read_header(fd, found.st_size)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import resource
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
+from agent_memory.store.format import MANIFEST
 from agent_memory.store.health import DiskState, is_disk_error, state_of
 
 _ADVICE: dict[DiskState, str] = {
@@ -15,8 +19,28 @@ _ADVICE: dict[DiskState, str] = {
     "full": "Free some space and flush again",
     "read-only": "Make the folder and the files in it writable, and flush again",
     "failing": "Look at the system's log, and flush again when the disk is well",
+    "gone": "Move the folder back and flush again, or close this Memory and open the store where it is now",
 }
 _NOT_THE_DISK = "The disk did not refuse it: no other agent is touched, and Memory.verify() says what is damaged"
+_MINE = "This process has as many files open as it may ({limit}): close some, or raise its limit (ulimit -n)"
+_NO_LOCKS = "The file system has no locks, as some network file systems have none: give a path on a local disk"
+_PERMISSION = "Give the user that runs this the right to read and write the folder and the files in it"
+_SQLITE_FILES = 4  #: that it opens for one database: the file, its WAL and index, the folder
+_BY_ERRNO: dict[int, str] = {
+    errno.EMFILE: _MINE,
+    errno.ENFILE: "The system has as many files open as it may: close some, or raise its limit (fs.file-max)",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
+    errno.ENOMEM: "Free some memory, and open it again",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "Mount it writable, or give another path",
+    errno.ENOSPC: "Free some space, and open it again",
+    errno.EDQUOT: "Free some space within the quota, and open it again",
+    errno.ELOOP: "Put the file itself there, or give the path of the folder that it points to",
+    errno.EIO: "Look at the system's log",
+    errno.ESTALE: "Mount the network file system anew, and open it again",
+}
 
 
 @contextlib.contextmanager
@@ -35,5 +59,39 @@ def as_store_error(doing: str, path: Path | None, error: BaseException) -> Store
     state = state_of(error)
     kind = OutOfSpaceError if state == "full" else StoreError
     advice = _ADVICE[state] if is_disk_error(error) or state == "full" else _NOT_THE_DISK
+    if state == "failing" and isinstance(error, OSError):
+        advice = _by_errno(error) or advice
     where = "a store in memory" if path is None else f"the store {path}"
     return kind(f"could not {doing} in {where}: {error}. {advice}")
+
+
+def opening_error(path: Path, error: BaseException) -> StoreError:
+    """The StoreError, or OutOfSpaceError, of an error that opening a store met."""
+    cause = _beneath(path, error) if isinstance(error, sqlite3.Error) else error
+    advice = _by_errno(cause) or "Give another path, or ':memory:'"
+    kind = OutOfSpaceError if state_of(cause) == "full" else StoreError
+    if kind is OutOfSpaceError:
+        advice = _BY_ERRNO[errno.ENOSPC]
+    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    return kind(f"cannot open the store {path}: {said}. {advice}")
+
+
+def _beneath(path: Path, error: BaseException) -> BaseException:
+    """What the system says of the file that SQLite could not open: SQLite's own error does not."""
+    opened: list[int] = []
+    try:
+        for _ in range(_SQLITE_FILES):
+            opened.append(os.open(path / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return error
+    except OSError as cause:
+        return cause
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return error
+
+
+def _by_errno(error: BaseException) -> str | None:
+    found = _BY_ERRNO.get(error.errno or 0) if isinstance(error, OSError) else None
+    return None if found is None else found.replace("{limit}", f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}")

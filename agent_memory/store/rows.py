@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import struct
 
-from agent_memory.config import CODECS
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.store.format import SegmentFacts
 from agent_memory.store.planner import HEAD_IDS, Segment
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
-from agent_memory.types import EXACTNESS
+from agent_memory.store.soundness import is_layout
 
 _HEAD_BYTES = 4 * HEAD_IDS
-_PIECE_BYTES = ID_BYTES + 1 + _HEAD_BYTES
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
 
 
@@ -30,30 +27,10 @@ def layout_json(layout: Layout) -> str:
 
 
 def layout_of(text: str) -> Layout:
-    """The tensors that ``layout_json`` wrote."""
+    """The tensors that ``layout_json`` wrote. Raises ValueError for any other text."""
+    if not is_layout(text):
+        raise ValueError("the layout that is recorded makes no sense")
     return Layout(tuple(TensorSpec(*row) for row in json.loads(text)))
-
-
-def is_sane(row: SegmentRow) -> bool:
-    """Whether a row could have been written: what a damaged manifest gives may have any type and size."""
-    numbers = (row.segment, row.n_bytes, row.start, row.n_tokens, row.chunk_tokens)
-    if not all(isinstance(n, int) for n in numbers) or min(row.n_tokens, row.chunk_tokens) < 1 or row.start < 0:
-        return False
-    if not isinstance(row.used_s, float) or not isinstance(row.parent_segment, int | None):
-        return False
-    if not all(isinstance(text, str) for text in (row.identity, row.file, row.header_xxh3, row.host)):
-        return False
-    n_pieces = -(-row.n_tokens // row.chunk_tokens)
-    sizes = [len(blob) if isinstance(blob, bytes) else -1 for blob in (row.parent, row.pieces)]
-    return sizes == [ID_BYTES, n_pieces * _PIECE_BYTES] and row.exactness in EXACTNESS and row.codec in CODECS
-
-
-def is_sane_side(side: Side) -> bool:
-    """The same for a side file's row."""
-    numbers = (side.segment, side.n_rows, side.n_bytes)
-    texts = (side.file, side.header_xxh3)
-    is_typed = all(isinstance(n, int) for n in numbers) and all(isinstance(t, str) for t in texts)
-    return is_typed and side.n_rows >= 0 and isinstance(side.piece, bytes) and len(side.piece) == ID_BYTES
 
 
 def row_of(segment: Segment) -> SegmentRow:

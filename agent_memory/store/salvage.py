@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from attrs import frozen
 
-from agent_memory.log.turns import Turn, turn_sum
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.schema import guard
+from agent_memory.store.soundness import (
+    BAD_JSON,
+    is_count,
+    is_facts,
+    is_identity,
+    is_layout,
+    is_lineage,
+    is_time,
+    sound_agent,
+)
+from agent_memory.store.tables import checked_turn
 
 _TABLES = ("identities", "agents", "lineages", "turns")
+_ADDED = {"facts", "n_reply"}  #: columns without a default that older versions did not write
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
@@ -42,14 +52,16 @@ def salvage(path: Path, manifest: Manifest) -> Salvaged:
     with manifest.transaction() as new:
         columns = {table: _columns(new, table) for table in _TABLES}
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
+        guard(db)
         for table in _TABLES:
             found[table] = list(_readable(db, table, columns[table]))
-    agents = {row["agent"] for row in found["agents"] if isinstance(row["agent"], int)}
+    sound = [agent for row in found["agents"] if is_count(row["agent"]) and (agent := sound_agent(row)) is not None]
+    agents = {row["agent"] for row in sound}
     turns = _sound_turns(found["turns"], agents)
     rows = {
         "identities": [row for row in found["identities"] if _is_identity(row)],
-        "agents": [row for row in found["agents"] if _is_agent(row)],
-        "lineages": [r for r in found["lineages"] if r["agent"] in agents and isinstance(r["head"], bytes)],
+        "agents": sound,
+        "lineages": [row for row in found["lineages"] if row["agent"] in agents and is_lineage(*row.values())],
         "turns": turns,
     }
     with manifest.transaction() as db:
@@ -61,18 +73,25 @@ def salvage(path: Path, manifest: Manifest) -> Salvaged:
     return Salvaged(len(rows["agents"]), len(turns))
 
 
-def _columns(db: sqlite3.Connection, table: str) -> list[str]:
-    return [name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")]
+def _columns(db: sqlite3.Connection, table: str) -> dict[str, bool]:
+    """The columns of a table, and whether a later version than the first added each."""
+    rows = db.execute(f"PRAGMA table_info({table})")
+    return {name: default is not None or name in _ADDED for _, name, _, _, default, _ in rows}
 
 
-def _readable(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Iterator[Row]:
+def _readable(db: sqlite3.Connection, table: str, columns: Mapping[str, bool]) -> Iterator[Row]:
     """The rows of a table in order, by its columns' names; pages that SQLite cannot read are stepped over."""
     try:
-        is_ours = set(names) <= set(_columns(db, table))  # else its definition is damaged too
+        kinds = db.execute("SELECT type, sql FROM sqlite_master WHERE name = ?", (table,)).fetchall()
+        is_table = [kind for kind, sql in kinds if str(sql).startswith("CREATE TABLE")] == ["table"]
+        there = set(_columns(db, table))
     except sqlite3.Error:
         return
+    if not is_table or not {name for name, is_new in columns.items() if not is_new} <= there:
+        return  # its definition is damaged too
+    names = [name for name in columns if name in there]
     last, misses = 0, 0
-    while is_ours and misses < _PATIENCE:
+    while misses < _PATIENCE:
         try:
             rows = db.execute(f"SELECT rowid, {', '.join(names)} FROM {table} WHERE rowid > ? ORDER BY rowid", (last,))
             for row in rows:
@@ -84,17 +103,8 @@ def _readable(db: sqlite3.Connection, table: str, names: Sequence[str]) -> Itera
 
 
 def _is_identity(row: Row) -> bool:
-    try:
-        return isinstance(json.loads(row["facts"]), dict) and isinstance(json.loads(row["layout"]), list)
-    except (ValueError, TypeError):
-        return False
-
-
-def _is_agent(row: Row) -> bool:
-    blobs = [row[name] for name in ("salt", "name", "tools", "xxh3")]
-    times = [row[name] for name in ("created_s", "used_s")]
-    has_system = row["system"] is None or isinstance(row["system"], bytes)
-    return all(isinstance(b, bytes) for b in blobs) and all(isinstance(t, float) for t in times) and has_system
+    is_readable = is_facts(row["facts"]) and is_layout(row["layout"])
+    return is_readable and is_identity(row["identity"]) and is_time(row["created_s"])
 
 
 def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
@@ -113,16 +123,20 @@ def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
 
 def _is_sound(row: Row) -> bool:
     try:
-        turn = Turn(
-            messages=(),
-            keep=row["keep"],
-            ids=np.frombuffer(row["ids"], "<u4"),
-            tokenizer=row["tokenizer"],
-            finish=row["finish"],
-            created_s=row["created_s"],
-            n_messages_kept=row["n_messages_kept"],
-            n_kv=row["n_kv"],
+        checked_turn(
+            row["agent"],
+            row["number"],
+            row["messages"],
+            row["keep"],
+            row["ids"],
+            row["tokenizer"],
+            row["finish"],
+            row["created_s"],
+            row["n_messages_kept"],
+            row["n_kv"],
+            row.get("n_reply"),
+            row["xxh3"],
         )
-        return bool(turn_sum(row["agent"], row["number"], turn, row["messages"]) == row["xxh3"])
-    except (ValueError, TypeError, AttributeError):
+    except BAD_JSON:
         return False
+    return True

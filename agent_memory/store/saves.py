@@ -65,10 +65,13 @@ class Save:
         head: bytes | None = None,
         former: int = 0,
         agent_id: int | None = None,
+        is_turn: bool = True,
     ) -> None:
         #: how many tokens of the lineage were stored before
         self.former = former
         self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
+        #: whether the agent's log ends where the lineage does
+        self.is_turn = is_turn
         self.renewals = renewals
         #: what becomes a segment file, in the order of ``parts``
         self.files = (*segments, *(r.new for r in renewals))
@@ -115,7 +118,7 @@ class Save:
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
-        has_work = self.files or self.sides or self.agent_id is not None
+        has_work = self.files or self.sides or (self.agent_id is not None and self.is_turn)
         if catalog is not None and has_work and not self._is_given_up:
             catalog.io.submit(lambda: _commit(catalog, self))
 
@@ -129,6 +132,7 @@ class Save:
         if not self._is_given_up and catalog.io.is_full:
             self._is_given_up = True
             catalog.skipped["slow disk"] += 1
+            _note_unwritten(catalog, self)
             self.abandon()
         return self._is_given_up
 
@@ -196,6 +200,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     save.is_over = True
     catalog.health.worked("KV")
+    catalog.note_saved(save.agent_id, save.head)
     if save.segments:
         catalog.admission.note_commit(time.perf_counter() - started)
     for file in superseded:
@@ -249,7 +254,12 @@ def _abandon(catalog: Catalog, save: Save) -> None:
             catalog.files.unlink(catalog.path(file))
 
 
+def _note_unwritten(catalog: Catalog, save: Save) -> None:
+    catalog.note_unwritten(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
+
+
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
+    _note_unwritten(catalog, save)
     if isinstance(error, NoRoomError):
         catalog.skipped["no room"] += 1
     else:
@@ -339,7 +349,7 @@ def _drop_stale(catalog: Catalog, save: Save) -> list[Side]:
     if catalog.needs is None or save.head is None:
         return []
     with catalog.lock:
-        gone = stale_sides(catalog, save.head, save.former, save.agent_id)
+        gone = stale_sides(catalog, save.head, save.former, save.agent_id if save.is_turn else None)
         for side in gone:
             catalog.take_side(side)
     if gone:
@@ -348,20 +358,23 @@ def _drop_stale(catalog: Catalog, save: Save) -> list[Side]:
 
 
 def _lineage(catalog: Catalog, save: Save) -> tuple[int, str, bytes, list[bytes]] | None:
-    """The agent's new head, and the former ones that it continues or that are gone."""
+    """The agent's new head, and the former ones that it continues or that are gone; of no turn, only those gone."""
     index, agent_id, head = catalog.index, save.agent_id, save.head
     if index is None or agent_id is None or head is None or head not in index.pieces:
         return None
-    before = {p.id for p in index.ancestors(index.pieces[head])} - {head}
+    before = {p.id for p in index.ancestors(index.pieces[head])} - {head} if save.is_turn else set()
     former = catalog.manifest.heads_of(agent_id, catalog.identity)
     return agent_id, catalog.identity, head, [h for h in former if h in before or h not in index.pieces]
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
-    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece."""
+    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece.
+
+    None where an agent's log may end in one, and its KV can be resumed there alone.
+    """
     index = catalog.index
     found: dict[Piece, bytes] = {}
-    if index is None:
+    if index is None or (catalog.needs is not None and not save.is_turn):
         return found
     for segment in save.segments:
         for piece in segment.pieces:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from agent_memory.errors import IncompatibleStoreError
@@ -35,26 +38,82 @@ CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
 _CODECS = """
 ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
 """
+_FACTS = """
+ALTER TABLE agents ADD COLUMN facts TEXT;
+ALTER TABLE turns ADD COLUMN n_reply INTEGER;
+"""
 
 #: What each write version added, in order: a new store takes them all, an older one those that it lacks.
-MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS))
+MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS))
 
 
 _AUTO_VACUUM = 2  #: incremental
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """A database in WAL mode that can give pages back; None: in memory. For one lock to guard, on any thread."""
+    """A database in WAL mode that can give pages back; None: in memory. For one lock to guard, on any thread.
+
+    On a full disk, which has no room for the index of its WAL, that index is in memory.
+    """
+    try:
+        return _connect(path, "NORMAL")
+    except sqlite3.OperationalError:
+        if path is None:
+            raise
+        return _connect(path, "EXCLUSIVE")
+
+
+def _connect(path: Path | None, locking: str) -> sqlite3.Connection:
     db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
     try:
-        db.execute(f"PRAGMA auto_vacuum={_AUTO_VACUUM}")  # first: it says how the first page is written
+        guard(db)
+        db.execute(f"PRAGMA locking_mode={locking}")
+        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != _AUTO_VACUUM:  # else setting it writes
+            db.execute(f"PRAGMA auto_vacuum={_AUTO_VACUUM}")  # first: it says how the first page is written
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=FAST")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:
         db.close()
         raise
     return db
+
+
+def guard(db: sqlite3.Connection) -> None:
+    """Let no trigger and no view of a database run, whoever put it there and when: a statement that would is an error.
+
+    Text that is no UTF-8 is read with marks in place of what cannot be read.
+    """
+    db.execute("PRAGMA trusted_schema=OFF")
+    db.set_authorizer(lambda *asked: sqlite3.SQLITE_OK if asked[4] is None else sqlite3.SQLITE_DENY)
+    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+
+
+@functools.cache
+def _written_schemas() -> dict[int, frozenset[tuple[str, ...]]]:
+    """What ``sqlite_master`` holds after each write version's migration."""
+    found: dict[int, frozenset[tuple[str, ...]]] = {}
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for version, statements in MIGRATIONS:
+            db.executescript(statements)
+            found[version] = frozenset(_objects(db))
+    return found
+
+
+def _objects(db: sqlite3.Connection) -> Iterator[tuple[str, ...]]:
+    """Every table, index, view and trigger, by what it was made with; SQLite's own statistics left out."""
+    for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"):
+        if not str(name).startswith("sqlite_stat"):
+            yield str(kind), str(name), str(table), " ".join(str(sql).split())
+
+
+def check_schema(db: sqlite3.Connection, version: int) -> None:
+    """Raise sqlite3.DatabaseError where a database is not what that write version made."""
+    found, written = frozenset(_objects(db)), _written_schemas().get(version, frozenset())
+    if found != written:
+        kinds = sorted({f"{kind} {name}" for kind, name, *_ in found ^ written})
+        raise sqlite3.DatabaseError(f"its schema is not what write version {version} makes: {', '.join(kinds[:3])}")
 
 
 def free_pages(db: sqlite3.Connection) -> tuple[int, int]:
@@ -71,7 +130,7 @@ def give_back(db: sqlite3.Connection, n_pages: int) -> None:
 
 
 def is_empty(db: sqlite3.Connection) -> bool:
-    """Whether a database has no table yet."""
+    """True if a database has no table yet."""
     return not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
@@ -96,21 +155,52 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 def check_versions(path: Path) -> None:
-    """Refuse what a newer version wrote, untouched. Raises IncompatibleStoreError, or what SQLite does."""
-    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-    try:
+    """Refuse what a newer version wrote, untouched, and whatever no version wrote.
+
+    Raises IncompatibleStoreError; sqlite3.DatabaseError for a schema that is not the one of its write version.
+    """
+    with contextlib.closing(_for_reading(path)) as db:
         if is_empty(db):
+            if db.execute("PRAGMA freelist_count").fetchone()[0]:
+                raise sqlite3.DatabaseError("its tables are gone")
             return
+        meta = next(one for one in _written_schemas()[1] if one[:2] == ("table", "meta"))
+        if meta not in frozenset(_objects(db)):  # else reading it might run a view
+            raise sqlite3.DatabaseError("its schema is not what any version makes: meta")
         found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('read_version', 'write_version')"))
-    finally:
-        db.close()
-    try:
-        read, write = int(found["read_version"]), int(found.get("write_version", 1))
-    except (KeyError, ValueError) as error:
-        raise sqlite3.DatabaseError(f"its versions are {found}") from error
-    if read > READ_VERSION or write > WRITE_VERSION:
-        raise IncompatibleStoreError(
-            f"{path.parent} was written with read version {read} and write version {write}; this version of "
-            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
-            "folder."
-        )
+        try:
+            read, write = int(found["read_version"]), int(found.get("write_version", 1))
+        except (KeyError, ValueError, TypeError) as error:
+            raise sqlite3.DatabaseError(f"its versions are {found}") from error
+        if read > READ_VERSION or write > WRITE_VERSION:
+            raise IncompatibleStoreError(
+                f"{path.parent} was written with read version {read} and write version {write}; this version of "
+                f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
+                "folder."
+            )
+        check_schema(db, write)
+
+
+def _for_reading(path: Path) -> sqlite3.Connection:
+    """A connection that changes no byte. On a full disk, which has no room for a WAL's index, one to the file alone
+    where there is no WAL.
+    """
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
+        try:
+            guard(db)
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            return db
+        except sqlite3.OperationalError:
+            db.close()
+            if options != "mode=ro" or _has_wal(path):
+                raise
+        except BaseException:
+            db.close()
+            raise
+    raise AssertionError
+
+
+def _has_wal(path: Path) -> bool:
+    wal = path.with_name(f"{path.name}-wal")
+    return wal.exists() and wal.stat().st_size > 0

@@ -20,6 +20,7 @@ from agent_memory.kvcache.coding import Encoded, coded, coding, named
 from agent_memory.kvcache.layout import Layout
 from agent_memory.store.files import Files, make_folders, size_of
 from agent_memory.store.format import TEMP_SUFFIX, Extent, extents, file_sum, header, parse_header, split_sums
+from agent_memory.store.place import is_passing
 from agent_memory.store.planner import Segment
 from agent_memory.store.points import Side
 from agent_memory.store.rows import facts_of
@@ -31,11 +32,22 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 class DamageError(Exception):
-    """Inside the room: a segment is not what was written. ``reason``: "damaged" or "missing"."""
+    """Inside the room: a segment is not what was written, or cannot be read. ``reason``: see ``reason_of``."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+#: What reading a file of unknown content may raise.
+READ_ERRORS = (DamageError, OSError, ValueError, KeyError, IndexError, MemoryError, StopIteration)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file could not be used: "damaged", "missing", or "unreadable" where it may be readable later."""
+    if isinstance(error, DamageError):
+        return error.reason
+    return "unreadable" if is_passing(error) else "missing" if isinstance(error, OSError) else "damaged"
 
 
 WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)  #: what ends a save, and no more
@@ -117,9 +129,9 @@ class OpenSegment:
 
     def __init__(self, path: Path, segment: Segment | Side) -> None:
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            raise DamageError("missing", f"{path.name}: {error.strerror}") from error
+            raise DamageError(reason_of(error), f"{path.name}: {error.strerror}") from error
         try:
             self.metadata, self.table, self.data_start = read_header(self.fd, segment.n_bytes)
             self.sums = split_sums(self.metadata)
@@ -127,9 +139,9 @@ class OpenSegment:
             if self.metadata["header_xxh3"] != segment.header_xxh3:
                 raise DamageError("damaged", "the header is not the one that was written")
             self._compare(segment)
-        except (DamageError, OSError, ValueError, KeyError) as error:
+        except READ_ERRORS as error:
             self.close()
-            raise DamageError("damaged", f"{path.name}: {error}") from error
+            raise DamageError(reason_of(error), f"{path.name}: {error}") from error
 
     def _compare(self, segment: Segment | Side) -> None:
         """The manifest's row has no checksum: it must say what the header says."""
@@ -216,7 +228,7 @@ class SegmentSource:
                 stored = found.ids(span.segment.n_tokens)[: span.take]
                 if not np.array_equal(stored, ids[span.at : span.at + span.take]):
                     raise DamageError("damaged", f"{span.path.name}: it holds other ids than the index says")
-            except (DamageError, OSError) as error:
+            except READ_ERRORS as error:
                 self._note(span, error)
                 break
             key = span.segment.n_tokens, found.codec
@@ -245,7 +257,7 @@ class SegmentSource:
                 continue
             try:
                 raw = self._open[i].tensor(spec.name, tensor)
-            except (DamageError, OSError, KeyError, IndexError) as error:
+            except READ_ERRORS as error:
                 self._note(span, error)
                 break
             rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
@@ -266,7 +278,7 @@ class SegmentSource:
                 try:
                     self._read(i, span, tensor, flat, capacity)
                     continue
-                except (DamageError, OSError, IndexError) as error:
+                except READ_ERRORS as error:
                     self._note(span, error)
             self._zero(tensor, flat, capacity, span.at)
             break
@@ -302,7 +314,7 @@ class SegmentSource:
         with self._lock:
             is_first, self.damage = self.damage is None, self.damage or str(error)
         if is_first:
-            self._on_damage(span.segment, getattr(error, "reason", "damaged"), str(error))
+            self._on_damage(span.segment, reason_of(error), str(error))
 
     def check(self) -> bool:
         """Whether everything read so far was what had been written."""
@@ -352,7 +364,7 @@ def check_file(path: Path, n_bytes: int, header_xxh3: str) -> int:
 
 def checking(path: Path, n_bytes: int, header_xxh3: str) -> Iterator[None]:
     """The same in steps of at most 8 MB."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         metadata, table, data_start = read_header(fd, n_bytes)
         if metadata["header_xxh3"] != header_xxh3:

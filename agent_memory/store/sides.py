@@ -21,7 +21,7 @@ from agent_memory.store.format import SIDE_FORMAT, SUFFIX, side_extents
 from agent_memory.store.planner import Piece
 from agent_memory.store.points import Held, Side, missing_sides, stale
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.segments import DamageError, OpenSegment, SegmentSource, SegmentWriter
+from agent_memory.store.segments import READ_ERRORS, DamageError, OpenSegment, SegmentSource, SegmentWriter, reason_of
 
 if TYPE_CHECKING:
     from agent_memory.store.catalog import Catalog
@@ -220,7 +220,7 @@ class StoredSource:
                         continue
                     raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
                     rows = raw.reshape(spec.heads, span.side.n_rows, -1) if raw.size else raw.reshape(spec.heads, 0, 0)
-                except (DamageError, OSError, KeyError, ValueError) as error:
+                except READ_ERRORS as error:
                     self._note(span, error)
                     continue
                 first = span.stop - span.side.n_rows
@@ -235,14 +235,14 @@ class StoredSource:
             span, source = self._spans[-1]
             try:
                 raw = source.tensor("state", len(self._layout.windows) if span.side.n_rows else 0)
-            except (DamageError, OSError, KeyError) as error:
+            except READ_ERRORS as error:
                 self._note(span, error)
                 return None
             return np.frombuffer(raw, np.uint8)
 
     def _note(self, span: SideSpan, error: BaseException) -> None:
         self._is_sound = False
-        self._on_damage(span.side, getattr(error, "reason", "damaged"), f"{span.path.name}: {error}")
+        self._on_damage(span.side, reason_of(error), f"{span.path.name}: {error}")
 
     def check(self) -> bool:
         """Whether everything read so far is what had been written."""
@@ -273,7 +273,7 @@ def side_spans_of(catalog: Catalog, pieces: Sequence[tuple[Piece, int]], rows_fr
         has_state = not needs.state or piece is not pieces[-1][0]
         if has_rows and has_state:
             continue
-        if side is not None and side.is_ready:
+        if side is not None and side.is_readable:
             spans.append(SideSpan(side, catalog.path(side), end))
             has_rows = has_rows or end - side.n_rows <= max(piece.start, held_from)
             has_state = has_state or side.has_state

@@ -26,6 +26,7 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files, strangers
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
@@ -33,17 +34,19 @@ from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
+from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, folder_bytes, keep
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.refusals import as_store_error, store_errors
+from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.retention import Costs
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import checking
+from agent_memory.store.segments import READ_ERRORS, checking, reason_of
 from agent_memory.store.sweeping import sweep
+from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
@@ -57,7 +60,8 @@ _MAX_DEFAULT_BYTES = 32 << 30
 class Store:
     """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
 
-    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space).
+    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
+    least what is there.
     ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
     ``warm_bytes`` 0: no warm tier. ``files``: how the disk is changed.
 
@@ -93,6 +97,7 @@ class Store:
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
         self._repair: Repair | None = None
+        self._place: Place | None = None
         self._log_damage = 0
         if path is None:
             self._manifest = Manifest(None)
@@ -105,6 +110,8 @@ class Store:
             self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
+                self._place, self._files = place, _ = Place.of(path), files
+                files.guard = self._ensure_ours
                 written = Written.parse(self._manifest.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
@@ -115,6 +122,7 @@ class Store:
                     files=files,
                     health=self._health,
                     codec=codec,
+                    is_here=lambda: place.is_here,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -128,9 +136,16 @@ class Store:
             if self._lock is not None:
                 self._lock.release(is_whole=False)
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
-                raise StoreError(f"cannot open the store {path}: {error}") from error
+                raise opening_error(path, error) from error
             raise
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
+
+    def _ensure_ours(self) -> None:
+        """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
+        assert self._place is not None
+        assert self._lock is not None
+        self._place.check()
+        self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """What ``attach`` was told of a model of this name; {} for one that was never used here."""
@@ -182,12 +197,14 @@ class Store:
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
         return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools)
+            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
@@ -205,13 +222,18 @@ class Store:
         """The agents that are pinned."""
         return self._pins.agents
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+    def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
+        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Queue another system prompt and facts of an agent."""
+        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -239,6 +261,10 @@ class Store:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
         return lookup.find(self._catalog, self.warm, ids)
 
+    def following(self, match: Match) -> Ids | None:
+        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else lookup.following(self._catalog, match)
+
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
 
@@ -263,8 +289,8 @@ class Store:
             for file in files:
                 try:
                     yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
-                except (OSError, ValueError, KeyError, StopIteration) as error:
-                    catalog.void(file, "missing" if isinstance(error, FileNotFoundError) else "damaged", str(error))
+                except READ_ERRORS as error:
+                    catalog.void(file, reason_of(error), str(error))
                     return
 
         self._io.submit_read(steps())
@@ -286,19 +312,23 @@ class Store:
         agent_id: int | None,
         held: Held = Held(),  # noqa: B008 - a frozen value
         is_wanted: bool = False,
+        is_turn: bool = True,
     ) -> Save:
         """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need.
+        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
+        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
+        lineages stay where they were.
         ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        is_promised = is_wanted or agent_id is not None
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised)
-        self._pins.note(agent_id, save.head)
+        is_promised = is_wanted or (agent_id is not None and is_turn)
+        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if is_turn:
+            self._pins.note(agent_id, save.head)
         return save
 
     def _is_on_disk(self, piece: bytes) -> bool:
@@ -330,16 +360,29 @@ class Store:
         """Return when everything queued before is durable and the folder is within its budget.
 
         Raises OutOfSpaceError or StoreError where a log could not be written: it stays queued, and is written when the
-        disk takes it.
+        disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
+        no error: it is counted in ``stats``, and told once.
         """
-        error = self._io.drain()
-        if self._catalog is not None:
+        error = self._io.drain() or self._lost_folder()
+        if self._catalog is not None and not isinstance(error, GoneError):
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
+            catalog.tell_unwritten()
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
         if error is not None:
-            raise as_store_error("write an agent's log", self._path, error) from error
+            doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
+            raise as_store_error(doing, self._path, error) from error
+
+    def _lost_folder(self) -> GoneError | None:
+        try:
+            if self._place is not None:
+                self._place.check()
+        except GoneError as error:
+            return error
+        except OSError:  # nobody knows: the next write says
+            pass
+        return None
 
     def compact(self, rest_s: float = 0.0) -> None:
         """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
@@ -349,13 +392,21 @@ class Store:
     def verify(self) -> VerifyReport:
         """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
         self.flush()
-        report = verify_store(self._manifest, None if self._catalog is None else self._catalog.folder)
+        catalog = self._catalog
+        with store_errors("read it", self._path):
+            report = verify_store(self._manifest, None if catalog is None else catalog.folder)
         repaired = () if self._repair is None else (str(self._repair),)
-        return attrs.evolve(report, damaged=(*repaired, *report.damaged))
+        strangers = () if catalog is None else catalog.quota.strangers
+        return attrs.evolve(report, damaged=(*repaired, *report.damaged), strangers=strangers)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
+
+    def _leave(self) -> None:
+        """The folder is somebody else's again, and so is what writes to it."""
+        if self._place is not None:
+            self._files.guard = Files.guard
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
@@ -375,10 +426,15 @@ class Store:
             self._io.close()
             self._manifest.close()
             if self._lock is not None:
-                self._lock.release(is_whole=self._manifest.is_whole)
+                is_here = self._place is not None and self._place.is_here
+                self._lock.release(is_whole=is_here and self._manifest.is_whole)
+            self._leave()
         log.info("store closed path=%s", self._path)
 
 
 def _default_budget(path: Path) -> int:
+    """A quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
     held = sum(strangers(path, ()).values())
-    return min(_MAX_DEFAULT_BYTES, (shutil.disk_usage(path).free + held) // 4)
+    kv = path / KV_FOLDER  # may be a link to another disk
+    free = shutil.disk_usage(kv if kv.exists() else path).free
+    return min(_MAX_DEFAULT_BYTES, max(held, (free + held) // 4))

@@ -7,15 +7,14 @@ from pathlib import Path
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.segments import check_file
+from agent_memory.store.segments import READ_ERRORS, check_file, reason_of
 from agent_memory.types import VerifyReport
-
-_DAMAGE = (OSError, ValueError, KeyError, StopIteration)
 
 
 def verify_store(manifest: Manifest, folder: Path | None) -> VerifyReport:
     """Every file that the manifest names, every turn, and the manifest itself; ``folder`` None: there is no KV."""
     damaged: list[str] = []
+    unread: list[str] = []
     n_bytes = 0
     segments = manifest.segments() if folder is not None else []
     files: list[tuple[str, SegmentRow | Side]] = [("segment", row) for row in segments]
@@ -24,9 +23,10 @@ def verify_store(manifest: Manifest, folder: Path | None) -> VerifyReport:
         assert folder is not None
         try:
             n_bytes += check_file(folder / file.file, file.n_bytes, file.header_xxh3)
-        except _DAMAGE as error:
+        except READ_ERRORS as error:
             if _is_named(manifest, file):  # else it was evicted, or joined to another, meanwhile
-                damaged.append(f"{kind} {file.file}: {error}")
+                found = unread if reason_of(error) == "unreadable" else damaged
+                found.append(f"{kind} {file.file}: {error}")
     turns, bad_logs = manifest.damaged_turns()
     return VerifyReport(
         segments=len(segments),
@@ -34,6 +34,7 @@ def verify_store(manifest: Manifest, folder: Path | None) -> VerifyReport:
         bytes_read=n_bytes,
         turns=turns,
         damaged=(*damaged, *bad_logs),
+        unread=tuple(unread),
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Sequence
+from typing import Literal
 
 from attrs import frozen
 
@@ -35,17 +37,24 @@ class Parsed:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether the text ends inside a call."""
+        """True if the text ends inside a call."""
         return any(call.reason == "truncated" for call in self.rejected_calls)
 
 
+Reason = Literal["undeclared", "malformed", "truncated", "parallel"]
+
+
 class Output:
-    """Collects events. Text comes in passages: calls and marks part them, and blanks at a passage's beginning wait
-    until there is text in it; without any they are markup, or text where the whole reply is nothing else.
+    """Collects events, and tells which calls may be run.
+
+    - Text comes in passages: calls and marks part them, and blanks at a passage's beginning wait until there is text
+      in it; without any they are markup, or text where the whole reply is nothing else.
+    - ``names``: the declared tools'; None: every name is taken for declared. ``max_calls``: no more are taken.
     """
 
-    def __init__(self) -> None:
-        self.is_line_start = True  #: whether only blanks stand between here and the beginning of the line
+    def __init__(self, names: frozenset[str] | None = None, max_calls: int | None = None) -> None:
+        self._names, self._max_calls = names, max_calls
+        self.is_line_start = True  #: True if only blanks stand between here and the beginning of the line
         self.n_complete = 0  #: calls that may be run
         self._events: list[Event] = []
         self._said: list[str] = []
@@ -62,6 +71,44 @@ class Output:
     def parsed(self) -> Parsed:
         """What there is so far."""
         return Parsed("".join(self._texts), "".join(self._thoughts), tuple(self._calls), tuple(self._rejected))
+
+    @property
+    def is_full(self) -> bool:
+        """True if no more calls are taken."""
+        return self._max_calls is not None and self.n_complete >= self._max_calls
+
+    def knows(self, name: str | None) -> bool:
+        """True if a tool of this name is declared."""
+        return name is not None and (self._names is None or name in self._names)
+
+    def undeclared(self, name: str, source: str) -> RejectedCall:
+        """The rejection of a call of a tool that is not declared."""
+        declared = ", ".join(sorted(self._names or ()))
+        return RejectedCall("undeclared", name, source, f"no tool {name!r} is declared; declared: {declared}")
+
+    def refuse(self, raw: str, reason: Reason, name: str | None, detail: str) -> None:
+        """Give a piece back as text, listed as rejected."""
+        self.reject(RejectedCall(reason, name, raw, detail))
+        self.text(raw)
+
+    def group(self, calls: Sequence[Found], raw: str) -> bool:
+        """Calls that came in one piece. Where none is of a declared tool the piece stays text, and this gives False."""
+        if not any(self.knows(call.name) for call in calls):
+            self.reject(self.undeclared(calls[0].name, raw))
+            self.text(raw)
+            return False
+        for call in calls:
+            if not self.knows(call.name):
+                self.reject(self.undeclared(call.name, call.source))
+            elif self.is_full:
+                detail = f"at most {self._max_calls} calls were asked for"
+                self.reject(RejectedCall("parallel", call.name, call.source, detail))
+            else:
+                self.start_call(call.name, call_id=call.id)
+                self.arguments(call.source, "")
+                self.end_call(call)
+        self.mark(raw)
+        return True
 
     def text(self, text: str) -> None:
         """Text of the answer."""

@@ -185,7 +185,7 @@ def test_deleting_reaches_the_kv_of_models_that_are_not_loaded(tmp_path):
         save(
             store,
             np.concatenate([ids[:32], draw(rng, 30)]),
-            agent_id=store.create_agent("", "b", system=None, tools="").agent_id,
+            agent_id=store.create_agent("", "b", system=None, tools="[]").agent_id,
         )
     with opened(tmp_path, identity="cd" * 32) as store:
         save(store, ids, agent_id=a)

@@ -17,6 +17,7 @@ from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
 from tests.store.kvmodel import opened
 
+TOOLS = '[["look", "", {"type": "object"}, false]]'
 NAMES = ["../../etc/passwd", "A", "a", "nul\0", "\ud800", "🦆 " * 200, "'; DROP TABLE agents; --"]
 
 
@@ -43,12 +44,12 @@ def test_messages_come_back_equal(given_):
 
 def test_any_name_is_a_value_and_salts_never_meet(tmp_path):
     with opened(tmp_path) as store:
-        made = {n: store.create_agent("s", n, system=n, tools="[1]").agent_id for n in NAMES}
+        made = {n: store.create_agent("s", n, system=n, tools=TOOLS).agent_id for n in NAMES}
     with opened(tmp_path) as store:
         assert sorted(i.name for i in store.list_agents("s")) == sorted(NAMES)
         for name, agent_id in made.items():
             found = store.load_agent("s", name)
-            assert (found.agent_id, found.system, found.tools) == (agent_id, name, "[1]")
+            assert (found.agent_id, found.system, found.tools) == (agent_id, name, TOOLS)
             assert store.load_agent("other", name) is None
         with pytest.raises(StoreError, match="exists"):
             store.create_agent("s", "A", system=None, tools="[]")

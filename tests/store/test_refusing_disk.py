@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import re
 import sqlite3
 import threading
 from pathlib import Path
@@ -118,6 +119,63 @@ def test_a_disk_that_refuses_is_told_once_and_shown_and_so_is_that_it_recovered(
     store.close()
 
 
+@pytest.mark.parametrize("code", STATES)
+def test_flush_counts_and_tells_once_what_kv_is_not_on_disk_where_the_logs_are(tmp_path, caplog, code):
+    class NoSegments(Refusing):
+        def before(self, call: str, *given: object) -> None:
+            if call == "create":
+                super().before(call)
+
+    files = NoSegments(code)
+    store = open_store(tmp_path, files)
+    agent = store.create_agent("", "a", system=None, tools="[]").agent_id
+    ids = draw(np.random.default_rng(0), 200)
+    with files.refusing():
+        for number in range(3):
+            store.append_turn(agent, number, turn(number, 40 * number, ids[40 * number : 40 * number + 40]))
+            save(store, ids[: 40 * number + 40], agent_id=agent)
+            store.flush()
+        assert store.stats()["unwritten_tokens"] == 120
+        told = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(told) == 1
+        assert f"the disk is {STATES[code]}" in told[0]
+        assert len(store.load_agent("", "a").turns) == 3
+    store._catalog.health.worked("KV")
+    save(store, ids, agent_id=agent)
+    store.flush()
+    assert store.stats()["unwritten_tokens"] == 0
+    assert store.match(ids).n_tokens == len(ids)
+    store.close()
+
+
+def test_flush_tells_once_what_a_disk_that_is_well_has_not_got(tmp_path, caplog):
+    store = open_store(tmp_path, Files())
+    (tmp_path / "film.mp4").write_bytes(bytes(2 * BUDGET))
+    store.flush()
+    for _ in range(2):
+        save(store, draw(np.random.default_rng(0), 50))
+        store.flush()
+    told = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert re.search(r"the logs are on disk, KV of 50 tokens of 1 conversations is not", told[0])
+    assert store.stats()["unwritten_tokens"] == 50
+    store.close()
+
+
+def test_kv_of_a_prompt_that_nobody_logged_is_counted_until_it_is_written(tmp_path, soon):
+    files = Refusing()
+    store = open_store(tmp_path, files)
+    ids = draw(np.random.default_rng(0), 50)
+    with files.refusing():
+        save(store, ids)
+        store.flush()
+        assert store.stats()["unwritten_tokens"] == 50
+    save(store, ids)
+    store.flush()
+    assert store.stats()["unwritten_tokens"] == 0
+    store.close()
+
+
 def test_a_log_that_waits_for_the_disk_is_written_without_being_asked(tmp_path, soon):
     files = Refusing()
     store = open_store(tmp_path, files)
@@ -194,7 +252,7 @@ def test_kv_is_tried_again_less_and_less_often():
 @pytest.mark.parametrize("code", STATES)
 def test_replies_go_on_while_the_disk_refuses_and_nothing_acknowledged_later_is_lost(tmp_path, monkeypatch, code, soon):
     files = Refusing(code)
-    monkeypatch.setattr("agent_memory.requests.arguments.Store", functools.partial(Store, files=files))
+    monkeypatch.setattr("agent_memory.requests.opening.Store", functools.partial(Store, files=files))
     config = Config(chunk_tokens=16, prefill_tokens=16)
     with Memory(EchoRunner(), tmp_path, config=config) as memory:
         agent = memory.agent("ann")
@@ -235,7 +293,7 @@ def test_a_slow_disk_holds_up_no_reply_and_little_memory_and_what_it_missed_come
     monkeypatch.setattr("agent_memory.store.io.HIGH_WATER_BYTES", 100_000)
     monkeypatch.setattr("agent_memory.store.io.LIMIT_BYTES", 300_000)
     files = Slow()
-    monkeypatch.setattr("agent_memory.requests.arguments.Store", functools.partial(Store, files=files))
+    monkeypatch.setattr("agent_memory.requests.opening.Store", functools.partial(Store, files=files))
     config = Config(chunk_tokens=16, prefill_tokens=16)
     with Memory(EchoRunner(), tmp_path, config=config) as memory:
         agent = memory.agent("ann")

@@ -1,0 +1,72 @@
+"""The folder of a running store: whether it is still the one that was opened, and still where it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from agent_memory.store.format import LOCK, MANIFEST
+
+_OWN = ("", LOCK, MANIFEST)  #: the folder itself, and the two files that are there as long as the store is open
+
+#: What an OSError means when it says that a file is not there, or is no file; any other one says nothing of the bytes.
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+
+
+class GoneError(OSError):
+    """Inside the room: the folder was deleted, moved or replaced since it was opened."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(errno.ENOENT, f"{path} {what} while the store was open; nothing is written there any more")
+
+
+def is_passing(error: BaseException) -> bool:
+    """True if reading may succeed later: the error says nothing of the bytes (EMFILE, EACCES, EIO, ESTALE ...)."""
+    if isinstance(error, GoneError | MemoryError):
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABSENT
+
+
+@frozen
+class Place:
+    """Device and inode of a store's folder, lock and manifest when it was opened."""
+
+    root: Path
+    _known: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, root: Path) -> Place:
+        """Return the place of a store that has just been opened. Raises OSError."""
+        return cls(root, {name: _inode(root, name) for name in _OWN})
+
+    def check(self) -> None:
+        """Raise GoneError where the folder is not the one that was opened; three calls of ``stat``."""
+        for name, known in self._known.items():
+            try:
+                found = _inode(self.root, name)
+            except FileNotFoundError:
+                raise GoneError(self.root / name, "was deleted or moved") from None
+            except NotADirectoryError:
+                raise GoneError(self.root / name, "was replaced") from None
+            if found != known:
+                raise GoneError(self.root / name, "was replaced")
+
+    @property
+    def is_here(self) -> bool:
+        """True if the folder is the one that was opened, as far as can be told now."""
+        try:
+            self.check()
+        except GoneError:
+            return False
+        except OSError:  # nobody knows
+            return True
+        return True
+
+
+def _inode(root: Path, name: str) -> tuple[int, int]:
+    found = os.stat(root / name, follow_symlinks=not name)  # the folder may be reached through a link
+    return found.st_dev, found.st_ino
