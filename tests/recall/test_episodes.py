@@ -187,6 +187,23 @@ def test_recall_finds_similar_tasks_and_says_why() -> None:
         assert memory.recall("xylophone") == []
 
 
+def test_what_is_learned_from_is_brief_and_what_is_recalled_is_whole() -> None:
+    error = "Traceback (most recent call last):\n" + "  frame\n" * 4_000 + "CodecError: no codec"
+    with EpisodicMemory(clock=Clock()) as memory:
+        for _ in range(3):
+            with memory.start("convert a film") as episode:
+                episode.step("convert", "film", ok=False, observation=error, parameters={"n": 1})
+                episode.step("install", "codec", observation="y" * 9_000)
+                episode.step("convert", "film")
+                episode.complete(True)
+        [recovery] = memory.patterns(kinds=["error_recovery"])
+        assert recovery.error == "CodecError: no codec"
+        [hit] = memory.recall("convert a film", k=1)
+        assert hit.episode == memory.get(hit.episode.id)
+        assert (len(hit.episode.steps[0].observation), len(hit.episode.steps[1].observation)) == (len(error), 9_000)
+        assert hit.episode.steps[0].parameters == {"n": 1}
+
+
 def test_a_recovery_is_advised_after_one_episode_and_as_a_pattern_after_three() -> None:
     with EpisodicMemory(clock=Clock()) as memory:
         first = convert(memory)
