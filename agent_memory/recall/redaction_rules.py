@@ -226,7 +226,8 @@ _SERVICES = (
     "squarespace sumologic travis trello twilio twitch twitter yandex zendesk"
 ).split()
 _SERVICE = (
-    rf"(?<![a-z])(?:{'|'.join(_SERVICES)})([\w.-]{{0,24}})['\"]{{0,2}}\s{{0,8}}(?:=>|:=|[:=])\s{{0,8}}['\"`]?"
+    rf"(?<![a-z])(?:{'|'.join(_SERVICES)})([\w.-]{{0,24}})[\s'\"`]{{0,6}}"
+    r"(?:=>|:=|\|\||\?=|[:=,>]){1,3}[\s'\"`=]{0,6}"
     r"([a-z0-9_\-=%./+~]{16,200})"
 )
 _NO_SECRET = re.compile(

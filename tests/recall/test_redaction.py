@@ -147,6 +147,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "clickhouse": (("4b1d{a38}",), ("4b1d{h4}",)),
     "defined": (("dnkey-{a26}-{a52}",), ("dnkey-docs",)),
     "intra42": (("s-s4t2ud-{h64}",), ("s-s4t2ud-docs",)),
+    "authress": (("sc_{a12}.{a5}.acc-{a16}.{a40}",), ("sc_one.two.acc-three.four",)),
     "harness": (("pat.{a22}.{a24}.{a20}",), ("pat.docs",)),
     "mapbox": (("sk.{a60}.{a22}",), ("sk.docs",)),
     "maxmind": (("{a6}_{a29}_mmk",), ("a_mmk",)),
