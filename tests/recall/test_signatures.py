@@ -45,6 +45,12 @@ def test_a_signature_keeps_the_kind_of_an_error_alone(observation: str, signatur
     assert error_signature(observation, "compile") == signature
 
 
+def test_a_long_traceback_is_known_by_its_last_line() -> None:
+    lines = "".join(f'  File "/srv/app/m{i}.py", line {i}, in call\n    return call({i})\n' for i in range(400))
+    text = f"Traceback (most recent call last):\n{lines}RecursionError: maximum recursion depth exceeded"
+    assert error_signature(text) == "RecursionError: maximum recursion depth exceeded"
+
+
 def test_a_signature_of_a_signature_is_itself() -> None:
     for observation in (TRACEBACK, "HTTP 413: payload of 9 bytes, trace 00ab34cd99", "error[E0433]: `x` in a/b.rs:1"):
         once = error_signature(observation)
