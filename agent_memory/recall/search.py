@@ -168,7 +168,9 @@ def _hinted(
 ) -> list[tuple[float, Posting]]:
     """Items with two of the frequent words, the newest of each pair; with one where there is no other word."""
     having: dict[Term, set[int]] = {term: set() for term in frequent}
-    asked = list(combinations(frequent, 2)) or ([] if has_rare else [(term,) for term in frequent])
+    asked: list[tuple[Term, ...]] = [*combinations(frequent, 2)]
+    if not asked and not has_rare:
+        asked = [(term,) for term in frequent]
     for some in asked:
         query = " AND ".join(f'"{prefix}{term.word}"' for term in some)
         sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
