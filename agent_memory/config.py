@@ -161,6 +161,8 @@ class Config:
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
     #: whether an agent keeps the date of its first turn, where the model's chat template writes today's date
     pin_dates: bool = field(default=True, validator=_kind(bool))
+    #: how the model writes calls, one of ``toolcall.FORMATS``; None: as its chat template and vocabulary tell
+    tool_format: str | None = field(default=None, validator=_kind(str, type(None)))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
