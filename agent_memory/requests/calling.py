@@ -189,7 +189,7 @@ def _own_format(tokenizer: Tokenizer) -> str | None:
 
 
 def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
-    """Whether the template opened the reasoning itself: whether the prompt's end is the opening mark."""
+    """True if the template opened the reasoning itself: the prompt ends with the opening mark."""
     opening = tokenizer.key(tokenizer.encode(marks[0]))
     tail = tokenizer.key(prompt[-len(opening) - 8 :])
     blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"
