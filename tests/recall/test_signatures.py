@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.recall.chance import hypergeometric_tail, probably_better, tail
+from agent_memory.recall.chance import discoveries, hypergeometric_tail, probably_better, tail
 from agent_memory.recall.signatures import choice_key, condition_key, error_signature, if_then
 from agent_memory.recall.similarity import clusters, edit_similarity, jaccard, matched, text_similarity
 
@@ -116,3 +116,13 @@ def test_chances_are_those_that_can_be_counted() -> None:
     drawn = [rng.betavariate(8, 3) > rng.betavariate(3, 8) for _ in range(20_000)]
     assert probably_better(7, 2, 2, 7) == pytest.approx(sum(drawn) / len(drawn), abs=0.01)
     assert probably_better(0, 0, 0, 0) == pytest.approx(0.5)
+
+
+def test_discoveries_keep_the_share_of_false_ones_small() -> None:
+    assert discoveries({"a": 0.001, "b": 0.019, "c": 0.6}, 0.05, 5) == {"a", "b"}
+    assert discoveries({"a": 0.02}, 0.05, 5) == set()
+    assert discoveries({}, 0.05, 0) == set()
+    rng = Random(2)
+    runs = 400
+    by_chance = sum(bool(discoveries({i: rng.random() for i in range(20)}, 0.05, 20)) for _ in range(runs))
+    assert by_chance <= 0.08 * runs
