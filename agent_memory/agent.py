@@ -65,13 +65,13 @@ class Agent:
 
     @takes_options()
     def say(self, message: Prompt, **options: Unpack[Options]) -> Reply:
-        """One more turn; waits for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
+        """Take one more turn and wait for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
         with self._asking.start(message, self._live, Settings.of(Agent.say, options)) as handle:
             return handle.result()
 
     @takes_options()
     def stream(self, message: Prompt, **options: Unpack[Options]) -> Generation:
-        """One more turn, as a handle at once."""
+        """Start one more turn and return its handle."""
         return self._asking.start(message, self._live, Settings.of(Agent.stream, options))
 
     @takes_options()

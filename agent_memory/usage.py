@@ -27,14 +27,13 @@ def weakest(*promises: Exactness) -> Exactness:
     return max(promises, key=EXACTNESS.index, default="exact")
 
 
+@frozen
 class AsDict:
     """Values that can be written as JSON."""
 
-    __slots__ = ()
-
     def to_dict(self) -> dict[str, Any]:
         """Return a copy in dicts, lists, numbers and texts alone, as ``json.dumps`` takes them."""
-        return {one.name: _plain(getattr(self, one.name)) for one in attrs.fields(type(self))}  # type: ignore[arg-type]
+        return {one.name: _plain(getattr(self, one.name)) for one in attrs.fields(type(self))}
 
 
 def _plain(value: Any) -> Any:

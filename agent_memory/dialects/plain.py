@@ -108,7 +108,7 @@ def _is_unset(value: object) -> bool:
 
 
 def is_malformed(end: CallEnd) -> bool:
-    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    """True if a call that a stream has begun is none: its text follows, and the whole object holds that text alone."""
     return end.rejected is not None and end.rejected.reason == "malformed"
 
 
@@ -126,7 +126,7 @@ def begun_object(text: str) -> dict[str, Any]:
             kept = text[: seen.at] + scanner.closers
         elif seen.kind == "begin" and seen.mark in "{[":
             kept = text[: seen.at + 1] + ("}" if seen.mark == "{" else "]") + scanner.closers
-    if at == len(text) and (literal := scanner.open_literal) is not None and _can_be_read(literal):
+    if at == len(text) and scanner.open_literal is not None and _is_json(scanner.open_literal):
         kept = text + scanner.closers
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
@@ -135,13 +135,13 @@ def begun_object(text: str) -> dict[str, Any]:
 def _is_whole(read: str, seen: Seen) -> bool:
     """True if a key, a string or a literal is JSON that can be written again."""
     written = seen.text or ""
-    return _can_be_read(f'"{written}"' if read.endswith('"') else written)
+    return _is_json(f'"{written}"' if read.endswith('"') else written)
 
 
-def _can_be_read(token: str) -> bool:
-    """True if a string or a literal is JSON that can be written again."""
+def _is_json(token: str) -> bool:
+    """True if a string or a literal can be read, and written again."""
     try:
-        json.dumps(loads(token), ensure_ascii=False).encode()
+        json.dumps(loads(token), ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return False
     return True

@@ -189,7 +189,7 @@ def _own_format(tokenizer: Tokenizer) -> str | None:
 
 
 def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
-    """True if the prompt ends with the opening mark: if the template began the reasoning itself."""
+    """True if the template opened the reasoning itself: the prompt ends with the opening mark."""
     opening = tokenizer.key(tokenizer.encode(marks[0]))
     tail = tokenizer.key(prompt[-len(opening) - 8 :])
     blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"
