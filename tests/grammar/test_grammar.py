@@ -791,9 +791,11 @@ def hold_many(format: str, n: int) -> int:
         assert tokenizer.tool_format == format
         start = forms(format)[0].start
         opening = "<|channel|>commentary to=functions." if format == "harmony" else start or "["
-        opening = {"tool_use": '{"tool_use"', "llama3": '{"name": "move"', "functionary_v32": "move\n{"}.get(
-            format, opening
-        )
+        opening = {
+            "tool_use": '{"tool_use"',
+            "llama3": '{"name": "move", "parameters": {',
+            "functionary_v32": "move\n{",
+        }.get(format, opening)
         handles = []
         for number in range(n):
             asked: dict[str, Any] = {"tools": STRICT, "max_tokens": 180, "parallel_tool_calls": False}
