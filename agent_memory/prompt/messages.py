@@ -155,7 +155,7 @@ def _as_mapping(one: object) -> Any:
 
 
 def _less_neutral(given: Mapping[Any, Any], known: Collection[str], place: str) -> dict[str, Any]:
-    """Return the known keys of ``given``. Raises UnsupportedParameterError for others, unless their value is neutral."""
+    """Return the known keys of ``given``. Raises UnsupportedParameterError for others, unless neutral."""
     rest = {key: value for key, value in given.items() if value is not None}  # SDKs' objects hold fields that are unset
     for key in sorted(map(str, rest.keys() - known)):
         if key in _HINTS or (key in _NEUTRAL and rest[key] in _NEUTRAL[key]):
