@@ -193,6 +193,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "password=settings.db.password2",
             "PasswordField('password', 'Password')",
             "all tests pass: 31/31",
+            "socks5h://<username>:<password>@proxy-host",
             "1. **Password Hashing:** why",
             "if password > minimum: pass",
             'passphrase: str = ""',
@@ -216,6 +217,9 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (
             "api_key = settings.api_key",
+            "cache key: {h40}",
+            "token {h40}",
+            "token = b64encode(userpass).decode()",
             "token = tokens[12]",
             "secret: rewriting it",
             "client_secret: <your client secret>",
