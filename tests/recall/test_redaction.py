@@ -318,6 +318,14 @@ def test_found_tells_where_the_placeholders_stand() -> None:
     assert redacted.text.endswith("].")
 
 
+def test_a_secret_right_beside_another_is_found_and_both_places_are_told() -> None:
+    text = filled("x m.hamilton@example.org-----BEGIN PRIVATE KEY-----\n{a64}\n-----END PRIVATE KEY----- y", 1)
+    redacted = REDACTOR.redact(text)
+    assert re.fullmatch(r"x \[REDACTED:email:\w{8}\]\[REDACTED:private_key:\w{8}\] y", redacted.text)
+    shown = [redacted.text[found.start : found.stop].split(":")[1] for found in redacted.found]
+    assert shown == [found.kind for found in redacted.found] == ["email", "private_key"]
+
+
 def test_a_private_key_that_is_cut_off_is_taken_to_its_end() -> None:
     text = filled("-----BEGIN OPENSSH PRIVATE KEY-----\n{a64}\n{a64}", 3)
     assert not any(line in REDACTOR.redact(text).text for line in text.split("\n")[1:])
