@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from attrs import evolve, field, frozen
 from agent_memory.kvcache.coding import Encoded
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.protocols import Source
+from agent_memory.store.catalog import Catalog
 from agent_memory.store.copies import Bytes, WarmPiece
+from agent_memory.store.edit import void
 from agent_memory.store.planner import Ids, Piece
 from agent_memory.store.points import Needs
 from agent_memory.store.provenance import made_of
@@ -21,7 +24,6 @@ from agent_memory.store.sides import SideSpans, StoredSource, side_spans_of
 from agent_memory.types import Exactness, Tier, weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
     from agent_memory.store.warm import Warm
 
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
@@ -166,11 +168,12 @@ def _disk_source(catalog: Catalog, match: Match, n_tokens: int) -> Source:
             at += take
         needs = catalog.needs
         sides = side_spans_of(catalog, match.pieces, match.held_from)
-    files = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+    on_damage = partial(void, catalog)
+    files = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], on_damage)
     if needs is None:
         return files
     assert n_tokens == match.n_tokens
-    return StoredSource(catalog.layout, files, sides, catalog.void)
+    return StoredSource(catalog.layout, files, sides, on_damage)
 
 
 def sides_to_read(catalog: Catalog, match: Match) -> SideSpans:

@@ -24,6 +24,7 @@ from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
+from agent_memory.store.edit import check, void
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files, strangers
 from agent_memory.store.format import KV_FOLDER
@@ -36,12 +37,14 @@ from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planner import Ids, Segment
+from agent_memory.store.planning import begin_save
 from agent_memory.store.points import Held, Side
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.quota import Quota, folder_bytes, keep
+from agent_memory.store.quota import Quota
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.retention import Costs
+from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.segments import READ_ERRORS, checking, reason_of
@@ -242,7 +245,7 @@ class Store:
             self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
             if self._catalog is None:
-                self._manifest.delete_agent(agent_id, drop=(), change=())
+                self._manifest.commit(ended_agent=agent_id)
             else:
                 catalog = self._catalog
                 self._io.call(lambda: delete_agent(catalog, agent_id))
@@ -278,7 +281,7 @@ class Store:
                 try:
                     yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
                 except READ_ERRORS as error:
-                    catalog.void(file, reason_of(error), str(error))
+                    void(catalog, file, reason_of(error), str(error))
                     return
 
         self._io.submit_read(steps())
@@ -311,7 +314,7 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or agent_id is not None
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised)
+        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised)
         self._pins.note(agent_id, save.head)
         return save
 
@@ -351,7 +354,8 @@ class Store:
         if self._catalog is not None and not isinstance(error, GoneError):
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
-            catalog.tell_unwritten()
+            if self._health.state == "ok":  # else the disk was told of
+                catalog.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
         if error is not None:
@@ -378,8 +382,9 @@ class Store:
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
+            out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
             report = verify_store(self._manifest, None if catalog is None else catalog.folder)
-        repaired = () if self._repair is None else (str(self._repair),)
+        repaired = (*(() if self._repair is None else (str(self._repair),)), *out_of_step)
         strangers = () if catalog is None else catalog.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *report.damaged), strangers=strangers)
 
@@ -402,8 +407,9 @@ class Store:
     def _close(self) -> None:
         try:
             if self._catalog is not None and self._catalog.has_unwritten_uses:
+                catalog = self._catalog
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(self._catalog.flush_uses)
+                    self._io.submit(lambda: self._manifest.commit(used=catalog.take_uses()))
             if self._io.is_started:
                 self.flush()
         finally:

@@ -325,7 +325,7 @@ def change_a_value(db: sqlite3.Connection, draws: random.Random) -> str:
     table = draws.choice(TABLES)
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
     rows = [row for (row,) in db.execute(f"SELECT rowid FROM {table}")]
-    if not rows:
+    if not rows or db.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone() == ("view",):
         return f"nothing in {table}"
     column, row = draws.choice(columns), draws.choice(rows)
     old = db.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()[0]
