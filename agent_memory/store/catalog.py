@@ -24,6 +24,7 @@ from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.health import Health
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.place import Place
 from agent_memory.store.planner import Ids, Index, Piece, Segment
 from agent_memory.store.points import Needs, Plan, Side, best_plan
 from agent_memory.store.quota import Quota
@@ -58,11 +59,11 @@ class Catalog:
         files: Files,
         health: Health,
         codec: Codec = "exact",
-        is_here: Callable[[], bool] = lambda: True,
+        place: Place,
     ) -> None:
         self.folder, self.manifest, self.io = root / KV_FOLDER, manifest, io
         self.quota, self.admission, self.files, self.health = quota, admission, files, health
-        self.is_here = is_here  # whether the folder is still the one that was opened
+        self.place = place
         self.lock = RLock()
         self.clock: Callable[[], float] = time.time
         self.on_commit: Callable[[], None] = lambda: None  # after each save, on the I/O thread

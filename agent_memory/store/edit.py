@@ -166,7 +166,7 @@ def void(catalog: Catalog, file: Segment | Side, reason: str, text: str) -> None
 
     One that is "unreadable" is kept, and left alone for a while. Any thread; never raises.
     """
-    if reason == "unreadable" or not catalog.is_here():
+    if reason == "unreadable" or catalog.place.lost is not None:
         catalog.postpone(file, text)
         return
     with catalog.lock:

@@ -6,6 +6,7 @@ the folder is surveyed.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from agent_memory.store.files import held_bytes, strangers
 from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST, is_kv_name, is_own_name
 
 _OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+
+
+_MAX_DEFAULT_BYTES = 32 << 30
+
+
+def default_budget(path: Path) -> int:
+    """Return a quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
+    held = sum(strangers(path, ()).values())
+    kv = path / KV_FOLDER  # may be a link to another disk
+    free = shutil.disk_usage(kv if kv.exists() else path).free
+    return min(_MAX_DEFAULT_BYTES, max(held, (free + held) // 4))
 
 
 class Quota:

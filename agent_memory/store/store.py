@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
-from agent_memory.store.edit import check, void
+from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
-from agent_memory.store.files import Files, strangers
-from agent_memory.store.format import KV_FOLDER
+from agent_memory.store.files import Files
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
@@ -38,16 +36,15 @@ from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.planning import begin_save
-from agent_memory.store.points import Held, Side
+from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.quota import Quota
+from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.retention import Costs
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import READ_ERRORS, checking, reason_of
 from agent_memory.store.sweeping import sweep
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
@@ -55,8 +52,6 @@ from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
-
-_MAX_DEFAULT_BYTES = 32 << 30
 
 
 class Store:
@@ -119,12 +114,12 @@ class Store:
                     path,
                     self._manifest,
                     self._io,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else _default_budget(path)),
+                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
                     admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
                     health=self._health,
                     codec=codec,
-                    is_here=lambda place=self._place: place.is_here,
+                    place=self._place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -268,23 +263,8 @@ class Store:
 
         Those whose pieces are warm are not read.
         """
-        catalog = self._catalog
-        if catalog is None or match.tier != "cold":
-            return
-        segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= match.n_warm}
-        files: list[Segment | Side] = list(segments.values())
-        with catalog.lock:
-            files += [span.side for span in lookup.sides_to_read(catalog, match).spans]
-
-        def steps() -> Iterator[None]:
-            for file in files:
-                try:
-                    yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
-                except READ_ERRORS as error:
-                    void(catalog, file, reason_of(error), str(error))
-                    return
-
-        self._io.submit_read(steps())
+        if self._catalog is not None and match.tier == "cold":
+            self._io.submit_read(lookup.reading_ahead(self._catalog, match))
 
     def touch(self, match: Match) -> None:
         """The match was used now, in both tiers; what it stands on counts as used too."""
@@ -350,7 +330,7 @@ class Store:
         disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
         no error: it is counted in ``stats``, and told once.
         """
-        error = self._io.drain() or self._lost_folder()
+        error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
@@ -361,16 +341,6 @@ class Store:
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
-
-    def _lost_folder(self) -> GoneError | None:
-        try:
-            if self._place is not None:
-                self._place.check()
-        except GoneError as error:
-            return error
-        except OSError:  # nobody knows: the next write says
-            pass
-        return None
 
     def compact(self, rest_s: float = 0.0) -> None:
         """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
@@ -416,15 +386,7 @@ class Store:
             self._io.close()
             self._manifest.close()
             if self._lock is not None:
-                is_here = self._place is not None and self._place.is_here
+                is_here = self._place is not None and self._place.lost is None
                 self._lock.release(is_whole=is_here and self._manifest.is_whole)
             self._leave()
         log.info("store closed path=%s", self._path)
-
-
-def _default_budget(path: Path) -> int:
-    """A quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
-    held = sum(strangers(path, ()).values())
-    kv = path / KV_FOLDER  # may be a link to another disk
-    free = shutil.disk_usage(kv if kv.exists() else path).free
-    return min(_MAX_DEFAULT_BYTES, max(held, (free + held) // 4))
