@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import RLock
 
 import numpy as np
+from attrs import define, field
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import is_lossy
@@ -36,6 +37,17 @@ log = logging.getLogger("agent_memory.store")
 
 REREAD_S = 5.0  #: a file that could not be read is tried again after so long
 _REASONS = 8192  #: lost pieces whose reason is remembered
+
+
+@define
+class Counts:
+    """What happened since the store was opened, for ``stats``."""
+
+    damage: int = 0
+    save_failures: int = 0
+    bytes_written: int = 0
+    skipped: Counter[str] = field(factory=Counter)  #: saves that were not begun or given up, by reason
+    unwritten: Unwritten = field(factory=Unwritten)
 
 
 class Catalog:
@@ -72,15 +84,14 @@ class Catalog:
         self.sides: dict[bytes, Side] = {}  # those that can be found, by piece
         self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
         self.unfinished: dict[str, int] = {}  # bytes of files that are being written; I/O thread
-        self.unwritten = Unwritten()
-        self.skipped: Counter[str] = Counter()  # saves that were not begun or given up, by reason
+        self.counts = Counts()
         self.index: Index | None = None
         self.layout: Layout | None = None
         self.codec: Codec = "exact"  # in which new KV of the attached identity is stored
         self._codec = codec
         self.needs: Needs | None = None  # None: full-attention rows are all there is
         self.identity = self.host = ""
-        self.damage = self.save_failures = self.bytes_written = self.last_number = 0
+        self.last_number = 0
         self.held_bytes = 0  # allocated, of all that is stored
         self.hidden: deque[tuple[tuple[Segment, ...], tuple[Side, ...]]] = deque()  # to be removed; see ``edit.settle``
         self._lost: dict[bytes, str] = {}
@@ -92,7 +103,7 @@ class Catalog:
 
     def note_written(self, n_bytes: int) -> None:
         """A KV file of so many bytes was written. I/O thread."""
-        self.bytes_written += n_bytes
+        self.counts.bytes_written += n_bytes
         self.admission.spend(n_bytes)
 
     # opening
@@ -254,9 +265,15 @@ class Catalog:
     # the set itself: what is entered by a save, and what ``edit.apply`` alone changes; under the lock
 
     def enter(self, segment: Segment) -> None:
-        """Enter a segment; where it is stored, its bytes count."""
+        """Enter a segment; where it is stored, its bytes count, and the index gets the pieces that it has not got."""
         self.segments[segment.number] = segment
-        self.held_bytes += segment.held_bytes if segment.is_ready else 0
+        if not segment.is_ready:
+            return
+        self.held_bytes += segment.held_bytes
+        if self.index is not None and segment.identity == self.identity:
+            for piece in segment.pieces:
+                if self.index.pieces.get(piece.id) is not piece:
+                    self.index.add(piece)
 
     def leave(self, segment: Segment) -> None:
         """Take a segment out, and its pieces; its side files are the caller's to take or to move."""
@@ -279,13 +296,6 @@ class Catalog:
             self.held_bytes -= side.held_bytes if side.is_ready else 0
             if not held:
                 del self._beside[side.segment]
-
-    def index_again(self, segment: Segment) -> None:
-        """Enter those of a stored segment's pieces that the index has not got: it takes another's place."""
-        if self.index is not None and segment.identity == self.identity:
-            for piece in segment.pieces:
-                if self.index.pieces.get(piece.id) is not piece:
-                    self.index.add(piece)
 
     def edited(self) -> None:
         """Nothing: called after each Edit, on the I/O thread, for tests to check what is stored."""

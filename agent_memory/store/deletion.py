@@ -31,7 +31,7 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
         finally:
             for _, new in changes if not is_done else ():
                 catalog.files.unlink(catalog.path(new))
-    catalog.unwritten.written(agent_id, None)
+    catalog.counts.unwritten.written(agent_id, None)
     tidy(catalog, lambda: catalog.manifest.shrink(from_share=0.0))
 
 

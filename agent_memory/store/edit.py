@@ -25,7 +25,7 @@ log = logging.getLogger("agent_memory.store")
 
 
 @frozen
-class Lineage:
+class HeadMove:
     """Where an agent's lineage ends now, and the former ends that it replaces."""
 
     agent_id: int
@@ -48,7 +48,7 @@ class Edit:
     rehang: Mapping[int, int] = field(factory=dict)  #: number of a removed segment -> of the one that took its place
     add_sides: Sequence[Side] = ()
     remove_sides: Sequence[Side] = ()
-    lineage: Lineage | None = None
+    lineage: HeadMove | None = None
     heads: Mapping[bytes, bytes] = field(factory=dict)  #: ends of lineages whose piece another took over
     ended_agent: int | None = None  #: its log and its record go in the same commit
 
@@ -105,7 +105,7 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     return True
 
 
-def _row_of(lineage: Lineage) -> tuple[int, str, bytes, Sequence[bytes]]:
+def _row_of(lineage: HeadMove) -> tuple[int, str, bytes, Sequence[bytes]]:
     return lineage.agent_id, lineage.identity, lineage.head, lineage.former
 
 
@@ -147,7 +147,6 @@ def _store(catalog: Catalog, segment: Segment) -> None:
     """A segment is stored: one that was entered when it was planned, or that takes another's place."""
     segment.is_ready, segment.ids = True, None
     catalog.enter(segment)
-    catalog.index_again(segment)
 
 
 def _store_side(catalog: Catalog, side: Side) -> list[Side]:
@@ -176,7 +175,7 @@ def void(catalog: Catalog, file: Segment | Side, reason: str, text: str) -> None
             is_known = catalog.segments.get(file.number) is file and not file.is_hidden
         if not is_known:
             return
-        catalog.damage += 1
+        catalog.counts.damage += 1
         if isinstance(file, Side):
             catalog.hide((), None, [file])
         else:

@@ -34,9 +34,9 @@ def begin_save(
         runs = list(coded_runs(missed, index, ids, lineage, catalog.codec))
         catalog.touch([kept.segment] if kept is not None else [])
         if reason := _refusal(catalog, index, layout, ids, runs, is_promised):
-            catalog.skipped[reason] += 1
+            catalog.counts.skipped[reason] += 1
             if reason == "disk":
-                catalog.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
+                catalog.counts.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
             log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
             return Save(None)
         segments = []

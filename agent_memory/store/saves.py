@@ -13,7 +13,7 @@ from attrs import frozen
 
 from agent_memory.config import Codec
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.edit import Edit, Lineage, apply, remove_hidden
+from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.io import ITEM_BYTES
@@ -125,7 +125,7 @@ class Save:
     def _is_slow(self, catalog: Catalog) -> bool:
         if not self._is_given_up and catalog.io.is_full:
             self._is_given_up = True
-            catalog.skipped["slow disk"] += 1
+            catalog.counts.skipped["slow disk"] += 1
             _note_unwritten(catalog, self)
             self.abandon()
         return self._is_given_up
@@ -192,7 +192,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     save.is_over = True
     catalog.health.worked("KV")
-    catalog.unwritten.written(save.agent_id, save.head)
+    catalog.counts.unwritten.written(save.agent_id, save.head)
     if save.segments:
         catalog.admission.note_commit(time.perf_counter() - started)
     make_room(catalog)
@@ -255,15 +255,15 @@ def _discard(catalog: Catalog, file: Segment | Side) -> None:
 
 
 def _note_unwritten(catalog: Catalog, save: Save) -> None:
-    catalog.unwritten.note(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
+    catalog.counts.unwritten.note(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
     _note_unwritten(catalog, save)
     if isinstance(error, NoRoomError):
-        catalog.skipped["no room"] += 1
+        catalog.counts.skipped["no room"] += 1
     else:
-        catalog.save_failures += 1
+        catalog.counts.save_failures += 1
         if is_disk_error(error):
             catalog.health.failed("KV", error)
         else:
@@ -332,7 +332,7 @@ def _drop_stale(catalog: Catalog, save: Save) -> None:
             apply(catalog, Edit(remove_sides=gone))
 
 
-def _lineage(catalog: Catalog, save: Save) -> Lineage | None:
+def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
     """The agent's new head, and the former ones that it continues or that are gone."""
     index, agent_id, head = catalog.index, save.agent_id, save.head
     if index is None or agent_id is None or head is None or head not in index.pieces:
@@ -340,7 +340,7 @@ def _lineage(catalog: Catalog, save: Save) -> Lineage | None:
     before = {p.id for p in index.ancestors(index.pieces[head])} - {head}
     former = catalog.manifest.heads_of(agent_id, catalog.identity)
     replaced = [one for one in former if one in before or one not in index.pieces]
-    return Lineage(agent_id, catalog.identity, head, replaced)
+    return HeadMove(agent_id, catalog.identity, head, replaced)
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:

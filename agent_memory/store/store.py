@@ -335,7 +335,7 @@ class Store:
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
             if self._health.state == "ok":  # else the disk was told of
-                catalog.unwritten.tell()
+                catalog.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
         if error is not None:

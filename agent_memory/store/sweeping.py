@@ -46,7 +46,7 @@ def _take_up(catalog: Catalog, rows: Sequence[SegmentRow], found: Mapping[str, S
             catalog.remember(row.parent, unpack(row.pieces), "missing")
     catalog.last_number = max(catalog.segments, default=0)
     if n_damaged:
-        catalog.damage += n_damaged
+        catalog.counts.damage += n_damaged
         log.warning(
             "store: %d of %d segments are missing or have a wrong size; they will be computed again",
             n_damaged,
@@ -65,7 +65,7 @@ def _take_up_sides(catalog: Catalog, found: Mapping[str, Size]) -> None:
         catalog.enter_side(side)
         if size is None or size.n_bytes != side.n_bytes or segment is None or segment.is_hidden:
             lost.append(side)
-            catalog.damage += segment is not None and not segment.is_hidden
+            catalog.counts.damage += segment is not None and not segment.is_hidden
     if lost:
         log.warning("store: %d side files are missing or have a wrong size; KV will be computed again", len(lost))
         catalog.hide((), None, lost)
