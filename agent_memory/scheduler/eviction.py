@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.retention import worth
 from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.store.worth import leaves_first, worth
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _AGAIN_S = 0.05
 class Evictor:
     """Lineages leave the hot tier for warm, where there is one; what is to be saved is saved first. Engine thread only.
 
-    Policy: what is worth least goes first (``store/retention.py``), agents that are pinned after all others. What would
+    Policy: what is worth least goes first (``store/worth.py``), agents that are pinned after all others. What would
     leave next is copied ahead of need; nobody who decodes waits for a copy. ``ttl_s``: lineages unused for so long
     leave, pinned ones stay.
     """
@@ -97,10 +97,10 @@ class Evictor:
                 lineage.is_offered = self._saver.is_copying(lineage)  # what warm has let go of since, it may have again
                 self.leave(lineage, to)
 
-    def _in_order(self) -> list[Lineage]:
-        """Idle lineages, what is worth least first."""
+    def _in_order(self) -> Iterator[Lineage]:
+        """Idle lineages, what is worth least first; none of them depends on another."""
         now = self._hot.clock()
-        return sorted(self._hot, key=lambda one: (self._is_pinned(one), self._worth(one, now)))
+        return leaves_first(self._hot, lambda one: (self._is_pinned(one), self._worth(one, now)))
 
     def _is_pinned(self, lineage: Lineage) -> bool:
         return lineage.agent_id in self._store.pins

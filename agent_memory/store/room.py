@@ -15,8 +15,8 @@ from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.planner import Segment
 from agent_memory.store.points import Side
-from agent_memory.store.policy import Candidate, victims
 from agent_memory.store.segments import WRITE_ERRORS
+from agent_memory.store.worth import Candidate, victims
 
 log = logging.getLogger("agent_memory.store")
 

@@ -41,13 +41,13 @@ from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
-from agent_memory.store.retention import Costs
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
+from agent_memory.store.worth import Costs
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
