@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Unpack
 
 from agent_memory.errors import ToolResultError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import result_message
-from agent_memory.protocols import LogitsProcessor
+from agent_memory.requests.asking import Asking
+from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.requests.prompting import Answers
-from agent_memory.types import AgentInfo, Message, Reply, Sampling, Tool, ToolResult
-
-if TYPE_CHECKING:
-    from agent_memory.memory import Memory
+from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolResult
 
 
 class Agent:
@@ -24,10 +22,10 @@ class Agent:
     Turns of one agent run one after another; different agents never wait for each other's turns.
     """
 
-    __slots__ = ("_log", "_memory")
+    __slots__ = ("_asking", "_log")
 
-    def __init__(self, memory: Memory, log: Log) -> None:
-        self._memory, self._log = memory, log
+    def __init__(self, asking: Asking, log: Log) -> None:
+        self._asking, self._log = asking, log
 
     def __repr__(self) -> str:
         log = self._log
@@ -65,113 +63,27 @@ class Agent:
         """The agent at a glance."""
         return self._live.info
 
-    def say(
-        self,
-        message: object,
-        *,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Reply:
-        """One more turn; waits for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
-        return self._memory.generate(
-            message,
-            agent=self,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            schema=schema,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            logits_processors=logits_processors,
-            template=template,
-            raw=raw,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
+    @takes_options()
+    def say(self, message: Prompt, **options: Unpack[Options]) -> Reply:
+        """Take one more turn and wait for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
+        with self._asking.start(message, self._live, Settings.of(Agent.say, options)) as handle:
+            return handle.result()
 
-    def stream(
-        self,
-        message: object,
-        *,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Generation:
-        """One more turn, as a handle at once."""
-        return self._memory.stream(
-            message,
-            agent=self,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            schema=schema,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            logits_processors=logits_processors,
-            template=template,
-            raw=raw,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
+    @takes_options()
+    def stream(self, message: Prompt, **options: Unpack[Options]) -> Generation:
+        """Start one more turn and return its handle."""
+        return self._asking.start(message, self._live, Settings.of(Agent.stream, options))
 
-    def give(
-        self,
-        *results: ToolResult,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Reply:
+    @takes_options()
+    def give(self, *results: ToolResult, **options: Unpack[Options]) -> Reply:
         """Answer the open tool calls and continue.
 
         Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open. Of
         two threads that answer the same calls, the second gets it.
         """
-        return self._memory.generate(
-            self._answers(results),
-            agent=self,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            schema=schema,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            logits_processors=logits_processors,
-            template=template,
-            raw=raw,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
+        settings = Settings.of(Agent.give, options)
+        with self._asking.start(self._answers(results), self._live, settings) as handle:
+            return handle.result()
 
     def rewind(self, turns: int = 1) -> None:
         """Forget the newest ``turns``: messages and ids, durable at the next flush; their KV is reused up to there.
@@ -181,14 +93,14 @@ class Agent:
         n_turns = len(self._live.turns)
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
             raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
-        self._memory._agents.rewind(self._live, turns)
+        self._asking.agents.rewind(self._live, turns)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
 
         Durable when it returns. Budgets hold: pins say what goes last, and reserve nothing.
         """
-        self._memory._agents.pin(self._live, bool(is_pinned))
+        self._asking.agents.pin(self._live, bool(is_pinned))
 
     def delete(self) -> bool:
         """Delete the agent in all tiers; True when it existed.
@@ -196,7 +108,7 @@ class Agent:
         Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
         AgentDeletedError. ``memory.agent(name)`` gives a new agent, of which the old handles know nothing.
         """
-        return self._memory._agents.delete(self._log)
+        return self._asking.agents.delete(self._log)
 
     def _answers(self, results: Sequence[ToolResult]) -> Answers:
         log = self._live
@@ -204,3 +116,23 @@ class Agent:
         if not (messages and messages[-1].tool_calls):
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
         return Answers(tuple(map(result_message, results)), version)
+
+
+def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
+    """The log that an argument ``agent=`` means: blank where no agent has that name yet, None for None.
+
+    Raises AgentDeletedError, ConfigError for a bad name, UnsupportedParameterError for an agent of another Memory.
+    """
+    asking.ensure_open()
+    if agent is None:
+        return None
+    if not isinstance(agent, Agent):
+        return asking.log(agent)
+    ensure_of(agent, asking)
+    return agent._live
+
+
+def ensure_of(agent: Agent, asking: Asking) -> None:
+    """Raises UnsupportedParameterError where an agent belongs to another Memory."""
+    if agent._asking is not asking:
+        raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")

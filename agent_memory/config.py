@@ -71,11 +71,37 @@ def _as_float(value: Any) -> Any:
 
 
 def as_path(value: object, name: str) -> Path:
-    """What a caller gave as a path, where a file system can have it. Raises ConfigError; ``name``: the argument's."""
+    """Return the absolute path that a caller means now, ``~`` expanded; a later ``chdir`` does not move it.
+
+    ``name`` is the argument's, for the error. A path with ``..`` in it is resolved through the file system, so that it
+    needs none of the folders it only passes through. Raises ConfigError for what no file system takes, for the ``~`` of
+    a user without a home, and for a relative path in a working directory that is gone.
+    """
+    text = _path_text(value, name)
+    if text.startswith("~"):
+        text = os.path.expanduser(text)
+        if text.startswith("~"):
+            raise ConfigError(f"{name}: no home folder is known for {text!r}. Give an absolute path.")
+    path = Path(text)
+    if not path.is_absolute():
+        try:
+            path = Path.cwd() / path
+        except OSError as error:
+            raise ConfigError(
+                f"{name} is relative ({text!r}) and the working directory cannot be had: {error.strerror}. "
+                "Give an absolute path."
+            ) from error
+    if ".." not in path.parts:
+        return path
+    # The last name stays: it may be a link whose own name tells what it is, as a .gguf file in the hub's cache.
+    return Path(os.path.realpath(path)) if path.name == ".." else Path(os.path.realpath(path.parent)) / path.name
+
+
+def _path_text(value: object, name: str) -> str:
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     try:
         if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
-            return Path(text)
+            return text
     except UnicodeEncodeError:
         pass
     raise ConfigError(f"{name} must be a str or a PathLike of one, not empty, that a file system takes: {value!r}")
@@ -129,8 +155,14 @@ class Config:
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
     max_batch: int = field(default=8, validator=_whole(1))
+    #: requests that may wait to be started; one more raises QueueFullError; None: any number
+    max_waiting: int | None = field(default=None, validator=_whole(1, or_none=True))
     #: how long a user's logits processor, or the class of a ``schema=``, may take
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
+    #: whether an agent keeps the date of its first turn, where the model's chat template writes today's date
+    pin_dates: bool = field(default=True, validator=_kind(bool))
+    #: how the model writes calls, one of ``toolcall.FORMATS``; None: as its chat template and vocabulary tell
+    tool_format: str | None = field(default=None, validator=_kind(str, type(None)))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
@@ -168,8 +200,9 @@ class Config:
 
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
+_INTS |= {"max_waiting"}
 _FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"progress", "trust_remote_code"}
+_BOOLS = {"pin_dates", "progress", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:

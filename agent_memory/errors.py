@@ -13,6 +13,9 @@
      │  ├ PromptTooLongError             n_tokens, limit
      │  ├ UnsupportedParameterError      name, reason (ValueError)
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
+     │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
+     │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
      │  ├ RequestTimeoutError            (TimeoutError)
@@ -20,12 +23,25 @@
      └ StoreError
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
-        └ OutOfSpaceError                the disk is full
+        ├ OutOfSpaceError                the disk is full
+        └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: The command that adds what an extra brings. It works from a clone, from a wheel and from an index alike: it names the
+#: extra's packages and not this one, which pip may not find by name. As in pyproject.toml: a test compares.
+INSTALL: Mapping[str, str] = {
+    "cpu": 'pip install "mlx[cpu]>=0.32.2" "scipy-openblas32>=0.3.28"',
+    "cuda12": 'pip install "mlx[cuda12]>=0.32.2"',
+    "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
+    "grammar": 'pip install "llguidance>=1.9.1,<2"',
+    "cli": 'pip install "typer>=0.12" "rich>=13"',
+}
 
 
 class AgentMemoryError(Exception):
@@ -99,6 +115,49 @@ class AgentDeletedError(RequestError, LookupError):
         return type(self), (self.name,)
 
 
+class HistoryDivergedError(RequestError, ValueError):
+    """The list of messages is another history than the agent's, and the request asked for an error."""
+
+    def __init__(self, name: str, message: int, n_messages: int) -> None:
+        self.name, self.message, self.n_messages = name, message, n_messages
+        super().__init__(
+            f"the list differs from the history of agent {name!r} at message {message}: {n_messages - message} of its "
+            f'{n_messages} messages would be replaced. Give on_diverge="replace" to replace them, '
+            f'on_diverge="branch" to answer without touching the agent, or another agent= for another conversation.'
+        )
+
+    def __reduce__(self) -> tuple[type[HistoryDivergedError], tuple[str, int, int]]:
+        return type(self), (self.name, self.message, self.n_messages)
+
+
+class UnknownAgentError(RequestError, LookupError):
+    """No agent has that name; ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"there is no agent {name!r} in this store. memory.agents() lists those that exist; "
+            f"memory.agent({name!r}) creates it"
+        )
+
+    def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
+        return type(self), (self.name,)
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait to be started; this one, or this batch of ``n_asked``, was refused before any work."""
+
+    def __init__(self, n_waiting: int, limit: int, n_asked: int = 1) -> None:
+        self.n_waiting, self.limit, self.n_asked = n_waiting, limit, n_asked
+        super().__init__(
+            f"{n_waiting:,} requests wait to be started, {n_asked:,} more would wait, and Config.max_waiting is "
+            f"{limit:,}. Ask again when others have started, or open the Memory with a larger max_waiting."
+        )
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[int, int, int]]:
+        return type(self), (self.n_waiting, self.limit, self.n_asked)
+
+
 class ToolResultError(RequestError, ValueError):
     """A tool result does not answer an open tool call."""
 
@@ -139,3 +198,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class ItemNotFoundError(StoreError, LookupError):
+    """No item, episode or pattern of that id is in this workspace: it was never there, or it was forgotten."""
+
+    def __init__(self, item: int | str, noun: str = "item") -> None:
+        self.item, self.noun = item, noun
+        super().__init__(f"{noun} {item} is not in this workspace: it was forgotten, or belongs to another workspace")
+
+    def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int | str, str]]:
+        return type(self), (self.item, self.noun)

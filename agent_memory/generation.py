@@ -10,7 +10,8 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError
@@ -38,7 +39,7 @@ class Feed:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """True if nothing more will come."""
         return self.state in _ENDED
 
     def emit(self, delta: Delta, progress: tuple[int, int]) -> None:
@@ -49,7 +50,7 @@ class Feed:
             self._wake()
 
     def move(self, state: State, progress: tuple[int, int] | None = None) -> None:
-        """Enter a state that is not the end."""
+        """Set a state that is not an end."""
         with self._changed:
             if not self.ended:
                 self.state = state
@@ -57,7 +58,7 @@ class Feed:
                 self._wake()
 
     def at_end(self, *calls: Callable[[], None]) -> None:
-        """Have these called at the end, whatever it is; before the request is under way."""
+        """Set the calls made at the end, whatever it is. Before the request starts."""
         self._at_end = calls
 
     def finish(self, reply: Reply) -> None:
@@ -85,6 +86,22 @@ class Feed:
         self._ensure_ours()
         with self._changed:
             self._wakers.add(waker)
+        return lambda: self._wakers.discard(waker)
+
+    def when_ended(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call ``call`` once, at the end (any thread), or now if that is past; returns the call that stops that."""
+        self._ensure_ours()
+        is_called = False
+
+        def waker() -> None:  # under the lock
+            nonlocal is_called
+            if self.ended and not is_called:
+                is_called = True
+                call()
+
+        with self._changed:
+            self._wakers.add(waker)
+            waker()
         return lambda: self._wakers.discard(waker)
 
     def _ensure_ours(self) -> None:
@@ -126,7 +143,7 @@ class Generation:
 
     @property
     def state(self) -> State:
-        """Where the request stands."""
+        """State of the request."""
         return self._feed.state
 
     @property
@@ -149,6 +166,11 @@ class Generation:
                 f"no reply within {timeout_s} s; the request is still running, state {self.state!r}"
             )
         return self._outcome()
+
+    def outcome(self) -> Reply | BaseException:
+        """Wait for the reply, or for the error that ``result()`` would raise."""
+        self._feed.wait(2**62, None)
+        return self._feed.error or self._reply()
 
     def cancel(self) -> None:
         """End the request at the next step; idempotent, returns at once."""
@@ -225,12 +247,66 @@ class Generation:
     def _outcome(self) -> Reply:
         if self._feed.error is not None:
             raise self._feed.error
+        return self._reply()
+
+    def _reply(self) -> Reply:
         assert self._feed.reply is not None
         return self._feed.reply
 
 
+class as_completed:  # noqa: N801 - read as the functions of that name in asyncio and concurrent.futures
+    """Yield handles of running requests, each as it ends; for ``for`` and ``async for``.
+
+    Failed and cancelled ones come too: their ``result()`` raises. Leaving the loop cancels
+    nothing; Ctrl-C while it waits cancels all.
+    """
+
+    def __init__(self, handles: Iterable[Generation]) -> None:
+        self._handles = list(handles)
+        for one in self._handles:
+            if not isinstance(one, Generation):
+                raise UnsupportedParameterError(f"as_completed takes handles of stream(), got {type(one).__name__}")
+
+    def __iter__(self) -> Iterator[Generation]:
+        ended: SimpleQueue[Generation] = SimpleQueue()
+        unwatch = self._watch(ended.put)
+        try:
+            for _ in self._handles:
+                yield ended.get()
+        except KeyboardInterrupt:
+            for one in self._handles:
+                one.cancel()
+            raise
+        finally:
+            unwatch()
+
+    async def __aiter__(self) -> AsyncIterator[Generation]:
+        loop, ended = asyncio.get_running_loop(), asyncio.Queue[Generation]()
+
+        def put(one: Generation) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+                loop.call_soon_threadsafe(ended.put_nowait, one)
+
+        unwatch = self._watch(put)
+        try:
+            for _ in self._handles:
+                yield await ended.get()
+        finally:
+            unwatch()
+
+    def _watch(self, put: Callable[[Generation], None]) -> Callable[[], None]:
+        """Have each handle put once, at its end; returns the call that stops that."""
+        calls = [one._feed.when_ended(lambda one=one: put(one)) for one in self._handles]  # type: ignore[misc]
+
+        def unwatch() -> None:
+            for call in calls:
+                call()
+
+        return unwatch
+
+
 def _limit(timeout_s: float | None) -> float | None:
-    """A time as locks take it: one of centuries, which they refuse, is no limit."""
+    """Return a time that locks accept: one of centuries, which they refuse, is no limit."""
     if timeout_s is None:
         return None
     if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:

@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
-from agent_memory.agent import Agent
+from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
-from agent_memory.errors import ClosedError, ConfigError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.observe import doctor as checkup
-from agent_memory.observe.codec_quality import measure
+from agent_memory.observe.codec_quality import CodecReport, measure
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
-from agent_memory.prompt.tokens import check_stop
-from agent_memory.protocols import LogitsProcessor, ModelRunner
-from agent_memory.requests.arguments import check_settings, runner_for, store_for
-from agent_memory.requests.calling import Calling, calling_of
-from agent_memory.requests.prompting import Planner
-from agent_memory.requests.registry import Agents
-from agent_memory.requests.session import Requests, Settings
+from agent_memory.protocols import ModelRunner
+from agent_memory.requests.asking import Asking
+from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
+from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
+from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import run_rounds
-from agent_memory.scheduler.callables import checked
-from agent_memory.scheduler.engine import Engine, shut
-from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
-from agent_memory.types import AgentInfo, CodecReport, Doctor, Reply, Sampling, Stats, Tier, Usage, VerifyReport
+from agent_memory.types import (
+    AgentInfo,
+    Doctor,
+    Prompt,
+    Reply,
+    Stats,
+    ToolLike,
+    ToolResult,
+    Usage,
+    VerifyReport,
+)
 
 
 class Memory:
@@ -56,229 +63,229 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        if not isinstance(config, Config):
-            raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+        _check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
-        self._closed = False
-        self._identity = ""
         hot_bytes, warm_bytes = memory_budgets(config)
-        self._store = store_for(path, config, warm_bytes)
+        self._path = store_path(path)
+        self._store = store_for(self._path or ":memory:", config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
-        self._agents = Agents(self._store, self._engine, config.salt)
-        self._requests = Requests(self._runner, self._store, self._engine, config.callable_timeout_s)
+        self._asking = Asking(self._runner, self._store, self._engine, config)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
             self._store.close()
             raise
-        # A Memory that nobody closed still saves and ends its threads when it is collected or the interpreter exits.
-        self._finalizer = weakref.finalize(self, shut, self._engine, self._store)
+        # A Memory that nobody closed still saves and ends its threads when it and its agents are collected, or the
+        # interpreter exits.
+        self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
+
+    @classmethod
+    def aopen(
+        cls,
+        model: str | PathLike[str] | ModelRunner | None = None,
+        path: str | PathLike[str] | None = None,
+        *,
+        config: Config = Config(),
+        adapter: str | PathLike[str] | None = None,
+    ) -> Opening[Memory]:
+        """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
+
+        Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
+        """
+        _check_config(config)
+        folder = store_path(path)
+        runner = runner_for(model, config, adapter)
+        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as replies of the two APIs give it."""
+        return self._runner.name
+
+    @property
+    def path(self) -> Path | None:
+        """The store's folder, absolute; None without a disk tier."""
+        return self._path
+
+    @property
+    def config(self) -> Config:
+        """The settings that this Memory was opened with."""
+        return self._config
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The model's context length in tokens; None where the model names none."""
+        return self._runner.context_tokens
+
+    @property
+    def is_closed(self) -> bool:
+        """True after ``close()``, and while it closes."""
+        return self._asking.is_closed
 
     @property
     def messages(self) -> AnthropicMessages:
         """Anthropic's Messages API, in process."""
-        return AnthropicMessages(self, self._runner.name)
+        return AnthropicMessages(self.stream, self.count_tokens, self._runner.name)
 
     @property
     def chat(self) -> OpenAIChat:
         """OpenAI's Chat Completions API, in process: ``memory.chat.completions.create``."""
-        return OpenAIChat(self, self._runner.name)
+        return OpenAIChat(self.stream, self._runner.name)
 
     def __repr__(self) -> str:
-        return f"Memory({self._runner.name!r}{', closed' if self._closed else ''})"
+        return f"Memory({self._runner.name!r}{', closed' if self._asking.is_closed else ''})"
 
-    def generate(
-        self,
-        prompt: object,
-        *,
-        agent: str | Agent | None = None,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Reply:
-        """The reply to ``prompt``: a str is one user turn, a list of messages a whole history.
+    @takes_options()
+    def generate(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Reply:
+        """Return the reply to ``prompt``: a str is one user turn, a list of messages a whole history.
 
         With ``agent``, a str continues that agent's conversation and a list replaces it, reusing what is equal.
-        ``raw``: no chat template. ``template``: variables for it, of JSON's types. Interrupted (Ctrl-C), the request
-        is cancelled. Raises RequestError's kinds; the agent's log is as before the turn after each of them.
+        Interrupted (Ctrl-C), the request is cancelled. Raises RequestError's kinds; the agent's log is as before the
+        turn after each of them.
         """
-        handle = self.stream(
-            prompt,
-            agent=agent,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            schema=schema,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=stop,
-            logits_processors=logits_processors,
-            template=template,
-            raw=raw,
-            priority=priority,
-            timeout_s=timeout_s,
-        )
-        with handle:
+        with self._start(prompt, agent, Settings.of(Memory.generate, options)) as handle:
             return handle.result()
 
-    def stream(
-        self,
-        prompt: object,
-        *,
-        agent: str | Agent | None = None,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> Generation:
-        """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
-        asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
-        how = sampling, max_tokens, stop, logits_processors, priority, timeout_s
-        return self._requests.start(self._request(prompt, *asked, *how))
+    @takes_options()
+    def stream(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
+        """Start a request and return its handle: iterate it, await it, cancel it. Bad input raises before any work."""
+        return self._start(prompt, agent, Settings.of(Memory.stream, options))
 
+    @overload
     def batch(
         self,
-        prompts: Sequence[object],
+        prompts: Sequence[Prompt],
         *,
-        agent: str | Agent | None = None,
-        tools: Sequence[Any] = (),
-        tool_choice: str | Mapping[str, str] = "auto",
-        parallel_tool_calls: bool = True,
-        schema: Any = None,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        stop: str | Sequence[str] = (),
-        logits_processors: Sequence[LogitsProcessor] = (),
-        template: Mapping[str, Any] | None = None,
-        raw: bool = False,
-        priority: int = 0,
-        timeout_s: float | None = None,
-    ) -> list[Reply]:
-        """Replies to several prompts, decoded together, in order. The first error cancels the rest and is raised.
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> list[Reply]: ...
+    @overload
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool,
+        **options: Unpack[Options],
+    ) -> list[Reply | BaseException]: ...
+    @takes_options()
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        agent: str | Agent | Sequence[str | Agent | None] | None = None,
+        return_errors: bool = False,
+        **options: Unpack[Options],
+    ) -> list[Reply] | list[Reply | BaseException]:
+        """Return replies to several prompts, decoded together, in order. ``agent``: one for all, or a list.
 
-        What is wrong with any of them raises before work on the first.
+        The first error cancels the rest and is raised; what is wrong with any prompt raises before work on the first.
+        With ``return_errors`` an error stands in its reply's place instead, and ends no other request.
         """
-        if isinstance(prompts, (str, bytes, Mapping)):
-            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
-        asked = agent, tools, tool_choice, parallel_tool_calls, schema, template, raw
-        how = sampling, max_tokens, stop, checked(logits_processors), priority, timeout_s
-        prompts = list(prompts)
-        planned = [self._planned(prompt, *asked, *how) for prompt in prompts]  # what is wrong with one ends all
-        requests = [
-            request if self._keep(request, log) else self._request(prompt, *asked, *how)
-            for prompt, (request, log) in zip(prompts, planned, strict=True)
-        ]
-        handles: list[Generation] = []
-        try:
-            handles.extend(map(self._requests.start, requests))
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
+        settings = Settings.of(Memory.batch, options)
+        asked = with_agents(prompts, agent)
+        if return_errors:
+            return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
+        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
 
-    def prefill(self, prompt: object, *, agent: str | Agent | None = None, tools: Sequence[Any] = ()) -> Usage:
+    def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
-        log = self._log_of(agent)
-        offered = as_tools(tools) or (log.tools if log else ())
-        planner = Planner(self._tokenizer(), prompt, log, tools=offered, generation_prompt=False)
-        request = self._requests.make(planner, None, Settings(max_tokens=0), Calling())
-        if log is not None:
-            self._agents.keep(log)
-        return self._requests.start(request).result().usage
+        return self._asking.prefill(prompt, self._log_of(agent), tools)
 
-    def count_tokens(self, prompt: object, *, tools: Sequence[Any] = ()) -> int:
-        """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
+    def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
+        """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
         messages = paired(shapes.normalize(prompt), may_end_open=True)
-        return len(prompt_ids(self._tokenizer(), messages, tools=as_tools(tools)))
+        return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
-    def agent(self, name: str, *, system: str | None = None, tools: Sequence[Any] = ()) -> Agent:
+    def agent(
+        self,
+        name: str | Agent,
+        *,
+        system: str | None = None,
+        tools: Sequence[ToolLike] = (),
+        messages: Prompt | None = None,
+        keep_reasoning: bool | None = None,
+    ) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
-        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has. Raises
-        ConfigError for an empty name, or when the agent exists with another system prompt or other tools.
+        ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has.
+        ``messages``: a history for a new agent to begin with; nothing is generated. ``keep_reasoning``: whether earlier
+        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. Raises ConfigError for
+        an empty name, or when the agent exists with another system prompt, other tools or another history.
         """
-        self._tokenizer()
-        return Agent(self, self._agents.open(name, system, tools, identity=self._identity))
+        tokenizer = self._asking.ensure_open()
+        name = self._name_of(name)
+        spec, identity = AgentSpec.of(system, tools, messages, keep_reasoning), self._asking.identity
+        return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
+    @takes_options(without=["tools"])
     def run_tools(
         self,
         agent: str | Agent,
-        message: object,
+        message: Prompt,
         functions: Sequence[Callable[..., Any]],
         *,
         max_rounds: int = 8,
-        sampling: Sampling = Sampling(),
-        max_tokens: int = 512,
-        timeout_s: float | None = None,
+        **options: Unpack[Options],
     ) -> Reply:
-        """A turn of ``agent`` in which the model may call typed Python ``functions``; they run here, one by one.
+        """Run a turn of ``agent`` in which the model may call typed Python ``functions``, one after another.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
-        that calls nothing, or after ``max_rounds`` of them with open calls. ``timeout_s``: of each reply.
+        that calls nothing, or after ``max_rounds`` of them with open calls. The options hold for each reply.
         """
         if agent is None:
             raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
-        return run_rounds(
-            partial(self.generate, agent=agent),
-            lambda *results, **how: (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **how),
-            message,
-            functions,
-            max_rounds,
-            dict(sampling=sampling, max_tokens=max_tokens, timeout_s=timeout_s),
-        )
+        if "tools" in options:
+            raise unknown_option(Memory.run_tools, "tools")
+        Settings.of(Memory.run_tools, options)
+        say = partial(self.generate, agent=agent)
+        give = partial(self._give, agent)
+        return run_rounds(say, give, message, functions, max_rounds, options)
 
     def agents(self) -> list[AgentInfo]:
-        """Every agent in the store, newest use first."""
-        self._tokenizer()
-        return self._agents.infos()
+        """Return every agent in the store, newest use first."""
+        self._asking.ensure_open()
+        return self._asking.agents.infos()
 
-    def delete(self, name: str) -> bool:
-        """Delete an agent: log and KV, in all tiers; True when it existed. What others share stays.
+    def delete(self, name: str | Agent) -> bool:
+        """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.
 
         Handles of it are dead then, as ``Agent.delete`` says. Raises RequestError while a turn of it runs.
         """
-        self._tokenizer()
-        log = self._agents.find(name, identity=self._identity) if isinstance(name, str) else None
-        return log is not None and self._agents.delete(log)
+        self._asking.ensure_open()
+        if isinstance(name, Agent):
+            ensure_of(name, self._asking)
+            return name.delete()
+        log = self._asking.agents.find(name, identity=self._asking.identity) if isinstance(name, str) else None
+        return log is not None and self._asking.agents.delete(log)
 
-    def evict(self, agent: str | None = None, *, to: str = "cold") -> None:
+    def evict(self, agent: str | Agent | None = None, *, to: Literal["warm", "cold"] = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.
 
         ``to``: "warm" keeps what fits there, encoded; "cold" leaves nothing of it in memory but what others share.
+        Raises UnknownAgentError.
         """
         if to not in ("warm", "cold"):
             raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
         if to == "warm" and not self._store.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
-        if not (agent is None or isinstance(agent, str)):
-            raise UnsupportedParameterError(f"agent must be a name or None, got {agent!r}")
-        tier: Tier = "warm" if to == "warm" else "cold"
-        agent_id = None if agent is None else self._agents.agent_id(agent)
+        if not (agent is None or isinstance(agent, (str, Agent))):
+            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {agent!r}")
+        self._asking.ensure_open()
+        name = None if agent is None else self._name_of(agent)
+        log = None if name is None else self._asking.agents.find(name, identity=self._asking.identity)
+        if name is not None and log is None:
+            raise UnknownAgentError(name)
+        agent_id = None if log is None else log.agent_id
         self.flush()
-        self._engine.call(lambda: self._engine.evict(agent, agent_id, to=tier))
+        self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
         self._store.flush()
 
     def stats(self) -> Stats:
-        """Counters since this Memory was opened, and bytes now."""
+        """Return counters since this Memory was opened, and bytes now."""
         held = self._engine.call(self._engine.memory_figures)
         return self._engine.counters.stats(held, self._store.stats())
 
@@ -288,8 +295,8 @@ class Memory:
         return self._store.verify()
 
     def doctor(self) -> Doctor:
-        """What was found on this machine, and what would make it faster."""
-        self._tokenizer()
+        """Return what was found on this machine, and what would make it faster."""
+        self._asking.ensure_open()
         return checkup.examine(self._runner, self._config)
 
     def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
@@ -298,7 +305,7 @@ class Memory:
 
         Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
         """
-        self._tokenizer()
+        self._asking.ensure_open()
         return measure(self._engine, self._runner, self._config.chunk_tokens, name, texts)
 
     def flush(self) -> None:
@@ -307,18 +314,19 @@ class Memory:
             self._store.wait_ready()
         self._store.flush()
 
-    def close(self) -> None:
-        """Fail what still runs with ClosedError, save the rest, free the model; idempotent, and each call waits for it.
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 
-        Only on the library's own threads, in a logits processor say, it returns at once: another thread closes.
+        Each call waits for it, but not on the library's own threads. Ctrl-C, or a plain ``close()``, ends the draining.
         """
-        self._closed = True
-        shut(self._engine, self._store)
+        check_drain(drain_s)
+        self._asking.is_closed = True
+        shut(self._engine, self._store, drain_s)
         self._finalizer.detach()
 
-    async def aclose(self) -> None:
-        """``close()`` without blocking the event loop."""
-        await asyncio.to_thread(self.close)
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """``close()`` without blocking the event loop; cancelled, it ends the draining and closes behind."""
+        await until_shut(self._engine, partial(self.close, drain_s))
 
     def __enter__(self) -> Memory:
         return self
@@ -341,60 +349,26 @@ class Memory:
         identity = identity_of(self._runner.identity, self._config.salt, self._config.chunk_tokens)
         grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
         facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
-        self._identity = identity
+        self._asking.identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
-    def _request(self, *asked: Any) -> Request:
-        """A request, and its agent where there is none of that name yet."""
-        request, log = self._planned(*asked)
-        return request if self._keep(request, log) else self._request(*asked)  # it was made meanwhile: from that
+    def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
+        return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)
 
-    def _keep(self, request: Request, log: Log | None) -> bool:
-        """Store the agent of a request where it is a new one; False where it was made meanwhile, with another log."""
-        if log is None:
-            return True
-        is_kept = self._agents.keep(log)
-        request.agent_id = log.agent_id
-        return is_kept
+    def _name_of(self, agent: str | Agent) -> str:
+        """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""
+        if isinstance(agent, Agent):
+            log_of(agent, self._asking)
+            return agent.name
+        return agent
 
-    def _planned(
-        self,
-        prompt: object,
-        agent: str | Agent | None,
-        tools: Sequence[Any],
-        tool_choice: str | Mapping[str, str],
-        parallel_tool_calls: bool,
-        schema: Any,
-        template: Mapping[str, Any] | None,
-        raw: bool,
-        *how: Any,
-    ) -> tuple[Request, Log | None]:
-        """Raises what is wrong with a request, of which nothing is left then, not even a new agent."""
-        settings = self._settings(*how)
-        log = self._log_of(agent)
-        kept, tokenizer = log.tools if log else (), self._tokenizer()
-        grammars = self._requests.grammars
-        calling = calling_of(tools, tool_choice, parallel_tool_calls, schema, grammars=grammars, kept=kept, raw=raw)
-        planner = Planner(tokenizer, prompt, log, tools=calling.offered, raw=raw, variables=template)
-        return self._requests.make(planner, log, settings, calling), log
+    def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
+        return self._asking.start(prompt, self._log_of(agent), settings)
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
-        """The log of an agent; a new one, of no agent yet, where there is none of that name."""
-        self._tokenizer()
-        if not isinstance(agent, Agent):
-            return None if agent is None else self._agents.find_or_blank(agent, identity=self._identity)
-        if agent._memory is not self:
-            raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
-        return agent._live
+        return log_of(agent, self._asking)
 
-    def _settings(
-        self, sampling: Sampling, max_tokens: int, stop: Any, processors: Any, priority: int, timeout_s: float | None
-    ) -> Settings:
-        check_settings(sampling, max_tokens, priority, timeout_s)
-        return Settings(sampling, max_tokens, check_stop(stop), checked(processors), priority, timeout_s)
 
-    def _tokenizer(self) -> Any:
-        self._engine.ensure_ours()
-        if not self._closed:
-            return self._runner.tokenizer
-        raise ClosedError("this Memory is closed; open it again")
+def _check_config(config: object) -> None:
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")

@@ -1,6 +1,6 @@
 """The one seam between the engine and a model: ``ModelRunner``, its ``Batch``, its ``KV`` and its ``Tokenizer``.
 
-``MLXRunner`` and ``EchoRunner`` implement it; the engine, the store and the prompt room know nothing else of models.
+``MLXRunner`` and ``EchoRunner`` implement it; the engine, the store and the prompt room use nothing else of models.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from agent_memory.config import Codec
@@ -27,7 +29,7 @@ class Detokenizer(Protocol):
         """The text that became final with this id: whole characters only, possibly empty."""
 
     def end(self) -> str:
-        """The rest that was held back; an unfinished character becomes U+FFFD."""
+        """Return the text kept back so far; an unfinished character becomes U+FFFD."""
 
 
 @runtime_checkable
@@ -48,27 +50,27 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that never merge with the text around them: the seams at which ids may be exchanged."""
+        """Ids that never merge with the text around them: ids may be exchanged between two of them."""
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a chat template."""
+        """True if there is a chat template."""
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the chat template writes the tools it is given."""
+        """True if the chat template writes the tools it is given."""
 
     @property
     def tool_format(self) -> str | None:
-        """How this model writes calls, one of ``toolcall.FORMATS``; None: in some JSON form."""
+        """The format of this model's calls, one of ``toolcall.FORMATS``; None: some JSON form."""
 
     @property
     def reasoning(self) -> tuple[str, str] | None:
-        """The marks around this model's reasoning, if it has any."""
+        """The tags around this model's reasoning, if it has any."""
 
     @property
     def vocabulary(self) -> str | Sequence[bytes]:
-        """What constrained decoding reads: the JSON of Hugging Face's tokenizers library, or the bytes of every id.
+        """The vocabulary for constrained decoding: JSON of the tokenizers library, or the bytes of every id.
 
         Raises UnsupportedParameterError where there is neither.
         """
@@ -83,7 +85,7 @@ class Tokenizer(Protocol):
         """Text of ``ids``, special tokens left out."""
 
     def key(self, ids: Sequence[int]) -> str:
-        """An exact stand-in for the text of ``ids``: equal keys mean equal text, byte for byte."""
+        """Return a key of the text of ``ids``: equal keys mean equal text, byte for byte."""
 
     def render(
         self,
@@ -92,8 +94,11 @@ class Tokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """The chat template's text for ``messages`` (role, content, tool_calls ... as the template expects).
+
+        ``now``: the local time that a template is told which asks for it; None: the clock's.
 
         Raises UnsupportedParameterError where the template itself refuses the messages.
         """
@@ -111,7 +116,7 @@ class KV(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, spare room included."""
+        """Bytes allocated, spare capacity included."""
 
     @property
     def held_from(self) -> int:
@@ -119,26 +124,30 @@ class KV(Protocol):
 
     @property
     def snapshots(self) -> Collection[int]:
-        """The numbers of tokens at which a state of all layers that cannot be cut is held; its own is among them."""
+        """Numbers of tokens, its own included, whose state of layers that cannot be truncated is in memory."""
+
+    @property
+    def is_finite(self) -> bool:
+        """True if no number that it holds is NaN or infinite. O(its bytes): asked only where a request failed."""
 
     def reach(self, n_tokens: int) -> int:
-        """The longest prefix of at most ``n_tokens`` to which it can be cut; 0 where there is none."""
+        """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated; 0 if none."""
 
     def trim(self, n_tokens: int) -> bool:
-        """Cut to the first ``n_tokens``, in place and without copying; False (unchanged) where it does not reach."""
+        """Truncate to the first ``n_tokens``, in place and uncopied; False (unchanged) where ``reach`` is less."""
 
     def copy(self, n_tokens: int) -> KV | None:
-        """The first ``n_tokens`` as an independent KV with spare room; None where it does not reach."""
+        """Copy the first ``n_tokens`` to a KV of their own with spare capacity; None where ``reach`` is less."""
 
     def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
-        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8.
+        """Return a host copy of tokens ``[start, stop)`` of one layout tensor: (heads, stop - start, row_bytes) uint8.
 
         Tensors of sliding-window layers are numbered after all others, and hold rows from ``held_from`` on.
         With a lossy ``codec`` the rows are encoded, where ``kvcache.coding`` says that this tensor's can be.
         """
 
     def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
-        """The state at ``n_tokens``, one of ``snapshots``, as bytes: (n,) uint8."""
+        """Return the state at ``n_tokens``, one of ``snapshots``, as bytes: (n,) uint8."""
 
 
 class Source(Protocol):
@@ -173,19 +182,19 @@ class Source(Protocol):
         """Whether everything read was verified. Asked after ``Batch.restore``, before the KV is used."""
 
     def close(self) -> None:
-        """Let go of files; idempotent."""
+        """Close its files; idempotent."""
 
 
 class Constraint(Protocol):
-    """What one row may say next. Engine thread only; what it raises ends its row, and no other."""
+    """Which tokens a row may generate next. Engine thread only; an error it raises ends its own row alone."""
 
     def accept(self, token: int) -> None:
-        """The row said ``token``: called once for each, in order, before the next ``mask``."""
+        """Record that the row generated ``token``: called once for each, in order, before the next ``mask``."""
 
     def mask(self) -> np.ndarray[Any, Any] | None:
-        """A bit for each id, lowest first, as u32 words: whether it may come next. None: every id may.
+        """Return one bit for each id, lowest first, as u32 words: 1 if the id may come next. None: every id may.
 
-        Read before the next call of this.
+        The words are valid until the next call.
         """
 
 
@@ -193,13 +202,17 @@ class Batch(Protocol):
     """Rows of one model that decode together. Engine thread only."""
 
     def empty(self) -> KV:
-        """A KV of no tokens."""
+        """Return a KV of no tokens."""
 
     def restore(self, source: Source) -> KV:
-        """A KV filled from ``source``, with spare room; all of it has been read when this returns."""
+        """Return a KV filled from ``source``, with spare capacity; all bytes have been read when this returns."""
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
-        """Feed ``ids`` to one row that is not decoding; returns when they are computed."""
+        """Feed ``ids`` to one row that is not decoding; returns when they are computed.
+
+        Raises what the model raised. Then ``kv`` covers what it covered before or, where nobody can vouch for that,
+        nothing: ``n_tokens`` is 0.
+        """
 
     def insert(
         self,
@@ -235,7 +248,7 @@ class Batch(Protocol):
         """Take rows out; their KV in the same order, not copied where a row was alone."""
 
     def drop(self, group: int) -> None:
-        """Forget a group whose step raised, with its rows."""
+        """Drop a group whose step raised, with its rows."""
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
         """Compare what the model says after each of ``ids[n_context:]``, the last left out, on exact KV of the ids
@@ -244,7 +257,7 @@ class Batch(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for the rows that were inserted, padding and spare room included."""
+        """Bytes allocated for the inserted rows, padding and spare capacity included."""
 
     def close(self) -> None:
         """Free everything; idempotent."""
@@ -268,7 +281,7 @@ class ModelRunner(Protocol):
 
     @property
     def context_tokens(self) -> int | None:
-        """The model's context length, if it says one."""
+        """The model's context length; None if unknown."""
 
     @property
     def prefill_tokens(self) -> int:
@@ -276,7 +289,7 @@ class ModelRunner(Protocol):
 
     @property
     def weights_bytes(self) -> int:
-        """What every forward pass reads beside the KV; valid after ``open``."""
+        """Bytes that every forward pass reads beside the KV. Valid after ``open``."""
 
     @property
     def host(self) -> str:
@@ -288,11 +301,11 @@ class ModelRunner(Protocol):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What ``Memory.doctor()`` shows of this model and its backend."""
+        """Facts of this model and its backend for ``Memory.doctor()``."""
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """What this machine decided while opening; the store keeps it, so that it is decided once. After ``open``."""
+        """Decisions made while opening; the store keeps them, so that they are made once. Valid after ``open``."""
 
     def open(self, recorded: Mapping[str, str]) -> None:
         """Load; engine thread; may take minutes the first time.

@@ -11,19 +11,19 @@ from attrs import Factory, field, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError
+from agent_memory.usage import EXACTNESS as EXACTNESS
+from agent_memory.usage import TIERS as TIERS
+from agent_memory.usage import AsDict
+from agent_memory.usage import DivergedAt as DivergedAt
+from agent_memory.usage import Exactness as Exactness
+from agent_memory.usage import MissCause as MissCause
+from agent_memory.usage import Role as Role
+from agent_memory.usage import Tier as Tier
+from agent_memory.usage import Usage as Usage
+from agent_memory.usage import weakest as weakest
 
-Role = Literal["system", "user", "assistant", "tool"]
-Tier = Literal["hot", "warm", "cold", "none"]
-Exactness = Literal["exact", "moved", "recomputed", "quantized"]
 Finish = Literal["stop", "length", "tool_calls"]
-
-TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest
-EXACTNESS: tuple[Exactness, ...] = ("exact", "moved", "recomputed", "quantized")  #: strongest promise to weakest
-
-
-def weakest(*promises: Exactness) -> Exactness:
-    """The weakest of some promises; ``exact`` of none."""
-    return max(promises, key=EXACTNESS.index, default="exact")
+OnDiverge = Literal["replace", "branch", "error"]  #: what happens where a list is another history than the agent's
 
 
 @frozen
@@ -37,6 +37,13 @@ class Tool:
     description: str = ""
     parameters: Mapping[str, Any] = field(factory=lambda: {"type": "object", "properties": {}})
     strict: bool = False
+
+
+#: What ``tools=`` takes: a Tool, either API's dict, or a typed Python function.
+ToolLike = Tool | Mapping[str, Any] | Callable[..., Any]
+
+#: What ``tool_choice=`` takes; a mapping is ``{"name": ...}`` of one tool.
+ToolChoice = Literal["auto", "none", "required", "any"] | Mapping[str, str]
 
 
 @frozen
@@ -86,6 +93,9 @@ class Message:
         return f"Message({self.role}: {text!r})"
 
 
+#: What a prompt may be: text (one user message), a message, or a list of messages, ours or either API's.
+Prompt = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
+
 _MOST = sys.float_info.max
 
 
@@ -116,33 +126,8 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """True if the most probable token is always taken."""
         return self.temperature == 0.0
-
-
-@frozen(kw_only=True)
-class Usage:
-    """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    computed_tokens: int
-    output_tokens: int
-    tier: Tier  #: the slowest tier touched
-    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
-    exactness: Exactness = "exact"
-    miss: str | None = None  #: why less was reused than had been computed before
-    ttft_s: float = 0.0  #: from the call to the first token
-    queue_s: float = 0.0
-    restore_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_tps: float = 0.0  #: tokens a second after the first
-
-    def __repr__(self) -> str:
-        return (
-            f"Usage(prompt={self.prompt_tokens} cached={self.cached_tokens} computed={self.computed_tokens} "
-            f"output={self.output_tokens} tier={self.tier} exactness={self.exactness} ttft={self.ttft_s * 1e3:.0f}ms)"
-        )
 
 
 @frozen(kw_only=True)
@@ -279,7 +264,7 @@ class AgentInfo:
 
 
 @frozen(kw_only=True)
-class Stats:
+class Stats(AsDict):
     """Counters of one Memory since it was opened, and its bytes now."""
 
     requests: int = 0
@@ -317,7 +302,7 @@ class Stats:
 
 
 @frozen(kw_only=True)
-class VerifyReport:
+class VerifyReport(AsDict):
     """What ``Memory.verify()`` found."""
 
     segments: int
@@ -352,38 +337,8 @@ class Divergence:
 
 
 @frozen(kw_only=True)
-class CodecReport:
-    """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
-
-    codec: str
-    bits_per_value: float  #: of the KV, scales included
-    ratio: float  #: exact bytes to encoded ones
-    kl: float  #: mean Kullback-Leibler divergence from exact, nats a token
-    worst_kl: float  #: of any one token
-    perplexity: float  #: of the texts, on exact KV
-    coded_perplexity: float
-    agreement: float  #: share of tokens after which the most probable one is the same
-    n_tokens: int  #: compared
-    encode_gb_s: float  #: exact bytes a second
-    decode_gb_s: float
-    #: tensors that the codec leaves exact, each with why
-    exact_tensors: tuple[str, ...] = ()
-
-    @property
-    def perplexity_change(self) -> float:
-        """0.01: one percent worse."""
-        return self.coded_perplexity / self.perplexity - 1
-
-    def __repr__(self) -> str:
-        return (
-            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
-            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
-        )
-
-
-@frozen(kw_only=True)
-class Doctor:
-    """What was found on this machine, and what would make it faster."""
+class Doctor(AsDict):
+    """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]
     advice: tuple[str, ...] = ()

@@ -39,6 +39,16 @@ SHAPES: dict[str, Callable[[str], str]] = {
     "qwen3_coder": lambda text: (
         f"<tool_call>\n<function=save>\n<parameter=text>\n{text}\n</parameter>\n</function>\n</tool_call>"
     ),
+    "harmony": lambda text: (
+        "<|channel|>commentary to=functions.save <|constrain|>json<|message|>" + json.dumps({"text": text}) + "<|call|>"
+    ),
+    "deepseek_v31": lambda text: (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>save<｜tool▁sep｜>"
+        + json.dumps({"text": text})
+        + "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    ),
+    "glm47": lambda text: f"<tool_call>save\n<arg_key>text</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>",
+    "pythonic": lambda text: f"<|tool_call_start|>[save(text={text!r})]<|tool_call_end|>",
     "gemma4": lambda text: f'<|tool_call>call:save{{text:<|"|>{text}<|"|>}}<tool_call|>',
 }
 

@@ -1,6 +1,6 @@
 """An agent with a calculator and a folder of notes: the model calls, plain Python functions answer.
 
-    pip install 'agent-memory[grammar]'
+    pip install "llguidance>=1.9.1,<2"
     python examples/tools.py [--model NAME_OR_FOLDER]
 
 The first reply to each task must be a call, and a grammar holds it to the tool's schema: every call is well formed and

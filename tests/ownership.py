@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from tests.house import PACKAGE, modules
@@ -17,18 +17,28 @@ from tests.house import PACKAGE, modules
 def outside_members(package: Path = PACKAGE) -> dict[str, set[str]]:
     """"module.Class" -> names of its members that files other than its own use."""
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(package).items()}
-    homes = {
-        node.name: name
+    machines = {
+        f"{name}.{node.name}"
         for name, tree in trees.items()
         for node in tree.body
         if isinstance(node, ast.ClassDef) and not _is_value(node)
     }
     used: dict[str, set[str]] = defaultdict(set)
     for module, tree in trees.items():
-        for owner, member in _uses(tree, homes):
-            if owner and homes[owner] != module:
-                used[f"{homes[owner]}.{owner}"].add(member)
+        for owner, member in _uses(tree, _known(module, tree, machines)):
+            if owner and owner.rpartition(".")[0] != module:
+                used[owner].add(member)
     return dict(used)
+
+
+def _known(module: str, tree: ast.Module, machines: Set[str]) -> dict[str, str]:
+    """Name in a module -> the machine it means: defined there, or imported from where it is defined."""
+    known = {name.rpartition(".")[2]: name for name in machines if name.rpartition(".")[0] == module}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agent_memory."):
+            home = (node.module or "").removeprefix("agent_memory.")
+            known |= {a.asname or a.name: f"{home}.{a.name}" for a in node.names if f"{home}.{a.name}" in machines}
+    return known
 
 
 def _is_value(node: ast.ClassDef) -> bool:
@@ -62,8 +72,8 @@ def _class_of(annotation: ast.expr, homes: Mapping[str, str]) -> str | None:
         sides = [side for side in (annotation.left, annotation.right) if not isinstance(side, ast.Constant)]
         return _class_of(sides[0], homes) if len(sides) == 1 else None
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return annotation.value if annotation.value in homes else None
-    return annotation.id if isinstance(annotation, ast.Name) and annotation.id in homes else None
+        return homes.get(annotation.value)
+    return homes.get(annotation.id) if isinstance(annotation, ast.Name) else None
 
 
 def _attributes(node: ast.ClassDef, homes: Mapping[str, str]) -> dict[str, str]:
@@ -91,7 +101,7 @@ def _assigned(target: ast.expr, value: ast.expr, known: Mapping[str, str], homes
     if isinstance(value, ast.Name) and value.id in known:
         return {target.attr: known[value.id]}
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in homes:
-        return {target.attr: value.func.id}
+        return {target.attr: homes[value.func.id]}
     return {}
 
 

@@ -161,7 +161,6 @@ USES: dict[str, Callable[[Agent], object]] = {
     "rewind": lambda agent: agent.rewind(),
     "rewind too far": lambda agent: agent.rewind(99),
     "pin": lambda agent: agent.pin(),
-    "run_tools": lambda agent: agent._memory.run_tools(agent, "three", [ping]),
 }
 
 

@@ -30,6 +30,7 @@ from agent_memory.errors import (
     StoreError,
     StoreLockedError,
     ToolResultError,
+    UnknownAgentError,
     UnsupportedParameterError,
 )
 
@@ -187,11 +188,13 @@ def test_a_bad_setting_is_refused_before_any_work(scene: Scene, settings: dict[s
     scene.assert_intact(before)
 
 
-def test_an_unknown_keyword_is_a_type_error_as_everywhere_in_python(scene: Scene) -> None:
-    before = scene.state()
-    for call in (scene.memory.generate, scene.memory.stream, scene.memory.agent("a").say):
-        with pytest.raises(TypeError, match="temprature"):
-            call("hi", temprature=1)
+def test_an_unknown_keyword_is_refused_with_the_method_and_the_nearest_one(scene: Scene) -> None:
+    before, agent = scene.state(), scene.memory.agent("a")
+    calls = {"Memory.generate": scene.memory.generate, "Memory.stream": scene.memory.stream, "Agent.say": agent.say}
+    for name, call in calls.items():
+        with pytest.raises(UnsupportedParameterError) as caught:
+            call("hi", temprature=1)  # type: ignore[call-arg]
+        assert str(caught.value) == f"{name} has no option 'temprature'; did you mean 'temperature'?"
     scene.assert_intact(before)
 
 
@@ -273,13 +276,14 @@ def test_a_tool_result_without_an_open_call_is_refused(scene: Scene) -> None:
     scene.assert_intact(before)
 
 
-def test_evict_to_nowhere_is_refused_and_an_unknown_agent_is_no_error(scene: Scene) -> None:
+def test_evict_to_nowhere_or_of_an_unknown_agent_is_refused(scene: Scene) -> None:
     before = scene.state()
     with pytest.raises(UnsupportedParameterError, match="nowhere"):
         scene.memory.evict(to="nowhere")
     with pytest.raises(UnsupportedParameterError, match="warm_bytes"):
         scene.memory.evict(to="warm")
-    scene.memory.evict("nobody")
+    with pytest.raises(UnknownAgentError, match="no agent 'nobody' in this store"):
+        scene.memory.evict("nobody")
     scene.memory.evict("a")
     scene.assert_intact(before)
 
@@ -490,6 +494,9 @@ class BytesPath:
 
     def __fspath__(self) -> bytes:
         return b"somewhere"
+
+    def __repr__(self) -> str:
+        return "BytesPath()"  # a test's id, the same in every process
 
 
 UNUSABLE_PATHS: list[Any] = ["a\0b", "\ud800", BytesPath(), b"bytes", 3, ""]

@@ -349,5 +349,6 @@ def test_a_restore_that_raises_is_a_miss_with_its_reason(tmp_path: Path) -> None
         reply = memory.agent("a").stream("again").result(timeout_s=30)
         assert reply.text == "again"
         assert (reply.usage.tier, reply.usage.exactness) == ("none", "recomputed")
-        assert reply.usage.miss == "restore failed: MemoryError: no buffer"
+        assert reply.usage.miss == "damaged"
+        assert reply.usage.miss_detail == "restore failed: MemoryError: no buffer"
         assert memory.stats().misses == {reply.usage.miss: 1}

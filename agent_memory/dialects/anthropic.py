@@ -5,17 +5,14 @@ Shapes follow the API's reference and the types of its Python SDK.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
 from agent_memory.dialects.stream import EventStream
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
-
-if TYPE_CHECKING:
-    from agent_memory.memory import Memory
 
 _NO_USAGE = {"input_tokens": 0, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 0}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -29,9 +26,15 @@ class AnthropicMessages:
     greedy. Raises UnsupportedParameterError, by name, for what is not supported.
     """
 
-    def __init__(self, memory: Memory, model: str) -> None:
-        self._memory, self._model = memory, model
+    def __init__(self, ask: Callable[..., Generation], count_tokens: Callable[..., int], model: str) -> None:
+        self._ask, self._count_tokens, self._model = ask, count_tokens, model
 
+    @overload
+    def create(self, *, stream: Literal[False] | None = None, **request: Any) -> Data: ...
+    @overload
+    def create(self, *, stream: Literal[True], **request: Any) -> EventStream: ...
+    @overload
+    def create(self, *, stream: bool | None, **request: Any) -> Data | EventStream: ...
     def create(self, **request: Any) -> Data | EventStream:
         """A message; with ``stream=True`` its events."""
         parameters = Parameters(request, "messages")
@@ -50,7 +53,7 @@ class AnthropicMessages:
         history, tools = _history(parameters), parameters.take("tools", list, tuple, default=())
         _schema(parameters)  # not in the prompt: it costs no tokens
         parameters.end()
-        return Data({"input_tokens": self._memory.count_tokens(history, tools=tools)})
+        return Data({"input_tokens": self._count_tokens(history, tools=tools)})
 
     def _events(self, parameters: Parameters) -> EventStream:
         generation = self._generation(parameters)
@@ -61,7 +64,7 @@ class AnthropicMessages:
         metadata = parameters.take("metadata", Mapping, default={})
         if unknown := sorted(map(str, set(metadata) - {"user_id"})):
             raise UnsupportedParameterError(f"messages: metadata.{unknown[0]} is not supported")
-        agent = parameters.take("agent", str, default=metadata.get("user_id"))
+        agent = parameters.take("agent", default=metadata.get("user_id"))
         choice, is_parallel = _choice(parameters.take("tool_choice", Mapping, default={"type": "auto"}))
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),
@@ -75,8 +78,12 @@ class AnthropicMessages:
         _refuse_prefill(history)
         parameters.only("thinking", {"type": "disabled"})
         parameters.only("service_tier", "auto", "standard_only")
+        parameters.only("mcp_servers", [])
+        for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
+            parameters.only(name, {})
+        parameters.ignore("cache_control")
         parameters.end()
-        return self._memory.stream(
+        return self._ask(
             history,
             agent=agent,
             tools=tools,

@@ -7,8 +7,8 @@ a model writes between its marks of reasoning, as local servers commonly name it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, is_malformed
 from agent_memory.dialects.stream import EventStream
@@ -16,15 +16,12 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
 
-if TYPE_CHECKING:
-    from agent_memory.memory import Memory
-
 
 class OpenAIChat:
     """``memory.chat``, whose ``completions`` is the API."""
 
-    def __init__(self, memory: Memory, model: str) -> None:
-        self.completions = OpenAICompletions(memory, model)
+    def __init__(self, ask: Callable[..., Generation], model: str) -> None:
+        self.completions = OpenAICompletions(ask, model)
 
 
 class OpenAICompletions:
@@ -35,9 +32,15 @@ class OpenAICompletions:
     Raises UnsupportedParameterError, by name, for what is not supported.
     """
 
-    def __init__(self, memory: Memory, model: str) -> None:
-        self._memory, self._model = memory, model
+    def __init__(self, ask: Callable[..., Generation], model: str) -> None:
+        self._ask, self._model = ask, model
 
+    @overload
+    def create(self, *, stream: Literal[False] | None = None, **request: Any) -> Data: ...
+    @overload
+    def create(self, *, stream: Literal[True], **request: Any) -> EventStream: ...
+    @overload
+    def create(self, *, stream: bool | None, **request: Any) -> Data | EventStream: ...
     def create(self, **request: Any) -> Data | EventStream:
         """A completion; with ``stream=True`` its chunks."""
         parameters = Parameters(request, "chat.completions")
@@ -52,7 +55,7 @@ class OpenAICompletions:
 
     def _generation(self, parameters: Parameters) -> Generation:
         parameters.take("model", str)
-        agent = parameters.take("agent", str, default=parameters.take("user", str))
+        agent = parameters.take("agent", default=parameters.take("user", str) or None)
         sampling = Sampling(
             temperature=parameters.take("temperature", default=0.0),
             top_p=parameters.take("top_p", default=1.0),
@@ -61,7 +64,7 @@ class OpenAICompletions:
         limits = [parameters.take(name, int) for name in ("max_completion_tokens", "max_tokens")]
         if None not in limits:
             raise UnsupportedParameterError("chat.completions: give max_completion_tokens or max_tokens, not both")
-        history = [_message(one) for one in parameters.need("messages", list, tuple)]
+        history = parameters.need("messages", list, tuple)
         tools = parameters.take("tools", list, tuple, default=())
         choice = _choice(parameters.take("tool_choice", str, Mapping, default="auto"))
         is_parallel = parameters.take("parallel_tool_calls", bool, default=True)
@@ -73,8 +76,15 @@ class OpenAICompletions:
         parameters.only("frequency_penalty", 0)
         parameters.only("presence_penalty", 0)
         parameters.only("store", False)
+        parameters.only("logit_bias", {})
+        parameters.only("metadata", {})
+        parameters.only("modalities", ["text"])
+        parameters.only("service_tier", "auto", "default")
+        for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
+            parameters.only(name, {})
+        parameters.ignore("prompt_cache_key", "prompt_cache_retention")
         parameters.end()
-        return self._memory.stream(
+        return self._ask(
             history,
             agent=agent,
             tools=tools,
@@ -85,13 +95,6 @@ class OpenAICompletions:
             max_tokens=next((limit for limit in limits if limit is not None), 512),
             stop=stop,
         )
-
-
-def _message(given: Any) -> Any:
-    """A message; null is how the API writes an assistant's, or a tool's, content that is empty."""
-    if isinstance(given, Mapping) and given.get("role") in ("assistant", "tool") and given.get("content") is None:
-        return {**given, "content": ""}
-    return given
 
 
 def _choice(given: Any) -> Any:

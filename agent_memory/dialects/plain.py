@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.toolcall.found import loads
+from agent_memory.toolcall.jsonscan import JSONScanner, Seen
 from agent_memory.types import CallEnd
 
 _FREE = frozenset({"input", "metadata"})  #: fields whose value is the model's or the caller's own JSON, left as it is
@@ -63,7 +63,7 @@ class Parameters:
     """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
 
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
-        self._rest = {key: value for key, value in request.items() if value is not None}
+        self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
         self._method = method
 
     def take(self, name: str, *kinds: type, default: Any = None) -> Any:
@@ -88,19 +88,28 @@ class Parameters:
             known = " or ".join(map(repr, values))
             raise UnsupportedParameterError(f"{self._method}: {name}={value!r} is not supported; only {known}")
 
+    def ignore(self, *names: str) -> None:
+        """Accept parameters of any value that ask nothing of a local model, as hints to a provider's cache."""
+        for name in names:
+            self._rest.pop(name, None)
+
     def end(self) -> None:
         """Raises UnsupportedParameterError for what was not taken."""
         if self._rest:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
 
 
+def _is_unset(value: object) -> bool:
+    """True for None and for what the SDKs have in its place (their NOT_GIVEN and omit)."""
+    kind = type(value)
+    return value is None or (
+        kind.__name__ in ("NotGiven", "Omit") and kind.__module__.partition(".")[0] in ("openai", "anthropic")
+    )
+
+
 def is_malformed(end: CallEnd) -> bool:
-    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    """True if a call that a stream has begun is none: its text follows, and the whole object holds that text alone."""
     return end.rejected is not None and end.rejected.reason == "malformed"
-
-
-_STRUCTURE = "{}[],:"
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+|"', re.DOTALL)
 
 
 def begun_object(text: str) -> dict[str, Any]:
@@ -108,31 +117,31 @@ def begun_object(text: str) -> dict[str, Any]:
 
     A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
     """
-    stack: list[str] = []
-    kept, is_key = "", False
-    for token in _TOKEN.finditer(text):
-        mark = token.group()
-        if mark not in _STRUCTURE and not _is_whole(mark):
+    scanner, at, kept = JSONScanner(keeps=len(text)), 0, ""
+    while True:
+        at, seen = scanner.next(text, at)
+        if seen is None or (seen.text is not None and not _is_whole(text[: seen.at], seen)):
             break
-        if mark in "{[":
-            stack.append("}" if mark == "{" else "]")
-            is_key = mark == "{"
-        elif mark in "}]":
-            stack.pop()
-        elif mark in ",:":
-            is_key = mark == "," and stack[-1] == "}"
-            continue
-        elif is_key:
-            continue
-        kept = text[: token.end()] + "".join(reversed(stack))
+        if seen.kind == "end":
+            kept = text[: seen.at] + scanner.closers
+        elif seen.kind == "begin" and seen.mark in "{[":
+            kept = text[: seen.at + 1] + ("}" if seen.mark == "{" else "]") + scanner.closers
+    if at == len(text) and scanner.open_literal is not None and _is_json(scanner.open_literal):
+        kept = text + scanner.closers
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
 
 
-def _is_whole(token: str) -> bool:
-    """Whether a string or a literal is complete, and JSON that can be written again."""
+def _is_whole(read: str, seen: Seen) -> bool:
+    """True if a key, a string or a literal is JSON that can be written again."""
+    written = seen.text or ""
+    return _is_json(f'"{written}"' if read.endswith('"') else written)
+
+
+def _is_json(token: str) -> bool:
+    """True if a string or a literal can be read, and written again."""
     try:
-        json.dumps(loads(token), ensure_ascii=False).encode()
+        json.dumps(loads(token), ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return False
     return True

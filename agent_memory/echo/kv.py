@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from agent_memory.config import Codec
     from agent_memory.protocols import Source
 
-_GROW = 256  #: tokens of spare room are added in steps of this many, as mlx-lm's KVCache does
+_GROW = 256  #: spare capacity is added in steps of this many tokens, as in mlx-lm's KVCache
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class EchoKV:
-    """Rows of one conversation in numpy arrays, with spare room.
+    """The KV of one row in numpy arrays, with spare capacity.
 
-    A row of tensor ``t``, head ``h`` is words of 64 bits: id and position; the chain; then mixes of the chain, ``t``
-    and ``h``.
+    A row of tensor ``t``, head ``h`` consists of 64-bit words: id and position; the hash chain; then hashes of the
+    chain, ``t`` and ``h``.
     """
 
     __slots__ = ("_layout", "_n", "_seed", "_tensors")
@@ -38,7 +38,7 @@ class EchoKV:
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit without growing."""
+        """Number of tokens that fit without growing."""
         return int(self._tensors[0].shape[1])
 
     @property
@@ -48,28 +48,33 @@ class EchoKV:
 
     @property
     def held_from(self) -> int:
-        """0: every row is held."""
+        """0: no row is ever dropped."""
         return 0
 
     @property
     def snapshots(self) -> frozenset[int]:
-        """What it covers: there is no state beside the rows."""
+        """Its own number of tokens: there is no state beside the rows."""
         return frozenset((self._n,))
 
+    @property
+    def is_finite(self) -> bool:
+        """True: integers are."""
+        return True
+
     def reach(self, n_tokens: int) -> int:
-        """The longest prefix of at most ``n_tokens`` to which it can be cut."""
+        """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated."""
         n_tokens = min(n_tokens, self._n)
         return n_tokens if n_tokens == self._n or not self._layout.unstored else 0
 
     def trim(self, n_tokens: int) -> bool:
-        """Cut in place; False where this kind cannot be cut."""
+        """Truncate in place; False if this kind cannot be truncated."""
         if not 0 <= n_tokens <= self._n or self.reach(n_tokens) != n_tokens:
             return False
         self._n = n_tokens
         return True
 
     def copy(self, n_tokens: int) -> EchoKV | None:
-        """The first ``n_tokens``, with spare room; None where this kind cannot be cut there."""
+        """Copy the first ``n_tokens``, with spare capacity; None if this kind cannot be truncated there."""
         if not 0 <= n_tokens <= self._n or self.reach(n_tokens) != n_tokens:
             return None
         made = EchoKV(self._layout, self._seed, room(n_tokens))
@@ -79,23 +84,23 @@ class EchoKV:
         return made
 
     def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
-        """A copy of tokens ``[start, stop)``: (heads, stop - start, row_bytes) uint8. No codec encodes integers."""
+        """Return a copy of tokens ``[start, stop)``: (heads, stop - start, row_bytes) uint8; never encoded."""
         if not 0 <= start <= stop <= self._n:
             raise ValueError(f"tokens [{start}, {stop}) of a KV of {self._n}")
         return self._tensors[tensor][:, start:stop].copy()
 
     def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
-        """Nothing: there is no state beside the rows."""
+        """Return no bytes: there is no state beside the rows."""
         return np.zeros(0, np.uint8)
 
     def fill(self, source: Source) -> None:
-        """Take all of ``source``'s tokens into the spare room, one ``read_into`` per tensor."""
+        """Read all tokens of ``source`` into the spare capacity, one ``read_into`` per tensor."""
         for index, tensor in enumerate(self._tensors):
             source.read_into(index, tensor.reshape(-1).data, self.capacity)
         self._n = source.n_tokens
 
     def feed(self, ids: Sequence[int]) -> None:
-        """Append one row per id, chained to the last row as it stands in memory."""
+        """Append one row per id, chained to the last row as memory has it."""
         if not len(ids):
             return
         start, stop = self._n, self._n + len(ids)
@@ -114,7 +119,7 @@ class EchoKV:
             words[:, start:stop] = _rows(index, heads, width, np.asarray(ids, np.uint64), chain, start)
 
     def conversation(self) -> tuple[int, ...] | None:
-        """The ids as the arrays hold them; None where any byte of any row is not what feeding them gives."""
+        """Return the ids read back from the rows; None if any byte differs from what feeding these ids gives."""
         words = self._words(0)[0, : self._n]
         ids, chain = words[:, 0] & np.uint64(0xFFFF_FFFF), words[:, 1].copy()
         before = np.concatenate([np.array([self._seed], np.uint64), chain[:-1]])[: self._n]
@@ -144,14 +149,14 @@ _MASK = (1 << 64) - 1
 
 
 def room(n_tokens: int) -> int:
-    """Rows to allocate for ``n_tokens``, spare ones included."""
+    """Return the rows to allocate for ``n_tokens``, spare ones included."""
     return (n_tokens // _GROW + 1) * _GROW
 
 
 def _rows(
     tensor: int, heads: int, width: int, ids: np.ndarray[Any, Any], chain: np.ndarray[Any, Any], start: int
 ) -> np.ndarray[Any, Any]:
-    """Rows as words of 64 bits: (heads, n, width)."""
+    """Return rows as 64-bit words: (heads, n, width)."""
     n = len(ids)
     rows = np.empty((heads, n, width), np.uint64)
     rows[:, :, 0] = ids | (np.arange(start, start + n, dtype=np.uint64) << np.uint64(32))

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from agent_memory.config import Codec
     from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
 
-_SPOKEN = 5  #: free replies are tokenized this many characters at a time: the ids differ from those of the whole text
-_RIVALS = b"etaoin"  #: drawn instead of the wanted token when the temperature is above 0
+_SPOKEN = 5  #: replies are tokenized in pieces of this many characters: other ids than the whole text has
+_RIVALS = b"etaoin"  #: tokens drawn instead of the reply's own when the temperature is above 0
 _DAMAGED = "\ufffd" * 8
 
 #: ``(text of the last user message, all prompt ids) -> text or ids``; an end-of-turn id is added where there is none.
@@ -37,7 +37,7 @@ Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
 
 @define
 class Calls:
-    """What an EchoRunner was asked to compute since it was made."""
+    """Counts of what an EchoRunner has computed."""
 
     prefill_ids: int = 0  #: ids fed by prefill()
     insert_ids: int = 0  #: ids fed by insert(): one each
@@ -138,7 +138,7 @@ class EchoRunner:
 
     @property
     def host(self) -> str:
-        """The same everywhere: integer arithmetic does not round."""
+        """The same on every machine: integer arithmetic does not round."""
         return "echo"
 
     @property
@@ -185,8 +185,8 @@ class _Row:
     n_prompt: int
     group: int
     next: int = 0  #: sampled, not yet fed
-    is_fed: bool = False  #: whether its last prompt id has been fed
-    is_ahead: bool = False  #: whether its first token was given out before it was fed
+    is_fed: bool = False  #: True once its last prompt id was fed
+    is_ahead: bool = False  #: True if its first token was returned before it was fed
     error: BaseException | None = None
 
 
@@ -198,11 +198,11 @@ class EchoBatch:
         self._rows: dict[int, _Row] = {}
 
     def empty(self) -> EchoKV:
-        """A KV of no tokens and no room."""
+        """Return a KV of no tokens and no capacity."""
         return EchoKV(self._runner.layout, self._seed)
 
     def restore(self, source: Source) -> EchoKV:
-        """A KV filled from ``source`` at once."""
+        """Return a KV filled from ``source``."""
         kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
         kv.fill(source)
         self._runner.calls.restores += 1
@@ -228,7 +228,7 @@ class EchoBatch:
         logits_processors: Sequence[LogitsProcessor] = (),
         constraint: Constraint | None = None,
     ) -> None:
-        """Keep the row; its last id is fed by the group's next step."""
+        """Insert the row; the group's next step feeds its last id."""
         if row in self._rows:
             raise ValueError(f"row {row} is decoding already")
         if not ids or kv.n_tokens != len(ids) - 1:
@@ -237,7 +237,7 @@ class EchoBatch:
         self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
 
     def step(self, group: int) -> list[tuple[int, int]]:
-        """Each row's pending token is fed, the one after it is drawn; what was fed is given out."""
+        """Feed each row's pending token, draw the next, and return the fed ones."""
         rows = {number: row for number, row in self._rows.items() if row.group == group}
         if not rows:
             return []
@@ -259,19 +259,19 @@ class EchoBatch:
         return out
 
     def error(self, row: int) -> BaseException | None:
-        """What a logits processor or the constraint of this row raised first."""
+        """Return what a logits processor or the constraint of this row raised first."""
         return self._rows[row].error if row in self._rows else None
 
     def copy(self, row: int, n_tokens: int) -> EchoKV | None:
-        """The first tokens of a row, with spare room; None where this kind cannot be cut there."""
+        """Copy the first tokens of a row, with spare capacity; None if this kind cannot be truncated there."""
         return self._rows[row].kv.copy(n_tokens)
 
     def remove(self, rows: Sequence[int]) -> list[KV]:
-        """Take rows out, with their KV."""
+        """Take rows out and return their KV."""
         return [self._rows.pop(row).kv for row in rows]
 
     def drop(self, group: int) -> None:
-        """Forget a group."""
+        """Drop a group."""
         self._rows = {number: row for number, row in self._rows.items() if row.group != group}
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
@@ -299,7 +299,7 @@ class EchoBatch:
         asked = tokenizer.last_user_text(prompt)
         said = reply(asked, prompt) if callable(reply) else asked if reply is None else reply
         if isinstance(said, str):
-            # A grammar spells what it leaves no choice about as the tokenizer does.
+            # A grammar spells forced text with the tokenizer's own ids.
             size = len(said) + 1 if is_constrained else _SPOKEN
             said = [i for cut in range(0, len(said), size) for i in tokenizer.encode_plain(said[cut : cut + size])]
         return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
@@ -347,7 +347,7 @@ class EchoBatch:
 
 
 def _constrained(logits: np.ndarray[Any, Any], constraint: Constraint, said: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Logits of what may come after ``said``, the last of which the constraint does not know yet."""
+    """Return the logits of tokens that may follow ``said``; the constraint has not seen its last token yet."""
     if said:
         constraint.accept(said[-1])
     words = constraint.mask()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
@@ -138,6 +139,7 @@ class EchoTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """``<|role|>text<|end|>`` per message; tools are named in the system message, made if there is none.
 

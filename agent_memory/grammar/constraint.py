@@ -10,7 +10,7 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Tokenizer
-from agent_memory.toolcall.formats import Form
+from agent_memory.toolcall.forms import Form
 from agent_memory.toolcall.parser import ToolParser
 
 
@@ -48,14 +48,16 @@ class Forced:
 class HeldCalls:
     """The Constraint of a reply that is free but for its calls. Engine thread only.
 
-    ``parser``, one of its own, says where a call opens; from there to its end a grammar holds it. ``matcher`` gives the
-    one for a form, once the model has opened a call of it. Where the token that opens a call has written more, and that
-    fits none, there is nothing left to hold: whoever reads the reply rejects it. A call that its grammar loses on the
-    way ends the row where it was promised (``is_promised``), and goes on free where it was not.
+    - ``parser``, one of its own, says where a call opens; from there to its end a grammar holds it.
+    - ``matcher`` gives the one for a form once the model has opened a call of it; None: the form cannot be held.
+    - Where the token that opens a call has written more, and no tool fits that, the call is left free: whoever reads
+      the reply rejects it.
+    - A call that its grammar loses on the way ends the row where it was promised (``is_promised``), else it goes on
+      free.
     """
 
     def __init__(
-        self, parser: ToolParser, tokenizer: Tokenizer, matcher: Callable[[Form], Matcher], *, is_promised: bool
+        self, parser: ToolParser, tokenizer: Tokenizer, matcher: Callable[[Form], Matcher | None], *, is_promised: bool
     ) -> None:
         self._parser, self._matcher_of, self._is_promised = parser, matcher, is_promised
         self._stream = tokenizer.detokenizer(marks=True)
@@ -77,7 +79,7 @@ class HeldCalls:
         elif opened := self._parser.opened:
             form, written = opened
             matcher = self._matcher_of(form)
-            self._is_lost = not matcher.skip(written)
+            self._is_lost = matcher is None or not matcher.skip(written)
             self._matcher = None if self._is_lost else matcher
 
     def mask(self) -> np.ndarray[Any, Any] | None:

@@ -7,8 +7,6 @@ that none can go on for ever. A call that the model has opened itself keeps to t
 
 from __future__ import annotations
 
-import json
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,121 +14,137 @@ from typing import Any
 
 from agent_memory.grammar import schemas
 from agent_memory.grammar.matcher import Matcher, vocabulary_of
+from agent_memory.grammar.plaincalls import element_calls, literal_calls
+from agent_memory.grammar.writing import BLANKS, Writer, escaped, json_of, text
 from agent_memory.protocols import Tokenizer
-from agent_memory.toolcall.formats import Form, JSONForm, NativeForm, can_be_held, forms
+from agent_memory.toolcall.forms import ChannelForm, ElementForm, Form, FramedForm, ObjectForm
+from agent_memory.toolcall.found import ARGUMENTS
 from agent_memory.types import Tool
 
-#: Escapes of single characters only: ``\ud800`` alone would be no text, and every character can be written as itself.
-_ESCAPES = '\\"bfnrt'
-#: Blanks as models write them in JSON: a space or two, or a new line with its indentation; or none.
-_BLANKS = r"( {0,2}|\r?\n( {0,16}|\t{0,4}))"
-_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_SPACED = {"whitespace_pattern": _BLANKS}
 #: Members that some models write before a call's name, as the APIs' own objects have them.
-_MEMBER = rf'("type"{_BLANKS}:{_BLANKS}"function"|"id"{_BLANKS}:{_BLANKS}"[A-Za-z0-9_.:-]{{1,40}}")'
-_EXTRAS = rf"({_MEMBER}{_BLANKS},{_BLANKS}){{0,2}}"
+_MEMBER = rf'("type"{BLANKS}:{BLANKS}"function"|"id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}")'
+_EXTRAS = {
+    '"name"': rf"({_MEMBER}{BLANKS},{BLANKS}){{0,2}}",
+    '"tool_name"': rf'("tool_call_id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}"{BLANKS},{BLANKS})?',
+}
 _NUMBER = "/[0-9]{1,3}/"
-_FRAME_PARTS = re.compile(r"(<\|\w+\|>|\[ARGS\]|\{number\})")
 _KEPT = 64  #: schemas, and compiled grammars, of a model; what was not used for longest goes first
 
 
 def forced_format(format: str | None, *, knows_tools: bool) -> str:
     """The format of calls that a grammar writes for a model whose own is ``format``.
 
-    That one where its arguments are JSON; else ``<tool_call>`` around JSON or, where the template knows no tools, the
-    line that the prompt asks for (prompt/toolprompt.py).
+    That one where it is known; else ``<tool_call>`` around JSON or, where the template knows no tools, the line that
+    the prompt asks for (prompt/toolprompt.py).
     """
-    if format is not None and can_be_held(forms(format)[0]):
-        return format
-    return "json_tools" if knows_tools else "tool_use"
+    return format or ("json_tools" if knows_tools else "tool_use")
 
 
 def value_grammar(schema: Mapping[str, Any]) -> str:
     """One JSON value."""
-    return f"reply: {_json(schema, _COMPACT)}\n"
+    return f"reply: {json_of(schema)}\n"
 
 
 def call_grammar(
     tools: Sequence[Tool], form: Form, tokenizer: Tokenizer, *, is_open: bool = False, is_single: bool = True
 ) -> str:
-    """A call of one of ``tools``, whose schemas ``schemas.checked`` gave, in a form that ``can_be_held``.
+    """A call of one of ``tools``, whose schemas ``schemas.checked`` gave, in a form.
 
-    ``is_open``: the model has begun it, its start mark at least. ``is_single``: where a form groups calls, one.
+    ``is_open``: the model has begun it, its start mark at least. ``is_single``: where a form groups calls, one. Raises
+    UnsupportedParameterError for a schema that cannot be held in the form.
     """
-    write = _Writer(tokenizer, is_open)
-    rules = {f"arguments{n}": [_json(tool.parameters, write.style)] for n, tool in enumerate(tools)}
-    named = [(tool.name, rule) for tool, rule in zip(tools, rules, strict=True)]
-    calls = "call"
-    if isinstance(form, JSONForm):
-        rules["call"] = [write.object(name, rule, form) for name, rule in named]
+    write = Writer(tokenizer, is_open)
+    start, end = form.start, form.end
+    if isinstance(form, ElementForm):
+        calls = element_calls(tools, form, write, is_single)
+    elif isinstance(form, ChannelForm):
+        start = "" if is_open else f"{form.start}commentary to=functions."
+        calls = _any_of([_addressed(tool, write) for tool in tools])
+    elif isinstance(form, FramedForm):
+        start = "" if form.is_begun else start
+        calls = _framed(tools, form, write, is_single)
+    elif isinstance(form, ObjectForm):
+        calls = _objects(tools, form, write, is_single)
     else:
-        # mlx-lm's parser of the form that has lists beside it reads names without dots.
-        rules["call"] = [write.framed(name, rule, form) for name, rule in named if not (form.lists and "." in name)]
-        calls = "call" if is_single or form.lists else "call+"
-        if form.lists:
-            more = "" if is_single else f"({write.tokens(',')} object)*"
-            rules["object"] = [write.object(name, rule, JSONForm()) for name, rule in named]
-            rules["list"] = [f'{write.blanks} "[" object {more} {write.tokens("]")}']
-            calls = "(call | list)" if rules["call"] else "list"
-    start = f"{write.mark(form.start)} {write.blanks}" if form.start and not is_open else ""
-    end = f"{write.blanks} {write.mark(form.end)}" if form.end not in ("", ";") else ""  # ";" only parts calls
-    lines = [f"reply: {start} {calls} {end}"]
-    lines += [f"{name}: " + "\n    | ".join(written) for name, written in rules.items() if written]
+        calls = literal_calls(tools, form, write, is_single)
+    opening = f"{write.fixed(start)} {write.blanks if _is_spaced(form) else ''}" if start and not is_open else ""
+    closing = f"{write.blanks} {write.fixed(end)}" if end else ""
+    lines = [f"reply: {opening} {calls} {closing}", *(f"{name}: {rule}" for name, rule in write.rules.items())]
     return "\n".join(lines) + "\n"
 
 
-class _Writer:
-    """Writes the pieces of a call: compact, or with blanks where the model may want them (``is_open``)."""
-
-    def __init__(self, tokenizer: Tokenizer, is_open: bool) -> None:
-        self._tokenizer, self._is_open = tokenizer, is_open
-        self.style = _SPACED if is_open else _COMPACT
-        self.blanks = r"/[ \t\r\n]{1,8}/?" if is_open else r'"\n"?'  #: around marks
-
-    def object(self, name: str, arguments: str, form: JSONForm) -> str:
-        """A call that is a JSON object; ``arguments``: the rule of them."""
-        head = ["{", f'"{form.wrapper}"', ":"] if form.wrapper else []
-        keys = form.arguments if self._is_open else form.arguments[:1]
-        one_of = [self.tokens(*head, "{", '"name"', ":", f'"{name}"', ",", f'"{key}"', ":") for key in keys]
-        return f"({' | '.join(one_of)}) {arguments} {self.tokens('}', '}' if form.wrapper else '')}"
-
-    def framed(self, name: str, arguments: str, form: NativeForm) -> str:
-        """A call in a native form."""
-        assert form.around is not None
-        before, behind = (self._frame(part.replace("{name}", name)) for part in form.around)
-        blanks = self.blanks if self._is_open else ""
-        return f"{blanks} {before} {blanks} {arguments} {f'{blanks} {behind}' if behind else ''}"
-
-    def tokens(self, *tokens: str) -> str:
-        """Tokens of JSON in a row."""
-        if not self._is_open:
-            return _text("".join(f"{token} " if token in (",", ":") else token for token in tokens))
-        some = [token for token in tokens if token]
-        pattern = "".join(_BLANKS + _EXTRAS * (token == '"name"') + re.escape(token) for token in some)
-        return f"/{pattern}{_BLANKS if some[-1] == ':' else ''}/"
-
-    def mark(self, mark: str) -> str:
-        """A mark is its own id where the vocabulary has one: spelled out in letters, the model would not know it."""
-        ids = self._tokenizer.encode(mark)
-        return f"<[{ids[0]}]>" if len(ids) == 1 else _text(mark)
-
-    def _frame(self, text: str) -> str:
-        """What a native form has on one side of the arguments."""
-        out = []
-        for number, part in enumerate(_FRAME_PARTS.split(text)):
-            if part == "{number}":
-                out.append(_NUMBER)
-            elif part:
-                out.append(self.mark(part) if number % 2 else _text(part))
-        return " ".join(out)
+def _is_spaced(form: Form) -> bool:
+    """True if a line break may follow the start mark."""
+    return not isinstance(form, ChannelForm) and not form.start.endswith("=") and form.start != "functools"
 
 
-def _json(schema: Mapping[str, Any], style: Mapping[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": {**style, "json_allowed_escapes": _ESCAPES}})
+def _any_of(some: Sequence[str]) -> str:
+    return f"({' | '.join(some)})"
 
 
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _arguments(tool: Tool, write: Writer) -> str:
+    return write.rule(write.json(tool.parameters))
+
+
+def _objects(tools: Sequence[Tool], form: ObjectForm, write: Writer, is_single: bool) -> str:
+    """Calls that are JSON objects, or an array of them."""
+    call = write.rule(" | ".join(_object(tool.name, _arguments(tool, write), form, write) for tool in tools))
+    if not form.is_array:
+        return call
+    more = "" if is_single else f"({_tokens(write, ',')} {call})*"
+    return f"{_tokens(write, '[')} {call} {more} {_tokens(write, ']')}"
+
+
+def _object(name: str, arguments: str, form: ObjectForm, write: Writer) -> str:
+    """A call that is a JSON object; ``arguments``: the rule of them."""
+    if form.is_keyed:
+        return f"{_tokens(write, '{', text(name), ':')} {arguments} {_tokens(write, '}')}"
+    head = ["{", f'"{form.wrapper}"', ":"] if form.wrapper else []
+    keys = [form.arguments_key, *(key for key in ARGUMENTS if write.is_open and key != form.arguments_key)]
+    named = f'"{form.name_key}"'
+    one_of = [_tokens(write, *head, "{", named, ":", text(name), ",", f'"{key}"', ":") for key in keys]
+    return f"{_any_of(one_of)} {arguments} {_tokens(write, '}', '}' if form.wrapper else '')}"
+
+
+def _framed(tools: Sequence[Tool], form: FramedForm, write: Writer, is_single: bool) -> str:
+    """Calls whose arguments alone are JSON."""
+    blanks, ways = write.blanks if write.is_open else "", []
+    before_name = "" if form.is_tight else blanks
+    for tool in tools:
+        before, number, rest = form.writes[0].replace("{name}", tool.name).partition("{number}")
+        heads = [f"{write.fixed(before)} {_NUMBER} {write.fixed(rest)}" if number else write.fixed(before)]
+        if write.is_open and "[ARGS]" in form.writes[0]:
+            call_id = (
+                f"{write.fixed(tool.name)} {write.fixed('[CALL_ID]')} /[A-Za-z0-9_-]{{1,40}}/ {write.fixed('[ARGS]')}"
+            )
+            heads += [call_id, write.fixed(tool.name)]
+        behind = f"{blanks} {write.fixed(form.writes[1])}" if form.writes[1] else ""
+        ways.append(f"{before_name} {_any_of(heads)} {before_name} {_arguments(tool, write)} {behind}")
+    call = write.rule(" | ".join(ways))
+    if form.list_form is not None:
+        return f"({call} | {blanks} {_objects(tools, form.list_form, write, is_single)})"
+    return call if is_single or not form.end else f"{call}+"
+
+
+def _addressed(tool: Tool, write: Writer) -> str:
+    """A message to a function, behind the beginning of its name."""
+    message, constrain = write.fixed("<|message|>"), write.fixed("<|constrain|>")
+    kinds = [f'" " {constrain} "json" {message}']
+    if write.is_open:
+        kinds += [f'{constrain} "json" {message}', f'" json" {message}', message]
+        kinds += [f'{write.fixed("<|channel|>")} "commentary" {kind}' for kind in kinds]
+    return write.rule(
+        f"{text(tool.name)} {_any_of(kinds)} {write.blanks if write.is_open else ''} {_arguments(tool, write)}"
+    )
+
+
+def _tokens(write: Writer, *tokens: str) -> str:
+    """Tokens of JSON in a row."""
+    if not write.is_open:
+        return text("".join(f"{token} " if token in (",", ":") else token for token in tokens))
+    some = [token for token in tokens if token]
+    pattern = "".join(BLANKS + _EXTRAS.get(token, "") + escaped(token) for token in some)
+    return f"/{pattern}{BLANKS if some[-1] == ':' else ''}/"
 
 
 class Grammars:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_memory.errors import MissingExtraError, UnsupportedParameterError
+from agent_memory.errors import INSTALL, MissingExtraError, UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
 
 
@@ -18,7 +18,7 @@ def llguidance() -> ModuleType:
         import llguidance
     except ImportError as error:
         raise MissingExtraError(
-            "forced tool choices, strict tools and schema= need an extra: pip install 'agent-memory[grammar]'"
+            f"forced tool choices, strict tools and schema= need one more package: {INSTALL['grammar']}"
         ) from error
     return llguidance
 
@@ -67,12 +67,12 @@ class Matcher:
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the reply may end here."""
+        """True if the reply may end here."""
         return bool(self._inner.is_accepting())
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it can only end here."""
+        """True if it can only end here."""
         return bool(self._inner.is_stopped())
 
     def _check(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 
@@ -13,9 +15,13 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.grammar.matcher import llguidance
 from agent_memory.tools import schema_of, structured
 
+log = logging.getLogger("agent_memory.grammar")
+
 _OF_MANY = ("properties", "patternProperties", "$defs", "definitions")  #: name -> schema
 _OF_LIST = ("prefixItems", "anyOf", "oneOf", "allOf")
 _OF_ONE = ("items", "additionalProperties")
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: ([^\s;,]+)")
+_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _UNKNOWN = re.compile(r'Unimplemented keys: \["([^"]+)"')
 
 
@@ -41,6 +47,7 @@ def closed(text: str, place: str) -> dict[str, Any] | str:
     closed: dict[str, Any] = json.loads(text)
     for _, part in _parts(closed, ""):
         part.pop("x-guidance", None)  # llguidance's options: one of them is to enforce nothing that it does not know
+        _translate(part)
     if not _is_composed(closed):
         for _, part in _parts(closed, ""):
             if "properties" in part and "patternProperties" not in part:
@@ -48,8 +55,25 @@ def closed(text: str, place: str) -> dict[str, Any] | str:
     for path, part in _parts(closed, place):
         if isinstance(part.get("items"), list):
             return f"{path}.items: a list of schemas is not supported; use prefixItems"
-    reason = _fault(closed)
+        for key in _NUMBERS:
+            if (number := next(_large(part.get(key)), None)) is not None:
+                return f"{path}.{key}: {number} is beyond 2**53; a grammar would hold another number"
+    while unknown := _UNKNOWN_FORMAT.search(reason := _fault(closed)):
+        parts = [(path, part) for path, part in _parts(closed, place) if part.get("format") == unknown[1]]
+        if not parts:
+            break
+        for path, part in parts:
+            log.warning("%s: the format %r is not enforced: no grammar for it is known", path, part.pop("format"))
     return _located(closed, place, reason) if reason else closed
+
+
+def _translate(part: dict[str, Any]) -> None:
+    """Write ``nullable``, and a ``$ref`` with brackets, as JSON Schema has them; OpenAPI and generic classes differ."""
+    if isinstance(part.get("$ref"), str):
+        part["$ref"] = quote(part["$ref"], safe="#/%~!$&'()*+,;=:@?-._")
+    if part.pop("nullable", None) is True:
+        described = {key: part.pop(key) for key in [*part] if key not in ("$defs", "definitions")}
+        part["anyOf"] = [described, {"type": "null"}]
 
 
 def found(closed: dict[str, Any] | str) -> dict[str, Any]:
@@ -93,8 +117,16 @@ def _parts(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield path, schema
 
 
+def _large(value: object) -> Iterator[int]:
+    """The integers in a value that a double cannot hold exactly."""
+    if isinstance(value, int) and abs(value) > 2**53:
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _large(part)
+
+
 def _is_composed(schema: Mapping[str, Any]) -> bool:
-    """Whether several schemas describe one object together: to close one would shut out the others' properties."""
+    """True if several schemas describe one object together: to close one would shut out the others' properties."""
     return any(
         "allOf" in part or ("properties" in part and part.keys() & {"anyOf", "oneOf", "$ref"})
         for _, part in _parts(schema, "")
@@ -110,4 +142,23 @@ def of_value(schema: object) -> tuple[Mapping[str, Any], Callable[[Any], Any] | 
         return schema, None
     if isinstance(schema, type) and attrs.has(schema):
         return schema_of(schema, "schema"), lambda value: structured(value, schema)
-    raise UnsupportedParameterError(f"schema must be a JSON Schema or an attrs class, got {schema!r}")
+    describe, build = getattr(schema, "model_json_schema", None), getattr(schema, "model_validate", None)
+    if isinstance(schema, type) and callable(describe) and callable(build):  # pydantic's, or any other with both
+        return _described(describe, schema), build
+    raise UnsupportedParameterError(
+        f"schema must be a JSON Schema, an attrs class or one with model_json_schema and model_validate, got {schema!r}"
+    )
+
+
+def _described(describe: Callable[[], Any], schema: type) -> Mapping[str, Any]:
+    """The JSON Schema that a class has for itself. Raises UnsupportedParameterError."""
+    try:
+        described = describe()
+    except Exception as error:
+        # A user's class: it fails in every way there is.
+        raise UnsupportedParameterError(
+            f"schema: {schema.__name__}.model_json_schema() fails: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(described, Mapping):
+        raise UnsupportedParameterError(f"schema: {schema.__name__}.model_json_schema() gives {described!r}, no object")
+    return described

@@ -1,1 +1,1 @@
-"""What a KV cache is made of: the layout of its layers, the chain of its chunks, its classes and codecs."""
+"""The layout of a model's KV, and the byte format of encoded rows. Pure."""

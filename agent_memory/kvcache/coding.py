@@ -1,7 +1,7 @@
-"""What a codec makes of one tensor's rows: how many bits, in which groups, how many bytes. Pure.
+"""The byte format of encoded rows: bits, groups and sizes. Pure.
 
-A row (one token of one head) is encoded by itself: an encoded row is another run of bytes, rows of any spans join, and
-the store needs to know no more than their size. Its bytes, for ``dim`` values in groups of ``group``:
+Each row (one token of one head) is encoded independently, so rows of any spans can be concatenated, and the store needs
+only their size. The bytes of a row of ``dim`` values in groups of ``group``:
 
 * the values' codes of ``bits`` bits each, split into planes of 8, 4 or 2 bits, the lowest bits first. A plane of ``w``
   bits is ``dim * w / 8`` bytes; value ``i`` lies in byte ``i % size`` of it, shifted left by ``w * (i // size)``;
@@ -22,13 +22,13 @@ from attrs import field, frozen
 from agent_memory.config import CODECS, Codec
 from agent_memory.kvcache.layout import Layout, TensorSpec
 
-#: bits of (keys, values): attention errs more by its keys
+#: bits of (keys, values): errors in keys cost attention more
 _BITS: dict[Codec, tuple[int, int]] = {"q8": (8, 8), "q5": (6, 4), "q4": (4, 4)}
 _FLOATS = ("F32", "F16", "BF16")
-_GROUP = 64  #: values that share a step and a center, where this divides the row
+_GROUP = 64  #: values that share a step and a center, if this divides the row
 _MAX_GROUP = 128
-_UNIT = 8  #: a row of a multiple of this many values fills whole bytes in every plane
-_FACTOR_BYTES = 4  #: a group's step and center
+_UNIT = 8  #: a row must be a multiple of this many values, so that every plane has whole bytes
+_FACTOR_BYTES = 4  #: bytes of a group's step and center
 
 
 @frozen
@@ -57,13 +57,13 @@ class Coding:
 
     @property
     def bits_per_value(self) -> float:
-        """Steps and centers included."""
+        """Bits stored for each value, steps and centers included."""
         return 8 * self.row_bytes / self.dim
 
 
 @frozen
 class Encoded:
-    """Rows ``[start, stop)`` of one tensor of a KV that is being filled, counted from the first that it holds."""
+    """Encoded rows ``[start, stop)`` of one tensor of a KV, counted from the first row that the KV has."""
 
     start: int
     stop: int
@@ -72,10 +72,10 @@ class Encoded:
 
 
 def coding(spec: TensorSpec, codec: Codec) -> Coding | None:
-    """How ``codec`` encodes the rows of a tensor; None: exactly, byte for byte.
+    """Return how ``codec`` encodes the rows of a tensor; None if they are stored exactly.
 
-    That is so for ``exact``, for values that are no floating-point numbers, and where a row is no multiple of 8 values
-    or would not get smaller.
+    Stored exactly: under ``exact``; values that are no floating-point numbers; rows that are no multiple of 8 values or
+    would not get smaller.
     """
     if codec == "exact" or spec.dtype not in _FLOATS or not spec.dim or spec.dim % _UNIT:
         return None
@@ -85,7 +85,7 @@ def coding(spec: TensorSpec, codec: Codec) -> Coding | None:
 
 
 def _group(dim: int) -> int:
-    """The smallest divisor from 64 on; the whole row, or else the largest below, where there is none up to 128."""
+    """Return the group size: the smallest divisor in 64..128, else the whole row, else the largest divisor below 64."""
     if dim < _GROUP:
         return dim
     larger = (g for g in range(_GROUP, _MAX_GROUP + 1, _UNIT) if dim % g == 0)
@@ -93,29 +93,29 @@ def _group(dim: int) -> int:
 
 
 def coded(spec: TensorSpec, codec: Codec) -> TensorSpec:
-    """What is stored of a tensor under ``codec``: rows of bytes, or the tensor as it is where ``coding`` is None."""
+    """Return the tensor as stored under ``codec``: rows of bytes, or unchanged where ``coding`` is None."""
     made = coding(spec, codec)
     return spec if made is None else attrs.evolve(spec, dim=made.row_bytes, dtype="U8")
 
 
 def token_bytes(layout: Layout, codec: Codec) -> int:
-    """Bytes that one token of full-attention layers costs under ``codec``."""
+    """Return the bytes of one token of all full-attention layers under ``codec``."""
     return sum(coded(spec, codec).token_bytes for spec in layout.tensors)
 
 
 def is_lossy(layout: Layout, codec: Codec) -> bool:
-    """Whether ``codec`` changes anything of this layout."""
+    """True if ``codec`` changes any tensor of this layout."""
     return any(coding(spec, codec) is not None for spec in (*layout.tensors, *layout.windows))
 
 
 def fallbacks(layout: Layout, codec: Codec) -> tuple[str, ...]:
-    """The tensors that ``codec`` leaves exact, each with why; states of layers that cannot be cut are always exact."""
+    """Return the tensors that ``codec`` leaves exact, each with the reason; snapshots are always exact."""
     left = [spec for spec in (*layout.tensors, *layout.windows) if codec != "exact" and coding(spec, codec) is None]
     return tuple(f"{spec.name}: rows of {spec.dim} x {spec.dtype}" for spec in left)
 
 
 def named(text: str) -> Codec:
-    """The codec of that name, as a stored file has it. Raises ValueError for any other."""
+    """Return the codec of a name read from a file. Raises ValueError for any other."""
     for codec in CODECS:
         if codec == text:
             return codec

@@ -1,4 +1,4 @@
-"""What each layer of a model keeps: the shapes and types that a stored KV must match, and where it may be cut."""
+"""The layout of a model's KV: the kind of each layer, and the shapes and dtypes that stored KV must match."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 from attrs import field, frozen
 
 Kind = Literal["full", "window", "snapshot", "unstored"]
-#: ``full``: one row per token (full attention, MLA latents), cut anywhere. ``window``: only the newest rows are needed.
-#: ``snapshot``: a state that cannot be cut, kept as it was at chunk boundaries (recurrent layers, chunked attention,
-#: unknown classes). ``unstored``: kept live in memory only, else recomputed from the log.
+#: ``full``: one row per token (full attention, MLA latents); truncates anywhere. ``window``: the newest rows alone.
+#: ``snapshot``: a state that cannot be truncated, saved at chunk boundaries (recurrent layers, chunked attention,
+#: unknown classes). ``unstored``: live in memory only, else recomputed from the log.
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "U8": 1, "I8": 1, "U16": 2, "U32": 4}
 
@@ -49,35 +49,35 @@ class Layout:
     unstored: tuple[str, ...] = field(default=())
     #: the tensors of sliding-window layers
     windows: tuple[TensorSpec, ...] = field(default=())
-    #: tokens that a sliding-window layer attends to, itself included: the largest of all layers; 0: no such layer
+    #: the largest window in tokens, the token itself included; 0: no sliding-window layer
     window: int = 0
-    #: classes and sizes of what is kept as snapshots
+    #: classes and sizes of the snapshots
     snapshots: tuple[str, ...] = field(default=())
-    #: bytes of one snapshot, as first seen: that of a chunked layer grows
+    #: bytes of one snapshot as first seen; the snapshot of a chunked layer grows
     state_bytes: int = field(default=0, eq=False)
 
     @property
     def token_bytes(self) -> int:
-        """Bytes that one token costs for good: full-attention layers."""
+        """Bytes that one token takes in full-attention layers."""
         return sum(t.token_bytes for t in self.tensors)
 
     @property
     def window_token_bytes(self) -> int:
-        """Bytes that one token costs while it is inside the window."""
+        """Bytes that one token takes in sliding-window layers."""
         return sum(t.token_bytes for t in self.windows)
 
     @property
     def is_storable(self) -> bool:
-        """Whether every layer can be stored."""
+        """True if every layer can be stored."""
         return not self.unstored
 
     @property
     def is_full(self) -> bool:
-        """Whether every layer can be cut at any token, with no record but its own rows."""
+        """True if every layer can be truncated at any token."""
         return self.is_storable and not self.windows and not self.snapshots
 
     def fixed_bytes(self, n_tokens: int, chunk_tokens: int) -> int:
-        """Bytes beyond ``token_bytes`` that a live row of ``n_tokens`` may hold: its windows and its snapshots."""
+        """Return the bytes that a live row of ``n_tokens`` may take beyond ``token_bytes``: windows and snapshots."""
         rows = min(n_tokens + chunk_tokens, self.window + chunk_tokens) if self.windows else 0
         states = 2 + (n_tokens // chunk_tokens).bit_length() if self.snapshots else 0
         return rows * self.window_token_bytes + states * self.state_bytes
@@ -96,10 +96,10 @@ def _rows(tensors: tuple[TensorSpec, ...]) -> list[list[object]]:
 
 
 def is_kept(boundary: int, newest: int) -> bool:
-    """Whether the snapshot of chunk boundary ``boundary`` is kept once ``newest`` is reached (both counted in chunks).
+    """True if the snapshot of chunk ``boundary`` is kept once chunk ``newest`` is reached.
 
-    The newest one and about one at every power of two back: at most ``log2(newest) + 2``. What is dropped once is
-    never wanted again.
+    Kept: the newest, and about one at every power of two back; at most ``log2(newest) + 2``. A dropped one is never
+    wanted again.
     """
     lowest_bit = boundary & -boundary
     return boundary == newest or newest - boundary < 2 * lowest_bit

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from agent_memory.errors import AgentDeletedError
+from agent_memory.log.facts import Facts
+from agent_memory.log.said import Said
 from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prefix.chunks import common_prefix
+from agent_memory.prompt.sameness import is_same, renamed
 from agent_memory.protocols import Tokenizer
 from agent_memory.tools import from_json as tools_from_json
 from agent_memory.types import AgentInfo, Finish, Message
@@ -23,13 +26,15 @@ class Log:
     """
 
     __slots__ = (
-        "agent_id", "created_s", "ids", "is_deleted", "is_foreign", "is_pinned", "messages", "n_kv", "name", "system",
-        "tools", "turns", "used_s", "version",
+        "agent_id", "created_s", "facts", "first_system", "ids", "is_deleted", "is_foreign", "is_pinned", "messages",
+        "n_kv", "name", "said", "tools", "turns", "used_s", "version",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
         self.is_foreign = is_foreign  #: whether its KV so far was made by other models alone
-        self.agent_id, self.name, self.system = record.agent_id, record.name, record.system
+        self.agent_id, self.name = record.agent_id, record.name
+        self.first_system = record.system  #: the system prompt before the first turn
+        self.facts = Facts.from_json(record.facts)
         self.tools = tools_from_json(record.tools)
         self.created_s, self.used_s, self.is_pinned = record.created_s, record.used_s, record.is_pinned
         self.is_deleted = False  #: for good: an agent of the same name that is made later has a log of its own
@@ -39,7 +44,10 @@ class Log:
     def _replay(self, turns: Sequence[Turn]) -> None:
         """Set turns, and with them messages, ids and how many ids have had their KV."""
         self.turns: tuple[Turn, ...] = ()
-        self.messages: tuple[Message, ...] = (Message("system", self.system),) if self.system is not None else ()
+        system = self.first_system
+        self.messages: tuple[Message, ...] = (Message("system", system),) if system is not None else ()
+        #: what the model wrote for each message; None for those of others, and where that is not known
+        self.said: tuple[Said | None, ...] = (None,) * len(self.messages)
         self.ids = np.zeros(0, np.uint32)
         self.n_kv = 0
         self.version += 1
@@ -49,6 +57,10 @@ class Log:
     def _add(self, turn: Turn) -> None:
         self.messages = self.messages[: turn.n_messages_kept] + turn.messages
         self.ids = np.concatenate([self.ids[: turn.keep], turn.ids])
+        said: list[Said | None] = [None] * len(turn.messages)
+        if turn.n_reply and said:
+            said[-1] = Said.last_of(self.ids, turn.n_reply)
+        self.said = (*self.said[: turn.n_messages_kept], *said)
         self.turns, self.n_kv = (*self.turns, turn), turn.n_kv
         self.version += 1
 
@@ -56,6 +68,12 @@ class Log:
         """Raises AgentDeletedError once the agent was deleted."""
         if self.is_deleted:
             raise AgentDeletedError(self.name)
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt: the text of a system message at the conversation's beginning."""
+        first = self.messages[0] if self.messages else None
+        return first.content if first is not None and first.role == "system" else None
 
     @property
     def tokenizer(self) -> str | None:
@@ -74,18 +92,28 @@ class Log:
             return (Message("system", self.system), *given)
         return given
 
-    def as_logged(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """``messages``, and as long as they are equal to the log's, those: they know what the model really wrote."""
-        same = self._n_same(messages)
-        return self.messages[:same] + messages[same:]
+    def said_in(self, tokenizer: Tokenizer, n_messages: int) -> dict[int, Said]:
+        """What the model wrote for each of the first messages, by its index; nothing under another tokenizer."""
+        if self.tokenizer != tokenizer.digest:
+            return {}
+        return {index: said for index, said in enumerate(self.said[:n_messages]) if said is not None}
 
-    def _n_same(self, messages: Sequence[Message]) -> int:
+    def as_logged(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """``messages``, and as long as they are equal to the log's, those: they know what the model really wrote.
+
+        Results that follow get the ids of the calls as they are logged.
+        """
+        same = self.n_same(messages)
+        return self.messages[:same] + renamed(self.messages[:same], messages[:same], messages[same:])
+
+    def n_same(self, messages: Sequence[Message]) -> int:
+        """How many leading messages are the log's: equal text, calls and results."""
         same = 0
-        while same < min(len(self.messages), len(messages)) and self.messages[same] == messages[same]:
+        while same < min(len(self.messages), len(messages)) and is_same(self.messages[same], messages[same]):
             same += 1
         return same
 
-    def turn(
+    def turns_of(
         self,
         given: tuple[Message, ...],
         reply: Message,
@@ -94,14 +122,18 @@ class Log:
         n_kv: int,
         tokenizer: str,
         finish: Finish,
-    ) -> Turn:
-        """What one more turn adds to the log: ``ids`` of all of it, ``n_kv`` of which have had their KV."""
+        n_reply: int,
+    ) -> list[Turn]:
+        """What one request adds to the log: ``ids`` of all of it, ``n_kv`` of which have had their KV.
+
+        The last turn is the request's own. Replies that ``given`` brings along are turns of their own before it.
+        """
         all_ids = np.array(ids, np.uint32)
         keep = common_prefix(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
-        messages = (*given, reply)
-        same = self._n_same(messages)
-        return Turn(
-            messages=messages[same:],
+        seeded = self.seeded(given, tokenizer=tokenizer, keep=keep)
+        same = seeded[-1].n_messages_kept + len(seeded[-1].messages) if seeded else self.n_same(given)
+        own = Turn(
+            messages=(*given[same:], reply),
             n_messages_kept=same,
             keep=keep,
             ids=all_ids[keep:],
@@ -109,7 +141,32 @@ class Log:
             tokenizer=tokenizer,
             finish=finish,
             created_s=time.time(),
+            n_reply=n_reply,
         )
+        return [*seeded, own]
+
+    def seeded(self, given: Sequence[Message], *, tokenizer: str, keep: int = 0) -> list[Turn]:
+        """A turn for each reply in ``given`` that the log does not have: its messages, and no ids of its own.
+
+        ``keep``: how many of the log's ids the conversation still begins with.
+        """
+        turns: list[Turn] = []
+        start = self.n_same(given)
+        for index in range(start, len(given)):
+            if given[index].role == "assistant":
+                turn = Turn(
+                    messages=tuple(given[start : index + 1]),
+                    n_messages_kept=start,
+                    keep=keep,
+                    ids=self.ids[:0],
+                    n_kv=min(self.n_kv, keep),
+                    tokenizer=tokenizer,
+                    finish=None,
+                    created_s=time.time(),
+                )
+                turns.append(turn)
+                start = index + 1
+        return turns
 
     def append(self, turn: Turn) -> None:
         """Take a turn in; O(ids) memory traffic, no rendering."""

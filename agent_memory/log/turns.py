@@ -26,6 +26,7 @@ class Turn:
     created_s: float
     n_messages_kept: int  #: how many earlier messages stay
     n_kv: int = 0  #: how many of the agent's ids have had their KV computed
+    n_reply: int | None = None  #: how many of the ids, the last ones, the model wrote; None: not known
 
 
 @frozen
@@ -40,6 +41,7 @@ class AgentRecord:
     created_s: float
     used_s: float
     is_pinned: bool = False
+    facts: str | None = None  #: JSON: how its turns are rendered (``log.facts``); None: nothing is kept
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -79,9 +81,14 @@ def salt_digest(salt: str) -> bytes:
 def turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
     """The checksum of one turn of a log."""
     facts = [agent_id, number, turn.keep, turn.n_messages_kept, turn.tokenizer, turn.finish, turn.created_s, turn.n_kv]
+    if turn.n_reply is not None:  # turns of older versions have none, and keep their checksum
+        facts.append(turn.n_reply)
     return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
 
 
-def agent_sum(name: str, system: str | None, tools: str, created_s: float) -> bytes:
+def agent_sum(name: str, system: str | None, tools: str, created_s: float, facts: str | None = None) -> bytes:
     """The checksum of an agent's own record."""
-    return xxhash.xxh3_64_digest(json.dumps([name, system, tools, created_s]).encode())
+    kept = [name, system, tools, created_s]
+    if facts is not None:  # records of older versions have none, and keep their checksum
+        kept.append(facts)
+    return xxhash.xxh3_64_digest(json.dumps(kept).encode())

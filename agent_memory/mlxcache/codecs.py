@@ -1,6 +1,6 @@
-"""Encodes rows of keys and values, and decodes them: what ``coding`` describes, as MLX work. Engine thread.
+"""Encode and decode rows of keys and values in MLX, as ``kvcache/coding.py`` specifies. Engine thread.
 
-Each row is encoded by itself and alike, whatever stands around it: encoding a slice gives a slice of the encoded rows.
+Each row is encoded independently of the others: encoding a slice gives a slice of the encoded rows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from agent_memory.kvcache.coding import Coding
 
 _DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-_SMALLEST = 1e-30  #: what groups of equal values are divided by
+_SMALLEST = 1e-30  #: the divisor for groups of equal values, whose step would be 0
 
 
 def encode(rows: mx.array, form: Coding) -> mx.array:
-    """(heads, n, dim) of floats -> (heads, n, row_bytes) uint8, lazily."""
+    """Encode (heads, n, dim) floats to (heads, n, row_bytes) uint8; lazy."""
     heads, n, _ = rows.shape
     groups = _rotated(rows.astype(mx.float32), form).reshape(heads, n, -1, form.group)
     low, high = mx.min(groups, axis=-1), mx.max(groups, axis=-1)
@@ -32,7 +32,7 @@ def encode(rows: mx.array, form: Coding) -> mx.array:
 
 
 def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
-    """(heads, n, row_bytes) uint8, in host memory -> (heads, n, dim), lazily."""
+    """Decode (heads, n, row_bytes) uint8 in host memory to (heads, n, dim); lazy."""
     heads, n, _ = rows.shape
     codes = _joined(rows, form).reshape(heads, n, -1, form.group)
     factors = np.ascontiguousarray(rows[..., form.code_bytes :]).view(np.uint16)
@@ -43,7 +43,7 @@ def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
 
 
 def _rotated(rows: mx.array, form: Coding) -> mx.array:
-    """Every block of a row multiplied by the orthonormal Hadamard matrix, which is its own inverse."""
+    """Multiply every block of a row by the orthonormal Hadamard matrix, which is its own inverse."""
     blocks = rows.reshape(*rows.shape[:-1], -1, form.block)
     return mx.hadamard_transform(blocks, scale=form.block**-0.5).reshape(rows.shape)
 
@@ -58,7 +58,7 @@ def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
 
 
 def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
-    """The codes of encoded rows: (heads, n, dim) uint8."""
+    """Return the codes of encoded rows: (heads, n, dim) uint8."""
     found: Any = None
     at = start = 0
     for width in form.planes:

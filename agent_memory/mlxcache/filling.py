@@ -1,4 +1,4 @@
-"""A row's caches filled from what is stored: read in place, with spare room behind, all of it before it is used."""
+"""Fill a row's caches from stored bytes: read in place, with spare capacity, complete before anything uses them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from agent_memory.protocols import Source
 
 
 class _RoomyFile(io.RawIOBase):
-    """A safetensors file that exists only while mx.load reads it: stored rows scattered into buffers with spare room.
+    """A safetensors file that exists while mx.load reads it: rows scattered into buffers with spare capacity.
 
-    mx.load allocates each tensor and asks this object to fill it, so bytes go from the page cache straight to where
-    they are used, with no copy and no zeroing. On a CPU, where what it allocates stays where it is, the object notes
-    the places and ``fill`` fills them all, two at a time.
+    mx.load allocates each tensor and asks this object to fill it: bytes go from the page cache to their final place,
+    with no copy and no zeroing. On a CPU, whose buffers do not move, the object only notes the addresses, and ``fill``
+    fills them on two threads.
     """
 
     def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
@@ -59,7 +59,7 @@ class _RoomyFile(io.RawIOBase):
         return self._at
 
     def readinto(self, out: Any) -> int:
-        """mx.load reads the header in parts, then every tensor whole."""
+        """Serve one read: mx.load reads the header in parts, then each tensor whole."""
         view = memoryview(out).cast("B")
         if self._at < len(self._header):
             view[:] = self._header[self._at : self._at + len(view)]
@@ -74,9 +74,9 @@ class _RoomyFile(io.RawIOBase):
         return size
 
     def fill(self, arrays: Any, helper: Executor | None) -> None:
-        """Read what ``mx.load`` has not. Most of the time goes to first touches of new memory: two threads halve it.
+        """Read the tensors whose addresses were noted. Most of it is first touches of memory; two threads halve it.
 
-        ``work`` neither closes over the arrays nor has them as a default: a traceback's frames hold their functions.
+        ``work`` must not close over the arrays: the frames of a kept traceback hold their functions, and so the arrays.
         """
         left = self._later or deque()
 
@@ -84,14 +84,14 @@ class _RoomyFile(io.RawIOBase):
             while left:
                 try:
                     place = left.popleft()
-                except IndexError:  # the other took the last one
+                except IndexError:  # the other thread took the last one
                     return
                 self._source.read_into(*place)
 
         other = None
         if helper is not None and left:
-            with contextlib.suppress(RuntimeError):  # the interpreter ends
-                other = helper.submit(work, arrays)  # whose memory it fills, even if this thread is struck down
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+                other = helper.submit(work, arrays)  # the helper writes to it: wait, whatever strikes this thread
         try:
             work()
         finally:
@@ -101,10 +101,10 @@ class _RoomyFile(io.RawIOBase):
 
 
 def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor | None = None) -> list[Any]:
-    """The caches of ``empty`` with the rows and states of ``source`` and spare room, all of them read.
+    """Return the caches of ``empty`` with all rows and states of ``source``, and spare capacity.
 
-    ``helper``: a second thread that shares the reading. It must run already: one that is started while an exception
-    strikes its starter may die before it begins, and the starter would wait for it for ever.
+    ``helper``: a second thread that shares the reading. It must be running: a thread started while an exception strikes
+    its starter may die before it begins, and the starter would wait for it forever.
     """
     n_tokens, start = source.n_tokens, source.held_from
     room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
@@ -115,11 +115,11 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor 
     file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)
-    file.fill(arrays, helper)  # everything is read when this returns, so that it can be verified before it is used
+    file.fill(arrays, helper)  # all bytes are read when this returns, so that they can be verified before use
     for number, (spec, _) in enumerate(specs):
         for span in source.encoded(number):
             arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
-            mx.eval(arrays[spec.name])  # one at a time: nothing but its own rows is held beside the result
+            mx.eval(arrays[spec.name])  # one tensor at a time: only its rows are in memory beside the result
     blob = source.read_state() if layout.snapshots else None
     marked = iter(states.unpacked(blob) if blob is not None else [])
     rows = {
@@ -132,7 +132,7 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor 
             cache.keys, cache.values, cache.offset = next(rows[kind]), next(rows[kind]), n_tokens
         elif kind == "window":
             cache = windows.filled(cache, next(rows[kind]), next(rows[kind]), start, n_tokens)
-        elif (state := next(marked, None)) is not None:  # none where it was damaged: then nothing of this is used
+        elif (state := next(marked, None)) is not None:  # None if damaged: the caller then discards these caches
             states.give(cache, state)
         filled.append(cache)
     return regrown(empty, iter(filled))

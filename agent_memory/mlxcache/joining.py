@@ -1,6 +1,6 @@
-"""Rows' caches joined to a batch, and taken out of it again.
+"""Join rows' caches to a batch, and take them out again.
 
-A batch of one keeps the row's own caches; a second row turns them into mlx-lm's batch classes, and back.
+A batch of one keeps the row's own caches; a second row turns them into mlx-lm's batch classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent_memory.mlxcache.kinds import leaves, roomy
 
 
 def can_batch(caches: Sequence[Any]) -> bool:
-    """Whether mlx-lm can decode these caches together with others: not chunked ones, nor windows with sinks."""
+    """True if mlx-lm can batch these caches; not so for chunked caches and windows with attention sinks."""
     return all(
         can_batch(c.caches) if type(c) is CacheList else hasattr(c, "merge") and not getattr(c, "keep", 0)
         for c in caches
@@ -24,14 +24,11 @@ def can_batch(caches: Sequence[Any]) -> bool:
 
 
 def to_batch(cache: Any) -> Any:
-    """The batch form of one row's cache; a ``KVCache`` hands its buffers over uncopied, spare room and all.
-
-    A batch stays what it is.
-    """
+    """Return the batch form of one row's cache, a ``KVCache``'s buffers uncopied. A batch is returned as it is."""
     if type(cache) is CacheList:
         return CacheList(*(to_batch(c) for c in cache.caches))
     if hasattr(cache, "extend") and not cache.empty():
-        return cache  # a batch already; of an ArraysCache the batch form is itself
+        return cache  # a batch already, or an ArraysCache, which is its own batch form
     if type(cache) is not KVCache or cache.keys is None:
         return cache.merge([cache])
     batch = BatchKVCache([0])
@@ -41,22 +38,22 @@ def to_batch(cache: Any) -> Any:
 
 
 def from_batch(batch: Any, room: int) -> Any:
-    """The reverse, for a batch with one row left; ``room``: tokens of a chunk, for windows."""
+    """Return the cache of a batch's last row; ``room``: tokens of a chunk, for windows."""
     if type(batch) is CacheList:
         return CacheList(*(from_batch(c, room) for c in batch.caches))
     if type(batch) is not BatchKVCache:
         return view(batch, 0, room)
-    batch.filter([0])  # shifts the row to the left edge
+    batch.filter([0])  # moves the row to the left edge
     cache = KVCache()
     cache.keys, cache.values, cache.offset = batch.keys, batch.values, batch._idx
     return cache
 
 
 def join(caches: Sequence[Any], beside: Any) -> Any:
-    """One batch of one layer's caches, each a row's own or a batch already; evaluated. One copy of their bytes.
+    """Join one layer's caches, each of a row or a batch, to one batch; evaluated; one copy.
 
-    ``beside``: a stream to copy values on while keys are copied on the current one. On CPUs the copy is mostly first
-    touches of new memory, and two threads take 0.6 of one's time for it.
+    ``beside``: a stream to copy values on while keys are copied on the current one. On CPUs most of the time goes to
+    first touches of new memory; two threads take 0.6 of one thread's time.
     """
     first = caches[0]
     if type(first) is CacheList:
@@ -72,7 +69,7 @@ def join(caches: Sequence[Any], beside: Any) -> Any:
 
 
 def _pad(parts: Sequence[BatchKVCache], beside: Any) -> BatchKVCache:
-    """Full-attention batches as one, right-justified at the longest, with the spare room that ``merge`` drops."""
+    """Merge full-attention batches, right-justified at the longest row, with spare capacity (``merge`` drops it)."""
     length = max(p._idx for p in parts)
     sizes = [int(p.left_padding.size) for p in parts]
     joined = BatchKVCache([0])
@@ -86,7 +83,7 @@ def _pad(parts: Sequence[BatchKVCache], beside: Any) -> BatchKVCache:
 
 
 def _rows(parts: Sequence[tuple[mx.array | None, int]], sizes: Sequence[int], length: int) -> mx.array:
-    """Keys or values of all rows: the first so many of each part, to the left of ``length``."""
+    """Return keys or values of all rows, each part right-justified at ``length``."""
     like = next(array for array, _ in parts if array is not None)
     rows = mx.zeros((sum(sizes), like.shape[1], roomy(length), like.shape[3]), like.dtype)
     at = 0
@@ -98,7 +95,7 @@ def _rows(parts: Sequence[tuple[mx.array | None, int]], sizes: Sequence[int], le
 
 
 def view(batch: Any, row: int, room: int) -> Any:
-    """One row of a cache or batch as a cache of its own, uncopied and with its spare room where the class allows it."""
+    """Return one row of a cache or batch as a cache of its own, uncopied where the class allows it."""
     if type(batch) is CacheList:
         return CacheList(*(view(c, row, room) for c in batch.caches))
     if type(batch) is ArraysCache:
@@ -113,13 +110,13 @@ def view(batch: Any, row: int, room: int) -> Any:
         return cache
     if type(batch) is BatchRotatingKVCache:
         return windows.from_rotating(batch.extract(row), room)
-    return batch  # a row's own
+    return batch  # the cache of a single row
 
 
 def take(batch: Any, row: int, room: int) -> Any:
-    """One row of a batch as a cache of its own, copied; spare room comes along. ``room``: tokens of a chunk."""
+    """Copy one row of a batch to a cache of its own, with spare capacity. ``room``: tokens of a chunk."""
     seen = view(batch, row, room)
-    for cache in leaves([seen]):  # a view of the row would hold the whole batch in memory
+    for cache in leaves([seen]):  # a view would keep the whole batch in memory
         if type(cache) is KVCache:
             cache.keys, cache.values = mx.contiguous(cache.keys), mx.contiguous(cache.values)
         elif type(cache) is ArraysCache:

@@ -1,7 +1,7 @@
-"""Cache classes of mlx-lm, and the arrays in them: cut, copy and read out.
+"""mlx-lm's cache classes: truncate, copy and read out.
 
-What each class is kept as (``Layout.kinds``): ``KVCache`` (MLA latents too) as rows, ``RotatingKVCache`` as the rows of
-its window, all others as snapshots of their whole state. ``CacheList`` is the list of its parts.
+How each class is stored (``Layout.kinds``): ``KVCache`` (MLA latents too) as rows, ``RotatingKVCache`` as the rows of
+its window, all others as snapshots of their whole state. A ``CacheList`` counts as the list of its parts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
 from agent_memory.mlxcache import codecs, states
 from agent_memory.mlxcache.windows import WindowKVCache
 
-#: Spare rows are added in this step: mlx-lm's own (``KVCache.step``), so that both grow alike.
+#: Spare rows are added in steps of this many: ``KVCache.step`` of mlx-lm, so that both grow alike.
 STEP: int = KVCache.step
 
 _DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
 def fresh(caches: Iterable[Any], chunk_tokens: int) -> list[Any]:
-    """The empty caches of a model as this library keeps them: windows in order of time."""
+    """Return a model's empty caches, its window caches replaced by ``WindowKVCache``."""
     made = []
     for cache in caches:
         if type(cache) is CacheList:
@@ -39,12 +39,12 @@ def fresh(caches: Iterable[Any], chunk_tokens: int) -> list[Any]:
 
 
 def leaves(caches: Iterable[Any]) -> list[Any]:
-    """The caches with every list taken apart."""
+    """Return the caches with every ``CacheList`` flattened."""
     return [leaf for c in caches for leaf in (leaves(c.caches) if type(c) is CacheList else [c])]
 
 
 def probe(caches: Sequence[Any]) -> Layout:
-    """The layout of caches, made by ``fresh``, that hold at least one token."""
+    """Return the layout of caches made by ``fresh`` that hold at least one token."""
     tensors: dict[str, list[TensorSpec]] = {"full": [], "window": []}
     kinds: list[Kind] = []
     unstored: list[str] = []
@@ -94,7 +94,7 @@ def _kind(cache: Any) -> Kind:
 class MLXKV:
     """The live caches of one row, layer by layer, and how many tokens they cover. Engine thread only.
 
-    ``marks``: snapshots by the number of tokens they cover, each the states of all layers that need one.
+    ``marks``: snapshots by the number of tokens they cover; each has the states of all layers that cannot be truncated.
     """
 
     __slots__ = ("caches", "layout", "marks", "n_tokens")
@@ -107,7 +107,7 @@ class MLXKV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, spare room and snapshots included."""
+        """Bytes allocated, spare capacity and snapshots included."""
         return marks_nbytes(self.marks) + sum(int(c.nbytes) for c in self.caches)
 
     @property
@@ -117,11 +117,23 @@ class MLXKV:
 
     @property
     def snapshots(self) -> frozenset[int]:
-        """The numbers of tokens at which a state of all layers that cannot be cut is held."""
+        """Numbers of tokens for which the state of all layers that cannot be truncated is in memory."""
         return frozenset(self.marks) | {self.n_tokens}
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no number of the rows and states that it covers is NaN or infinite."""
+        rows = [
+            array[..., : self.n_tokens - (cache.start if type(cache) is WindowKVCache else 0), :]
+            for cache in self._of("full", "window")
+            for array in (cache.keys, cache.values)
+        ]
+        held = rows + [a for c in self._of("snapshot") for a in states.arrays(states.captured(c))]
+        held += [a for mark in self.marks.values() for state in mark for a in states.arrays(state)]
+        return all(bool(mx.isfinite(array).all().item()) for array in held)
+
     def reach(self, n_tokens: int) -> int:
-        """The longest prefix of at most ``n_tokens`` to which it can be cut."""
+        """Return the longest prefix of at most ``n_tokens`` to which this KV can be truncated."""
         n_tokens = min(n_tokens, self.n_tokens)
         if self.layout.unstored:
             return n_tokens if n_tokens == self.n_tokens else 0
@@ -130,7 +142,7 @@ class MLXKV:
         return max((n for n in self.snapshots if n <= n_tokens and self._holds(n)), default=0)
 
     def trim(self, n_tokens: int) -> bool:
-        """Cut in place; False where ``reach`` does not say so."""
+        """Truncate in place; False if ``reach`` does not allow it."""
         if n_tokens == self.n_tokens:
             return True
         if n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
@@ -143,8 +155,22 @@ class MLXKV:
         self.marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
         return True
 
+    def unwind(self, *, is_sound: bool) -> None:
+        """Back to ``n_tokens``, where a forward pass raised and each layer may cover another number of them.
+
+        To none where the rows before it are not ``is_sound``, or where a layer's state at that moment is not held.
+        """
+        state = self.marks.get(self.n_tokens)
+        if not is_sound or self.layout.unstored or (self.layout.snapshots and state is None):
+            self.n_tokens, self.marks = 0, {}
+            return
+        for cache in self._of("full", "window"):
+            cache.trim(cache.offset - self.n_tokens)
+        for cache, one in zip(self._of("snapshot"), state or (), strict=True):
+            states.give(cache, one)
+
     def copy(self, n_tokens: int) -> MLXKV | None:
-        """The first ``n_tokens`` in buffers of their own, with spare room; O(n_tokens) bytes."""
+        """Copy the first ``n_tokens`` to buffers of their own, with spare capacity; O(n_tokens) bytes."""
         if not self.layout.is_storable or n_tokens <= 0 or self.reach(n_tokens) != n_tokens:
             return None
         marked = iter(self._state(n_tokens))
@@ -157,12 +183,12 @@ class MLXKV:
             else:
                 twins.append(copy.copy(cache))
                 states.give(twins[-1], next(marked))
-            mx.eval(twins[-1].state)  # layer by layer: peak memory stays at one layer's worth above the result
+            mx.eval(twins[-1].state)  # layer by layer: peak memory is the result plus one layer
         marks = {n: mark for n, mark in self.marks.items() if n <= n_tokens}
         return MLXKV(regrown(self.caches, iter(twins)), self.layout, n_tokens, marks)
 
     def read(self, tensor: int, start: int, stop: int, codec: Codec = "exact") -> np.ndarray[Any, Any]:
-        """A host copy of tokens ``[start, stop)`` of one layout tensor: (heads, n, row_bytes) uint8, or encoded."""
+        """Return tokens ``[start, stop)`` of one layout tensor on the host: (heads, n, row_bytes) uint8, or encoded."""
         number = tensor - len(self.layout.tensors)
         cache = self._of("full")[tensor // 2] if number < 0 else self._of("window")[number // 2]
         first = 0 if number < 0 else cache.start
@@ -178,7 +204,7 @@ class MLXKV:
         return np.array(rows)
 
     def read_state(self, n_tokens: int) -> np.ndarray[Any, Any]:
-        """The state at ``n_tokens`` (one of ``snapshots``) of all layers that cannot be cut, as bytes: (n,) uint8."""
+        """Return the snapshot at ``n_tokens`` (one of ``snapshots``) as bytes: (n,) uint8."""
         return states.packed(self._state(n_tokens))
 
     def _state(self, n_tokens: int) -> list[Any]:
@@ -197,7 +223,7 @@ def marks_nbytes(marks: dict[int, list[Any]]) -> int:
 
 
 def of_kind(layout: Layout, caches: Iterable[Any], *kinds: Kind) -> list[Any]:
-    """The leaves of some kinds, in order."""
+    """Return the caches of some kinds, in order."""
     return [leaf for leaf, kind in zip(leaves(caches), layout.kinds, strict=True) if kind in kinds]
 
 
@@ -209,9 +235,9 @@ def mark(
     chunk_tokens: int,
     row: int | None = None,
 ) -> None:
-    """At a chunk boundary, keep a snapshot among ``marks``, and let those go that ``is_kept`` no longer wants.
+    """At a chunk boundary, add a snapshot to ``marks``, and drop those that ``is_kept`` no longer wants.
 
-    ``row``: the caches are a batch's. Costs the bytes of the states, no more.
+    ``row``: that row of a batch's caches. Costs the bytes of the states.
     """
     if not layout.snapshots or not layout.is_storable or n_tokens % chunk_tokens:
         return
@@ -222,7 +248,7 @@ def mark(
 
 
 def regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
-    """``caches`` with other leaves."""
+    """Return ``caches`` with the flattened caches replaced."""
     return [CacheList(*regrown(c.caches, new)) if type(c) is CacheList else next(new) for c in caches]
 
 
@@ -240,5 +266,5 @@ def _with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
 
 
 def roomy(n_tokens: int) -> int:
-    """Rows to allocate for ``n_tokens`` and at least half a step of spare room."""
+    """Return the rows to allocate for ``n_tokens`` and at least half a step of spare capacity."""
     return (n_tokens + STEP // 2 + STEP - 1) // STEP * STEP

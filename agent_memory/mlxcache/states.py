@@ -1,7 +1,7 @@
-"""Snapshots: the state of a cache that cannot be cut, held as values, and as bytes.
+"""Snapshots: the state of a cache that cannot be truncated, as arrays and as bytes.
 
-mlx arrays are values, so a snapshot of a live cache copies nothing but what it keeps. As bytes: u64 little-endian
-length of a JSON tree, the tree, then the arrays, each at a multiple of 64 from the start. In the tree an array is
+mlx arrays are immutable, so a snapshot of a live cache copies only what it keeps. As bytes: u64 little-endian length of
+a JSON tree, the tree, then the arrays, each at a multiple of 64 from the start. In the tree an array is
 ``{"a": [dtype, shape, start]}``, a list ``{"l": [...]}``, a tuple ``{"t": [...]}``, anything else ``{"v": value}``.
 """
 
@@ -20,38 +20,38 @@ _ALIGN = 64
 
 
 def captured(cache: Any, row: int | None = None) -> Any:
-    """The state of a cache as it is now, lazily; ``row``: of one row of a batch. Later updates do not change it."""
+    """Return a cache's state as it is now, lazily; ``row``: of one row of a batch. Later updates do not change it."""
     state = cache.state
     if type(cache) is ChunkedKVCache and cache.keys is not None:
-        state = (*cache.keys_and_values(), *state[2:])  # what was trimmed or not yet written is not kept
-    # A copy, where the array is a view: it would keep all of its buffer alive.
+        state = (*cache.keys_and_values(), *state[2:])  # rows that were trimmed or not written yet are left out
+    # Copy a view: it would keep its whole buffer alive.
     return _mapped(state, lambda a: mx.contiguous(a if row is None else a[row : row + 1]))
 
 
 def give(cache: Any, state: Any) -> None:
-    """Set a cache to a state; the state stays as it is."""
+    """Set a cache to a state; the state is not changed by later updates."""
     cache.state = _mapped(state, mx.array)
 
 
 def nbytes(state: Any) -> int:
-    """Bytes of its arrays."""
+    """Return the bytes of a state's arrays."""
     return sum(int(a.nbytes) for a in arrays(state))
 
 
 def arrays(state: Any) -> list[Any]:
-    """Its arrays, depth first."""
+    """Yield a state's arrays, depth first."""
     found: list[Any] = []
     _mapped(state, found.append)
     return found
 
 
 def shapes(state: Any) -> str:
-    """What its arrays are, as text."""
+    """Return dtypes and shapes of a state's arrays, as text."""
     return json.dumps([[str(a.dtype).removeprefix("mlx.core."), *a.shape] for a in arrays(state)])
 
 
 def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """The tree with its arrays changed. Raises TypeError for what is no array, list, tuple or plain value."""
+    """Return the tree with each array replaced. Raises TypeError for all but arrays, lists, tuples and plain values."""
     if isinstance(tree, mx.array):
         return change(tree)
     if type(tree) in (list, tuple):
@@ -62,7 +62,7 @@ def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def packed(states: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The states of all such layers as bytes: (n,) uint8; O(their bytes)."""
+    """Serialize the states of all layers to bytes: (n,) uint8; O(their bytes)."""
     at = 0
     data: list[tuple[int, np.ndarray[Any, Any]]] = []
 
@@ -89,7 +89,7 @@ def packed(states: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def unpacked(blob: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
-    """The states that ``packed`` was given, in arrays of their own."""
+    """Deserialize what ``packed`` returned; the arrays do not share its memory."""
     start = 8 + int(struct.unpack("<Q", blob[:8].tobytes())[0])
 
     def read(entry: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""The cache of a sliding-window layer, in order of time.
+"""The cache of a sliding-window layer, its rows in order of time.
 
-mlx-lm's ``RotatingKVCache`` overwrites its oldest row in place, so that the order in which attention sums depends on
-where a conversation once wrapped around, and a wrapped one cannot be cut. This one keeps its rows in order and a chunk
-of them beyond the window: what it computes depends on the tokens alone, and it can be cut back to any token since the
+mlx-lm's ``RotatingKVCache`` overwrites its oldest row in place: the order in which attention sums depends on where the
+conversation wrapped around, and a cache that has wrapped cannot be truncated. This cache keeps its rows in order, and
+one chunk more than the window: its results depend on the tokens alone, and it can be truncated to any token since the
 last chunk boundary.
 """
 
@@ -27,10 +27,10 @@ class WindowKVCache:
         self.keys: Any = None
         self.values: Any = None
         self.start = self.offset = 0
-        self._first = 0  # the oldest row that the newest tokens saw
+        self._first = 0  # the oldest row that the newest tokens attended to
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append rows; give all that the first of them may attend to, and what follows."""
+        """Append rows; return every row that the first of them may attend to, and all later ones."""
         n_new = keys.shape[2]
         first = max(self.start, self.offset - self.max_size + 1)
         stop = self.offset + n_new
@@ -51,14 +51,14 @@ class WindowKVCache:
         return keys, values
 
     def tidy(self) -> None:
-        """Let go of rows that a long prefill step left behind; after the step, since layers may share a cache."""
+        """Drop rows that a long prefill step left behind; called after the step, because layers may share a cache."""
         if self.keys is not None and self.keys.shape[2] > self.max_size + self.room:
             start = self._boundary(self.offset)
             self.keys, self.values = (self._moved(a, start, 0) for a in (self.keys, self.values))
             self.start = self._first = start
 
     def _boundary(self, n_tokens: int) -> int:
-        """The oldest row that the newest chunk boundary needs, and so whatever comes after it."""
+        """The oldest row needed to resume at the newest chunk boundary, or at any later token."""
         return max(self.start, n_tokens // self.room * self.room - self.max_size + 1)
 
     def _moved(self, array: mx.array, start: int, room: int) -> mx.array:
@@ -75,12 +75,12 @@ class WindowKVCache:
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """What the last call of ``update_and_fetch`` gave: some models' layers read another one's cache."""
+        """Return the last result of ``update_and_fetch``: in some models layers read another layer's cache."""
         seen = slice(self._first - self.start, self.offset - self.start)
         return self.keys[..., seen, :], self.values[..., seen, :]
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803
-        """The mask of the next ``N`` tokens over what ``update_and_fetch`` will give."""
+        """Return the mask of the next ``N`` tokens over the rows that ``update_and_fetch`` will return."""
         window = window_size or self.max_size
         before = min(self.max_size - 1, self.offset)
         if N > 1:
@@ -91,7 +91,7 @@ class WindowKVCache:
         return None
 
     def holds(self, n_tokens: int) -> bool:
-        """Whether it can be cut to its first ``n_tokens``."""
+        """True if the cache can be truncated to its first ``n_tokens``."""
         oldest = max(0, n_tokens - self.max_size + 1)
         return n_tokens <= self.offset and oldest >= self.start
 
@@ -102,11 +102,11 @@ class WindowKVCache:
         return n
 
     def is_trimmable(self) -> bool:
-        """Whether it still holds every row; ``holds`` knows more."""
+        """True if no row was dropped yet; ``holds`` is the exact answer."""
         return self.start == 0
 
     def copied(self, n_tokens: int) -> WindowKVCache:
-        """The first ``n_tokens`` in buffers of their own."""
+        """Copy the first ``n_tokens`` to buffers of their own."""
         start = self._boundary(n_tokens)
         span = slice(start - self.start, n_tokens - self.start)
         keys, values = (mx.contiguous(a[..., span, :]) for a in (self.keys, self.values))
@@ -123,16 +123,16 @@ class WindowKVCache:
         return 0 if self.keys is None else int(self.keys.nbytes + self.values.nbytes)
 
     def empty(self) -> bool:
-        """Whether it holds nothing."""
+        """True if the cache has no rows."""
         return self.keys is None
 
     def size(self) -> int:
-        """Tokens that the next one may see."""
+        """Number of tokens that the next one may attend to."""
         return min(self.offset, self.max_size)
 
     @classmethod
     def merge(cls, caches: Sequence[WindowKVCache]) -> Any:
-        """mlx-lm's batch form of several rows."""
+        """Return mlx-lm's batch form of several rows."""
         return BatchRotatingKVCache.merge([c._rotating() for c in caches])
 
     def _rotating(self) -> RotatingKVCache:
@@ -144,7 +144,7 @@ class WindowKVCache:
         return made
 
     def _newest(self, array: mx.array, n_rows: int) -> mx.array:
-        """The last rows; before them a zero where mlx-lm has a row that the next token overwrites unseen."""
+        """Return the newest rows, after a zero row where mlx-lm expects one that the next token overwrites unread."""
         stop = self.offset - self.start
         rows = array[..., stop - n_rows : stop, :]
         _, heads, _, dim = array.shape
@@ -153,7 +153,7 @@ class WindowKVCache:
 
 
 def filled(like: WindowKVCache, keys: Any, values: Any, start: int, offset: int) -> WindowKVCache:
-    """A cache of the same window that holds rows ``[start, offset)`` of ``keys`` and ``values``, and maybe room."""
+    """Return a cache of the same window with rows ``[start, offset)``; ``keys`` and ``values`` may have spare rows."""
     made = WindowKVCache(like.max_size, like.room)
     made.keys, made.values, made.offset = keys, values, offset
     made.start = made._first = start
@@ -161,7 +161,7 @@ def filled(like: WindowKVCache, keys: Any, values: Any, start: int, offset: int)
 
 
 def from_rotating(cache: RotatingKVCache, room: int) -> WindowKVCache:
-    """The same rows in order of time: what mlx-lm's batch gives back for one row."""
+    """Return the rows of mlx-lm's cache for one row of a batch, put in order of time."""
     made = WindowKVCache(cache.max_size, room)
     if cache.keys is None:
         return made

@@ -25,9 +25,9 @@ def leaves(model: Any) -> list[tuple[str, Any]]:
     return sorted(tree_flatten(model.parameters()))
 
 
-def weight_files(folder: Path, adapter: str | os.PathLike[str] | None) -> list[Path]:
+def weight_files(folder: Path, adapter: Path | None) -> list[Path]:
     """The files that a model's weights, and those of an adapter, are read from."""
-    folders = [folder] if adapter is None else [folder, Path(adapter)]
+    folders = [folder] if adapter is None else [folder, adapter]
     return [path for one in folders for path in sorted(one.glob("*.safetensors"))]
 
 

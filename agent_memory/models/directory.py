@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agent_memory.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError
 
+_INDEX, _ONE_FILE = "model.safetensors.index.json", "model.safetensors"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 _MAX_HEADER_BYTES = 100 << 20  #: the limit of safetensors itself
 
@@ -31,12 +33,81 @@ def check_directory(path: Path) -> None:
         raise UnsupportedModelError(f"{path} has no model*.safetensors.{hint}")
     if not any((path / name).is_file() for name in _TOKENIZERS):
         raise UnsupportedModelError(f"{path} has no tokenizer; expected one of {', '.join(_TOKENIZERS)}.")
-    if (path / "model.safetensors.index.json").is_file():
-        listed = read_json(path, "model.safetensors.index.json").get("weight_map") or {}
-        if missing := sorted(set(listed.values()) - {p.name for p in files}):
-            raise DamagedModelError(f"{path} lacks {len(missing)} weight files, such as {missing[0]}. Fetch them.")
+    if missing := _missing_shards(path, files):
+        raise DamagedModelError(f"{path} lacks {len(missing)} weight files, such as {missing[0]}. Fetch them.")
     for file in files:
         safetensors_header(file)
+
+
+def notes(path: Path) -> list[str]:
+    """What is odd about a folder that can be loaded all the same."""
+    found = []
+    if (path / _INDEX).is_file() and _is_of_another(path, _listed(path)):
+        found.append(
+            f"{_INDEX} names weight files that are not there; {_ONE_FILE}, which it does not name, is loaded instead. "
+            "Delete the index, or fetch its files and delete that one"
+        )
+    if (method := unused_quantization(path)) is not None:
+        found.append(
+            f"config.json says that the weights are packed by {method}, and none is: they are loaded as they are. "
+            "Delete quantization_config from config.json"
+        )
+    return found
+
+
+def unused_quantization(path: Path) -> str | None:
+    """The method that config.json says the weights are packed by, where no weight is; None where all is well.
+
+    mlx-lm unpacks GPTQ and AWQ by this entry, and fails when there is nothing to unpack. Reads headers only.
+    """
+    config = read_json(path, "config.json")
+    found = config.get("quantization_config")
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if config.get("quantization") is not None or method not in ("gptq", "awq"):
+        return None
+    headers = (safetensors_header(file) for file in path.glob("model*.safetensors"))
+    return None if any(name.endswith(".qweight") for header in headers for name in header) else str(method)
+
+
+def lone_template(path: Path) -> Any:
+    """The chat template of ``chat_template.json`` where no other file has one; None where there is none.
+
+    Raises DamagedModelError.
+    """
+    if not (path / "chat_template.json").is_file():
+        return None
+    folder = path / "additional_chat_templates"
+    if (path / "chat_template.jinja").exists() or any(folder.glob("*.jinja")):
+        return None
+    if (path / _TOKENIZER_CONFIG).is_file() and read_json(path, _TOKENIZER_CONFIG).get("chat_template"):
+        return None
+    template = read_json(path, "chat_template.json").get("chat_template")
+    if not isinstance(template, str):
+        raise DamagedModelError(
+            f"{path / 'chat_template.json'} holds {type(template).__name__} under 'chat_template', not a str. "
+            "Fetch it again."
+        )
+    return template
+
+
+def _listed(path: Path) -> set[str]:
+    """The weight files that the index names."""
+    listed = read_json(path, _INDEX).get("weight_map") or {}
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise DamagedModelError(f"{path / _INDEX} holds no map from weights to files. Fetch it again.")
+    return set(listed.values())
+
+
+def _is_of_another(path: Path, listed: set[str]) -> bool:
+    """True if an index belongs to another form of the model than the one whole file beside it."""
+    return (path / _ONE_FILE).is_file() and not any((path / name).exists() for name in listed)
+
+
+def _missing_shards(path: Path, files: Sequence[Path]) -> list[str]:
+    if not (path / _INDEX).is_file():
+        return []
+    listed = _listed(path)
+    return [] if _is_of_another(path, listed) else sorted(listed - {p.name for p in files})
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -66,6 +137,9 @@ def safetensors_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
         text = opened.read(length)
     try:
         tensors = {name: info for name, info in json.loads(text).items() if name != "__metadata__"}
+        for info in tensors.values():
+            math.prod(info["shape"])
+            str.isupper(info["dtype"])
         end = max((info["data_offsets"][1] for info in tensors.values()), default=0)
         expected = 8 + length + int(end)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -78,7 +152,8 @@ def safetensors_header(file: Path) -> Mapping[str, Mapping[str, Any]]:
 def count_values(path: Path) -> int:
     """The number of weights of an mlx-lm directory, each packed one counted; reads headers only."""
     config = read_json(path, "config.json")
-    quantization = config.get("quantization") or {}
+    quantization = config.get("quantization")
+    quantization = quantization if isinstance(quantization, dict) else {}
     total = 0
     for file in sorted(path.glob("model*.safetensors")):
         tensors = safetensors_header(file)
@@ -90,5 +165,6 @@ def count_values(path: Path) -> int:
             n = math.prod(info["shape"])
             own = quantization.get(stem)
             bits = (own if isinstance(own, dict) else quantization).get("bits", 4)
+            bits = bits if isinstance(bits, int) and bits > 0 else 4
             total += n * 32 // bits if packed and end == "weight" and info["dtype"] == "U32" else n
     return total

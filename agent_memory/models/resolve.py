@@ -18,7 +18,7 @@ import xxhash
 from attrs import frozen
 
 from agent_memory.config import as_path, total_memory_bytes
-from agent_memory.errors import BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from agent_memory.errors import INSTALL, BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models import directory, starter
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import DTYPES, check_gguf, convert
@@ -29,10 +29,11 @@ Source = Literal["starter", "directory", "gguf", "hub"]
 
 AS_STORED = "stored"  #: a weights dtype: whatever the files hold
 BACKEND_HINT = (
-    'no MLX backend is installed. On Linux: pip install "agent-memory[cpu]" (or [cuda12], [cuda13]); '
-    "on macOS with Apple silicon: pip install agent-memory"
+    f"no MLX backend is installed. On Linux without a GPU: {INSTALL['cpu']}; with CUDA 12: {INSTALL['cuda12']}; "
+    f"with CUDA 13: {INSTALL['cuda13']}; on macOS with Apple silicon: pip install mlx"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID_CHARS = 96  #: the hub's own limit
 _HUB_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jinja")
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 _importing = threading.RLock()  # two threads must not take each other's stand-in for the original
@@ -48,27 +49,52 @@ class Resolved:
     source: Source
 
 
-def check(model: str | os.PathLike[str] | None) -> None:
-    """The cheap part of ``resolve``: without mlx, network or loading.
+@frozen
+class HubId:
+    """The name of a model on the hub: ``owner/name``."""
 
-    Raises ConfigError, ModelNotFoundError, UnsupportedModelError or DamagedModelError. A string that has the form of
-    a hub id and is no path passes: only ``resolve`` can tell.
+    name: str
+
+
+#: What a caller meant by ``model``, fixed once: an absolute path, a hub id, or None for the starter model.
+Located = Path | HubId | None
+
+
+def locate(model: str | os.PathLike[str] | None) -> Located:
+    """Say what ``model`` means now, and check it: cheap, without mlx, network or loading.
+
+    A later ``chdir`` does not change the answer. Raises ConfigError, ModelNotFoundError, UnsupportedModelError or
+    DamagedModelError. A string that has the form of a hub id and is no path passes: only ``resolve`` can tell.
     """
     if model is None:
-        return
+        return None
+    if isinstance(model, str) and _is_hub_id(model) and not os.path.exists(model):
+        return HubId(model)
     path = _path(model)
+    _check_path(path)
+    return path
+
+
+def short_name(model: Located) -> str:
+    """The last part of a folder, file or hub id."""
+    if model is None:
+        return "starter"
+    return model.name.rpartition("/")[2] if isinstance(model, HubId) else model.name
+
+
+def _check_path(path: Path) -> None:
     if path.is_dir():
         directory.check_directory(path)
     elif path.suffix.lower() == ".gguf":
         check_gguf(path)
     elif path.exists():
         raise UnsupportedModelError(f"{path} is a file; a model is an mlx-lm directory, a .gguf file or a hub id.")
-    elif not _is_hub_id(model):
+    else:
         raise ModelNotFoundError(f"no such directory or file: {path}. A hub id has the form 'owner/name'.")
 
 
 def resolve(
-    model: str | os.PathLike[str] | None,
+    model: Located,
     *,
     weights_dtype: str | None,
     progress: bool | None,
@@ -76,14 +102,13 @@ def resolve(
     is_cpu: bool,
     cache_dir: Path | None = None,
 ) -> Resolved:
-    """The mlx-lm directory of a model, fetched or converted the first time (minutes then, milliseconds later).
+    """The mlx-lm directory of a located model, fetched or converted the first time (minutes then, milliseconds later).
 
     ``weights_dtype`` None: on CPU float32 where the weights so held fit a quarter of the machine's memory, else as
     stored; "stored": as stored. ``cache_dir``: where conversions are kept; None: the user's cache folder. The network
-    is used for hub ids and the first fetch of the starter model only. Raises what ``check``
+    is used for hub ids and the first fetch of the starter model only. Raises what ``locate``
     raises, ModelError and OutOfSpaceError.
     """
-    check(model)
     if weights_dtype is not None and weights_dtype not in (*DTYPES, AS_STORED):
         raise ConfigError(f"weights_dtype must be one of {', '.join(DTYPES)}, or None: {weights_dtype!r}")
     cache = cache_dir if cache_dir is not None else default_cache_dir()
@@ -91,15 +116,15 @@ def resolve(
         dtype = _dtype(weights_dtype, starter.PARAMETERS, is_cpu)
         path = starter.starter(weights_dtype=dtype, progress=progress, cache_dir=cache)
         return Resolved(path, starter.NAME, dtype, "starter")
-    path = _path(model)
+    if isinstance(model, HubId):
+        source: Source = "hub"
+        path, name = _from_hub(model.name, progress, trust_remote_code), short_name(model)
+    else:
+        path, source, name = model, "directory", model.resolve().name
+    _check_path(path)
     if path.suffix.lower() == ".gguf" and path.is_file():
         dtype = _dtype(weights_dtype, check_gguf(path).n_values, is_cpu)
         return Resolved(_converted(path, dtype, progress, cache), path.stem, dtype, "gguf")
-    source: Source = "directory"
-    if not path.is_dir():
-        path, source = _from_hub(str(model), progress, trust_remote_code), "hub"
-        directory.check_directory(path)
-    name = str(model).rpartition("/")[2] if source == "hub" else path.resolve().name
     return Resolved(path, name, _dtype(weights_dtype, directory.count_values(path), is_cpu), source)
 
 
@@ -107,7 +132,7 @@ def default_cache_dir() -> Path:
     """Where fetched and converted models are kept."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("agent_memory")) / "models"
+    return as_path(platformdirs.user_cache_dir("agent_memory"), "the user's cache folder") / "models"
 
 
 @contextmanager
@@ -148,7 +173,7 @@ def import_mlx_lm() -> Any:
 def _path(model: str | os.PathLike[str]) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise ConfigError(f"model must be a path, a hub id, a runner or None, not {type(model).__name__}")
-    path = as_path(model, "model").expanduser()
+    path = as_path(model, "model")
     try:
         path.exists()
     except OSError as error:  # a name that no file system takes
@@ -156,8 +181,8 @@ def _path(model: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _is_hub_id(model: str | os.PathLike[str]) -> bool:
-    return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
+def _is_hub_id(model: str) -> bool:
+    return len(model) <= _HUB_ID_CHARS and _HUB_ID.fullmatch(model) is not None
 
 
 def _dtype(asked: str | None, n_values: int, is_cpu: bool) -> str | None:
@@ -208,7 +233,7 @@ def _from_hub(name: str, progress: bool | None, trust_remote_code: bool) -> Path
     patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     log.info("fetching hub_id=%s", name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, tqdm_class=Bar))
+        return as_path(snapshot_download(name, allow_patterns=patterns, tqdm_class=Bar), "the hub's cache folder")
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         said = (str(error).strip().splitlines() or ["no reason given"])[0]
         offline = (

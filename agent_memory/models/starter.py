@@ -89,7 +89,7 @@ def _fetch(made: Path) -> Path:
     environment = {**os.environ, "TMPDIR": str(made), "PIP_NO_INPUT": "1"}
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, env=environment, cwd=made, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
     except OSError as error:
         raise ModelError(_advice(f"{sys.executable!r} cannot be run: {error}")) from error

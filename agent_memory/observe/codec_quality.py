@@ -1,24 +1,56 @@
-"""What ``Memory.measure_codec()`` does: texts to ids, one engine call for each, and one report of all."""
+"""``Memory.measure_codec()``: one engine call for each text, and one report of all."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
+from attrs import frozen
+
 from agent_memory.config import CODECS, Codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
-from agent_memory.types import CodecReport, Divergence
+from agent_memory.types import Divergence
 
-#: Of a text this share is context, in encoded KV; what the model says of the rest is compared.
+#: This share of a text is the context, in encoded KV; predictions of the remaining tokens are compared.
 _CONTEXT_SHARE = 0.75
 _LEAST_TOKENS = 8
 
 
+@frozen(kw_only=True)
+class CodecReport:
+    """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
+
+    codec: str
+    bits_per_value: float  #: of the KV, scales included
+    ratio: float  #: exact bytes to encoded ones
+    kl: float  #: mean Kullback-Leibler divergence from exact, nats a token
+    worst_kl: float  #: of any one token
+    perplexity: float  #: of the texts, on exact KV
+    coded_perplexity: float
+    agreement: float  #: share of tokens after which both predict the same next token
+    n_tokens: int  #: compared
+    encode_gb_s: float  #: exact bytes a second
+    decode_gb_s: float
+    #: tensors that the codec leaves exact, each with the reason
+    exact_tensors: tuple[str, ...] = ()
+
+    @property
+    def perplexity_change(self) -> float:
+        """0.01: one percent worse."""
+        return self.coded_perplexity / self.perplexity - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
+            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
+        )
+
+
 def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, texts: Sequence[str]) -> CodecReport:
-    """The report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
+    """Return the report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
     if name not in CODECS[1:]:
         raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {name!r}")
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not (texts := tuple(texts)):
@@ -55,7 +87,7 @@ def _compared(engine: Engine, runner: ModelRunner, chunk_tokens: int, codec: Cod
 
 
 def report(codec: str, found: Sequence[Divergence], exact_tensors: tuple[str, ...] = ()) -> CodecReport:
-    """One report of several texts; every token counts alike."""
+    """Return one report of several texts; every token has the same weight."""
     n_tokens = sum(one.n_tokens for one in found)
     exact_bytes, coded_bytes = sum(one.exact_bytes for one in found), sum(one.coded_bytes for one in found)
     return CodecReport(

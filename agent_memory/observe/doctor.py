@@ -28,11 +28,11 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
         "cold_bytes_per_token": token_bytes(runner.layout, config.cold_codec),
         **runner.facts,
     }
-    advice = []
+    advice = list(facts.pop("notes", ()))
     n_tensors = len(runner.layout.tensors) + len(runner.layout.windows)
     if facts.get("backend") == "mlx cpu" and sys.platform == "linux":
         if not facts.get("blas_active"):
-            advice.append(f"prefill runs on a slow BLAS ({facts.get('blas_note')}): pip install 'agent-memory[cpu]'")
+            advice.append(f"prefill runs on a slow BLAS: {facts.get('blas_note')}")
         if facts.get("weights_dtype") not in ("float32", ""):
             advice.append(
                 f"weights are {facts['weights_dtype']}; on this CPU float32 is several times faster: "

@@ -1,4 +1,4 @@
-"""The content address of a run of tokens: a hash chain over chunks, the model's identity being the first parent."""
+"""Names of chunks: a hash chain over token ids whose first parent is the model's identity."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ID_BYTES = 32
 
 
 def piece_id(parent: bytes, ids: Ids) -> bytes:
-    """sha256 of the parent's id and the token ids (u32, little-endian): 32 bytes."""
+    """Return sha256 of the parent's id and the token ids (u32, little-endian): 32 bytes."""
     return hashlib.sha256(parent + np.ascontiguousarray(ids, dtype="<u4").tobytes()).digest()
 
 
 def chunk_chain(identity: bytes, ids: Ids, chunk_tokens: int) -> list[bytes]:
-    """The ids of the full chunks of ``ids``, in order; the unfinished tail has none."""
+    """Return the ids of all full chunks of ``ids``, in order; the unfinished tail has none."""
     tokens = np.ascontiguousarray(ids, dtype="<u4")
     chain: list[bytes] = []
     parent = identity
@@ -34,7 +34,7 @@ def chunk_chain(identity: bytes, ids: Ids, chunk_tokens: int) -> list[bytes]:
 
 
 def common_prefix(a: Ids, b: Ids) -> int:
-    """How many leading tokens are equal; O(n)."""
+    """Return the number of equal leading tokens; O(n)."""
     left, right = np.asarray(a, dtype=np.uint32), np.asarray(b, dtype=np.uint32)
     n = min(len(left), len(right))
     differs = left[:n] != right[:n]
@@ -42,6 +42,6 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 
 def identity_of(model: Mapping[str, str], salt: str, chunk_tokens: int) -> str:
-    """sha256 hex of all that a KV belongs to: the model's own digests, the tenant's salt, the size of the chunks."""
+    """Return the identity of KV: sha256 hex of the model's digests, the tenant's salt and the chunk size."""
     parts = {**model, "salt": salt, "chunk_tokens": chunk_tokens}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

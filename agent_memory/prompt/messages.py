@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 import attrs
@@ -14,6 +14,15 @@ from agent_memory.types import Message, Role, ToolCall
 
 ROLES: tuple[str, ...] = get_args(Role)
 _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
+
+#: Keys that frameworks store with a message or a text block, each with the value that says nothing; None says nothing
+#: anywhere. Any other value asks for what is not supported.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "annotations": ([], ()), "audio": (), "citations": ([], ()), "function_call": (), "images": ([], ()),
+    "provider_specific_fields": ({},), "refusal": ("",), "thinking_blocks": ([], ()),
+}  # fmt: skip
+_TEXT_KEYS = {"type", "text"}
+_HINTS = {"cache_control"}  #: of any value: all KV is kept here
 
 
 def normalize(prompt: object) -> tuple[Message, ...]:
@@ -110,17 +119,15 @@ def _messages(one: object, index: int) -> list[Message]:
     """One message of the caller's; of Anthropic's shape, each tool result in it is a message of its own."""
     if isinstance(one, Message):
         return [_checked(one, index)]
+    one = _as_mapping(one)
     if not isinstance(one, Mapping):
         raise UnsupportedParameterError(f"message {index} must be a Message or a mapping, got {type(one).__name__}")
-    one = {key: value for key, value in one.items() if value is not None}  # objects of the two APIs hold unset fields
-    if unknown := sorted(map(str, set(one) - _KEYS)):
-        known = ", ".join(sorted(_KEYS))
-        raise UnsupportedParameterError(f"message {index} has the key {unknown[0]!r}; known: {known}")
+    one = _less_neutral(one, _KEYS, f"message {index}")
     role = "system" if one.get("role") == "developer" else one.get("role")
     asked = one.get("tool_calls", ())
     if not isinstance(asked, Sequence) or isinstance(asked, (str, bytes)):
         raise UnsupportedParameterError(f"message {index}: tool_calls must be a list, got {type(asked).__name__}")
-    content = one.get("content", "" if asked else None)
+    content = one.get("content", "" if asked or role in ("assistant", "tool") else None)
     if role == "user" and isinstance(content, Sequence) and (results := _results(content)):
         rest = list(content[len(results) :])
         answers = [_checked(_result(block, index), index) for block in results]
@@ -139,6 +146,24 @@ def _messages(one: object, index: int) -> list[Message]:
             index,
         )
     ]
+
+
+def _as_mapping(one: object) -> Any:
+    """The fields of an SDK's object (pydantic's), without importing what made it; anything else as it is."""
+    dump = getattr(type(one), "model_dump", None)
+    return one if isinstance(one, Mapping) or not callable(dump) else dump(one)
+
+
+def _less_neutral(given: Mapping[Any, Any], known: Collection[str], place: str) -> dict[str, Any]:
+    """What is known of ``given``. Raises UnsupportedParameterError for another key whose value says something."""
+    rest = {key: value for key, value in given.items() if value is not None}  # SDKs' objects hold fields that are unset
+    for key in sorted(map(str, rest.keys() - known)):
+        if key in _HINTS or (key in _NEUTRAL and rest[key] in _NEUTRAL[key]):
+            continue
+        if key in _NEUTRAL:
+            raise UnsupportedParameterError(f"{place}: {key} is not supported, got {rest[key]!r}")
+        raise UnsupportedParameterError(f"{place} has the key {key!r}; known: {', '.join(sorted(known))}")
+    return {key: value for key, value in rest.items() if key in known}
 
 
 def _results(content: Sequence[Any]) -> list[Mapping[str, Any]]:
@@ -168,7 +193,7 @@ def _checked(message: Message, index: int) -> Message:
         value = getattr(message, key)
         if not isinstance(value, str) and (value is not None or key == "reasoning"):
             raise UnsupportedParameterError(f"message {index}: {key} must be text, got {type(value).__name__}")
-    if not message.content and not (message.tool_calls or message.role in ("assistant", "tool")):
+    if not message.content and not (message.tool_calls or message.role in ("system", "assistant", "tool")):
         raise UnsupportedParameterError(f"message {index} ({message.role}) is empty")
     if message.role == "tool" and not message.tool_call_id:
         raise UnsupportedParameterError(f"message {index} has the role 'tool' and no tool_call_id")
@@ -201,14 +226,14 @@ def _blocks(content: object, index: int, role: object) -> tuple[str, str, list[T
     if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise UnsupportedParameterError(f"message {index}: content must be text, got {type(content).__name__}")
     texts, thoughts, calls = [], [], []
-    for place, block in enumerate(content):
+    for place, block in enumerate(map(_as_mapping, content)):
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
         if kind == "tool_use" and role == "assistant":
             calls.append(_call(block, index, "input"))
         elif kind == "thinking" and role == "assistant" and isinstance(block.get("thinking"), str):
             thoughts.append(block["thinking"])
         elif kind == "text" and isinstance(block.get("text"), str):
-            texts.append(block["text"])
+            texts.append(_less_neutral(block, _TEXT_KEYS, f"message {index}, content block {place}")["text"])
         else:
             raise UnsupportedParameterError(
                 f"message {index}: content block {place} is of type {kind!r}; only text blocks are supported there"
@@ -222,12 +247,13 @@ def _call(call: object, index: int, key: str = "arguments") -> ToolCall:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise UnsupportedParameterError(f"message {index}: a tool call needs a name and arguments, got {call!r}")
-    arguments = function.get(key, {})
+    arguments = function.get(key)
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise UnsupportedParameterError(f"message {index}: arguments of {name!r} are not JSON: {error}") from None
+    arguments = {} if arguments is None else arguments  # null is how some write that there are none
     if not isinstance(arguments, Mapping):
         raise UnsupportedParameterError(f"message {index}: arguments of {name!r} must be an object")
     return ToolCall(name=name, arguments=dict(arguments), id=str(call.get("id") or ""))

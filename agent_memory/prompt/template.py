@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
@@ -21,6 +22,7 @@ def render(
     tools: Sequence[Tool] = (),
     variables: Mapping[str, Any] | None = None,
     generation_prompt: bool = True,
+    now: datetime | None = None,
 ) -> str:
     """The text that the model reads. A tokenizer without a chat template gets ``Role: text`` paragraphs.
 
@@ -30,7 +32,11 @@ def render(
 
     def write(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         return tokenizer.render(
-            as_dicts(messages), tools=as_functions(tools), generation_prompt=generation_prompt, variables=variables
+            as_dicts(messages),
+            tools=as_functions(tools),
+            generation_prompt=generation_prompt,
+            variables=variables,
+            now=now,
         )
 
     if not tokenizer.has_template:
@@ -46,6 +52,12 @@ def render(
         return write(spelled(messages, tools, has_system=False))
 
 
+def writes_calls(tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> bool:
+    """True if the template writes calls itself; otherwise they are text when it sees them."""
+    has_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
+    return not has_tools or tokenizer.knows_tools
+
+
 def _paragraphs(messages: Sequence[Message], generation_prompt: bool) -> str:
     parts = [f"{message.role.capitalize()}: {message.content}\n\n" for message in messages]
     return "".join(parts) + ("Assistant:" if generation_prompt else "")
@@ -59,9 +71,10 @@ def prompt_ids(
     tools: Sequence[Tool] = (),
     variables: Mapping[str, Any] | None = None,
     generation_prompt: bool = True,
+    now: datetime | None = None,
 ) -> list[int]:
     """Ids of a conversation, with the ``known`` ones where the text is equal. BOS stands where the template puts it."""
-    text = render(tokenizer, messages, tools=tools, variables=variables, generation_prompt=generation_prompt)
+    text = render(tokenizer, messages, tools=tools, variables=variables, generation_prompt=generation_prompt, now=now)
     return reuse(tokenizer.encode(text), known, tokenizer)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
+from agent_memory.toolcall.marks import Beginnings
 
 
 def reuse(fresh: Sequence[int], known: Sequence[int], tokenizer: Tokenizer) -> list[int]:
@@ -111,10 +112,12 @@ class TextStream:
     counts. Its text, and what follows, is never given out, however tokens cut it.
     """
 
-    __slots__ = ("_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text")
+    __slots__ = (
+        "_begun", "_decoded", "_detokenizer", "_held", "_ids", "_lens", "_stops", "_tokenizer", "stopped", "text",
+    )  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, marks: bool = False) -> None:
-        self._tokenizer, self._stops = tokenizer, tuple(stop)
+        self._tokenizer, self._stops, self._begun = tokenizer, tuple(stop), Beginnings(stop)
         self._detokenizer = tokenizer.detokenizer(marks=marks)
         self._ids: list[int] = []
         self._lens: list[int] = []  # characters decoded after each id
@@ -158,15 +161,7 @@ class TextStream:
             _, place, self.stopped = min(ends)
             safe, self._held = window[:place], ""
         else:
-            keep = self._held_back(window)
+            keep = self._begun.held_back(window)
             safe, self._held = window[: len(window) - keep], window[len(window) - keep :]
         self.text += safe
         return safe
-
-    def _held_back(self, window: str) -> int:
-        """Length of the longest end of ``window`` that begins a stop string."""
-        longest = max((len(s) - 1 for s in self._stops), default=0)
-        for size in range(min(longest, len(window)), 0, -1):
-            if any(s.startswith(window[len(window) - size :]) for s in self._stops):
-                return size
-        return 0

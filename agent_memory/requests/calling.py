@@ -14,9 +14,11 @@ from agent_memory.grammar.constraint import Forced, HeldCalls
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
 from agent_memory.grammar.matcher import Matcher
 from agent_memory.protocols import Constraint, Tokenizer
+from agent_memory.requests.options import Settings
 from agent_memory.scheduler.request import Outcome
 from agent_memory.toolcall import ToolParser
-from agent_memory.toolcall.formats import Form, can_be_held, forms
+from agent_memory.toolcall.formats import forms
+from agent_memory.toolcall.forms import Form, FramedForm, ObjectForm
 from agent_memory.toolcall.found import loads
 from agent_memory.tools import as_tools
 from agent_memory.types import Tool
@@ -41,11 +43,17 @@ class Calling:
         marks = None if self.is_raw else tokenizer.reasoning
         return ToolParser(
             self.tools,
-            self.format or (_own_format(tokenizer) if self.tools else None),
+            self.format or (None if self.is_raw else _own_format(tokenizer)),
             reasoning=marks,
             in_reasoning=marks is not None and _ends_inside(prompt, tokenizer, marks),
             max_calls=self.max_calls,
         )
+
+    def shows_marks(self, tokenizer: Tokenizer) -> bool:
+        """True if the parser needs the special tokens of a reply: for its calls, its reasoning or its channels."""
+        if self.is_raw:
+            return False
+        return bool(self.tools or tokenizer.reasoning or _own_format(tokenizer) == "harmony")
 
     def constraint(self, grammars: Grammars, prompt: Sequence[int]) -> Constraint | None:
         """What holds the reply to ``prompt``; None where it is free. Compiles.
@@ -62,12 +70,20 @@ class Calling:
         closing = marks[1] if marks and _ends_inside(prompt, tokenizer, marks) else ""
         return Forced(grammars.matcher(self.grammar, follows_text=bool(closing)), tokenizer, closing)
 
-    def _opened(self, grammars: Grammars) -> Callable[[Form], Matcher]:
+    def _opened(self, grammars: Grammars) -> Callable[[Form], Matcher | None]:
         """The matcher of a call that the model has opened in a form."""
         is_single = self.max_calls == 1
-        return lambda form: grammars.matcher(
-            call_grammar(self.held, form, grammars.tokenizer, is_open=True, is_single=is_single)
-        )
+
+        def matcher(form: Form) -> Matcher | None:
+            try:
+                grammar = call_grammar(self.held, form, grammars.tokenizer, is_open=True, is_single=is_single)
+                return grammars.matcher(grammar)
+            except UnsupportedParameterError:  # JSON is held in any case; other ways of writing may not be
+                if isinstance(form, (ObjectForm, FramedForm)) or any(tool.strict for tool in self.held):
+                    raise
+                return None
+
+        return matcher
 
     def value(self, outcome: Outcome) -> Any:
         """The reply's JSON: None without a schema, and where the reply was cut short.
@@ -82,31 +98,20 @@ class Calling:
             raise UnsupportedParameterError(f"the reply fits its schema, but cannot be read: {error}") from None
 
 
-def calling_of(
-    tools: object,
-    tool_choice: object,
-    parallel_tool_calls: object,
-    schema: object,
-    *,
-    grammars: Grammars,
-    kept: tuple[Tool, ...] = (),
-    raw: bool = False,
-) -> Calling:
-    """What the arguments mean, with the agent's own tools (``kept``) where none are given.
+def calling_of(settings: Settings, *, grammars: Grammars, kept: tuple[Tool, ...] = ()) -> Calling:
+    """What a request's options say of its reply, with the agent's own tools (``kept``) where none are given.
 
     Raises UnsupportedParameterError, and MissingExtraError where they need constrained decoding and it is missing.
     """
-    given = as_tools(tools)
-    if not isinstance(parallel_tool_calls, bool):
-        raise UnsupportedParameterError(f"parallel_tool_calls must be a bool, got {parallel_tool_calls!r}")
-    if raw and given:
+    given, choice, schema = as_tools(settings.tools), settings.tool_choice, settings.schema
+    if settings.raw and given:
         raise UnsupportedParameterError("raw=True takes no tools: they reach the model through the chat template")
-    offered = () if raw or tool_choice == "none" else given or kept
-    max_calls = None if parallel_tool_calls else 1
-    calling = Calling(offered=offered, tools=offered, max_calls=max_calls, is_raw=raw)
-    forced = _forced(tool_choice, offered)
+    offered = () if settings.raw or choice == "none" else given or kept
+    max_calls = None if settings.parallel_tool_calls else 1
+    calling = Calling(offered=offered, tools=offered, max_calls=max_calls, is_raw=settings.raw)
+    forced = _forced(choice, offered)
     if schema is not None:
-        if forced or (given and tool_choice != "none"):
+        if forced or (given and choice != "none"):
             raise UnsupportedParameterError("schema= makes the reply a value, not a call: give no tools with it")
         described, build = schemas.of_value(schema)
         grammar = value_grammar(grammars.checked(described, "schema"))
@@ -114,8 +119,15 @@ def calling_of(
     if not forced:
         return _held(calling, grammars)
     tokenizer = grammars.tokenizer
-    format = forced_format(_own_format(tokenizer), knows_tools=tokenizer.has_template and tokenizer.knows_tools)
-    grammar = call_grammar([_closed(tool, grammars) for tool in forced], forms(format)[0], tokenizer)
+    closed = [_closed(tool, grammars) for tool in forced]
+    own, knows_tools = _own_format(tokenizer), tokenizer.has_template and tokenizer.knows_tools
+    format = forced_format(own, knows_tools=knows_tools)
+    try:
+        grammar = call_grammar(closed, forms(format)[0], tokenizer)
+        grammars.matcher(grammar)
+    except UnsupportedParameterError:  # JSON can hold what this format cannot
+        format = forced_format(None, knows_tools=knows_tools)
+        grammar = call_grammar(closed, forms(format)[0], tokenizer)
     return attrs.evolve(calling, max_calls=1, grammar=grammar, format=format)
 
 
@@ -129,13 +141,6 @@ def _held(calling: Calling, grammars: Grammars) -> Calling:
     is_promised = any(tool.strict for tool in calling.tools)
     format = _own_format(grammars.tokenizer)
     own_forms = forms(format)
-    if not all(map(can_be_held, own_forms)):
-        if is_promised:
-            raise UnsupportedParameterError(
-                f"this model writes calls in the format {format!r}, and only calls with arguments in JSON can be held: "
-                "leave out strict=True, or force a choice"
-            )
-        return calling
     try:
         held = attrs.evolve(calling, held=tuple(_closed_if_strict(tool, grammars) for tool in calling.tools))
         for form in own_forms:
@@ -184,7 +189,7 @@ def _own_format(tokenizer: Tokenizer) -> str | None:
 
 
 def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
-    """Whether the template opened the reasoning itself: whether the prompt's end is the opening mark."""
+    """True if the template opened the reasoning itself: the prompt ends with the opening mark."""
     opening = tokenizer.key(tokenizer.encode(marks[0]))
     tail = tokenizer.key(prompt[-len(opening) - 8 :])
     blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from typing import Any
 
+import attrs
 import numpy as np
 from attrs import frozen
 
-from agent_memory.errors import ToolResultError, UnsupportedParameterError
+from agent_memory.errors import HistoryDivergedError, ToolResultError, UnsupportedParameterError
+from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.frame import closings_of
+from agent_memory.prompt.own_words import Composed, Part, compose
 from agent_memory.prompt.results import paired
-from agent_memory.prompt.template import prompt_ids, raw_ids
+from agent_memory.prompt.template import raw_ids, render, writes_calls
+from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
-from agent_memory.scheduler.request import Prompt
-from agent_memory.types import Message, Tool
+from agent_memory.requests.misses import Before, Planned, explain, first_difference
+from agent_memory.scheduler.request import Prompt, Why
+from agent_memory.tools import as_functions
+from agent_memory.types import Message, OnDiverge, Tool
+
+_ANOTHER_DAY = datetime(2001, 9, 9, 1, 46, 40)  #: what a template writes of the date differs between this and today
 
 
 @frozen
@@ -28,44 +40,56 @@ class Answers:
     version: int
 
 
+@frozen(kw_only=True)
+class Rendering:
+    """How a request's prompt is written, beside its messages."""
+
+    tools: tuple[Tool, ...] = ()
+    variables: Mapping[str, Any] | None = None
+    raw: bool = False
+    generation_prompt: bool = True
+    keep_reasoning: bool | None = None  #: None: as the agent has it, else what the template does
+    on_diverge: OnDiverge = "replace"
+    clock: Callable[[], datetime] = datetime.now  #: local time
+    pin_dates: bool = True
+
+
 class Planner:
     """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment.
 
-    What the caller gave is copied at once: he may do with it what he likes while the request waits.
+    - What the caller gave is copied at once: he may do with it what he likes while the request waits.
+    - Replies that the log has, unchanged, stand as the model wrote them; the template writes the rest.
+    - A list that is another history than the log's replaces it, branches off, or is refused (``on_diverge``).
     """
 
     __slots__ = (
-        "_asked", "_cache", "_generation_prompt", "_goes_on", "_log", "_raw", "_seen", "_tokenizer", "_tools",
-        "_variables", "given",
+        "_asked", "_cache", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
+        "facts", "given", "is_branch", "n_replaced",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: object,
-        log: Log | None,
-        *,
-        tools: Sequence[Tool] = (),
-        raw: bool = False,
-        variables: Mapping[str, Any] | None = None,
-        generation_prompt: bool = True,
-    ) -> None:
-        if raw and not isinstance(prompt, str):
+    def __init__(self, tokenizer: Tokenizer, prompt: object, log: Log | None, how: Rendering = Rendering()) -> None:
+        if how.raw and not isinstance(prompt, str):
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
         self._tokenizer, self._log = tokenizer, log
+        self._how = attrs.evolve(how, variables=_snapshot(how.variables))
         self._seen = prompt.version if isinstance(prompt, Answers) else None
         self._goes_on = isinstance(prompt, str | Answers)
         if isinstance(prompt, Answers):
             self._asked = shapes.normalize(prompt.messages) if prompt.messages else ()  # none: a call is left open
         else:
             self._asked = shapes.normalize(prompt)
-        self._raw, self._variables, self._generation_prompt = raw, _snapshot(variables), generation_prompt
-        self._tools = tuple(tools)
+        self._now = how.clock()
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
+        self.facts = Facts()  #: of the agent, once this turn is part of its log
+        self.is_branch = False  #: whether the log stays as it is: the list was another history, and branches off
+        self.n_replaced = 0  #: messages of the log that are not in the list
 
     def prompt(self) -> Prompt:
-        """Render and tokenize; again only when the log has changed since. Raises AgentDeletedError."""
+        """Render and tokenize; again only when the log has changed since.
+
+        Raises AgentDeletedError, HistoryDivergedError and ToolResultError.
+        """
         if self._log:
             self._log.ensure_exists()
         version = self._log.version if self._log else 0
@@ -80,27 +104,126 @@ class Planner:
                 f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
                 f"answered already, or taken back. Look at its messages, and answer what is open there"
             )
-        known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
         given = log.full_history(self._asked, goes_on=self._goes_on) if log else self._asked
-        given = paired(given, may_end_open=not self._generation_prompt)
+        given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
-        if self._raw:
+        self._note_divergence()
+        self.facts = self._facts()
+        known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
+        if self._how.raw:
             ids = raw_ids(self._tokenizer, self._asked[0].content, known.tolist())
-        else:
-            ids = prompt_ids(
-                self._tokenizer,
+            return self._finished(ids, known, Composed(ids))
+        composed = self._composed()
+        return self._finished(reuse(composed.ids, known.tolist(), self._tokenizer), known, composed)
+
+    def _note_divergence(self) -> None:
+        """Set what of the log the list leaves out. Raises HistoryDivergedError where that was to be an error."""
+        log = self._log
+        if log is None or self._goes_on:
+            return
+        n_same = log.n_same(self.given)
+        self.n_replaced = len(log.messages) - n_same
+        if self.n_replaced and self._how.on_diverge == "error":
+            raise HistoryDivergedError(log.name, n_same, len(log.messages))
+        self.is_branch = self.is_branch or bool(self.n_replaced and self._how.on_diverge == "branch")
+
+    def _facts(self) -> Facts:
+        """The agent's facts with this turn: its date is that of its first turn, where dates are pinned."""
+        functions = as_functions(self._how.tools)
+        kept = self._log.facts if self._log else Facts()
+        return attrs.evolve(
+            kept,
+            date=kept.date or (self._date if self._log and self._how.pin_dates else None),
+            tools=_digest(functions, sort_keys=False) if functions else "",
+            tools_sorted=_digest(functions, sort_keys=True) if functions else "",
+            variables=_digest(self._how.variables) if self._how.variables else "",
+        )
+
+    @property
+    def _date(self) -> datetime:
+        """The local time that the template is told: of the agent's first turn where dates are pinned."""
+        log = self._log
+        if log is None or not self._how.pin_dates:
+            return self._now
+        if log.facts.date is None and log.turns:  # a log of an older version: as its newest turn was rendered
+            return datetime.fromtimestamp(log.turns[-1].created_s)
+        return log.facts.date or self._now
+
+    def _write(self, messages: Sequence[Message], generation_prompt: bool, *, now: datetime | None = None) -> str:
+        how = self._how
+        return render(
+            self._tokenizer,
+            messages,
+            tools=how.tools,
+            variables=how.variables,
+            generation_prompt=generation_prompt,
+            now=now or self._date,
+        )
+
+    def _composed(self) -> Composed:
+        """The prompt with the log's replies as the model wrote them, or as the template writes all of it."""
+        log, how, tokenizer = self._log, self._how, self._tokenizer
+        replies = log.said_in(tokenizer, log.n_same(self.given)) if log else {}
+        keeps = how.keep_reasoning if how.keep_reasoning is not None else bool(self.facts.keep_reasoning)
+        composed = None
+        if replies and tokenizer.has_template:
+            composed = compose(
+                tokenizer,
                 self.given,
-                known.tolist(),
-                tools=self._tools,
-                variables=self._variables,
-                generation_prompt=self._generation_prompt,
+                replies,
+                self._write,
+                native_calls=writes_calls(tokenizer, self.given, how.tools),
+                generation_prompt=how.generation_prompt,
+                keep_reasoning=keeps,
             )
+        if composed is not None:
+            return composed
+        text = self._write(self.given, how.generation_prompt)
+        return Composed(tokenizer.encode(text), parts=(Part(0, text),))
+
+    def _finished(self, ids: Sequence[int], known: np.ndarray[Any, Any], composed: Composed) -> Prompt:
+        log = self._log
+        if log is None:
+            why = partial(self._why, composed, tuple(ids))
+            return Prompt(ids=tuple(ids), explain=lambda at, other: why(other, at))
         shared = common_prefix(known, np.array(ids, np.uint32))
+        n_logged = min(log.n_kv, len(known))
         return Prompt(
             ids=tuple(ids),
-            known=min(shared, log.n_kv) if log else 0,
-            foreign=bool(log and log.turns and (log.is_foreign or not len(known))),
+            known=min(shared, log.n_kv),
+            foreign=bool(log.turns and (log.is_foreign or not len(known))),
+            n_logged=n_logged,
+            why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
         )
+
+    def _why(self, composed: Composed, ids: Sequence[int], other: Sequence[int], at: int) -> Why:
+        log, tokenizer = self._log, self._tokenizer
+        closings = closings_of(tokenizer, partial(self._write)) if tokenizer.has_template else ()
+        before = None
+        if log is not None:
+            dates = {datetime.fromtimestamp(turn.created_s) for turn in log.turns[-1:]} | {log.facts.date}
+            before = Before(log.messages, log.n_same(self.given), log.facts, tuple(filter(None, dates)))
+        return explain(
+            Planned(tokenizer, self.given, composed, closings),
+            ids,
+            other,
+            at,
+            before=before,
+            facts=self.facts,
+            moved_by_date=self._moved_by_date,
+        )
+
+    def _moved_by_date(self, dates: Sequence[datetime]) -> int | None:
+        """The first token that the template would write otherwise on one of some dates, or on any other day."""
+        if self._how.raw:
+            return None
+        write = partial(self._write, self.given, self._how.generation_prompt)
+        others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
+        return first_difference(self._tokenizer, write(), others)
+
+
+def _digest(value: object, *, sort_keys: bool = True) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys, default=dict).encode()).hexdigest()[:16]
 
 
 def _snapshot(variables: object) -> Mapping[str, Any] | None:

@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+
+import attrs
+from attrs import frozen
 
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError
+from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
 from agent_memory.log.turns import AgentRecord
 from agent_memory.prompt import messages as shapes
+from agent_memory.prompt.results import paired
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
-from agent_memory.types import AgentInfo, Message
+from agent_memory.types import AgentInfo, Message, Tool
 
 #: The number of a log that no agent has yet; the store counts from 1.
 NOT_STORED = 0
+
+
+@frozen
+class AgentSpec:
+    """What ``memory.agent`` says of an agent, checked; None and nothing: as the agent has it."""
+
+    system: str | None = None
+    tools: tuple[Tool, ...] = ()
+    messages: tuple[Message, ...] = ()  #: the history it begins with, its system message first
+    keep_reasoning: bool | None = None
+
+    @classmethod
+    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> AgentSpec:
+        """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls."""
+        if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
+            raise ConfigError(f"keep_reasoning must be a bool or None, got {keep_reasoning!r}")
+        told = None
+        if system == "":
+            raise ConfigError("system is empty; give a text, or None for an agent without one")
+        if system is not None:
+            (checked,) = shapes.normalize([Message("system", system)])  # type: ignore[arg-type]  # checked right there
+            told = checked.content
+        history = paired(shapes.normalize(messages), may_end_open=True) if messages is not None else ()
+        if history and history[0].role == "system":
+            if told not in (None, history[0].content):
+                raise ConfigError("system= differs from the system message of messages=; give one of them")
+            told = history[0].content
+        elif history and told is not None:
+            history = (Message("system", told), *history)
+        if history and history[-1].role != "assistant":
+            raise ConfigError(
+                f"messages= must end with an assistant's message, got one of role {history[-1].role!r}: "
+                "say() what comes after it"
+            )
+        return cls(told, as_tools(tools), history, keep_reasoning)
 
 
 class Agents:
@@ -29,32 +67,57 @@ class Agents:
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
 
-    def open(self, name: str, system: str | None, tools: Sequence[Any], *, identity: str) -> Log:
-        """The log of an agent, loaded or created. Raises ConfigError where it has another system prompt or tools.
+    def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
+        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
 
-        ``identity``: of the model that is open.
+        ``identity``: of the model that is open. ``tokenizer``: its digest.
         """
-        given = as_tools(tools)
         _check_name(name)
-        if system is not None:
-            (checked,) = shapes.normalize([Message("system", system)])
-            system = checked.content
+        system = spec.system
         with self._lock:
             log = self._find(name, identity)
             if log is None:
-                record = self._store.create_agent(self._salt, name, system=system, tools=to_json(given))
-                log = self._logs[name] = Log(record)
+                facts = Facts(keep_reasoning=spec.keep_reasoning)
+                record = self._store.create_agent(
+                    self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
+                )
+                log = Log(record)
+                self._seed(log, spec.messages, tokenizer)
+                self._logs[name] = log
         if system is not None and log.system != system:
             raise ConfigError(
                 f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
                 f"{len(system)}). Open it without system=, or use another name, or delete it first"
             )
-        if given and log.tools != given:
+        if spec.tools and log.tools != spec.tools:
             raise ConfigError(
                 f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
-                f"{[tool.name for tool in given]}). Open it without tools=, or give them with each turn"
+                f"{[tool.name for tool in spec.tools]}). Open it without tools=, or give them with each turn"
             )
+        if (n_same := log.n_same(spec.messages)) < len(spec.messages):
+            raise ConfigError(
+                f"agent {name!r} exists with another history: message {n_same} of the {len(spec.messages)} given "
+                f"differs. Open it without messages=, or use another name, or delete it first"
+            )
+        if spec.keep_reasoning is not None and log.facts.keep_reasoning != spec.keep_reasoning:
+            self._keep_reasoning(log, spec.keep_reasoning)
         return log
+
+    def _seed(self, log: Log, messages: tuple[Message, ...], tokenizer: str) -> None:
+        """Give a new log a history: one turn for each reply in it."""
+        for turn in log.seeded(messages, tokenizer=tokenizer):
+            self._store.append_turn(log.agent_id, len(log.turns), turn)
+            log.append(turn)
+
+    def _keep_reasoning(self, log: Log, keeps: bool) -> None:
+        """Store whether earlier replies of an agent keep their reasoning."""
+
+        def work() -> None:
+            log.ensure_exists()
+            log.facts = attrs.evolve(log.facts, keep_reasoning=keeps)
+            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+
+        self._engine.call(work)
 
     def find(self, name: str, *, identity: str) -> Log | None:
         """The log of an agent that exists."""

@@ -1,43 +1,125 @@
-"""From what a caller asks to a request that runs, and from its outcome to the log and the reply."""
+"""From a caller's arguments to a request that runs, and from its outcome to the log and the reply."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
-from attrs import field, frozen
+import attrs
+from attrs import frozen
 
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
 from agent_memory.log.log import Log
 from agent_memory.prompt.messages import as_written, copied
-from agent_memory.protocols import LogitsProcessor, ModelRunner
+from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling
+from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner
 from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.store import Store
-from agent_memory.types import Message, Reply, Sampling
+from agent_memory.toolcall import ToolParser
+from agent_memory.types import Message, Reply
+
+logger = logging.getLogger("agent_memory.requests")
 
 
-@frozen
-class Settings:
-    """How a request is to be answered; checked."""
+@frozen(eq=False, kw_only=True)
+class Session:
+    """What the engine asks while one request runs; implements ``scheduler.request.Asker``. Engine thread.
 
-    sampling: Sampling = field(factory=Sampling)
-    max_tokens: int = 512  #: 0: prefill only
-    stop: tuple[str, ...] = ()
-    logits_processors: tuple[LogitsProcessor, ...] = ()
-    priority: int = 0
-    timeout_s: float | None = None
+    ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
+    """
+
+    planner: Planner
+    calling: Calling
+    log: Log | None
+    store: Store
+    tokenizer: Tokenizer
+    limit: int | None
+
+    def prompt(self) -> Prompt:
+        """The prompt, planned again where the log has moved on. Raises PromptTooLongError."""
+        prompt = self.planner.prompt()
+        if self.limit is not None and len(prompt.ids) >= self.limit:
+            raise PromptTooLongError(len(prompt.ids), self.limit)
+        return prompt
+
+    def parser(self, prompt: Sequence[int]) -> ToolParser:
+        """A parser of the text that follows ``prompt``."""
+        return self.calling.parser(self.tokenizer, prompt)
+
+    def value(self, outcome: Outcome) -> Any:
+        """The reply's JSON; None where it has none. Raises UnsupportedParameterError for JSON that cannot be read."""
+        return self.calling.value(outcome)
+
+    def commit(self, outcome: Outcome, value: Any) -> Reply:
+        """Write the turn to log and store, and make the reply."""
+        parsed = outcome.parsed
+        message = Message(
+            "assistant",
+            parsed.text,
+            reasoning=parsed.reasoning,
+            tool_calls=as_written(parsed.tool_calls),
+            source=outcome.text if outcome.text != parsed.text else "",
+        )
+        if self.log is not None and not self.planner.is_branch:
+            self._append(self.log, outcome, message)
+        return Reply(
+            text=parsed.text,
+            reasoning=parsed.reasoning,
+            tool_calls=parsed.tool_calls,
+            rejected_calls=parsed.rejected_calls,
+            parsed=value,
+            finish=outcome.finish,
+            stopped=outcome.stopped,
+            usage=attrs.evolve(
+                outcome.usage, replaced_messages=0 if self.planner.is_branch else self.planner.n_replaced
+            ),
+            message=copied([message])[0],
+            token_ids=outcome.kept,
+        )
+
+    def _append(self, log: Log, outcome: Outcome, reply: Message) -> None:
+        """Add one more turn to the store's queue and to the log."""
+        planner = self.planner
+        if planner.n_replaced:
+            logger.warning(
+                "a list replaced an agent's history agent=%r replaced_messages=%d kept_messages=%d: another agent= for "
+                'another conversation, or on_diverge="branch" or "error", keeps it',
+                log.name,
+                planner.n_replaced,
+                len(log.messages) - planner.n_replaced,
+            )
+        turns = log.turns_of(
+            planner.given,
+            reply,
+            ids=(*outcome.prompt.ids, *outcome.kept),
+            n_kv=outcome.n_kv,
+            tokenizer=self.tokenizer.digest,
+            finish=outcome.finish,
+            n_reply=len(outcome.kept),
+        )
+        first = planner.given[0]
+        system = first.content if first.role == "system" else None
+        is_described = (system, planner.facts) == (log.system, log.facts)
+        for turn in turns:
+            described = None if is_described or turn is not turns[-1] else (system, planner.facts.to_json())
+            self.store.append_turn(log.agent_id, len(log.turns), turn, described)
+            log.append(turn)
+        log.facts = planner.facts
 
 
 class Requests:
-    """Makes requests and hands them to the engine. Any thread; what it gives the engine to call runs there."""
+    """Makes requests and hands them to the engine. Any thread."""
 
     def __init__(self, runner: ModelRunner, store: Store, engine: Engine, callable_timeout_s: float) -> None:
         self._runner, self._store, self._engine = runner, store, engine
@@ -48,35 +130,36 @@ class Requests:
         """Of the model's tokenizer, which is there once the model is."""
         return Grammars(self._runner.tokenizer)
 
-    def make(self, planner: Planner, log: Log | None, settings: Settings, calling: Calling) -> Request:
+    def make(
+        self, planner: Planner, log: Log | None, settings: Settings, calling: Calling, *, max_tokens: int | None = None
+    ) -> Request:
         """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
-        on by the time it starts, again.
+        on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
         """
+        self._engine.ensure_places()
         created = time.perf_counter()
-        limit, tokenizer = self._runner.context_tokens, self._runner.tokenizer
-
-        def prepare() -> Prompt:
-            prompt = planner.prompt()
-            if limit is not None and len(prompt.ids) >= limit:
-                raise PromptTooLongError(len(prompt.ids), limit)
-            return prompt
-
-        prompt = prepare()
+        tokenizer = self._runner.tokenizer
+        session = Session(
+            planner=planner,
+            calling=calling,
+            log=log,
+            store=self._store,
+            tokenizer=tokenizer,
+            limit=self._runner.context_tokens,
+        )
+        constraint = calling.constraint(self.grammars, session.prompt().ids)
         return Request(
             feed=Feed(),
-            prepare=prepare,
-            commit=lambda outcome, value: self._commit(planner, log, outcome, value),
-            value=calling.value,
+            asker=session,
             builder=self._builder(calling),
-            parser=lambda prompt: calling.parser(tokenizer, prompt),
-            constraint=calling.constraint(self.grammars, prompt.ids),
-            shows_marks=bool(calling.tools or tokenizer.reasoning) and not calling.is_raw,
-            owner=log.name if log else None,
-            agent_id=log.agent_id if log else None,
+            constraint=constraint,
+            shows_marks=calling.shows_marks(tokenizer),
+            owner=log.name if log and not planner.is_branch else None,
+            agent_id=log.agent_id if log and not planner.is_branch else None,
             sampling=settings.sampling,
-            max_tokens=settings.max_tokens,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
@@ -104,37 +187,3 @@ class Requests:
         if calling.build is None:
             return None
         return Guard("the schema's class", calling.build, self._callable_timeout_s, self._engine.wake)
-
-    def _commit(self, planner: Planner, log: Log | None, outcome: Outcome, value: object) -> Reply:
-        """The turn into log and store, and the reply; engine thread."""
-        parsed = outcome.parsed
-        message = Message(
-            "assistant",
-            parsed.text,
-            reasoning=parsed.reasoning,
-            tool_calls=as_written(parsed.tool_calls),
-            source=outcome.text if outcome.text != parsed.text else "",
-        )
-        if log is not None:
-            turn = log.turn(
-                planner.given,
-                message,
-                ids=(*outcome.prompt.ids, *outcome.kept),
-                n_kv=outcome.n_kv,
-                tokenizer=self._runner.tokenizer.digest,
-                finish=outcome.finish,
-            )
-            self._store.append_turn(log.agent_id, len(log.turns), turn)
-            log.append(turn)
-        return Reply(
-            text=parsed.text,
-            reasoning=parsed.reasoning,
-            tool_calls=parsed.tool_calls,
-            rejected_calls=parsed.rejected_calls,
-            parsed=value,
-            finish=outcome.finish,
-            stopped=outcome.stopped,
-            usage=outcome.usage,
-            message=copied([message])[0],
-            token_ids=outcome.kept,
-        )

@@ -1,9 +1,9 @@
-"""The one adapter of mlx-lm's batching: everything this library needs from ``GenerationBatch`` stands here.
+"""The one adapter of mlx-lm's batching: nothing else in this library uses ``GenerationBatch``.
 
-mlx-lm's own way from prompt to batch copies a row's KV several times and gives its first token one step late. Here a
-row is prefilled alone and joins with its last prompt id still to be fed, so that rows which come together share even
-their first step; its buffers are handed over: a lone row decodes on its own caches, a second row turns them into batch
-caches with spare room (benchmarks/handover.py has the figures). Private names of mlx-lm that are used:
+mlx-lm itself copies a row's KV several times on its way from prompt to batch, and returns its first token one step
+late. Here a row is prefilled alone and joins a batch with its last prompt id still to be fed: rows that join together
+share even their first step. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
+turns them into batch caches with spare capacity (figures: benchmarks/handover.py). Private names of mlx-lm in use:
 ``GenerationBatch._step``, ``._next_tokens``, ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``,
 ``BatchKVCache._idx``; tests/runner/test_batch.py is their contract.
 """
@@ -29,12 +29,12 @@ from agent_memory.runner.sampling import Processors, Sampler, greedy, make_sampl
 from agent_memory.types import Divergence, Sampling
 
 _NO_LIMIT = 2**31 - 1
-#: mlx keeps freed buffers; mlx-lm empties that cache every 512 steps, and so do we.
+#: mlx caches freed buffers; as in mlx-lm, that cache is emptied every 512 steps.
 _CLEAR_STEPS = 512
 
 
 class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
-    """Rows on their way into a lane that decodes: not stepped by themselves, as a GenerationBatch would be."""
+    """Rows about to join a lane (a batch that decodes); unlike a GenerationBatch, they take no step of their own."""
 
     def _step(self) -> tuple[list[int], list[mx.array]]:
         self._next_logprobs = [mx.zeros(1) for _ in self.uids]
@@ -43,26 +43,26 @@ class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
 
 @define
 class _Row:
-    """A row: on its way into a lane while it has ``caches``."""
+    """One row. It waits to join a lane as long as it has ``caches``."""
 
     number: int
     group: int
     caches: list[Any]
-    n_kv: int  #: tokens in the caches when it came
-    ids: list[int]  #: what mlx-lm is told of the ids so far, the pending one left out: all or, unwanted, none
+    n_kv: int  #: tokens in the caches when the row was inserted
+    ids: list[int]  #: the ids so far that logits processors read, the pending one left out; empty where none reads them
     pending: int  #: its last prompt id
     sampler: Sampler
     processors: Processors
     marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
-    n_skip: int = 1  #: ids that the lane will give out and that are no news: the prompt's last, or a first token
+    n_skip: int = 1  #: ids that the lane returns although the caller has them: the prompt's last id, or a first token
 
 
 class MLXBatch:
     """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
 
-    ``chunk_tokens``: where states of recurrent layers are marked, and how far back a window can be cut. ``beside``: a
-    second stream, where a CPU copies half of what rows bring when they join. ``helper``: a running thread that shares
-    the reading of a restore.
+    ``chunk_tokens``: the distance of recurrent layers' snapshots, and how far back a window can be truncated.
+    ``beside``: a second stream, on which a CPU copies half of the KV of rows that join. ``helper``: a running thread
+    that shares the reading of a restore.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MLXBatch:
         self._beside = beside if beside is not None else self._generator.stream
         self._waiting: dict[int, _Row] = {}
         self._rows: dict[int, _Row] = {}
-        #: by group: one lane, or one a row where mlx-lm cannot batch the model's caches
+        #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
         self._steps = 0
 
@@ -99,10 +99,16 @@ class MLXBatch:
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
-        mine = _own(kv)
+        mine, is_computed = _own(kv), False
         with mx.stream(self._generator.stream):
-            self._model(mx.array([list(ids)]), cache=mine.caches)
-            mx.eval([c.state for c in mine.caches])
+            try:
+                self._model(mx.array([list(ids)]), cache=mine.caches)
+                is_computed = True
+                mx.eval([c.state for c in mine.caches])
+            except BaseException:
+                # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
+                mine.unwind(is_sound=not is_computed)
+                raise
             mine.n_tokens += len(ids)
             for window in kinds.of_kind(self._layout, mine.caches, "window"):
                 window.tidy()
@@ -121,7 +127,7 @@ class MLXBatch:
         logits_processors: Sequence[LogitsProcessor] = (),
         constraint: Constraint | None = None,
     ) -> None:
-        """Keep the row for the group's next step."""
+        """Queue the row for the group's next step."""
         mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
         known = list(ids[:-1]) if processors.reads_ids else []
         self._waiting[row] = _Row(
@@ -143,11 +149,11 @@ class MLXBatch:
         return out
 
     def error(self, row: int) -> BaseException | None:
-        """What a user's callable or the constraint of this row raised."""
+        """Return what a user's callable or the constraint of this row raised."""
         return self._rows[row].processors.error if row in self._rows else None
 
     def copy(self, row: int, n_tokens: int) -> MLXKV | None:
-        """The first ``n_tokens`` of a row in buffers of their own; None where the kind cannot be cut."""
+        """Copy the first ``n_tokens`` of a row; None where this kind of cache cannot be truncated."""
         with mx.stream(self._generator.stream):
             mine = self._rows[row]
             if row in self._waiting:
@@ -157,7 +163,7 @@ class MLXBatch:
             return MLXKV(views, self._layout, _n_tokens(mine, lane, index), mine.marks).copy(n_tokens)
 
     def remove(self, rows: Sequence[int]) -> list[KV]:
-        """Take rows out. One that was alone is handed back as it is; others are cut out of the batch (one copy)."""
+        """Take rows out. The only row of a lane is returned uncopied; any other is copied out of the batch once."""
         out: dict[int, KV] = {}
         leaving: dict[int, tuple[GenerationBatch, list[int]]] = {}
         for number in rows:
@@ -177,7 +183,7 @@ class MLXBatch:
         return [out[number] for number in rows]
 
     def drop(self, group: int) -> None:
-        """Forget a group, whatever state it is in."""
+        """Drop a group, whatever state it is in."""
         self._lanes.pop(group, None)
         for number in [n for n, row in self._rows.items() if row.group == group]:
             self._rows.pop(number)
@@ -208,7 +214,7 @@ class MLXBatch:
         self._generator.close()
 
     def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
-        """Bring rows into lanes; first tokens of those that found nobody decoding, read as soon as they are there."""
+        """Move rows into lanes; return the first tokens of those whose lane was empty, as soon as they are computed."""
         out: list[tuple[int, int]] = []
         lane = lanes[0] if lanes else None
         while rows:
@@ -249,7 +255,7 @@ class MLXBatch:
         return joining.join(layer, self._beside)
 
     def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
-        """Join rows to a lane that decodes, layer by layer: never more than one layer is held twice."""
+        """Join rows to a decoding lane, layer by layer, so that at most one layer is in memory twice."""
         layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
         lane.prompt_cache = []
         for row in rows:
@@ -262,7 +268,7 @@ class MLXBatch:
         lane.prompt_cache = joined
 
     def _cut(self, lane: GenerationBatch, numbers: list[int]) -> list[list[Any]]:
-        """The caches of rows that leave a lane, layer by layer."""
+        """Copy the caches of rows that leave a lane, layer by layer."""
         places = [lane.uids.index(number) for number in numbers]
         stay = [i for i in range(len(lane.uids)) if i not in places]
         layers, lane.prompt_cache = lane.prompt_cache, []
@@ -286,7 +292,7 @@ class MLXBatch:
         return out
 
     def _advance(self, lane: GenerationBatch) -> list[tuple[int, int]]:
-        """Steps of a lane until one of its rows has news: one, or two where every token was given out already."""
+        """Step a lane until a row has a new token: one step, or two where the caller has every token of the first."""
         out: list[tuple[int, int]] = []
         while lane.uids and not out:
             responses = lane.next()

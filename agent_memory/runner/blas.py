@@ -23,6 +23,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from agent_memory.errors import INSTALL
+
 log = logging.getLogger("agent_memory.runner")
 
 PACKAGE = "scipy_openblas32"
@@ -116,7 +118,7 @@ def _open_blas() -> ctypes.CDLL:
         for path in sorted(Path(folder).glob("lib/libscipy_openblas*.so")):
             with _short_spin():
                 return ctypes.CDLL(str(path), mode=ctypes.RTLD_LOCAL)
-    raise _LeaveAlone('no scipy-openblas32 is installed: pip install "agent-memory[cpu]"')
+    raise _LeaveAlone(f"no scipy-openblas32 is installed: {INSTALL['cpu']}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What a codec costs in quality: the model's next tokens on exact KV and on KV that was encoded and decoded.
 
-Storage alone is judged: attention runs on the decoded rows, as it does after a restore.
+Only storage is measured: attention runs on the decoded rows, as after a restore.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent_memory.types import Divergence
 #: Changes the rows of one tensor, (heads, n, dim) -> the same shape and dtype.
 Recode = Callable[[TensorSpec, mx.array], mx.array]
 
-STEP = 256  #: tokens that are compared at a time: logits of a large vocabulary take memory
+STEP = 256  #: tokens compared at a time; bounds the memory that logits of a large vocabulary take
 
 
 class Coder:
@@ -34,7 +34,7 @@ class Coder:
         self.encode_s = self.decode_s = 0.0
 
     def __call__(self, spec: TensorSpec, rows: mx.array) -> mx.array:
-        """What a restore would give for ``rows``."""
+        """Return ``rows`` as a restore would give them back."""
         form = coding(spec, self._codec)
         self.n_values += rows.size
         self.exact_bytes += rows.nbytes
@@ -57,7 +57,7 @@ class Coder:
 
 
 def recoded(kv: MLXKV, recode: Recode) -> MLXKV:
-    """A copy of ``kv`` whose rows went through ``recode``, tensor by tensor."""
+    """Return a copy of ``kv`` with each tensor's rows replaced by ``recode`` of them."""
     twin = kv.copy(kv.n_tokens)
     assert twin is not None
     specs = {"full": iter(kv.layout.tensors), "window": iter(kv.layout.windows)}
@@ -74,7 +74,7 @@ def recoded(kv: MLXKV, recode: Recode) -> MLXKV:
 
 
 def diverge(model: Any, exact: MLXKV, other: MLXKV, ids: Sequence[int], coder: Coder) -> Divergence:
-    """Feed ``ids``, but for the last, to both, and compare what each says comes next. Changes both."""
+    """Feed all ``ids`` but the last to both, and compare their predictions of the next token. Changes both."""
     n = len(ids) - 1
     kl = np.zeros(n)
     agreed, nll = 0, np.zeros(2)

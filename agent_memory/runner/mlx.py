@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -15,22 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import (
-    AgentMemoryError,
-    BackendMissingError,
-    ConfigError,
-    DamagedModelError,
-    UnsupportedModelError,
-)
-from agent_memory.models import digests, resolve
-from agent_memory.runner import blas
+from agent_memory.errors import BackendMissingError, ConfigError
+from agent_memory.models import digests, directory, resolve
+from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
     from agent_memory.kvcache.layout import Layout
     from agent_memory.runner.batch import MLXBatch
     from agent_memory.runner.tokenizer import HFTokenizer
 
-#: Prefill grid by device: on CPUs small steps win, on GPUs large ones (facts measured in benchmarks/ttft.py).
+log = logging.getLogger("agent_memory.runner")
+
+#: Prefill step by device: small steps are fastest on CPUs, large ones on GPUs (measured by benchmarks/ttft.py).
 _CPU_GRID, _GPU_GRID = 256, 2048
 
 
@@ -38,20 +35,27 @@ class MLXRunner:
     """A model for ``Memory``: ``MLXRunner(model, tokenizer)`` wraps what the host has loaded with ``mlx_lm.load``.
 
     The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
-    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another. Raises
+    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another.
+    ``tool_format``: how the model writes calls, where its template does not tell. Raises
     ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "host model",
+        prefill_tokens: int | None = None,
+        tool_format: str | None = None,
     ) -> None:
         if not callable(model) or not hasattr(model, "parameters"):
             raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
         if not hasattr(tokenizer, "encode"):
             raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
-        self._spec: str | os.PathLike[str] | None = None
-        self._adapter: str | os.PathLike[str] | None = None
-        self._config = Config()
+        self._located: resolve.Located = None
+        self._adapter: Path | None = None
+        self._config = Config(tool_format=tool_format)
         self._setup(name, prefill_tokens)
         self._model, self._hf = model, tokenizer
         self._is_hosts = True
@@ -69,27 +73,27 @@ class MLXRunner:
 
         Cheap checks are made at once: raises ModelNotFoundError, UnsupportedModelError or DamagedModelError.
         """
-        resolve.check(model)
-        if adapter is not None and not (as_path(adapter, "adapter") / "adapter_config.json").is_file():
-            raise ConfigError(
-                f"no adapter_config.json in {os.fspath(adapter)!r}; adapter= takes an mlx-lm adapter folder"
-            )
+        located = resolve.locate(model)
+        folder = None if adapter is None else as_path(adapter, "adapter")
+        if folder is not None and not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"no adapter_config.json in {str(folder)!r}; adapter= takes an mlx-lm adapter folder")
         runner = cls.__new__(cls)
-        runner._spec, runner._adapter, runner._config = model, adapter, config
+        runner._located, runner._adapter, runner._config = located, folder, config
         runner._model = runner._hf = None
-        runner._setup("starter" if model is None else Path(os.fspath(model)).name, config.prefill_tokens)
+        runner._setup(resolve.short_name(located), config.prefill_tokens)
         return runner
 
     def _setup(self, name: str, prefill_tokens: int | None) -> None:
         self._name, self._prefill_tokens = name, prefill_tokens
-        self._is_hosts = False  #: whether model and tokenizer are the host's, and stay with the runner
+        self._is_hosts = False  #: True if the host loaded the model: it stays after ``close``
         self._in_use = threading.Lock()
-        self._opener: int | None = None  #: the thread that has opened it, and not closed it
+        self._opener: int | None = None  #: the thread that opened the runner and has not closed it
         self._path: Path | None = None
         self._layout: Layout | None = None
         self._tokenizer: HFTokenizer | None = None
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
+        self._notes: tuple[str, ...] = ()
         self._weights_bytes = 0
         self._helper: ThreadPoolExecutor | None = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
@@ -113,9 +117,16 @@ class MLXRunner:
 
     @property
     def context_tokens(self) -> int | None:
-        """``max_position_embeddings`` of the model's config."""
-        value = getattr(getattr(self._model, "args", None), "max_position_embeddings", None)
-        return int(value) if value else None
+        """``max_position_embeddings`` of the model's config, or of the text model in it; None where it has none."""
+        args = getattr(self._model, "args", None)
+        inner = getattr(args, "text_config", None)
+        values = [
+            one.get("max_position_embeddings")
+            if isinstance(one, Mapping)
+            else getattr(one, "max_position_embeddings", None)
+            for one in (args, inner)
+        ]
+        return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
     @property
     def prefill_tokens(self) -> int:
@@ -124,7 +135,7 @@ class MLXRunner:
 
     @property
     def weights_bytes(self) -> int:
-        """Of the weights as they are held. Valid after ``open``."""
+        """Bytes of the weights in memory. Valid after ``open``."""
         return self._weights_bytes
 
     @property
@@ -154,13 +165,12 @@ class MLXRunner:
             "model_path": str(self._path) if self._path else None,
             "context_tokens": self.context_tokens,
             "host": self.host,
+            "notes": self._notes,
         }
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The dtype in which the weights are held, or ``stored``, and a stamp of their files; nothing for a model that
-        the host has loaded.
-        """
+        """The weights' dtype, or ``stored``, and a stamp of their files; empty for a model that the host has loaded."""
         return self._choices
 
     def open(self, recorded: Mapping[str, str] = {}) -> None:
@@ -182,8 +192,10 @@ class MLXRunner:
             self._load(recorded.get("weights_dtype"))
         from agent_memory.runner.tokenizer import HFTokenizer
 
-        self._tokenizer = HFTokenizer(self._hf)
-        self._layout = _probe(self._model)
+        with loading.typed(str(self._path or self._name)):
+            self._tokenizer = HFTokenizer(self._hf, self._config.tool_format)
+            self._layout = _probe(self._model)
+        self._notes = self._looked_at()
         self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))
         self._identity = {
             "weights": self._digest_weights(recorded),
@@ -192,14 +204,23 @@ class MLXRunner:
             "layout": self._layout.digest,
             "dtype": _main_dtype(self._model),
         }
-        if self._adapter is not None:  # its scale is in no weight
-            self._identity["adapter"] = digests.of_file(Path(self._adapter) / "adapter_config.json")
+        if self._adapter is not None:  # an adapter's scale is in no weight
+            self._identity["adapter"] = digests.of_file(self._adapter / "adapter_config.json")
         if _on_cpu():
             self._helper = ThreadPoolExecutor(1, "agent_memory-restore")
             self._helper.submit(int).result()  # it runs from now on
 
+    def _looked_at(self) -> tuple[str, ...]:
+        """Return what a user should know of this model; log each note once."""
+        found = speech.notes(self.tokenizer, str(self._path) if self._path else None)
+        if self._path is not None:
+            found = [*directory.notes(self._path), *found]
+        for note in found:
+            log.warning("model %s: %s", self._name, note)
+        return tuple(found)
+
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
-        """As recorded while the files are the same; else the hub's, or read from the weights."""
+        """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
         if self._path is None:
             return digests.of_weights(self._model)
         files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
@@ -221,15 +242,15 @@ class MLXRunner:
         )
 
     def close(self) -> None:
-        """Drop what was loaded, and this thread's mlx streams; nothing on a thread that has not opened it.
+        """Drop the model and this thread's mlx streams; do nothing on a thread that has not opened it.
 
-        What the host loaded stays, ready to be opened again.
+        A model that the host loaded stays and can be opened again.
         """
         if self._opener != threading.get_ident():
             return
         if self._is_hosts:
-            with contextlib.suppress(RuntimeError):  # arrays that the host has made meanwhile are its thread's
-                _evaluate(self._model)  # what the model has put aside here: another thread could not
+            with contextlib.suppress(RuntimeError):  # arrays that the host made meanwhile belong to its thread
+                _evaluate(self._model)  # arrays that the model cached on this thread, which no other can evaluate
         else:
             self._model = self._hf = None
         if self._helper is not None:
@@ -245,10 +266,8 @@ class MLXRunner:
         self._in_use.release()
 
     def _load(self, weights_dtype: str | None) -> None:
-        import mlx_lm
-
         found = resolve.resolve(
-            self._spec,
+            self._located,
             weights_dtype=self._config.weights_dtype or weights_dtype,
             progress=self._config.progress,
             trust_remote_code=self._config.trust_remote_code,
@@ -256,26 +275,16 @@ class MLXRunner:
         )
         self._path, self._name = found.path, found.name
         self._choices = {"weights_dtype": found.weights_dtype or resolve.AS_STORED}
-        try:
-            self._model, self._hf = mlx_lm.load(
-                str(found.path),
-                adapter_path=os.fspath(self._adapter) if self._adapter is not None else None,
-                trust_remote_code=self._config.trust_remote_code,
-                lazy=True,
-            )[:2]
-        except AgentMemoryError:
-            raise
-        except (ValueError, KeyError, TypeError, ModuleNotFoundError) as error:
-            raise UnsupportedModelError(f"mlx-lm cannot load {found.path}: {error}") from error
-        except (OSError, RuntimeError) as error:
-            raise DamagedModelError(f"{found.path} cannot be read: {error}") from error
-        self._model = _cast(self._model, found.weights_dtype)
+        self._model, self._hf = loading.load(
+            found.path,
+            self._adapter,
+            dtype=found.weights_dtype,
+            trust_remote_code=self._config.trust_remote_code,
+        )
 
 
 def _evaluate(model: Any) -> None:
-    """Every array of a model, also those that are no parameters (a rope's frequencies): a lazy one cannot leave the
-    thread that made it.
-    """
+    """Evaluate every array of a model, parameters or not (RoPE frequencies): a lazy one cannot leave its thread."""
     import mlx.core as mx
 
     modules = model.modules() if hasattr(model, "modules") else []
@@ -290,21 +299,8 @@ def _on_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
-def _cast(model: Any, dtype: str | None) -> Any:
-    """The model with its weights in ``dtype``, dequantized where quantized; None: as stored. Evaluates all."""
-    import mlx.core as mx
-    from mlx_lm.utils import dequantize_model
-
-    if dtype is not None:
-        if any(a.dtype == mx.uint32 for _, a in digests.leaves(model)):
-            model = dequantize_model(model)
-        model.set_dtype(getattr(mx, dtype))
-    mx.eval(model.parameters())
-    return model
-
-
 def _main_dtype(model: Any) -> str:
-    """The dtype of most weights' bytes, as text."""
+    """Return the dtype that most of the weights' bytes have, as text."""
     sizes: dict[str, int] = {}
     for _, array in digests.leaves(model):
         sizes[str(array.dtype)] = sizes.get(str(array.dtype), 0) + array.nbytes
@@ -312,14 +308,14 @@ def _main_dtype(model: Any) -> str:
 
 
 def _give_back() -> None:
-    """Let the system have what was freed: glibc keeps it, hundreds of MB in the arenas of threads that have ended."""
+    """Return freed memory to the system: glibc keeps hundreds of MB in the arenas of threads that have ended."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def _probe(model: Any) -> Layout:
-    """Feed one token to fresh caches: shapes and dtypes as the model really makes them. One decode step."""
+    """Feed one token to fresh caches, to learn their shapes and dtypes. Costs one decode step."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 

@@ -10,7 +10,7 @@ from agent_memory.errors import UnsupportedParameterError
 
 
 def returned(logits: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Logits as float32. Raises UnsupportedParameterError for another shape, and where nothing can be drawn of them."""
+    """Return logits as float32. Raises UnsupportedParameterError for another shape, and for NaN or only -inf."""
     made = np.asarray(logits, np.float32)
     if made.shape != shape:
         raise UnsupportedParameterError(f"a logits processor returned shape {made.shape}; {shape} is needed")

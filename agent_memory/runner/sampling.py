@@ -20,17 +20,17 @@ from agent_memory.types import Sampling
 
 Sampler = Callable[[mx.array], mx.array]
 
-#: Colder than this, what is drawn is the most probable token, and its inverse nears what floats hold.
+#: At a lower temperature the draw is the most probable token anyway, and the inverse overflows.
 _COLDEST, _HOTTEST = 1e-5, 1e30
-#: Of a smaller one nothing would be left in float32; no vocabulary's best token is as improbable as this.
+#: A smaller value vanishes in float32; no vocabulary's best token is this improbable.
 _LEAST_TOP_P = 1e-30
-#: Of a penalty or its inverse: beyond it logits become infinite.
+#: The largest penalty, and the largest inverse: beyond it logits become infinite.
 _MOST_PENALTY = 1e4
 _LONGEST = 2**31 - 1  #: what mlx takes as an index
 
 
 def greedy(logprobs: mx.array) -> mx.array:
-    """The most probable token of each row; one function for all greedy rows: a batch samples them in one call."""
+    """Return the most probable token of each row; one function for all greedy rows, so that one call samples them."""
     return mx.argmax(logprobs, axis=-1)
 
 
@@ -57,10 +57,10 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 
 class Processors:
-    """The logits processors of one row: what one of them raises is kept, never thrown into the batch.
+    """The logits processors of one row. An error of theirs is kept in ``error``; it never reaches the batch.
 
     User callables get host arrays; how long they may take is the caller's business (scheduler/callables.py).
-    ``reads_ids``: whether any of them looks at ids before the newest.
+    ``reads_ids``: True if any of them reads ids before the newest.
     """
 
     __slots__ = ("_constraint", "_is_first", "_user", "chain", "error", "reads_ids")
@@ -94,13 +94,13 @@ class Processors:
         return mx.array(values, dtype=logits.dtype)[None]
 
     def _constrain(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        """Only what the constraint allows keeps its logit. The mask is made while the forward pass runs."""
+        """Set the logits of forbidden tokens to -inf. The mask is made while the forward pass runs."""
         assert self._constraint is not None
         if self.error is not None:
             return logits
         mx.async_eval(logits)
         try:
-            if not self._is_first:  # then the newest id is the prompt's last
+            if not self._is_first:  # the newest id is still the prompt's last
                 self._constraint.accept(int(tokens[-1].item()))
             self._is_first = False
             words = self._constraint.mask()
@@ -111,6 +111,6 @@ class Processors:
 
 
 def allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
-    """(n_vocab,) bool of a mask's words; ids beyond them, with which models pad their vocabulary, are not allowed."""
+    """Return a mask's words as (n_vocab,) bool; padding ids of the vocabulary, beyond the words, are forbidden."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=min(n_vocab, 32 * len(words)))
     return mx.array(np.pad(bits, (0, n_vocab - len(bits))).view(np.bool_))

@@ -1,25 +1,53 @@
-"""Hugging Face tokenizers behind the ``Tokenizer`` protocol: exact text, whole characters, one lock."""
+"""Hugging Face tokenizers behind the ``Tokenizer`` protocol: exact text, whole characters, one lock.
+
+Text is decoded here and not by mlx-lm's detokenizers, which write text twice or lose spaces for some decoders.
+"""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnsupportedParameterError
+from agent_memory.protocols import Detokenizer
+from agent_memory.runner.decoders import Decoding, TokenStream
+from agent_memory.runner.decodestages import byte_of, token_bytes
+from agent_memory.toolcall import FORMATS
+from agent_memory.toolcall.choice import Choice, choose
+from agent_memory.toolcall.formats import format_of
+
+log = logging.getLogger("agent_memory.runner")
 
 #: Names that the template call itself sets; a caller's variable of that name would be lost or break it.
 _RESERVED = {"messages", "conversation", "tools", "documents", "add_generation_prompt", "tokenize", "chat_template"}
+
+#: Every directive of strftime that a template may use; "%%" last, since its text looks like one.
+_DIRECTIVES = (
+    *(f"%-{letter}" for letter in "dmHIMSjy"),
+    *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVF"),
+    "%%",
+)
+_TOLD_TIME = (
+    "{%- macro strftime_now(format) -%}{%- set told = namespace(text=format) -%}"
+    "{%- for key, value in told_time.items() -%}{%- set told.text = told.text.replace(key, value) -%}{%- endfor -%}"
+    "{{- told.text -}}{%- endmacro -%}"
+)
 
 
 class HFTokenizer:
     """A tokenizer as mlx-lm loads it (``TokenizerWrapper``), or any Hugging Face fast tokenizer."""
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, tool_format: str | None = None) -> None:
+        if tool_format not in (None, *FORMATS):
+            raise ConfigError(f"tool_format must be None or one of {', '.join(FORMATS)}: {tool_format!r}")
+        self._tool_format = tool_format
         from mlx_lm.tokenizer_utils import TokenizerWrapper
 
         self._wrapper = wrapper if isinstance(wrapper, TokenizerWrapper) else TokenizerWrapper(wrapper)
@@ -69,16 +97,24 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens, byte for byte."""
-        if self._pieces is not None:
-            stream = self.detokenizer()
-            return "".join(map(stream.add, ids)) + stream.end()
-        with self._lock:
-            return str(self._hf.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        stream = self.detokenizer()
+        return "".join(map(stream.add, ids)) + stream.end()
 
     def key(self, ids: Sequence[int]) -> str:
-        """The pieces of the vocabulary, joined: no decoder touches them, so equal keys are equal bytes."""
+        """Return the pieces of the vocabulary as one text; equal keys are equal text.
+
+        Byte tokens stand for their byte, so that a character and its bytes have one key. Where the decoder looks at
+        where tokens begin, so does the key.
+        """
         # A model's vocabulary may be padded beyond its tokenizer's: an id without a piece has no text.
-        return "".join(piece or "" for piece in self._hf.convert_ids_to_tokens(list(ids)))
+        pieces = [piece or "" for piece in self._hf.convert_ids_to_tokens(list(ids))]
+        if self._decoding is None or self._decoding.is_byte_level:
+            return "".join(pieces)
+        if not self._decoding.is_concatenation:
+            return "".join(f"{piece}\0" for piece in pieces)
+        if not self._decoding.has_byte_tokens:
+            return "".join(pieces)
+        return b"".join(map(_bytes_of_piece, pieces)).decode("latin-1")
 
     def render(
         self,
@@ -87,26 +123,42 @@ class HFTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        now: datetime | None = None,
     ) -> str:
         """The chat template's text; the tokenizer must have a template."""
         if clash := _RESERVED & set(variables or ()):
             raise UnsupportedParameterError(
                 f"template variable {min(clash)!r} is set by the library; choose another name"
             )
+        functions = [dict(t) for t in tools] or None
+        rows = [dict(m) for m in messages]
+        asked = {
+            "tools": functions,
+            "add_generation_prompt": generation_prompt,
+            **(variables or {}),
+            **({} if now is None else self._dated(functions, now)),
+        }
         try:
-            text = self._hf.apply_chat_template(
-                [dict(m) for m in messages],
-                tools=[dict(t) for t in tools] or None,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **(variables or {}),
-            )
-        except Exception as error:
-            # Templates raise jinja's TemplateError by their own raise_exception(), and any TypeError of bad input.
-            if type(error).__module__.startswith("jinja2") or isinstance(error, (TypeError, ValueError)):
-                raise UnsupportedParameterError(f"the model's chat template refuses these messages: {error}") from error
-            raise
+            try:
+                text = self._hf.apply_chat_template(rows, tokenize=False, **asked)
+            except TypeError:  # some templates join a call's arguments to text: they take them as JSON
+                if not any(row.get("tool_calls") for row in rows):
+                    raise
+                text = self._hf.apply_chat_template([_in_json(row) for row in rows], tokenize=False, **asked)
+        except Exception as error:  # a template is a program from elsewhere, which may divide by zero
+            said = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+            raise UnsupportedParameterError(f"the model's chat template refuses these messages: {said}") from error
         return str(text)
+
+    def _dated(self, tools: list[dict[str, Any]] | None, now: datetime) -> dict[str, Any]:
+        """Arguments under which the template's ``strftime_now`` tells ``now``; none where it does not ask.
+
+        Templates get plain data alone, so the time goes in as a table of directives, which a macro fills in.
+        """
+        template = str(self._hf.get_chat_template(None, tools))
+        if "strftime_now" not in template:
+            return {}
+        return {"chat_template": _TOLD_TIME + template, "told_time": {key: now.strftime(key) for key in _DIRECTIVES}}
 
     @property
     def has_template(self) -> bool:
@@ -123,26 +175,32 @@ class HFTokenizer:
         except UnsupportedParameterError:
             return False
 
-    @cached_property
+    @property
     def tool_format(self) -> str | None:
-        """As mlx-lm infers it from configuration, template and vocabulary; Llama's by its template."""
-        from mlx_lm import tokenizer_utils
+        """As ``call_choice`` says."""
+        return self.call_choice.format
 
-        if (parser := getattr(self._wrapper, "tool_parser", None)) is not None:
-            return str(parser.__module__.rpartition(".")[2])
+    @cached_property
+    def call_choice(self) -> Choice:
+        """The format of calls and the marks of reasoning, by template and vocabulary, and why; mlx-lm's where neither
+        tells.
+        """
         template = getattr(self._hf, "chat_template", None)
-        if not isinstance(template, str):
-            return None
-        if "<|python_tag|>" in template or '{"name": function name, "parameters"' in template:
-            return "llama3"
-        found = tokenizer_utils._infer_tool_parser(self._hf)
-        return None if found is None else str(found)
+        parser = getattr(self._wrapper, "tool_parser", None)
+        named = str(parser.__module__.rpartition(".")[2]) if parser is not None else None
+        vocabulary = frozenset(self._hf.get_vocab())
+        if self._tool_format is not None:
+            marks = choose(template if isinstance(template, str) else None, vocabulary, self._tool_format).reasoning
+            return Choice(
+                self._tool_format, "the configuration asks for it", format_of(self._tool_format).reasoning or marks
+            )
+        return choose(template if isinstance(template, str) else None, vocabulary, named if named in FORMATS else None)
 
     @cached_property
     def reasoning(self) -> tuple[str, str] | None:
-        """As mlx-lm infers them from the vocabulary."""
+        """As mlx-lm infers them from the vocabulary, else as ``call_choice`` says."""
         marks = (getattr(self._wrapper, "think_start", None), getattr(self._wrapper, "think_end", None))
-        return (str(marks[0]), str(marks[1])) if all(marks) else None
+        return (str(marks[0]), str(marks[1])) if all(marks) else self.call_choice.reasoning
 
     @cached_property
     def vocabulary(self) -> str:
@@ -152,29 +210,42 @@ class HFTokenizer:
             raise UnsupportedParameterError("constrained decoding needs one of Hugging Face's fast tokenizers")
         return str(backend.to_str())
 
-    def detokenizer(self, *, marks: bool = False) -> _ByteStream | _WrappedStream:
+    def detokenizer(self, *, marks: bool = False) -> Detokenizer:
         """A fresh streaming detokenizer."""
         hidden = self._hidden & self._ends if marks else self._hidden
         if self._pieces is not None:
             return _ByteStream(self._pieces, hidden)
-        return _WrappedStream(self._wrapper.detokenizer, hidden)
+        if self._decoding is not None:
+            return _PieceStream(self._hf.backend_tokenizer.id_to_token, self._decoding.stream(), hidden)
+        return _WindowStream(self._decode_all, hidden)
+
+    @cached_property
+    def _decoding(self) -> Decoding | None:
+        """The tokenizer's decoder; None where the text is made in another way, which is known only to itself."""
+        backend = getattr(self._hf, "backend_tokenizer", None)
+        if backend is None or not all(_is_stock(self._hf, name) for name in ("decode", "_decode")):
+            return None
+        try:
+            return Decoding(json.loads(backend.to_str()).get("decoder"))
+        except ValueError as error:
+            log.warning("tokenizer: %s; text is decoded in windows, and may differ where they meet", error)
+            return None
 
     @cached_property
     def _pieces(self) -> list[bytes] | None:
         """Bytes of every id of a byte-level vocabulary; None where the decoder is of another kind."""
-        backend = getattr(self._hf, "backend_tokenizer", None)
-        decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
-        if (decoder or {}).get("type") != "ByteLevel":
+        if self._decoding is None or not self._decoding.is_byte_level:
             return None
         added = {int(i): str(t) for i, t in self._hf.added_tokens_decoder.items()}
-        alphabet = {char: byte for byte, char in _byte_alphabet().items()}
         pieces = []
         for number, piece in enumerate(self._hf.convert_ids_to_tokens(list(range(len(self._hf))))):
-            if number in added or piece is None or not all(c in alphabet for c in piece):
-                pieces.append((added.get(number) or piece or "").encode())
-            else:
-                pieces.append(bytes(alphabet[c] for c in piece))
+            # An added token stands in the text as it is, also where all its letters are of the bytes' alphabet.
+            pieces.append(added[number].encode() if number in added else token_bytes(piece or ""))
         return pieces
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        with self._lock:
+            return str(self._hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class _ByteStream:
@@ -195,31 +266,73 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
-class _WrappedStream:
-    """mlx-lm's own streaming detokenizer, for every other kind of vocabulary."""
+class _PieceStream:
+    """Ids to text through the tokenizer's own decoder."""
 
-    __slots__ = ("_hidden", "_inner")
+    __slots__ = ("_decoder", "_hidden", "_piece")
 
-    def __init__(self, inner: Any, hidden: frozenset[int]) -> None:
-        self._inner, self._hidden = inner, hidden
-        inner.reset()
+    def __init__(self, piece: Callable[[int], str | None], decoder: TokenStream, hidden: frozenset[int]) -> None:
+        self._piece, self._decoder, self._hidden = piece, decoder, hidden
 
     def add(self, token: int) -> str:
         if token in self._hidden:
             return ""
-        self._inner.add_token(token)
-        return str(self._inner.last_segment)
+        piece = self._piece(token)
+        return "" if piece is None else self._decoder.add(piece)
 
     def end(self) -> str:
-        self._inner.finalize()
-        return str(self._inner.last_segment)
+        return self._decoder.end()
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest follow from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printable))
-    return table
+class _WindowStream:
+    """Ids to text where only the tokenizer knows how: the newest ids are decoded behind those before them.
+
+    Text is given out when it goes on what the ids before gave and ends in no unfinished character.
+    """
+
+    __slots__ = ("_decode", "_hidden", "_ids", "_n_given", "_start")
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], hidden: frozenset[int]) -> None:
+        self._decode, self._hidden = decode, hidden
+        self._ids: list[int] = []
+        self._start = self._n_given = 0  #: the window's first id; ids whose text was given out
+
+    def add(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
+        self._ids.append(token)
+        text = self._fresh()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        return self._given(text)
+
+    def end(self) -> str:
+        return self._given(self._fresh())
+
+    def _fresh(self) -> str:
+        before = self._decode(self._ids[self._start : self._n_given])
+        return self._decode(self._ids[self._start :])[len(before) :]
+
+    def _given(self, text: str) -> str:
+        self._start, self._n_given = self._n_given, len(self._ids)
+        return text
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    byte = byte_of(piece)
+    return piece.encode() if byte is None else bytes([byte])
+
+
+def _is_stock(hf: Any, method: str) -> bool:
+    """True if the method is transformers' own for all fast tokenizers."""
+    found = getattr(type(hf), method, None)
+    return found is None or str(found.__module__).startswith("transformers.tokenization_utils")
+
+
+def _in_json(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose calls have their arguments as JSON text."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls} if calls else dict(message)

@@ -1,4 +1,4 @@
-"""Admission by bytes: what a request may need at worst, and which rows share a padded batch. Pure."""
+"""Admission by bytes: the most that a request may need, and which rows share a padded batch. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ _STEP = 256
 
 @frozen
 class Place:
-    """Where a request would decode, and what that adds to the reserved bytes."""
+    """The group that a request would decode in, and the bytes that it would add to the reserved ones."""
 
     group: int
-    tokens: int  #: of its own, at worst
+    tokens: int  #: the most that it may have
     n_bytes: int
 
 
 class Admission:
     """The hot tier's bytes, shared by idle lineages and running rows, and the groups that rows decode in.
 
-    A group is padded to its longest row: it reserves rows x longest. A row goes into a group of its own where the
-    padding would read more bytes a step than another forward pass does, which is the weights once more, or where the
-    padding does not fit. ``row_bytes``: what every row may hold beside its tokens, windows and states of layers.
+    - A group is padded to its longest row: it reserves ``rows * longest`` tokens, and ``row_bytes`` (windows and
+      states of layers) for each row.
+    - A row gets a group of its own where the padding would read more bytes a step than another forward pass does,
+      which is the weights once more, or where the padding does not fit.
+    - ``reserved_bytes <= limit_bytes`` once a row has started.
     """
 
     def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int, row_bytes: int = 0) -> None:
@@ -34,17 +36,22 @@ class Admission:
         self._n_groups = 0
 
     @property
+    def rows(self) -> set[int]:
+        """Rows that have reserved bytes."""
+        return {row for rows in self._groups.values() for row in rows}
+
+    @property
     def reserved_bytes(self) -> int:
-        """What all running rows may come to."""
+        """The most bytes that all running rows may need."""
         groups = self._groups.values()
         tokens = sum(len(rows) * max(rows.values()) for rows in groups)
         return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
-        """Tokens of room for a row that uses all it may. Raises OutOfBudgetError where it could never run.
+        """The most tokens that a row's buffers may have. Raises OutOfBudgetError where it could never run.
 
-        A growing cache is copied layer by layer, so the old and the new buffer of one layer exist together: the room
-        for one more step covers it.
+        A growing cache is copied layer by layer: the old and the new buffer of one layer exist together, which the
+        capacity of one more step covers.
         """
         tokens = (n_prompt + max_tokens + 2 * _STEP - 1) // _STEP * _STEP
         needed = tokens * self._token_bytes + self._row_bytes
@@ -53,7 +60,7 @@ class Admission:
         return tokens
 
     def place(self, tokens: int) -> Place:
-        """The group in which a row of so many tokens costs least. O(groups)."""
+        """The group in which a row of ``tokens`` adds the fewest bytes. O(groups)."""
         alone = tokens * self._token_bytes + self._row_bytes
         best = Place(self._n_groups, tokens, alone)
         free = self.limit_bytes - self.reserved_bytes
@@ -67,20 +74,20 @@ class Admission:
         return best
 
     def add(self, row: int, place: Place) -> None:
-        """Reserve for a row that starts."""
+        """Reserve the bytes of a row that starts."""
         self._groups.setdefault(place.group, {})[row] = place.tokens
         self._n_groups = max(self._n_groups, place.group + 1)
 
     def remove(self, row: int) -> None:
-        """Give back what a row reserved; nothing for an unknown one."""
+        """Free the bytes that a row reserved; idempotent."""
         for group, rows in list(self._groups.items()):
             if rows.pop(row, None) is not None and not rows:
                 del self._groups[group]
 
     def has_room(self, needed_bytes: int) -> bool:
-        """Whether so much fits beside the running rows, if every idle lineage left."""
+        """True if ``needed_bytes`` fit beside the running rows, with every idle lineage evicted."""
         return needed_bytes + self.reserved_bytes <= self.limit_bytes
 
     def shortfall(self, needed_bytes: int, idle_bytes: int) -> int:
-        """Bytes that idle lineages of ``idle_bytes`` must give up for ``needed_bytes`` more."""
+        """Bytes of ``idle_bytes`` that must be evicted for ``needed_bytes`` more."""
         return max(0, needed_bytes + self.reserved_bytes + idle_bytes - self.limit_bytes)

@@ -1,4 +1,4 @@
-"""Users' own code in the middle of serving: on a side thread, and not for longer than it may take."""
+"""Run users' own code in the middle of serving: on a thread of its own, within a time limit."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _Answer = SimpleQueue[tuple[Any, Exception | None]]
 
 
 def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...]:
-    """The processors, read once: an iterator has nothing left for a second request.
+    """The processors as a tuple: an iterator would be empty for a second request.
 
-    Raises UnsupportedParameterError for what cannot be called.
+    Raises UnsupportedParameterError for an item that cannot be called.
     """
     if isinstance(processors, (str, bytes)) or not isinstance(processors, Iterable):
         raise UnsupportedParameterError(f"logits_processors must be a list of callables, got {processors!r}")
@@ -32,7 +32,7 @@ def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...
 
 
 def guarded(processors: Sequence[LogitsProcessor], timeout_s: float) -> tuple[Guard, ...]:
-    """A guard for each processor. What one returns becomes an array on its thread: that may be the user's code too."""
+    """A guard for each processor. Its thread makes an array of the result too, which may run the user's code."""
     return tuple(Guard("a logits processor", _floats_of(one), timeout_s) for one in processors)
 
 
@@ -41,11 +41,12 @@ def _floats_of(processor: LogitsProcessor) -> LogitsProcessor:
 
 
 class Guard:
-    """One callable of a user's, called on a thread of its own. A hung one holds its daemon thread, and nothing else.
+    """A callable of a user's, and the daemon thread that runs it. A callable that hangs blocks that thread alone.
 
-    ``start()`` is for the caller's thread, not the engine's: an exception that strikes the engine while it starts a
-    thread could kill that before it begins, and the engine would wait for ever. ``close()`` ends the thread, whoever
-    still holds the guard. ``after`` is called on the thread after each call.
+    - ``start`` is for the caller's thread: an exception thrown into the engine while it starts a thread could kill
+      that thread before it begins, and the engine would wait for ever.
+    - ``close`` ends the thread, also where the guard is still referenced.
+    - ``after`` is called on the thread after each call.
     """
 
     __slots__ = ("_after", "_calls", "_timeout_s", "_what", "_work")
@@ -58,18 +59,18 @@ class Guard:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
 
     def start(self) -> None:
-        """Begin to serve; once. Caller's thread."""
+        """Start the thread; once. Caller's thread."""
         work, self._work = self._work, None  # the thread's from now on, and gone with it
         threading.Thread(
             target=_serve, args=(self._what, work, self._calls, self._after), name="agent_memory-callable", daemon=True
         ).start()
 
     def close(self) -> None:
-        """End the thread, after the call that it is in; idempotent, and for a guard that was never started too."""
+        """End the thread after its present call. Idempotent; also for a guard that was never started."""
         self._calls.put(None)
 
     def begin(self, *args: Any) -> Pending:
-        """Have the call made, and wait for nothing."""
+        """Queue a call; returns at once."""
         call = _Call(args)
         self._calls.put(call)
         return Pending(self._what, call.answer, self._timeout_s)
@@ -79,7 +80,7 @@ class Guard:
 
 
 class Pending:
-    """A call that was begun."""
+    """The result of a queued call."""
 
     __slots__ = ("_answer", "_timeout_s", "_what", "deadline")
 
@@ -89,13 +90,13 @@ class Pending:
 
     @property
     def is_over(self) -> bool:
-        """Whether ``result()`` would not wait."""
+        """True if ``result()`` would not wait."""
         return not self._answer.empty() or time.perf_counter() >= self.deadline
 
     def result(self) -> Any:
-        """What the call gave, or raises what it raised; once.
+        """Return the result, or raise the exception, of the call; once.
 
-        A call that takes longer than it may is abandoned: RequestTimeoutError.
+        Raises RequestTimeoutError after ``callable_timeout_s``; the call is abandoned then.
         """
         try:
             result, error = self._answer.get(timeout=max(0.0, self.deadline - time.perf_counter()))
@@ -128,7 +129,7 @@ def _serve(
 
 
 def _ordinary(what: str, error: BaseException) -> RequestError:
-    """What is no Exception (asyncio's CancelledError, SystemExit) as one: raised as it is, it would end the engine."""
+    """Wrap a BaseException (CancelledError, SystemExit) in a RequestError: raised as is it would stop the engine."""
     failure = RequestError(f"{what} raised {type(error).__name__}: {error}")
     failure.__cause__ = failure.__context__ = error
     return failure

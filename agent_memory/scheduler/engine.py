@@ -1,7 +1,9 @@
-"""The engine: one thread that owns the model and does everything to it, and the only way there."""
+"""The engine thread owns the model; all access to it goes through here."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -14,10 +16,11 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
-from agent_memory.scheduler.faults import let_go
+from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.waiting import Places
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:
@@ -29,24 +32,41 @@ T = TypeVar("T")
 
 @frozen(eq=False)
 class _Submission:
-    """A request on its way to the line."""
+    """A request on its way into the line."""
 
     loop: Loop
     request: Request
+    places: Places
 
     def run(self) -> None:
         self.loop.waiting.add(self.request)
 
     def fail(self, error: BaseException) -> None:
+        self.places.leave(self.request)
         self.request.feed.fail(error)
 
 
-class Engine:
-    """The owner thread of one Memory. Public methods may be called from any thread.
+@frozen(eq=False)
+class _Drain:
+    """A thread that waits until every request has ended."""
 
-    ``open()`` loads the model on the thread and raises what loading raised. After ``close()``, and in a forked child,
-    every call raises ClosedError. Whatever is raised on the thread, even from outside, ends every request with that
-    error at once, and the next one finds a new batch.
+    loop: Loop
+    drained: threading.Event
+
+    def run(self) -> None:
+        self.loop.when_idle(self.drained.set)
+
+    def fail(self, error: BaseException) -> None:
+        self.drained.set()
+
+
+class Engine:
+    """The thread that owns the model of one Memory. Any thread may call its methods, but for those that say otherwise.
+
+    - ``open`` loads the model on the thread, and raises the error of loading.
+    - After ``close``, and in a forked child, every call raises ClosedError.
+    - An exception on the thread, even from outside, ends every request with that error; the next one finds a new batch.
+    - Every request ends: with a reply, an error or a cancellation.
     """
 
     def __init__(
@@ -61,12 +81,14 @@ class Engine:
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
         self.counters = Counters()
+        self._places = Places(config.max_waiting)
+        self._drained = threading.Event()
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
         """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request.
 
-        ``recorded``: what the model decided on this store's first use of it.
+        ``recorded``: the model's ``choices`` from this store's first use of it.
         """
         ready: Future[None] = Future()
         boot = [attach]  # emptied by the thread, which must not keep the Memory behind ``attach`` alive
@@ -78,15 +100,15 @@ class Engine:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is the process that opened it, not a forked child."""
+        """True in the process that opened it, False in a forked child."""
         return self._mail.is_ours
 
     def ensure_ours(self) -> None:
-        """Raises ClosedError in a forked child."""
+        """Raise ClosedError in a forked child."""
         self._mail.ensure_ours()
 
     def memory_figures(self) -> dict[str, int]:
-        """Bytes of live and of warm KV now, and how much has left either. Engine thread (inside ``call``)."""
+        """Bytes of live and of warm KV, and how many lineages and pieces were evicted. Engine thread (in ``call``)."""
         warm = self._store.warm
         return {
             "hot_bytes": self._loop.nbytes,
@@ -95,49 +117,71 @@ class Engine:
             "warm_evictions": warm.n_evicted,
         }
 
+    def ensure_places(self, n_asked: int = 1) -> None:
+        """Raise QueueFullError where not so many more requests may wait."""
+        self._places.check(n_asked)
+
     def submit(self, request: Request) -> None:
-        """Queue a request; its feed tells the rest."""
-        self._mail.post(_Submission(self._loop, request))
+        """Queue a request; its feed gets the deltas and the end. Raises QueueFullError or ClosedError."""
+        self._places.take(request)
+        try:
+            self._mail.post(_Submission(self._loop, request, self._places))
+        except BaseException:
+            self._places.leave(request)
+            raise
 
     def cancel(self, request: Request) -> None:
-        """End a request at the next tick; never raises."""
+        """End a request at the next tick. Never raises."""
         request.is_cancelled = True
         self.wake()
 
     def wake(self) -> None:
-        """Something that the engine waits for has happened."""
+        """Let the engine look again: an event that it waits for has happened."""
         self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the engine thread between two ticks and give what it gives or raises."""
+        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
         return result
 
     def is_busy(self, owner: str) -> bool:
-        """Whether an agent has a request queued or running. Engine thread (inside ``call``)."""
+        """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
 
     def hand_over(self) -> bool:
-        """Hand finished KV to the store, as far as the disk keeps up; whether that was all. Engine thread (inside
-        ``call``).
+        """Hand finished KV to the store, as far as the disk keeps up; True if that was all.
+
+        Engine thread (in ``call``).
         """
         return self._loop.saver.hand_over()
 
     def evict(self, owner: str | None, agent_id: int | None, *, to: Tier) -> None:
-        """Let one agent's KV, or all that is idle, leave the hot tier, saved first; ``to`` "cold": and the warm one.
+        """Evict the idle KV of one agent, or of all, from the hot tier, saved first; ``to`` "cold": from warm too.
 
-        Engine thread (inside ``call``).
+        Engine thread (in ``call``).
         """
-        self._loop.evictor.evict(owner, to)
+        self._loop.evictor.evict_idle(owner, to)
         if to == "cold" and owner is None:
             self._store.warm.clear()
         elif to == "cold" and agent_id is not None:
             self._store.warm.release(agent_id)
 
+    def drain(self, seconds: float) -> None:
+        """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but
+        the library's own.
+        """
+        with contextlib.suppress(ClosedError):
+            self._mail.post(_Drain(self._loop, self._drained))
+            self._drained.wait(min(seconds, threading.TIMEOUT_MAX))
+
+    def end_drain(self) -> None:
+        """Let ``drain`` return, on whatever thread it waits, now or later."""
+        self._drained.set()
+
     def close(self) -> None:
-        """Fail what still runs, save what is finished, end the thread; idempotent, and nothing in a forked child."""
+        """Fail every request, save the KV, end the thread. Idempotent; does nothing in a forked child."""
         if not self.is_ours:
             return
         self._mail.close()
@@ -154,9 +198,10 @@ class Engine:
                 hot_bytes=self._hot_bytes,
                 hot_ttl_s=self._config.hot_ttl_s,
                 max_batch=self._config.max_batch,
-                grid=self._config.prefill_tokens or self._runner.prefill_tokens,
+                prefill_tokens=self._config.prefill_tokens or self._runner.prefill_tokens,
                 target_gap_s=self._config.target_gap_s,
                 counters=self.counters,
+                places=self._places,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()
@@ -167,19 +212,19 @@ class Engine:
             pass
         closed = ClosedError("the Memory was closed before this request finished")
         loop = self._loop
-        for step in (self._mail.drain, lambda: loop.fail_all(closed), loop.saver.finish_all, loop.close):
+        for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
         self._runner.close()
 
     def _serve(self) -> None:
-        """Until the mailbox is closed."""
+        """Run messages and ticks until the mailbox is closed."""
         loop = self._loop
-        while self._mail.receive(lambda: loop.has_work, lambda: loop.rest_s):
+        while self._mail.receive(lambda: loop.has_work, lambda: loop.sleep_s):
             loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:
-        """The thread's boundary: what ``work`` raises, or is thrown into the thread, ends every handle at once."""
+        """Run ``work``, and end every request where it raises or an exception is thrown into the thread: False then."""
         try:
             work()
             return True
@@ -188,28 +233,41 @@ class Engine:
         while True:
             try:
                 log.error("the engine was interrupted and every request ends: %r", failure, exc_info=failure)
-                self._loop.fail_all(let_go(failure))
+                self._loop.fail_all(stripped(failure))
                 self._mail.fail(failure)
                 return False
             except BaseException as error:  # noqa: BLE001 - thrown in meanwhile: once more
                 failure = error
 
 
-def shut(engine: Engine, store: Store) -> None:
-    """What is left to do when a Memory ends, in this order: the engine hands its last KV to the store.
+def shut(engine: Engine, store: Store, drain_s: float = 0.0) -> None:
+    """Close an engine and its store: let requests end for ``drain_s``, fail the others, save, close both.
 
-    Any thread, and as often as one likes: each call returns when both are closed. On a thread of this library's own,
-    which may be one that closing waits for (a Memory is collected where its last reference goes), another thread does
-    it, and the call returns at once.
+    Any thread, and any number of times: each call returns when both are closed. An exception (Ctrl-C) ends the
+    draining. On a thread of this library's own, which closing may wait for (a Memory is collected where its last
+    reference goes), another thread closes them and the call returns at once.
     """
     if not engine.is_ours:
         return
     if threading.current_thread().name.startswith("agent_memory-"):
-        threading.Thread(target=_shut, args=(engine, store), name="agent_memory-close").start()
+        threading.Thread(target=_shut, args=(engine, store, drain_s), name="agent_memory-close").start()
     else:
-        _shut(engine, store)
+        _shut(engine, store, drain_s)
 
 
-def _shut(engine: Engine, store: Store) -> None:
-    engine.close()
-    store.close()
+async def until_shut(engine: Engine, close: Callable[[], None]) -> None:
+    """Wait for ``close``, which shuts the engine, without blocking the event loop; cancelled, end its draining."""
+    try:
+        await asyncio.to_thread(close)
+    except asyncio.CancelledError:
+        engine.end_drain()
+        raise
+
+
+def _shut(engine: Engine, store: Store, drain_s: float) -> None:
+    try:
+        if drain_s > 0:
+            engine.drain(drain_s)
+    finally:
+        engine.close()
+        store.close()

@@ -1,4 +1,4 @@
-"""What leaves the hot tier, when, and where to: the one place where live KV of idle lineages is given up."""
+"""Eviction from the hot tier: the one place where live KV of idle lineages is given up."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from agent_memory.types import Tier
 if TYPE_CHECKING:
     from agent_memory.store.store import Store
 
-#: The share of the hot tier that may be filled before what would leave next is copied to warm ahead of need.
+#: Share of the hot tier that may be full before the next lineages to be evicted are copied to warm ahead of need.
 _FILLED = 0.75
-#: When to look again at what is due but still being copied.
+#: When to look again at a lineage that is due and still being copied.
 _AGAIN_S = 0.05
 
 
 class Evictor:
-    """Lineages leave the hot tier for warm, where there is one; what is to be saved is saved first. Engine thread only.
+    """Evicts idle lineages from hot to warm, where that is enabled, finishing their saves first. Engine thread only.
 
-    Policy: what is worth least goes first (``store/worth.py``), agents that are pinned after all others. What would
-    leave next is copied ahead of need; nobody who decodes waits for a copy. ``ttl_s``: lineages unused for so long
-    leave, pinned ones stay.
+    - The lowest worth first (``store/worth.py``); lineages of pinned agents last.
+    - The next ones to be evicted are copied to warm ahead of need. No row that decodes waits for a copy.
+    - Lineages unused for ``ttl_s`` are evicted, but those of pinned agents.
+    - Idle and reserved bytes fit the budget after ``free``.
     """
 
     def __init__(
@@ -34,11 +35,11 @@ class Evictor:
     ) -> None:
         self._hot, self._store, self._saver, self._admission, self._ttl_s = hot, store, saver, admission, ttl_s
         self.n_evicted = 0
-        self._due_s: float | None = None  # when something may have to leave for its age
-        self._rest(hot.clock(), ())
+        self._due_s: float | None = None  # when a lineage or a warm piece may be too old, by the tier's clock
+        self._set_alarm(hot.clock(), ())
 
-    def leave(self, lineage: Lineage, to: Tier = "warm") -> None:
-        """Let a lineage go now; ``to``: "warm", or "cold" for the disk alone."""
+    def evict(self, lineage: Lineage, to: Tier = "warm") -> None:
+        """Evict a lineage now; ``to``: "warm", or "cold" for the disk alone."""
         if to == "warm":
             self._saver.copy(lineage)
             self._saver.finish(lineage)
@@ -48,57 +49,57 @@ class Evictor:
         self.n_evicted += 1
 
     def make_room(self, n_bytes: int, plan: Plan, *, hurry: bool) -> list[Lineage]:
-        """Let idle lineages leave until ``n_bytes`` fit; the one that the plan is about stays, or, where there is no
-        room for it and a copy of it, moves.
+        """Evict idle lineages until ``n_bytes`` fit. The plan's own lineage stays; where its bytes and those of a copy
+        do not both fit, it is moved.
 
-        With ``hurry`` (others decode), those that warm has no copy of yet stay until they are copied between decode
-        steps: they are given back, and nobody has left.
+        With ``hurry`` (rows decode), nothing is evicted before warm has its copy: returns the lineages that are still
+        to be copied, between decode steps. Else returns none.
         """
         kept = plan.lineage
-        held = self._hot.nbytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
+        idle_bytes = self._hot.nbytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
         leaving: list[Lineage] = []
         for lineage in self._in_order():
-            if not self._admission.shortfall(n_bytes, held):
+            if not self._admission.shortfall(n_bytes, idle_bytes):
                 break
             if lineage is not kept:
                 leaving.append(lineage)
-                held -= lineage.kv.nbytes
+                idle_bytes -= lineage.kv.nbytes
         if hurry:
             for lineage in leaving:
                 self._saver.copy(lineage)
             if uncopied := [lineage for lineage in leaving if self._saver.is_copying(lineage)]:
                 return uncopied
         for lineage in leaving:
-            self.leave(lineage)
+            self.evict(lineage)
         plan.is_moved = kept is not None and (plan.is_moved or self._admission.shortfall(n_bytes, self._hot.nbytes) > 0)
         return []
 
     def free(self) -> None:
-        """Let lineages leave until idle and reserved bytes fit the budget; copy ahead what would leave next."""
-        held = self._hot.nbytes
-        to_leave, to_copy = self._admission.shortfall(0, held), 0
+        """Evict until idle and reserved bytes fit the budget; copy the next lineages to warm ahead of need."""
+        idle_bytes = self._hot.nbytes
+        to_evict, to_copy = self._admission.shortfall(0, idle_bytes), 0
         if self._store.warm.is_on:
-            to_copy = held + self._admission.reserved_bytes - int(_FILLED * self._admission.limit_bytes)
-        if max(to_leave, to_copy) <= 0:
+            to_copy = idle_bytes + self._admission.reserved_bytes - int(_FILLED * self._admission.limit_bytes)
+        if max(to_evict, to_copy) <= 0:
             return
         for lineage in self._in_order():
             n_bytes = lineage.kv.nbytes
-            if to_leave > 0:
-                self.leave(lineage)
+            if to_evict > 0:
+                self.evict(lineage)
             elif to_copy > 0:
                 self._saver.copy(lineage)
-            to_leave -= n_bytes
+            to_evict -= n_bytes
             to_copy -= n_bytes
 
-    def evict(self, owner: str | None, to: Tier) -> None:
-        """Let one agent's lineage, or all, leave."""
+    def evict_idle(self, owner: str | None, to: Tier) -> None:
+        """Evict one agent's lineage, or all."""
         for lineage in self._hot:
             if owner is None or lineage.owner == owner:
-                lineage.is_offered = self._saver.is_copying(lineage)  # what warm has let go of since, it may have again
-                self.leave(lineage, to)
+                lineage.is_offered = self._saver.is_copying(lineage)  # warm may have evicted its copy since
+                self.evict(lineage, to)
 
     def _in_order(self) -> Iterator[Lineage]:
-        """Idle lineages, what is worth least first; none of them depends on another."""
+        """Idle lineages, the lowest worth first; none of them depends on another."""
         now = self._hot.clock()
         return leaves_first(self._hot, lambda one: (self._is_pinned(one), self._worth(one, now)))
 
@@ -116,35 +117,35 @@ class Evictor:
 
     @property
     def is_due(self) -> bool:
-        """Whether something may have to leave for its age."""
+        """True if a lineage or a warm piece may be too old."""
         return self._due_s is not None and self._hot.clock() >= self._due_s
 
     @property
-    def rest_s(self) -> float | None:
-        """Seconds until then; None: nothing ever will."""
+    def sleep_s(self) -> float | None:
+        """Seconds until ``is_due``; None: it never will be."""
         return None if self._due_s is None else max(0.0, self._due_s - self._hot.clock())
 
     def expire(self, *, hurry: bool) -> None:
-        """Let go of what was unused for too long, in hot and warm; with ``hurry`` (others decode) only of what warm has
-        got its copy of, the rest a little later.
+        """Evict what was unused for too long, from hot and warm. With ``hurry`` (rows decode), a lineage that warm has
+        no copy of yet is evicted a little later.
         """
         now = self._hot.clock()
-        rests = [self._store.warm.expire()]
+        sleeps = [self._store.warm.expire()]
         for lineage in self._hot if self._ttl_s is not None else ():
             idle_s = now - lineage.used_s
             if self._ttl_s is None or self._is_pinned(lineage):
                 continue
             if idle_s < self._ttl_s:
-                rests.append(self._ttl_s - idle_s)
+                sleeps.append(self._ttl_s - idle_s)
                 continue
             self._saver.copy(lineage)
             if hurry and self._saver.is_copying(lineage):
-                rests.append(_AGAIN_S)
+                sleeps.append(_AGAIN_S)
             else:
-                self.leave(lineage)
-        self._rest(now, rests)
+                self.evict(lineage)
+        self._set_alarm(now, sleeps)
 
-    def _rest(self, now: float, rests: Iterable[float | None]) -> None:
-        """Look again when the first of what is here may be due, or of what may come meanwhile."""
-        known = [rest for rest in (*rests, self._ttl_s, self._store.warm.ttl_s) if rest is not None]
+    def _set_alarm(self, now: float, sleeps: Iterable[float | None]) -> None:
+        """Be due after the shortest of ``sleeps``, and no later than KV that comes meanwhile may be too old."""
+        known = [sleep for sleep in (*sleeps, self._ttl_s, self._store.warm.ttl_s) if sleep is not None]
         self._due_s = now + min(known) if known else None

@@ -1,4 +1,4 @@
-"""Errors that callers may keep: they keep their words and their lines, and no arrays."""
+"""Strip local variables from tracebacks, so that an exception which a caller keeps does not keep KV alive."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TypeVar
 Error = TypeVar("Error", bound=BaseException)
 
 
-def let_go(error: Error) -> Error:
-    """The error, with the variables of all finished frames on its way here cleared: they hold KV.
+def stripped(error: Error) -> Error:
+    """Clear the variables of all finished frames of an error's traceback, and return it; words and lines stay.
 
     A traceback holds the frames from where it was raised to where it was caught, and each of them its callers.
     """

@@ -1,4 +1,4 @@
-"""How callers' threads reach the engine thread: messages in, a bell, and a pid that forked children do not have."""
+"""The way from callers' threads to the engine's: a message queue with a condition variable. Refuses forked children."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from agent_memory.errors import ClosedError
 
 
 class Message(Protocol):
-    """Something for the owner thread to do, which ends in any case."""
+    """Work for the owner thread. It is run, or failed."""
 
     def run(self) -> None:
-        """Do it; owner thread."""
+        """Do the work. Owner thread."""
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error where it has not ended; any thread."""
+        """End it with an error, where it has not ended. Any thread."""
 
 
 @define(eq=False)
 class Call:
-    """A call that somebody waits for."""
+    """A call whose result another thread waits for."""
 
     work: Callable[[], Any]
     done: Future[Any] = field(factory=Future)
 
     def run(self) -> None:
-        """Give what ``work`` gives or raises."""
+        """Hand over the result of ``work``, or the exception that it raises."""
         try:
             result = self.work()
         except Exception as error:  # noqa: BLE001 - handed to the thread that asked
@@ -47,68 +47,71 @@ class Call:
 
 
 class Mailbox:
-    """Messages from any thread to one thread that sleeps while there is nothing to do."""
+    """Messages from any thread to an owner thread, which sleeps while there are none.
+
+    - Messages run in the order in which they were posted.
+    - A message leaves the box only when it has run: whatever ends the owner finds it there, and fails it.
+    """
 
     def __init__(self) -> None:
         self._messages: deque[Message] = deque()
-        self._bell = threading.Condition()
+        self._changed = threading.Condition()
         self._is_closed = False
         self._pid = os.getpid()
 
     @property
     def is_ours(self) -> bool:
-        """Whether this is the process that opened it, not a forked child."""
+        """True in the process that opened it, False in a forked child."""
         return os.getpid() == self._pid
 
     def ensure_ours(self) -> None:
-        """Raises ClosedError in a forked child, where the owner thread does not run."""
+        """Raise ClosedError in a forked child, where the owner thread does not run."""
         if not self.is_ours:
             raise ClosedError("this Memory belongs to the parent process; open another one after the fork")
 
     def post(self, message: Message) -> None:
         """Add a message. Raises ClosedError after ``close`` and in a forked child."""
         self.ensure_ours()
-        with self._bell:
+        with self._changed:
             if self._is_closed:
                 raise ClosedError("this Memory is closed; open it again")
             self._messages.append(message)
-            self._bell.notify()
+            self._changed.notify()
 
     def wake(self) -> None:
-        """Ring without a message; nothing in a forked child, where the bell may be held forever."""
+        """Wake the owner without a message. Does nothing in a forked child, where the lock may be taken for ever."""
         if not self.is_ours:
             return
-        with self._bell:
-            self._bell.notify()
+        with self._changed:
+            self._changed.notify()
 
     def close(self) -> None:
-        """No more messages; the owner wakes."""
-        with self._bell:
+        """Refuse further messages, and wake the owner."""
+        with self._changed:
             self._is_closed = True
-            self._bell.notify()
+            self._changed.notify()
 
-    def receive(self, has_work: Callable[[], bool], patience: Callable[[], float | None]) -> bool:
-        """Run all messages, after sleeping while there are none and no work; False once closed.
-
-        A message leaves the box only when it has run, so that whatever ends the owner finds it there.
+    def receive(self, has_work: Callable[[], bool], sleep_s: Callable[[], float | None]) -> bool:
+        """Sleep while there is neither a message nor work, for ``sleep_s`` at most, then run all messages. False once
+        closed.
         """
-        with self._bell:
+        with self._changed:
             while not self._messages and not self._is_closed and not has_work():
-                rest_s = patience()
-                self._bell.wait(None if rest_s is None else min(rest_s, threading.TIMEOUT_MAX))
+                seconds = sleep_s()
+                self._changed.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
         while self._messages and not self._is_closed:
             self._messages[0].run()
             self._messages.popleft()
         return not self._is_closed
 
     def fail(self, error: BaseException) -> None:
-        """End every message that is still here with ``error``."""
+        """End every message that has not run with ``error``."""
         while self._messages:
             self._messages[0].fail(error)
             self._messages.popleft()
 
     def drain(self) -> None:
-        """Run what was posted before ``close`` and never received."""
+        """Run the messages that were posted before ``close`` and never received."""
         while self._messages:
             self._messages[0].run()
             self._messages.popleft()

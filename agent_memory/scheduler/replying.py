@@ -1,4 +1,4 @@
-"""From a row's outcome to its reply: where the caller's own code has a part in it, nobody else waits for that."""
+"""From a row's outcome to its reply, without anybody else waiting for the caller's own code."""
 
 from __future__ import annotations
 
@@ -10,72 +10,80 @@ from attrs import frozen
 
 from agent_memory.scheduler.callables import Pending
 from agent_memory.scheduler.counters import Counters
-from agent_memory.scheduler.faults import let_go
+from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.request import Outcome, Request
 
 
 @frozen(eq=False)
-class _Held:
+class _Building:
+    """A reply for which the caller's class is building the value."""
+
     request: Request
     outcome: Outcome
     call: Pending
 
 
 class Replies:
-    """Requests whose text is complete and whose value is being made of it. Engine thread only."""
+    """Requests whose text is complete, and whose value is being built. Engine thread only.
+
+    - The log first, then the reply. A log or a value that raises ends its own request.
+    - The agent of such a request starts no other: its turn is not in its log yet.
+    """
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._held: list[_Held] = []
+        self._building: list[_Building] = []
+
+    def __len__(self) -> int:
+        return len(self._building)
 
     @property
     def owners(self) -> set[str | None]:
         """Agents whose turn is not yet in their log."""
-        return {held.request.owner for held in self._held}
+        return {one.request.owner for one in self._building}
 
     @property
-    def rest_s(self) -> float | None:
-        """Seconds until one is over in any case, 0 where one is; None: none is held."""
-        if any(held.call.is_over or held.request.is_cancelled for held in self._held):
+    def sleep_s(self) -> float | None:
+        """Seconds until one of them ends at the latest, 0 where one has; None: there are none."""
+        if any(one.call.is_over or one.request.is_cancelled for one in self._building):
             return 0.0
-        ends = [end for held in self._held for end in (held.call.deadline, held.request.deadline) if end is not None]
+        ends = [end for one in self._building for end in (one.call.deadline, one.request.deadline) if end is not None]
         return max(0.0, min(ends) - time.perf_counter()) if ends else None
 
     def add(self, request: Request, outcome: Outcome) -> None:
-        """End a request with its reply or, where the caller's code is asked first, later."""
+        """End a request with its reply: now or, where the caller's class builds the value, later."""
         try:
-            value = request.value(outcome)
+            value = request.asker.value(outcome)
             call = request.builder.begin(value) if request.builder is not None and value is not None else None
         except Exception as error:  # noqa: BLE001 - JSON that cannot be read: its own request's failure
-            request.feed.fail(let_go(error))
+            request.feed.fail(stripped(error))
             return
         if call is None:
             self._end(request, outcome, lambda: value)
         else:
-            self._held.append(_Held(request, outcome, call))
+            self._building.append(_Building(request, outcome, call))
 
     def step(self) -> None:
-        """End those that are over."""
+        """End requests whose value is built, or whose time is up."""
         now = time.perf_counter()
-        for held in list(self._held):
-            if held.request.ends(now):
-                self._held.remove(held)
-            elif held.call.is_over:
-                self._end(held.request, held.outcome, held.call.result)
-                self._held.remove(held)
+        for one in list(self._building):
+            if one.request.ends(now):
+                self._building.remove(one)
+            elif one.call.is_over:
+                self._end(one.request, one.outcome, one.call.result)
+                self._building.remove(one)
 
     def fail_all(self, error: BaseException) -> None:
-        """End all with ``error``."""
-        for held in self._held:
-            held.request.feed.fail(error)
-        self._held.clear()
+        """End all of them with ``error``."""
+        for one in self._building:
+            one.request.feed.fail(error)
+        self._building.clear()
 
     def _end(self, request: Request, outcome: Outcome, value: Callable[[], Any]) -> None:
-        """The log first, then the reply."""
         try:
-            reply = request.commit(outcome, value())
+            reply = request.asker.commit(outcome, value())
             self._counters.note(outcome.usage)
         except Exception as error:  # noqa: BLE001 - the reply that could not be made is the caller's to see
-            request.feed.fail(let_go(error))
+            request.feed.fail(stripped(error))
         else:
             request.feed.finish(reply)

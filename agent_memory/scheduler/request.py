@@ -1,10 +1,10 @@
-"""What the engine is asked to do, and what it gives back."""
+"""Requests on their way to a reply, and what the engine asks of whoever made them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from attrs import define, field, frozen
@@ -14,7 +14,16 @@ from agent_memory.generation import Feed
 from agent_memory.protocols import Constraint
 from agent_memory.scheduler.callables import Guard
 from agent_memory.toolcall import Parsed, ToolParser
-from agent_memory.types import Finish, Reply, Sampling, Usage
+from agent_memory.types import DivergedAt, Finish, MissCause, Reply, Sampling, Usage
+
+
+@frozen
+class Why:
+    """Why a prompt leaves what was computed before it, and where."""
+
+    cause: MissCause
+    detail: str  #: one sentence, without any of the prompt's text
+    at: DivergedAt | None = None
 
 
 @frozen(kw_only=True)
@@ -22,8 +31,12 @@ class Prompt:
     """A request's ids, ready to be computed."""
 
     ids: tuple[int, ...] = field(repr=False)
-    known: int = 0  #: how many of the leading ids had their KV computed in earlier turns
-    foreign: bool = False  #: whether those turns ran under another model
+    known: int = 0  #: leading ids whose KV was computed in earlier turns
+    foreign: bool = False  #: True if those turns ran under another model
+    n_logged: int = 0  #: ids of the agent's log whose KV was computed, whether or not the prompt begins so
+    why: Why | None = None  #: why the prompt leaves the log before ``n_logged``
+    #: for prompts without an agent: why they leave other ids at a position; both from that position on
+    explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen(kw_only=True)
@@ -31,31 +44,55 @@ class Outcome:
     """A finished row, before it becomes a Reply: the text, and the ids that the log keeps."""
 
     prompt: Prompt
-    text: str  #: all of it, calls and marks included
-    parsed: Parsed  #: what is in the text
-    kept: tuple[
-        int, ...
-    ]  #: output ids that the log keeps: generated ones, then the re-encoded rest before a stop string
-    n_kv: int  #: how many of prompt ids + kept the KV covers
+    text: str  #: all of it, calls and special tokens included
+    parsed: Parsed  #: the events of the text
+    #: output ids that the log keeps: generated ones, then the re-encoded text between them and a stop string
+    kept: tuple[int, ...]
+    n_kv: int  #: of prompt ids and ``kept``, those that the KV covers
     finish: Finish
     stopped: str | None  #: the stop string that ended the text
     usage: Usage
 
 
+class Asker(Protocol):
+    """Who made a request: gives its prompt, reads its text, and writes its turn. Engine thread.
+
+    In order: ``prompt`` at each attempt to start it, ``parser`` once it starts, then ``value`` and ``commit`` once its
+    text is complete. What any of them raises ends the request with that error, and no other.
+    """
+
+    def prompt(self) -> Prompt:
+        """The prompt, rendered and tokenized again only where the agent's log has moved on."""
+
+    def parser(self, prompt: Sequence[int]) -> ToolParser:
+        """A parser of the text that follows ``prompt``."""
+
+    def value(self, outcome: Outcome) -> Any:
+        """The JSON that the text is; None where it is none."""
+
+    def commit(self, outcome: Outcome, value: Any) -> Reply:
+        """Write the turn to the log, and make the reply, with ``value`` as ``Reply.parsed``."""
+
+
+class Awaited(Protocol):
+    """Something that a request waits for, beside its turn in the line."""
+
+    @property
+    def is_coming(self) -> bool:
+        """True as long as waiting pays. Asked each tick."""
+
+
 @define(eq=False, kw_only=True)
 class Request:
-    """One request on its way. Built on the caller's thread; from then on the engine's."""
+    """One request. Built on the caller's thread; from ``Engine.submit`` on the engine's alone, but ``is_cancelled``."""
 
     feed: Feed
-    prepare: Callable[[], Prompt]  #: renders and tokenizes, again only when the log has moved on
-    commit: Callable[[Outcome, Any], Reply]  #: writes the log, makes the reply with this value; engine thread
-    value: Callable[[Outcome], Any] = field(default=lambda outcome: None)  #: the reply's JSON; None: it has none
-    builder: Guard | None = None  #: the caller's code, which makes the value of that JSON
+    asker: Asker
+    builder: Guard | None = None  #: the caller's class, which makes ``Reply.parsed`` of the JSON
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
-    parser: Callable[[Sequence[int]], ToolParser] = field(default=lambda prompt: ToolParser((), reasoning=None))
     constraint: Constraint | None = None
-    shows_marks: bool = False  #: whether special tokens are text for the parser
+    shows_marks: bool = False  #: True if special tokens are text for the parser
     sampling: Sampling = field(factory=Sampling)
     max_tokens: int = 512  #: 0: prefill only
     stop: tuple[str, ...] = ()
@@ -63,9 +100,9 @@ class Request:
     priority: int = 0
     created: float = field(factory=time.perf_counter)
     deadline: float | None = None  #: perf_counter time
-    is_cancelled: bool = False
+    is_cancelled: bool = False  #: set on any thread
     is_prefetched: bool = False
-    is_held: Callable[[], bool] | None = None  #: whether waiting for another row's KV still pays; asked each tick
+    awaits: Awaited | None = None
     _ids: tuple[Prompt, np.ndarray[Any, Any]] | None = field(default=None, init=False)
 
     def begin(self) -> None:
@@ -82,7 +119,7 @@ class Request:
         return self._ids[1]
 
     def ends(self, now: float) -> bool:
-        """Whether it is over without a reply: ended here and now if it was cancelled or its time is up."""
+        """True if the request is over without a reply: cancelled, or beyond its deadline. Ends its feed then."""
         if self.is_cancelled:
             self.feed.cancelled()
         elif self.deadline is not None and now > self.deadline:

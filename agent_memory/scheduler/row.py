@@ -1,4 +1,4 @@
-"""A request that is running: where its KV came from, which ids were fed, what text came out."""
+"""Row: one request in a batch. Where its KV came from, which ids were fed, what text came out."""
 
 from __future__ import annotations
 
@@ -14,30 +14,43 @@ from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.store.tiers import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
+from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
 
-PREFILL, DECODE = 1, 2  #: how the KV of an id was made
+PREFILL, DECODE = 1, 2  #: provenance of an id's KV
 
 
 @define(eq=False, kw_only=True)
 class Base:
-    """What a row starts from: KV of the first ``n_tokens`` of its prompt, and how it came here."""
+    """KV of the first ``n_tokens`` of a row's prompt, and the tier that it comes from."""
 
-    kv: KV | None = field(repr=False)  #: taken over by the row
+    kv: KV | None = field(repr=False)  #: the row's own from its start on
     n_tokens: int = 0
     made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
-    tier: Tier = "none"  #: the slowest that it comes from
+    tier: Tier = "none"  #: the slowest that any of it comes from
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
-    miss: str | None = None
+    miss: MissCause | None = None
+    miss_detail: str = ""
+    diverged_at: DivergedAt | None = None
 
 
 @define(eq=False, kw_only=True)
 class Row:
     """A running request. Engine thread only.
 
-    Positions: ``[0, base.n_tokens)`` reused, ``[base.n_tokens, fed)`` computed, ``[fed, len(prompt.ids))`` to come.
+    - ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt``, until a decode step has fed the last prompt id; from then
+      on ``fed == n_prompt``. ``fed`` never decreases.
+    - Cached tokens are ``base.n_tokens``, computed ones ``fed - base.n_tokens``: ``n_prompt`` together in every reply.
+    - While it prefills, ``kv.n_tokens == fed``; then the batch owns the KV, and ``kv`` is None.
     """
+
+    # Whose work the KV of each token is, and how it is counted:
+    #
+    #   [0, base.n_tokens)                    restored, copied or moved           cached
+    #   [base.n_tokens, min(fed, n_prefill))  this row's prefill steps            computed
+    #   [min(fed, n_prefill), n_prefill)      nobody's yet
+    #   [n_prefill, n_prompt)                 its first decode step               computed; empty where max_tokens is 0
+    #   [n_prompt, n_prompt + len(output))    later decode steps                  output; the newest may not be fed yet
 
     number: int
     request: Request
@@ -46,23 +59,31 @@ class Row:
     tokenizer: Tokenizer
     max_tokens: int
     group: int
-    ids: np.ndarray[Any, Any] = field(repr=False)  #: of the prompt, u32
-    kv: KV | None = field(init=False, repr=False)  #: its own while it prefills; then the batch's
+    ids: np.ndarray[Any, Any] = field(repr=False)  #: the prompt's, u32
+    kv: KV | None = field(init=False, repr=False)  #: None once the batch owns it
     fed: int = 0
     output: list[int] = field(factory=list)
     finish: Finish | None = None
     started: float = field(factory=time.perf_counter)
     restored_s: float = 0.0
-    prefilled: float = 0.0  #: when prefill began
+    prefilled: float = 0.0  #: when its prefill began
     first_token: float = 0.0
     stream: TextStream = field(init=False)
     parser: ToolParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.stream = TextStream(self.tokenizer, self.request.stop, marks=self.request.shows_marks)
-        self.parser = self.request.parser(self.prompt.ids)
+        self.parser = self.request.asker.parser(self.prompt.ids)
         self.fed = self.base.n_tokens
         self.kv, self.base.kv = self.base.kv, None
+        self.check()
+
+    def check(self) -> None:
+        """Assert the order of the positions."""
+        most = self.n_prefill if self.kv is not None else self.n_prompt
+        order = (0, self.base.n_tokens, self.fed, most, self.n_prompt)
+        assert sorted(order) == list(order), order
+        assert self.kv is None or self.kv.n_tokens == self.fed, (self.kv.n_tokens, self.fed)
 
     @property
     def n_prompt(self) -> int:
@@ -71,19 +92,19 @@ class Row:
 
     @property
     def exactness(self) -> Exactness:
-        """Of the KV it has so far."""
+        """The weakest promise of the KV that it has so far."""
         return self.base.exactness
 
     @property
     def made(self) -> np.ndarray[Any, Any]:
-        """How the KV of each prompt id was, or will be, made."""
+        """Provenance of each prompt id's KV: as it was, or will be, computed."""
         made = np.full(self.n_prompt, PREFILL, np.uint8)
         made[: self.base.n_tokens] = self.base.made
         return made
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing is left to prefill."""
+        """True if nothing is left to prefill."""
         return self.fed == self.n_prefill
 
     @property
@@ -91,12 +112,17 @@ class Row:
         """Ids to be fed before the first token is sampled; the last prompt id is a step of its own."""
         return self.n_prompt - (1 if self.max_tokens else 0)
 
-    def next_step(self, grid: int) -> int:
-        """Where the next prefill step ends: at the grid's next line, counted from the prompt's start."""
-        return min((self.fed // grid + 1) * grid, self.n_prefill)
+    def next_step(self, chunk_tokens: int) -> int:
+        """Where the next prefill step ends: at a multiple of ``chunk_tokens``, counted from the prompt's start."""
+        return min((self.fed // chunk_tokens + 1) * chunk_tokens, self.n_prefill)
+
+    def advance(self, stop: int) -> None:
+        """Note that the prompt ids ``[fed, stop)`` were fed."""
+        assert self.fed <= stop <= self.n_prompt, (self.fed, stop, self.n_prompt)
+        self.fed = stop
 
     def accept(self, token: int) -> None:
-        """Take one sampled token: text, stop strings, limits; sets ``finish`` when it was the last."""
+        """Take one sampled token: text, stop strings, limits. Sets ``finish`` where it is the last."""
         if not self.output:
             self.first_token = time.perf_counter()
         self.output.append(token)
@@ -118,12 +144,12 @@ class Row:
         self.request.feed.emit(Delta(visible, (token,), tuple(events)), (len(self.output), self.max_tokens))
 
     def outcome(self, kv: KV) -> Outcome:
-        """The finished row; cuts ``kv`` at the last id that the log keeps."""
+        """The finished row. Truncates ``kv`` to the last id that the log keeps, where it can be truncated."""
         kept, n_ids = tuple(self.output), len(self.output)
         if self.stream.stopped is not None:
-            n_ids, rest = self.stream.kept()
-            kept = (*self.output[:n_ids], *self.tokenizer.encode(rest))
-            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))  # where it cannot be cut, it covers what is not kept
+            n_ids, tail = self.stream.kept()
+            kept = (*self.output[:n_ids], *self.tokenizer.encode(tail))
+            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))  # else it covers ids that the log does not keep
         n_kv = min(kv.n_tokens, self.n_prompt + n_ids)
         return Outcome(
             prompt=self.prompt,
@@ -137,7 +163,7 @@ class Row:
         )
 
     def _outcome_finish(self) -> Finish:
-        """Why it ended, as callers see it: a call that is cut short counts more than any that is complete."""
+        """Why it ended, as callers see it: "length" where a call was cut short, even after complete ones."""
         parsed = self.parser.parsed
         if parsed.is_truncated:
             return "length"
@@ -157,6 +183,8 @@ class Row:
             tier_tokens=base.tier_tokens,
             exactness=base.exactness,
             miss=base.miss,
+            miss_detail=base.miss_detail,
+            diverged_at=base.diverged_at,
             ttft_s=first - self.request.created,
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,
@@ -164,8 +192,17 @@ class Row:
             decode_tps=n_later / (now - first) if n_later and now > first else 0.0,
         )
 
-    def lineage(self, kv: KV) -> Lineage:
-        """The row's KV with the ids that it covers, to be kept hot."""
+    def cut_to_sound(self, kv: KV) -> bool:
+        """Truncate the KV of a row that failed while it decoded to tokens fed before the failed step; False: none are.
+
+        That step fed the newest token of ``output``, or the one after it. The KV may be why it failed: NaN or infinity
+        anywhere makes all of it unsound.
+        """
+        n_tokens = kv.reach(min(kv.n_tokens, self.n_prompt + len(self.output) - 1))
+        return n_tokens > 0 and kv.trim(n_tokens) and kv.is_finite
+
+    def lineage(self, kv: KV, *, is_turn: bool = True) -> Lineage:
+        """The KV with the ids that it covers, for the hot tier. ``is_turn``: the row ended with a reply."""
         n = kv.n_tokens
         ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
         made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])
@@ -176,5 +213,6 @@ class Row:
             kv=kv,
             exactness=self.base.exactness,
             agent_id=self.request.agent_id,
-            is_wanted=not self.max_tokens,
+            is_wanted=is_turn and not self.max_tokens,
+            is_turn=is_turn,
         )

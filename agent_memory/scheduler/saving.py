@@ -1,4 +1,4 @@
-"""Hands KV to the store, a tensor at a time, between decode steps: finished turns to disk, what is to leave to warm."""
+"""Hand KV to the store between decode steps, a tensor at a time: lineages to disk, and to warm before eviction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Jobs = dict[int, tuple[Lineage, Job]]
 
 
 class _Rows(Protocol):
-    """Tokens to be read, in a codec."""
+    """Tokens ``[start, stop)`` to be read, in a codec."""
 
     @property
     def start(self) -> int: ...
@@ -42,18 +42,30 @@ class _Rows(Protocol):
 
 
 class _Beside(_Rows, Protocol):
-    """Window rows to be read, and maybe the state at their end."""
+    """Window rows ``[start, stop)`` to be read, and maybe the state at ``stop``."""
 
     @property
     def has_state(self) -> bool: ...
 
 
 class Saver:
-    """Lineages whose KV is on its way to the store: saves to disk, then copies into warm. Engine thread only.
+    """Lineages whose KV is on its way to the store. Engine thread only.
 
-    The live arrays are copied out here (O(new tokens) bytes), because the next turn may change them in place; writing,
-    fsync and commit are the store's I/O thread's work. A lineage is settled before anybody changes its KV.
+    - Saves to disk come first, copies into warm after them.
+    - The live arrays are copied to the host here, O(new tokens) bytes, because the next turn may change them in place.
+      The store's I/O thread writes, syncs and commits.
+    - A lineage is settled before its KV is changed, moved into a row or dropped.
+    - While the disk does not keep up, saves wait and copies go on.
     """
+
+    # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
+    #
+    #   tokens                       before ``put``              from ``put`` on
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until a commit, or warm's
+    #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
+    #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
+    #
+    # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
     def __init__(self, store: Store, layout: Layout, counters: Counters) -> None:
         self._store, self._layout, self._counters = store, layout, counters
@@ -62,57 +74,55 @@ class Saver:
 
     @property
     def can_step(self) -> bool:
-        """Whether something is left that can go on: a save waits for a disk that does not keep up."""
+        """True if something is left to hand over that need not wait for the disk."""
         return bool(self._copies) or (bool(self._saves) and self._store.is_ready)
 
     @property
     def busy(self) -> bool:
-        """Whether something is left to hand over."""
+        """True if something is left to hand over."""
         return bool(self._saves or self._copies)
 
     def begin(self, lineage: Lineage) -> None:
-        """Save a lineage that will rest in the hot tier."""
+        """Save a lineage that is idle in the hot tier from now on."""
         lineage.is_saved = True
         self._saves[id(lineage)] = (lineage, self._save(lineage))
 
     def copy(self, lineage: Lineage) -> None:
-        """Copy a lineage that is to leave the hot tier into warm; once, whatever comes of it."""
+        """Copy a lineage that is to be evicted into warm; once, even where warm refuses it."""
         if not lineage.is_offered:
             lineage.is_offered = True
             if self._store.warm.is_on and self._layout.is_storable:
                 self._copies[id(lineage)] = (lineage, self._copy(lineage))
 
     def is_copying(self, lineage: Lineage) -> bool:
-        """Whether a lineage is on its way to warm."""
+        """True if a lineage is being copied into warm."""
         return id(lineage) in self._copies
 
     def settle(self, lineage: Lineage) -> None:
-        """Hand over all that is left to save of one lineage, at once (a reply may wait for it, and for no disk); give
-        up copying it.
-        """
+        """Hand over all that is left to save of one lineage, now and without waiting for the disk; give up its copy."""
         self._finish(self._saves, lineage)
         if id(lineage) in self._copies:
             self._copies.pop(id(lineage))[1].close()
             lineage.is_offered = False
 
     def finish(self, lineage: Lineage) -> None:
-        """Hand over all that is left to save and to copy of one lineage."""
+        """Hand over all that is left of one lineage, to disk and to warm."""
         self._finish(self._saves, lineage)
         self._finish(self._copies, lineage)
 
     def hand_over(self) -> bool:
-        """Hand over what there is to save, as far as the disk keeps up; whether that was all."""
+        """Hand over all saves, as far as the disk keeps up; True if that was all."""
         while self._saves and self._store.is_ready:
             self._next(self._saves)
         return not self._saves
 
     def finish_all(self) -> None:
-        """Hand over all that there is to save, waiting for the disk."""
+        """Hand over all saves, waiting for the disk."""
         while not self.hand_over():
             self._store.wait_ready()
 
     def step(self, hurry: bool) -> None:
-        """Go on for a moment; with ``hurry`` (others decode) for a few milliseconds only."""
+        """Hand over for 40 ms, or with ``hurry`` (rows are running) for 4 ms."""
         until = time.perf_counter() + (_SLICE_S if hurry else 10 * _SLICE_S)
         while self.can_step and time.perf_counter() < until:
             self._next(self._saves if self._saves and self._store.is_ready else self._copies)
@@ -128,10 +138,10 @@ class Saver:
             pass
 
     def _advance(self, job: Job) -> bool:
-        """One tensor more; False at the end. A save that fails costs a recomputation some day, and nobody's reply."""
+        """Hand over one tensor; False at the end. A save that fails costs a recomputation, and no reply."""
         try:
             return next(job, self) is None
-        except Exception as error:  # noqa: BLE001 - whatever reading the live arrays died of
+        except Exception as error:  # noqa: BLE001 - whatever reading the live arrays raised
             self._counters.save_failures += 1
             log.warning("KV could not be handed to the store and will be computed again: %s", error)
             return False
@@ -145,6 +155,7 @@ class Saver:
             agent_id=lineage.agent_id,
             held=Held(lineage.kv.held_from, lineage.kv.snapshots),
             is_wanted=lineage.is_wanted,
+            is_turn=lineage.is_turn,
         )
         yield from self._export(lineage, save)
 

@@ -1,21 +1,53 @@
-"""The line of requests that have not started: by priority, then first come, and nobody waits for ever. Pure."""
+"""The line of requests that have not started: by priority, then first come. No request waits for ever."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 
+from agent_memory.errors import QueueFullError
 from agent_memory.scheduler.request import Request
 
 #: A request gains one level of priority each time it has waited so long.
 AGE_S = 10.0
 
 
-class Waiting:
-    """Requests in the order in which they came. Engine thread only."""
+class Places:
+    """Places in the line: one for each request that was handed in and has neither started nor ended. Any thread.
 
-    def __init__(self) -> None:
+    - ``limit``: how many there are; None: any number.
+    - A request takes its place on its caller's thread, before the engine knows of it, and leaves it once.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._taken: set[Request] = set()
+        self._lock = threading.Lock()
+
+    def check(self, n_asked: int = 1) -> None:
+        """Raise QueueFullError where fewer than ``n_asked`` places are free."""
+        if self._limit is not None and len(self._taken) + n_asked > self._limit:
+            raise QueueFullError(len(self._taken), self._limit, n_asked)
+
+    def take(self, request: Request) -> None:
+        """Give a place to a request. Raises QueueFullError."""
+        with self._lock:
+            self.check()
+            self._taken.add(request)
+
+    def leave(self, request: Request) -> None:
+        """Free the place of a request; idempotent."""
+        with self._lock:
+            self._taken.discard(request)
+
+
+class Waiting:
+    """Requests in the order in which they came. Engine thread only. ``places``: where each of them has one."""
+
+    def __init__(self, places: Places | None = None) -> None:
         self._requests: list[Request] = []
+        self._places = places or Places()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -30,15 +62,16 @@ class Waiting:
     def remove(self, request: Request) -> None:
         """Leave the line."""
         self._requests.remove(request)
+        self._places.leave(request)
 
     def has_owner(self, owner: str) -> bool:
-        """Whether a request of an agent waits."""
+        """True if a request of an agent waits."""
         return any(request.owner == owner for request in self._requests)
 
     def in_order(self, now: float) -> list[Request]:
-        """Those that may be next, the first of them first, at ``now`` (perf_counter). O(n log n).
+        """Requests that may be next, in that order, at ``now`` (perf_counter). O(n log n).
 
-        Of an agent's requests only the oldest: a conversation is never reordered. What hurries a later one hurries it.
+        Of an agent's requests only the oldest: a conversation is never reordered. It has the highest priority of them.
         """
         firsts: dict[str | int, Request] = {}
         priorities: dict[str | int, int] = {}
@@ -50,9 +83,11 @@ class Waiting:
 
     def clear(self) -> None:
         """Empty the line."""
+        for request in self._requests:
+            self._places.leave(request)
         self._requests.clear()
 
 
 def effective_priority(request: Request, now: float) -> int:
-    """Its priority and one more for each ``AGE_S`` that it is old."""
+    """Priority, plus one for each ``AGE_S`` since the request was made."""
     return request.priority + int((now - request.created) / AGE_S)

@@ -146,7 +146,7 @@ class Catalog:
         self._read_again()
         if self.needs is None:
             return Plan(self.index.plan(ids))
-        return best_plan(self.index.paths(ids), self.sides, self.needs)
+        return best_plan(self.index.paths(ids, every_end=True), self.sides, self.needs)
 
     def path(self, file: Segment | Side) -> Path:
         """Where a segment's or side file is."""

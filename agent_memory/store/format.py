@@ -22,7 +22,9 @@ from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.types import Exactness
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
-WRITE_VERSION = 3  #: a store that says more must not be written by this code; 2 added side files, 3 codecs
+#: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
+#: ids of a turn the model wrote
+WRITE_VERSION = 4
 FORMAT = "agent_memory.kv/1"
 SIDE_FORMAT = "agent_memory.side/1"
 MANIFEST = "manifest.sqlite3"

@@ -40,8 +40,7 @@ class Lock:
             os.close(self._fd)
             if not isinstance(error, BlockingIOError):
                 raise opening_error(path, error) from error
-            who = f"process {found['pid']} on {found['host']}" if {"pid", "host"} <= set(found) else "another process"
-            raise StoreLockedError(f"{path} is in use by {who}. Close it there, or give another path") from error
+            raise StoreLockedError(f"{path} is in use by {_holder(found)}, or give another path") from error
         try:
             self._take(self._read())
         except OSError as error:
@@ -99,6 +98,18 @@ class Lock:
         facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "commits": self.commits}
         raw = json.dumps(facts if closed is None else {**facts, "closed": closed}).encode()
         self._files.write(self._fd, memoryview(raw.ljust(os.fstat(self._fd).st_size)), 0)
+
+
+def _holder(found: dict[str, Any]) -> str:
+    """Who holds a store, and how that ends; ``found`` is what the lock file says."""
+    if not {"pid", "host"} <= found.keys():
+        return "another process. Close it there"
+    if (found["pid"], found["host"]) != (os.getpid(), socket.gethostname()):
+        return f"process {found['pid']} on {found['host']}. Close it there"
+    return (
+        f"this process ({found['pid']}): a Memory that was opened here before is still open. Close that one first "
+        "(type memory.close(), by the name you gave it, before you run a notebook's cell again)"
+    )
 
 
 def manifest_sum(path: Path) -> str:

@@ -89,6 +89,19 @@ def find(catalog: Catalog | None, warm: Warm, ids: Ids) -> Match:
     return _led_by(warm, cold)
 
 
+def following(catalog: Catalog, match: Match) -> Ids | None:
+    """Ids of a stored lineage behind the match's end; None where nothing is stored there."""
+    with catalog.lock:
+        if catalog.index is None or not match.pieces:
+            return None
+        last, take = match.pieces[-1]
+        if take < last.n_tokens:
+            ids = catalog.read_ids(last)
+            return None if ids is None else ids[take:]
+        children = catalog.index.children(last.id)
+        return catalog.read_ids(children[0]) if children else None
+
+
 def _on_disk(catalog: Catalog, ids: Ids) -> Match:
     index = catalog.index
     assert index is not None

@@ -36,6 +36,8 @@ from agent_memory.store.soundness import (
 from agent_memory.store.tables import (
     AGENT_COLUMNS,
     COUNT_COMMIT,
+    Described,
+    describe_agent,
     drop_segments,
     drop_sides,
     end_agent,
@@ -182,26 +184,29 @@ class Manifest:
             turns,
             agent["created_s"],
             agent["used_s"],
+            facts=agent["facts"],
         )
         return record, damage
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
         now = time.time()
-        digest = agent_sum(name, system, tools, now)
+        digest = agent_sum(name, system, tools, now, facts)
         told = None if system is None else text_blob(system)
-        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest)
+        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest, facts)
         try:
             with self.transaction() as db:
                 agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3, facts) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).lastrowid
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
         assert agent is not None
-        return AgentRecord(agent, name, system, tools, (), now, now)
+        return AgentRecord(agent, name, system, tools, (), now, now, facts=facts)
 
     def list_agents(self, salt: str, pins: Collection[int] = ()) -> list[AgentInfo]:
         """All agents of one salt, by name. ``pins``: those that are pinned."""
@@ -236,8 +241,13 @@ class Manifest:
         with self._lock:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn, messages: str) -> None:
-        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON."""
+    def append_turn(
+        self, agent_id: int, number: int, turn: Turn, messages: str, described: Described | None = None
+    ) -> None:
+        """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
+
+        ``described``: system prompt and facts of the agent from now on, where they changed.
+        """
         row = (
             agent_id,
             number,
@@ -252,12 +262,20 @@ class Manifest:
             turn.n_kv,
             turn_sum(agent_id, number, turn, messages),
             turn.ids.astype("<u4").tobytes(),
+            turn.n_reply,
         )
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
             db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+            if described is not None:
+                describe_agent(db, agent_id, described)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Commit another system prompt and facts of an agent."""
+        with self.transaction() as db:
+            describe_agent(db, agent_id, described)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Commit the removal of every turn after the first ``n_turns``."""

@@ -261,8 +261,11 @@ class Index:
                     chains.append([*chain, piece])
         return chains
 
-    def paths(self, ids: Ids, *, ready: bool = True) -> Iterator[list[tuple[Piece, int]]]:
-        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least."""
+    def paths(self, ids: Ids, *, ready: bool = True, every_end: bool = False) -> Iterator[list[tuple[Piece, int]]]:
+        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least.
+
+        ``every_end``: those too that end inside a chunk that another lineage fills.
+        """
         chunks = self.chunks(ids, ready=ready)
         plan = [(piece, piece.n_tokens) for piece in chunks]
         rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
@@ -272,6 +275,11 @@ class Index:
             partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
             more = [(partial, take)] if partial is not None and take else []
             yield [*plan, *((p, p.n_tokens) for p in chain), *more]
+        for number in range(len(chunks) - 1 if every_end else -1, -1, -1):
+            own = ids[number * self.chunk_tokens :][: self.chunk_tokens]
+            for chain in self.deltas(chunks[number].parent, own, ready=ready):
+                if chain:
+                    yield [*plan[:number], *((p, p.n_tokens) for p in chain)]
 
     def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
         """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""

@@ -22,7 +22,14 @@ log = logging.getLogger("agent_memory.store")
 
 
 def begin_save(
-    catalog: Catalog, ids: Ids, lineage: Provenance, agent_id: int | None, held: Held, *, is_promised: bool
+    catalog: Catalog,
+    ids: Ids,
+    lineage: Provenance,
+    agent_id: int | None,
+    held: Held,
+    *,
+    is_promised: bool,
+    is_turn: bool = True,
 ) -> Save:
     """Plan a save and enter its pieces as not yet readable; an empty one where it is not worth a write."""
     with catalog.lock:
@@ -45,7 +52,17 @@ def begin_save(
             head = segments[-1].pieces[-1].id
         sides = plan_sides(catalog, head, lineage, held)
         renewals = plan_renewals(catalog, index.chunks(ids, ready=True), ids, lineage)
-        return Save(catalog, tuple(segments), runs, sides, renewals, head=head, former=former, agent_id=agent_id)
+        return Save(
+            catalog,
+            tuple(segments),
+            runs,
+            sides,
+            renewals,
+            head=head,
+            former=former,
+            agent_id=agent_id,
+            is_turn=is_turn,
+        )
 
 
 def _refusal(

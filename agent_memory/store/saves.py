@@ -62,10 +62,13 @@ class Save:
         head: bytes | None = None,
         former: int = 0,
         agent_id: int | None = None,
+        is_turn: bool = True,
     ) -> None:
         #: how many tokens of the lineage were stored before
         self.former = former
         self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
+        #: whether the agent's log ends where the lineage does
+        self.is_turn = is_turn
         self.renewals = renewals
         #: what becomes a segment file, in the order of ``parts``
         self.files = (*segments, *(r.new for r in renewals))
@@ -112,7 +115,7 @@ class Save:
     def finish(self) -> None:
         """Queue fsync, rename and commit, and the head of the agent's lineage."""
         catalog = self._catalog
-        has_work = self.files or self.sides or self.agent_id is not None
+        has_work = self.files or self.sides or (self.agent_id is not None and self.is_turn)
         if catalog is not None and has_work and not self._is_given_up:
             catalog.io.submit(lambda: _commit(catalog, self))
 
@@ -192,7 +195,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     save.is_over = True
     catalog.health.worked("KV")
-    catalog.counts.unwritten.written(save.agent_id, save.head)
+    catalog.counts.unwritten.written(save.agent_id if save.is_turn else None, save.head)
     if save.segments:
         catalog.admission.note_commit(time.perf_counter() - started)
     make_room(catalog)
@@ -255,7 +258,9 @@ def _discard(catalog: Catalog, file: Segment | Side) -> None:
 
 
 def _note_unwritten(catalog: Catalog, save: Save) -> None:
-    catalog.counts.unwritten.note(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
+    catalog.counts.unwritten.note(
+        save.agent_id if save.is_turn else None, save.head, sum(segment.n_tokens for segment in save.segments)
+    )
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
@@ -327,27 +332,30 @@ def _drop_stale(catalog: Catalog, save: Save) -> None:
     """
     if catalog.needs is not None and save.head is not None:
         with catalog.lock:
-            gone = stale_sides(catalog, save.head, save.former, save.agent_id)
+            gone = stale_sides(catalog, save.head, save.former, save.agent_id if save.is_turn else None)
         if gone:
             apply(catalog, Edit(remove_sides=gone))
 
 
 def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
-    """The agent's new head, and the former ones that it continues or that are gone."""
+    """The agent's new head, and the former ones that it continues or that are gone; of no turn, only those gone."""
     index, agent_id, head = catalog.index, save.agent_id, save.head
     if index is None or agent_id is None or head is None or head not in index.pieces:
         return None
-    before = {p.id for p in index.ancestors(index.pieces[head])} - {head}
+    before = {p.id for p in index.ancestors(index.pieces[head])} - {head} if save.is_turn else set()
     former = catalog.manifest.heads_of(agent_id, catalog.identity)
     replaced = [one for one in former if one in before or one not in index.pieces]
     return HeadMove(agent_id, catalog.identity, head, replaced)
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
-    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece."""
+    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece.
+
+    None where an agent's log may end in one, and its KV can be resumed there alone.
+    """
     index = catalog.index
     found: dict[Piece, bytes] = {}
-    if index is None:
+    if index is None or (catalog.needs is not None and not save.is_turn):
         return found
     for segment in save.segments:
         for piece in segment.pieces:

@@ -38,9 +38,13 @@ CREATE INDEX IF NOT EXISTS sides_segment ON sides (segment);
 _CODECS = """
 ALTER TABLE segments ADD COLUMN codec TEXT NOT NULL DEFAULT 'exact';
 """
+_FACTS = """
+ALTER TABLE agents ADD COLUMN facts TEXT;
+ALTER TABLE turns ADD COLUMN n_reply INTEGER;
+"""
 
 #: What each write version added, in order: a new store takes them all, an older one those that it lacks.
-MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS))
+MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS))
 
 
 _AUTO_VACUUM = 2  #: incremental

@@ -88,6 +88,8 @@ def sound_agent(row: Mapping[str, Any]) -> dict[str, Any] | None:
         found["system"] = None
     if not isinstance(row["tools"], bytes) or not is_tools(row["tools"].decode("utf-8", "replace")):
         found["tools"] = b"[]"
+    if not is_agent_facts(row.get("facts")):
+        found["facts"] = None
     if not isinstance(row["xxh3"], bytes):
         found["xxh3"] = b""
     times = [row[name] for name in ("created_s", "used_s") if is_time(row[name])]
@@ -104,6 +106,14 @@ def is_tools(text: str) -> bool:
     except BAD_JSON:
         return False
     return all(isinstance(t.name, str) and isinstance(t.description, str) and _is_object(t.parameters) for t in tools)
+
+
+def is_agent_facts(text: Any) -> bool:
+    """True if a value is None, or the JSON of an object, as an agent's facts are."""
+    try:
+        return text is None or isinstance(json.loads(text), dict)
+    except BAD_JSON:
+        return False
 
 
 def is_facts(text: Any) -> bool:

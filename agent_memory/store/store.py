@@ -45,6 +45,7 @@ from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
+from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
 from agent_memory.store.worth import Costs
@@ -80,13 +81,9 @@ class Store:
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
+        costs, pins = self.costs, self._pins.agents
         self.warm = Warm(
-            warm_bytes,
-            codec=warm_codec,
-            ttl_s=warm_ttl_s,
-            costs=self.costs,
-            pins=self._pins.agents,
-            is_stored=self._is_on_disk,
+            warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=self._is_on_disk
         )
         self._health = Health()
         self._io = IOThread(health=self._health)
@@ -107,8 +104,8 @@ class Store:
             self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
-                self._place, self._files = Place.of(path), files
-                files.guard = self._ensure_ours
+                place = self._place = Place.of(path)
+                self._files, files.guard = files, self._ensure_ours
                 written = Written.parse(self._manifest.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
@@ -119,7 +116,7 @@ class Store:
                     files=files,
                     health=self._health,
                     codec=codec,
-                    place=self._place,
+                    place=place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -139,10 +136,9 @@ class Store:
 
     def _ensure_ours(self) -> None:
         """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
-        assert self._place is not None
-        assert self._lock is not None
-        self._place.check()
-        self._lock.mark()
+        if self._place is not None and self._lock is not None:
+            self._place.check()
+            self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """What ``attach`` was told of a model of this name; {} for one that was never used here."""
@@ -194,12 +190,14 @@ class Store:
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
         return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
 
-    def create_agent(self, salt: str, name: str, *, system: str | None, tools: str) -> AgentRecord:
+    def create_agent(
+        self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
+    ) -> AgentRecord:
         """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools)
+            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
@@ -217,13 +215,18 @@ class Store:
         """The agents that are pinned."""
         return self._pins.agents
 
-    def append_turn(self, agent_id: int, number: int, turn: Turn) -> None:
+    def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
+        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages), agent_id)
+        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+
+    def describe(self, agent_id: int, described: Described) -> None:
+        """Queue another system prompt and facts of an agent."""
+        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
@@ -250,6 +253,10 @@ class Store:
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
         return lookup.find(self._catalog, self.warm, ids)
+
+    def following(self, match: Match) -> Ids | None:
+        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else lookup.following(self._catalog, match)
 
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
@@ -283,19 +290,23 @@ class Store:
         agent_id: int | None,
         held: Held = Held(),  # noqa: B008 - a frozen value
         is_wanted: bool = False,
+        is_turn: bool = True,
     ) -> Save:
         """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need.
+        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
+        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
+        lineages stay where they were.
         ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
-        is_promised = is_wanted or agent_id is not None
-        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised)
-        self._pins.note(agent_id, save.head)
+        is_promised = is_wanted or (agent_id is not None and is_turn)
+        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if is_turn:
+            self._pins.note(agent_id, save.head)
         return save
 
     def _is_on_disk(self, piece: bytes) -> bool:
@@ -354,18 +365,13 @@ class Store:
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
             report = verify_store(self._manifest, None if catalog is None else catalog.folder)
-        repaired = (*(() if self._repair is None else (str(self._repair),)), *out_of_step)
+        repaired = [] if self._repair is None else [str(self._repair)]
         strangers = () if catalog is None else catalog.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *report.damaged), strangers=strangers)
+        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
-
-    def _leave(self) -> None:
-        """The folder is somebody else's again, and so is what writes to it."""
-        if self._place is not None:
-            self._files.guard = Files.guard
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
@@ -388,5 +394,6 @@ class Store:
             if self._lock is not None:
                 is_here = self._place is not None and self._place.lost is None
                 self._lock.release(is_whole=is_here and self._manifest.is_whole)
-            self._leave()
+            if self._place is not None:
+                self._files.guard = Files.guard  # the folder is somebody else's again
         log.info("store closed path=%s", self._path)

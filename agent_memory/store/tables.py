@@ -9,16 +9,19 @@ from typing import Any
 import attrs
 import numpy as np
 
-from agent_memory.log.turns import Turn, agent_sum, blob_text, turn_sum
+from agent_memory.log.turns import Turn, agent_sum, blob_text, text_blob, turn_sum
 from agent_memory.prompt.messages import from_json
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.soundness import BAD_JSON, is_turn, sound_agent
 
+#: An agent's system prompt and facts.
+Described = tuple[str | None, str | None]
+
 _COLUMNS = tuple(a.name for a in attrs.fields(SegmentRow))
 _SIDE_COLUMNS = ("piece", "segment", "file", "n_rows", "has_state", "n_bytes", "header_xxh3")
 
-AGENT_COLUMNS = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "xxh3")
+AGENT_COLUMNS = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "facts", "xxh3")
 
 #: Part of every transaction.
 COUNT_COMMIT = (
@@ -32,7 +35,7 @@ def read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:
     if found is None:
         return None, False
     system = None if found["system"] is None else blob_text(found["system"])
-    digest = agent_sum(blob_text(found["name"]), system, blob_text(found["tools"]), found["created_s"])
+    digest = agent_sum(blob_text(found["name"]), system, blob_text(found["tools"]), found["created_s"], found["facts"])
     return found, digest == found["xxh3"]
 
 
@@ -40,13 +43,15 @@ def read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...],
     """A log up to its first damaged turn, and which that is."""
     turns: list[Turn] = []
     rows = db.execute(
-        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, xxh3 FROM turns "
-        "WHERE agent = ? ORDER BY number",
+        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, n_reply, xxh3 "
+        "FROM turns WHERE agent = ? ORDER BY number",
         (agent_id,),
     )
-    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest in rows:
+    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, n_reply, digest in rows:
         try:
-            turn = checked_turn(agent_id, number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, digest)
+            turn = checked_turn(
+                agent_id, number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, n_reply, digest
+            )
             if number != len(turns):
                 raise ValueError("it does not follow the turn before it")
             turn = attrs.evolve(turn, messages=from_json(messages))
@@ -67,15 +72,28 @@ def checked_turn(
     created_s: Any,
     kept: Any,
     n_kv: Any,
+    n_reply: Any,
     digest: Any,
 ) -> Turn:
     """The turn of a row, its messages not taken apart yet. Raises one of BAD_JSON where its checksum is wrong."""
-    if not is_turn((agent_id, number, keep, kept, n_kv), ids, created_s) or not isinstance(tokenizer, str):
+    is_typed = isinstance(n_reply, int | None) and isinstance(tokenizer, str)
+    if not is_typed or not is_turn((agent_id, number, keep, kept, n_kv), ids, created_s):
         raise ValueError("its values could not have been written")
-    turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv)
+    turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv, n_reply)
     if turn_sum(agent_id, number, turn, messages) != digest or n_kv > keep + len(turn.ids):
         raise ValueError("its checksum is wrong")
     return turn
+
+
+def describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
+    """Give an agent another system prompt and facts, under a new checksum; nothing where the agent is gone."""
+    system, facts = described
+    row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
+    if row is not None:
+        name, tools, created_s = blob_text(row[0]), blob_text(row[1]), row[2]
+        told = None if system is None else text_blob(system)
+        digest = agent_sum(name, system, tools, created_s, facts)
+        db.execute("UPDATE agents SET system = ?, facts = ?, xxh3 = ? WHERE agent = ?", (told, facts, digest, agent_id))
 
 
 def read_segments(db: sqlite3.Connection, identity: str | None) -> list[SegmentRow]:

@@ -31,6 +31,7 @@ class Lineage:
     is_saved: bool = False  #: whether it is on disk, or on its way there
     is_offered: bool = False  #: whether warm was given a copy, which it may have refused
     is_wanted: bool = False  #: computed ahead of need: to be stored, whatever that costs
+    is_turn: bool = True  #: False: of a request that ended without a reply, so its agent's log ends elsewhere
 
     def trim(self, n_tokens: int) -> bool:
         """Cut to the first ``n_tokens``; False where the KV cannot be cut."""

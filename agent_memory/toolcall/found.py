@@ -9,6 +9,11 @@ from typing import Any
 
 from attrs import frozen
 
+NAMES = ("name", "tool_name")  #: the members of a call in JSON that may hold its name
+ARGUMENTS = ("arguments", "parameters", "input")  #: the members of a call in JSON that may hold its arguments
+_IDS = ("id", "tool_call_id")
+_KNOWN = frozenset((*NAMES, *ARGUMENTS, *_IDS, "type"))
+
 
 @frozen
 class Found:
@@ -20,35 +25,65 @@ class Found:
     id: str | None = None
 
 
-def from_text(name: object, text: str) -> Found:
-    """A call of ``name`` with the JSON ``text`` of its arguments. Raises ValueError in words."""
+def from_text(name: object, text: str, call_id: object = None) -> Found:
+    """A call of ``name`` with the JSON ``text`` of its arguments; "": it has none. Raises ValueError in words."""
     has_escapes = "\\u" in text  # one of them may be half of a pair, here or in a string that holds the object
     value = loads(_ensure_unicode(text)) if text else None
     if isinstance(value, str):
         text = value  # an object, written as a string
         value = loads(text) if text else None
     if value is None:
-        return Found(_checked(name), {}, "{}")
+        value, text = {}, "{}"
     if not isinstance(value, dict):
         raise ValueError(f"its arguments are {type(value).__name__}, not an object")
     if has_escapes:
         _ensure_unicode(json.dumps(value, ensure_ascii=False))
-    return Found(_checked(name), value, text)
+    written_id = _ensure_unicode(call_id) if isinstance(call_id, str) and call_id else None
+    return Found(_checked(name), value, text, written_id)
 
 
-def from_mapping(row: object, keys: Sequence[str] = ("arguments",)) -> Found:
-    """A call given as a mapping of ``name`` and, under one of ``keys``, arguments. Raises ValueError in words."""
+def from_mapping(row: object) -> Found:
+    """A call given as a mapping of a name and, under one of ``ARGUMENTS``, arguments. Raises ValueError in words."""
     if not isinstance(row, Mapping):
         raise ValueError(f"a call is an object, not {type(row).__name__}")
-    value = next((row[key] for key in keys if key in row), None)
-    if isinstance(value, str):
-        found = from_text(row.get("name"), json.dumps(value))
-    else:
-        found = from_text(row.get("name"), _dumps(value))
-    call_id = row.get("id")
-    if not isinstance(call_id, str) or not call_id:
-        return found
-    return Found(found.name, found.arguments, found.source, _ensure_unicode(call_id))
+    check_members(row)
+    value = next((row[key] for key in ARGUMENTS if row.get(key) is not None), None)
+    text = "" if value is None else _dumps(value)
+    return from_text(member(row, NAMES), text, member(row, _IDS))
+
+
+def from_pair(row: object) -> Found:
+    """A call given as an object whose one key is the name and whose value is the arguments."""
+    if not isinstance(row, Mapping) or len(row) != 1:
+        raise ValueError("a call is an object with one key, its name")
+    [(name, value)] = row.items()
+    if value is None:
+        raise ValueError("it has no arguments")
+    return from_text(name, _dumps(value))
+
+
+def from_members(name: str, members: Sequence[tuple[str, str]]) -> Found:
+    """A call of ``name`` with the JSON text of each argument. Raises ValueError where one comes twice."""
+    names = [key for key, _ in members]
+    if twice := [key for key in names if names.count(key) > 1]:
+        raise ValueError(f"it has the argument {twice[0]!r} twice")
+    pairs = (f"{json.dumps(key, ensure_ascii=False)}: {source}" for key, source in members)
+    return from_text(name, "{" + ", ".join(pairs) + "}")
+
+
+def check_members(row: Mapping[str, Any], n_arguments: int = 0) -> None:
+    """Raises ValueError unless a call's arguments are certain; ``n_arguments``: sets that were taken out of it."""
+    sets = n_arguments + sum(row.get(key) is not None for key in ARGUMENTS)
+    if sets > 1:
+        raise ValueError("it has more than one set of arguments")
+    unknown = [key for key in row if key not in _KNOWN]
+    if unknown and not sets and not any(key in row for key in ARGUMENTS):
+        raise ValueError(f"it has {unknown[0]!r} and no {', '.join(ARGUMENTS[:-1])} or {ARGUMENTS[-1]}")
+
+
+def member(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The first of these members that there is; None where there is none."""
+    return next((row[key] for key in keys if key in row), None)
 
 
 def loads(text: str) -> Any:
@@ -57,6 +92,14 @@ def loads(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse, parse_float=_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def dumps(value: object) -> str:
+    """JSON as a call's source has it. Raises ValueError in words."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"its arguments are no JSON: {error}") from None
 
 
 def _refuse(constant: str) -> None:
@@ -71,11 +114,7 @@ def _float(text: str) -> float:
 
 
 def _dumps(value: object) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"its arguments are no JSON: {error}") from None
-    return _ensure_unicode(text)
+    return _ensure_unicode(dumps(value))
 
 
 def _ensure_unicode(text: str) -> str:

@@ -1,17 +1,11 @@
-"""Where a call's text ends, found in one pass over text that comes in pieces: calls in JSON.
-
-Every scanner has ``feed(text, at)``: it reads ``text`` from ``at`` on and gives the place up to which it has read;
-what lies beyond is to be given again with more text after it. What it finds depends on the characters alone, never on
-how they were cut. Cost: linear.
-"""
+"""JSONScanner: one JSON object or array, read as it comes in pieces, told as events with offsets."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import Literal
 
-from agent_memory.toolcall.formats import JSONForm
-from agent_memory.toolcall.found import Found, from_mapping, from_text, loads
+from attrs import frozen
 
 _MAX_DEPTH = 128  #: deeper JSON is no call; Python's own parser gives up at about a thousand
 _MAX_LITERAL = 1_000  #: characters of a number
@@ -19,263 +13,181 @@ _BLANKS = re.compile(r"[ \t\r\n]+")
 _WORD = re.compile(r'[^ \t\r\n{}\[\],:"]+')
 _LITERAL = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null", re.ASCII)
 _STRING_MARK = re.compile(r'["\\\x00-\x1f]')
+_CLOSER = {"{": "}", "[": "]"}
+
+
+@frozen
+class Seen:
+    """A key was read, or a value begins or has ended.
+
+    ``at``: characters from the beginning of the JSON: to the first one of a value that begins, else to the one behind
+    what ended. ``depth``: objects and arrays around it. ``mark``: the first character of a value that begins.
+    ``text``: a key's, string's or literal's source without quotes; None where it is long, and for objects and arrays.
+    """
+
+    kind: Literal["key", "begin", "end"]
+    at: int
+    depth: int
+    mark: str = ""
+    text: str | None = None
 
 
 class JSONScanner:
-    """Reads one JSON object or array to its closing bracket. ``failed``: the next character cannot belong to one.
+    """Reads one JSON object or array to its closing bracket.
 
-    Strings' escapes are left to the parser that reads the whole; everything else is checked as it comes.
+    - ``next`` stops at each event; what it has read up to there depends on the characters alone, not on their cut.
+    - ``failed``: the character at which ``next`` stopped cannot belong to JSON. ``done``: the value is complete.
+    - Escapes in strings are left to the parser that reads the whole; everything else is checked as it comes.
+    - ``keeps``: strings of so many characters come with their text.
+
+    Cost: linear. Not thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps: int = 1_000) -> None:
         self.done = self.failed = False
+        self.n_read = 0
+        self._keeps = keeps
         self._stack: list[str] = []
         self._expect = "value"  #: value, value or end, key, key or end, colon, comma or end
         self._literal = ""
-        self._in_string = self._is_key = self._escaped = False
+        self._text: list[str] = []  # of the open string
+        self._n_text = 0
+        self._in_string = self._is_key = self._escaped = self._is_told = False
 
-    def feed(self, text: str, at: int) -> int:
-        """Read on; stops behind the closing bracket, or before the first character that fits nowhere."""
-        while at < len(text) and not (self.done or self.failed):
-            stop = self._string(text, at) if self._in_string else self._token(text, at)
-            self._take(text[at:stop])
-            at = stop
-        return at
+    @property
+    def closers(self) -> str:
+        """The brackets that would close everything that is open."""
+        return "".join(_CLOSER[mark] for mark in reversed(self._stack))
 
-    def _take(self, piece: str) -> None:
-        """Every piece that was read, in order."""
+    @property
+    def open_key(self) -> str | None:
+        """The beginning of a key that is being read."""
+        return "".join(self._text) if self._in_string and self._is_key else None
 
-    def _value_begins(self, mark: str) -> None:
-        """A value begins with this character; the brackets around it are on the stack."""
+    @property
+    def open_literal(self) -> str | None:
+        """A number or constant that would be complete if the text ended here."""
+        return self._literal if _LITERAL.fullmatch(self._literal) else None
 
-    def _value_ends(self, mark: str) -> None:
-        """A value has ended with this character (none: a literal, which ended before it)."""
+    def next(self, text: str, at: int, stop: int | None = None) -> tuple[int, Seen | None]:
+        """Read on from ``at`` to the next event; gives the place up to which was read, and the event.
 
-    def _string_ends(self) -> None:
-        """A key or a string value has ended."""
+        None: ``stop`` (the end of ``text``) was reached first, or the value is complete, or ``failed``.
+        """
+        stop = len(text) if stop is None else stop
+        seen = None
+        while seen is None and at < stop and not (self.done or self.failed):
+            read = self._string if self._in_string else self._token
+            to, seen = read(text, at, stop)
+            self.n_read += to - at
+            at = to
+        return at, seen
 
-    def _token(self, text: str, at: int) -> int:
+    def _token(self, text: str, at: int, stop: int) -> tuple[int, Seen | None]:
         mark = text[at]
-        if self._literal and mark in ' \t\r\n{}[],:"' and not self._end_literal():
-            return self._fail(at)
+        if self._literal and mark in ' \t\r\n{}[],:"':
+            return at, self._end_literal()
         if mark in " \t\r\n":
-            found = _BLANKS.match(text, at)
+            found = _BLANKS.match(text, at, stop)
             assert found is not None
-            return found.end()
-        if mark in '{}[],:"':
-            return at + 1 if self._punctuation(mark) else self._fail(at)
-        return self._word(text, at)
+            return found.end(), None
+        if mark in '{["':
+            return self._opening(mark, at)
+        if mark in "}],:":
+            return self._closing(mark, at)
+        return self._word(text, at, stop)
 
-    def _word(self, text: str, at: int) -> int:
-        if not self._literal:
-            if self._expect not in ("value", "value or end") or not self._stack:
-                return self._fail(at)
-            self._value_begins(text[at])
-            if self.failed:
-                return at
-        found = _WORD.match(text, at)
-        assert found is not None
-        stop = min(found.end(), at + _MAX_LITERAL - len(self._literal))
-        self._literal += text[at:stop]
-        self.failed = self.failed or len(self._literal) >= _MAX_LITERAL
-        return stop
+    def _opening(self, mark: str, at: int) -> tuple[int, Seen | None]:
+        """The beginning of an object, an array, a string or a key."""
+        if mark == '"' and self._expect in ("key", "key or end"):
+            self._begin_string(is_key=True)
+            return at + 1, None
+        can_begin = self._expect in ("value", "value or end") and len(self._stack) < _MAX_DEPTH
+        if not can_begin or (mark == '"' and not self._stack):
+            return self._fail(at)
+        if not self._is_told:
+            return at, self._begin_value(mark)
+        self._is_told = False
+        if mark == '"':
+            self._begin_string(is_key=False)
+        else:
+            self._stack.append(mark)
+            self._expect = "key or end" if mark == "{" else "value or end"
+        return at + 1, None
 
-    def _end_literal(self) -> bool:
-        is_right, self._literal = _LITERAL.fullmatch(self._literal) is not None, ""
-        if is_right:
-            self._expect = "comma or end"
-            self._value_ends("")
-        return is_right
-
-    def _punctuation(self, mark: str) -> bool:
-        """Take one structural character; False where it cannot stand."""
+    def _closing(self, mark: str, at: int) -> tuple[int, Seen | None]:
+        """The end of an object or an array, a colon or a comma."""
         expect, stack = self._expect, self._stack
-        if mark == '"' and expect in ("key", "key or end"):
-            self._in_string = self._is_key = True
-        elif mark in '{["':
-            if expect not in ("value", "value or end") or len(stack) >= _MAX_DEPTH or (mark == '"' and not stack):
-                return False
-            self._value_begins(mark)
-            if mark == '"':
-                self._in_string, self._is_key = True, False
-            else:
-                stack.append(mark)
-                self._expect = "key or end" if mark == "{" else "value or end"
-        elif mark in "}]":
-            if not stack or stack[-1] + mark not in ("{}", "[]") or expect not in ("comma or end", self._opened()):
-                return False
-            stack.pop()
-            self._ended(mark)
-        elif mark == ":" and expect == "colon":
+        if mark == ":" and expect == "colon":
             self._expect = "value"
         elif mark == "," and expect == "comma or end":
             self._expect = "key" if stack[-1] == "{" else "value"
+        elif mark in "}]" and stack and _CLOSER[stack[-1]] == mark and expect in ("comma or end", self._opened()):
+            stack.pop()
+            self._expect, self.done = "comma or end", not stack
+            return at + 1, Seen("end", self.n_read + 1, len(stack))
         else:
-            return False
-        return not self.failed
+            return self._fail(at)
+        return at + 1, None
 
     def _opened(self) -> str:
         return "key or end" if self._stack[-1] == "{" else "value or end"
 
-    def _ended(self, mark: str) -> None:
-        self._expect, self.done = "comma or end", not self._stack
-        self._value_ends(mark)
+    def _word(self, text: str, at: int, stop: int) -> tuple[int, Seen | None]:
+        if not self._literal and not self._is_told:
+            if self._expect not in ("value", "value or end") or not self._stack:
+                return self._fail(at)
+            return at, self._begin_value(text[at])
+        self._is_told = False
+        found = _WORD.match(text, at, stop)
+        assert found is not None
+        to = min(found.end(), at + _MAX_LITERAL - len(self._literal))
+        self._literal += text[at:to]
+        self.failed = len(self._literal) >= _MAX_LITERAL
+        return to, None
 
-    def _string(self, text: str, at: int) -> int:
+    def _begin_value(self, mark: str) -> Seen:
+        self._is_told = True
+        return Seen("begin", self.n_read, len(self._stack), mark)
+
+    def _end_literal(self) -> Seen | None:
+        literal, self._literal = self._literal, ""
+        if _LITERAL.fullmatch(literal) is None:
+            self.failed = True
+            return None
+        self._expect = "comma or end"
+        return Seen("end", self.n_read, len(self._stack), text=literal)
+
+    def _begin_string(self, *, is_key: bool) -> None:
+        self._in_string, self._is_key = True, is_key
+        self._text.clear()
+        self._n_text = 0
+
+    def _string(self, text: str, at: int, stop: int) -> tuple[int, Seen | None]:
         if self._escaped:
             self._escaped = False
-            return at + 1
-        found = _STRING_MARK.search(text, at)
+            return self._keep(text, at, at + 1)
+        found = _STRING_MARK.search(text, at, stop)
         if found is None:
-            return len(text)
+            return self._keep(text, at, stop)
         if found.start() > at:
-            return found.start()
+            return self._keep(text, at, found.start())
         if text[at] == "\\":
             self._escaped = True
-        elif text[at] == '"':
-            self._in_string = False
-            self._string_ends()
-            if self._is_key:
-                self._expect = "colon"
-            else:
-                self._ended('"')
-        else:
-            self.failed = True
-        return at if self.failed else at + 1
-
-    def _fail(self, at: int) -> int:
-        self.failed = True
-        return at
-
-
-class CallScanner(JSONScanner):
-    """Reads one call of a JSON form. What was read is ``head``, ``arguments`` and ``tail``, in this order.
-
-    ``form`` is known from the start for a form with a start mark, else with the first key. ``name``: once it is read.
-    ``kind``: the first character of the arguments' value. ``is_group``: an array of calls instead of one.
-    """
-
-    def __init__(self, forms: Sequence[JSONForm]) -> None:
-        super().__init__()
-        self._forms = forms
-        self.form: JSONForm | None = forms[0] if forms[0].start else None
-        self.name: str | None = None
-        self.kind = ""
-        self.is_group = False
-        self.head: list[str] = []
-        self.arguments: list[str] = []
-        self.tail: list[str] = []
-        self._part = self.head
-        self._next_part: list[str] | None = None
-        self._inside = False  # the arguments' value
-        self._keys: dict[int, str] = {}  # by depth, the key whose value comes or is being read
-        self._string_text: list[str] | None = None  # of a key, or of the name
-
-    @property
-    def raw(self) -> str:
-        """Everything that was read."""
-        return "".join((*self.head, *self.arguments, *self.tail))
-
-    @property
-    def is_call(self) -> bool:
-        """Whether enough was read to say that a call was meant."""
-        return self.form is not None and bool(self.form.wrapper or (self.name is not None and self.kind))
-
-    def calls(self) -> list[Found]:
-        """What was read, once ``done``; at least one. Raises ValueError in words."""
-        if self.form is None:
-            raise ValueError("the object is empty")
-        if self.is_group and (rows := loads(self.raw)):
-            return [from_mapping(row, self.form.arguments) for row in rows]
-        if self.is_group:
-            raise ValueError("the array is empty")
-        members = loads("".join((*self.head, "null" if self.arguments else "", *self.tail)))
-        if self.form.wrapper:
-            members = members[self.form.wrapper]
-        elif not self.form.start and not self.kind:
-            raise ValueError("it has no arguments")
-        if any(members.get(key) is not None for key in self.form.arguments):
-            raise ValueError("it has more than one set of arguments")
-        return [from_text(members.get("name"), "".join(self.arguments))]
-
-    def _argument_keys(self) -> tuple[str, ...]:
-        return self.form.arguments if self.form is not None else ()
-
-    @property
-    def _level(self) -> int:
-        """The depth at which a call's members stand; 0: nowhere (yet)."""
-        if self.form is None or self.is_group:
-            return 0
-        return 2 if self.form.wrapper else 1
-
-    def _take(self, piece: str) -> None:
-        self._part.append(piece)
-        if self._string_text is not None and self._in_string:
-            self._string_text.append(piece)
-        if self._next_part is not None:
-            self._part, self._next_part = self._next_part, None
-
-    def _value_begins(self, mark: str) -> None:
-        depth = len(self._stack)
-        if not depth:
-            self.is_group = mark == "["
-            self.failed = self.is_group and self.form is None
-        elif depth == 1 and self.form is not None and self.form.wrapper:
-            self.failed = mark != "{"
-        if depth != self._level or not depth:
-            return
-        if self._keys.get(depth) == "name" and self.name is None:
-            self.failed = mark != '"'
-            self._string_text = []
-        elif self._keys.get(depth) in self._argument_keys() and not self.kind:
-            self.kind, self._inside, self._part = mark, True, self.arguments
-
-    def _value_ends(self, mark: str) -> None:
-        if self._inside and len(self._stack) == self._level:
-            self._inside = False
-            if mark:
-                self._next_part = self.tail
-            else:
-                self._part = self.tail
-
-    def _punctuation(self, mark: str) -> bool:
-        is_first = self.form is None and not self._keys
-        is_right = super()._punctuation(mark)
-        if is_right and mark == '"' and self._is_key and self._in_string and len(self._stack) in (1, self._level):
-            self._string_text = []
-            # A wrapper is the only key of its object.
-            return is_first or len(self._stack) == self._level
-        return is_right
-
-    def _string(self, text: str, at: int) -> int:
-        if self.form is None and self._is_key and self._string_text is not None:
-            return self._first_key(text, at)
-        return super()._string(text, at)
-
-    def _first_key(self, text: str, at: int) -> int:
-        """One character of the key that says whether this is a call at all, and of which form."""
-        so_far = "".join(self._string_text or ())
-        so_far = so_far.removeprefix('"')
+            return self._keep(text, at, at + 1)
         if text[at] != '"':
-            wanted = so_far + text[at]
-            if any(key.startswith(wanted) for form in self._forms for key in form.first_keys):
-                return at + 1
             return self._fail(at)
-        self.form = next((form for form in self._forms if so_far in form.first_keys), None)
-        return super()._string(text, at) if self.form is not None else self._fail(at)
+        self._in_string = False
+        self._expect = "colon" if self._is_key else "comma or end"
+        read = "".join(self._text) if self._n_text <= self._keeps else None
+        return at + 1, Seen("key" if self._is_key else "end", self.n_read + 1, len(self._stack), text=read)
 
-    def _string_ends(self) -> None:
-        if self._string_text is None:
-            return
-        quoted = '"' + "".join(self._string_text).removeprefix('"') + '"'
-        self._string_text = None
-        try:
-            text = loads(quoted)
-            text.encode()  # fails for a lone surrogate
-        except ValueError:
-            self.failed = True
-            return
-        if self._is_key:
-            self._keys[len(self._stack)] = text
-        else:
-            self.name = text
+    def _keep(self, text: str, at: int, to: int) -> tuple[int, Seen | None]:
+        self._n_text += to - at
+        if self._n_text <= self._keeps:
+            self._text.append(text[at:to])
+        return to, None
+
+    def _fail(self, at: int) -> tuple[int, Seen | None]:
+        self.failed = True
+        return at, None

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from attrs import frozen
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from agent_memory import EchoRunner, Memory, MissingExtraError, Sampling, Tool, UnsupportedParameterError
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.grammar import schemas
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
-from agent_memory.toolcall import parse
+from agent_memory.toolcall import FORMATS, parse
+from agent_memory.toolcall.choice import _SIGNS
 from agent_memory.toolcall.formats import forms
+from agent_memory.toolcall.forms import ChannelForm, FramedForm, ObjectForm
 from agent_memory.tools import as_tools, from_json, to_json
 
 pytest.importorskip("llguidance")
@@ -42,7 +44,6 @@ TOOLS = [MOVE, WAIT]
 ECHO = EchoTokenizer()
 GRAMMARS = Grammars(ECHO)
 NATIVE = ("mistral", "kimi_k2")  #: whose arguments are JSON
-FORMATS = ("tool_use", "function_call", "json_tools", "llama3", *NATIVE)
 
 
 def valid(value: Any, schema: Mapping[str, Any]) -> bool:
@@ -116,13 +117,18 @@ arrays = leaves.map(lambda items: {"type": "array", "items": items, "maxItems": 
 described = objects(st.one_of(leaves, arrays, objects(leaves)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(schema=described, format=st.sampled_from(FORMATS), seed=st.integers(0, 2**32))
 def test_any_walk_through_the_grammar_is_a_valid_call_that_the_parser_finds_23(
     schema: dict[str, Any], format: str, seed: int
 ) -> None:
     tools = [Tool(name, "", schemas.checked(one, name)) for name, one in (("do", schema), ("wait", WAIT.parameters))]
-    text = wander(call_grammar(tools, forms(format)[0], ECHO), seed)
+    try:
+        grammar = call_grammar(tools, forms(format)[0], ECHO)
+    except UnsupportedParameterError:  # such a name, or such a text, has no place in the format's calls
+        assert not isinstance(forms(format)[0], (ObjectForm, FramedForm, ChannelForm))
+        assume(False)
+    text = wander(grammar, seed)
     assert text is not None
     [call] = check_calls(text, tools, format)
     assert valid(call.arguments, schema) if call.name == "do" else call.arguments == {}
@@ -144,10 +150,31 @@ BEGUN = {
     "llama3": ['{"name": "do"', '{"type": "function", "name": "do", "parameters": {', '{"name":"do","arguments"'],
     "mistral": ["", " ", "do", "do[ARGS]{", "[", ' [{"name": "do"', '[{"id": "a1", "name"'],
     "kimi_k2": ["", "<|tool_call_begin|>functions.do:0<|tool_", "<|tool_call_begin|>functions.wait:12"],
+    "granite": ["", "[", ' [ {"name": "do", "arg'],
+    "phi4_mini": ["", '{"name":"wait",'],
+    "nemotron": ["[", '[{"name": "do", "arguments": {'],
+    "apriel": ["\n[", '[{"name":"wait"'],
+    "command_r": ["\n[", '\n[\n    {\n        "tool_name": "do"'],
+    "command_r7b": ["", '[\n    {"tool_call_id": "0", "tool_name": "do", "parameters": '],
+    "apertus": ["", '[{"do": '],
+    "gigachat": ["", '{"name": "do", "arguments": {'],
+    "deepseek_v3": ["", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>do\n```json\n{"],
+    "deepseek_v31": ["", "<｜tool▁call▁begin｜>wait<｜tool▁sep｜>"],
+    "functionary_v31": ["", "do>", "do>{"],
+    "functionary_v32": ["", "wait\n", "do\n{"],
+    "pythonic": ["", "[", "[wait(", "[do("],
+    "gemma4": ["", "call:do", "call:wait{"],
+    "function_gemma": ["", "call:do{"],
+    "qwen3_coder": ["", "\n<function=do>\n", "<function=wait>"],
+    "seed_oss": ["\n<function=wait>\n"],
+    "minimax_m2": ["", '\n<invoke name="do">\n'],
+    "deepseek_v32": ["", '\n<｜DSML｜invoke name="do">\n'],
+    "glm47": ["", "do", "wait\n"],
+    "kimi_k3": ["", '<|open|>call tool="wait" index="1"<|sep|>'],
 }
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=200)
 @given(schema=described, begun=st.sampled_from([(f, b) for f, some in BEGUN.items() for b in some]), data=st.data())
 def test_any_walk_from_a_call_that_was_opened_is_a_valid_call_23(
     schema: dict[str, Any], begun: tuple[str, str], data: st.DataObject
@@ -155,12 +182,17 @@ def test_any_walk_from_a_call_that_was_opened_is_a_valid_call_23(
     format, written = begun
     form, seed, is_single = forms(format)[0], data.draw(st.integers(0, 2**32)), data.draw(st.booleans())
     tools = [Tool("do", "", schemas.checked(schema, "do")), Tool("wait", "", schemas.checked(WAIT.parameters, "wait"))]
-    text = wander(call_grammar(tools, form, ECHO, is_open=True, is_single=is_single), seed, begun=written)
+    try:
+        grammar = call_grammar(tools, form, ECHO, is_open=True, is_single=is_single)
+    except UnsupportedParameterError:
+        assert not isinstance(form, (ObjectForm, FramedForm))
+        assume(False)
+    text = wander(grammar, seed, begun=written)
     assert text is not None
     calls = check_calls(f"{form.start}{written}{text}", tools, format)
     assert calls
     assert all(valid(call.arguments, schema) if call.name == "do" else call.arguments == {} for call in calls)
-    assert len(calls) == 1 or not (is_single or format in FORMATS[:4])
+    assert len(calls) == 1 or not is_single
 
 
 @settings(deadline=None, max_examples=40)
@@ -341,13 +373,46 @@ def test_a_forced_call_is_written_in_a_native_format_whose_arguments_are_json_14
     assert call.name == "crane.move"
 
 
-def test_in_formats_without_json_calls_are_free_and_strict_is_refused() -> None:
-    said = '<|tool_call>call:move{to:<|"|>up<|"|>,steps:3}<tool_call|>'
-    [call] = say(said, TOOLS, "gemma4").tool_calls
-    assert call.arguments == {"to": "up", "steps": 3}
-    with pytest.raises(UnsupportedParameterError, match="format 'gemma4'"):
-        say(said, STRICT, "gemma4")
-    assert say(said, STRICT, "gemma4", tool_choice="required").message.source.startswith("<tool_call>")
+def test_what_a_format_without_json_cannot_hold_is_free_and_refused_of_a_strict_tool_23() -> None:
+    said = '<|tool_call>call:do{to:{<|"|>a b<|"|>:3}}<tool_call|>'
+    odd = {"type": "object", "properties": {"to": {"type": "object", "properties": {"a b": {"type": "integer"}}}}}
+    [call] = say(said, [Tool("do", "", odd)], "gemma4").tool_calls
+    assert call.arguments == {"to": {"a b": 3}}
+    with pytest.raises(UnsupportedParameterError, match=r"do\.parameters\.properties\.to\.properties\.a b"):
+        say(said, [Tool("do", "", odd, strict=True)], "gemma4")
+    forced = say(said, [Tool("do", "", odd, strict=True)], "gemma4", tool_choice="required")
+    assert forced.message.source.startswith("<tool_call>")  # JSON holds it
+
+
+HELD_TEXTS = [
+    ("qwen3_coder", "<tool_call>\n<function=move>\n<parameter=to>\nup\n</parameter>\n</function>\n</tool_call>"),
+    ("minimax_m2", '<minimax:tool_call>\n<invoke name="fly">\n</invoke>\n</minimax:tool_call>'),
+    ("gemma4", '<|tool_call>call:move{to:<|"|>up<|"|>,steps:300}<tool_call|>'),
+    ("pythonic", '<|tool_call_start|>[fly(to="up")]<|tool_call_end|>'),
+    ("glm47", "<tool_call>move\n<arg_key>steps</arg_key>\n<arg_value>many</arg_value>\n</tool_call>"),
+    ("deepseek_v31", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>fly<｜tool▁sep｜>{}"),
+    ("granite", '<|tool_call|>[{"name": "move", "arguments": {"to": 3}}]'),
+    ("seed_oss", "<seed:tool_call>\n<function=fly>\n</function>\n</seed:tool_call>"),
+]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, STRICT], ids=["", "strict"])
+@pytest.mark.parametrize(("format", "said"), HELD_TEXTS)
+def test_calls_that_are_opened_freely_are_held_in_formats_of_every_kind_11_23(
+    format: str, said: str, tools: list[Tool]
+) -> None:
+    reply = say(f"So: {said}", tools, format, parallel_tool_calls=False, max_tokens=900)
+    assert (reply.finish, reply.text, reply.rejected_calls) == ("tool_calls", "So: ", ())
+    assert is_valid_call(reply.tool_calls[0])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_forced_call_is_written_in_the_models_own_format_14(format: str) -> None:
+    reply = say("I would rather not.", TOOLS, format, tool_choice="required", max_tokens=900)
+    assert (reply.finish, reply.text, len(reply.tool_calls)) == ("tool_calls", "", 1)
+    assert is_valid_call(reply.tool_calls[0])
+    start = forms(format)[0].start
+    assert reply.message.source.startswith(start) or format == "functionary_v32"
 
 
 UNHELD = {"type": "object", "not": {"required": ["b"]}}
@@ -384,7 +449,7 @@ def test_what_was_compiled_is_kept_and_each_reply_has_a_matcher_of_its_own_24() 
     with Memory(EchoRunner("no"), ":memory:") as memory:
         asked: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required"}
         first = memory.generate("go", **asked)
-        grammars = memory._requests.grammars
+        grammars = memory._asking._requests.grammars
         vocabulary, kept = grammars._vocabulary, grammars._compiled.cache_info()
         again = memory.generate("once more", **asked)
         assert grammars._vocabulary is vocabulary
@@ -437,12 +502,15 @@ def test_the_tools_of_an_agent_stay_in_the_prompt_of_a_structured_turn() -> None
         ({"properties": {"a": {"not": {"type": "null"}}}}, "schema.properties.a.not"),
         ({"$defs": {"d": {"type": "array", "contains": {}}}, "$ref": "#/$defs/d"}, r"schema\.\$defs\.d\.contains"),
         ({"anyOf": [{"type": "null"}, {"items": {"if": {}, "then": {}}}]}, r"schema.anyOf\[1\].items.(if|then)"),
-        ({"additionalProperties": {"type": "string", "format": "tea"}}, "schema.additionalProperties: Unknown format"),
         ({"items": {"type": "string", "pattern": "(?=a)b"}}, "schema.items: regex parse error: look-around"),
         ({"properties": {"a": {"not": {}, "x-guidance": {"lenient": True}}}}, r"schema\.properties\.a\.not"),
         ({"type": "dict"}, "schema: Invalid type: dict"),
         ({"properties": {"l": {"items": [{"type": "null"}]}}}, "schema.properties.l.items"),
         ({"$ref": "https://example.org/s.json"}, "schema: "),
+        ({"const": 2**53 + 1}, r"schema\.const: 9007199254740993 is beyond 2\*\*53"),
+        ({"items": {"enum": [1, {"a": [-(10**30)]}]}}, r"schema\.items\.enum: -1000000000000000000000000000000 is"),
+        ({"properties": {"n": {"type": "integer", "minimum": 2**60}}}, r"schema\.properties\.n\.minimum"),
+        ({"type": "integer", "maximum": 2**53 + 2}, r"schema\.maximum"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -471,7 +539,7 @@ def test_objects_are_closed_but_where_schemas_are_composed() -> None:
 )
 def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None) -> None:
     with Memory(EchoRunner("free"), ":memory:") as memory:
-        with pytest.raises(MissingExtraError, match=r"pip install 'agent-memory\[grammar\]'"):
+        with pytest.raises(MissingExtraError, match='pip install "llguidance>='):
             memory.generate("go", **asked)
         assert memory.generate("go", tools=TOOLS).text == "free"
 
@@ -481,7 +549,7 @@ def test_without_the_extra_an_error_names_the_command(asked: Any, no_extra: None
     [
         {"tool_choice": "required"}, {"tool_choice": {"name": "fly"}, "tools": TOOLS}, {"tool_choice": 3},
         {"tool_choice": {"name": "move", "x": 1}, "tools": TOOLS}, {"schema": {}, "tools": TOOLS}, {"schema": int},
-        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object()]}},
+        {"schema": {"type": "null"}, "tool_choice": "required"}, {"schema": {"enum": [object]}},
         {"schema": {"enum": [float("nan")]}},
     ],
     ids=str,
@@ -491,11 +559,10 @@ def test_a_choice_or_schema_that_means_nothing_is_refused(asked: Any) -> None:
         memory.generate("go", **asked)
 
 
-def test_a_forced_call_is_written_in_the_models_format_where_that_is_json() -> None:
+def test_a_forced_call_is_written_in_the_models_format_where_that_is_known() -> None:
     assert forced_format("llama3", knows_tools=True) == "llama3"
     assert [forced_format(None, knows_tools=knows) for knows in (True, False)] == ["json_tools", "tool_use"]
-    assert forced_format("qwen3_coder", knows_tools=True) == "json_tools"
-    assert [forced_format(format, knows_tools=True) for format in NATIVE] == list(NATIVE)
+    assert [forced_format(format, knows_tools=True) for format in FORMATS] == list(FORMATS)
 
 
 def test_no_escape_can_write_half_a_character() -> None:
@@ -575,7 +642,7 @@ def tiny_memory(name: str, *marks: str, special: bool = False) -> Memory:
 def test_a_mark_of_the_vocabulary_is_written_as_its_own_id(special: bool) -> None:
     with tiny_memory("llama", "<tool_call>", "</tool_call>", special=special) as memory:
         reply = memory.generate("go", tools=TOOLS, tool_choice="required", max_tokens=200)
-        start, end = (memory._tokenizer().encode(mark) for mark in ("<tool_call>", "</tool_call>"))
+        start, end = (memory._asking.ensure_open().encode(mark) for mark in ("<tool_call>", "</tool_call>"))
         assert (len(start), reply.finish) == (1, "tool_calls")
         assert [reply.token_ids[0], reply.token_ids[-1]] == start + end
 
@@ -603,7 +670,7 @@ def test_a_call_that_was_opened_in_marks_of_the_vocabulary_is_taken_up(
     grammars = Grammars(HFTokenizer(made))
     tools = [Tool("wait", "", schemas.checked(WAIT.parameters, "wait"))]
     grammar = call_grammar(tools, forms(format)[0], grammars.tokenizer, is_open=True)
-    assert [grammars.matcher(grammar).skip(text) for text in [*begun, "wait{"]] == [True] * len(begun) + [False]
+    assert [grammars.matcher(grammar).skip(text) for text in [*begun, "go{"]] == [True] * len(begun) + [False]
 
 
 @pytest.mark.mlx
@@ -629,7 +696,7 @@ def test_a_constrained_row_and_seven_free_ones_each_say_what_they_say_alone() ->
 @pytest.mark.mlx
 def test_random_weights_that_open_a_call_are_held_to_it_from_there_on() -> None:
     with tiny_memory("llama") as memory:
-        begin = begin_with(memory._tokenizer(), "Well.\n<tool_call>")
+        begin = begin_with(memory._asking.ensure_open(), "Well.\n<tool_call>")
         others = [memory.stream(f"Say {n}.", max_tokens=50) for n in range(3)]
         reply = memory.generate(
             "go", tools=STRICT[:1], logits_processors=[begin], parallel_tool_calls=False, max_tokens=200
@@ -677,9 +744,132 @@ def test_a_hundred_prompts_to_random_weights_14(name: str) -> None:
     assert n_complete >= 0.6 * n
 
 
+TOLD = sorted({format for format, _ in _SIGNS})  #: formats that a template tells
+
+
+def memory_of(format: str) -> Memory:
+    """A tiny random model whose template knows tools and tells a format, and whose vocabulary has its start mark."""
+    from agent_memory import MLXRunner
+    from tests import tiny
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    signs = next(signs for known, signs in _SIGNS if known == format)
+    if (start := forms(format)[0].start).startswith("<|"):
+        made.add_tokens([start], special_tokens=True)
+    listed = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"
+    said = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    made.chat_template = f"{{# {' '.join(signs)} #}}{listed}{said}{'>>>' if format == 'functionary_v32' else ''}"
+    return Memory(MLXRunner(tiny.model("llama"), made, name=f"tiny {format}"), ":memory:")
+
+
+@pytest.mark.mlx
+def test_a_held_call_may_end_with_a_mark_that_ends_the_reply() -> None:
+    from agent_memory import MLXRunner
+    from tests import tiny
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    made.add_tokens(["<|channel|>", "<|message|>", "<|call|>", "<|constrain|>"], special_tokens=True)
+    made.eos_token = "<|call|>"
+    made.chat_template = (
+        "{% for t in tools or [] %}{{ t }}{% endfor %}{{ messages[0].content }}{# <|channel|> <|message|> #}"
+    )
+    with Memory(MLXRunner(tiny.model("llama"), made, name="tiny channels"), ":memory:") as memory:
+        tokenizer_of = memory._runner.tokenizer
+        begin = begin_with(tokenizer_of, "<|channel|>commentary to=functions.")
+        for asked in ({"logits_processors": [begin]}, {"tool_choice": "required"}):
+            reply = memory.generate("go", tools=[Tool("wait", strict=True)], max_tokens=60, **asked)
+            assert (reply.finish, reply.rejected_calls, reply.text) == ("tool_calls", (), "")
+            assert reply.token_ids[-1] in tokenizer_of.eos_ids or reply.tool_calls
+
+
+def hold_many(format: str, n: int) -> int:
+    """Complete calls of ``n`` prompts, half of them forced, half opened by the model; each is valid or cut."""
+    with memory_of(format) as memory:
+        tokenizer = memory._runner.tokenizer
+        assert tokenizer.tool_format == format
+        start = forms(format)[0].start
+        opening = "<|channel|>commentary to=functions." if format == "harmony" else start or "["
+        opening = {"tool_use": '{"tool_use"', "llama3": '{"name": "move"', "functionary_v32": "move\n{"}.get(
+            format, opening
+        )
+        handles = []
+        for number in range(n):
+            asked: dict[str, Any] = {"tools": STRICT, "max_tokens": 180, "parallel_tool_calls": False}
+            asked["sampling"] = Sampling(temperature=1.0, seed=number) if number % 4 > 1 else Sampling()
+            if number % 2:
+                asked["tool_choice"] = "required"
+            else:
+                asked["logits_processors"] = [begin_with(tokenizer, opening)]
+            handles.append(memory.stream(f"Task {number}: move the crane.", **asked))
+        n_complete = 0
+        for handle in handles:
+            reply = handle.result(600)
+            assert all(map(is_valid_call, reply.tool_calls)), (format, reply)
+            assert reply.finish == ("tool_calls" if reply.tool_calls else "length"), (format, reply)
+            n_complete += bool(reply.tool_calls)
+        return n_complete
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("format", ["qwen3_coder", "gemma4", "harmony"])
+def test_random_weights_are_held_to_valid_calls_in_formats_of_every_kind_14_23(format: str) -> None:
+    assert hold_many(format, 4) >= 1
+
+
+@pytest.mark.mlx
+@pytest.mark.slow
+@pytest.mark.parametrize("format", TOLD)
+def test_fifty_prompts_to_random_weights_in_every_format_14_23(format: str) -> None:
+    assert hold_many(format, 50) >= 1
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_hundred_prompts_to_the_starter_model_14() -> None:
     with Memory(None, ":memory:") as memory:
         n_complete, n = ask_many(memory, 100)
     assert n_complete >= 0.6 * n
+
+
+OPENAPI = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "nullable": True},
+        "kind": {"type": "string", "enum": ["a", "b"], "nullable": True},
+        "box": {"$ref": "#/$defs/Box[int]", "nullable": True},
+        "sure": {"type": "boolean", "nullable": False},
+        "nullable": {"type": "integer"},
+    },
+    "required": ["name", "kind", "box", "sure", "nullable"],
+    "$defs": {"Box[int]": {"type": "object", "properties": {"of": {"type": "integer"}}, "required": ["of"]}},
+}
+
+
+@pytest.mark.parametrize("is_null", [True, False])
+def test_openapis_nullable_and_references_with_brackets_are_honoured(is_null: bool) -> None:
+    values = {"name": "x", "kind": "a", "box": {"of": 3}}
+    value = {**(dict.fromkeys(values) if is_null else values), "sure": True, "nullable": 1}
+    assert say(json.dumps(value), tools=(), schema=OPENAPI).parsed == value
+    assert OPENAPI["properties"]["name"] == {"type": "string", "nullable": True}  # type: ignore[index]
+
+
+def test_what_is_not_nullable_stays_so() -> None:
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean", "nullable": False}}, "required": ["sure"]}
+    assert say('{"sure": null}', tools=(), schema=schema).parsed["sure"] in (True, False)
+
+
+def test_a_root_that_is_nullable_keeps_its_definitions() -> None:
+    for value in (None, {"box": {"of": 3}}):
+        schema = {"type": "object", "nullable": True, "properties": {"box": {"$ref": "#/$defs/B[i]"}},
+                  "required": ["box"], "$defs": {"B[i]": OPENAPI["$defs"]["Box[int]"]}}  # type: ignore[index]  # fmt: skip
+        assert say(json.dumps(value), tools=(), schema=schema).parsed == value
+
+
+def test_an_unknown_format_is_a_warning_and_the_rest_of_its_schema_holds(caplog: pytest.LogCaptureFixture) -> None:
+    schema = {"type": "object", "properties": {"phone": {"type": "string", "format": "phone", "maxLength": 4}},
+              "required": ["phone"]}  # fmt: skip
+    assert say('{"phone": "123456"}', tools=(), schema=schema).parsed == {"phone": "1234"}
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("schema.properties.phone: the format 'phone' is not enforced")

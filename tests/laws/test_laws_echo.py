@@ -112,7 +112,7 @@ def test_law_1_deleting_all_kv_costs_time_and_never_an_answer(tmp_path: Path) ->
         reply = memory.agent("a").say("four")
         assert reply.text == "four"
         assert (reply.usage.cached_tokens, reply.usage.exactness) == (0, "recomputed")
-        assert reply.usage.miss == "missing"
+        assert reply.usage.miss == "damaged"
         assert memory.stats().damage > 0
         later = memory.agent("a").say("five")
         assert later.usage.tier == "hot"
@@ -132,7 +132,7 @@ def test_law_4_kv_of_another_model_is_a_miss_with_a_reason(tmp_path: Path, other
         reply = memory.agent("a").say("and now?")
         assert reply.text == "and now?"
         assert reply.usage.cached_tokens == 0
-        assert reply.usage.miss in ("other model", "not stored")
+        assert reply.usage.miss in ("other_model", "not_stored")
         assert reply.usage.exactness == "recomputed"
     with Memory(EchoRunner(**other), tmp_path, config=CHUNK) as memory:
         assert memory.generate(prompt + "!").usage.tier in ("cold", "none")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agent_memory.kvcache.layout import is_kept
-from agent_memory.scheduler.faults import let_go
+from agent_memory.scheduler.faults import stripped
 from agent_memory.types import Sampling
 from tests import tiny
 
@@ -114,7 +114,7 @@ def test_an_error_in_a_restore_holds_none_of_its_arrays(has_helper: bool) -> Non
         with pytest.raises(KeyboardInterrupt) as caught:
             batch.restore(source)
         helper.submit(int).result()  # by now the other half is over
-        let_go(caught.value)
+        stripped(caught.value)
         gc.collect()
         assert mx.get_active_memory() == floor
 

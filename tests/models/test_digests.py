@@ -62,7 +62,7 @@ def test_weights_are_read_once_for_their_digest_while_their_files_stay_the_same(
     assert len(n_read) == 2
     shutil.copy(directory(tmp_path / "b", seed=1) / "model.safetensors", model / "model.safetensors")
     usage = ask(model, store)
-    assert (usage.tier, usage.miss) == ("none", "other model")
+    assert (usage.tier, usage.miss) == ("none", "other_model")
     assert len(n_read) == 3
 
 
@@ -99,9 +99,9 @@ def test_fine_tunes_quantizations_and_salts_live_side_by_side_and_never_share(tm
 
 @pytest.mark.mlx
 def test_two_scales_of_one_adapter_share_nothing(tmp_path: Path) -> None:
-    from tests.models.test_directory_models import _adapter
+    from tests.models.tinydirectory import adapter as lora
 
-    model, adapter = directory(tmp_path / "a"), _adapter(tmp_path / "lora", 1)
+    model, adapter = directory(tmp_path / "a"), lora(tmp_path / "lora", 1)
     assert ask(model, tmp_path / "store", adapter=adapter).tier == "none"
     about = json.loads((adapter / "adapter_config.json").read_text())
     about["lora_parameters"]["scale"] = 5.0

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory.errors import ConfigError, DamagedModelError, ModelNotFoundError, UnsupportedModelError
+from agent_memory.errors import INSTALL, ConfigError, DamagedModelError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models import directory
 from agent_memory.models import resolve as room
-from agent_memory.models.resolve import check, resolve, total_memory_bytes
+from agent_memory.models.resolve import HubId, locate, resolve, total_memory_bytes
 from tests.models.gguf_writer import tiny_llama
 
 _ROOT = Path(__file__).parents[2]
@@ -45,8 +45,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_whole_directory_passes_and_is_named_by_its_last_part(model: Path) -> None:
-    check(model)
-    check(str(model))
+    assert locate(str(model)) == locate(model) == model
     found = resolve(model, weights_dtype="float32", is_cpu=True, **_PLAIN)
     assert (found.path, found.name, found.weights_dtype, found.source) == (model, "my-model", "float32", "directory")
 
@@ -57,10 +56,10 @@ def test_every_truncation_of_the_weights_is_found_with_the_bytes(model: Path) ->
     for cut in range(len(whole)):
         file.write_bytes(whole[:cut])
         with pytest.raises(DamagedModelError, match=rf"\b{cut:,}\b"):
-            check(model)
+            locate(model)
     file.write_bytes(whole + b"x")
     with pytest.raises(DamagedModelError):
-        check(model)
+        locate(model)
 
 
 @pytest.mark.parametrize(
@@ -71,39 +70,39 @@ def test_every_truncation_of_the_weights_is_found_with_the_bytes(model: Path) ->
 def test_a_missing_file_is_named(model: Path, gone: str, error: type[Exception]) -> None:
     (model / gone).unlink()
     with pytest.raises(error, match=gone.partition(".")[0]):
-        check(model)
+        locate(model)
 
 
 def test_a_missing_shard_is_damage(model: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DamagedModelError, match="model-00002-of-00002"):
-        check(model)
+        locate(model)
 
 
 def test_names_that_are_nothing_are_refused_and_hub_ids_are_left_for_later(tmp_path: Path) -> None:
-    check(None)
-    check("mlx-community/some-model-4bit")
+    assert locate(None) is None
+    assert locate("mlx-community/some-model-4bit") == HubId("mlx-community/some-model-4bit")
     for name in (str(tmp_path / "none"), "./a/b", "../a", "plainname", tmp_path / "a"):
         with pytest.raises(ModelNotFoundError, match="no such directory"):
-            check(name)
+            locate(name)
     with pytest.raises(ModelNotFoundError):
-        check(Path("owner/name"))
+        locate(Path("owner/name"))
     with pytest.raises(ConfigError):
-        check("")
+        locate("")
     with pytest.raises(ConfigError):
-        check(3)  # type: ignore[arg-type]
+        locate(3)  # type: ignore[arg-type]
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UnsupportedModelError, match="a file"):
-        check(tmp_path / "model.bin")
+        locate(tmp_path / "model.bin")
 
 
 def test_a_truncated_gguf_is_found_at_once(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "a.gguf")
-    check(tmp_path / "a.gguf")
+    locate(tmp_path / "a.gguf")
     os.truncate(tmp_path / "a.gguf", (tmp_path / "a.gguf").stat().st_size // 2)
     with pytest.raises(DamagedModelError, match="truncated"):
-        check(tmp_path / "a.gguf")
+        locate(tmp_path / "a.gguf")
 
 
 def test_an_unknown_dtype_is_a_config_error(model: Path) -> None:
@@ -170,8 +169,8 @@ def test_looking_at_a_model_imports_no_mlx_and_no_hub(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "a.gguf")
     code = f"""
 import sys
-from agent_memory.models.resolve import check
-check({str(tmp_path / "a.gguf")!r}); check(None); check("a/b")
+from agent_memory.models.resolve import locate
+locate({str(tmp_path / "a.gguf")!r}); locate(None); locate("a/b")
 print([m for m in ("mlx", "mlx.core", "mlx_lm", "huggingface_hub", "transformers") if m in sys.modules])
 """
     assert _child(code) == "[]\n"
@@ -188,7 +187,8 @@ try:
 except BackendMissingError as error:
     print(error)
 """
-    assert 'pip install "agent-memory[cpu]"' in _child(code)
+    said = _child(code)
+    assert [extra for extra in ("cpu", "cuda12", "cuda13") if INSTALL[extra] not in said] == []
 
 
 def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
 import os
 os.environ.update(HF_HOME={str(tmp_path)!r}, HF_HUB_OFFLINE="1")
 from agent_memory.errors import ModelNotFoundError
-from agent_memory.models.resolve import resolve
+from agent_memory.models.resolve import HubId, resolve
 try:
-    resolve("owner/name", weights_dtype=None, progress=False, trust_remote_code=False, is_cpu=True)
+    resolve(HubId("owner/name"), weights_dtype=None, progress=False, trust_remote_code=False, is_cpu=True)
 except ModelNotFoundError as error:
     print(error, error.__cause__ is not None)
 """

@@ -230,11 +230,8 @@ def test_a_failing_restore_is_a_miss_and_harms_nobody(scene: Scene) -> None:
     said = scene.stream("cid", "what was it again")
     _was_answered(said, *beside)
     usage = said.result().usage
-    assert (usage.tier, usage.exactness, usage.miss) == (
-        "none",
-        "recomputed",
-        "restore failed: Fault: planned in restore",
-    )
+    assert (usage.tier, usage.exactness, usage.miss) == ("none", "recomputed", "damaged")
+    assert usage.miss_detail == "restore failed: Fault: planned in restore"
     scene.acknowledged("cid", [("what was it again", said.result())])
     scene.check()
 

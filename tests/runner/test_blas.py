@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from agent_memory.errors import INSTALL
 from agent_memory.runner import blas
 
 pytestmark = [pytest.mark.mlx, pytest.mark.skipif(sys.platform != "linux", reason="Linux only")]
@@ -93,7 +94,7 @@ print(json.dumps(dict(old=old, new=pointers(), name=b.name, active=b.active, not
 """)
     assert found["old"] == found["new"]
     assert (found["name"], found["active"]) == ("reference", False)
-    assert 'pip install "agent-memory[cpu]"' in found["note"]
+    assert INSTALL["cpu"] in found["note"]
 
 
 def test_a_pointer_that_does_not_lead_to_code_is_left_alone() -> None:

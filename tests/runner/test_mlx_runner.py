@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent_memory import ConfigError, Memory, MLXRunner
+from tests import tiny
+from tests.reliability.tinytokenizer import tokenizer
 from tests.waiting import within
 
 pytestmark = pytest.mark.mlx
@@ -22,9 +24,6 @@ SCALED = {
 
 def runner(**shape: object) -> MLXRunner:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-    from tests import tiny
-    from tests.reliability.tinytokenizer import tokenizer
 
     return MLXRunner(tiny.model("llama", **shape), TokenizerWrapper(tokenizer()), name="hosted")
 
@@ -64,3 +63,12 @@ def test_a_runner_whose_opening_failed_can_be_opened(monkeypatch: pytest.MonkeyP
             Memory(hosted, ":memory:")
     with Memory(hosted, ":memory:") as memory:
         assert len(memory.generate("hello", max_tokens=3).token_ids) == 3
+
+
+def test_line_8_the_context_is_read_from_the_text_model_too_and_odd_lengths_are_none() -> None:
+    model = tiny.model("llama4")
+    assert MLXRunner(model, tokenizer()).context_tokens == 4096
+    for odd in (None, 0, -1, True, "x", 1e30):
+        plain = tiny.model("qwen3")
+        plain.args.max_position_embeddings = odd
+        assert MLXRunner(plain, tokenizer()).context_tokens is None

@@ -106,7 +106,7 @@ def test_a_lineage_that_goes_on_while_it_is_copied_leaves_nothing_half_done() ->
     assert scene.store.warm.n_bytes > 0
     scene.saver.settle(lineage)
     assert (scene.store.warm.n_bytes, scene.saver.busy) == (0, False)
-    scene.evictor.leave(lineage)
+    scene.evictor.evict(lineage)
     assert scene.warm_tokens(lineage) == 200
 
 
@@ -134,12 +134,12 @@ def test_what_is_unused_for_its_time_leaves_hot_then_warm_and_pins_stay() -> Non
     scene = Scene(hot_tokens=4096, ttl_s=10.0)
     idle = [scene.idle(n) for n in range(3)]  # used at 1, 2 and 3 s
     scene.store._pins.agents.add(0)
-    assert (scene.evictor.is_due, scene.evictor.rest_s) == (False, 7.0)
+    assert (scene.evictor.is_due, scene.evictor.sleep_s) == (False, 7.0)
     scene.now_s = 12.5
     assert scene.evictor.is_due
     scene.evictor.expire(hurry=False)
     assert scene.owners == [0, 2]
-    assert scene.evictor.rest_s == pytest.approx(0.5)
+    assert scene.evictor.sleep_s == pytest.approx(0.5)
     scene.now_s = 13.0
     scene.evictor.expire(hurry=False)
     assert scene.owners == [0]
@@ -152,7 +152,7 @@ def test_what_is_due_while_others_decode_leaves_once_it_is_copied() -> None:
     scene.now_s = 11.0
     scene.evictor.expire(hurry=True)
     assert (scene.owners, scene.saver.busy) == ([0], True)
-    assert 0.0 < (scene.evictor.rest_s or 0.0) < 1.0
+    assert 0.0 < (scene.evictor.sleep_s or 0.0) < 1.0
     while scene.saver.busy:
         scene.saver.step(hurry=True)
     assert scene.warm_tokens(lineage) == 200

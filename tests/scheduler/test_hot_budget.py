@@ -51,7 +51,7 @@ def _operate(memory: Memory, draw: random.Random, running: list[Generation]) -> 
     elif what == "batch":
         memory.batch([text[: draw.randrange(1, 200)] or "a" for _ in range(5)], max_tokens=most)
     elif what == "evict":
-        memory.evict(name)
+        memory.evict(memory.agent(name))
     elif what == "evict all":
         memory.evict()
     elif what == "prefill":

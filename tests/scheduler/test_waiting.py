@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,12 +10,9 @@ from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.waiting import AGE_S, Waiting
 
 
-def _nothing(*_: object) -> object:
-    raise AssertionError("not asked in these tests")
-
-
 def _request(created: float, priority: int = 0) -> Request:
-    return Request(feed=Feed(), prepare=_nothing, commit=_nothing, created=created, priority=priority)  # type: ignore[arg-type]
+    nobody: Any = None  # is not asked while a request waits
+    return Request(feed=Feed(), asker=nobody, created=created, priority=priority)
 
 
 def _line(*requests: Request) -> Waiting:

@@ -74,6 +74,7 @@ def save(
     exactness="exact",
     held_from: int = 0,
     snapshots=(),
+    is_turn: bool = True,
 ) -> Save:
     found = store.begin_save(
         ids,
@@ -82,6 +83,7 @@ def save(
         exactness,
         agent_id=agent_id,
         held=Held(held_from, {*snapshots, len(ids)}),
+        is_turn=is_turn,
     )
     for number, part in enumerate(found.parts):
         for t, spec in enumerate(layout.tensors):

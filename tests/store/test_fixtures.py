@@ -48,7 +48,7 @@ def test_agents_of_an_older_version_go_on_from_what_it_stored(tmp_path, version)
             reply = agent.say("And now?")
             assert reply.text == "And now?"
             if version == 2:  # the EchoRunner of that time was another model: its rows were floats
-                assert reply.usage.miss == "other model"
+                assert reply.usage.miss == "other_model"
             else:
                 assert (reply.usage.tier, reply.usage.exactness) == ("cold", "exact")
                 assert reply.usage.cached_tokens >= before - 3

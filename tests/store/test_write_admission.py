@@ -54,6 +54,28 @@ def test_what_is_dear_to_compute_or_promised_is_written_at_once(tmp_path):
         assert store.stats()["saves_skipped"] == {}
 
 
+def test_what_an_agent_computed_for_no_reply_is_written_only_where_that_is_dear(tmp_path):
+    rng = np.random.default_rng(4)
+    with opened(tmp_path) as store:
+        agent = store.create_agent("", "a", system=None, tools="[]").agent_id
+        own = draw(rng, 32)
+        save(store, own, agent_id=agent)
+        cheap(store)
+        made = np.ones(72, np.uint8)
+        cut_short = np.concatenate([own, draw(rng, 40)])
+        assert not store.begin_save(cut_short, 72, made, "exact", agent_id=agent, is_turn=False).parts
+        assert store.stats()["saves_skipped"] == {"used once": 1}
+        store.flush()
+        heads = store._manifest.heads()
+        store.costs.computed(1, 1e6)
+        save(store, cut_short, agent_id=agent, is_turn=False)
+        store.flush()
+        assert store.match(cut_short).n_tokens == 72
+        assert set(heads) < set(store._manifest.heads()), "the turn's lineage ends where it ended"
+        store.delete_agent(agent)
+        assert store.match(cut_short).n_tokens == 0
+
+
 def test_over_the_bytes_of_a_day_no_kv_is_written_and_the_next_day_it_is():
     now = [10 * DAY_S]
     admission = WriteAdmission(1_000, Written(10, 900), lambda n: 0.0, clock=lambda: now[0])

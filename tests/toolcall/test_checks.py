@@ -38,8 +38,8 @@ REQUIRED = {
 MODULES = {  # and what each needs
     "toolcall.test_parser": None,
     "toolcall.test_parser_laws": None,
-    "toolcall.test_native_formats": "mlx_lm",
-    "toolcall.test_grammar": "llguidance",
+    "toolcall.test_formats": None,
+    "grammar.test_grammar": "llguidance",
     "test_tool_calling": None,
     "dialects.test_dialects": "anthropic",
     "dialects.test_guides": None,

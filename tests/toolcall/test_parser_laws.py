@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory.toolcall import FORMATS, ToolParser, parse
+from agent_memory.toolcall.formats import KNOWN
 from agent_memory.types import Text
 from tests.toolcall.writers import WRITERS, cut, found, run, summary
 
@@ -17,9 +21,18 @@ NAMES = ("add", "get_weather", "x")
 SCRAPS = [
     "<tool_call>", "</tool_call>", "<|python_tag|>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "<tool_c", "```",
     '{"tool_use"', ': {"name": ', '"add"', ', "input": {', "}}", "}", "{", "\n", " ", '"', "\\", "\\u00e9", "é😀", ";",
-    '{"function_call": {"name": "x", "arguments": {}}}', "word ", "call:x{", "<arg_value>", "<function=x>", "[", "]",
+    '{"function_call": {"name": "x", "arguments": {}}}', "word ",
+    "call:x{", "<arg_value>", "<function=x>", "[", "]",
     '{"name": "add", "parameters": {"a": 1}}', "<|tool_call>", "<tool_call|>", '<|"|>', "</function>", "<|open|>", "-1",
-    "<![CDATA[", "<function name=", "<escape>", "null", "'",
+    "<![CDATA[", "<function name=", "<escape>", "null", "'", "<parameter=a>", "</parameter>", "<function=add>", ">>>",
+    "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>", "functools", "<|call|>",
+    "<|channel|>", "<|message|>", "commentary to=functions.add ", "<|start|>assistant", "<|end|>", "analysis",
+    "```json",
+    "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<invoke name=",
+    "]<]minimax[>[",
+    "<tool_call>add<arg_key>a</arg_key><arg_value>", "</arg_value>", "<|START_ACTION|>[", "<|tool_call|>", "add(a=1)]",
+    "<|open|>call tool=\"add\"<|sep|>", "<|close|>argument<|sep|>", "<seed:tool_call>", "<TOOLCALL>[", "[CALL_ID]",
+    "all\n",
 ]  # fmt: skip
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text() | st.sampled_from(SCRAPS),
@@ -95,8 +108,16 @@ def test_no_text_in_any_format_depends_on_its_cut_at_length_1(
     check_cut(text, places, format, tools)
 
 
+#: Formats whose values are JSON or literals: they carry every value.
+EXACT = (
+    "tool_use", "function_call", "json_tools", "llama3", "granite", "phi4_mini", "firefunction", "nemotron", "apriel",
+    "command_r", "command_r7b", "apertus", "gigachat", "harmony", "mistral", "deepseek_v3", "deepseek_v31", "kimi_k2",
+    "functionary_v31", "functionary_v32",
+)  # fmt: skip
+
+
 @QUICK
-@given(CALLS, st.sampled_from(("tool_use", "function_call", "json_tools", "llama3")), PLACES)
+@given(CALLS, st.sampled_from(EXACT), PLACES)
 def test_what_is_written_is_read(calls: Any, format: str, places: list[int]) -> None:
     text = WRITERS[format](calls)
     assert found(parse(text, None, format)) == calls
@@ -127,6 +148,35 @@ def mutated(text: str, draw: random.Random) -> str:
     return text
 
 
+class Literal(str):
+    """A number as it was written."""
+
+
+def unescaped(text: str) -> str:
+    """A text with the escapes of JSON and Python decoded."""
+    names = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0"}
+
+    def decode(found: re.Match[str]) -> str:
+        return chr(int(found[1] or found[2], 16)) if found[1] or found[2] else names.get(found[3], found[3])
+
+    return re.sub(r"\\u([0-9a-fA-F]{4})|\\x([0-9a-fA-F]{2})|\\(.)", decode, text, flags=re.DOTALL)
+
+
+def is_written(value: Any, text: str) -> bool:
+    """True if every part of a call's arguments stands in the text that it was read from."""
+    if isinstance(value, dict):
+        return all(is_written(key, text) and is_written(part, text) for key, part in value.items())
+    if isinstance(value, list):
+        return all(is_written(part, text) for part in value)
+    if isinstance(value, Literal):
+        return value in text or value.removesuffix(".0") in text
+    if isinstance(value, str):
+        return any(value in one for one in (text, unescaped(text), html.unescape(text), unescaped(unescaped(text))))
+    return any(
+        word in text for word in {True: ("true", "True"), False: ("false", "False"), None: ("null", "None")}[value]
+    )
+
+
 def check_mutations(n: int) -> None:
     draw = random.Random(5)
     values: list[Any] = ["a", "}{", "</tool_call>", 'q"', 3, True, None, {"b": [1, {"c": "ü"}]}, [], "line\nbreak"]
@@ -136,6 +186,9 @@ def check_mutations(n: int) -> None:
         text = mutated(f"Text.\n{WRITERS[format](calls)}\nMore {{text}}.", draw)
         tools = draw.choice((None, [{"name": "add", "input_schema": {"type": "object"}}]))
         whole = run(ToolParser(tools, format), [text])[1]  # raises nothing, loses no character
+        for call in whole.tool_calls:
+            written = json.loads(call.source, parse_int=Literal, parse_float=Literal)
+            assert is_written(written, text), (format, text, call.source)
         parts = pieces(text, [draw.randint(0, len(text)) for _ in range(4)])
         assert summary(run(ToolParser(tools, format), parts)[1]) == summary(whole), (format, parts)
 
@@ -147,3 +200,16 @@ def test_five_hundred_broken_outputs_raise_nothing_and_lose_nothing_10() -> None
 @pytest.mark.slow
 def test_twenty_thousand_broken_outputs_raise_nothing_and_lose_nothing_10() -> None:
     check_mutations(20_000)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hostile_texts_of_every_format_end_in_time_and_are_kept(format: str) -> None:
+    one, form = WRITERS[format]([("add", {"a": "x", "b": 1})]), KNOWN[format].forms[0]
+    start, end = form.start or one[:5], form.end or "}"
+    for text in (
+        start * 200, end * 200, one[: len(one) // 2] * 50, start + one[len(one) // 2 :] * 50,
+        start + " " * 2_000 + one,
+        one[: len(one) * 2 // 3] * 30 + one[len(one) // 2 :] * 30,
+        start + '"' * 2_000, start + "[" * 1_000 + "{" * 1_000,
+    ):  # fmt: skip
+        run(ToolParser(None, format), cut(text, 97))

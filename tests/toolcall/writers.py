@@ -26,29 +26,30 @@ def _each(write: Callable[[str, dict[str, Any]], str], between: str = "\n") -> C
     return lambda calls: between.join(write(name, args) for name, args in calls)
 
 
+QUOTE = '<|"|>'
+_TYPES = {str: "string", bool: "boolean", type(None): "null", dict: "object", list: "array"}
+
+
 def _pairs(args: dict[str, Any], form: str, value: Callable[[Any], str] = plain) -> str:
-    return "".join(
-        form.format(k=k, v=value(v), t="string" if isinstance(v, str) else "object") for k, v in args.items()
-    )
+    return "".join(form.format(k=k, v=value(v), t=_TYPES.get(type(v), "number")) for k, v in args.items())
 
 
-def _function_gemma(name: str, args: dict[str, Any]) -> str:
-    inner = ",".join(f"{k}:<escape>{v}<escape>" if isinstance(v, str) else f"{k}:{dumps(v)}" for k, v in args.items())
-    return f"<start_function_call>call:{name}{{{inner}}}<end_function_call>"
-
-
-def _gemma4_value(value: Any) -> str:
+def _gemma_value(value: Any, quote: str) -> str:
     if isinstance(value, str):
-        return f'<|"|>{value}<|"|>'
+        return f"{quote}{value}{quote}"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_gemma4_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{_gemma_value(v, quote)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_gemma4_value, value)) + "]"
+        return "[" + ",".join(_gemma_value(v, quote) for v in value) + "]"
     return dumps(value)
 
 
+def _function_gemma(name: str, args: dict[str, Any]) -> str:
+    return f"<start_function_call>call:{name}{_gemma_value(args, '<escape>')}<end_function_call>"
+
+
 def _gemma4(name: str, args: dict[str, Any]) -> str:
-    return f"<|tool_call>call:{name}{_gemma4_value(args)}<tool_call|>"
+    return f"<|tool_call>call:{name}{_gemma_value(args, QUOTE)}<tool_call|>"
 
 
 def _glm(prefix: str) -> Callable[[Sequence[Call]], str]:
@@ -77,9 +78,8 @@ def _minicpm5(name: str, args: dict[str, Any]) -> str:
     def value(v: Any) -> str:
         return f"<![CDATA[{plain(v)}]]>" if any(c in plain(v) for c in "<&\n") else plain(v)
 
-    return f'<function name="{name}">{_pairs(args, "<param name={k!r}>{v}</param>", value)}</function>'.replace(
-        "'", '"'
-    )
+    pairs = "".join(f'<param name="{k}">{value(v)}</param>' for k, v in args.items())
+    return f'<function name="{name}">{pairs}</function>'
 
 
 def _minimax(calls: Sequence[Call]) -> str:
@@ -94,14 +94,85 @@ def _muse(calls: Sequence[Call]) -> str:
     return f"<atem:function_calls>\n{inner}</atem:function_calls>"
 
 
-def _pythonic(calls: Sequence[Call]) -> str:
-    inner = ", ".join(f"{name}({', '.join(f'{k}={v!r}' for k, v in args.items())})" for name, args in calls)
-    return f"<|tool_call_start|>[{inner}]<|tool_call_end|>"
-
-
 def _qwen3_coder(name: str, args: dict[str, Any]) -> str:
     pair = "<parameter={k}>\n{v}\n</parameter>\n"
     return f"<tool_call>\n<function={name}>\n{_pairs(args, pair)}</function>\n</tool_call>"
+
+
+def _array(start: str, end: str, name_key: str = "name", key: str = "arguments") -> Callable[[Sequence[Call]], str]:
+    return lambda calls: start + dumps([{name_key: name, key: args} for name, args in calls]) + end
+
+
+def _deepseek_v3(calls: Sequence[Call]) -> str:
+    each = "\n".join(
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{dumps(args)}\n```<｜tool▁call▁end｜>"
+        for name, args in calls
+    )
+    return f"<｜tool▁calls▁begin｜>{each}<｜tool▁calls▁end｜>"
+
+
+def _deepseek_v31(calls: Sequence[Call]) -> str:
+    each = "".join(f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{dumps(args)}<｜tool▁call▁end｜>" for name, args in calls)
+    return f"<｜tool▁calls▁begin｜>{each}<｜tool▁calls▁end｜>"
+
+
+def _dsml(group: str) -> Callable[[Sequence[Call]], str]:
+    def value(name: str, v: Any) -> str:
+        said = "true" if isinstance(v, str) else "false"
+        return f'<｜DSML｜parameter name="{name}" string="{said}">{plain(v)}</｜DSML｜parameter>'
+
+    def write(calls: Sequence[Call]) -> str:
+        each = "\n".join(
+            f'<｜DSML｜invoke name="{name}">\n'
+            + "\n".join(value(k, v) for k, v in args.items())
+            + "\n</｜DSML｜invoke>"
+            for name, args in calls
+        )
+        return f"<｜DSML｜{group}>\n{each}\n</｜DSML｜{group}>"
+
+    return write
+
+
+_NS = "]<]minimax[>["
+
+
+def _m3_value(tag: str, value: Any) -> str:
+    if isinstance(value, dict):
+        inner = "".join(_m3_value(k, v) for k, v in value.items())
+    elif isinstance(value, list):
+        inner = "".join(_m3_value("item", v) for v in value)
+    else:
+        inner = plain(value)
+    return f"{_NS}<{tag}>{inner}{_NS}</{tag}>"
+
+
+def _minimax_m3(calls: Sequence[Call]) -> str:
+    each = "".join(
+        f'{_NS}<invoke name="{name}">{"".join(_m3_value(k, v) for k, v in args.items())}{_NS}</invoke>\n'
+        for name, args in calls
+    )
+    return f"{_NS}<tool_call>\n{each}{_NS}</tool_call>"
+
+
+def _seed(name: str, args: dict[str, Any]) -> str:
+    pairs = _pairs(args, "<parameter={k}>{v}</parameter>\n")
+    return f"<seed:tool_call>\n<function={name}>\n{pairs}</function>\n</seed:tool_call>"
+
+
+def _harmony(calls: Sequence[Call]) -> str:
+    each = (
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{dumps(args)}<|call|>"
+        for name, args in calls
+    )
+    return "<|start|>assistant".join(each)
+
+
+def _python_list(start: str, end: str) -> Callable[[Sequence[Call]], str]:
+    def write(calls: Sequence[Call]) -> str:
+        inner = ", ".join(f"{name}({', '.join(f'{k}={v!r}' for k, v in args.items())})" for name, args in calls)
+        return f"{start}[{inner}]{end}"
+
+    return write
 
 
 #: How a model of each format writes calls.
@@ -110,19 +181,38 @@ WRITERS: dict[str, Callable[[Sequence[Call]], str]] = {
     "function_call": _each(lambda name, args: dumps({"function_call": {"name": name, "arguments": args}})),
     "json_tools": _each(lambda n, args: f"<tool_call>\n{dumps({'name': n, 'arguments': args})}\n</tool_call>"),
     "llama3": _each(lambda name, args: dumps({"name": name, "parameters": args}), "; "),
+    "granite": _array("<|tool_call|>", ""),
+    "phi4_mini": _each(lambda n, args: f"<|tool_call|>{dumps({'name': n, 'arguments': args})}<|/tool_call|>"),
+    "firefunction": _array(" functools", ""),
+    "nemotron": _array("<TOOLCALL>", "</TOOLCALL>"),
+    "apriel": _array("\n<tool_calls>", "</tool_calls>"),
+    "command_r": _array("\nAction:\n```json\n", "```", "tool_name", "parameters"),
+    "command_r7b": _array("<|START_ACTION|>", "<|END_ACTION|>", "tool_name", "parameters"),
+    "apertus": lambda calls: f"<|tools_prefix|>{dumps([{name: args} for name, args in calls])}<|tools_suffix|>",
+    "gigachat": _each(lambda n, args: f"<|function_call|>{dumps({'name': n, 'arguments': args})}"),
+    "harmony": _harmony,
+    "mistral": lambda calls: "[TOOL_CALLS]" + "".join(f"{name}[ARGS]{dumps(args)}" for name, args in calls),
+    "deepseek_v3": _deepseek_v3,
+    "deepseek_v31": _deepseek_v31,
+    "kimi_k2": _kimi_k2,
+    "functionary_v31": _each(lambda name, args: f"<function={name}>{dumps(args)}</function>", ""),
+    "functionary_v32": _each(lambda name, args: f"{name}\n{dumps(args)}", ">>>"),  # the prompt ends with the first mark
+    "pythonic": _python_list("<|tool_call_start|>", "<|tool_call_end|>"),
+    "llama_pythonic": _python_list("", ""),
     "function_gemma": _each(_function_gemma),
     "gemma4": _each(_gemma4),
+    "qwen3_coder": _each(_qwen3_coder),
+    "seed_oss": _each(_seed),
+    "minimax_m2": _minimax,
+    "minimax_m3": _minimax_m3,
+    "deepseek_v32": _dsml("function_calls"),
+    "deepseek_v4": _dsml("tool_calls"),
     "glm47": _glm(""),
     "laguna": _glm(""),
     "longcat": _glm("longcat_"),
-    "kimi_k2": _kimi_k2,
-    "kimi_k3": _kimi_k3,
     "minicpm5": _each(_minicpm5),
-    "minimax_m2": _minimax,
-    "mistral": lambda calls: "[TOOL_CALLS]" + "".join(f"{name}[ARGS]{dumps(args)}" for name, args in calls),
     "muse_spark": _muse,
-    "pythonic": _pythonic,
-    "qwen3_coder": _each(_qwen3_coder),
+    "kimi_k3": _kimi_k3,
 }
 
 

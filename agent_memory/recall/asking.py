@@ -1,0 +1,87 @@
+"""A question's way through context memory: words, candidates, rows, scores, hits."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+import numpy as np
+
+from agent_memory.recall import search
+from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
+from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
+from agent_memory.recall.scope import Scope
+from agent_memory.recall.types import TEXT_KINDS, Hit
+from agent_memory.recall.vectors import VectorView
+from agent_memory.recall.words import question_terms
+
+CANDIDATES = 100  #: rows that are read and scored
+FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
+NEAREST = 100  #: items that vectors find
+_MOST_STANDING = 100
+
+
+def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, view: VectorView | None) -> list[Hit]:
+    """Return the hits of a question. Inside a read transaction; reads, changes nothing."""
+    words = question_terms(query)
+    is_filtered = bool(question.kinds) or question.since is not None or question.as_of is not None or question.source
+    candidates: dict[int, Scored] = {}
+    similar = _similar(db, query, question, view)
+    for is_passage in _views(question):
+        n_items = _n_items(db, scope, is_passage)
+        n, standing = FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope)
+        found = search.find(
+            db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
+        )
+        found = found.best(4 * n, standing).existing(db).best(n, standing)
+        found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
+        for row, relevance in _relevant(db, scope, found):
+            if question.admits(row):
+                candidates[row.item] = scored(row, question, relevance, similar.pop(row.item, 0.0))
+    for item, row in rows_of(db, scope, list(similar)).items():
+        if question.admits(row):
+            candidates[item] = scored(row, question, 0.0, similar[item])
+    hits = chosen(candidates.values(), question, lambda row: span_text(db, row))
+    stale = stale_items(db, [hit.row.item for hit, _ in hits])
+    return [
+        Hit(hit.row.as_item(scope, text, is_stale=hit.row.item in stale), hit.score, dict(hit.parts))
+        for hit, text in hits
+    ]
+
+
+def _views(question: Question) -> list[bool]:
+    """Which items are looked through: passages, typed items, or both."""
+    if not question.kinds:
+        return [True]
+    texts = question.kinds & set(TEXT_KINDS)
+    return [*([True] if texts else []), *([False] if question.kinds - texts else [])]
+
+
+def _similar(db: sqlite3.Connection, query: str, question: Question, view: VectorView | None) -> dict[int, float]:
+    """How near the nearest items are in meaning, 0 to 1, against the least near of them."""
+    if view is None or not question.weights.similarity or not query.strip():
+        return {}
+    cosines = view.nearest(db, query, NEAREST)
+    least = min(cosines.values(), default=0.0)
+    return {item: max(0.0, cosine - least) for item, cosine in cosines.items()}
+
+
+def _standing(db: sqlite3.Connection, scope: Scope) -> search.Ids:
+    """The newest standing instructions: raised later, so looked at even where many passages have more of the words."""
+    sql = "SELECT item FROM items WHERE workspace = ? AND is_standing ORDER BY item DESC LIMIT ?"
+    rows = db.execute(sql, (scope.workspace, _MOST_STANDING)).fetchall()
+    return np.fromiter((item for (item,) in rows), np.int64, len(rows))
+
+
+def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
+    column = "n_passages" if is_passage else "n_typed"
+    row = db.execute(f"SELECT {column} FROM workspaces WHERE workspace = ?", (scope.workspace,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
+    """Rows with their relevance."""
+    rows = rows_of(db, scope, found.ids.tolist())
+    for item, alone, around in zip(found.ids.tolist(), found.alone.tolist(), found.around.tolist(), strict=True):
+        if item in rows:
+            yield rows[item], relevance_of(alone, around, rows[item].n_words)

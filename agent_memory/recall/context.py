@@ -1,0 +1,377 @@
+"""``ContextMemory``: what is worth knowing later, kept in one file, recalled by words and by meaning."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
+from types import TracebackType
+from typing import IO, Literal
+
+import attrs
+
+from agent_memory.errors import ConfigError, UnsupportedParameterError
+from agent_memory.protocols import Tokenizer
+from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, transfer
+from agent_memory.recall.asking import ask
+from agent_memory.recall.cards import card, counter_of, without_marks_of
+from agent_memory.recall.database import Database
+from agent_memory.recall.filing import Prepared, file_texts, prepare
+from agent_memory.recall.indexing import ensure_index
+from agent_memory.recall.learning import count_use
+from agent_memory.recall.maintenance import Maintenance
+from agent_memory.recall.places import MOST_NEIGHBOURS
+from agent_memory.recall.protocols import Embedder, Redactor, TokenCounter
+from agent_memory.recall.ranking import Question
+from agent_memory.recall.redaction import redactor_of
+from agent_memory.recall.rows import items_of, row_of, rows_of
+from agent_memory.recall.scope import checked_name, open_scope
+from agent_memory.recall.slots import chain_of
+from agent_memory.recall.told import split, told
+from agent_memory.recall.types import (
+    TEXT_KINDS,
+    TYPED_KINDS,
+    AuditRow,
+    CheckReport,
+    ContextStats,
+    Expansion,
+    Hit,
+    IngestReport,
+    Item,
+    Maintained,
+    Plan,
+    Weights,
+    WorkingSet,
+)
+from agent_memory.recall.vectors import VectorView
+from agent_memory.recall.window import HITS, MOST_TOKENS, Window
+from agent_memory.recall.words import asks_about_replies, asks_for_course
+
+MOST_HITS = 1_000
+
+
+class ContextMemory:
+    """Long-term memory of one workspace: remembers texts, recalls what a question needs.
+
+    - Durable: what ``remember`` returned is on the disk. ``":memory:"`` keeps nothing.
+    - Threads may share one; other processes may open the same file.
+    - Needs no model: ``embedder`` adds search by meaning, ``tokenizer`` exact budgets (without one, a budget counts
+      UTF-8 bytes, which no tokenizer exceeds).
+    - ``redact``: takes secrets out before anything is written; None keeps them.
+
+    Raises ConfigError, StoreError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Database = ":memory:",
+        *,
+        workspace: str = "default",
+        salt: str = "",
+        redact: Redactor | Literal["rules"] | None = "rules",
+        embedder: Embedder | None = None,
+        tokenizer: Tokenizer | TokenCounter | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        checked_name(workspace)
+        self._owns = not isinstance(path, Database)
+        self._database = path if isinstance(path, Database) else Database(path)
+        self._salt, self._clock = salt, clock
+        self._embedder, self._tokenizer = embedder, tokenizer
+        with self._database.write() as db:
+            ensure_index(db)
+            self._scope = open_scope(db, salt, workspace, clock())
+            self._redactor = _redactor(redact, db)
+        self._vectors = None if embedder is None else VectorView(self._scope, embedder)
+
+    @property
+    def name(self) -> str:
+        """The workspace's name."""
+        return self._scope.name
+
+    def workspace(self, name: str) -> ContextMemory:
+        """Return a handle on another workspace of the same file and salt; this handle's ``close`` closes both."""
+        return ContextMemory(
+            self._database,
+            workspace=name,
+            salt=self._salt,
+            redact=self._redactor,
+            embedder=self._embedder,
+            tokenizer=self._tokenizer,
+            clock=self._clock,
+        )
+
+    def remember(
+        self, content: object, *, kind: str | None = None, source: str | None = None, at: float | datetime | None = None
+    ) -> IngestReport:
+        """Keep a text, a message or messages, as given after redaction; durable and recallable when this returns.
+
+        ``kind``: chat, note, diff or log; None: seen from the content. ``source``: the conversation or file that it
+        belongs to: texts of one source are neighbours. ``at``: when it was said; now. A text that is known already is
+        counted. Raises UnsupportedParameterError before any work.
+        """
+        now = self._clock()
+        when = now if at is None else _seconds(at)
+        redactions: Counter[str] = Counter()
+        texts: list[Prepared] = []
+        for one in told(content, kind):
+            clean = attrs.evolve(
+                one,
+                body=self._clean(one.body, redactions),
+                speaker=self._clean(one.speaker, redactions) if one.speaker else None,
+                source=self._clean(source, redactions) if source else None,
+                at=when,
+            )
+            texts.extend(prepare(piece) for piece in split(clean))
+        with self._database.write() as db:
+            filed = file_texts(db, self._scope, texts, now)
+            detail = {
+                "texts": filed.n_texts,
+                "duplicates": filed.n_duplicates,
+                "items": len(filed.ids),
+                "redactions": dict(redactions),
+                "superseded": len(filed.superseded),
+            }
+            audit.note(db, self._scope, now, "remember", None, detail)
+        return IngestReport(
+            ids=tuple(filed.ids),
+            n_texts=filed.n_texts,
+            n_duplicates=filed.n_duplicates,
+            n_items=dict(filed.n_items),
+            redactions=dict(redactions),
+            superseded=tuple(filed.superseded),
+            extraction_error=next((text.extraction_error for text in texts if text.extraction_error), None),
+        )
+
+    def recall(
+        self,
+        query: str,
+        *,
+        k: int = 10,
+        kinds: Collection[str] = (),
+        since: float | datetime | None = None,
+        as_of: float | datetime | None = None,
+        source: str | None = None,
+        weights: Weights = Weights(),
+    ) -> list[Hit]:
+        """Return at most ``k`` items that answer ``query``, best first; [] where nothing shares a word or a meaning.
+
+        ``kinds``: of texts (chat, note, diff, log) or of typed items (decision, fact ...). ``since``: nothing older.
+        ``as_of``: what was known then; superseded facts are hidden otherwise. Writes nothing. Raises
+        UnsupportedParameterError.
+        """
+        if not isinstance(query, str):
+            raise UnsupportedParameterError(f"query must be a text, got {type(query).__name__}")
+        if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
+            raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {k!r}")
+        if unknown := sorted(set(kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
+            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
+            raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {known}")
+        question = Question(
+            weights=weights,
+            now=self._clock(),
+            k=k,
+            about_replies=asks_about_replies(query),
+            about_course=asks_for_course(query),
+            kinds=frozenset(kinds),
+            since=None if since is None else _seconds(since),
+            as_of=None if as_of is None else _seconds(as_of),
+            source=source,
+        )
+        with self._database.read() as db:
+            return ask(db, self._scope, query, question, self._vectors)
+
+    def working_set(self, task: str, *, budget_tokens: int = 4096, window: str = "default") -> WorkingSet:
+        """Return the cards that ``task`` needs, within ``budget_tokens``, in an order that keeps a prompt's beginning.
+
+        Pinned items come first, then cards in the order of their first recall; ``window`` names the prompt whose order
+        is kept, as a conversation. Never above the budget, of 32,768 at most. Counts as use of the cards that are new.
+        """
+        if not isinstance(budget_tokens, int) or isinstance(budget_tokens, bool) or budget_tokens < 0:
+            raise UnsupportedParameterError(f"budget_tokens must be an int of 0 or more, got {budget_tokens!r}")
+        if budget_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(
+                f"budget_tokens is {budget_tokens:,}; a working set has {MOST_TOKENS:,} at most"
+            )
+        hits = self.recall(task, k=HITS)
+        with self._database.write() as db:
+            cards = Window(
+                db,
+                self._scope,
+                checked_name(window, "window"),
+                counter_of(self._tokenizer),
+                without_marks_of(self._tokenizer, card),
+                budget_tokens,
+            )
+            before = set(cards.stored())
+            working_set = cards.fill(hits)
+            count_use(db, self._scope, [i.id for i in working_set.items if i.id not in before], self._clock())
+        return working_set
+
+    def expand(self, id: int, *, neighbours: int = 2) -> Expansion:
+        """Return an item with its whole text, ``neighbours`` passages before and after, typed items and links.
+
+        Raises ItemNotFoundError.
+        """
+        if not isinstance(neighbours, int) or not 0 <= neighbours <= MOST_NEIGHBOURS:
+            raise UnsupportedParameterError(f"neighbours must be an int of 0 to {MOST_NEIGHBOURS}, got {neighbours!r}")
+        with self._database.read() as db:
+            return places.expand(db, self._scope, id, neighbours)
+
+    def history(self, id: int) -> list[Item]:
+        """Return every version of the fact that ``id`` is one of, oldest first. Raises ItemNotFoundError."""
+        with self._database.read() as db:
+            row_of(db, self._scope, id)
+            chain = chain_of(db, self._scope, id)
+            rows = rows_of(db, self._scope, chain)
+            return items_of(db, self._scope, [rows[item] for item in chain])
+
+    def feedback(self, id: int, useful: bool | float) -> None:
+        """Say whether an item was useful: a bool, or -1 to 1. Bounded, fades in 90 days, taken back by the opposite.
+
+        Raises ItemNotFoundError.
+        """
+        with self._database.write() as db:
+            learning.vote(db, self._scope, id, useful, self._clock())
+
+    def pin(self, id: int, is_pinned: bool = True) -> None:
+        """Put an item in front of every working set, or no longer. Raises ItemNotFoundError."""
+        with self._database.write() as db:
+            learning.pin(db, self._scope, id, is_pinned, self._clock())
+
+    def link(self, id: int, other: int, relation: str = "depends_on") -> None:
+        """Link two items; one that depends on a superseded one is shown as ``is_stale``. Raises ItemNotFoundError."""
+        with self._database.write() as db:
+            learning.link(db, self._scope, id, other, relation, self._clock())
+
+    def forget(
+        self, what: int | str | Collection[int] = (), *, source: str | None = None, everything: bool = False
+    ) -> int:
+        """Delete texts with all that was derived from them; return how many. No byte of them stays in the file.
+
+        ``what``: an item's id or several, whose whole texts go; or a phrase, wherever it stands, whatever its case.
+        ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
+        """
+        with self._database.write() as db:
+            texts = self._texts_to_forget(db, what, source, everything)
+            if texts:
+                forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
+                self._database.owe_scrub(db)
+        if texts:
+            self._database.scrub()
+        return len(texts)
+
+    def consolidate(self, *, dry_run: bool = False) -> Plan:
+        """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""
+        if dry_run:
+            with self._database.read() as db:
+                return Plan(id=0, changes=consolidation.planned(db, self._scope))
+        with self._database.write() as db:
+            return consolidation.apply(db, self._scope, self._clock())
+
+    def undo(self, plan_id: int) -> None:
+        """Take a consolidation back; idempotent. Raises UnsupportedParameterError for an unknown plan."""
+        with self._database.write() as db:
+            consolidation.undo(db, self._scope, plan_id, self._clock())
+
+    def maintain(self, max_ms: float = 200, *, retain_days: float | None = None) -> Maintained:
+        """Do idle work for about ``max_ms``: vectors, retention, audit.
+
+        ``retain_days``: forget older texts, pinned ones excepted. Call it when the process has time; ``is_done`` False:
+        call again.
+        """
+        retain_s = None if retain_days is None else retain_days * 86_400.0
+        return Maintenance(self._database, self._scope, self._embedder, self._clock(), retain_s, max_ms / 1e3).run()
+
+    def audit(self, *, since: float | datetime | None = None, limit: int = 100) -> list[AuditRow]:
+        """Return the newest changes, newest first. Rows hold ids and counts, no text; the newest 100,000 are kept."""
+        with self._database.read() as db:
+            return audit.rows(db, self._scope, None if since is None else _seconds(since), limit)
+
+    def stats(self, *, since: float | datetime | None = None, by: str | None = None) -> ContextStats:
+        """Return the workspace's figures. ``by``: texts grouped by "day", "kind" or "workspace"."""
+        nbytes = self._database.nbytes
+        with self._database.read() as db:
+            return figures.stats(db, self._scope, nbytes, None if since is None else _seconds(since), by)
+
+    def check(self) -> CheckReport:
+        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything."""
+        damaged = self._database.check()
+        with self._database.read() as db:
+            return CheckReport(damaged=(*damaged, *figures.damage(db)))
+
+    def export_jsonl(self, file: IO[str]) -> int:
+        """Write the workspace's texts, and what was learnt of them, as lines of JSON; return the number of lines."""
+        n = 0
+        with self._database.read() as db:
+            for n, line in enumerate(transfer.lines(db, self._scope), start=1):  # noqa: B007
+                file.write(f"{line}\n")
+        return n
+
+    def import_jsonl(self, file: Iterable[str]) -> int:
+        """Remember the texts of an export, redacted; return how many were new. All or nothing.
+
+        Raises UnsupportedParameterError for lines that are no export.
+        """
+        redactions: Counter[str] = Counter()
+        now = self._clock()
+        with self._database.write() as db:
+            n = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
+            audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
+        return n
+
+    def close(self) -> None:
+        """Close the file; idempotent. Everything remembered is durable already."""
+        if self._owns:
+            self._database.close()
+
+    def __enter__(self) -> ContextMemory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
+
+    def _texts_to_forget(
+        self, db: sqlite3.Connection, what: int | str | Collection[int], source: str | None, everything: bool
+    ) -> set[int]:
+        if everything:
+            return forgetting.all_texts(db, self._scope)
+        if isinstance(what, str):
+            if not what.strip():
+                raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
+            texts = forgetting.texts_with(db, self._scope, what)
+        else:
+            ids = [what] if isinstance(what, int) else list(what)
+            texts = forgetting.texts_of_items(db, self._scope, ids)
+        return texts | (forgetting.texts_of_source(db, self._scope, source) if source is not None else set())
+
+    def _clean(self, text: str, counted: Counter[str]) -> str:
+        if self._redactor is None:
+            return text
+        redacted = self._redactor.redact(text)
+        counted.update(found.kind for found in redacted.found)
+        return redacted.text
+
+
+def _redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
+    if redact == "rules":
+        return redactor_of(db)
+    if redact is not None and not isinstance(redact, Redactor):
+        raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {type(redact).__name__}")
+    return redact
+
+
+def _seconds(at: float | datetime) -> float:
+    if isinstance(at, datetime):
+        return at.timestamp()
+    if isinstance(at, (int, float)) and not isinstance(at, bool) and -6e10 < at < 2e11:
+        return float(at)
+    raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {at!r}")

@@ -1,0 +1,298 @@
+"""The recall file: one SQLite database with its connections, transactions, migrations and checks.
+
+Policy:
+
+- One writer connection behind a lock; every write is one ``BEGIN IMMEDIATE`` transaction, durable when it returns
+  (``synchronous=FULL``, ``fullfsync`` where the system knows it), unless its caller does without ``fsync``.
+- Readers take a connection from a pool, never wait for the writer, and see one snapshot per ``read()``.
+- Another process may read and write the same file (WAL); a busy file is waited for ``BUSY_S`` seconds.
+- ``":memory:"`` has the writer connection alone: readers share it under the lock.
+- Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files;
+  where a process died between a deletion and its scrub, the next one to open the file scrubs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from agent_memory.config import as_path
+from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
+from agent_memory.recall.schema import STEPS, Step
+
+log = logging.getLogger("agent_memory.recall")
+
+BUSY_S = 10.0
+APPLICATION_ID = 0x616D7263  #: "amrc", in the file's header: says that a SQLite file is a recall file
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+class Database:
+    """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
+
+    def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS) -> None:
+        self.path = None if str(path) == ":memory:" else as_path(path, "path")
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._pool: list[sqlite3.Connection] = []
+        self._pool_lock = threading.Lock()
+        self._is_closed = False
+        self._n_open_writes = 0
+        with _translated(self.path):
+            self._writer = self._connect(create=True)
+            try:
+                self._migrate(steps)
+                self._finish_scrub()
+            except BaseException:
+                self._writer.close()
+                raise
+
+    @contextmanager
+    def write(self, *, fsync: bool = True) -> Iterator[sqlite3.Connection]:
+        """Open the one write transaction; commit at the end, roll back on any error. Nested calls join the outer one.
+
+        Holds the writer's lock: do no slow work inside. Without ``fsync`` what is committed survives the death of the
+        process, and a power cut once a later write with ``fsync`` has returned.
+        """
+        with self._lock, _translated(self.path):
+            self._alive()
+            db = self._writer
+            if self._n_open_writes == 0:
+                db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
+                db.execute("BEGIN IMMEDIATE")
+            self._n_open_writes += 1
+            try:
+                yield db
+            except BaseException:
+                if self._n_open_writes == 1 and db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            else:
+                if self._n_open_writes == 1:
+                    _commit(db)
+            finally:
+                self._n_open_writes -= 1
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Open a read transaction: one snapshot of the file, whatever is written meanwhile.
+
+        Inside ``write()`` on the same thread use that connection instead: a reader does not see uncommitted rows.
+        """
+        if self.path is None:
+            with self._lock, _translated(self.path):
+                self._alive()
+                yield self._writer
+            return
+        with _translated(self.path):
+            db = self._borrow()
+            try:
+                db.execute("BEGIN")
+                yield db
+            finally:
+                if db.in_transaction:
+                    db.execute("COMMIT")
+                self._give_back(db)
+
+    def owe_scrub(self, db: sqlite3.Connection) -> None:
+        """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""
+        db.execute("INSERT INTO counters (name, value) VALUES ('unscrubbed', 1) ON CONFLICT DO NOTHING")
+
+    def scrub(self) -> None:
+        """Remove every byte that deleted rows left: in full-text indexes, free pages, the WAL and backups.
+
+        Costs a rewrite of the file. Raises StoreError where another process holds the file for ``BUSY_S``: the rows are
+        gone then, and calling ``scrub`` again finishes.
+        """
+        with self._lock, _translated(self.path):
+            self._alive()
+            for name in self._fts_tables():
+                self._writer.execute(f"INSERT INTO {name} ({name}) VALUES ('optimize')")
+            if self.path is None:
+                self._writer.execute("VACUUM")
+                return
+            for backup in self.backups():
+                backup.unlink(missing_ok=True)
+            self._drop_pool()
+            self._writer.execute("VACUUM")
+            self._truncate_wal()
+            self._writer.execute("DELETE FROM counters WHERE name = 'unscrubbed'")
+
+    def check(self) -> tuple[str, ...]:
+        """Return what SQLite's and FTS5's integrity checks find wrong, one line each. Reads the whole file."""
+        with self._lock, _translated(self.path):
+            self._alive()
+            found = [str(row[0]) for row in self._writer.execute("PRAGMA integrity_check")]
+            damage = [line for line in found if line != "ok"]
+            for name in self._fts_tables():
+                try:
+                    self._writer.execute(f"INSERT INTO {name} ({name}) VALUES ('integrity-check')")
+                except sqlite3.DatabaseError as error:
+                    damage.append(f"full-text index {name}: {error}")
+        return tuple(damage)
+
+    def backups(self) -> list[Path]:
+        """Return the copies that migrations made beside the file."""
+        return [] if self.path is None else sorted(self.path.parent.glob(f"{self.path.name}.v*.backup"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file and its WAL; of the pages where it is in memory."""
+        if self.path is None:
+            with self.read() as db:
+                sql = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+                return int(db.execute(sql).fetchone()[0])
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Close every connection; idempotent. What was committed is on the disk already."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._drop_pool()
+            if os.getpid() == self._pid:
+                self._writer.close()
+
+    def _alive(self) -> None:
+        if self._is_closed:
+            raise ClosedError("the recall file is closed. Open it again with ContextMemory(path)")
+        if os.getpid() != self._pid:
+            raise ClosedError("the recall file was opened before a fork: open it again in the child process")
+
+    def _connect(self, *, create: bool = False) -> sqlite3.Connection:
+        if self.path is not None and create:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL the same mode
+        name = ":memory:" if self.path is None else str(self.path)
+        db = sqlite3.connect(name, timeout=BUSY_S, check_same_thread=False, isolation_level=None, cached_statements=256)
+        try:
+            _refuse_foreign(db, name)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA fullfsync=ON")  # a macOS disk keeps a cache that fsync does not empty
+            db.execute("PRAGMA secure_delete=ON")
+            db.execute("PRAGMA foreign_keys=ON")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _borrow(self) -> sqlite3.Connection:
+        with self._pool_lock:
+            self._alive()
+            if self._pool:
+                return self._pool.pop()
+        return self._connect()
+
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        with self._pool_lock:
+            if not self._is_closed and os.getpid() == self._pid:
+                self._pool.append(db)
+                return
+        db.close()
+
+    def _drop_pool(self) -> None:
+        with self._pool_lock:
+            pool, self._pool = self._pool, []
+        if os.getpid() == self._pid:
+            for db in pool:
+                db.close()
+
+    def _fts_tables(self) -> list[str]:
+        sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
+        return [str(name) for (name,) in self._writer.execute(sql)]
+
+    def _finish_scrub(self) -> None:
+        if self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone():
+            log.info("recall file %s: removing the bytes of rows that were deleted before a crash", self.path)
+            self.scrub()
+
+    def _truncate_wal(self) -> None:
+        (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise StoreError(
+                f"{self.path}: another reader holds the file for {BUSY_S:.0f} s, so its write-ahead log still has "
+                "bytes of deleted rows. Close the other reader and call again"
+            )
+
+    def _migrate(self, steps: Sequence[Step]) -> None:
+        assert [step.version for step in steps] == list(range(1, len(steps) + 1)), "steps are numbered without a gap"
+        db = self._writer
+        version = _user_version(db)
+        if version > len(steps):
+            raise IncompatibleStoreError(
+                f"{self.path}: the recall file has version {version}; this library reads up to {len(steps)}. Update it"
+            )
+        if version == len(steps):
+            return
+        if version:
+            self._back_up(version)
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            version = _user_version(db)  # another process may have migrated meanwhile
+            for step in steps[version:]:
+                for statement in step.statements:
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version={max(version, len(steps))}")
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _back_up(self, version: int) -> None:
+        if self.path is None:
+            return
+        target = self.path.with_name(f"{self.path.name}.v{version}.backup")
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+        with closing(sqlite3.connect(target)) as copy:
+            self._writer.backup(copy)
+        log.info("recall file %s: version %d is kept as %s", self.path, version, target.name)
+
+
+def _commit(db: sqlite3.Connection) -> None:
+    try:
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some failures
+            db.execute("ROLLBACK")
+        raise
+
+
+def _user_version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _refuse_foreign(db: sqlite3.Connection, name: str) -> None:
+    (found,) = db.execute("PRAGMA application_id").fetchone()
+    (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if n_tables and found != APPLICATION_ID:
+        raise ConfigError(f"{name} is a SQLite file of another program; name a new file for the recall database")
+
+
+@contextmanager
+def _translated(path: Path | None) -> Iterator[None]:
+    """SQLite's errors as this library's, with the file's name."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        where = ":memory:" if path is None else str(path)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _FULL:
+            raise OutOfSpaceError(f"{where}: the disk refuses the write ({error}); nothing was changed") from error
+        if code in _BUSY:
+            raise StoreError(f"{where}: another process holds the file for {BUSY_S:.0f} s ({error})") from error
+        raise StoreError(f"{where}: {error}") from error
+    except OSError as error:
+        if isinstance(error, OutOfSpaceError):
+            raise
+        raise StoreError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,275 @@
+"""The values of episodic memory that callers see. All frozen; times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+from attrs import field, frozen
+from attrs.validators import ge, instance_of, le, optional
+
+from agent_memory.errors import UnsupportedParameterError
+
+EpisodeState = Literal["open", "completed", "abandoned"]
+
+
+def _as_tags(given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise UnsupportedParameterError(f"tags must be a list of texts, got {given!r}")
+    tags = tuple(given)
+    if not all(isinstance(tag, str) for tag in tags):
+        raise UnsupportedParameterError(f"tags must be texts, got {tags!r}")
+    return tags
+
+
+@frozen(kw_only=True)
+class TaskContext:
+    """The setting of a task. Every field may be left empty."""
+
+    language: str = field(default="", validator=instance_of(str))
+    framework: str = field(default="", validator=instance_of(str))
+    domain: str = field(default="", validator=instance_of(str))
+    tags: tuple[str, ...] = field(default=(), converter=_as_tags)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What is set, as ``language=python`` and ``tag=api``; compared without regard to case."""
+        named = {name: getattr(self, name) for name in ("language", "framework", "domain")}
+        pairs = [f"{name}={value.lower()}" for name, value in named.items() if value]
+        return frozenset((*pairs, *(f"tag={tag.lower()}" for tag in self.tags)))
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """How a task ended."""
+
+    success: bool = field(validator=instance_of(bool))
+    result: str = ""  #: what came of it
+    error: str = ""  #: why it failed
+    duration_ms: float | None = field(default=None, validator=optional(ge(0)))  #: None: from the clock
+    quality: float | None = field(default=None, validator=optional([ge(0), le(1)]))  #: None: from the steps
+
+
+@frozen(kw_only=True)
+class EpisodeStep:
+    """One thing that an episode did. ``number`` counts steps, decisions and checkpoints together, from 1."""
+
+    number: int
+    at: float
+    tool: str
+    action: str
+    ok: bool
+    observation: str = ""
+    parameters: Mapping[str, Any] = field(factory=dict)
+    latency_ms: float | None = None
+    tokens: int | None = None
+    cut_chars: int = 0  #: characters that were cut out of the middle of ``observation``
+
+
+@frozen(kw_only=True)
+class Decision:
+    """A choice that an episode made under a condition."""
+
+    number: int
+    at: float
+    condition: str
+    choice: str
+
+
+@frozen(kw_only=True)
+class Score:
+    """What an episode was worth: ``total`` with its parts. The default: their product.
+
+    ``outcome`` is 1 for a success, else 0. ``efficiency`` is 0.5 to 1.5: above 1 in fewer than ten steps and less than
+    a minute. ``quality`` is 0 to 1: the caller's own figure, or the share of steps that did not fail.
+    """
+
+    total: float
+    outcome: float
+    efficiency: float
+    quality: float
+
+
+@frozen(kw_only=True)
+class Insight:
+    """One fact about an episode. ``steps`` are the numbers of those that it rests on."""
+
+    kind: Literal["success", "improvement", "insight"]
+    text: str
+    steps: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class EpisodeRecord:
+    """An episode as it is stored."""
+
+    id: int
+    task: str
+    context: TaskContext
+    state: EpisodeState
+    started_s: float
+    ended_s: float | None
+    steps: tuple[EpisodeStep, ...]
+    decisions: tuple[Decision, ...] = ()
+    checkpoints: tuple[int, ...] = ()  #: their numbers
+    outcome: Outcome | None = None  #: None while open, and where abandoned
+    score: Score | None = None
+    redactions: int = 0  #: secrets that were replaced in its texts
+
+    def __repr__(self) -> str:
+        end = "" if self.outcome is None else " success" if self.outcome.success else " failure"
+        return f"EpisodeRecord({self.id} {self.task[:60]!r} {self.state}{end} {len(self.steps)} steps)"
+
+
+ScoreFunction = Callable[[EpisodeRecord], Score]
+
+
+@frozen
+class EpisodeHit:
+    """An episode like the task that was asked about. The values of ``parts`` sum to ``score``."""
+
+    episode: EpisodeRecord
+    score: float
+    parts: Mapping[str, float]
+
+
+PatternKind = Literal["tool_sequence", "decision_point", "error_recovery", "context_pattern"]
+PATTERN_KINDS: tuple[str, ...] = get_args(PatternKind)
+
+
+@frozen(kw_only=True)
+class Effectiveness:
+    """How well a pattern served, as of now: ``value`` = ``mean`` x ``freshness``.
+
+    ``mean`` is that of a Beta posterior with a uniform prior: (1 + successes) / (2 + successes + failures), so that 9
+    of 10 ranks above 1 of 1. ``freshness`` halves every 30 days since the pattern was last seen. Computed when read.
+    """
+
+    successes: int
+    failures: int
+    mean: float
+    freshness: float
+    value: float
+
+
+@frozen(kw_only=True)
+class Branch:
+    """One choice at a decision point, and how the episodes that took it ended."""
+
+    choice: str
+    successes: int
+    failures: int
+    episodes: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class Pattern:
+    """What several episodes have in common. Derived: it cites its ``episodes`` and can be made anew from them.
+
+    What is filled depends on ``kind``:
+
+    - ``tool_sequence``: ``tools``, in order;
+    - ``decision_point``: ``condition``, ``choice`` (the best) and ``branches`` (all);
+    - ``error_recovery``: ``error`` (a signature without paths, numbers and ids), ``tools`` that put it right, in order;
+    - ``context_pattern``: ``features`` of a context, ``tools`` (one) that succeeds there.
+    """
+
+    id: str  #: a hash of kind and content: the same in every process and order of episodes
+    kind: PatternKind
+    episodes: tuple[int, ...]  #: those that show it
+    effectiveness: Effectiveness
+    tools: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()  #: what each tool did in the newest of the episodes
+    condition: str = ""
+    choice: str = ""
+    branches: tuple[Branch, ...] = ()
+    error: str = ""
+    features: frozenset[str] = frozenset()
+    merged: tuple[str, ...] = ()  #: ids of near duplicates that it absorbed, their episodes included
+
+    @property
+    def text(self) -> str:
+        """The pattern as one sentence."""
+        after = " then ".join(described(self.tools, self.actions))
+        match self.kind:
+            case "tool_sequence":
+                return f"These tools work in this order: {after}."
+            case "decision_point":
+                return f"When {self.condition}: {self.choice}."
+            case "error_recovery":
+                return f"After the error {self.error!r}: {after}."
+            case "context_pattern":
+                return f"With {', '.join(sorted(self.features))}: {after} works."
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.id} {self.text!r} in {len(self.episodes)} episodes, {self.effectiveness.value:.2f})"
+
+
+def described(tools: Sequence[str], actions: Sequence[str]) -> list[str]:
+    """Return tools with what they did in brackets, where that is known and says more than the name."""
+    padded = (*actions, *[""] * len(tools))
+    return [
+        f"{tool} ({action[:80]})" if action and action != tool else tool
+        for tool, action in zip(tools, padded, strict=False)
+    ]
+
+
+@frozen(kw_only=True)
+class Recommendation:
+    """What earlier episodes advise. The values of ``parts`` sum to ``score``."""
+
+    text: str
+    tools: tuple[str, ...]  #: what to call, the next one first; () for a decision
+    score: float
+    parts: Mapping[str, float]
+    pattern: Pattern | None  #: None: from the steps of similar episodes
+    episodes: tuple[int, ...]  #: what it rests on
+
+
+@frozen(kw_only=True)
+class PRF:
+    """Found patterns against those that should have been found, each gold pattern matched at most once."""
+
+    precision: float
+    recall: float
+    f1: float
+    n_found: int
+    n_gold: int
+    n_matched: int
+    missed: tuple[str, ...] = ()  #: gold patterns that nothing matched, as text
+    extra: tuple[str, ...] = ()  #: ids of found patterns that matched no gold one
+
+
+@frozen(kw_only=True)
+class EpisodeStats:
+    """Figures of one workspace."""
+
+    n_open: int
+    n_completed: int
+    n_abandoned: int
+    n_succeeded: int
+    n_steps: int
+    n_learned: int  #: episodes that patterns are made from
+    n_patterns: Mapping[str, int]  #: by kind
+
+
+@runtime_checkable
+class StepRecorder(Protocol):
+    """Whatever takes note of tool calls as they happen: an ``Episode``, or a host's own log.
+
+    A call of a model: ``step(call.name, parameters=call.arguments, ok=not result.is_error, observation=text)``.
+    """
+
+    def step(
+        self,
+        tool: str,
+        action: str = "",
+        *,
+        ok: bool = True,
+        observation: str = "",
+        parameters: Mapping[str, Any] | None = None,
+        latency_ms: float | None = None,
+        tokens: int | None = None,
+    ) -> int:
+        """Record one call of ``tool``; return its number. Called from the thread that ran the tool."""
+        ...

@@ -1,0 +1,34 @@
+"""The workspace that a handle is bound to. Every statement on rows of a workspace takes its number from here."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from attrs import frozen
+
+from agent_memory.errors import ConfigError
+
+_LONGEST_NAME = 200
+
+
+@frozen
+class Scope:
+    """A workspace's number in the file, and the name that callers know it by."""
+
+    workspace: int
+    name: str
+
+
+def checked_name(name: object, what: str = "workspace") -> str:
+    """Return ``name``, or raise ConfigError where it is no text of 1 to 200 characters."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ConfigError(f"{what} must be a text of 1 to {_LONGEST_NAME} printable characters, got {name!r}")
+    return name
+
+
+def open_scope(db: sqlite3.Connection, salt: str, name: str, now: float) -> Scope:
+    """Return the workspace (salt, name), created where it is new. Inside a write transaction."""
+    sql = "INSERT INTO workspaces (salt, name, created_s) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+    db.execute(sql, (salt, name, now))
+    row = db.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
+    return Scope(int(row[0]), name)

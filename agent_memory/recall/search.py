@@ -1,0 +1,227 @@
+"""Which items have a question's words, in themselves and around them: relevance, from the index's postings alone.
+
+- A word counts by its rarity in its own workspace (BM25's idf) and saturates when repeated (``K1``). Passages are of
+  one length, so lengths are not counted.
+- Around an item: the words of up to three neighbours on each side count too, less with distance. Neighbours have
+  consecutive ids within a block, so no second index is needed, and what is remembered later is a neighbour at once.
+- A word that more than ``cap`` items have finds nothing by itself: it adds to what rarer words have found. Two such
+  words in one item find it, the newest first; so does one, where nothing else was asked.
+
+Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, section 3.4.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from attrs import evolve, field, frozen
+from numpy.typing import NDArray
+
+from agent_memory.recall.context_tables import BLOCK
+from agent_memory.recall.words import prefix_of
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+K1 = 0.9
+AROUND = (0.5, 0.25, 0.12)  #: what a word counts that stands one, two, three items away
+FREQUENT_ITEMS, FREQUENT_SHARE = 2_000, 0.005  #: the larger of both is the cap
+LOOKED_AROUND = 400  #: items whose neighbours are looked at
+_COUNTED = 10  #: times the cap: how far frequent words are counted
+#: Of the frequent words, the rarest, of which two find an item; fewer where there are many items.
+_PAIRED, _PAIRED_IN_MANY, _MANY_ITEMS = 6, 3, 200_000
+_SHIFTS = tuple(step for distance in range(1, len(AROUND) + 1) for step in (-distance, distance))
+
+
+@frozen
+class Term:
+    """A word of a question, and how many items have it."""
+
+    word: str
+    idf: float
+    is_frequent: bool
+
+
+#: Items that have a word, in order, and how often each has it.
+Posting = tuple[Ids, Floats]
+
+
+@frozen(eq=False)
+class Found:
+    """Items that have words of a question. ``alone`` and ``around``: shares of what could be had, 0 to 1."""
+
+    ids: Ids = field(repr=False)
+    alone: Floats = field(repr=False)
+    around: Floats = field(repr=False)
+    terms: tuple[Term, ...] = ()
+    postings: tuple[Posting, ...] = field(default=(), repr=False)  #: of the terms that are not frequent
+
+    def best(self, n: int, always: Ids) -> Found:
+        """Return the ``n`` items that can score highest, whatever their lengths, and those of ``always``."""
+        if len(self.ids) <= n:
+            return self
+        most = np.maximum(self.alone, 0.2 * self.alone + 0.8 * self.around)
+        most[np.isin(self.ids, always)] = np.inf
+        n = min(n + len(always), len(self.ids) - 1)
+        kept = np.argpartition(-most, n)[:n]
+        kept.sort()
+        return self._only(kept)
+
+    def existing(self, db: sqlite3.Connection) -> Found:
+        """Return the items that are there: behind the last of a thread are ids that nothing has yet."""
+        marks = ",".join("?" * len(self.ids))
+        rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
+        return self._only(np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows))))
+
+    def _only(self, kept: NDArray[Any]) -> Found:
+        return evolve(self, ids=self.ids[kept], alone=self.alone[kept], around=self.around[kept])
+
+
+NOTHING = Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+
+
+def find(
+    db: sqlite3.Connection,
+    workspace: int,
+    words: Sequence[str],
+    n_items: int,
+    *,
+    is_passage: bool,
+    cap: int | None = None,
+    looked_around: int = LOOKED_AROUND,
+) -> Found:
+    """Return the items of a workspace with any of ``words``. ``n_items``: how many the workspace has of these.
+
+    ``cap``: items from which a word is frequent. ``looked_around``: how many of the best have their neighbours counted.
+    Where words are frequent, the scores are for ``best`` alone: ``with_frequent`` makes them whole.
+    """
+    limit = cap if cap is not None else max(FREQUENT_ITEMS, int(n_items * FREQUENT_SHARE))
+    prefix = prefix_of(workspace, is_passage)
+    terms: list[Term] = []
+    postings: list[Posting] = []
+    for word in words:
+        places = _places(db, prefix + word, limit + 1)
+        if not len(places):
+            continue
+        ids, counts = np.unique(places, return_counts=True)
+        if len(places) > limit:
+            terms.append(Term(word, idf(n_items, _count(db, prefix + word, _COUNTED * limit)), True))
+        else:
+            terms.append(Term(word, idf(n_items, len(ids)), False))
+            postings.append((ids, counts.astype(np.float64)))
+    frequent = sorted((term for term in terms if term.is_frequent), key=lambda term: (-term.idf, term.word))
+    rare = [(term.idf, p) for term, p in zip((t for t in terms if not t.is_frequent), postings, strict=True)]
+    n_paired = _PAIRED if n_items <= _MANY_ITEMS else _PAIRED_IN_MANY
+    hints = _hinted(db, prefix, frequent[:n_paired], limit, has_rare=bool(rare))
+    if not rare and not hints:
+        return NOTHING
+    everything = _looked_at([*rare, *hints], looked_around, with_neighbours=is_passage)
+    total = sum(term.idf for term in terms)
+    alone, around = _scores(everything, [*rare, *hints], total, with_neighbours=is_passage)
+    return Found(everything, alone, around, tuple(terms), tuple(postings))
+
+
+def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_passage: bool) -> Found:
+    """Return ``found`` with its frequent words counted: looked up around these items alone, once an item."""
+    frequent = [term for term in found.terms if term.is_frequent]
+    if not frequent or not len(found.ids):
+        return found
+    prefix = prefix_of(workspace, is_passage)
+    ranges = _ranges(found.ids, len(AROUND) if is_passage else 0)
+    weighted = list(zip((t.idf for t in found.terms if not t.is_frequent), found.postings, strict=True))
+    for term in frequent:
+        sql = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?"
+        query = f'"{prefix}{term.word}"'
+        having = [item for start, stop in ranges for (item,) in db.execute(sql, (query, start, stop))]
+        if having:
+            weighted.append((term.idf, (np.array(having, np.int64), np.ones(len(having)))))
+    total = sum(term.idf for term in found.terms)
+    alone, around = _scores(found.ids, weighted, total, with_neighbours=is_passage)
+    return evolve(found, alone=alone, around=around)
+
+
+def idf(n_items: int, n_with: int) -> float:
+    """Return how much a word says that ``n_with`` of ``n_items`` items have."""
+    return math.log(1 + (max(n_items, n_with) - n_with + 0.5) / (n_with + 0.5))
+
+
+def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
+    """The items in which an indexed word stands, once for each time. As one text: a row each takes twice as long."""
+    sql = "SELECT group_concat(doc) FROM (SELECT doc FROM words_at WHERE term = ? LIMIT ?)"
+    (joined,) = db.execute(sql, (term, limit)).fetchone()
+    found: Ids = np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
+    return found
+
+
+def _count(db: sqlite3.Connection, term: str, limit: int) -> int:
+    sql = "SELECT count(*) FROM (SELECT 1 FROM words_at WHERE term = ? LIMIT ?)"
+    return int(db.execute(sql, (term, limit)).fetchone()[0])
+
+
+def _hinted(
+    db: sqlite3.Connection, prefix: str, frequent: Sequence[Term], limit: int, *, has_rare: bool
+) -> list[tuple[float, Posting]]:
+    """Items with two of the frequent words, the newest of each pair; with one where there is no other word."""
+    having: dict[Term, set[int]] = {term: set() for term in frequent}
+    asked: list[tuple[Term, ...]] = [*combinations(frequent, 2)]
+    if not asked and not has_rare:
+        asked = [(term,) for term in frequent]
+    for some in asked:
+        query = " AND ".join(f'"{prefix}{term.word}"' for term in some)
+        sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        items = [item for (item,) in db.execute(sql, (query, limit))]
+        for term in some:
+            having[term].update(items)
+    return [
+        (term.idf, (np.array(sorted(items), np.int64), np.ones(len(items)))) for term, items in having.items() if items
+    ]
+
+
+def _looked_at(weighted: Sequence[tuple[float, Posting]], n: int, *, with_neighbours: bool) -> Ids:
+    """The ``n`` items with the most of the words, and their neighbours."""
+    own, places = np.unique(np.concatenate([ids for _, (ids, _) in weighted]), return_inverse=True)
+    if len(own) > n:
+        worth = np.concatenate([weight * counts * (K1 + 1) / (counts + K1) for weight, (_, counts) in weighted])
+        own = np.sort(own[np.argpartition(-np.bincount(places, worth), n)[:n]])
+    near = [own[(own + step) // BLOCK == own // BLOCK] + step for step in (_SHIFTS if with_neighbours else ())]
+    return np.unique(np.concatenate([own, *near]))
+
+
+def _scores(
+    ids: Ids, weighted: Sequence[tuple[float, Posting]], total: float, *, with_neighbours: bool
+) -> tuple[Floats, Floats]:
+    """What all words count in each of ``ids``, by itself and with its neighbours, of all that they could."""
+    alone, around = np.zeros(len(ids)), np.zeros(len(ids))
+    is_near = {step: (ids + step) // BLOCK == ids // BLOCK for step in (_SHIFTS if with_neighbours else ())}
+    for weight, posting in weighted:
+        counts = _counts(ids, posting)
+        spread = counts
+        for step, near in is_near.items():
+            spread = spread + AROUND[abs(step) - 1] * near * _counts(ids + step, posting)
+        alone += weight * counts / (counts + K1)
+        around += weight * spread / (spread + K1)
+    return alone / total, around / total
+
+
+def _counts(ids: Ids, posting: Posting) -> Floats:
+    """How often a word stands in each of ``ids``."""
+    having, counts = posting
+    places = np.minimum(np.searchsorted(having, ids), len(having) - 1)
+    return np.where(having[places] == ids, counts[places], 0.0)
+
+
+def _ranges(ids: Ids, reach: int) -> list[tuple[int, int]]:
+    """Ranges of ids, both ends included, that hold ``ids`` and what is within ``reach`` of them; in order."""
+    ranges: list[tuple[int, int]] = []
+    for item in ids.tolist():
+        start, stop = item - reach, item + reach
+        if ranges and start <= ranges[-1][1] + 8:  # one look-up for near ones
+            ranges[-1] = (ranges[-1][0], stop)
+        else:
+            ranges.append((start, stop))
+    return ranges

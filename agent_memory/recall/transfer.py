@@ -1,0 +1,139 @@
+"""A workspace as lines of JSON, and back: one line a text, with what was learnt of its items.
+
+Ids are not written: they differ from file to file. Items are named by the number of their text's line and their place
+in it. Texts are filed anew on the way in, so that rules of a later version apply; vectors are computed anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.recall.filing import file_texts, prepare
+from agent_memory.recall.scope import Scope
+from agent_memory.recall.slots import assert_again, supersede
+from agent_memory.recall.told import Told
+
+FORMAT = "agent-memory recall 1"
+_LEARNT = ("net_useful", "useful_s", "n_used", "used_s", "pinned_s")
+
+
+def lines(db: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+    """Yield the lines of a workspace, the header first. Inside a read transaction."""
+    yield json.dumps({"format": FORMAT})
+    sql = (
+        "SELECT text, kind, role, speaker, source, at, last_at, created_s, count, body FROM texts "
+        "WHERE workspace = ? ORDER BY text"
+    )
+    for text, kind, role, speaker, source, at, last_at, created_s, count, body in db.execute(sql, (scope.workspace,)):
+        row: dict[str, Any] = {
+            "kind": kind, "role": role, "speaker": speaker, "source": source, "at": at, "last_at": last_at,
+            "created_s": created_s, "count": count, "body": body,
+        }  # fmt: skip
+        if learnt := _learnt(db, text):
+            row["learnt"] = learnt
+        yield json.dumps(row, ensure_ascii=False)
+    names = _names(db, scope)
+    sql = "SELECT item, relation, other FROM links WHERE workspace = ? ORDER BY item, relation, other"
+    for item, relation, other in db.execute(sql, (scope.workspace,)):
+        yield json.dumps({"link": relation, "item": names[item], "other": names[other]})
+    sql = "SELECT item, merged_into FROM items WHERE workspace = ? AND merged_into IS NOT NULL ORDER BY item"
+    for item, other in db.execute(sql, (scope.workspace,)):
+        yield json.dumps({"link": "merged_into", "item": names[item], "other": names[other]})
+
+
+def read(db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float) -> int:
+    """File the texts of exported ``lines``; return how many were new. Inside a write transaction.
+
+    ``clean``: redacts; what was exported is clean, what was written into the file since may not be.
+    """
+    numbered: list[int] = []  # the text of each line
+    n_new = 0
+    for number, line in enumerate(texts):
+        row = _parsed(line, number)
+        if number == 0:
+            if row.get("format") != FORMAT:
+                raise UnsupportedParameterError(f"line 1 is not {FORMAT!r}: this is no export of a context memory")
+            continue
+        try:
+            if "link" in row:
+                _link(db, scope, row, numbered)
+            else:
+                text, is_new = _file(db, scope, row, clean, now)
+                numbered.append(text)
+                n_new += is_new
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UnsupportedParameterError(
+                f"line {number + 1} is no line of an export ({error!r}). Nothing was imported"
+            ) from None
+    return n_new
+
+
+def _learnt(db: sqlite3.Connection, text: int) -> dict[str, list[Any]]:
+    """The place in its text of each item of which something was learnt, with what was learnt."""
+    sql = f"SELECT {', '.join(_LEARNT)} FROM items WHERE text = ? ORDER BY item"
+    return {str(place): list(row) for place, row in enumerate(db.execute(sql, (text,))) if any(row)}
+
+
+def _names(db: sqlite3.Connection, scope: Scope) -> dict[int, list[int]]:
+    """Item -> [number of its text's line, place in it]."""
+    sql = "SELECT item, text FROM items WHERE workspace = ? ORDER BY text, item"
+    numbers: dict[int, int] = {}
+    places: dict[int, int] = {}
+    names = {}
+    for item, text in db.execute(sql, (scope.workspace,)):
+        number = numbers.setdefault(text, len(numbers))
+        places[text] = places.get(text, -1) + 1
+        names[item] = [number, places[text]]
+    return names
+
+
+def _parsed(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UnsupportedParameterError(f"line {number + 1} is no JSON: {error}. Nothing was imported") from None
+    if not isinstance(row, dict):
+        raise UnsupportedParameterError(f"line {number + 1} is no object. Nothing was imported")
+    return row
+
+
+def _file(
+    db: sqlite3.Connection, scope: Scope, row: dict[str, Any], clean: Callable[[str], str], now: float
+) -> tuple[int, bool]:
+    speaker, source = (clean(row[name]) if row[name] is not None else None for name in ("speaker", "source"))
+    told = Told(
+        kind=row["kind"], body=clean(row["body"]), role=row["role"], speaker=speaker, source=source, at=float(row["at"])
+    )
+    prepared = prepare(told)
+    filed = file_texts(db, scope, [prepared], now)
+    sql = "SELECT text FROM texts WHERE workspace = ? AND hash = ?"
+    (text,) = db.execute(sql, (scope.workspace, prepared.digest)).fetchone()
+    if filed.n_texts:
+        sql = "UPDATE texts SET last_at = ?, created_s = ?, count = ? WHERE text = ?"
+        db.execute(sql, (row["last_at"], row["created_s"], row["count"], text))
+        supersede(db, scope, assert_again(db, scope, text, row["last_at"]))
+        items = [item for (item,) in db.execute("SELECT item FROM items WHERE text = ? ORDER BY item", (text,))]
+        for place, values in row.get("learnt", {}).items():
+            if int(place) < len(items):
+                sql = f"UPDATE items SET {', '.join(f'{name} = ?' for name in _LEARNT)} WHERE item = ?"
+                db.execute(sql, (*values, items[int(place)]))
+    return int(text), bool(filed.n_texts)
+
+
+def _link(db: sqlite3.Connection, scope: Scope, row: dict[str, Any], numbered: list[int]) -> None:
+    ends = []
+    for number, place in (row["item"], row["other"]):
+        sql = "SELECT item FROM items WHERE text = ? ORDER BY item LIMIT 1 OFFSET ?"
+        found = db.execute(sql, (numbered[number], place)).fetchone()
+        if found is None:
+            return  # a rule of another version cut the text elsewhere
+        ends.append(int(found[0]))
+    if row["link"] == "merged_into":
+        db.execute("UPDATE items SET merged_into = ? WHERE item = ?", (ends[1], ends[0]))
+    else:
+        sql = "INSERT INTO links (workspace, item, relation, other) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        db.execute(sql, (scope.workspace, ends[0], row["link"], ends[1]))

@@ -1,0 +1,190 @@
+"""The values of context memory that callers see. All frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from attrs import field, frozen
+from attrs.validators import ge
+
+from agent_memory.types import Message
+
+#: What a text was remembered as.
+TextKind = Literal["chat", "note", "diff", "log"]
+#: What a rule found in a text: lasting knowledge, then things that happened.
+TypedKind = Literal[
+    "decision", "requirement", "constraint", "task", "preference", "instruction", "fact", "error", "log_entry",
+    "test_failure", "change", "event",
+]  # fmt: skip
+TEXT_KINDS: tuple[str, ...] = get_args(TextKind)
+TYPED_KINDS: tuple[str, ...] = get_args(TypedKind)
+Status = Literal["asserted", "hypothetical", "refuted"]
+
+
+@frozen(kw_only=True)
+class Item:
+    """One remembered passage, or one typed item that a rule found in a text."""
+
+    id: int
+    text: str
+    kind: str  #: one of TEXT_KINDS or TYPED_KINDS
+    source: str | None  #: what the caller named: a conversation, a file
+    at: float  #: seconds since the epoch: when it was said or became true
+    workspace: str
+    span: tuple[int, int]  #: [start, stop) in characters of the remembered text
+    superseded_by: int | None = None
+    count: int = 1  #: how often the same text was remembered
+    role: str = "user"
+    speaker: str | None = None
+    slot: str | None = None  #: of a fact: its subject and relation, normalised
+    value: str | None = None  #: of a fact: what the slot holds
+    status: Status = "asserted"
+    is_stale: bool = False  #: something that it depends on was superseded
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return f"Item({self.id} {self.kind}: {text!r})"
+
+
+@frozen
+class Hit:
+    """An item that a question recalled. The values of ``parts`` sum to ``score``."""
+
+    item: Item
+    score: float
+    parts: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        parts = " ".join(f"{name}={value:+.3f}" for name, value in self.parts.items() if value)
+        return f"Hit({self.score:.3f} {self.item!r} {parts})"
+
+
+@frozen(kw_only=True)
+class Weights:
+    """How much each signal counts in a score; 0 switches a signal off.
+
+    Every signal but ``relevance`` and ``similarity`` is a share of these two: nothing is recalled for its age alone.
+    """
+
+    relevance: float = field(default=1.0, validator=ge(0))  #: words of the question in the passage and around it
+    similarity: float = field(default=1.5, validator=ge(0))  #: vectors, where there is an embedder
+    speaker: float = field(default=0.4, validator=ge(0))  #: subtracted from what an assistant said
+    standing: float = field(default=1.0, validator=ge(0))  #: added to standing instructions and preferences
+    recency: float = field(default=0.1, validator=ge(0))  #: halves every 30 days
+    usage: float = field(default=0.05, validator=ge(0))  #: how often working sets used it, saturating
+    failure: float = field(default=0.1, validator=ge(0))  #: errors and failed tests
+    salience: float = field(default=0.3, validator=ge(0))  #: what feedback says
+    spread: float = field(default=0.15, validator=ge(0))  #: questions about a whole course: passages near a better one
+
+
+@frozen(kw_only=True)
+class IngestReport:
+    """What one ``remember`` wrote. Everything in it is durable."""
+
+    ids: tuple[int, ...]  #: of the passages and typed items that were added
+    n_texts: int  #: texts that were new
+    n_duplicates: int  #: texts that were known already: counted, not stored again
+    n_items: Mapping[str, int]  #: new typed items by kind
+    redactions: Mapping[str, int]  #: secrets that were replaced, by kind
+    superseded: tuple[int, ...] = ()  #: facts that a newer one replaced
+    extraction_error: str | None = None  #: why an extractor failed; the text is stored and searchable
+
+
+@frozen(kw_only=True)
+class Expansion:
+    """An item in its place: the whole text, its neighbours, and its links."""
+
+    item: Item
+    text: str  #: the remembered text that the item is a span of
+    before: tuple[Item, ...]
+    after: tuple[Item, ...]
+    typed: tuple[Item, ...]  #: items that rules found in the same text
+    links: tuple[tuple[str, Item], ...]  #: (relation, item)
+
+
+@frozen(kw_only=True)
+class Dropped:
+    """An item that a working set left out, and why."""
+
+    item: Item
+    reason: Literal["budget", "superseded", "stale"]
+
+
+@frozen(kw_only=True)
+class WorkingSet:
+    """Cards for one task, in an order whose beginning stays the same from turn to turn."""
+
+    text: str  #: the cards' texts, joined
+    messages: tuple[Message, ...]  #: one system message a card; () where there are no cards
+    items: tuple[Item, ...]
+    n_tokens: int
+    dropped: tuple[Dropped, ...] = ()
+    is_compacted: bool = False  #: cards before the new ones were removed: their KV is computed anew
+
+    def __repr__(self) -> str:
+        return f"WorkingSet({len(self.items)} cards, {self.n_tokens} tokens, {len(self.dropped)} dropped)"
+
+
+@frozen(kw_only=True)
+class Change:
+    """One step of a consolidation: ``item`` is hidden behind ``other``, which says the same."""
+
+    action: Literal["merge"]
+    item: int
+    other: int
+    reason: str
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a consolidation does, or did. ``id`` is 0 where nothing was done."""
+
+    id: int
+    changes: tuple[Change, ...]
+
+
+@frozen(kw_only=True)
+class Maintained:
+    """What idle maintenance did within its time."""
+
+    n_embedded: int = 0
+    n_expired: int = 0  #: texts older than ``retain_days``
+    n_audit_rows_dropped: int = 0
+    is_done: bool = True  #: False: call again
+    ms: float = 0.0
+
+
+@frozen(kw_only=True)
+class AuditRow:
+    """One change of a workspace. Holds no remembered text."""
+
+    at: float
+    action: str
+    item: int | None
+    detail: Mapping[str, object]
+
+
+@frozen(kw_only=True)
+class ContextStats:
+    """Figures of one workspace."""
+
+    n_texts: int
+    n_duplicates: int
+    n_items: Mapping[str, int]  #: by kind
+    n_superseded: int
+    n_vectors: int
+    nbytes: int  #: of the whole file, all workspaces
+    by: Mapping[str, int] = field(factory=dict)  #: texts by day, kind or workspace, where asked for
+
+
+@frozen(kw_only=True)
+class CheckReport:
+    """What ``check`` found wrong, one line each."""
+
+    damaged: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is damaged."""
+        return not self.damaged

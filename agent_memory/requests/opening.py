@@ -1,0 +1,139 @@
+"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+from agent_memory.config import Config, as_path
+from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError
+from agent_memory.protocols import ModelRunner
+from agent_memory.store.format import MANIFEST
+from agent_memory.store.store import Store
+from agent_memory.store.view import StoreView
+
+
+class _Closing(Protocol):
+    """What ends with ``aclose()``, and at once with ``close()``."""
+
+    def close(self) -> None: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+M = TypeVar("M", bound=_Closing)
+
+
+class Opening(Generic[M]):
+    """A Memory that opens on a thread of its own: await it, or use it with ``async with``. It opens once.
+
+    A Memory whose opening is cancelled is closed as soon as it is open.
+    """
+
+    def __init__(self, opens: Callable[[], M]) -> None:
+        self._opens = opens
+        self._future: asyncio.Future[M] | None = None
+        self._lock = threading.Lock()
+        self._memory: M | None = None
+        self._is_wanted = True
+
+    def __await__(self) -> Generator[Any, None, M]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> M:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._memory is not None
+        await self._memory.__aexit__(kind, error, trace)
+
+    async def _open(self) -> M:
+        if self._future is None:
+            self._future = asyncio.get_running_loop().run_in_executor(None, self._on_thread)
+        try:
+            return await asyncio.shield(self._future)
+        except asyncio.CancelledError:
+            with self._lock:
+                self._is_wanted = False
+                memory = self._memory
+            if memory is not None:
+                threading.Thread(target=memory.close).start()
+            raise
+
+    def _on_thread(self) -> M:
+        memory = self._opens()
+        with self._lock:
+            self._memory = memory
+            is_wanted = self._is_wanted
+        if not is_wanted:
+            memory.close()
+        return memory
+
+
+def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
+    """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
+    if hasattr(type(model), "open_batch"):  # a ModelRunner, without asking for properties that need it opened
+        if adapter is not None:
+            raise ConfigError(
+                "adapter= goes with a model that this library loads; load it into the model you pass instead"
+            )
+        return cast(ModelRunner, model)
+    if model is not None and not isinstance(model, (str, PathLike)):
+        raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
+    from agent_memory.runner.mlx import MLXRunner
+
+    return MLXRunner.named(model, config=config, adapter=adapter)
+
+
+def store_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Store:
+    """The store that ``Memory(path=)`` means, opened. Raises ConfigError and what ``Store`` does."""
+    return Store(
+        store_path(path),
+        disk_bytes=config.disk_bytes,
+        chunk_tokens=config.chunk_tokens,
+        bytes_per_day=config.disk_bytes_per_day,
+        codec=config.cold_codec,
+        warm_bytes=warm_bytes,
+        warm_codec=config.warm_codec,
+        warm_ttl_s=config.warm_ttl_s,
+    )
+
+
+def store_path(path: str | PathLike[str] | None) -> Path | None:
+    """The folder that ``Memory(path=)`` means; None for no disk tier. Raises ConfigError."""
+    if path is None:
+        import platformdirs
+
+        return as_path(platformdirs.user_data_dir("agent_memory"), "the user's data folder") / "store"
+    if isinstance(path, (str, PathLike)) and fspath(path) == ":memory:":
+        return None
+    return as_path(path, "path")
+
+
+def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
+    """Open a store to look at it: no model, no lock, nothing written; another process may hold it.
+
+    ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. Raises ConfigError,
+    StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    """
+    folder = store_path(path)
+    if folder is None:
+        raise StoreError("':memory:' is no folder: there is nothing on disk to look at")
+    if not (folder / MANIFEST).is_file():
+        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
+    return StoreView(folder, salt)
+
+
+def check_drain(drain_s: Any) -> None:
+    """Raises UnsupportedParameterError for what is no time to wait."""
+    if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
+        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")

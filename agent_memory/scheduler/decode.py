@@ -1,0 +1,67 @@
+"""Decoding: one step of every group of rows, and what its tokens mean for each row."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.row import Row
+from agent_memory.scheduler.running import Running
+
+log = logging.getLogger("agent_memory.engine")
+
+
+class Decode:
+    """Steps the batch and hands each row its token. Engine thread only.
+
+    - A group whose step raises ends with that error, and no other group. Its rows share the arrays that the step was
+      changing, so none of their KV is kept.
+    - A row whose logits processor, constraint or text raises ends alone; what came before that step is kept.
+    """
+
+    def __init__(self, running: Running, leaving: Leaving) -> None:
+        self._running, self._leaving = running, leaving
+
+    def step(self) -> float:
+        """One decode step of every group; the seconds that took."""
+        started = time.perf_counter()
+        decoding, batch = self._running.decoding, self._running.batch
+        for group in sorted({row.group for row in decoding.values()}):
+            rows = [row for row in decoding.values() if row.group == group]
+            try:
+                tokens = batch.step(group)
+            except Exception as error:  # noqa: BLE001 - the model's own failure: these rows end with it
+                log.warning("a decode step failed, and %d rows with it: %s", len(rows), type(error).__name__)
+                batch.drop(group)
+                self._drop(rows, error)
+                continue
+            for row in rows:
+                if row.fed < row.n_prompt:
+                    self._running.count_fed(row, row.n_prompt)
+            self._take(tokens)
+        return time.perf_counter() - started
+
+    def _drop(self, rows: list[Row], error: Exception) -> None:
+        for row in rows:
+            row.request.feed.fail(stripped(error))
+            self._running.remove(row)
+
+    def _take(self, tokens: list[tuple[int, int]]) -> None:
+        failed: list[Row] = []
+        finished: list[Row] = []
+        for number, token in tokens:
+            row = self._running.decoding[number]
+            try:
+                if raised := self._running.batch.error(number):
+                    raise raised
+                row.accept(token)
+                finished += [row] if row.finish is not None else []
+            except Exception as error:  # noqa: BLE001 - a user's callable, or text that cannot be parsed: one row ends
+                row.request.feed.fail(stripped(error))
+                failed.append(row)
+        if failed:
+            self._leaving.retire(failed, have_failed=True)
+        if finished:
+            self._leaving.finish(finished)

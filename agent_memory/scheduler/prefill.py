@@ -1,0 +1,65 @@
+"""Chunked prefill: prompts are computed one step of one row at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.row import Row
+from agent_memory.scheduler.running import Running
+from agent_memory.scheduler.waiting import effective_priority
+
+log = logging.getLogger("agent_memory.engine")
+
+
+class Prefill:
+    """Chooses the next row and feeds it one prefill chunk. Engine thread only.
+
+    - The order: by priority, then age. A row that needs a single step passes longer ones, but never twice running.
+    - A step ends at a multiple of ``chunk_tokens`` counted from the prompt's start, whatever else runs: a row's KV does
+      not depend on load.
+    - After its last step a row joins the batch; with ``max_tokens`` 0 it ends.
+    - A step that raises ends its row, and no other.
+    """
+
+    def __init__(self, running: Running, leaving: Leaving, chunk_tokens: int) -> None:
+        self._running, self._leaving, self._chunk_tokens = running, leaving, chunk_tokens
+        self._passed = False  # True if the last step was of a row that passed an older one
+
+    def next_row(self) -> Row:
+        """The row whose step is next; there must be one that prefills."""
+        now = time.perf_counter()
+        prefilling = self._running.prefilling
+        first = max(effective_priority(row.request, now) for row in prefilling)
+        rows = [row for row in prefilling if effective_priority(row.request, now) == first]
+        shortest = min(rows, key=lambda row: row.n_prefill - row.fed)
+        is_short = shortest.next_step(self._chunk_tokens) == shortest.n_prefill
+        self._passed = is_short and not self._passed and shortest is not rows[0]
+        return shortest if self._passed else rows[0]
+
+    def step(self, row: Row) -> float:
+        """Feed one prefill chunk of a row; the seconds that took. At its end the row joins the batch, or ends."""
+        started = time.perf_counter()
+        try:
+            self._feed(row)
+            if row.is_ready and row.max_tokens:
+                self._running.join(row)
+            elif row.is_ready:
+                self._leaving.finish([row])
+        except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
+            log.warning("prefill failed: %s", type(error).__name__)
+            row.request.feed.fail(stripped(error))
+            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has taken what was there
+                self._leaving.retire([row])
+            else:
+                self._running.remove(row)
+        return time.perf_counter() - started
+
+    def _feed(self, row: Row) -> None:
+        stop = row.next_step(self._chunk_tokens)
+        assert row.kv is not None
+        if row.fed < stop:
+            self._running.batch.prefill(row.kv, row.prompt.ids[row.fed : stop])
+            self._running.count_fed(row, stop)

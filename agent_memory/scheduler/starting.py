@@ -1,0 +1,169 @@
+"""Starting requests: which of those that wait may start, and the KV and the bytes that they start with."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.admission import Admission, Place
+from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.prefill import Prefill
+from agent_memory.scheduler.request import Prompt, Request
+from agent_memory.scheduler.reuse import Plan, Reuse
+from agent_memory.scheduler.row import Row
+from agent_memory.scheduler.running import Running
+from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.waiting import AGE_S, Waiting
+from agent_memory.store.tiers import Lineage
+
+if TYPE_CHECKING:
+    from agent_memory.store.store import Store
+
+#: How an attempt to start a request ended.
+Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
+
+#: Of the requests that cannot start yet, the first few have their segments read ahead.
+_PREFETCHED = 2
+
+
+@frozen(eq=False)
+class _Prefix:
+    """A row that is computing the first ``n_tokens`` of another request's prompt."""
+
+    row: Row
+    n_tokens: int
+
+    @property
+    def is_coming(self) -> bool:
+        """True until the row has computed them, or has ended."""
+        return self.row.kv is not None and self.row.fed < self.n_tokens and not self.row.request.feed.ended
+
+
+@frozen(eq=False)
+class _Bytes:
+    """Lineages that are evicted once they are copied to warm."""
+
+    saver: Saver
+    leaving: tuple[Lineage, ...]
+
+    @property
+    def is_coming(self) -> bool:
+        """True until all are copied."""
+        return any(map(self.saver.is_copying, self.leaving))
+
+
+class Starting:
+    """Starts requests from the line. Engine thread only.
+
+    A request starts when
+    - no other request of its agent runs or is being replied to;
+    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already;
+    - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
+    - no row is about to have computed a long part of its prompt.
+
+    One that waits for bytes lets smaller ones pass until it has waited for ``AGE_S``. One that cannot ever start fails
+    alone.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        store: Store,
+        admission: Admission,
+        running: Running,
+        waiting: Waiting,
+        reuse: Reuse,
+        evictor: Evictor,
+        saver: Saver,
+        prefill: Prefill,
+        *,
+        max_batch: int,
+        target_gap_s: float,
+    ) -> None:
+        self._runner, self._store, self._admission = runner, store, admission
+        self._running, self._waiting = running, waiting
+        self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
+        self._max_batch, self._target_gap_s = max_batch, target_gap_s
+        self._numbers = count()
+
+    def step(self, busy: set[str | None]) -> bool:
+        """Start what may start; True if any request was started. ``busy``: agents whose next request must wait."""
+        now, n_ahead, has_started = time.perf_counter(), 0, False
+        for request in self._waiting.in_order(now):
+            if request.owner is not None and request.owner in busy:
+                continue
+            start: Start
+            try:
+                start = self._start(request) if self._has_row(now) else "no row"
+                if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
+                    n_ahead += 1
+                    self._prefetch(request)
+            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+                request.feed.fail(stripped(error))
+                start = "ended"
+            if start in ("started", "ended"):
+                self._waiting.remove(request)
+            has_started |= start == "started"
+            if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
+                break
+        return has_started
+
+    def _has_row(self, now: float) -> bool:
+        """True if another row may start in this tick, which began at ``now``."""
+        is_late = self._running.decoding and time.perf_counter() - now > self._target_gap_s / 2
+        return not is_late and len(self._running) < self._max_batch
+
+    def _start(self, request: Request) -> Start:
+        """Start a request, or say what it waits for. Raises the reason why it cannot ever start."""
+        if request.awaits is not None and request.awaits.is_coming:
+            return "awaits"
+        prompt, admission = request.asker.prompt(), self._admission
+        n_prompt, limit = len(prompt.ids), self._runner.context_tokens
+        max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
+        place = admission.place(admission.worst_tokens(n_prompt, max_tokens))
+        if self._running and not admission.has_room(place.n_bytes):
+            return "no bytes"
+        plan = self._reuse.plan(request.ids(prompt)[:-1], request.owner, self._running)
+        if plan.awaited is not None:
+            request.awaits = _Prefix(plan.awaited, plan.n_awaited)
+            return "awaits"
+        if leaving := self._evictor.make_room(place.n_bytes, plan, hurry=bool(self._running.decoding)):
+            request.awaits = _Bytes(self._saver, tuple(leaving))
+            return "no bytes"
+        row = self._row(request, prompt, plan, place, max_tokens)
+        self._running.add(row, place)
+        self._evictor.free()
+        request.feed.move("prefill", (row.fed, row.n_prompt))
+        if row.is_ready and row.max_tokens:
+            self._prefill.step(row)  # nothing to feed: it joins the batch at once
+        return "started"
+
+    def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
+        """A row with the KV that the plan found, taken or restored."""
+        started = time.perf_counter()
+        base = self._reuse.take(self._running.batch, plan, prompt)
+        now = time.perf_counter()
+        self._store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
+        return Row(
+            number=next(self._numbers),
+            request=request,
+            prompt=prompt,
+            ids=request.ids(prompt),
+            base=base,
+            tokenizer=self._runner.tokenizer,
+            max_tokens=max_tokens,
+            group=place.group,
+            started=started,
+            restored_s=now - started,
+            prefilled=now,
+        )
+
+    def _prefetch(self, request: Request) -> None:
+        if not request.is_prefetched:
+            request.is_prefetched = True
+            self._store.prefetch(self._store.match(request.ids(request.asker.prompt())[:-1]))

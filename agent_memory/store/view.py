@@ -1,0 +1,227 @@
+"""A store looked at: no model, no lock, no write; another process may hold it and write meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from attrs import field, frozen
+
+from agent_memory.config import as_path
+from agent_memory.errors import IncompatibleStoreError, StoreError, UnknownAgentError
+from agent_memory.log.turns import AgentRecord, blob_text, salt_digest
+from agent_memory.store.files import Files
+from agent_memory.store.format import KV_FOLDER, MANIFEST, READ_VERSION, WRITE_VERSION
+from agent_memory.store.manifest import Manifest
+from agent_memory.store.pins import Pins
+from agent_memory.store.records import SegmentRow
+from agent_memory.store.rows import unpack
+from agent_memory.store.verifying import verify_store
+from agent_memory.types import AgentInfo, Message, VerifyReport
+
+
+@frozen(kw_only=True)
+class DiskUse:
+    """What an agent's KV takes on disk, in bytes of its files."""
+
+    name: str
+    own_bytes: int  #: files that nobody else's KV depends on
+    shared_bytes: int  #: files that other agents' KV depends on too
+    n_files: int
+
+
+@frozen(kw_only=True)
+class DiskUses:
+    """What a store takes on disk."""
+
+    agents: tuple[DiskUse, ...]  #: largest first
+    kv_bytes: int  #: of all KV files that the manifest names
+    anonymous_bytes: int  #: of those that no agent's KV depends on: prompts without an agent
+    log_bytes: int  #: of the manifest and its write-ahead log
+
+
+@frozen(kw_only=True)
+class AgentLog:
+    """An agent as its log has it."""
+
+    info: AgentInfo
+    messages: tuple[Message, ...] = field(repr=False)
+    damage: str | None = None  #: the first damaged turn; what stands before it is shown
+
+
+class StoreView:
+    """Agents, logs and sizes of a store, as the last commit left them.
+
+    Opens in milliseconds, writes nothing, and holds no transaction between two calls. Any thread. A context manager.
+    Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    """
+
+    def __init__(self, path: Path, salt: str) -> None:
+        self.path, self._salt = as_path(path, "path"), salt
+        self._manifest = _Reading(self.path / MANIFEST)
+        self._pins = Pins()
+
+    def __repr__(self) -> str:
+        return f"StoreView({str(self.path)!r})"
+
+    def agents(self) -> list[AgentInfo]:
+        """Return every agent, newest use first."""
+        with self._reading():
+            self._pins.load(self._manifest)
+            found = self._manifest.list_agents(self._salt, self._pins.agents)
+        return sorted(found, key=lambda info: -info.used_s)
+
+    def show(self, name: str) -> AgentLog:
+        """Return an agent's messages. Raises UnknownAgentError."""
+        record, damage = self._record(name)
+        infos = {info.name: info for info in self.agents()}
+        told = record.messages
+        if record.system is not None and not (told and told[0].role == "system"):
+            told = (Message("system", record.system), *told)
+        return AgentLog(info=infos[name], messages=told, damage=damage)
+
+    def du(self) -> DiskUses:
+        """Return what each agent's KV takes on disk; what agents share is counted for each of them as shared."""
+        with self._reading():
+            rows, sides = self._manifest.segments(), self._manifest.sides()
+            heads = self._manifest.heads()
+            names = self._manifest.names(self._salt)
+        sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
+        files: dict[int, int] = {row.segment: 1 for row in rows}
+        for side in sides:
+            if side.segment in sizes:
+                sizes[side.segment] += side.n_bytes
+                files[side.segment] += 1
+        lines = _Lines(rows)
+        used: dict[int, set[int]] = defaultdict(set)
+        for agent, identity, head in heads:
+            used[agent] |= lines.ancestry(identity, head)
+        users: dict[int, int] = defaultdict(int)
+        for segments in used.values():
+            for segment in segments:
+                users[segment] += 1
+        uses = [_use(name, used.get(agent, set()), users, sizes, files) for agent, name in names.items()]
+        return DiskUses(
+            agents=tuple(sorted(uses, key=lambda use: (-use.own_bytes - use.shared_bytes, use.name))),
+            kv_bytes=sum(sizes.values()),
+            anonymous_bytes=sum(n for segment, n in sizes.items() if segment not in users),
+            log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
+        )
+
+    def verify(self) -> VerifyReport:
+        """Read and check every stored byte, logs included. Reads the disk at its speed."""
+        with self._reading():
+            folder = self.path / KV_FOLDER
+            return verify_store(self._manifest, folder if folder.is_dir() else None)
+
+    def close(self) -> None:
+        """Give the file back; idempotent."""
+        self._manifest.close()
+
+    def __enter__(self) -> StoreView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _record(self, name: str) -> tuple[AgentRecord, str | None]:
+        with self._reading():
+            found = self._manifest.load_agent(self._salt, name)
+            if found is None:
+                raise UnknownAgentError(name)
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read the store {self.path}: {error}") from error
+
+
+class _Lines:
+    """Which segments a lineage consists of, by the piece it ends with."""
+
+    def __init__(self, rows: Sequence[SegmentRow]) -> None:
+        self._parents = {row.segment: row.parent_segment for row in rows}
+        self._homes = {(row.identity, piece): row.segment for row in rows for piece, _, _ in unpack(row.pieces)}
+
+    def ancestry(self, identity: str, head: bytes) -> set[int]:
+        """Return the segments from the one that holds ``head`` back to the first; empty where it is gone."""
+        found: set[int] = set()
+        segment = self._homes.get((identity, head))
+        while segment is not None and segment not in found:
+            found.add(segment)
+            segment = self._parents.get(segment)
+        return found
+
+
+def _use(
+    name: str, segments: set[int], users: Mapping[int, int], sizes: Mapping[int, int], files: Mapping[int, int]
+) -> DiskUse:
+    own = sum(sizes[segment] for segment in segments if users[segment] == 1)
+    return DiskUse(
+        name=name,
+        own_bytes=own,
+        shared_bytes=sum(sizes[segment] for segment in segments) - own,
+        n_files=sum(files[segment] for segment in segments),
+    )
+
+
+class _Reading(Manifest):
+    """A manifest that is only read: any thread, beside the process that writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._files, self._path = Files(), path
+        self._db = _connect(path)
+
+    def names(self, salt: str) -> dict[int, str]:
+        """Return the agents of a salt by number."""
+        with self._lock:
+            rows = self._db.execute("SELECT agent, name FROM agents WHERE salt = ?", (salt_digest(salt),))
+            return {number: blob_text(name) for number, name in rows}
+
+    def close(self) -> None:
+        """Close; nothing is folded back."""
+        with self._lock:
+            self._db.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write. Where the folder takes no file, SQLite reads the manifest as immutable."""
+    errors = []
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA query_only=ON")
+            db.execute("PRAGMA busy_timeout=2000")
+            _check_versions(path, dict(db.execute("SELECT key, value FROM meta")))
+        except sqlite3.Error as error:
+            db.close()
+            errors.append(error)
+        except BaseException:
+            db.close()
+            raise
+        else:
+            return db
+    raise StoreError(f"cannot read {path}: {errors[0]}. Let its folder be read, or open it with Memory to repair it")
+
+
+def _check_versions(path: Path, meta: Mapping[str, str]) -> None:
+    try:
+        read, write = int(meta["read_version"]), int(meta.get("write_version", 1))
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{path} says nothing of its version: it is no manifest of this library") from error
+    if read > READ_VERSION or write > WRITE_VERSION:
+        raise IncompatibleStoreError(
+            f"{path.parent} was written with read version {read} and write version {write}; this version of "
+            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory."
+        )

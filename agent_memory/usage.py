@@ -1,0 +1,85 @@
+"""What one request cost: tokens by tier, times, the promise that held, and why not more was reused. All frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+from attrs import field, frozen
+
+Role = Literal["system", "user", "assistant", "tool"]
+Tier = Literal["hot", "warm", "cold", "none"]
+Exactness = Literal["exact", "moved", "recomputed", "quantized"]
+#: Why a request reused less than had been computed before it (docs/reuse.md explains each).
+MissCause = Literal[
+    "edited_history", "system_changed", "tools_changed", "template_changed", "template_moved", "reasoning_dropped",
+    "date_moved", "volatile_text", "key_order", "replaced_history", "cancelled", "forgotten", "evicted", "not_stored",
+    "damaged", "other_model", "other_tenant", "never_seen",
+]  # fmt: skip
+
+TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest
+EXACTNESS: tuple[Exactness, ...] = ("exact", "moved", "recomputed", "quantized")  #: strongest promise to weakest
+
+
+def weakest(*promises: Exactness) -> Exactness:
+    """The weakest of some promises; ``exact`` of none."""
+    return max(promises, key=EXACTNESS.index, default="exact")
+
+
+@frozen
+class AsDict:
+    """Values that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a copy in dicts, lists, numbers and texts alone, as ``json.dumps`` takes them."""
+        return {one.name: _plain(getattr(self, one.name)) for one in attrs.fields(type(self))}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one) for one in value]
+    if attrs.has(type(value)):
+        return {one.name: _plain(getattr(value, one.name)) for one in attrs.fields(type(value))}
+    return str(value)
+
+
+@frozen
+class DivergedAt:
+    """Where a prompt left what had been computed before: the first token that differs, and the message it is in."""
+
+    token: int  #: position in the prompt
+    message: int | None = None  #: index in the prompt's messages, the system message included; None: in none of them
+    role: Role | None = None
+
+
+@frozen(kw_only=True)
+class Usage(AsDict):
+    """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    tier: Tier  #: the slowest tier touched
+    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
+    exactness: Exactness = "exact"
+    miss: MissCause | None = None  #: why less was reused than had been computed before
+    miss_detail: str = ""  #: the same as a sentence, with its numbers
+    diverged_at: DivergedAt | None = None  #: where the prompt left the ids that had been computed before, if it did
+    replaced_messages: int = 0  #: messages of the agent's log that this request's list took the place of
+    ttft_s: float = 0.0  #: from the call to the first token
+    queue_s: float = 0.0
+    restore_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_tps: float = 0.0  #: tokens a second after the first
+
+    def __repr__(self) -> str:
+        return (
+            f"Usage(prompt={self.prompt_tokens} cached={self.cached_tokens} computed={self.computed_tokens} "
+            f"output={self.output_tokens} tier={self.tier} exactness={self.exactness} ttft={self.ttft_s * 1e3:.0f}ms)"
+        )

@@ -1,0 +1,406 @@
+"""What context memory recalls, how fast, and what its working sets cost a prompt.
+
+    python -m benchmarks.recall [quality] [facts] [typed] [speed] [sets] [--items N] [--embedder FOLDER] [--json F]
+
+Retrieval is measured on the development halves in ``../shared/data`` (see the README there); what is absent is skipped
+with a message. One setting for both corpora: the defaults. It was tuned on conversation ``conv-26`` of LoCoMo and on
+the first two chats of BEAM; "tuned" and "apart" are reported on their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from agent_memory import ContextMemory, Embedder
+from benchmarks.common import write_json
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+TUNED = {"conv-26", "1", "2"}
+CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
+
+
+@frozen
+class Turn:
+    """One turn of a corpus."""
+
+    id: Any
+    role: str
+    speaker: str | None
+    text: str
+    at: datetime
+    session: str
+
+
+@frozen
+class Asked:
+    """A question and the turns that answer it."""
+
+    question: str
+    evidence: frozenset[Any]
+    category: str
+
+
+@frozen
+class Conversation:
+    """One store's worth of turns, and what is asked of it."""
+
+    name: str
+    turns: Sequence[Turn]
+    questions: Sequence[Asked]
+
+
+def load(name: str) -> Any:
+    path = DATA / name
+    if not path.exists():
+        print(f"skipped: {path} is not there")
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def locomo() -> Iterator[Conversation]:
+    for entry in load("locomo-dev.json") or ():
+        said, turns, n = entry["conversation"], [], 1
+        while f"session_{n}" in said:
+            at = datetime.strptime(said[f"session_{n}_date_time"], "%I:%M %p on %d %B, %Y").replace(tzinfo=UTC)
+            for turn in said[f"session_{n}"]:
+                caption = f" [image: {turn['blip_caption']}]" if "blip_caption" in turn else ""
+                turns.append(Turn(turn["dia_id"], "user", turn["speaker"], turn["text"] + caption, at, f"session {n}"))
+            n += 1
+        known = {turn.id for turn in turns}
+        asked = []
+        for question in entry["qa"]:
+            found = {one for text in question["evidence"] for one in re.findall(r"D\d+:\d+", text)} & known
+            if found:
+                asked.append(Asked(question["question"], frozenset(found), CATEGORIES[question["category"]]))
+        yield Conversation(entry["sample_id"], turns, asked)
+
+
+def beam() -> Iterator[Conversation]:
+    for entry in load("beam-100k-dev.json") or ():
+        turns, at = [], datetime(2024, 1, 1, tzinfo=UTC)
+        for batch in entry["chat"]:
+            for turn in (turn for group in batch["turns"] for turn in group):
+                if anchor := turn.get("time_anchor"):
+                    at = _anchored(anchor) or at
+                text = re.sub(r"\s*->->.*$", "", turn["content"])  # the generator's own marks
+                turns.append(Turn(turn["id"], turn["role"], None, text, at, f"batch {batch['batch_number']}"))
+        known = {turn.id for turn in turns}
+        asked = [
+            Asked(question["question"], frozenset(found), category)
+            for category, questions in entry["questions"].items()
+            for question in questions
+            if (found := set(_flat(question.get("source_chat_ids"))) & known)
+        ]
+        yield Conversation(str(entry["chat_id"]), turns, asked)
+
+
+def _anchored(anchor: str) -> datetime | None:
+    try:
+        return datetime.strptime(anchor, "%B-%d-%Y").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [one for part in value.values() for one in _flat(part)]
+    return (
+        [one for part in value for one in _flat(part)] if isinstance(value, list) else [] if value is None else [value]
+    )
+
+
+def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[ContextMemory, dict[int, Turn]]:
+    """A memory of a conversation, and the turn that each of its items is of."""
+    memory = ContextMemory(embedder=embedder, redact=None)
+    owners: dict[int, Turn] = {}
+    for turn in conversation.turns:
+        if turn.text.strip():
+            message = {"role": turn.role, "content": turn.text, "name": turn.speaker}
+            report = memory.remember([message], source=turn.session, at=turn.at)
+            owners |= dict.fromkeys(report.ids, turn)
+    while not memory.maintain(60_000).is_done:
+        pass
+    return memory, owners
+
+
+def asked_all(conversations: Sequence[Conversation], embedder: Embedder | None) -> list[dict[str, Any]]:
+    """One row a question: recall of its evidence turns, reciprocal rank, whether a session was hit, milliseconds."""
+    rows = []
+    for conversation in conversations:
+        memory, owners = remembered(conversation, embedder)
+        sessions = {turn.id: turn.session for turn in conversation.turns}
+        for asked in conversation.questions:
+            start = time.perf_counter()
+            hits = memory.recall(asked.question, k=20)
+            ms = (time.perf_counter() - start) * 1e3
+            got = [owners[hit.item.id] for hit in hits]
+            ids = [turn.id for turn in got]
+            wanted = {sessions[one] for one in asked.evidence}
+            order = list(dict.fromkeys(turn.session for turn in got))
+            rows.append(
+                {
+                    "name": conversation.name,
+                    "category": asked.category,
+                    "r5": len(asked.evidence & set(ids[:5])) / len(asked.evidence),
+                    "r10": len(asked.evidence & set(ids[:10])) / len(asked.evidence),
+                    "rr": next((1 / (i + 1) for i, one in enumerate(ids) if one in asked.evidence), 0.0),
+                    "s5": bool(wanted & set(order[:5])),
+                    "s10": bool(wanted & set(order[:10])),
+                    "ms": ms,
+                }
+            )
+        memory.close()
+    return rows
+
+
+def summed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    def mean(key: str) -> float:
+        return round(statistics.fmean(row[key] for row in rows), 3)
+
+    return {"n": len(rows), **{key: mean(key) for key in ("r5", "r10", "rr", "s5", "s10")},
+            "p50_ms": round(statistics.median(row["ms"] for row in rows), 2)}  # fmt: skip
+
+
+def quality(embedder: Embedder | None) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    print(f"{'':26s} {'n':>5s} {'R@5':>6s} {'R@10':>6s} {'MRR':>6s} {'ses@5':>6s} {'ses@10':>6s} {'ms':>6s}")
+    for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
+        if not conversations:
+            continue
+        rows = asked_all(conversations, embedder)
+        parts = {
+            "all": rows,
+            "tuned": [row for row in rows if row["name"] in TUNED],
+            "apart": [row for row in rows if row["name"] not in TUNED],
+        }
+        categories = defaultdict(list)
+        for row in rows:
+            categories[row["category"]].append(row)
+        for part, some in {**parts, **dict(sorted(categories.items()))}.items():
+            got = summed(some)
+            results[f"{corpus}: {part}"] = got
+            figures = " ".join(f"{got[key]:6.3f}" for key in ("r5", "r10", "rr", "s5", "s10"))
+            print(f"{corpus + ': ' + part:36.36s} {got['n']:5d} {figures} {got['p50_ms']:6.2f}")
+    return results
+
+
+def facts() -> dict[str, Any]:
+    """The newest valid fact stands before every older one that it overrules; nothing is destroyed."""
+    results = {}
+    for entry in load("factconsolidation-dev.json") or ():
+        lines = [line for line in entry["context"].splitlines() if re.match(r"\d+\. ", line)]
+        bare = [re.sub(r"^\d+\. ", "", line) for line in lines]
+        with ContextMemory(redact=None) as memory:
+            memory.remember(entry["context"], kind="note")
+            right = n = in_ten = 0
+            for question, answers in zip(entry["questions"], entry["answers"], strict=True):
+                texts = [re.sub(r"^\d+\. ", "", hit.item.text) for hit in memory.recall(question, k=50)]
+                in_ten += any(answer.lower() in text.lower() for answer in answers for text in texts[:10])
+                gold = _gold(question, answers, bare)
+                if gold is None:
+                    continue
+                n += 1
+                older = [i for i, text in enumerate(texts) if _overruled(text, gold, answers)]
+                place = texts.index(gold) if gold in texts else None
+                right += place is not None and all(place < i for i in older)
+            with_body = memory.recall("list of facts", k=1, as_of=time.time())
+            kept = sum(len(memory.history(hit.item.id)) for hit in memory.recall(bare[0], k=1)) if with_body else 0
+            stats = memory.stats()
+        results[entry["name"]] = {
+            "questions": len(entry["questions"]), "with_gold": n, "newest_first": round(right / n, 3) if n else None,
+            "answer_in_10": round(in_ten / len(entry["questions"]), 3),
+            "facts": len(lines), "items": sum(stats.n_items.values()), "superseded": stats.n_superseded, "chain": kept,
+        }  # fmt: skip
+        print(entry["name"], results[entry["name"]])
+    return results
+
+
+def _gold(question: str, answers: Sequence[str], facts_: Sequence[str]) -> str | None:
+    """The last fact with an answer in it that shares the most of the question's words; None where none shares two."""
+    asked = set(re.findall(r"\w+", question.lower()))
+    best, most = None, 1
+    for fact in facts_:
+        if any(fact.rstrip(".").endswith(answer) for answer in answers):
+            shared = len(asked & set(re.findall(r"\w+", fact.lower())))
+            if shared >= most and shared > 1:
+                best, most = fact, shared
+    return best
+
+
+def _overruled(text: str, gold: str, answers: Sequence[str]) -> bool:
+    """True if ``text`` says the same of the same as ``gold``, up to another value."""
+    for answer in answers:
+        if gold.rstrip(".").endswith(answer):
+            return text != gold and text.startswith(gold.rstrip(".")[: -len(answer)])
+    return False
+
+
+def typed() -> dict[str, Any]:
+    data = load("typed-memories-dev.json")
+    if not data:
+        return {}
+    labels = {entry["id"]: entry["memories"] for entry in data["labels"]}
+    names = {"decision": "decision", "commitment": "task", "preference": "preference", "fact": "fact"}
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for snippet in data["dataset"]:
+        with ContextMemory(redact=None) as memory:
+            got = memory.remember(snippet["text"], kind="note").n_items
+        wanted: dict[str, int] = defaultdict(int)
+        for label in labels[snippet["id"]]:
+            wanted[names.get(label["type"], label["type"])] += 1
+        for kind in set(got) | set(wanted):
+            both = min(got.get(kind, 0), wanted.get(kind, 0))
+            for place, n in enumerate((both, got.get(kind, 0) - both, wanted.get(kind, 0) - both)):
+                counts[kind][place] += n
+    main = [sum(counts[kind][place] for kind in ("decision", "task")) for place in range(3)]
+    results = {"micro-F1 decisions and commitments": round(2 * main[0] / (2 * main[0] + main[1] + main[2]), 3),
+               **{kind: counts[kind] for kind in sorted(counts)}}  # fmt: skip
+    print("typed items (right, wrong, missed):", results)
+    return results
+
+
+def speed(n_items: int, folder: Path) -> dict[str, Any]:
+    """Recall and remember over a file of ``n_items`` passages of invented words with a natural distribution."""
+    path = folder / f"recall-{n_items}.sqlite"
+    chance = random.Random(5)
+    words = [
+        "".join(chance.choices("aeiou bcdfghklmnprstvw".replace(" ", ""), k=chance.randint(3, 9)))
+        for _ in range(50_000)
+    ]
+    weights = [1 / (rank + 1) for rank in range(len(words))]
+    cumulative = [sum(weights[:1])]
+    for weight in weights[1:]:
+        cumulative.append(cumulative[-1] + weight)
+    length = 25 if n_items <= 200_000 else 12
+    build(path, n_items, length, words, cumulative)
+    start = time.perf_counter()
+    memory = ContextMemory(path, redact=None)
+    open_s = time.perf_counter() - start
+    recalls = []
+    for _ in range(300):
+        # A question: content words, a few of them frequent.
+        question = " ".join(chance.choices(words, cum_weights=cumulative, k=3) + chance.choices(words[200:20_000], k=3))
+        start = time.perf_counter()
+        memory.recall(question)
+        recalls.append((time.perf_counter() - start) * 1e3)
+    remembers = []
+    for n in range(200):
+        text = f"{n} " + " ".join(chance.choices(words, cum_weights=cumulative, k=190))
+        start = time.perf_counter()
+        memory.remember(text[:1024], kind="note")
+        remembers.append((time.perf_counter() - start) * 1e3)
+    result = {
+        "items": n_items, "mb": round(memory.stats().nbytes / 1e6, 1), "open_s": round(open_s, 3),
+        "recall_p50_ms": _rank(recalls, 0.5), "recall_p95_ms": _rank(recalls, 0.95),
+        "remember_p50_ms": _rank(remembers, 0.5), "remember_p95_ms": _rank(remembers, 0.95),
+        "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
+    }  # fmt: skip
+    memory.close()
+    print("speed", result)
+    return result
+
+
+def build(path: Path, n_items: int, length: int, words: Sequence[str], cumulative: Sequence[float]) -> None:
+    """Fill a file; one that a stopped run left is filled further."""
+    with ContextMemory(path, redact=None) as memory:
+        for start in range(memory.stats().n_texts, n_items, 1_000):
+            chance = random.Random(f"6 {start}")
+            messages = []
+            for number in range(start, min(start + 1_000, n_items)):
+                text = " ".join(chance.choices(words, cum_weights=cumulative, k=length))
+                messages.append({"role": "user", "content": f"{text} n{number}"})
+            memory.remember(messages, source=f"talk {start}", at=1.7e9 + start)
+
+
+def _rank(values: Sequence[float], share: float) -> float:
+    return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 2)
+
+
+def sets() -> dict[str, Any]:
+    """Share of the cards' bytes that a prompt computes again, over a conversation's questions in their order."""
+    results = {}
+    for budget in (4_000, 12_000):
+        new, again, total = [], [], []
+        for conversation in locomo():
+            memory, _ = remembered(conversation, None)
+            before = ""
+            for number, asked in enumerate(conversation.questions[:100]):
+                text = memory.working_set(asked.question, budget_tokens=budget).text
+                kept = 0
+                for a, b in zip(before, text, strict=False):
+                    if a != b:
+                        break
+                    kept += 1
+                if number and text:
+                    total.append(len(text))
+                    new.append(len(text) - kept)
+                    again.append((len(text) - kept) / len(text))
+                before = text
+            memory.close()
+        results[str(budget)] = {
+            "sets": len(again), "computed_share": round(statistics.fmean(again), 3) if again else None,
+            "mean_bytes": round(statistics.fmean(total)) if total else None,
+        }  # fmt: skip
+        print(f"working sets of {budget} bytes, unrelated questions in a row:", results[str(budget)])
+    return results
+
+
+def draw(path: str, results: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [name for name in results if results[name].get("r10") is not None]
+    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(names) + 1), constrained_layout=True)
+    axes.barh(names[::-1], [results[name]["r10"] for name in names[::-1]], color="tab:blue")
+    axes.set_xlabel("share of evidence turns in the first 10 hits, no model")
+    axes.set_xlim(0, 1)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", nargs="*", default=["quality", "facts", "typed", "sets", "speed"])
+    parser.add_argument("--items", type=int, nargs="*", default=[6_000])
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
+    parser.add_argument("--embedder", type=Path, help="a folder with a sentence model of BERT's architecture")
+    parser.add_argument("--json")
+    parser.add_argument("--png")
+    arguments = parser.parse_args()
+    embedder = None
+    if arguments.embedder:
+        from agent_memory.recall.sentence_model import SentenceModel
+
+        embedder = SentenceModel(arguments.embedder)
+    results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
+    if "quality" in arguments.what:
+        results["quality"] = quality(embedder)
+    if "facts" in arguments.what:
+        results["facts"] = facts()
+    if "typed" in arguments.what:
+        results["typed"] = typed()
+    if "sets" in arguments.what:
+        results["sets"] = sets()
+    if "speed" in arguments.what:
+        results["speed"] = [speed(n, arguments.folder) for n in arguments.items]
+    write_json(arguments.json, **results)
+    if arguments.png and "quality" in results:
+        draw(arguments.png, results["quality"])
+
+
+if __name__ == "__main__":
+    main()
