@@ -99,8 +99,9 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     )
     with catalog.lock:
         left = _follow(catalog, edit, replaced)
-    for file in left:
-        catalog.files.unlink(catalog.path(file))
+    for path in map(catalog.path, left):
+        if not path.parent.is_symlink():  # what lies behind is not the store's
+            catalog.files.unlink(path)
     catalog.edited()
     return True
 
