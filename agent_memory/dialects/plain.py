@@ -1,4 +1,4 @@
-"""What both dialects are made of: objects that read like the SDKs', requests read by name, and calls that broke."""
+"""Parts of both dialects: objects that read like the SDKs', requests read by name, and malformed calls."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 
 class Parameters:
-    """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
+    """A request's parameters, each taken by name; None counts as not given. ``end`` refuses the others."""
 
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
         self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
@@ -94,7 +94,7 @@ class Parameters:
             self._rest.pop(name, None)
 
     def end(self) -> None:
-        """Raises UnsupportedParameterError for what was not taken."""
+        """Raise UnsupportedParameterError for parameters that were not taken."""
         if self._rest:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
 
@@ -113,7 +113,7 @@ def is_malformed(end: CallEnd) -> bool:
 
 
 def begun_object(text: str) -> dict[str, Any]:
-    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended.
+    """Return the complete part of the beginning of a JSON object: up to the last value that ended.
 
     A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
     """
