@@ -17,6 +17,10 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.prefix.index import Ids, Segment
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
+from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
@@ -34,10 +38,7 @@ from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
-from agent_memory.store.planner import Ids, Segment
 from agent_memory.store.planning import begin_save
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
@@ -48,7 +49,6 @@ from agent_memory.store.sweeping import sweep
 from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
-from agent_memory.store.worth import Costs
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 

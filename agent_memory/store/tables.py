@@ -10,8 +10,8 @@ import attrs
 import numpy as np
 
 from agent_memory.log.turns import Turn, agent_sum, blob_text, text_blob, turn_sum
+from agent_memory.prefix.resume import Side
 from agent_memory.prompt.messages import from_json
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.soundness import BAD_JSON, is_turn, sound_agent
 
