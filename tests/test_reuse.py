@@ -22,8 +22,8 @@ from agent_memory import (
     ToolResult,
     UnsupportedParameterError,
 )  # fmt: skip
-from tests.templated import Templated, says, templated
-from tests.templates import NATIVE
+from tests.parts.templated import Templated, says, templated
+from tests.parts.templates import NATIVE
 
 WRITE = Tool(
     "write",
@@ -64,7 +64,7 @@ def opened() -> Iterator[Callable[..., Memory]]:
 
 def spelled(tokenizer: Any, spelling: str) -> list[int]:
     """A call in the template's way with its arguments spelled in this one, in uneven ids, and the end of the turn."""
-    from tests.templated import uneven
+    from tests.parts.templated import uneven
 
     text = tokenizer.call.format(name="write", args=SPELLINGS[spelling](ARGUMENTS))
     return [*uneven(tokenizer, text), tokenizer.call_end]
@@ -271,7 +271,7 @@ def test_line_2_kept_reasoning_makes_a_turn_compute_its_new_message_alone(
 
 
 def test_line_2_within_a_loop_of_calls_the_template_keeps_reasoning(opened: Callable[..., Memory]) -> None:
-    from tests.templated import uneven
+    from tests.parts.templated import uneven
 
     tokenizer = templated("qwen")
     call = [*uneven(tokenizer, THOUGHTS), *spelled(tokenizer, "compact")]

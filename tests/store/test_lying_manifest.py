@@ -20,8 +20,8 @@ from agent_memory.log.turns import Turn, agent_sum, turn_sum
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.schema import check_schema, connect, migrate
 from agent_memory.types import Message
-from tests.store.breaking import Counted
-from tests.store.kvmodel import (
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import (
     IDENTITY,
     MIXED,
     draw,

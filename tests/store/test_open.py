@@ -14,7 +14,7 @@ import pytest
 
 from agent_memory.errors import ClosedError, IncompatibleStoreError, StoreError, StoreLockedError
 from agent_memory.store.store import Store
-from tests.store.kvmodel import draw, is_right, load, opened, save, segment_files
+from tests.parts.kvmodel import draw, is_right, load, opened, save, segment_files
 
 HOLD = """
 import sys; from pathlib import Path; from agent_memory.store.store import Store

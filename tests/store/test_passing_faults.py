@@ -16,7 +16,7 @@ import pytest
 from agent_memory.errors import OutOfSpaceError, StoreError, StoreLockedError
 from agent_memory.store import catalog as catalog_module
 from agent_memory.store.store import Store
-from tests.store.kvmodel import (
+from tests.parts.kvmodel import (
     KINDS,
     SMALL,
     draw,
@@ -258,7 +258,7 @@ import os, sys
 from pathlib import Path
 os.system("mount -t tmpfs -o size=3m tmpfs " + sys.argv[1]) == 0 or sys.exit(77)
 from tests.store.test_passing_faults import fill, IDS
-from tests.store.kvmodel import opened, load, is_right
+from tests.parts.kvmodel import opened, load, is_right
 path = Path(sys.argv[1]) / "store"
 fill(path, crash=sys.argv[2] == "killed")
 filler = open(path.parent / "filler", "wb", buffering=0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent_memory.kvcache.layout import is_kept
 from agent_memory.prefix.index import Piece, Segment
 from agent_memory.prefix.resume import Needs, Side, restorable
-from tests.store.kvmodel import (
+from tests.parts.kvmodel import (
     KINDS,
     MIXED,
     STATES,

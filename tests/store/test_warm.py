@@ -22,7 +22,7 @@ from agent_memory.prefix.worth import Costs
 from agent_memory.store import lookup
 from agent_memory.store.store import Store
 from agent_memory.store.warm import Warm
-from tests.store.kvmodel import (
+from tests.parts.kvmodel import (
     IDENTITY,
     KINDS,
     SMALL,
