@@ -8,7 +8,9 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+
+import attrs
 
 from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
@@ -28,6 +30,7 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
+from agent_memory.requests.prompting import cleaned
 from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut, until_shut
@@ -36,6 +39,7 @@ from agent_memory.types import (
     AgentInfo,
     Doctor,
     Prompt,
+    Recall,
     Reply,
     Stats,
     ToolLike,
@@ -43,6 +47,11 @@ from agent_memory.types import (
     Usage,
     VerifyReport,
 )
+
+if TYPE_CHECKING:
+    from agent_memory.recall.context import ContextMemory
+    from agent_memory.recall.episode_types import StepRecorder
+    from agent_memory.recall.episodes import EpisodicMemory
 
 
 class Memory:
@@ -71,7 +80,7 @@ class Memory:
         self._path = store_path(path)
         self._store = store_for(self._path or ":memory:", config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
-        self._asking = Asking(self._runner, self._store, self._engine, config)
+        self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -133,6 +142,21 @@ class Memory:
     def chat(self) -> OpenAIChat:
         """OpenAI's Chat Completions API, in process: ``memory.chat.completions.create``."""
         return OpenAIChat(self.stream, self._runner.name)
+
+    @property
+    def context(self) -> ContextMemory:
+        """What is worth knowing later: remembered by agents and by you, for all agents of this salt.
+
+        One file in the store's folder, opened on first use; in memory where there is no disk tier. Raises StoreError.
+        """
+        self._asking.ensure_open()
+        return self._asking.longterm.context()
+
+    @property
+    def episodes(self) -> EpisodicMemory:
+        """Tasks that were worked on, step by step, and what they teach; in the same file. Raises StoreError."""
+        self._asking.ensure_open()
+        return self._asking.longterm.episodes()
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._asking.is_closed else ''})"
@@ -197,7 +221,8 @@ class Memory:
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
-        messages = paired(shapes.normalize(prompt), may_end_open=True)
+        clean = self._asking.longterm.clean
+        messages = paired(cleaned(shapes.normalize(prompt), (), clean), may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
     def agent(
@@ -208,17 +233,20 @@ class Memory:
         tools: Sequence[ToolLike] = (),
         messages: Prompt | None = None,
         keep_reasoning: bool | None = None,
+        recall: bool | Recall | None = None,
     ) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
         ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has.
         ``messages``: a history for a new agent to begin with; nothing is generated. ``keep_reasoning``: whether earlier
-        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. Raises ConfigError for
+        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. ``recall``: what each
+        turn recalls before it, and whether it is remembered; stored likewise, and False ends it. Raises ConfigError for
         an empty name, or when the agent exists with another system prompt, other tools or another history.
         """
         tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        spec, identity = AgentSpec.of(system, tools, messages, keep_reasoning), self._asking.identity
+        spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, self._asking.longterm.clean)
+        identity = self._asking.identity
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
     @takes_options(without=["tools"])
@@ -229,12 +257,14 @@ class Memory:
         functions: Sequence[Callable[..., Any]],
         *,
         max_rounds: int = 8,
+        episode: StepRecorder | None = None,
         **options: Unpack[Options],
     ) -> Reply:
         """A turn of ``agent`` in which the model may call typed Python ``functions``; they run here, one by one.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
         that calls nothing, or after ``max_rounds`` of them with open calls. The options hold for each reply.
+        ``episode``: records each call as a step (``memory.episodes.start``); what it raises ends the turn.
         """
         if agent is None:
             raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
@@ -243,7 +273,7 @@ class Memory:
         Settings.of(Memory.run_tools, options)
         say = partial(self.generate, agent=agent)
         give = partial(self._give, agent)
-        return run_rounds(say, give, message, functions, max_rounds, options)
+        return run_rounds(say, give, message, functions, max_rounds, options, episode)
 
     def agents(self) -> list[AgentInfo]:
         """Every agent in the store, newest use first."""
@@ -287,7 +317,8 @@ class Memory:
     def stats(self) -> Stats:
         """Counters since this Memory was opened, and bytes now."""
         held = self._engine.call(self._engine.memory_figures)
-        return self._engine.counters.stats(held, self._store.stats())
+        stats = self._engine.counters.stats(held, self._store.stats())
+        return attrs.evolve(stats, remember_failures=self._asking.longterm.n_failed)
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
@@ -322,6 +353,7 @@ class Memory:
         check_drain(drain_s)
         self._asking.is_closed = True
         shut(self._engine, self._store, drain_s)
+        self._asking.longterm.close()
         self._finalizer.detach()
 
     async def aclose(self, drain_s: float = 0.0) -> None:

@@ -104,6 +104,10 @@ class ContextMemory:
             clock=self._clock,
         )
 
+    def cleaned(self, text: str) -> str:
+        """Return a text as ``remember`` would store it."""
+        return self._clean(text, Counter())
+
     def remember(
         self, content: object, *, kind: str | None = None, source: str | None = None, at: float | datetime | None = None
     ) -> IngestReport:

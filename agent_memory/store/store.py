@@ -7,7 +7,7 @@ import logging
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,10 @@ class Store:
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
         self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
+
+    def behind(self, work: Callable[[], object]) -> None:
+        """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
+        self._io.submit(work)
 
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
