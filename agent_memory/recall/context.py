@@ -15,7 +15,7 @@ import attrs
 
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
-from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, transfer
+from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask
 from agent_memory.recall.cards import card, counter_of, without_marks_of
 from agent_memory.recall.database import Database
@@ -326,6 +326,10 @@ class ContextMemory:
             n = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
             audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
         return n
+
+    def tools(self) -> tuple[Callable[[str], str], Callable[[str], str]]:
+        """Return functions ``recall`` and ``remember`` for ``Memory.run_tools``: the model itself decides then."""
+        return tools.functions(self, self._tokenizer)
 
     def close(self) -> None:
         """Close the file; idempotent. Everything remembered is durable already."""

@@ -110,7 +110,7 @@ class LongTerm:
         said = tuple(
             Message(message.role, text)
             for message in messages
-            if message.role in ("user", "assistant") and (text := _without(cards, message.content)).strip()
+            if message.role in ("user", "assistant") and (text := _without(cards, message.content))
         )
         if recall.remember and said:
             self._pending.append(_Said(said, recall.workspace, None if agent is None else source_of(agent)))
@@ -159,7 +159,7 @@ def _without(cards: Sequence[str], text: str) -> str:
     """A text without the cards that a model has copied into it."""
     for card in cards:
         text = text.replace(card, "")
-    return text
+    return text.strip()
 
 
 def source_of(agent: str) -> str:
