@@ -163,7 +163,7 @@ class Memory:
 
     @takes_options()
     def generate(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Reply:
-        """The reply to ``prompt``: a str is one user turn, a list of messages a whole history.
+        """Return the reply to ``prompt``: a str is one user turn, a list of messages a whole history.
 
         With ``agent``, a str continues that agent's conversation and a list replaces it, reusing what is equal.
         Interrupted (Ctrl-C), the request is cancelled. Raises RequestError's kinds; the agent's log is as before the
@@ -174,7 +174,7 @@ class Memory:
 
     @takes_options()
     def stream(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
-        """The same as a handle, at once: iterate it, await it, cancel it. Bad input raises here, before any work."""
+        """Start a request and return its handle: iterate it, await it, cancel it. Bad input raises before any work."""
         return self._start(prompt, agent, Settings.of(Memory.stream, options))
 
     @overload
@@ -204,7 +204,7 @@ class Memory:
         return_errors: bool = False,
         **options: Unpack[Options],
     ) -> list[Reply] | list[Reply | BaseException]:
-        """Replies to several prompts, decoded together, in order. ``agent``: one for all, or a list of one for each.
+        """Return replies to several prompts, decoded together, in order. ``agent``: one for all, or a list.
 
         The first error cancels the rest and is raised; what is wrong with any prompt raises before work on the first.
         With ``return_errors`` an error stands in its reply's place instead, and ends no other request.
@@ -220,7 +220,7 @@ class Memory:
         return self._asking.prefill(prompt, self._log_of(agent), tools)
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
-        """Tokens that ``prompt`` would cost through the chat template, the reply's opening included."""
+        """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
         clean = self._asking.longterm.clean
         messages = paired(cleaned(shapes.normalize(prompt), (), clean), may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
@@ -260,7 +260,7 @@ class Memory:
         episode: StepRecorder | None = None,
         **options: Unpack[Options],
     ) -> Reply:
-        """A turn of ``agent`` in which the model may call typed Python ``functions``; they run here, one by one.
+        """Run a turn of ``agent`` in which the model may call typed Python ``functions``, one after another.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
         that calls nothing, or after ``max_rounds`` of them with open calls. The options hold for each reply.
@@ -276,7 +276,7 @@ class Memory:
         return run_rounds(say, give, message, functions, max_rounds, options, episode)
 
     def agents(self) -> list[AgentInfo]:
-        """Every agent in the store, newest use first."""
+        """Return every agent in the store, newest use first."""
         self._asking.ensure_open()
         return self._asking.agents.infos()
 
@@ -315,7 +315,7 @@ class Memory:
         self._store.flush()
 
     def stats(self) -> Stats:
-        """Counters since this Memory was opened, and bytes now."""
+        """Return counters since this Memory was opened, and bytes now."""
         held = self._engine.call(self._engine.memory_figures)
         stats = self._engine.counters.stats(held, self._store.stats())
         return attrs.evolve(stats, remember_failures=self._asking.longterm.n_failed)
@@ -326,7 +326,7 @@ class Memory:
         return self._store.verify()
 
     def doctor(self) -> Doctor:
-        """What was found on this machine, and what would make it faster."""
+        """Return what was found on this machine, and what would make it faster."""
         self._asking.ensure_open()
         return checkup.examine(self._runner, self._config)
 

@@ -126,9 +126,12 @@ def redaction() -> dict[str, float]:
             found += not any(part[i : i + 8] in text for part in parts for i in range(max(1, len(part) - 7)))
     lines = [line for seed in range(FIRST_SEED, FIRST_SEED + 5) for line in benign(seed)]
     text = "\n".join(lines)
-    began = time.perf_counter()
-    redactor.redact(text)
-    ms_per_kb = (time.perf_counter() - began) * 1000 / (len(text.encode()) / 1024)
+    took: list[float] = []
+    for _ in range(5):
+        began = time.perf_counter()
+        redactor.redact(text)
+        took.append((time.perf_counter() - began) * 1000 / (len(text.encode()) / 1024))
+    ms_per_kb = median(took)
     touched = sum(bool(redactor.redact(line).found) for line in lines)
     return {"found": found / n, "n_secrets": n, "n_benign": len(lines), "touched": touched, "ms_per_kb": ms_per_kb}
 

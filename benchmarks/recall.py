@@ -285,8 +285,7 @@ def speed(n_items: int, folder: Path) -> dict[str, Any]:
     for weight in weights[1:]:
         cumulative.append(cumulative[-1] + weight)
     length = 25 if n_items <= 200_000 else 12
-    if not path.exists():
-        build(path, n_items, length, words, cumulative)
+    build(path, n_items, length, words, cumulative)
     start = time.perf_counter()
     memory = ContextMemory(path, redact=None)
     open_s = time.perf_counter() - start
@@ -315,16 +314,14 @@ def speed(n_items: int, folder: Path) -> dict[str, Any]:
 
 
 def build(path: Path, n_items: int, length: int, words: Sequence[str], cumulative: Sequence[float]) -> None:
-    chance = random.Random(6)
+    """Fill a file; one that a stopped run left is filled further."""
     with ContextMemory(path, redact=None) as memory:
-        for start in range(0, n_items, 1_000):
-            messages = [
-                {
-                    "role": "user",
-                    "content": f"{' '.join(chance.choices(words, cum_weights=cumulative, k=length))} n{start + i}",
-                }
-                for i in range(min(1_000, n_items - start))
-            ]
+        for start in range(memory.stats().n_texts, n_items, 1_000):
+            chance = random.Random(f"6 {start}")
+            messages = []
+            for number in range(start, min(start + 1_000, n_items)):
+                text = " ".join(chance.choices(words, cum_weights=cumulative, k=length))
+                messages.append({"role": "user", "content": f"{text} n{number}"})
             memory.remember(messages, source=f"talk {start}", at=1.7e9 + start)
 
 

@@ -10,12 +10,12 @@ MAX_MEMBERS = 12
 #: Machines of which other files use more members than that, each with why.
 WIDE = {
     "store.catalog.Catalog": (47, "the set of stored segments has no one owner yet"),
-    "store.manifest.Manifest": (22, "agents, logs and segments in one class"),
-    "store.store.Store": (21, "the store as the engine sees it: one method for each thing asked of a disk"),
+    "store.manifest.Manifest": (23, "agents, logs and segments in one class"),
+    "store.store.Store": (23, "the store as the engine sees it: one method for each thing asked of a disk"),
     "scheduler.request.Request": (15, "what was asked, read field by field where a row runs"),
     "store.planner.Segment": (18, "a value that is written by hand for its size"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
-    "log.log.Log": (15, "the truth: read wherever a prompt is made"),
+    "log.log.Log": (17, "the truth: read wherever a prompt is made"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
 }
 

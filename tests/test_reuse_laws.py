@@ -88,6 +88,7 @@ def ask(memory: Memory, agent: Any, act: str, words: str, options: Any) -> Any:
     return memory.generate([*history, {"role": "user", "content": words}], agent="a", tools=[TOOL], **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 @settings(
     max_examples=34, deadline=None, derandomize=True,
@@ -108,7 +109,9 @@ def test_what_is_cached_is_what_the_log_and_the_prompt_share(name: str, acts: li
             log = agent._log
             prompt = log.ids[: len(log.ids) - (log.turns[-1].n_reply or 0)]
             shared = min(common_prefix(before, prompt), n_kv, len(prompt) - 1)
-            assert usage.cached_tokens >= shared
+            # what took the place of a turn that is taken back had its KV: without a disk that turn's is computed again
+            is_lost = act == "rewind" and usage.miss == "not_stored"
+            assert usage.cached_tokens >= shared or is_lost
             assert usage.prompt_tokens == len(prompt)
             if act != "rewind" and turns == agent._log.turns[:-1]:
                 assert usage.cached_tokens == shared or not turns

@@ -1,4 +1,4 @@
-"""What both dialects are made of: objects that read like the SDKs', requests read by name, and calls that broke."""
+"""Parts of both dialects: objects that read like the SDKs', requests read by name, and malformed calls."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 
 class Parameters:
-    """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
+    """A request's parameters, each taken by name; None counts as not given. ``end`` refuses the others."""
 
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
         self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
@@ -94,7 +94,7 @@ class Parameters:
             self._rest.pop(name, None)
 
     def end(self) -> None:
-        """Raises UnsupportedParameterError for what was not taken."""
+        """Raise UnsupportedParameterError for parameters that were not taken."""
         if self._rest:
             raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
 
@@ -108,12 +108,12 @@ def _is_unset(value: object) -> bool:
 
 
 def is_malformed(end: CallEnd) -> bool:
-    """Whether what a stream has begun as a call is none: its text follows, and the whole object holds that alone."""
+    """True if a call that a stream has begun is none: its text follows, and the whole object holds that text alone."""
     return end.rejected is not None and end.rejected.reason == "malformed"
 
 
 def begun_object(text: str) -> dict[str, Any]:
-    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended.
+    """Return the complete part of the beginning of a JSON object: up to the last value that ended.
 
     A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
     """
@@ -126,7 +126,7 @@ def begun_object(text: str) -> dict[str, Any]:
             kept = text[: seen.at] + scanner.closers
         elif seen.kind == "begin" and seen.mark in "{[":
             kept = text[: seen.at + 1] + ("}" if seen.mark == "{" else "]") + scanner.closers
-    if at == len(text) and scanner.open_literal is not None:
+    if at == len(text) and scanner.open_literal is not None and _is_json(scanner.open_literal):
         kept = text + scanner.closers
     found: dict[str, Any] = json.loads(kept or "{}")
     return found
@@ -135,9 +135,13 @@ def begun_object(text: str) -> dict[str, Any]:
 def _is_whole(read: str, seen: Seen) -> bool:
     """True if a key, a string or a literal is JSON that can be written again."""
     written = seen.text or ""
-    token = f'"{written}"' if read.endswith('"') else written
+    return _is_json(f'"{written}"' if read.endswith('"') else written)
+
+
+def _is_json(token: str) -> bool:
+    """True if a string or a literal can be read, and written again."""
     try:
-        json.dumps(loads(token), ensure_ascii=False).encode()
+        json.dumps(loads(token), ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return False
     return True

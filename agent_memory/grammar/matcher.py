@@ -67,12 +67,12 @@ class Matcher:
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the reply may end here."""
+        """True if the reply may end here."""
         return bool(self._inner.is_accepting())
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it can only end here."""
+        """True if it can only end here."""
         return bool(self._inner.is_stopped())
 
     def _check(self) -> None:

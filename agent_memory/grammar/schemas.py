@@ -126,7 +126,7 @@ def _large(value: object) -> Iterator[int]:
 
 
 def _is_composed(schema: Mapping[str, Any]) -> bool:
-    """Whether several schemas describe one object together: to close one would shut out the others' properties."""
+    """True if several schemas describe one object together: to close one would shut out the others' properties."""
     return any(
         "allOf" in part or ("properties" in part and part.keys() & {"anyOf", "oneOf", "$ref"})
         for _, part in _parts(schema, "")

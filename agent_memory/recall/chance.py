@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from math import comb, exp, lgamma, log
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 
 def tail(n: int, k: int, p: float) -> float:
@@ -47,3 +51,13 @@ def hypergeometric_tail(n: int, marked: int, drawn: int, k: int) -> float:
         return 0.0
     ways = sum(comb(marked, i) * comb(n - marked, drawn - i) for i in range(max(k, drawn - (n - marked)), most + 1))
     return ways / comb(n, drawn)
+
+
+def discoveries(chances: Mapping[K, float], false_share: float, n_tested: int) -> set[K]:
+    """Return the keys that are kept when at most ``false_share`` of what is kept may be there by chance.
+
+    ``n_tested`` includes what was tested and has no chance given. Source: Benjamini and Hochberg, 1995.
+    """
+    ranked = sorted(chances.values())
+    kept = [chance for i, chance in enumerate(ranked, 1) if chance <= false_share * i / max(1, n_tested)]
+    return {key for key, chance in chances.items() if kept and chance <= kept[-1]}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
-from agent_memory.recall.chance import hypergeometric_tail
+from agent_memory.recall.chance import discoveries, hypergeometric_tail
 from agent_memory.recall.drafts import Draft, evidence
 from agent_memory.recall.episode_types import EpisodeRecord
 
 MIN_SUPPORT = 3  #: episodes
 MIN_SUCCESS = 0.7
 MIN_SHARE = 0.6  #: of a tool's episodes, how many have the context
-MAX_FEATURES = 4  #: that a context is described by
-_ALPHA = 0.01  #: of all that is tested together: pairs of feature and tool; a feature more for one tool
+MAX_FEATURES = 3  #: that a context is described by
+FALSE_SHARE = 0.05  #: of the patterns found, how many may be there by chance
 
 Ids = frozenset[int]
 
@@ -21,17 +22,16 @@ Ids = frozenset[int]
 def context_patterns(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
     """Return, for each tool that belongs to a context, that context."""
     known = {episode.id: episode for episode in episodes if episode.outcome is not None}
-    features = _having(known, lambda episode: episode.context.features)
+    contexts = _contexts(list(known.values()))
     tools = _having(known, lambda episode: {step.tool for step in episode.steps if step.ok})
     used = {tool: ids for tool, ids in tools.items() if len(ids) >= MIN_SUPPORT}
-    alpha = _ALPHA / max(1, len(used) * len(features))
+    best = {tool: min(_chances(ids, contexts, len(known)), default=(1.0, ())) for tool, ids in used.items()}
     drafts: list[Draft] = []
-    for tool, ids in sorted(used.items()):
-        context, within = _context(ids, features, frozenset(known))
-        cited = evidence([known[i] for i in ids & within])
-        draft = Draft(kind="context_pattern", features=context, tools=(tool,), evidence=cited)
-        by_chance = hypergeometric_tail(len(known), len(within), len(ids), len(cited))
-        if context and by_chance <= alpha and draft.success_rate >= MIN_SUCCESS:
+    for tool in sorted(discoveries({tool: chance for tool, (chance, _) in best.items()}, FALSE_SHARE, len(used))):
+        features = frozenset(best[tool][1])
+        cited = evidence([known[i] for i in used[tool] & contexts[features]])
+        draft = Draft(kind="context_pattern", features=features, tools=(tool,), evidence=cited)
+        if draft.success_rate >= MIN_SUCCESS:
             drafts.append(draft)
     return drafts
 
@@ -45,22 +45,25 @@ def _having(episodes: Mapping[int, EpisodeRecord], traits: Callable[[EpisodeReco
     return {trait: frozenset(ids) for trait, ids in found.items()}
 
 
-def _context(used: Ids, features: Mapping[str, Ids], episodes: Ids) -> tuple[frozenset[str], Ids]:
-    """The features that a tool's episodes share beyond chance, and the episodes that have them all.
+def _contexts(episodes: Sequence[EpisodeRecord]) -> dict[frozenset[str], Ids]:
+    """Every set of features that enough episodes share, and that not all episodes have."""
+    found: dict[frozenset[str], set[int]] = defaultdict(set)
+    for episode in episodes:
+        for size in range(1, MAX_FEATURES + 1):
+            for features in combinations(sorted(episode.context.features), size):
+                found[frozenset(features)].add(episode.id)
+    return {features: frozenset(ids) for features, ids in found.items() if MIN_SUPPORT <= len(ids) < len(episodes)}
 
-    One feature after the other is added, the most telling first, as long as it tells something within what the features
-    before it left.
+
+def _chances(used: Ids, contexts: Mapping[frozenset[str], Ids], n: int) -> Iterator[tuple[float, tuple[str, ...]]]:
+    """(chance, features) of each context in which most of a tool's episodes lie.
+
+    The chance counts how many contexts of that size there are, and how many sizes: of two contexts that fit alike, the
+    simpler one is less likely to fit by chance.
     """
-    context: list[str] = []
-    within = episodes
-    while len(context) < MAX_FEATURES:
-        ranked = sorted(
-            (hypergeometric_tail(len(within), len(ids & within), len(used & within), len(used & ids & within)), name)
-            for name, ids in features.items()
-            if name not in context and len(used & ids & within) >= max(MIN_SUPPORT, MIN_SHARE * len(used))
-        )
-        if not ranked or ranked[0][0] > _ALPHA / len(features):
-            break
-        context.append(ranked[0][1])
-        within &= features[ranked[0][1]]
-    return frozenset(context), within
+    n_contexts = Counter(map(len, contexts))
+    for features, ids in contexts.items():
+        both = len(used & ids)
+        if both >= max(MIN_SUPPORT, MIN_SHARE * len(used)):
+            chance = hypergeometric_tail(n, len(ids), len(used), both) * n_contexts[len(features)] * len(n_contexts)
+            yield min(1.0, chance), tuple(sorted(features))

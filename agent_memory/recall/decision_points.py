@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from agent_memory.recall.chance import probably_better
+from agent_memory.recall.chance import discoveries, probably_better
 from agent_memory.recall.drafts import Draft, evidence
 from agent_memory.recall.episode_types import Branch, EpisodeRecord
 from agent_memory.recall.signatures import choice_key, condition_key, if_then
 from agent_memory.recall.similarity import DUPLICATE, text_similarity
 
 MIN_SUPPORT = 3  #: episodes that took the best choice
-_ALPHA = 0.1  #: that any best choice, of all the conditions that are tested together, is better by chance alone
+FALSE_SHARE = 0.05  #: of the decision points found, how many may be there by chance
 
 
 @frozen
@@ -35,9 +35,12 @@ def decision_points(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
             groups[made.condition].append(made)
     outcomes = {episode.id: episode.outcome.success for episode in episodes if episode.outcome is not None}
     tested = [choices for _, choices in _merged(groups) if len({made.episode.id for made in choices}) >= MIN_SUPPORT]
-    certainty = 1 - _ALPHA / max(4, len(tested))
-    drafts = (_draft(choices, outcomes, certainty) for choices in tested)
-    return [draft for draft in drafts if draft is not None]
+    drafts: dict[int, Draft] = {}
+    chances: dict[int, float] = {}
+    for i, choices in enumerate(tested):
+        if draft := _draft(choices):
+            drafts[i], chances[i] = draft, 1 - _certainty(draft.branches, outcomes)
+    return [drafts[i] for i in sorted(discoveries(chances, FALSE_SHARE, len(tested)))]
 
 
 def _choices(episode: EpisodeRecord) -> Iterator[_Choice]:
@@ -62,17 +65,15 @@ def _merged(groups: dict[str, list[_Choice]]) -> list[tuple[str, list[_Choice]]]
     return merged
 
 
-def _draft(choices: Sequence[_Choice], outcomes: Mapping[int, bool], certainty: float) -> Draft | None:
+def _draft(choices: Sequence[_Choice]) -> Draft | None:
     by_choice: dict[str, dict[int, _Choice]] = defaultdict(dict)
     for made in choices:
         if made.episode.outcome is not None:
             by_choice[made.choice][made.episode.id] = made
     branches = sorted((_branch(list(made.values())) for made in by_choice.values()), key=_rank)
-    if not branches:
+    if not branches or len(branches[0].episodes) < MIN_SUPPORT:
         return None
     best = branches[0]
-    if len(best.episodes) < MIN_SUPPORT or _certainty(best, branches[1:], outcomes) < certainty:
-        return None
     supporting = [made.episode for made in by_choice[choice_key(best.choice)].values()]
     return Draft(
         kind="decision_point",
@@ -83,9 +84,12 @@ def _draft(choices: Sequence[_Choice], outcomes: Mapping[int, bool], certainty: 
     )
 
 
-def _certainty(best: Branch, others: Sequence[Branch], outcomes: Mapping[int, bool]) -> float:
-    """How certain it is that a choice is better than the others, or, where there is no other, than other episodes."""
-    compared = [i for branch in others for i in branch.episodes] or [i for i in outcomes if i not in best.episodes]
+def _certainty(branches: Sequence[Branch], outcomes: Mapping[int, bool]) -> float:
+    """How certain it is that the first choice is better than the others (than other episodes, where it is alone)."""
+    best = branches[0]
+    compared = [i for branch in branches[1:] for i in branch.episodes] or [
+        i for i in outcomes if i not in best.episodes
+    ]
     successes = sum(outcomes[i] for i in compared)
     return probably_better(best.successes, best.failures, successes, len(compared) - successes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 
 _HUNK = re.compile(r"^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@[^\n]*$", re.MULTILINE)
 _FILE = re.compile(r"^(?:diff --git |--- \S)", re.MULTILINE)
@@ -14,6 +15,6 @@ def changes(text: str) -> list[tuple[int, int]]:
     ends = sorted([*hunks[1:], *(match.start() for match in _FILE.finditer(text)), len(text)])
     found = []
     for start in hunks:
-        stop = next(end for end in ends if end > start)
+        stop = ends[bisect_right(ends, start)]
         found.append((start, start + len(text[start:stop].rstrip())))
     return found

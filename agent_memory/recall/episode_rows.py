@@ -19,6 +19,10 @@ _COLUMNS = (
     "episode, task, language, framework, domain, tags, state, started_s, ended_s, success, result, error, duration_ms, "
     "quality, score, redactions"
 )
+_BRIEF = (
+    "substr(v.action, 1, 2000), v.ok, CASE WHEN v.ok THEN '' WHEN length(v.observation) <= 4000 THEN v.observation "
+    "ELSE substr(v.observation, 1, 2000) || char(10) || substr(v.observation, -2000) END, '{}'"
+)
 _MOST_VARIABLES = 500  #: of one statement
 
 
@@ -174,14 +178,18 @@ def ids_of(db: sqlite3.Connection, scope: Scope, states: Iterable[str], newest: 
     return [int(episode) for (episode,) in reversed(rows)]
 
 
-def records(db: sqlite3.Connection, scope: Scope, ids: Sequence[int]) -> list[EpisodeRecord]:
-    """Return episodes by id, in the order of their ids; what is not in the workspace is left out."""
+def records(db: sqlite3.Connection, scope: Scope, ids: Sequence[int], *, is_brief: bool = False) -> list[EpisodeRecord]:
+    """Return episodes by id, in the order of their ids; what is not in the workspace is left out.
+
+    Brief ones have only what is learned from: actions cut at 2,000 characters, both ends of failed observations.
+    """
+    texts = _BRIEF if is_brief else "v.action, v.ok, v.observation, v.parameters"
     found: list[EpisodeRecord] = []
     for some in _batches(sorted(set(ids))):
         places = ", ".join("?" * len(some))
         events: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
         sql = (
-            "SELECT v.episode, v.number, v.kind, v.at, v.tool, v.action, v.ok, v.observation, v.parameters, "
+            f"SELECT v.episode, v.number, v.kind, v.at, v.tool, {texts}, "
             "v.latency_ms, v.tokens, v.cut_chars FROM episode_events v JOIN episodes e ON e.episode = v.episode "
             f"WHERE e.workspace = ? AND v.episode IN ({places}) ORDER BY v.episode, v.number"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from attrs import field, frozen
 from attrs.validators import ge, instance_of, le, optional
@@ -253,8 +253,12 @@ class EpisodeStats:
     n_patterns: Mapping[str, int]  #: by kind
 
 
+@runtime_checkable
 class StepRecorder(Protocol):
-    """Whatever takes note of tool calls as they happen: an ``Episode``, or a host's own log."""
+    """Whatever takes note of tool calls as they happen: an ``Episode``, or a host's own log.
+
+    A call of a model: ``step(call.name, parameters=call.arguments, ok=not result.is_error, observation=text)``.
+    """
 
     def step(
         self,

@@ -155,7 +155,10 @@ class EpisodicMemory:
         self, task: str, *, context: TaskContext | Mapping[str, Any] | None = None, k: int = 5
     ) -> list[EpisodeHit]:
         """Return the ``k`` episodes most like ``task``, best first: by words, context, age, and worth."""
-        return self._learn().hits(_checked_task(task), as_context(context or {}), self._log.clock(), _checked_k(k))
+        now = self._log.clock()
+        hits = self._learn().hits(_checked_task(task), as_context(context or {}), now, _checked_k(k))
+        whole = {record.id: record for record in self._log.records([hit.episode.id for hit in hits])}
+        return [attrs.evolve(hit, episode=whole[hit.episode.id]) for hit in hits if hit.episode.id in whole]
 
     def patterns(self, *, kinds: Collection[str] = (), min_effectiveness: float = MIN_EFFECTIVENESS) -> list[Pattern]:
         """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` hidden."""
@@ -284,7 +287,7 @@ class EpisodicMemory:
                 with self._database.read() as db:
                     n = rows.n_changes(db, scope)
                     ended = rows.ids_of(db, scope, ("completed", "abandoned"), MOST_LEARNED)
-                    self._learned = n, Learned(rows.records(db, scope, ended))
+                    self._learned = n, Learned(rows.records(db, scope, ended, is_brief=True))
             return self._learned[1]
 
     def _verdicts(self) -> dict[str, list[tuple[float, bool]]]:

@@ -60,10 +60,6 @@ _ORPHANS = {
     "items of another workspace than their text's": (
         "SELECT count(*) FROM items i JOIN texts t ON t.text = i.text WHERE i.workspace <> t.workspace"
     ),
-    "items outside their text": (
-        "SELECT count(*) FROM items i JOIN texts t ON t.text = i.text WHERE i.start < 0 OR i.start >= i.stop "
-        "OR i.stop > length(t.body)"
-    ),
     "vectors without an item": "SELECT count(*) FROM vectors WHERE item NOT IN (SELECT item FROM items)",
     "links without an item": (
         "SELECT count(*) FROM links WHERE item NOT IN (SELECT item FROM items) OR other NOT IN (SELECT item FROM items)"
@@ -100,13 +96,18 @@ def _indexed_wrongly(db: sqlite3.Connection) -> list[str]:
         "SELECT i.item, i.workspace, i.kind, i.is_passage, i.start, i.stop, t.body, t.speaker, t.at "
         "FROM items i JOIN texts t ON t.text = i.text"
     )
-    wrong = 0
+    wrong = outside = 0
     for item, workspace, kind, is_passage, start, stop, body, speaker, at in db.execute(sql):
         words = item_words(body, (start, stop), speaker, at)
         expected = indexed_body(workspace, kind, bool(is_passage), words).split()
         wrong += sizes.pop(item, -1) != len(expected)
-    found = [f"{wrong} items are indexed wrongly or not at all"] if wrong else []
-    return [*found, f"the index has words of {len(sizes)} items that are gone"] if sizes else found
+        outside += not 0 <= start < stop <= len(body)
+    named = (
+        (wrong, "items are indexed wrongly or not at all"),
+        (outside, "items are outside their text"),
+        (len(sizes), "items that are gone have words in the index"),
+    )
+    return [f"{n} {what}" for n, what in named if n]
 
 
 def _varint(data: bytes) -> int:

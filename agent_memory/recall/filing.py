@@ -6,6 +6,7 @@ Work that needs no file (cutting, finding typed items, stemming) is done in ``pr
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -72,7 +73,7 @@ def prepare(told: Told) -> Prepared:
     error = None
     try:
         found = find(told.body, kind=told.kind, role=told.role, speaker=told.speaker, at=told.at)
-    except (ValueError, IndexError, KeyError, TypeError, RecursionError) as failure:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as failure:
         found, error = [], f"{type(failure).__name__}: {failure}"
     passages, used = [], set()
     for span in cut(told.body, told.kind):
@@ -110,8 +111,12 @@ def file_texts(db: sqlite3.Connection, scope: Scope, texts: Sequence[Prepared], 
 
 def _whole(span: Span, found: Sequence[Typed], n_words: int, *, is_talk: bool) -> Typed | None:
     """The typed item that a passage is. What was said in a conversation stays to be seen when a fact is superseded."""
-    for typed in found:
-        if span[0] <= typed.start and typed.stop <= span[1] and not (is_talk and typed.slot):
+    first = bisect_left(found, span[0], key=lambda typed: typed.start)
+    for place in range(first, len(found)):
+        typed = found[place]
+        if typed.start >= span[1]:
+            break
+        if typed.stop <= span[1] and not (is_talk and typed.slot):
             is_short = typed.is_standing and n_words <= _SHORT_WORDS
             if is_short or typed.stop - typed.start >= _COVERS * (span[1] - span[0]):
                 return typed

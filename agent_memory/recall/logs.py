@@ -15,7 +15,7 @@ _RAISED = re.compile(
     r"^[ \t]*[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Exit|Timeout|NotFound|Failure)(?::|$)"
 )
 _FAILED = re.compile(
-    r"^(?:FAILED \S+|ERROR \S+::\S+|\S+\.py::\S+ (?:FAILED|ERROR)\b|_{3,} [\w\[\].:<> -]+ _{3,}$|E {3}\S"
+    r"^(?:FAILED \S+|ERROR \S+::\S+|\S{1,200}\.py::\S{1,200} (?:FAILED|ERROR)\b|_{3,} [\w\[\].:<> -]+ _{3,}$|E {3}\S"
     r"|[ \t]*✕ |\s*--- FAIL: |test result: FAILED|FAIL\s+\S+|not ok \d+)"
 )
 _COMPILER = re.compile(
@@ -23,7 +23,7 @@ _COMPILER = re.compile(
     r"|collect2: error|make(?:\[\d+\])?: \*\*\* |npm ERR! |Error: |panic: |fatal: |Uncaught |Unhandled )"
 )
 _LEVEL = re.compile(
-    r"^(?:\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d[^\s\]]*\]?[ ,]*(?:\[?[\w.:-]+\]?[ :|-]+)?)?"
+    r"^(?:\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d[^\s\]]*\]?[ ,]*(?:\[?[\w.:-]{1,80}\]?[ :|-]{1,8})?)?"
     r"[\[(]?(?P<level>ERROR|ERR|FATAL|CRITICAL|SEVERE|WARN(?:ING)?|INFO|DEBUG|NOTICE|TRACE)\b"
 )
 _TIMED = re.compile(r"^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d")

@@ -69,8 +69,13 @@ class Scored:
 
 def relevance_of(alone: float, around: float, n_words: int) -> float:
     """Return the share of both views that suits a passage's length: short ones are read with their neighbours."""
-    share = _AROUND_SHARE * min(1.0, _SHORT_WORDS / max(n_words, 1))
+    share = neighbours_share(n_words)
     return (1 - share) * alone + share * around
+
+
+def neighbours_share(n_words: int) -> float:
+    """Return how much a passage's neighbours count in it, by its length."""
+    return _AROUND_SHARE * min(1.0, _SHORT_WORDS / max(n_words, 1))
 
 
 def scored(row: ItemRow, question: Question, relevance: float, similarity: float) -> Scored:

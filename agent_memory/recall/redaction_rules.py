@@ -96,7 +96,9 @@ _WORDS = frozenset(
     "password passwd pass pwd secret token string str text none null true false required optional hidden bearer basic "
     "username user test default invalid missing undefined unknown incorrect forgotten passwort credentials".split()
 )
-_CODE = re.compile(r"^(?:[A-Za-z_]+[A-Za-z_.]*[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|[a-z]+(?:_[a-z]+)+\d?$)")
+_CODE = re.compile(
+    r"^(?:[A-Za-z_]+[A-Za-z_.]*[(\[]|(?:[A-Za-z_]\w{0,40}\.){1,4}\w{1,40}[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|[a-z]+(?:_[a-z]+)+\d?$)"
+)
 
 
 def _is_filled(value: str) -> bool:
@@ -125,6 +127,11 @@ def _is_quoted_key(value: str) -> bool:
     return len(value) >= 12 and _is_mixed(value) and len(set(value)) >= 6 and _is_filled(value) and " " not in value
 
 
+def _is_dense(value: str) -> bool:
+    """True if a value has capitals, small letters and digits, and is no name in code: a key, not a hash."""
+    return _is_key(value) and all(re.search(some, value) for some in ("[A-Z]", "[a-z]", "[0-9]"))
+
+
 def _is_basic(value: str) -> bool:
     """True if base64 holds ``user:password``."""
     try:
@@ -133,21 +140,24 @@ def _is_basic(value: str) -> bool:
         return False
 
 
-_PASSWORD_NAME = r"(?:passwords?|passwd|passphrase|passcode|pwd|(?<=[_-])pw(?![a-z]))"
+_PASSWORD_NAME = (
+    r"(?:passwords?|passwd|passphrase|passcode|pwd|(?<=[_-])pw(?![a-z])|(?<=[_-])pass(?![a-z])"
+    r"|passwort|kennwort|contraseña|wachtwoord|senha)"
+)
 _KEY_NAME = (
-    r"(?:secret|token|credentials?|(?:api|access|auth|secret|private|signing|encryption|master|account|service|deploy"
-    r"|license|app|application|consumer|client|storage|subscription)[_.-]?key)"
+    r"(?:secret|token|credentials?|(?<=[a-z0-9]_)auth|(?:api|access|auth|secret|private|signing|encryption|master|account|service|deploy"
+    r"|license|app|application|consumer|client|storage|subscription)[ _.-]?key)"
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
 _TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
-_ASSIGNED = rf"{_SUFFIX}[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:)\s{{0,40}}"
+_ASSIGNED = rf"[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:|>)\s{{0,40}}"
 _ESCAPED = r"\\{1,3}[\"']([^\s\"'\\]{4,512})\\{1,3}[\"']"  #: in quotes, as text within JSON has them
 _PLAIN = r"[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)"
 _BARE = r"['\"]?([^\s\"'`,;<>]{6,512})"
 _VALUE = f"(?:{_ESCAPED}|{_PLAIN}|{_BARE})"
 _SAID = (
-    r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be)(?:[ \t](?:now|still|again|(?:re)?set|changed|rotated)){0,2}"
-    r"(?:[ \t]to)?[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
+    r"(?:[ \t]\w{1,20}){0,4}?[ \t](?:is|was|to|be|ist|es|est)"
+    r"(?:[ \t](?:now|still|again|(?:re)?set|changed|rotated)){0,2}(?:[ \t]to)?[ \t]?:?[ \t]?[\"'`]?([^\s\"'`]{6,128})"
 )
 _FLAG = r"--(?:password|passwd|token|api-key|secret|access-token|auth-token)[= ]['\"]?([^\s'\"]{6,512})"
 _QUERY = (
@@ -155,43 +165,56 @@ _QUERY = (
     r"([A-Za-z0-9._~%+/-]{12,1000})"
 )
 _CURL = r"\b(?:curl|wget)\b[^\n]{0,100}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,64}:([^\s'\"]{4,128})"
-_KEY_SAID = r"(?:api[ _-]?key|token|secret|credential)s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})"
-_NAMES = ("password", "passwd", "passphrase", "passcode", "pwd", "_pw", "-pw")
-_KEY_NAMES = ("secret", "token", "credential", "key")
+_KEY_ALONE = r"(?<![a-z0-9_-])key['\"]?\s?[:=]\s?['\"`]?([a-z0-9_\-./+=]{20,512})"
+_LISTED = r"['\"]\s{0,4},\s{0,4}['\"]([^'\"\n]{6,256})['\"]"  #: define('DB_PASSWORD', '...')
+_AUTHORIZATION = r"authorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?:[a-z]{1,20}[ \t]{1,3})?([a-z0-9._~+/=(-]{16,2000})"
+_COOKIE = (
+    r"\b(?:session(?:[_-]?id)?|sid|phpsessid|jsessionid|connect\.sid|[cx]srf[_-]?token)=([a-z0-9%._+/=-]{16,1000})"
+)
+_NAMES = tuple("password passwd passphrase passcode pwd _pw -pw _pass -pass passwort kennwort contraseña".split())
+_NAMES += ("wachtwoord", "senha")
+_KEY_NAMES = ("secret", "token", "credential", "key", "_auth")
 
 
-def _assigned(
-    name: str, accepts_bare: Callable[[str], bool], accepts_quoted: Callable[[str], bool]
-) -> Callable[[str, str], Spans]:
-    """The values that are assigned to a name: quoted ones whole, bare ones without a sentence's punctuation."""
-    pattern = name + _ASSIGNED + _VALUE
+@frozen
+class _Tail:
+    """What may follow a name: ``pattern``, whose last group is a bare value and whose other groups are quoted ones."""
+
+    pattern: str
+    accepts: Callable[[str], bool]
+    accepts_quoted: Callable[[str], bool]
+
+    def span(self, text: str, folded: str, place: int) -> tuple[int, int] | None:
+        """Return the value's span; a bare one ends before a sentence's punctuation."""
+        match = re.compile(self.pattern).match(folded, place)
+        if match is None:
+            return None
+        start, stop = match.span(match.lastindex or 0)
+        if match.lastindex != match.re.groups:
+            return (start, stop) if self.accepts_quoted(text[start:stop]) else None
+        bare = _bare(text[start:stop])
+        return (start, start + len(bare)) if self.accepts(bare) else None
+
+
+def _named(name: str, *tails: _Tail) -> Callable[[str, str], Spans]:
+    """The value that the first fitting tail finds after a name."""
+
+    pattern = name + _SUFFIX
 
     def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
-        for match in re.finditer(pattern, folded):
-            start, stop = match.span(match.lastindex or 0)
-            if match.lastindex != 5:
-                if accepts_quoted(text[start:stop]):
-                    yield start, stop
-            elif accepts_bare(bare := _bare(text[start:stop])):
-                yield start, start + len(bare)
-
-    return find
-
-
-def _said(pattern: str, accepts: Callable[[str], bool]) -> Callable[[str, str], Spans]:
-    """The values that a sentence names."""
-
-    def find(text: str, folded: str) -> Iterator[tuple[int, int]]:
-        for match in re.finditer(pattern, folded):
-            start, stop = match.span(1)
-            if accepts(bare := _bare(text[start:stop])):
-                yield start, start + len(bare)
+        finder, place = re.compile(pattern), 0
+        while match := finder.search(folded, place):
+            place = match.end()
+            spans = (tail.span(text, folded, place) for tail in tails)
+            if span := next(filter(None, spans), None):
+                yield span
+                place = span[1]
 
     return find
 
 
 def _bare(value: str) -> str:
-    return value.rstrip(".,;:)]}")
+    return value.rstrip(".,;:)]}*`_")
 
 
 #: Services whose keys have no shape of their own: what is assigned to a name that begins with theirs.
@@ -203,7 +226,8 @@ _SERVICES = (
     "squarespace sumologic travis trello twilio twitch twitter yandex zendesk"
 ).split()
 _SERVICE = (
-    rf"(?<![a-z])(?:{'|'.join(_SERVICES)})([\w.-]{{0,24}})['\"]{{0,2}}\s{{0,8}}(?:=>|:=|[:=])\s{{0,8}}['\"`]?"
+    rf"(?<![a-z])(?:{'|'.join(_SERVICES)})([\w.-]{{0,24}})[\s'\"`]{{0,6}}"
+    r"(?:=>|:=|\|\||\?=|[:=,>]){1,3}[\s'\"`=]{0,6}"
     r"([a-z0-9_\-=%./+~]{16,200})"
 )
 _NO_SECRET = re.compile(
@@ -220,20 +244,41 @@ def _services(text: str, folded: str) -> Iterator[tuple[int, int]]:
             yield start, start + len(value)
 
 
+_PASSWORD_TAILS = (
+    _Tail(_ASSIGNED + _VALUE, _is_password, _is_quoted_password),
+    _Tail(_LISTED, _is_password, _is_password),
+    _Tail(_SAID, _is_password, _is_password),
+    _Tail(r"[ \t]['\"`]?([^\s\"'`]{6,128})", _is_password, _is_password),
+)
+_KEY_TAILS = (
+    _Tail(_ASSIGNED + _VALUE, _is_key, _is_quoted_key),
+    _Tail(_LISTED, _is_quoted_key, _is_quoted_key),
+    _Tail(r"s?[ \t](?:is|was)[ \t:]{1,3}['\"`]?([^\s\"'`,;<>]{12,512})", _is_key, _is_key),
+    _Tail(r"[ \t]{1,3}['\"`]?([a-z0-9_\-./+=]{20,512})", _is_dense, _is_dense),
+)
 _PLACES = (
     Rule("url_password", ("://",), _matches(r"://[^\s/:@'\"<>]{0,128}:([^\s/@'\"<>]{1,256})@", _is_filled)),
     Rule("basic_auth", ("basic ",), _matches(r"(?i)basic[ \t]+([a-z0-9+/]{8,400}={0,2})", _is_basic), True),
     Rule("bearer", ("bearer ",), _matches(r"bearer[ \t]+([a-z0-9._~+/=-]{16,2000})", _is_mixed, folds_case=True), True),
+    Rule("authorization", ("authorization",), _matches(_AUTHORIZATION, _is_key, folds_case=True), True),
+    Rule("cookie", ("=",), _matches(_COOKIE, _is_quoted_key, folds_case=True)),
     Rule("query_token", ("=",), _matches(_QUERY, _is_key)),
     Rule("password", ("mysql",), _matches(r"\bmysql\w{0,10}\b[^\n]{0,100}?\s-p['\"]?([^\s'\"]{4,128})", _is_filled)),
     Rule("password", ("curl", "wget"), _matches(_CURL, _is_filled)),
     Rule("password", ("sshpass",), _matches(r"\bsshpass\s+-p\s?['\"]?([^\s'\"]{4,128})", _is_filled)),
     Rule("password", ("--",), _matches(_FLAG, _is_password)),
-    Rule("password", _NAMES, _assigned(_PASSWORD_NAME, _is_password, _is_quoted_password), True),
-    Rule("password", _NAMES, _said(_PASSWORD_NAME + _SAID, _is_password), True),
-    Rule("password", _NAMES, _said(_PASSWORD_NAME + r"[ \t]([^\s\"'`]{6,128})", _is_password), True),
-    Rule("secret", _KEY_NAMES, _assigned(_KEY_NAME, _is_key, _is_quoted_key), True),
-    Rule("secret", _KEY_NAMES, _said(_KEY_SAID, _is_key), True),
+    Rule("password", ("pass:",), _matches(r"\bpass:([^\s'\"]{4,128})", _is_password)),
+    Rule(
+        "password",
+        ("identified by",),
+        _matches(r"identified by ['\"]([^'\"\n]{4,128})", _is_filled, folds_case=True),
+        True,
+    ),
+    Rule("password", ("pass",), _matches(r"\bpass['\"]?\s?[:=]\s?['\"]([^'\"\n]{6,128})['\"]", _is_password)),
+    Rule("password", ("passphrase",), _matches(r"passphrase[ \t:=]{1,4}['\"]([^'\"\n]{8,256})['\"]", _is_filled)),
+    Rule("password", _NAMES, _named(_PASSWORD_NAME, *_PASSWORD_TAILS), True),
+    Rule("secret", _KEY_NAMES, _named(_KEY_NAME, *_KEY_TAILS), True),
+    Rule("secret", ("key",), _matches(_KEY_ALONE, _is_dense, folds_case=True), True),
     Rule("secret", tuple(_SERVICES), _services, True),
 )
 

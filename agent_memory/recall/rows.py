@@ -95,8 +95,8 @@ def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> ItemRow:
 
 def span_text(db: sqlite3.Connection, row: ItemRow) -> str:
     """Return the text of a row's span. Rows are read without it: most candidates are never shown."""
-    sql = "SELECT substr(body, ?, ?) FROM texts WHERE text = ?"
-    return str(db.execute(sql, (row.start + 1, row.stop - row.start, row.text)).fetchone()[0])
+    (body,) = db.execute("SELECT body FROM texts WHERE text = ?", (row.text,)).fetchone()
+    return str(body[row.start : row.stop])  # SQLite's substr would end at a NUL
 
 
 def items_of(db: sqlite3.Connection, scope: Scope, rows: Iterable[ItemRow]) -> list[Item]:

@@ -33,7 +33,8 @@ AROUND = (0.5, 0.25, 0.12)  #: what a word counts that stands one, two, three it
 FREQUENT_ITEMS, FREQUENT_SHARE = 2_000, 0.005  #: the larger of both is the cap
 LOOKED_AROUND = 400  #: items whose neighbours are looked at
 _COUNTED = 10  #: times the cap: how far frequent words are counted
-_PAIRED = 4  #: of the frequent words, the rarest, of which two find an item
+#: Of the frequent words, the rarest, of which two find an item; fewer where there are many items.
+_PAIRED, _PAIRED_IN_MANY, _MANY_ITEMS = 6, 3, 200_000
 _SHIFTS = tuple(step for distance in range(1, len(AROUND) + 1) for step in (-distance, distance))
 
 
@@ -115,7 +116,8 @@ def find(
             postings.append((ids, counts.astype(np.float64)))
     frequent = sorted((term for term in terms if term.is_frequent), key=lambda term: (-term.idf, term.word))
     rare = [(term.idf, p) for term, p in zip((t for t in terms if not t.is_frequent), postings, strict=True)]
-    hints = _hinted(db, prefix, frequent[:_PAIRED], limit, has_rare=bool(rare))
+    n_paired = _PAIRED if n_items <= _MANY_ITEMS else _PAIRED_IN_MANY
+    hints = _hinted(db, prefix, frequent[:n_paired], limit, has_rare=bool(rare))
     if not rare and not hints:
         return NOTHING
     everything = _looked_at([*rare, *hints], looked_around, with_neighbours=is_passage)
@@ -166,7 +168,9 @@ def _hinted(
 ) -> list[tuple[float, Posting]]:
     """Items with two of the frequent words, the newest of each pair; with one where there is no other word."""
     having: dict[Term, set[int]] = {term: set() for term in frequent}
-    asked = list(combinations(frequent, 2)) or ([] if has_rare else [(term,) for term in frequent])
+    asked: list[tuple[Term, ...]] = [*combinations(frequent, 2)]
+    if not asked and not has_rare:
+        asked = [(term,) for term in frequent]
     for some in asked:
         query = " AND ".join(f'"{prefix}{term.word}"' for term in some)
         sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"

@@ -36,7 +36,10 @@ def error_signature(observation: str, tool: str = "") -> str:
 
     Error codes stay (``E0433``, ``HTTP 413``). Where nothing was observed: that ``tool`` failed.
     """
-    line = _telling_line(observation[:_MAX_CHARS])
+    if len(observation) > _MAX_CHARS:  # a traceback tells at its end
+        half = _MAX_CHARS // 2
+        observation = f"{observation[:half]}\n{observation[-half:]}"
+    line = _telling_line(observation)
     if not line:
         return f"{tool} failed" if tool else "failed"
     line = _REDACTED.sub(r"<\1>", line)

@@ -131,6 +131,11 @@ SHAPES = (
     ("teams", "webhook.office.com", r"webhook\.office\.com/([A-Za-z0-9/@_-]{40,250})"),
     ("zapier", "hooks.zapier.com", r"hooks\.zapier\.com/hooks/catch/([A-Za-z0-9/]{10,60})"),
     ("onepassword", "A3-", r"(?<![A-Za-z0-9])A3-[A-Z0-9]{6}(?:-[A-Z0-9]{5,11}){3,5}(?![A-Z0-9])"),
+    (
+        "authress",
+        ".acc",
+        r"(?<![A-Za-z0-9])[a-z]{2,8}_[A-Za-z0-9]{5,30}\.[A-Za-z0-9]{4,6}\.acc[_-][A-Za-z0-9-]{10,32}\.[A-Za-z0-9+/_=-]{30,120}",
+    ),
     ("harness", ".", r"(?<![A-Za-z0-9])[ps]at\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9]{24}\.[A-Za-z0-9]{20}"),
     ("mapbox", "k.", r"(?<![A-Za-z0-9])[ps]k\.[A-Za-z0-9]{60}\.[A-Za-z0-9_-]{22}"),
     ("maxmind", "_mmk", r"(?<![A-Za-z0-9])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?![A-Za-z0-9])"),

@@ -7,6 +7,7 @@ an assistant says gives none: its proposals are no decisions. Each item cites th
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from attrs import frozen
@@ -130,17 +131,18 @@ def find(text: str, *, kind: str, role: str, speaker: str | None, at: float) -> 
         found = []
     else:
         found = list(_spoken(text, kind, speaker, at))
-    return found[:_MOST_ITEMS]
+    return sorted(found[:_MOST_ITEMS], key=lambda typed: (typed.start, typed.stop))
 
 
 def _spoken(text: str, kind: str, speaker: str | None, at: float) -> Iterator[Typed]:
-    fenced = logs.pasted(text)
-    for name, start, stop in fenced:
+    pasted = logs.pasted(text)
+    for name, start, stop in pasted:
         yield Typed(kind=name, start=start, stop=stop)
+    starts = [start for _, start, _ in pasted]
     for span in listed(text) or sentences(text):
-        if any(a < span[1] and span[0] < b for _, a, b in fenced):
-            continue
-        yield from _of_sentence(text, span, kind, speaker, at)
+        place = bisect_left(starts, span[1])  # the last entry that begins before the sentence ends
+        if not place or pasted[place - 1][2] <= span[0]:
+            yield from _of_sentence(text, span, kind, speaker, at)
 
 
 def _of_sentence(text: str, span: Span, kind: str, speaker: str | None, at: float) -> Iterator[Typed]:

@@ -68,7 +68,7 @@ class Weights:
     """
 
     relevance: float = field(default=1.0, validator=ge(0))  #: words of the question in the passage and around it
-    similarity: float = field(default=1.0, validator=ge(0))  #: vectors, where there is an embedder
+    similarity: float = field(default=1.5, validator=ge(0))  #: vectors, where there is an embedder
     speaker: float = field(default=0.4, validator=ge(0))  #: subtracted from what an assistant said
     standing: float = field(default=1.0, validator=ge(0))  #: added to standing instructions and preferences
     recency: float = field(default=0.1, validator=ge(0))  #: halves every 30 days

@@ -1,7 +1,8 @@
 """Search by meaning: the vectors of a workspace's passages, kept in the file, compared in memory.
 
 - Stored as float16 beside the fingerprint of the embedder; vectors of another fingerprint are never read.
-- Up to ``EXACT_ITEMS`` all are compared exactly. Above, one bit a number is kept in memory (32 times less), the nearest
+- Up to ``EXACT_ITEMS`` all are compared exactly, and short passages are read with their neighbours, as their words are:
+  a cosine is a mean over both, by the passage's length. Above, one bit a number is kept in memory (32 times less), the nearest
   by Hamming distance are read from the file and compared exactly.
 - Compared in blocks of ``_BLOCK`` rows: one large product would start as many threads as the machine has cores.
 - What another process or a deletion changed is seen at the next search: by number and last sequence number.
@@ -19,14 +20,17 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from agent_memory.errors import ConfigError
+from agent_memory.recall.context_tables import BLOCK
 from agent_memory.recall.filing import next_number
 from agent_memory.recall.protocols import Embedder
+from agent_memory.recall.ranking import neighbours_share
 from agent_memory.recall.rows import span_text
 from agent_memory.recall.scope import Scope
 
 EXACT_ITEMS = 100_000
 _RESCORED = 400
 _BLOCK = 4_096
+_AROUND = (0.5, 0.25)  #: what a neighbour's cosine counts, one and two passages away
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint16)
 
 Floats = NDArray[np.float32]
@@ -41,6 +45,7 @@ class VectorView:
     exact_items: int = EXACT_ITEMS
     _ids: NDArray[np.int64] = field(factory=lambda: np.zeros(0, np.int64), init=False)
     _rows: NDArray[Any] = field(default=None, init=False)
+    _shares: NDArray[np.float32] = field(default=None, init=False)  #: of the neighbours in a passage's cosine
     _last: int = field(default=0, init=False)
     _is_exact: bool = field(default=True, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -53,7 +58,7 @@ class VectorView:
             if not len(self._ids):
                 return {}
             if self._is_exact:
-                cosines = _products(self._rows, query)
+                cosines = self._with_neighbours(_products(self._rows, query))
                 order = _top(cosines, n)
                 return {int(self._ids[i]): float(cosines[i]) for i in order}
             distances = _distances(self._rows, np.packbits(query > 0))
@@ -70,15 +75,33 @@ class VectorView:
         if n == len(self._ids) and last == self._last:
             return
         self._is_exact = n <= self.exact_items
-        sql = "SELECT item, value FROM vectors WHERE workspace = ? AND fingerprint = ? ORDER BY item"
+        sql = (
+            "SELECT v.item, v.value, i.n_words FROM vectors v JOIN items i ON i.item = v.item "
+            "WHERE v.workspace = ? AND v.fingerprint = ? ORDER BY v.item"
+        )
         width = self.embedder.dim if self._is_exact else (self.embedder.dim + 7) // 8
         self._rows = np.zeros((n, width), np.float32 if self._is_exact else np.uint8)
         self._ids = np.zeros(n, np.int64)
-        for place, (item, value) in enumerate(db.execute(sql, key)):
+        self._shares = np.zeros(n, np.float32)
+        for place, (item, value, n_words) in enumerate(db.execute(sql, key)):
             row = np.frombuffer(value, np.float16)
             self._ids[place] = item
+            self._shares[place] = neighbours_share(n_words)
             self._rows[place] = row if self._is_exact else np.packbits(row > 0)
         self._last = last
+
+
+    def _with_neighbours(self, cosines: Floats) -> Floats:
+        ids = self._ids
+        total, weights = cosines.copy(), np.ones(len(ids), np.float32)
+        for distance, weight in enumerate(_AROUND, start=1):
+            for step in (-distance, distance):
+                places = np.minimum(np.searchsorted(ids, ids + step), len(ids) - 1)
+                is_near = (ids[places] == ids + step) & ((ids + step) // BLOCK == ids // BLOCK)
+                total += weight * np.where(is_near, cosines[places], 0.0)
+                weights += weight * is_near
+        mixed: Floats = (1 - self._shares) * cosines + self._shares * total / weights
+        return mixed
 
 
 def unit(embedder: Embedder, texts: Sequence[str]) -> Floats:

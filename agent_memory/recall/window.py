@@ -60,7 +60,7 @@ class Window:
         kept = [item for item in before if item not in core and self._is_valid(item)]
         order = [*kept, *(item for item in wanted if item not in kept)]
         has_hole = kept != [item for item in before if item not in core]
-        order, is_compacted = self._compacted(order, kept, set(wanted), left)
+        order, is_compacted = self._compacted(order, kept, core | set(wanted), left)
         shown = [*pinned, *order]
         text = HEAD + "".join(self.texts[item] for item in shown) if shown else ""
         while text and self.count(text) > self.budget:  # joined cards may count more than the cards
@@ -107,10 +107,10 @@ class Window:
 
     def _compacted(self, order: list[int], kept: list[int], wanted: set[int], left: int) -> tuple[list[int], bool]:
         """``order`` without its stale cards where these are too many; whether any card in front was removed."""
-        stale = [item for item in order if item not in wanted]
+        stale = [item for item in order if item not in wanted]  # ``wanted``: pinned ones included
         stale_tokens = sum(self.costs[item] for item in stale)
         wanted_tokens = sum(self.costs[item] for item in wanted)
-        is_over = stale_tokens + wanted_tokens > left
+        is_over = sum(self.costs[item] for item in order) > left
         if not stale or (stale_tokens <= _STALE_SHARE * wanted_tokens and not is_over):
             return order, False
         self.dropped.extend(Dropped(item=self.items[item], reason="stale") for item in stale)

@@ -35,7 +35,7 @@ class Calling:
     grammar: str | None = field(default=None, repr=False)  #: of the whole reply
     held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
     format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
-    is_value: bool = False  #: whether the reply is JSON, to be read
+    is_value: bool = False  #: True if the reply is JSON, to be read
     build: Callable[[Any], Any] | None = None  #: the caller's class, which makes ``Reply.parsed`` of that JSON
 
     def parser(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> ToolParser:
@@ -189,7 +189,7 @@ def _own_format(tokenizer: Tokenizer) -> str | None:
 
 
 def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
-    """Whether the template opened the reasoning itself: whether the prompt's end is the opening mark."""
+    """True if the template opened the reasoning itself: the prompt ends with the opening mark."""
     opening = tokenizer.key(tokenizer.encode(marks[0]))
     tail = tokenizer.key(prompt[-len(opening) - 8 :])
     blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"

@@ -90,7 +90,7 @@ class Planner:
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: of the agent, once this turn is part of its log
-        self.is_branch = False  #: whether the log stays as it is: the list was another history, and branches off
+        self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
         self.n_replaced = 0  #: messages of the log that are not in the list
         self.n_known = 0  #: messages in front of what is new: the log's, or those up to the newest reply
         self.recalled: tuple[Card, ...] = ()  #: the cards that this turn adds

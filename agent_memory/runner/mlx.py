@@ -35,12 +35,19 @@ class MLXRunner:
     """A model for ``Memory``: ``MLXRunner(model, tokenizer)`` wraps what the host has loaded with ``mlx_lm.load``.
 
     The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
-    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another. Raises
+    cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another.
+    ``tool_format``: how the model writes calls, where its template does not tell. Raises
     ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str = "host model", prefill_tokens: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "host model",
+        prefill_tokens: int | None = None,
+        tool_format: str | None = None,
     ) -> None:
         if not callable(model) or not hasattr(model, "parameters"):
             raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
@@ -48,7 +55,7 @@ class MLXRunner:
             raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
         self._located: resolve.Located = None
         self._adapter: Path | None = None
-        self._config = Config()
+        self._config = Config(tool_format=tool_format)
         self._setup(name, prefill_tokens)
         self._model, self._hf = model, tokenizer
         self._is_hosts = True
@@ -186,7 +193,7 @@ class MLXRunner:
         from agent_memory.runner.tokenizer import HFTokenizer
 
         with loading.typed(str(self._path or self._name)):
-            self._tokenizer = HFTokenizer(self._hf)
+            self._tokenizer = HFTokenizer(self._hf, self._config.tool_format)
             self._layout = _probe(self._model)
         self._notes = self._looked_at()
         self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))

@@ -15,12 +15,13 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import Detokenizer
 from agent_memory.runner.decoders import Decoding, TokenStream
 from agent_memory.runner.decodestages import byte_of, token_bytes
 from agent_memory.toolcall import FORMATS
 from agent_memory.toolcall.choice import Choice, choose
+from agent_memory.toolcall.formats import format_of
 
 log = logging.getLogger("agent_memory.runner")
 
@@ -43,7 +44,10 @@ _TOLD_TIME = (
 class HFTokenizer:
     """A tokenizer as mlx-lm loads it (``TokenizerWrapper``), or any Hugging Face fast tokenizer."""
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, tool_format: str | None = None) -> None:
+        if tool_format not in (None, *FORMATS):
+            raise ConfigError(f"tool_format must be None or one of {', '.join(FORMATS)}: {tool_format!r}")
+        self._tool_format = tool_format
         from mlx_lm.tokenizer_utils import TokenizerWrapper
 
         self._wrapper = wrapper if isinstance(wrapper, TokenizerWrapper) else TokenizerWrapper(wrapper)
@@ -158,12 +162,12 @@ class HFTokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether a chat template came with the tokenizer."""
+        """True if a chat template came with the tokenizer."""
         return bool(getattr(self._hf, "chat_template", None))
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Whether a tool's name comes out where one goes in."""
+        """True if a tool's name comes out where one goes in."""
         probe = {"name": "probe_tool", "description": "", "parameters": {"type": "object", "properties": {}}}
         try:
             tools = [{"type": "function", "function": probe}]
@@ -185,6 +189,11 @@ class HFTokenizer:
         parser = getattr(self._wrapper, "tool_parser", None)
         named = str(parser.__module__.rpartition(".")[2]) if parser is not None else None
         vocabulary = frozenset(self._hf.get_vocab())
+        if self._tool_format is not None:
+            marks = choose(template if isinstance(template, str) else None, vocabulary, self._tool_format).reasoning
+            return Choice(
+                self._tool_format, "the configuration asks for it", format_of(self._tool_format).reasoning or marks
+            )
         return choose(template if isinstance(template, str) else None, vocabulary, named if named in FORMATS else None)
 
     @cached_property

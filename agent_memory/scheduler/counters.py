@@ -53,8 +53,8 @@ class Counters:
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
-    def stats(self, held: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
-        """The sums so far, with the engine's figures of its memory (``held``) and the store's own."""
+    def stats(self, live: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
+        """The sums so far, with the engine's figures of its memory (``live``) and the store's own."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,
@@ -65,9 +65,9 @@ class Counters:
             hits=dict(self.hits),
             tier_tokens=dict(self.tier_tokens),
             misses=dict(self.misses),
-            evictions={"hot": held["hot_evictions"], "warm": held["warm_evictions"]},
-            hot_bytes=held["hot_bytes"],
-            warm_bytes=held["warm_bytes"],
+            evictions={"hot": live["hot_evictions"], "warm": live["warm_evictions"]},
+            hot_bytes=live["hot_bytes"],
+            warm_bytes=live["warm_bytes"],
             save_failures=self.save_failures + stored["save_failures"],
             **{name: stored[name] for name in _STORED},
         )

@@ -134,7 +134,7 @@ class HeaderPhase:
         """The output ends in the header: it says nothing."""
         raw = "".join(self._parts) + held
         if self.is_call and self._home.takes_calls:
-            self._output.refuse(raw, "truncated", None, CUT)
+            self._output.refuse("truncated", None, raw, CUT)
         else:
             self._output.mark(raw)
         return "", None
@@ -186,7 +186,7 @@ class MessageCallPhase:
         if self._call is not None and self._call.done:
             return "", self._complete(held)
         if self._call is None:
-            self._output.refuse(self._head + self._blanks + held, "truncated", self._name, CUT)
+            self._output.refuse("truncated", self._name, self._head + self._blanks + held, CUT)
             return "", self._home
         return held, self._abandon("truncated", CUT)
 
@@ -202,11 +202,10 @@ class MessageCallPhase:
             found = call.found()
         except ValueError as error:
             return self._abandon("malformed", str(error), behind)
-        if call.is_given:
-            self._output.end_call(found, behind)
+        if call.given is not None:
+            call.given.end(found, behind)
         else:
-            self._output.reject(self._output.undeclared(found.name, call.raw))
-            self._output.text(call.raw + behind)
+            self._output.refuse("undeclared", found.name, call.raw + behind)
         return self._home
 
     def _abandon(self, reason: Reason, detail: str, behind: str = "") -> Phase:

@@ -14,7 +14,6 @@ from agent_memory.toolcall.marks import Shape, ahead, behind_blanks
 from agent_memory.toolcall.output import Output, Reason
 from agent_memory.toolcall.phases import Phase
 from agent_memory.toolcall.reading import CUT, ObjectPhase
-from agent_memory.types import RejectedCall
 
 _ARRAY = Shape((ahead("["),))
 
@@ -22,16 +21,15 @@ _ARRAY = Shape((ahead("["),))
 class ArgumentsReader:
     """The arguments of a call whose name is known: JSON, handed out while it is read if the tool is declared.
 
-    ``head``: the text before them. ``is_given``: a ``CallStart`` was given out, which a ``CallEnd`` has to follow.
+    ``head``: the text before them. ``given``: the call, if it is being given out.
     """
 
     def __init__(self, name: str, call_id: str | None, output: Output, head: str) -> None:
         self.name, self._id, self._output, self._head = name, call_id, output, head
         self._json = JSONScanner(keeps=0)
         self._parts: list[str] = []
-        self.is_given = output.knows(name) and not output.is_full
-        if self.is_given:
-            output.start_call(name, head, call_id)
+        is_given = output.knows(name) and not output.is_full
+        self.given = output.open_call(name, head, call_id) if is_given else None
 
     @property
     def done(self) -> bool:
@@ -60,8 +58,8 @@ class ArgumentsReader:
             at, _ = self._json.next(text, at)
         if at > start:
             self._parts.append(text[start:at])
-            if self.is_given:
-                self._output.arguments(text[start:at], text[start:at])
+            if self.given is not None:
+                self.given.arguments(text[start:at], text[start:at])
         return at
 
     def found(self) -> Found:
@@ -70,12 +68,10 @@ class ArgumentsReader:
 
     def fail(self, reason: Reason, detail: str, behind: str = "") -> None:
         """It is none: its text is text, but where one that the output cuts was begun to be given out."""
-        rejected = RejectedCall(reason, self.name, self.raw + behind, detail)
-        if self.is_given:
-            self._output.fail_call(rejected, behind)
+        if self.given is not None:
+            self.given.fail(reason, self.name, self.raw + behind, detail, behind)
         else:
-            self._output.reject(rejected)
-            self._output.text(self.raw + behind)
+            self._output.refuse(reason, self.name, self.raw + behind, detail)
 
 
 class FramedPhase:
@@ -93,7 +89,7 @@ class FramedPhase:
         self._kept = [form.start if start is None else start]
         self._written = ""  # the header of the open call
         self._n_taken = 0
-        self._undeclared: list[RejectedCall] = []
+        self._undeclared: list[tuple[str, str]] = []  # names, and texts
         self._call: ArgumentsReader | None = None
 
     def feed(self, text: str, at: int) -> tuple[int, Phase]:
@@ -115,10 +111,10 @@ class FramedPhase:
         if self._call is not None:
             return held, self._abandon("truncated", CUT)
         if not self._n_taken and not self._undeclared:
-            self._output.refuse(self._take_kept() + held, "truncated", None, CUT)
+            self._output.refuse("truncated", None, self._take_kept() + held, CUT)
         elif self._n_taken and held.strip() and not self.form.end.startswith(held.strip()):
             self._settle("")
-            self._output.refuse(held, "truncated", None, CUT)
+            self._output.refuse("truncated", None, held, CUT)
         else:
             self._settle(held)
         return "", self._home
@@ -170,40 +166,42 @@ class FramedPhase:
 
     def _complete(self, behind: str) -> Phase | None:
         """The open call is complete; gives a phase where it turns out to be none."""
-        call, output = self._call, self._output
+        call = self._call
         assert call is not None
         try:
             found = call.found()
         except ValueError as error:
             return self._abandon("malformed", str(error), behind)
         self._call, self._written = None, ""
-        if call.is_given:
-            for rejected in self._undeclared:
-                output.reject(rejected)
-            self._undeclared.clear()
-            output.end_call(found, behind)
+        if call.given is not None:
+            self._tell()
+            call.given.end(found, behind)
             self._n_taken += 1
         else:
             self._kept.append(call.raw + behind)
-            self._undeclared.append(output.undeclared(found.name, call.raw + behind))
+            self._undeclared.append((found.name, call.raw + behind))
         return None
 
     def _settle(self, more: str) -> None:
         """The group ends, with this text: what was kept is markup, where a call was taken; else text."""
         kept = self._take_kept() + more
-        for rejected in self._undeclared:
-            self._output.reject(rejected)
-        self._undeclared.clear()
+        self._tell()
         if self._n_taken and kept:
             self._output.mark(kept)
         else:
             self._output.text(kept)
 
+    def _tell(self) -> None:
+        """List the calls of undeclared tools that were read meanwhile."""
+        for name, raw in self._undeclared:
+            self._output.reject("undeclared", name, raw)
+        self._undeclared.clear()
+
     def _abandon(self, reason: Reason, detail: str, behind: str = "") -> Phase:
         """The open call is none; before the first one, the whole group is none."""
         call, self._call = self._call, None
         if call is None:
-            self._output.refuse(self._take_kept(), reason, None, detail)
+            self._output.refuse(reason, None, self._take_kept(), detail)
         else:
             self._settle("")
             call.fail(reason, detail, behind)

@@ -61,7 +61,6 @@ class Output:
         self._in_passage = self._drops_blanks = self._has_marks = False
         self._blanks = ""
         self._n_calls = 0
-        self._id = ""
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[ToolCall] = []
@@ -81,32 +80,31 @@ class Output:
         """True if a tool of this name is declared."""
         return name is not None and (self._names is None or name in self._names)
 
-    def undeclared(self, name: str, source: str) -> RejectedCall:
-        """The rejection of a call of a tool that is not declared."""
-        declared = ", ".join(sorted(self._names or ()))
-        return RejectedCall("undeclared", name, source, f"no tool {name!r} is declared; declared: {declared}")
+    def reject(self, reason: Reason, name: str | None, raw: str, detail: str = "") -> None:
+        """Something is no call that may be run; its text is given as text, or stands in a ``mark``."""
+        rejected = self._rejection(reason, name, raw, detail)
+        self._rejected.append(rejected)
+        self._emit(CallRejected(rejected))
 
-    def refuse(self, raw: str, reason: Reason, name: str | None, detail: str) -> None:
+    def refuse(self, reason: Reason, name: str | None, raw: str, detail: str = "") -> None:
         """Give a piece back as text, listed as rejected."""
-        self.reject(RejectedCall(reason, name, raw, detail))
+        self.reject(reason, name, raw, detail)
         self.text(raw)
 
     def group(self, calls: Sequence[Found], raw: str) -> bool:
         """Calls that came in one piece. Where none is of a declared tool the piece stays text, and this gives False."""
         if not any(self.knows(call.name) for call in calls):
-            self.reject(self.undeclared(calls[0].name, raw))
-            self.text(raw)
+            self.refuse("undeclared", calls[0].name, raw)
             return False
         for call in calls:
             if not self.knows(call.name):
-                self.reject(self.undeclared(call.name, call.source))
+                self.reject("undeclared", call.name, call.source)
             elif self.is_full:
-                detail = f"at most {self._max_calls} calls were asked for"
-                self.reject(RejectedCall("parallel", call.name, call.source, detail))
+                self.reject("parallel", call.name, call.source, f"at most {self._max_calls} calls were asked for")
             else:
-                self.start_call(call.name, call_id=call.id)
-                self.arguments(call.source, "")
-                self.end_call(call)
+                opened = self.open_call(call.name, call_id=call.id)
+                opened.arguments(call.source, "")
+                opened.end(call)
         self.mark(raw)
         return True
 
@@ -136,40 +134,14 @@ class Output:
         self._part(drops_blanks)
         self._emit(Markup(source))
 
-    def start_call(self, name: str, source: str = "", call_id: str | None = None) -> None:
+    def open_call(self, name: str, source: str = "", call_id: str | None = None) -> OpenCall:
         """A call opens, at the beginning of a line as far as what follows it is concerned."""
         self._part()
         taken = {call.id for call in self._calls}
-        self._id = call_id if call_id and call_id not in taken else _new_id()
-        self._emit(CallStart(self._n_calls, self._id, name, source))
+        index, known_id = self._n_calls, call_id if call_id and call_id not in taken else _new_id()
+        self._emit(CallStart(index, known_id, name, source))
         self._n_calls += 1
-
-    def arguments(self, text: str, source: str) -> None:
-        """More of the open call's arguments."""
-        self._emit(CallArguments(self._n_calls - 1, text, source))
-
-    def end_call(self, found: Found, source: str = "") -> None:
-        """The open call is complete."""
-        call = ToolCall(found.name, found.arguments, self._id, found.source)
-        self._calls.append(call)
-        self.n_complete += 1
-        self.is_line_start = True
-        self._emit(CallEnd(self._n_calls - 1, call, None, source))
-
-    def fail_call(self, rejected: RejectedCall, source: str) -> None:
-        """The open call is broken. A malformed one is text: all of it, whatever of it was given out as a call."""
-        self._rejected.append(rejected)
-        self._emit(CallEnd(self._n_calls - 1, None, rejected, source))
-        if rejected.reason == "malformed":
-            self._texts.append(rejected.source)
-            self._emit(Text(rejected.source, source=""))
-            self._in_passage = True
-            self._follow(rejected.source)
-
-    def reject(self, rejected: RejectedCall) -> None:
-        """Something is no call that may be run; its text is given as text, or stands in a ``mark``."""
-        self._rejected.append(rejected)
-        self._emit(CallRejected(rejected))
+        return OpenCall(self, index, known_id)
 
     def end(self) -> None:
         """Nothing follows."""
@@ -183,6 +155,11 @@ class Output:
         self._say()
         events, self._events = self._events, []
         return events
+
+    def _rejection(self, reason: Reason, name: str | None, raw: str, detail: str) -> RejectedCall:
+        if reason == "undeclared":
+            detail = f"no tool {name!r} is declared; declared: {', '.join(sorted(self._names or ()))}"
+        return RejectedCall(reason, name, raw, detail)
 
     def _follow(self, text: str) -> None:
         """Keep ``is_line_start`` behind more text."""
@@ -211,6 +188,36 @@ class Output:
             self._said.clear()
             self._texts.append(text)
             self._events.append(Text(text))
+
+
+class OpenCall:
+    """A call that is being given out: ``end`` or ``fail`` is its last event."""
+
+    def __init__(self, output: Output, index: int, call_id: str) -> None:
+        self._output, self._index, self._id = output, index, call_id
+
+    def arguments(self, text: str, source: str) -> None:
+        """More of its arguments."""
+        self._output._emit(CallArguments(self._index, text, source))
+
+    def end(self, found: Found, source: str = "") -> None:
+        """It is complete."""
+        output, call = self._output, ToolCall(found.name, found.arguments, self._id, found.source)
+        output._calls.append(call)
+        output.n_complete += 1
+        output.is_line_start = True
+        output._emit(CallEnd(self._index, call, None, source))
+
+    def fail(self, reason: Reason, name: str | None, raw: str, detail: str, source: str) -> None:
+        """It is broken. A malformed one is text: all of it, whatever of it was given out as a call."""
+        output, rejected = self._output, self._output._rejection(reason, name, raw, detail)
+        output._rejected.append(rejected)
+        output._emit(CallEnd(self._index, None, rejected, source))
+        if reason == "malformed":
+            output._texts.append(raw)
+            output._emit(Text(raw, source=""))
+            output._in_passage = True
+            output._follow(raw)
 
 
 def _new_id() -> str:

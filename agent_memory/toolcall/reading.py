@@ -13,10 +13,10 @@ from functools import cache
 from agent_memory.toolcall.forms import ElementForm, Form, LiteralForm, ObjectForm
 from agent_memory.toolcall.marks import BLANKS, Part, Shape, ahead, behind_blanks
 from agent_memory.toolcall.objects import ObjectReader
-from agent_memory.toolcall.output import Output, Reason
+from agent_memory.toolcall.output import OpenCall, Output, Reason
 from agent_memory.toolcall.phases import ClosingPhase, Phase
 from agent_memory.toolcall.spans import scanner_of
-from agent_memory.types import RejectedCall, Tool
+from agent_memory.types import Tool
 
 CUT = "the output ends inside it"
 _MORE = Shape((ahead("{"),), (BLANKS, ",", ahead("{")))
@@ -34,20 +34,20 @@ class ObjectPhase:
     def __init__(self, forms: Sequence[ObjectForm], output: Output, home: Phase, start: str = "") -> None:
         self._forms, self._output, self._home, self._start = forms, output, home, start
         self._reader = ObjectReader(forms)
-        self._is_committed, self._n_given = False, 0
+        self._call: OpenCall | None = None  # once its name is known to be a declared tool's
+        self._n_given = 0
 
     def feed(self, text: str, at: int) -> tuple[int, Phase]:
         """Read on, and hand out the arguments that were read meanwhile."""
         reader, output = self._reader, self._output
         stop = reader.feed(text, at)
-        if not self._is_committed and reader.kind == "{" and output.knows(reader.name):
-            self._is_committed = True
+        if self._call is None and reader.kind == "{" and output.knows(reader.name):
             assert reader.name is not None
-            output.start_call(reader.name, self._start + "".join(reader.head))
-        if self._is_committed and len(reader.arguments) > self._n_given:
+            self._call = output.open_call(reader.name, self._start + "".join(reader.head))
+        if self._call is not None and len(reader.arguments) > self._n_given:
             piece = "".join(reader.arguments[self._n_given :])
             self._n_given = len(reader.arguments)
-            output.arguments(piece, piece)
+            self._call.arguments(piece, piece)
         if reader.failed:
             return stop, self._abandon("malformed", "it is not JSON of a call's shape")
         return stop, self._finish() if reader.done else self
@@ -59,7 +59,7 @@ class ObjectPhase:
     def opened(self, held: str) -> tuple[Form, str] | None:
         """Held once there is no doubt that a call is meant."""
         form = self._reader.form
-        if form is None or not (form.start or form.wrapper or self._is_committed):
+        if form is None or not (form.start or form.wrapper or self._call is not None):
             return None
         return (form, self._reader.raw + held) if self._start or not form.start else None
 
@@ -68,7 +68,7 @@ class ObjectPhase:
         reader, output = self._reader, self._output
         try:
             calls = reader.calls()
-            if self._is_committed and calls[0].name != reader.name:
+            if self._call is not None and calls[0].name != reader.name:
                 raise ValueError("it has two names")
         except ValueError as error:
             return self._abandon("malformed", str(error))
@@ -77,25 +77,23 @@ class ObjectPhase:
             return self._close() if output.group(calls, self._start + reader.raw) else self._home
         [call] = calls
         if not output.knows(call.name):
-            output.reject(output.undeclared(call.name, self._start + reader.raw))
-            output.text(self._start + reader.raw)
+            output.refuse("undeclared", call.name, self._start + reader.raw)
             return self._home
-        if not self._is_committed:
-            output.start_call(call.name, self._start + "".join(reader.head))
-            output.arguments(call.source, "".join(reader.arguments))
-        output.end_call(call, "".join(reader.tail))
+        if self._call is None:
+            self._call = output.open_call(call.name, self._start + "".join(reader.head))
+            self._call.arguments(call.source, "".join(reader.arguments))
+        self._call.end(call, "".join(reader.tail))
         return self._close()
 
     def _abandon(self, reason: Reason, detail: str) -> Phase:
         """No call after all: its text is text, but where one that the output cuts was begun to be given out."""
         reader, raw = self._reader, self._start + self._reader.raw
-        rejected = RejectedCall(reason, reader.name, raw, detail)
-        if self._is_committed:
-            self._output.fail_call(rejected, "".join(reader.tail))
-            return self._home
-        if self._start or reader.is_call:
-            self._output.reject(rejected)
-        self._output.text(raw)
+        if self._call is not None:
+            self._call.fail(reason, reader.name, raw, detail, "".join(reader.tail))
+        elif self._start or reader.is_call:
+            self._output.refuse(reason, reader.name, raw, detail)
+        else:
+            self._output.text(raw)
         return self._home
 
     def _close(self) -> Phase:
@@ -137,8 +135,7 @@ class GroupPhase:
         """Read on; once the end is reached, give the calls out."""
         stop = self._scanner.feed(text, at)
         if self._scanner.failed:
-            self._refuse("malformed", "it is not of the format")
-            return stop, self._home
+            return stop, self._refuse("malformed", "it is not of the format")
         return stop, self._finish() if self._scanner.done else self
 
     def end(self, held: str) -> tuple[str, Phase | None]:
@@ -150,8 +147,7 @@ class GroupPhase:
         if scanner.has_nested:  # a call in a value that does not end is none: the group may have ended long ago
             again = GroupPhase(self._form, self._output, self._home, self._tools, nests=False)
             return scanner.inside, again
-        self._refuse("truncated", CUT)
-        return held, self._home
+        return held, self._refuse("truncated", CUT)
 
     def opened(self, held: str) -> tuple[Form, str] | None:
         """Held from the start mark on."""
@@ -163,17 +159,17 @@ class GroupPhase:
         try:
             calls = self._scanner.calls(self._tools)
         except ValueError as error:
-            if self._form.start:
-                self._output.reject(RejectedCall("malformed", None, raw, str(error)))
-            self._output.text(raw)
-            return self._home
+            return self._refuse("malformed", str(error), end)
         is_taken = self._output.group(calls, raw)
         if is_taken and self._form.end and not end:
             return ClosingPhase(behind_blanks(self._form.end), self._output, self._home)
         return self._home
 
-    def _refuse(self, reason: Reason, detail: str) -> None:
-        raw = self._form.start + self._scanner.inside
+    def _refuse(self, reason: Reason, detail: str, end: str = "") -> Phase:
+        """No calls: the text is text; a bracket that began a line was perhaps not meant for more."""
+        raw = self._form.start + self._scanner.inside + end
         if self._form.start or reason == "truncated":
-            self._output.reject(RejectedCall(reason, None, raw, detail))
-        self._output.text(raw)
+            self._output.refuse(reason, None, raw, detail)
+        else:
+            self._output.text(raw)
+        return self._home

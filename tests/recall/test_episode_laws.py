@@ -130,13 +130,14 @@ def test_a_second_process_reads_and_writes_the_same_file_meanwhile(tmp_path: Pat
     check_acknowledged(path, said)
 
 
-def test_workspaces_never_meet_under_random_operations() -> None:
+@pytest.mark.parametrize("n", [250, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_workspaces_never_meet_under_random_operations(n: int) -> None:
     """Two workspaces of one file behave like two files that never heard of one another."""
     rng = Random(11)
     ids: dict[str, dict[int, int]] = {"a": {}, "b": {}}
     with EpisodicMemory() as together, EpisodicMemory() as alone_a, EpisodicMemory() as alone_b:
         pairs = {"a": (together.workspace("a"), alone_a), "b": (together.workspace("b"), alone_b)}
-        for i in range(250):
+        for i in range(n):
             name = rng.choice("ab")
             mixed, alone = pairs[name]
             act = rng.random()

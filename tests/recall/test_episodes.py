@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from agent_memory.errors import ClosedError, ConfigError, ItemNotFoundError, UnsupportedParameterError
 from agent_memory.recall.database import Database
-from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, TaskContext
+from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, StepRecorder, TaskContext
 from agent_memory.recall.episodes import EpisodicMemory
+from agent_memory.types import ToolCall, ToolResult
 from tests.recall.planted_corpus import planted
 from tests.recall.recording import Clock, record
 
@@ -182,6 +185,23 @@ def test_recall_finds_similar_tasks_and_says_why() -> None:
         assert set(hits[0].parts) == {"task", "context", "recency", "worth"}
         assert sum(hits[0].parts.values()) == pytest.approx(hits[0].score)
         assert memory.recall("xylophone") == []
+
+
+def test_what_is_learned_from_is_brief_and_what_is_recalled_is_whole() -> None:
+    error = "Traceback (most recent call last):\n" + "  frame\n" * 4_000 + "CodecError: no codec"
+    with EpisodicMemory(clock=Clock()) as memory:
+        for _ in range(3):
+            with memory.start("convert a film") as episode:
+                episode.step("convert", "film", ok=False, observation=error, parameters={"n": 1})
+                episode.step("install", "codec", observation="y" * 9_000)
+                episode.step("convert", "film")
+                episode.complete(True)
+        [recovery] = memory.patterns(kinds=["error_recovery"])
+        assert recovery.error == "CodecError: no codec"
+        [hit] = memory.recall("convert a film", k=1)
+        assert hit.episode == memory.get(hit.episode.id)
+        assert (len(hit.episode.steps[0].observation), len(hit.episode.steps[1].observation)) == (len(error), 9_000)
+        assert hit.episode.steps[0].parameters == {"n": 1}
 
 
 def test_a_recovery_is_advised_after_one_episode_and_as_a_pattern_after_three() -> None:
@@ -424,3 +444,34 @@ def test_clusters_part_episodes_by_what_they_were_about() -> None:
                 episode.complete(True)
             poems.append(episode.id)
         assert {str(memory.clusters(n=2, seed=seed)) for seed in range(5)} == {str([reports, tuple(poems)])}
+
+
+def test_whatever_runs_tools_can_record_them_by_itself() -> None:
+    def answer(call: ToolCall) -> ToolResult:
+        is_error = call.arguments["city"] == "Atlantis"
+        return ToolResult(call.id, "no such city" if is_error else "12 degrees", is_error=is_error)
+
+    def run(recorder: StepRecorder, calls: list[ToolCall]) -> None:
+        for call in calls:
+            result = answer(call)
+            recorder.step(call.name, parameters=call.arguments, ok=not result.is_error, observation=str(result.content))
+
+    with EpisodicMemory() as memory:
+        episode = memory.start("how warm is it?")
+        assert isinstance(episode, StepRecorder)
+        run(episode, [ToolCall("weather", {"city": "Atlantis"}, "1"), ToolCall("weather", {"city": "Rome"}, "2")])
+        steps = memory.get(episode.id).steps
+    assert [(s.tool, s.parameters["city"], s.ok, s.observation) for s in steps] == [
+        ("weather", "Atlantis", False, "no such city"),
+        ("weather", "Rome", True, "12 degrees"),
+    ]
+
+
+def test_the_example_learns_its_way_out() -> None:
+    example = Path(__file__).parents[2] / "examples" / "learning.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True)
+    reports = [line for line in done.stdout.splitlines() if line.startswith("report")]
+    n_tools = [int(line.split()[2]) for line in reports]
+    assert n_tools[0] > n_tools[1] == n_tools[2] == n_tools[3]
+    assert "trial and error" in reports[0]
+    assert all("its own memory" in line for line in reports[1:])

@@ -48,8 +48,8 @@ def talk(memory: ContextMemory, *lines: str, source: str = "talk", roles: str = 
 
 
 def test_the_parts_of_a_score_sum_to_it_and_a_weight_of_0_is_off(memory: ContextMemory) -> None:
-    talk(memory, "How do I moor a boat?", "Use a bowline to moor a boat.", "Always answer in metric units about a boat.",
-         roles="both")  # fmt: skip
+    turns = ("How do I moor a boat?", "Use a bowline to moor a boat.", "Always answer in metric units about a boat.")
+    talk(memory, *turns, roles="both")
     memory.remember("Traceback (most recent call last):\n  File 'boat.py'\nBoatError: the boat sank")
     [note] = memory.remember("The boat is blue.").ids[:1]
     memory.feedback(note, True)

@@ -191,3 +191,18 @@ def test_every_text_is_kept_as_it_was_given(texts: list[str]) -> None:
 
 def test_told_leaves_out_what_a_program_was_told() -> None:
     assert [one.body for one in told([Message("system", "be kind"), Message("user", "hello")], None)] == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a.py::" * 16_000, "-" * 99_000, "2026-01-01T00:00 " + ":" * 90_000, "@@ -1 +1 @@\n" * 8_000, "x" * 99_000,
+     "AError: b\n" * 9_000, "the of " * 14_000, "I prefer, a. " * 7_000, "=== " + "= " * 49_000, "[" * 99_000,
+     "Ann: " * 19_000, "1. a\n" * 4_000, "a's " * 24_000 + "is b.", "_" * 50_000 + " " + "_" * 49_000],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["note", "chat", "log", "diff"])
+def test_no_text_takes_more_than_a_time_in_proportion_to_its_length(text: str, kind: str) -> None:
+    """100 KB that rules could stumble over. Time itself is not asserted: a rule that were not linear would not end."""
+    with ContextMemory(redact=None) as memory:
+        memory.remember(text, kind=kind)
+        assert memory.check().damaged == ()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.recall.chance import hypergeometric_tail, probably_better, tail
+from agent_memory.recall.chance import discoveries, hypergeometric_tail, probably_better, tail
 from agent_memory.recall.signatures import choice_key, condition_key, error_signature, if_then
 from agent_memory.recall.similarity import clusters, edit_similarity, jaccard, matched, text_similarity
 
@@ -43,6 +43,12 @@ ModuleNotFoundError: No module named 'polars'
 )
 def test_a_signature_keeps_the_kind_of_an_error_alone(observation: str, signature: str) -> None:
     assert error_signature(observation, "compile") == signature
+
+
+def test_a_long_traceback_is_known_by_its_last_line() -> None:
+    lines = "".join(f'  File "/srv/app/m{i}.py", line {i}, in call\n    return call({i})\n' for i in range(400))
+    text = f"Traceback (most recent call last):\n{lines}RecursionError: maximum recursion depth exceeded"
+    assert error_signature(text) == "RecursionError: maximum recursion depth exceeded"
 
 
 def test_a_signature_of_a_signature_is_itself() -> None:
@@ -110,3 +116,13 @@ def test_chances_are_those_that_can_be_counted() -> None:
     drawn = [rng.betavariate(8, 3) > rng.betavariate(3, 8) for _ in range(20_000)]
     assert probably_better(7, 2, 2, 7) == pytest.approx(sum(drawn) / len(drawn), abs=0.01)
     assert probably_better(0, 0, 0, 0) == pytest.approx(0.5)
+
+
+def test_discoveries_keep_the_share_of_false_ones_small() -> None:
+    assert discoveries({"a": 0.001, "b": 0.019, "c": 0.6}, 0.05, 5) == {"a", "b"}
+    assert discoveries({"a": 0.02}, 0.05, 5) == set()
+    assert discoveries({}, 0.05, 0) == set()
+    rng = Random(2)
+    runs = 400
+    by_chance = sum(bool(discoveries({i: rng.random() for i in range(20)}, 0.05, 20)) for _ in range(runs))
+    assert by_chance <= 0.08 * runs

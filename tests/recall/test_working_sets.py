@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory import ContextMemory, EchoRunner, Item, UnsupportedParameterError
-from agent_memory.recall.cards import card, escaped, without_marks_of
+from agent_memory import ContextMemory, EchoRunner, Hit, Item, UnsupportedParameterError
+from agent_memory.recall.cards import card, escaped, utf8_bytes, without_marks_of
+from agent_memory.recall.window import Window
 
 RUNNER = EchoRunner()
 RUNNER.open({})
@@ -167,3 +168,33 @@ def test_special_tokens_that_the_rules_do_not_know_are_broken_where_the_tokenize
     style = without_marks_of(Odd(), card)
     assert "[odd}" not in style(item("an [odd} mark"))
     assert style(item("a plain [text]")) == card(item("a plain [text]"))
+
+
+@pytest.mark.parametrize(("n_pinned", "bar"), [(8, 0.20), (0, 0.28)])
+def test_sets_that_change_a_little_are_computed_anew_a_little(n_pinned: int, bar: float) -> None:
+    """16 wanted cards of 50 to 300 tokens out of 60, of which 1 to 3 change each turn: the share computed anew."""
+    with ContextMemory(clock=lambda: 1_800_000_000.0) as memory:
+        chance = random.Random(3)
+        items = []
+        for n in range(60):
+            memory.remember(f"card {n} " + "x" * chance.randint(30, 280), kind="note")
+            items.append(memory.recall(f"card {n}", k=1)[0].item)
+        pinned, others = items[:n_pinned], items[n_pinned:]
+        for one in pinned:
+            memory.pin(one.id)
+        weights = [1 / (rank + 1) for rank in range(len(others))]  # some cards come back more often than others
+        wanted = others[: 16 - n_pinned]
+        shares = []
+        before = ""
+        for _ in range(200):
+            for place in chance.sample(range(len(wanted)), chance.randint(1, 3)):
+                outside = [(one, weight) for one, weight in zip(others, weights, strict=True) if one not in wanted]
+                [wanted[place]] = chance.choices([one for one, _ in outside], [weight for _, weight in outside])
+            hits = [Hit(one, 1.0, {}) for one in chance.sample(wanted, len(wanted))]
+            with memory._database.write() as db:
+                text = Window(db, memory._scope, "w", utf8_bytes, card, 32_768).fill(hits).text
+            assert all(card(one) in text for one in wanted)
+            same = next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), len(before))
+            shares.append(1 - same / len(text))
+            before = text
+        assert sum(shares[1:]) / len(shares[1:]) <= bar

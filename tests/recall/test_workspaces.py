@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -147,3 +149,44 @@ def test_eight_threads_lose_no_update(tmp_path: Path) -> None:
             [(net,)] = db.execute("SELECT net_useful FROM items WHERE item = ?", (shared,))
         assert net == pytest.approx(60.0, rel=1e-3)
         assert memory.check().damaged == ()
+
+
+def test_forgetting_while_others_read_and_write_loses_nothing_else(tmp_path: Path) -> None:
+    with ContextMemory(tmp_path / "recall.sqlite") as memory:
+        failures: list[BaseException] = []
+        is_over = threading.Event()
+
+        def work(number: int) -> None:
+            try:
+                n = 0
+                while not is_over.is_set():
+                    memory.remember(f"Keeper {number} lit lamp {n}.", source=f"keeper {number}")
+                    assert memory.recall("lamp")
+                    n += 1
+            except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for n in range(8):
+            memory.remember(f"The quagga number {n} must go.")
+            assert memory.forget("quagga") == 1
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert memory.check().damaged == ()
+        assert memory.recall("quagga") == []
+        assert b"quagga" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_memory_alone_loads_neither_mlx_nor_the_engine() -> None:
+    program = (
+        "import sys\nfrom agent_memory import ContextMemory\n"
+        "memory = ContextMemory()\nmemory.remember('The ferry is red.')\nassert memory.working_set('ferry').items\n"
+        "names = {'.'.join(name.split('.')[:n]) for name in sys.modules for n in (1, 2)}\n"
+        "rooms = {f'agent_memory.{room}' for room in ('scheduler', 'store', 'runner', 'memory')}\n"
+        "assert not names & ({'mlx', 'mlx_lm', 'transformers', 'torch'} | rooms), names\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])

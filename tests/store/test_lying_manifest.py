@@ -324,6 +324,8 @@ def odd(draws: random.Random, old: object) -> object:
 def change_a_value(db: sqlite3.Connection, draws: random.Random) -> str:
     table = draws.choice(TABLES)
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+    if not columns:
+        return f"nothing: {table} is gone"
     rows = [row for (row,) in db.execute(f"SELECT rowid FROM {table}")]
     if not rows:
         return f"nothing in {table}"

@@ -73,6 +73,22 @@ def test_what_a_template_writes_of_earlier_calls_is_read_back_whether_it_wants_o
 
 
 @pytest.mark.mlx
+def test_a_configuration_overrules_what_the_template_tells() -> None:
+    from agent_memory import ConfigError
+    from agent_memory.runner.tokenizer import HFTokenizer
+    from tests.reliability.tinytokenizer import tokenizer
+
+    made = tokenizer()
+    made.chat_template = "[TOOL_CALLS]{{ messages[0].content }}"
+    assert HFTokenizer(made).tool_format == "mistral"
+    asked = HFTokenizer(made, "seed_oss")
+    assert (asked.tool_format, asked.call_choice.reason) == ("seed_oss", "the configuration asks for it")
+    assert asked.reasoning == ("<seed:think>", "</seed:think>")
+    with pytest.raises(ConfigError, match="tool_format must be None or one of tool_use"):
+        HFTokenizer(made, "xml")
+
+
+@pytest.mark.mlx
 def test_a_template_that_fails_for_other_reasons_is_not_tried_twice() -> None:
     from agent_memory import UnsupportedParameterError
     from agent_memory.runner.tokenizer import HFTokenizer

@@ -207,7 +207,9 @@ def test_hostile_texts_of_every_format_end_in_time_and_are_kept(format: str) -> 
     one, form = WRITERS[format]([("add", {"a": "x", "b": 1})]), KNOWN[format].forms[0]
     start, end = form.start or one[:5], form.end or "}"
     for text in (
-        start * 200, end * 200, one[: len(one) // 2] * 50, start + one[len(one) // 2 :] * 50, start + " " * 2_000 + one,
-        one[: len(one) * 2 // 3] * 30 + one[len(one) // 2 :] * 30, start + '"' * 2_000, start + "[" * 1_000 + "{" * 1_000,
+        start * 200, end * 200, one[: len(one) // 2] * 50, start + one[len(one) // 2 :] * 50,
+        start + " " * 2_000 + one,
+        one[: len(one) * 2 // 3] * 30 + one[len(one) // 2 :] * 30,
+        start + '"' * 2_000, start + "[" * 1_000 + "{" * 1_000,
     ):  # fmt: skip
         run(ToolParser(None, format), cut(text, 97))
