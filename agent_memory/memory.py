@@ -381,7 +381,7 @@ class Memory:
         identity = identity_of(self._runner.identity, self._config.salt, self._config.chunk_tokens)
         grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
         facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
-        self._asking.identity = identity
+        self._asking.agents.identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:

@@ -26,6 +26,7 @@ class Facts:
     tools_sorted: str = ""
     variables: str = ""
     recall: Recall | None = None  #: what each turn recalls; None: nothing
+    forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -44,6 +45,7 @@ class Facts:
                 date=datetime.fromisoformat(date) if isinstance(date, str) else None,
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
                 recall=_recall(row.get("recall")),
+                forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},
             )
         except (ValueError, TypeError):

@@ -75,11 +75,12 @@ class ContextMemory:
         embedder: Embedder | None = None,
         tokenizer: Tokenizer | TokenCounter | None = None,
         clock: Callable[[], float] = time.time,
+        on_forget: Callable[[str, Collection[int]], None] | None = None,
     ) -> None:
         checked_name(workspace)
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
-        self._salt, self._clock = salt, clock
+        self._salt, self._clock, self._on_forget = salt, clock, on_forget
         self._embedder, self._tokenizer = embedder, tokenizer
         with self._database.write() as db:
             ensure_index(db)
@@ -102,6 +103,7 @@ class ContextMemory:
             embedder=self._embedder,
             tokenizer=self._tokenizer,
             clock=self._clock,
+            on_forget=self._on_forget,
         )
 
     def cleaned(self, text: str) -> str:
@@ -259,14 +261,24 @@ class ContextMemory:
         ``what``: an item's id or several, whose whole texts go; or a phrase, wherever it stands, whatever its case.
         ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
         """
+        with self._database.read() as db:
+            texts = self._texts_to_forget(db, what, source, everything)
+            items = forgetting.items_of_texts(db, self._scope, texts)
+        self._tell_forgotten(items)  # first: after a crash, the call finds the texts again
         with self._database.write() as db:
             texts = self._texts_to_forget(db, what, source, everything)
             if texts:
+                items |= forgetting.items_of_texts(db, self._scope, texts)
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
                 self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
+        self._tell_forgotten(items)  # again: a turn may have recalled them meanwhile
         return len(texts)
+
+    def _tell_forgotten(self, items: Collection[int]) -> None:
+        if self._on_forget is not None and items:
+            self._on_forget(self._scope.name, items)
 
     def consolidate(self, *, dry_run: bool = False) -> Plan:
         """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""

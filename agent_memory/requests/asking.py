@@ -43,8 +43,13 @@ class Asking:
         self.agents = Agents(store, engine, config.salt)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
         self._pin_dates = config.pin_dates
-        self.identity = ""  #: of the model, once it is loaded
+        self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
+
+    @property
+    def identity(self) -> str:
+        """Of the model, once it is loaded."""
+        return self.agents.identity
 
     def ensure_open(self) -> Tokenizer:
         """The model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ class LongTerm:
         self._contexts: dict[str, ContextMemory] = {}
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
+        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: takes a workspace and items of it
         self.n_failed = 0  #: exchanges that could not be remembered
 
     def context(self, workspace: str = "default") -> ContextMemory:
@@ -144,6 +145,7 @@ class LongTerm:
                     salt=self._salt,
                     redact=self._redact or "rules",
                     tokenizer=self._runner.tokenizer,
+                    on_forget=self.on_forget,
                 )
             return self._contexts[workspace]
 

@@ -160,6 +160,7 @@ class Planner:
         kept = self._log.facts if self._log else Facts()
         return attrs.evolve(
             kept,
+            forgotten=None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -215,6 +216,10 @@ class Planner:
             return Prompt(ids=tuple(ids), explain=lambda at, other: why(other, at))
         shared = common_prefix(known, np.array(ids, np.uint32))
         n_logged = min(log.n_kv, len(known))
+        if (n_forgotten := log.facts.forgotten) is not None:
+            return Prompt(
+                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=_forgotten(n_forgotten, shared)
+            )
         return Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
@@ -247,6 +252,12 @@ class Planner:
         write = partial(self._write, self.given, self._how.generation_prompt)
         others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
         return first_difference(self._tokenizer, write(), others)
+
+
+def _forgotten(n_computed: int, shared: int) -> Why:
+    n_lost = max(0, n_computed - shared)
+    detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
+    return Why("forgotten", f"{detail} before are computed anew")
 
 
 def cleaned(given: Sequence[Message], logged: Sequence[Message], clean: Callable[[str], str]) -> tuple[Message, ...]:

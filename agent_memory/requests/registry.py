@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import attrs
 from attrs import frozen
@@ -12,6 +12,7 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError
 from agent_memory.log.facts import Facts
+from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
 from agent_memory.log.turns import AgentRecord
 from agent_memory.prompt import messages as shapes
@@ -20,7 +21,7 @@ from agent_memory.requests.longterm import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
-from agent_memory.types import AgentInfo, Message, Recall, Tool
+from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
 
 #: The number of a log that no agent has yet; the store counts from 1.
 NOT_STORED = 0
@@ -87,6 +88,7 @@ class Agents:
         self._store, self._engine, self._salt = store, engine, salt
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
+        self.identity = ""  #: of the model, once it is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
         """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
@@ -195,6 +197,38 @@ class Agents:
             log.is_pinned = is_pinned
 
         self._engine.call(work)
+
+    def forget_cards(self, workspace: str, items: Collection[int]) -> None:
+        """Take cards of forgotten items out of every log, and delete the KV that may have been computed on them.
+
+        Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
+        """
+
+        def is_forgotten(card: Card) -> bool:
+            return card.workspace == workspace and card.id in gone
+
+        def work() -> None:
+            self._engine.evict(None, None, to="cold")
+            while not self._engine.hand_over():
+                self._store.wait_ready()
+            rewritten, kv_of = {}, []
+            for info in self._store.list_agents(self._salt):
+                with self._lock:
+                    log = self._find(info.name, self.identity)
+                if log is None:
+                    continue
+                if log.facts.recall is not None or shows_cards(log.turns):
+                    kv_of.append(log.agent_id)
+                if (found := without_cards(log.turns, is_forgotten)) is not None:
+                    rewritten[log] = found
+            self._store.forget({log.agent_id: found for log, found in rewritten.items()}, kv_of)
+            for log, found in rewritten.items():
+                log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
+                log.replace(*found)
+                self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+
+        gone = frozenset(items)
+        self._engine.call_idle(work)
 
     def rewind(self, log: Log, turns: int) -> None:
         """Take an idle agent's newest turns back."""

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files, strangers
+from agent_memory.store.forgetting import Rewritten, forget
 from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
@@ -258,6 +259,16 @@ class Store:
             else:
                 catalog = self._catalog
                 self._io.call(lambda: delete_agent(catalog, agent_id))
+
+    def forget(self, logs: Rewritten, kv_of: Collection[int]) -> None:
+        """Replace turns of logs, and delete the KV of some agents and of nobody. Gone from disk when this returns."""
+        error = self._io.drain(logs_only=True)
+        if error is not None and is_disk_error(error):
+            raise as_store_error("write an agent's log", self._path, error) from error
+        self.warm.clear()
+        manifest, catalog = self._manifest, self._catalog
+        with store_errors("forget", self._path):
+            self._io.call(lambda: forget(manifest, catalog, logs, kv_of))
 
     # KV
 

@@ -451,3 +451,78 @@ def test_on_the_starter_model_a_turn_computes_its_message_and_its_new_cards(n_tu
 def _system_of(memory: Memory) -> str:
     """What the template writes in front of the first message."""
     return render(memory._runner.tokenizer, [Message("user", "qzq")]).partition("<|im_start|>user")[0]
+
+
+# --- law 16 ---
+
+
+def _files_with(folder: Path, text: str, ids: Sequence[int]) -> list[str]:
+    """Files that hold the text, or its ids as u32 wherever they stand."""
+    import numpy as np
+
+    needles = [text.encode(), np.array(ids, "<u4").tobytes()]
+    files = [one for one in folder.rglob("*") if one.is_file()]
+    return [str(one) for one in files if any(needle in one.read_bytes() for needle in needles)]
+
+
+def test_law_16_a_forgotten_card_leaves_no_byte_in_logs_and_kv(opened: Callable[..., Memory], tmp_path: Path) -> None:
+    secret = "The heron vault opens with the word bramblewick."
+    memory = opened(scripted(*["I see."] * 30), tmp_path)
+    memory.context.remember(secret)
+    memory.context.remember("The heron vault lies behind nine lamps.")
+    system = "You keep the ponds. " * 8
+    first, second = (memory.agent(name, system=system, recall=Recall(remember=False)) for name in ("ann", "bob"))
+    for agent in (first, second):
+        agent.say("Good morning to you, and a good day.")
+        assert len(agent.say("How does the heron vault open?").recalled) >= 1
+        agent.say("Thank you, that is all for today.")
+    plain = memory.agent("cid", system=system)
+    plain.say("How does the heron vault open?")
+    memory.generate("How does the heron vault open?", recall=Recall(remember=False))
+    memory.flush()
+    middle = memory._runner.tokenizer.encode("bramblewick")
+    assert _files_with(tmp_path, "bramblewick", middle), "it was there"
+
+    assert memory.context.forget("bramblewick") == 1
+
+    memory.flush()
+    assert _files_with(tmp_path, "bramblewick", middle) == []
+    texts = [card.text for message in first.messages for card in message.recalled]
+    assert any("[forgotten]" in text for text in texts)
+    assert any("nine lamps" in text for text in texts), "other cards stay"
+    assert not any("bramblewick" in text for text in texts)
+    reply = first.say("And now?")
+    assert reply.usage.miss == "forgotten"
+    assert reply.usage.cached_tokens + reply.usage.computed_tokens == reply.usage.prompt_tokens
+    assert first.say("And then?").usage.miss is None
+    assert plain.say("And you?").usage.cached_tokens > 0, "who never saw the card keeps the KV"
+    memory.close()
+    assert _files_with(tmp_path, "bramblewick", middle) == []
+    with Memory(scripted("Yes.", "Yes."), tmp_path, config=Config(chunk_tokens=16, prefill_tokens=16)) as again:
+        assert again.agent("bob").messages == second._log.messages
+        assert again.agent("bob").say("Which word opens the heron vault?").usage.miss == "forgotten"
+        assert again.verify().ok
+        again.flush()
+    assert _files_with(tmp_path, "bramblewick", middle) == []
+
+
+def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
+    opened: Callable[..., Memory], tmp_path: Path
+) -> None:
+    import threading
+
+    started = threading.Event()
+
+    def slowly(asked: str, ids: tuple[int, ...]) -> str:
+        started.set()
+        return "I see. " * 20
+
+    memory = opened(EchoRunner(slowly), tmp_path)
+    memory.context.remember("The heron vault opens with the word bramblewick.")
+    handle = memory.stream("How does the heron vault open?", agent="ann", recall=Recall(remember=False))
+    assert started.wait(10)
+    assert memory.context.forget("bramblewick") == 1
+    assert handle.result().recalled, "the reply is given out"
+    memory.flush()
+    assert _files_with(tmp_path, "bramblewick", memory._runner.tokenizer.encode("bramblewick")) == []
+    assert [card.text for card in memory.agent("ann").messages[0].recalled] == ["- [forgotten]\n"]
