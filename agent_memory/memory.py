@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-import attrs
-
 from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
@@ -145,16 +143,13 @@ class Memory:
 
     @property
     def context(self) -> ContextMemory:
-        """What is worth knowing later: remembered by agents and by you, for all agents of this salt.
-
-        One file in the store's folder, opened on first use; in memory where there is no disk tier. Raises StoreError.
-        """
+        """Context memory for all agents of this salt; a file in the store's folder, opened here. Raises StoreError."""
         self._asking.ensure_open()
         return self._asking.longterm.context()
 
     @property
     def episodes(self) -> EpisodicMemory:
-        """Tasks that were worked on, step by step, and what they teach; in the same file. Raises StoreError."""
+        """Episodes and what they teach, in the same file. Raises StoreError."""
         self._asking.ensure_open()
         return self._asking.longterm.episodes()
 
@@ -221,8 +216,8 @@ class Memory:
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
-        clean = self._asking.longterm.clean
-        messages = paired(cleaned(shapes.normalize(prompt), (), clean), may_end_open=True)
+        given = cleaned(shapes.normalize(prompt), (), self._asking.longterm.clean)
+        messages = paired(given, may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
     def agent(
@@ -245,8 +240,8 @@ class Memory:
         """
         tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, self._asking.longterm.clean)
-        identity = self._asking.identity
+        clean, identity = self._asking.longterm.clean, self._asking.identity
+        spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
     @takes_options(without=["tools"])
@@ -271,8 +266,7 @@ class Memory:
         if "tools" in options:
             raise unknown_option(Memory.run_tools, "tools")
         Settings.of(Memory.run_tools, options)
-        say = partial(self.generate, agent=agent)
-        give = partial(self._give, agent)
+        say, give = partial(self.generate, agent=agent), partial(self._give, agent)
         return run_rounds(say, give, message, functions, max_rounds, options, episode)
 
     def agents(self) -> list[AgentInfo]:
@@ -317,8 +311,8 @@ class Memory:
     def stats(self) -> Stats:
         """Return counters since this Memory was opened, and bytes now."""
         held = self._engine.call(self._engine.memory_figures)
-        stats = self._engine.counters.stats(held, self._store.stats())
-        return attrs.evolve(stats, remember_failures=self._asking.longterm.n_failed)
+        stored = {**self._store.stats(), "remember_failures": self._asking.longterm.n_failed}
+        return self._engine.counters.stats(held, stored)
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""

@@ -25,7 +25,6 @@ from agent_memory.usage import weakest as weakest
 Finish = Literal["stop", "length", "tool_calls"]
 OnDiverge = Literal["replace", "branch", "error"]  #: what to do with a list that is another history than the agent's
 
-
 _MOST = sys.float_info.max
 
 
@@ -115,10 +114,6 @@ class Card:
     parts: Mapping[str, float] = field(factory=dict, eq=False, repr=False)  #: sum to ``score``; a log keeps neither
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
-
-
 @frozen(kw_only=True)
 class Recall:
     """What a turn recalls, and whether it is remembered. Raises UnsupportedParameterError.
@@ -126,7 +121,10 @@ class Recall:
     ``k``: most cards that a question recalls. ``budget_tokens``: most tokens that a turn's new cards take.
     """
 
-    workspace: str = field(default="default", validator=_must("a printable text of 1 to 200 characters", _is_name))
+    workspace: str = field(
+        default="default",
+        validator=_must("a text", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()),
+    )
     budget_tokens: int = field(default=512, validator=_number("0 or more", lambda v: v >= 0, int))
     kinds: tuple[str, ...] = field(default=(), converter=_names)  #: of items, as in ``ContextMemory.recall``; () is all
     k: int = field(default=4, validator=_number("1 to 100", lambda v: 1 <= v <= 100, int))

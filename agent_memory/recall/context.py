@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import IO, Literal
 
@@ -339,9 +340,10 @@ class ContextMemory:
             audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
         return n
 
-    def tools(self) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    def tools(self) -> tools.Functions:
         """Return functions ``recall`` and ``remember`` for ``Memory.run_tools``: the model itself decides then."""
-        return tools.functions(self, self._tokenizer)
+        find, keep = partial(self.recall, k=5), partial(self.remember, source="tool:remember")
+        return tools.functions(find, keep, self._tokenizer)
 
     def close(self) -> None:
         """Close the file; idempotent. Everything remembered is durable already."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from agent_memory.recall.cards import card, without_marks_of
+from agent_memory.recall.types import Hit, IngestReport
 
-if TYPE_CHECKING:
-    from agent_memory.recall.context import ContextMemory
+Functions = tuple[Callable[[str], str], Callable[[str], str]]
 
 
-def functions(context: ContextMemory, tokenizer: object) -> tuple[Callable[[str], str], Callable[[str], str]]:
-    """Return ``recall`` and ``remember``, bound to one workspace."""
+def functions(find: Callable[[str], list[Hit]], keep: Callable[[str], IngestReport], tokenizer: object) -> Functions:
+    """Return ``recall`` and ``remember``. ``find`` and ``keep``: those of one workspace."""
     style = without_marks_of(tokenizer, card)
 
     def recall(query: str) -> str:
         """Look up what was remembered earlier. Give the words that it would contain."""
-        return "".join(style(hit.item) for hit in context.recall(query, k=5)) or "nothing is remembered of that"
+        return "".join(style(hit.item) for hit in find(query)) or "nothing is remembered of that"
 
     def remember(text: str) -> str:
         """Keep one fact for later conversations, in a full sentence."""
-        report = context.remember(text, source="tool:remember")
+        report = keep(text)
         return "remembered" if report.n_texts else "this was remembered before"
 
     return recall, remember

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
-from agent_memory.store.planner import Ids, Segment
+from agent_memory.store.planner import Ids
 from agent_memory.store.planning import begin_save
 from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
@@ -83,9 +84,8 @@ class Store:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
         costs, pins = self.costs, self._pins.agents
-        self.warm = Warm(
-            warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=self._is_on_disk
-        )
+        is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
+        self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
         self._health = Health()
         self._io = IOThread(health=self._health)
         self._closing, self._is_closed = threading.RLock(), False
@@ -165,8 +165,6 @@ class Store:
             return None
         self._catalog.opened = None
         return opened[1] if opened[0] == self._manifest.commits else None
-
-    # logs
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
@@ -255,15 +253,10 @@ class Store:
 
     def forget(self, logs: Rewritten, kv_of: Collection[int]) -> None:
         """Replace turns of logs, and delete the KV of some agents and of nobody. Gone from disk when this returns."""
-        error = self._io.drain(logs_only=True)
-        if error is not None and is_disk_error(error):
-            raise as_store_error("write an agent's log", self._path, error) from error
+        self.flush()  # what is queued is written over then, and not after
         self.warm.clear()
-        manifest, catalog = self._manifest, self._catalog
         with store_errors("forget", self._path):
-            self._io.call(lambda: forget(manifest, catalog, logs, kv_of))
-
-    # KV
+            self._io.call(partial(forget, self._manifest, self._catalog, logs, kv_of))
 
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
@@ -290,10 +283,7 @@ class Store:
 
     def touch(self, match: Match) -> None:
         """The match was used now, in both tiers; what it stands on counts as used too."""
-        self.warm.touch(held for held, _ in match.warm)
-        if self._catalog is not None:
-            segments: dict[int, Segment] = {p.segment.number: p.segment for p, _ in match.pieces}
-            self._catalog.touch(segments.values())
+        lookup.touch(self._catalog, self.warm, match)
 
     def begin_save(
         self,
@@ -324,10 +314,6 @@ class Store:
             self._pins.note(agent_id, save.head)
         return save
 
-    def _is_on_disk(self, piece: bytes) -> bool:
-        index = self._catalog.index if self._catalog is not None else None
-        return index is not None and piece in index.pieces
-
     @property
     def has_disk(self) -> bool:
         """Whether KV outlives the process."""
@@ -346,8 +332,6 @@ class Store:
     def wait_ready(self) -> None:
         """Return when the disk has caught up. Any thread but the I/O thread's own."""
         self._io.wait_ready()
-
-    # the house
 
     def flush(self) -> None:
         """Return when everything queued before is durable and the folder is within its budget.

@@ -97,8 +97,10 @@ def history_of(replies: Sequence[Reply]) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("dialect", ["plain", "openai", "anthropic"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [*((name, "plain") for name in TEMPLATES), ("qwen", "openai"), ("llama", "anthropic")],
+)
 def test_a_list_without_the_cards_reuses_all_of_the_log(name: str, dialect: str, opened: Callable[..., Memory]) -> None:
     memory = opened(runner_of(name, *(f"Noted, number {turn}." for turn in range(8))))
     notes(memory)
@@ -460,7 +462,7 @@ def _files_with(folder: Path, text: str, ids: Sequence[int]) -> list[str]:
     """Files that hold the text, or its ids as u32 wherever they stand."""
     import numpy as np
 
-    needles = [text.encode(), np.array(ids, "<u4").tobytes()]
+    needles = [text.encode(), np.array(ids, "<u4").tobytes(), np.array(ids, ">u4").tobytes()]
     files = [one for one in folder.rglob("*") if one.is_file()]
     return [str(one) for one in files if any(needle in one.read_bytes() for needle in needles)]
 
@@ -504,6 +506,32 @@ def test_law_16_a_forgotten_card_leaves_no_byte_in_logs_and_kv(opened: Callable[
         assert again.verify().ok
         again.flush()
     assert _files_with(tmp_path, "bramblewick", middle) == []
+
+
+def test_law_16_holds_without_a_disk_tier_too(opened: Callable[..., Memory]) -> None:
+    memory = opened(scripted("I see.", "Yes.", "Yes."))
+    memory.context.remember("The heron vault opens with the word bramblewick.")
+    agent = memory.agent("ann", recall=True)
+    agent.say("Which word opens the heron vault?")
+    assert memory.context.forget("bramblewick") == 1
+    assert [card.text for card in agent.messages[0].recalled] == ["- [forgotten]\n"]
+    reply = agent.say("And now, which word opens the heron vault?")
+    assert (reply.usage.miss, reply.recalled) == ("forgotten", ())
+    ids = memory._runner.tokenizer.decode(agent._log.ids.tolist())
+    assert "bramblewick" not in ids
+    assert "[forgotten]" in ids
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str], opened: Callable[..., Memory]) -> None:
+    import runpy
+
+    run = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "recall.py"))["run"]
+    run(opened(EchoRunner(lambda asked, ids: "Noted.")))
+    shown = capsys.readouterr().out
+    assert "port 8441 is in use" in shown
+    assert "relevance" in shown
+    assert "recalled nothing new" in shown
+    assert "computed" in shown
 
 
 def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
