@@ -214,6 +214,19 @@ def test_one_request_may_recall_or_not_whatever_its_agent_does(opened: Callable[
     assert memory.agent("d").messages[0].recalled
 
 
+def test_law_15_tenants_and_workspaces_recall_nothing_of_one_another(tmp_path: Path) -> None:
+    asked = "When do we deploy?"
+    with Memory(scripted("Fine."), tmp_path, config=Config(salt="one")) as memory:
+        memory.context.remember(NOTE)
+        memory.context.workspace("team").remember("The team deploys at noon.")
+        assert [NOTE in one.text for one in memory.generate(asked, agent="a", recall=True).recalled] == [True]
+    with Memory(scripted("Fine.", "Fine."), tmp_path, config=Config(salt="two")) as memory:
+        assert memory.generate(asked, agent="a", recall=True).recalled == ()
+        assert memory.generate(asked, recall=Recall(workspace="team")).recalled == ()
+    assert b"one" not in {row[0] for row in sqlite3.connect(tmp_path / "recall.sqlite3").execute(
+        "SELECT CAST(salt AS BLOB) FROM workspaces")}, "a salt is a secret"  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"recall": "yes"}, {"recall": Recall(kinds=("poem",))}, {"recall": True, "raw": True}],
@@ -554,3 +567,59 @@ def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
     memory.flush()
     assert _files_with(tmp_path, "bramblewick", memory._runner.tokenizer.encode("bramblewick")) == []
     assert [card.text for card in memory.agent("ann").messages[0].recalled] == ["- [forgotten]\n"]
+
+
+WORDS = ["bramblewick", "quillfeather", "ostermoor", "fennimoss", "drumhollow", "gladspire", "hazelknot", "ivorytusk"]
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_law_16_after_random_operations_no_file_holds_what_was_forgotten(seed: int, tmp_path: Path) -> None:
+    chance, config = random.Random(seed), Config(chunk_tokens=16, prefill_tokens=16)
+    forgotten: list[str] = []
+    runner = EchoRunner(lambda asked, ids: "I see that well.")
+    memory = Memory(runner, tmp_path, config=config)
+    for word in WORDS:
+        memory.context.remember(f"The gate of {word} opens with key {len(word)}.")
+    encode = memory._runner.tokenizer.encode
+
+    def check() -> None:
+        memory.flush()
+        for word in forgotten:
+            assert _files_with(tmp_path, word, encode(word)) == [], (seed, word)
+
+    for _ in range(120):
+        agent = memory.agent(chance.choice("abc"), system="You keep the gates. " * 4, recall=Recall(remember=False))
+        action = chance.choice(
+            ["say"] * 5 + ["alone", "rewind", "evict", "reopen", "list", "delete", "forget", "forget"]
+        )
+        if action == "say":
+            agent.say(f"Which key opens the gate number {chance.randint(1, 99)}?")
+        elif action == "list":
+            memory.generate([*agent.messages, {"role": "user", "content": "Which gate is it?"}], agent=agent)
+        elif action == "alone":
+            memory.generate("Which key opens which gate?", recall=Recall(remember=False))
+        elif action == "rewind" and agent.info.n_turns:
+            agent.rewind(chance.randint(1, agent.info.n_turns))
+        elif action == "evict":
+            memory.evict()
+        elif action == "delete":
+            agent.delete()
+        elif action == "reopen":
+            memory.close()
+            memory = Memory(EchoRunner(lambda asked, ids: "I see that well."), tmp_path, config=config)
+        elif action == "forget" and len(forgotten) < len(WORDS):
+            word = chance.choice([one for one in WORDS if one not in forgotten])
+            assert memory.context.forget(word) == 1
+            forgotten.append(word)
+            check()
+    check()
+    assert len(forgotten) >= 2
+    assert memory.verify().ok
+    for name in "abc":
+        kept = memory.agent(name).messages
+        assert not any(word in card.text for m in kept for card in m.recalled for word in forgotten)
+    memory.close()
+    for word in forgotten:
+        assert _files_with(tmp_path, word, encode(word)) == [], (seed, word)
