@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 from attrs import frozen
@@ -14,7 +14,7 @@ from agent_memory.errors import ConfigError, RequestError
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
-from agent_memory.log.turns import AgentRecord
+from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.longterm import checked_recall, chosen
@@ -221,14 +221,18 @@ class Agents:
                     kv_of.append(log.agent_id)
                 if (found := without_cards(log.turns, is_forgotten)) is not None:
                     rewritten[log] = found
-            self._store.forget({log.agent_id: found for log, found in rewritten.items()}, kv_of)
-            for log, found in rewritten.items():
-                log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
-                log.replace(*found)
-                self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+            turns = {log.agent_id: found for log, found in rewritten.items()}
+            self._store.forget(turns, kv_of, lambda: self._replace(rewritten))
 
         gone = frozenset(items)
         self._engine.call_idle(work)
+
+    def _replace(self, rewritten: Mapping[Log, tuple[int, tuple[Turn, ...]]]) -> None:
+        """Let logs be in memory what they are on disk by now: other turns from a number on."""
+        for log, found in rewritten.items():
+            log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
+            log.replace(*found)
+            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
 
     def rewind(self, log: Log, turns: int) -> None:
         """Take an idle agent's newest turns back."""

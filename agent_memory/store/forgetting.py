@@ -22,11 +22,8 @@ _NOBODY = 2**40
 Rewritten = Mapping[int, tuple[int, Sequence[Turn]]]
 
 
-def forget(manifest: Manifest, catalog: Catalog | None, logs: Rewritten, kv_of: Collection[int]) -> None:
-    """Replace turns, and delete the KV of some agents and of nobody. I/O thread; durable when it returns.
-
-    A crash between the two leaves lineages without an agent; the next call deletes their KV.
-    """
+def rewrite(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None:
+    """Commit other turns of some logs, and that the KV of some agents, and of no agent, is nobody's. I/O thread."""
     with manifest.transaction() as db:
         for agent_id, (first, turns) in logs.items():
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, first))
@@ -39,6 +36,13 @@ def forget(manifest: Manifest, catalog: Catalog | None, logs: Rewritten, kv_of: 
             for identity, pieces in db.execute("SELECT identity, pieces FROM segments").fetchall()
         ]
         db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
+
+
+def delete_unowned(manifest: Manifest, catalog: Catalog | None) -> None:
+    """Delete the KV that is nobody's; no file holds bytes of it, or of replaced turns, afterwards. I/O thread.
+
+    What an earlier process did not get to is deleted too.
+    """
     if catalog is not None:
         delete_agent(catalog, _NOBODY)
     manifest.fold()

@@ -27,7 +27,7 @@ from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files
-from agent_memory.store.forgetting import Rewritten, forget
+from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
@@ -251,12 +251,14 @@ class Store:
                 catalog = self._catalog
                 self._io.call(lambda: delete_agent(catalog, agent_id))
 
-    def forget(self, logs: Rewritten, kv_of: Collection[int]) -> None:
-        """Replace turns of logs, and delete the KV of some agents and of nobody. Gone from disk when this returns."""
+    def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
+        """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
         self.flush()  # what is queued is written over then, and not after
         self.warm.clear()
         with store_errors("forget", self._path):
-            self._io.call(partial(forget, self._manifest, self._catalog, logs, kv_of))
+            self._io.call(partial(rewrite, self._manifest, logs, kv_of))
+            replaced()
+            self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""

@@ -569,6 +569,36 @@ def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
     assert [card.text for card in memory.agent("ann").messages[0].recalled] == ["- [forgotten]\n"]
 
 
+def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
+    opened: Callable[..., Memory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import agent_memory.store.forgetting as forgetting
+
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    memory = opened(scripted("I see.", "I see."), tmp_path)
+    memory.context.remember("The heron vault opens with the word bramblewick.")
+    memory.agent("ann", recall=Recall(remember=False)).say("How does the heron vault open?")
+    encoded = memory._runner.tokenizer.encode("bramblewick")
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, "delete_agent", fail)
+        with pytest.raises(StoreError):
+            memory.context.forget("bramblewick")
+    assert memory.context.recall("bramblewick"), "not forgotten yet: the call did not return"
+    memory.agent("ann").say("Good evening.", recall=False)  # log and disk agree, whatever was done of it
+    before = memory.agent("ann")._log.ids.tolist()
+    memory.close()
+    again = opened(scripted("I see."), tmp_path)
+    assert again.agent("ann")._log.ids.tolist() == before
+    assert again.verify().ok
+    assert again.context.forget("bramblewick") == 1
+    again.flush()
+    assert _files_with(tmp_path, "bramblewick", encoded) == []
+    assert [card.text for card in again.agent("ann").messages[0].recalled] == ["- [forgotten]\n"]
+    assert len(again.agent("ann").messages) == 4
+
+
 WORDS = ["bramblewick", "quillfeather", "ostermoor", "fennimoss", "drumhollow", "gladspire", "hazelknot", "ivorytusk"]
 
 
