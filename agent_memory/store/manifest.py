@@ -285,6 +285,9 @@ class Manifest:
                 if damage is not None:
                     who = repr(blob_text(agent["name"])) if agent is not None else f"number {row[0]}"
                     found.append(f"agent {who}: {damage} is damaged")
+            orphans = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+            if n_orphans := self._db.execute(orphans).fetchone()[0]:
+                found.append(f"{n_orphans} turns are of no agent")
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         return total, found if check == "ok" else [*found, f"manifest: {check}"]
 
