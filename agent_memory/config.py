@@ -65,6 +65,11 @@ def _seconds_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -
         raise _refuse(attribute.name, "a finite number above 0, or None", value)
 
 
+def _redactor(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and value != "rules" and not callable(getattr(value, "redact", None)):
+        raise _refuse("redact", "'rules', an object with a method redact(text), or None", value)
+
+
 def _as_float(value: Any) -> Any:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
@@ -167,6 +172,9 @@ class Config:
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
     progress: bool | None = field(default=None, validator=_kind(bool, type(None)))
+    #: what takes secrets out of every prompt before the model and the log see it: "rules", or an object with a method
+    #: ``redact(text)`` (``Redactor``); long-term memory redacts by rules where this is None
+    redact: Any = field(default=None, validator=_redactor, repr=False)
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 

@@ -8,7 +8,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
@@ -28,6 +28,7 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
+from agent_memory.requests.prompting import cleaned
 from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import run_rounds
 from agent_memory.scheduler.engine import Engine, shut, until_shut
@@ -36,6 +37,7 @@ from agent_memory.types import (
     AgentInfo,
     Doctor,
     Prompt,
+    Recall,
     Reply,
     Stats,
     ToolLike,
@@ -43,6 +45,11 @@ from agent_memory.types import (
     Usage,
     VerifyReport,
 )
+
+if TYPE_CHECKING:
+    from agent_memory.recall.context import ContextMemory
+    from agent_memory.recall.episode_types import StepRecorder
+    from agent_memory.recall.episodes import EpisodicMemory
 
 
 class Memory:
@@ -71,7 +78,7 @@ class Memory:
         self._path = store_path(path)
         self._store = store_for(self._path or ":memory:", config, warm_bytes)
         self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
-        self._asking = Asking(self._runner, self._store, self._engine, config)
+        self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -133,6 +140,18 @@ class Memory:
     def chat(self) -> OpenAIChat:
         """OpenAI's Chat Completions API, in process: ``memory.chat.completions.create``."""
         return OpenAIChat(self.stream, self._runner.name)
+
+    @property
+    def context(self) -> ContextMemory:
+        """Context memory for all agents of this salt; a file in the store's folder, opened here. Raises StoreError."""
+        self._asking.ensure_open()
+        return self._asking.longterm.context()
+
+    @property
+    def episodes(self) -> EpisodicMemory:
+        """Episodes and what they teach, in the same file. Raises StoreError."""
+        self._asking.ensure_open()
+        return self._asking.longterm.episodes()
 
     def __repr__(self) -> str:
         return f"Memory({self._runner.name!r}{', closed' if self._asking.is_closed else ''})"
@@ -197,7 +216,8 @@ class Memory:
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
-        messages = paired(shapes.normalize(prompt), may_end_open=True)
+        given = cleaned(shapes.normalize(prompt), (), self._asking.longterm.clean)
+        messages = paired(given, may_end_open=True)
         return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
 
     def agent(
@@ -208,17 +228,20 @@ class Memory:
         tools: Sequence[ToolLike] = (),
         messages: Prompt | None = None,
         keep_reasoning: bool | None = None,
+        recall: bool | Recall | None = None,
     ) -> Agent:
         """Open an agent, or create it. Any non-empty str is a name; ``system=None`` keeps what the agent has.
 
         ``tools`` are stored with the agent and offered in each of its turns; none given keeps those it has.
         ``messages``: a history for a new agent to begin with; nothing is generated. ``keep_reasoning``: whether earlier
-        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. Raises ConfigError for
+        replies keep their reasoning, for each turn that does not say; stored, and None keeps it. ``recall``: what each
+        turn recalls before it, and whether it is remembered; stored likewise, and False ends it. Raises ConfigError for
         an empty name, or when the agent exists with another system prompt, other tools or another history.
         """
         tokenizer = self._asking.ensure_open()
         name = self._name_of(name)
-        spec, identity = AgentSpec.of(system, tools, messages, keep_reasoning), self._asking.identity
+        clean, identity = self._asking.longterm.clean, self._asking.identity
+        spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
     @takes_options(without=["tools"])
@@ -229,21 +252,22 @@ class Memory:
         functions: Sequence[Callable[..., Any]],
         *,
         max_rounds: int = 8,
+        episode: StepRecorder | None = None,
         **options: Unpack[Options],
     ) -> Reply:
         """Run a turn of ``agent`` in which the model may call typed Python ``functions``, one after another.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
         that calls nothing, or after ``max_rounds`` of them with open calls. The options hold for each reply.
+        ``episode``: records each call as a step (``memory.episodes.start``); what it raises ends the turn.
         """
         if agent is None:
             raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
         if "tools" in options:
             raise unknown_option(Memory.run_tools, "tools")
         Settings.of(Memory.run_tools, options)
-        say = partial(self.generate, agent=agent)
-        give = partial(self._give, agent)
-        return run_rounds(say, give, message, functions, max_rounds, options)
+        say, give = partial(self.generate, agent=agent), partial(self._give, agent)
+        return run_rounds(say, give, message, functions, max_rounds, options, episode)
 
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
@@ -287,7 +311,8 @@ class Memory:
     def stats(self) -> Stats:
         """Return counters since this Memory was opened, and bytes now."""
         held = self._engine.call(self._engine.memory_figures)
-        return self._engine.counters.stats(held, self._store.stats())
+        stored = {**self._store.stats(), "remember_failures": self._asking.longterm.n_failed}
+        return self._engine.counters.stats(held, stored)
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
@@ -322,6 +347,7 @@ class Memory:
         check_drain(drain_s)
         self._asking.is_closed = True
         shut(self._engine, self._store, drain_s)
+        self._asking.longterm.close()
         self._finalizer.detach()
 
     async def aclose(self, drain_s: float = 0.0) -> None:
@@ -349,7 +375,7 @@ class Memory:
         identity = identity_of(self._runner.identity, self._config.salt, self._config.chunk_tokens)
         grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
         facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
-        self._asking.identity = identity
+        self._asking.agents.identity = identity
         self._store.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -24,6 +24,34 @@ from agent_memory.usage import weakest as weakest
 
 Finish = Literal["stop", "length", "tool_calls"]
 OnDiverge = Literal["replace", "branch", "error"]  #: what to do with a list that is another history than the agent's
+
+_MOST = sys.float_info.max
+
+
+def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Callable[[Any, Any, Any], None]:
+    """A validator of finite numbers that raises this library's own error; a bool is no number."""
+
+    def check(_: Any, attribute: Any, value: Any) -> None:
+        is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
+        if not is_number or not (kinds or -_MOST <= value <= _MOST) or not is_right(value):
+            kind = "an int" if kinds else "a number"
+            raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {value!r}")
+
+    return check
+
+
+def _must(be: str, is_right: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:
+    def check(_: Any, attribute: Any, value: Any) -> None:
+        if not is_right(value):
+            raise UnsupportedParameterError(f"{attribute.name} must be {be}, got {value!r}")
+
+    return check
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(one, str) for one in value):
+        raise UnsupportedParameterError(f"kinds must be a list of texts, got {value!r}")
+    return tuple(value)
 
 
 @frozen
@@ -76,6 +104,34 @@ class RejectedCall:
 
 
 @frozen
+class Card:
+    """A remembered item as the model reads it, in front of a message."""
+
+    id: int  #: of the item, in its workspace
+    text: str  #: whole lines, escaped
+    workspace: str = "default"
+    score: float = field(default=0.0, eq=False)
+    parts: Mapping[str, float] = field(factory=dict, eq=False, repr=False)  #: sum to ``score``; a log keeps neither
+
+
+@frozen(kw_only=True)
+class Recall:
+    """What a turn recalls, and whether it is remembered. Raises UnsupportedParameterError.
+
+    ``k``: most cards that a question recalls. ``budget_tokens``: most tokens that a turn's new cards take.
+    """
+
+    workspace: str = field(
+        default="default",
+        validator=_must("a text", lambda v: isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()),
+    )
+    budget_tokens: int = field(default=512, validator=_number("0 or more", lambda v: v >= 0, int))
+    kinds: tuple[str, ...] = field(default=(), converter=_names)  #: of items, as in ``ContextMemory.recall``; () is all
+    k: int = field(default=4, validator=_number("1 to 100", lambda v: 1 <= v <= 100, int))
+    remember: bool = field(default=True, validator=_must("a bool", lambda v: isinstance(v, bool)))
+
+
+@frozen
 class Message:
     """One message of a conversation."""
 
@@ -87,6 +143,8 @@ class Message:
     name: str | None = None
     #: the model's whole text, calls and tags included, where ``content`` is not all of it
     source: str = field(default="", eq=False, repr=False)
+    #: what stands in front of ``content`` where the model reads it
+    recalled: tuple[Card, ...] = field(default=(), eq=False, repr=False)
 
     def __repr__(self) -> str:
         text = self.content if len(self.content) <= 60 else self.content[:57] + "..."
@@ -95,20 +153,6 @@ class Message:
 
 #: A prompt: text (one user message), a message, or a list of messages, ours or either API's.
 Prompt = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
-
-_MOST = sys.float_info.max
-
-
-def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Callable[[Any, Any, Any], None]:
-    """A validator of finite numbers that raises this library's own error; a bool is no number."""
-
-    def check(_: Any, attribute: Any, value: Any) -> None:
-        is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
-        if not is_number or not (kinds or -_MOST <= value <= _MOST) or not is_right(value):
-            kind = "an int" if kinds else "a number"
-            raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {value!r}")
-
-    return check
 
 
 @frozen(kw_only=True)
@@ -144,6 +188,7 @@ class Reply:
     parsed: Any = None
     stopped: str | None = None  #: the stop string that ended the text
     token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
+    recalled: tuple[Card, ...] = field(default=(), repr=False)  #: what was put in front of the new message
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
@@ -290,6 +335,7 @@ class Stats(AsDict):
     disk_failures: int = 0  #: writes that the disk refused
     unwritten_tokens: int = 0  #: tokens whose KV was to be written and is not on disk
     unreadable: int = 0  #: KV files that cannot be read now, and are tried again
+    remember_failures: int = 0  #: exchanges that were to be remembered and are not
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
 
     def _repr_html_(self) -> str:

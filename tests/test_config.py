@@ -32,6 +32,7 @@ WRONG: dict[str, list[Any]] = {
     "tool_format": [7, True, ["mistral"]],
     "blas": ["openblas", True, 0],
     "progress": ["yes", 1],
+    "redact": ["rule", 7, True, object()],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -55,6 +56,7 @@ RIGHT: dict[str, list[Any]] = {
     "tool_format": [None, "mistral"],
     "blas": [None, "auto"],
     "progress": [None, True, False],
+    "redact": [None, "rules"],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -127,6 +129,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_TOOL_FORMAT": "mistral",
         "AGENT_MEMORY_BLAS": "",
         "AGENT_MEMORY_PROGRESS": "false",
+        "AGENT_MEMORY_REDACT": "rules",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
     assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
@@ -147,6 +150,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         tool_format="mistral",
         blas=None,
         progress=False,
+        redact="rules",
         trust_remote_code=True,
     )
 

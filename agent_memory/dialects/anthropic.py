@@ -22,8 +22,9 @@ class AnthropicMessages:
     """``memory.messages``: ``create``, ``stream`` and ``count_tokens`` take the API's parameters by name.
 
     ``metadata.user_id``, or ``agent=`` beside the API's own, names the agent; the request's messages are its whole
-    history. ``model`` may be any text: the reply names the model that answered. Without ``temperature`` decoding is
-    greedy. Raises UnsupportedParameterError, by name, for what is not supported.
+    history. ``recall=`` likewise is that of ``Memory.generate``. ``model`` may be any text: the reply names the model
+    that answered. Without ``temperature`` decoding is greedy. Raises UnsupportedParameterError, by name, for what is
+    not supported.
     """
 
     def __init__(self, ask: Callable[..., Generation], count_tokens: Callable[..., int], model: str) -> None:
@@ -82,10 +83,12 @@ class AnthropicMessages:
         for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
             parameters.only(name, {})
         parameters.ignore("cache_control")
+        recall = parameters.take("recall")
         parameters.end()
         return self._ask(
             history,
             agent=agent,
+            recall=recall,
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=is_parallel,

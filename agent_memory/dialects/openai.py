@@ -28,6 +28,7 @@ class OpenAICompletions:
     """``memory.chat.completions``: ``create`` takes the API's parameters by name.
 
     ``user``, or ``agent=`` beside the API's own, names the agent; the request's messages are its whole history.
+    ``recall=`` beside them is that of ``Memory.generate``.
     ``model`` may be any text: the reply names the model that answered. Without ``temperature`` decoding is greedy.
     Raises UnsupportedParameterError, by name, for what is not supported.
     """
@@ -83,10 +84,12 @@ class OpenAICompletions:
         for name in ("extra_headers", "extra_query", "extra_body"):  # the SDK's, for its requests over HTTP
             parameters.only(name, {})
         parameters.ignore("prompt_cache_key", "prompt_cache_retention")
+        recall = parameters.take("recall")
         parameters.end()
         return self._ask(
             history,
             agent=agent,
+            recall=recall,
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=is_parallel,

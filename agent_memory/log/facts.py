@@ -1,4 +1,4 @@
-"""How an agent's turns are rendered: facts that its log keeps, so that later turns are rendered as the first ones."""
+"""How an agent's turns are asked and rendered: facts that its log keeps, so that later turns are as the first ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from datetime import datetime
 
 import attrs
 from attrs import frozen
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.types import Recall
 
 
 @frozen(kw_only=True)
@@ -22,6 +25,8 @@ class Facts:
     tools: str = ""
     tools_sorted: str = ""
     variables: str = ""
+    recall: Recall | None = None  #: what each turn recalls; None: nothing
+    forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -39,7 +44,16 @@ class Facts:
             return cls(
                 date=datetime.fromisoformat(date) if isinstance(date, str) else None,
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
+                recall=_recall(row.get("recall")),
+                forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},
             )
         except (ValueError, TypeError):
             return cls()
+
+
+def _recall(row: object) -> Recall | None:
+    try:
+        return Recall(**row) if isinstance(row, dict) else None
+    except (TypeError, UnsupportedParameterError):
+        return None

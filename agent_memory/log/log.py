@@ -174,6 +174,10 @@ class Log:
         self._add(turn)
         self.used_s = turn.created_s
 
+    def replace(self, first: int, turns: Sequence[Turn]) -> None:
+        """Let other turns stand from number ``first`` on."""
+        self._replay((*self.turns[:first], *turns))
+
     def rewind(self, n_turns: int) -> None:
         """Keep the first ``n_turns``."""
         self._replay(self.turns[:n_turns])

@@ -10,7 +10,7 @@ import attrs
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.results import result_text
-from agent_memory.types import Message, Role, ToolCall
+from agent_memory.types import Card, Message, Role, ToolCall
 
 ROLES: tuple[str, ...] = get_args(Role)
 _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
@@ -92,6 +92,8 @@ def to_json(messages: Sequence[Message]) -> str:
             row["name"] = m.name
         if m.source:
             row["source"] = m.source
+        if m.recalled:
+            row["recalled"] = [[card.id, card.text, card.workspace] for card in m.recalled]
         rows.append(row)
     try:
         return json.dumps(rows, separators=(",", ":"))
@@ -110,6 +112,7 @@ def from_json(text: str) -> tuple[Message, ...]:
             tool_call_id=row.get("tool_call_id"),
             name=row.get("name"),
             source=row.get("source", ""),
+            recalled=tuple(Card(*card) for card in row.get("recalled", ())),
         )
         for row in json.loads(text)
     )

@@ -18,6 +18,7 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.prompt.frame import Frame, Render, frame_of
+from agent_memory.prompt.recalled import with_cards
 from agent_memory.protocols import Tokenizer
 from agent_memory.types import Message, ToolCall
 
@@ -124,7 +125,7 @@ def compose(
 
 def _marks_for(messages: Sequence[Message], replies: Mapping[int, Reply]) -> dict[int, _Marks]:
     """Marks that are in none of the messages: letters and digits, which no template changes."""
-    said = "".join(f"{message.content}{message.reasoning}{message.source}" for message in messages)
+    said = "".join(f"{message.content}{message.reasoning}{message.source}" for message in with_cards(messages))
     stem = next(stem for n in itertools.count() if (stem := f"qz{n}w") not in said)
     return {
         place: _Marks(

@@ -8,6 +8,7 @@ from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.messages import as_dicts
+from agent_memory.prompt.recalled import with_cards
 from agent_memory.prompt.tokens import reuse
 from agent_memory.prompt.toolprompt import spelled
 from agent_memory.protocols import Tokenizer
@@ -29,6 +30,8 @@ def render(
     A template that knows no tools gets them, their calls and results as text. Raises UnsupportedParameterError where
     the template refuses the messages.
     """
+
+    messages = with_cards(messages)
 
     def write(messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
         return tokenizer.render(

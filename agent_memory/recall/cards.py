@@ -1,6 +1,7 @@
 """Cards: recalled items as text for a model. One frame, and nothing in a card can leave it.
 
-- A card is one line with a head, further lines are indented, and it ends with a line's end: a token boundary.
+- A card is one line with a head, further lines are indented, none is blank, and it ends with a line's end: a token
+  boundary.
 - Text that a template or a tokenizer could take for its own marks (``<|im_start|>``, ``[INST]``, ``</s>``) gets a
   zero-width space behind the bracket. What is shown differs from what is stored only there.
 """
@@ -20,6 +21,7 @@ _NAMES = "s|bos|eos|pad|unk|cls|sep|mask|think|thinking|system|user|assistant|to
 _MARK = re.compile(rf"<(?=/?(?:[|｜]|\w*_\w*>|(?:{_NAMES})>))|\[(?=/?[A-Z][A-Z_]+\])", re.IGNORECASE)
 _ANY_BRACKET = re.compile(r"[<\[|｜{](?!\u200b)")
 _OTHER_ENDS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 #: Makes a card's text of an item; the text ends with a line's end.
@@ -35,8 +37,8 @@ def card(item: Item) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` so that it stays inside its card: marks broken, further lines indented."""
-    text = _CONTROL.sub("", _OTHER_ENDS.sub("\n", text)).strip()
+    """Return ``text`` so that it stays inside its card: marks broken, further lines indented, none of them blank."""
+    text = _BLANK_LINES.sub("\n", _CONTROL.sub("", _OTHER_ENDS.sub("\n", text))).strip()
     return _MARK.sub(lambda match: match[0] + _BREAK, text).replace("\n", "\n  ")
 
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import IO, Literal
 
@@ -15,7 +16,7 @@ import attrs
 
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import Tokenizer
-from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, transfer
+from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask
 from agent_memory.recall.cards import card, counter_of, without_marks_of
 from agent_memory.recall.database import Database
@@ -75,11 +76,12 @@ class ContextMemory:
         embedder: Embedder | None = None,
         tokenizer: Tokenizer | TokenCounter | None = None,
         clock: Callable[[], float] = time.time,
+        on_forget: Callable[[str, Collection[int]], None] | None = None,
     ) -> None:
         checked_name(workspace)
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
-        self._salt, self._clock = salt, clock
+        self._salt, self._clock, self._on_forget = salt, clock, on_forget
         self._embedder, self._tokenizer = embedder, tokenizer
         with self._database.write() as db:
             ensure_index(db)
@@ -102,7 +104,12 @@ class ContextMemory:
             embedder=self._embedder,
             tokenizer=self._tokenizer,
             clock=self._clock,
+            on_forget=self._on_forget,
         )
+
+    def cleaned(self, text: str) -> str:
+        """Return a text as ``remember`` would store it."""
+        return self._clean(text, Counter())
 
     def remember(
         self, content: object, *, kind: str | None = None, source: str | None = None, at: float | datetime | None = None
@@ -255,14 +262,24 @@ class ContextMemory:
         ``what``: an item's id or several, whose whole texts go; or a phrase, wherever it stands, whatever its case.
         ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
         """
+        with self._database.read() as db:
+            texts = self._texts_to_forget(db, what, source, everything)
+            items = forgetting.items_of_texts(db, self._scope, texts)
+        self._tell_forgotten(items)  # first: after a crash, the call finds the texts again
         with self._database.write() as db:
             texts = self._texts_to_forget(db, what, source, everything)
             if texts:
+                items |= forgetting.items_of_texts(db, self._scope, texts)
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
                 self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
+        self._tell_forgotten(items)  # again: a turn may have recalled them meanwhile
         return len(texts)
+
+    def _tell_forgotten(self, items: Collection[int]) -> None:
+        if self._on_forget is not None and items:
+            self._on_forget(self._scope.name, items)
 
     def consolidate(self, *, dry_run: bool = False) -> Plan:
         """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""
@@ -322,6 +339,11 @@ class ContextMemory:
             n = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
             audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
         return n
+
+    def tools(self) -> tools.Functions:
+        """Return functions ``recall`` and ``remember`` for ``Memory.run_tools``: the model itself decides then."""
+        find, keep = partial(self.recall, k=5), partial(self.remember, source="tool:remember")
+        return tools.functions(find, keep, self._tokenizer)
 
     def close(self) -> None:
         """Close the file; idempotent. Everything remembered is durable already."""

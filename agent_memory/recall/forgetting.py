@@ -56,6 +56,12 @@ def all_texts(db: sqlite3.Connection, scope: Scope) -> set[int]:
     return {int(text) for (text,) in db.execute("SELECT text FROM texts WHERE workspace = ?", (scope.workspace,))}
 
 
+def items_of_texts(db: sqlite3.Connection, scope: Scope, texts: Iterable[int]) -> set[int]:
+    """Return the items that are spans of ``texts``."""
+    sql = "SELECT item FROM items WHERE text = ? AND workspace = ?"
+    return {int(item) for text in texts for (item,) in db.execute(sql, (text, scope.workspace))}
+
+
 def delete_texts(db: sqlite3.Connection, scope: Scope, texts: Collection[int], now: float, action: str) -> None:
     """Delete ``texts`` with their items, words, vectors, links and cards; mend chains of facts. In a transaction."""
     slots: set[str] = set()

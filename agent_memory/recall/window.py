@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from agent_memory.prompt.recalled import HEAD
 from agent_memory.recall.cards import CardStyle
 from agent_memory.recall.protocols import TokenCounter
 from agent_memory.recall.rows import ItemRow, rows_of, rows_where, span_text, stale_items
@@ -30,7 +31,6 @@ HITS = 64  #: recalled for one working set
 _WANTED_SHARE = 2 / 3
 _STALE_SHARE = 0.5
 _RELEVANT = 0.2  #: of the best hit's score: less is noise
-HEAD = "Recalled from memory; may be incomplete or outdated:\n"
 
 
 @define

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from agent_memory.config import Config
-from agent_memory.errors import ClosedError
+from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.longterm import LongTerm, chosen
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
 from agent_memory.requests.registry import Agents
@@ -20,7 +23,7 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
-from agent_memory.types import Usage
+from agent_memory.types import Recall, Usage
 
 
 class Asking:
@@ -30,14 +33,23 @@ class Asking:
     - An agent that does not exist yet is stored when its first request starts.
     """
 
-    def __init__(self, runner: ModelRunner, store: Store, engine: Engine, config: Config) -> None:
+    def __init__(
+        self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
+    ) -> None:
         self._runner, self._engine = runner, engine
+        self.longterm = LongTerm(path, config, runner, store)
+        self._clean = self.longterm.clean if config.redact is not None else None
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.agents = Agents(store, engine, config.salt)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
         self._pin_dates = config.pin_dates
-        self.identity = ""  #: of the model, once it is loaded
+        self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
+
+    @property
+    def identity(self) -> str:
+        """Of the model, once it is loaded."""
+        return self.agents.identity
 
     def ensure_open(self) -> Tokenizer:
         """The model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
@@ -76,7 +88,9 @@ class Asking:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""
         tokenizer = self.ensure_open()
         offered = as_tools(tools) or (log.tools if log else ())
-        how = Rendering(clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False)
+        how = Rendering(
+            clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False, clean=self._clean
+        )
         planner = Planner(tokenizer, prompt, log, how)
         request = self._requests.make(planner, None, Settings(), Calling(), max_tokens=0)
         if log is not None:
@@ -86,6 +100,7 @@ class Asking:
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """A request that is not yet under way."""
         tokenizer = self.ensure_open()
+        recall, name = self._recall(settings, log), log.name if log else None
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
         how = Rendering(
             clock=self.clock,
@@ -95,9 +110,18 @@ class Asking:
             variables=settings.template,
             keep_reasoning=settings.keep_reasoning,
             on_diverge=settings.on_diverge,
+            clean=self._clean,
+            recalls=partial(self.longterm.candidates, recall=recall, agent=name) if recall else None,
         )
         planner = Planner(tokenizer, prompt, log, how)
-        return self._requests.make(planner, log, settings, calling)
+        remember = partial(self.longterm.note, recall=recall, agent=name) if recall else None
+        return self._requests.make(planner, log, settings, calling, remember=remember)
+
+    def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
+        """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""
+        if settings.raw and settings.recall:
+            raise UnsupportedParameterError("raw=True takes no recall=: cards stand in front of a message")
+        return None if settings.raw else chosen(settings.recall, log.facts.recall if log else None)
 
     def _with_agent(self, prompt: object, log: Log | None, settings: Settings, request: Request) -> Request:
         """``request``, its agent stored; planned again where another thread created the agent meanwhile."""

@@ -18,8 +18,9 @@ from attrs import field, frozen
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor
+from agent_memory.requests.longterm import checked_recall
 from agent_memory.scheduler.callables import checked
-from agent_memory.types import OnDiverge, Sampling, ToolChoice, ToolLike
+from agent_memory.types import OnDiverge, Recall, Sampling, ToolChoice, ToolLike
 
 F = TypeVar("F", bound=Callable[..., Any])
 _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
@@ -48,6 +49,7 @@ class Options(TypedDict, total=False):
     timeout_s: float | None
     keep_reasoning: bool | None
     on_diverge: OnDiverge
+    recall: bool | Recall | None
 
 
 #: The options that are fields of ``Sampling``.
@@ -136,6 +138,11 @@ class Settings:
         default="replace",
         validator=_must("'replace', 'branch' or 'error'", lambda value: value in ("replace", "branch", "error")),
         metadata=_says("what a list does that is another history than the agent's: replace it, branch off, or raise"),
+    )
+    recall: bool | Recall | None = field(
+        default=None,
+        converter=checked_recall,
+        metadata=_says("what is recalled before the turn, and whether it is remembered; None: as the agent has it"),
     )
 
     @classmethod

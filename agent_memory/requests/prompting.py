@@ -21,13 +21,15 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.frame import closings_of
 from agent_memory.prompt.own_words import Composed, Part, compose
 from agent_memory.prompt.results import paired
+from agent_memory.prompt.sameness import is_same
 from agent_memory.prompt.template import raw_ids, render, writes_calls
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
 from agent_memory.requests.misses import Before, Planned, explain, first_difference
+from agent_memory.requests.recalled import NOTHING, Candidates
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.tools import as_functions
-from agent_memory.types import Message, OnDiverge, Tool
+from agent_memory.types import Card, Message, OnDiverge, Tool
 
 _ANOTHER_DAY = datetime(2001, 9, 9, 1, 46, 40)  #: what a template writes of the date differs between this and today
 
@@ -52,19 +54,22 @@ class Rendering:
     on_diverge: OnDiverge = "replace"
     clock: Callable[[], datetime] = datetime.now  #: local time
     pin_dates: bool = True
+    clean: Callable[[str], str] | None = None  #: takes secrets out of a text, before the model and the log see it
+    recalls: Callable[[str], Candidates] | None = None  #: what a question recalls
 
 
 class Planner:
     """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment.
 
     - What the caller gave is copied at once: he may do with it what he likes while the request waits.
+    - Secrets are taken out of it, and what its question recalls is looked up, there and then, on the caller's thread.
     - Replies that the log has, unchanged, stand as the model wrote them; the template writes the rest.
     - A list that is another history than the log's replaces it, branches off, or is refused (``on_diverge``).
     """
 
     __slots__ = (
-        "_asked", "_cache", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
-        "facts", "given", "is_branch", "n_replaced",
+        "_asked", "_cache", "_candidates", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
+        "facts", "given", "is_branch", "n_known", "n_replaced", "recalled",
     )  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, prompt: object, log: Log | None, how: Rendering = Rendering()) -> None:
@@ -78,12 +83,17 @@ class Planner:
             self._asked = shapes.normalize(prompt.messages) if prompt.messages else ()  # none: a call is left open
         else:
             self._asked = shapes.normalize(prompt)
+        if how.clean is not None:
+            self._asked = cleaned(self._asked, log.messages if log else (), how.clean)
+        self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: of the agent, once this turn is part of its log
         self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
         self.n_replaced = 0  #: messages of the log that are not in the list
+        self.n_known = 0  #: messages in front of what is new: the log's, or those up to the newest reply
+        self.recalled: tuple[Card, ...] = ()  #: the cards that this turn adds
 
     def prompt(self) -> Prompt:
         """Render and tokenize; again only when the log has changed since.
@@ -108,6 +118,8 @@ class Planner:
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
         self._note_divergence()
+        self.n_known = log.n_same(self.given) if log else _n_answered(self.given)
+        self._show_recalled()
         self.facts = self._facts()
         known = log.known(self._tokenizer) if log else np.zeros(0, np.uint32)
         if self._how.raw:
@@ -127,12 +139,28 @@ class Planner:
             raise HistoryDivergedError(log.name, n_same, len(log.messages))
         self.is_branch = self.is_branch or bool(self.n_replaced and self._how.on_diverge == "branch")
 
+    def _recall(self) -> Candidates:
+        """What the new message recalls: the text of a user; nothing where results or a call come last."""
+        last = self._asked[-1] if self._asked else None
+        if self._how.recalls is None or last is None or last.role != "user":
+            return NOTHING
+        return self._how.recalls(last.content)
+
+    def _show_recalled(self) -> None:
+        """Put the cards that the conversation does not show yet in front of the new message."""
+        self.recalled = ()
+        if len(self.given) > self.n_known and self.given[-1].role == "user":
+            last = self.given[-1]
+            self.recalled = self._candidates.fresh(self.given)
+            self.given = (*self.given[:-1], attrs.evolve(last, recalled=(*last.recalled, *self.recalled)))
+
     def _facts(self) -> Facts:
         """The agent's facts with this turn: its date is that of its first turn, where dates are pinned."""
         functions = as_functions(self._how.tools)
         kept = self._log.facts if self._log else Facts()
         return attrs.evolve(
             kept,
+            forgotten=None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -188,6 +216,10 @@ class Planner:
             return Prompt(ids=tuple(ids), explain=lambda at, other: why(other, at))
         shared = common_prefix(known, np.array(ids, np.uint32))
         n_logged = min(log.n_kv, len(known))
+        if (n_forgotten := log.facts.forgotten) is not None:
+            return Prompt(
+                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=_forgotten(n_forgotten, shared)
+            )
         return Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
@@ -220,6 +252,26 @@ class Planner:
         write = partial(self._write, self.given, self._how.generation_prompt)
         others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
         return first_difference(self._tokenizer, write(), others)
+
+
+def _forgotten(n_computed: int, shared: int) -> Why:
+    n_lost = max(0, n_computed - shared)
+    detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
+    return Why("forgotten", f"{detail} before are computed anew")
+
+
+def cleaned(given: Sequence[Message], logged: Sequence[Message], clean: Callable[[str], str]) -> tuple[Message, ...]:
+    """Messages without secrets. Replies that the log has stand as they are: the ids of their secrets are its own."""
+    out = []
+    for index, message in enumerate(given):
+        is_logged = index < len(logged) and message.role == "assistant" and is_same(logged[index], message)
+        out.append(message if is_logged else attrs.evolve(message, content=clean(message.content)))
+    return tuple(out)
+
+
+def _n_answered(messages: Sequence[Message]) -> int:
+    """How many messages there are up to the newest reply."""
+    return next((n for n in range(len(messages), 0, -1) if messages[n - 1].role == "assistant"), 0)
 
 
 def _digest(value: object, *, sort_keys: bool = True) -> str:

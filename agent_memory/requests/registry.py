@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 from attrs import frozen
@@ -11,14 +12,16 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError
 from agent_memory.log.facts import Facts
+from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
-from agent_memory.log.turns import AgentRecord
+from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
+from agent_memory.requests.longterm import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
-from agent_memory.types import AgentInfo, Message, Tool
+from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
 
 #: The number of a log that no agent has yet; the store counts from 1.
 NOT_STORED = 0
@@ -32,10 +35,22 @@ class AgentSpec:
     tools: tuple[Tool, ...] = ()
     messages: tuple[Message, ...] = ()  #: the history it begins with, its system message first
     keep_reasoning: bool | None = None
+    recall: bool | Recall | None = None
 
     @classmethod
-    def of(cls, system: object, tools: object, messages: object, keep_reasoning: object) -> AgentSpec:
-        """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls."""
+    def of(
+        cls,
+        system: object,
+        tools: object,
+        messages: object,
+        keep_reasoning: object,
+        recall: object = None,
+        clean: Callable[[str], str] = str,
+    ) -> AgentSpec:
+        """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls.
+
+        ``clean``: takes secrets out of texts.
+        """
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
             raise ConfigError(f"keep_reasoning must be a bool or None, got {keep_reasoning!r}")
         told = None
@@ -44,7 +59,9 @@ class AgentSpec:
         if system is not None:
             (checked,) = shapes.normalize([Message("system", system)])  # type: ignore[arg-type]  # checked right there
             told = checked.content
+            told = clean(told)
         history = paired(shapes.normalize(messages), may_end_open=True) if messages is not None else ()
+        history = tuple(attrs.evolve(one, content=clean(one.content)) for one in history)
         if history and history[0].role == "system":
             if told not in (None, history[0].content):
                 raise ConfigError("system= differs from the system message of messages=; give one of them")
@@ -56,7 +73,12 @@ class AgentSpec:
                 f"messages= must end with an assistant's message, got one of role {history[-1].role!r}: "
                 "say() what comes after it"
             )
-        return cls(told, as_tools(tools), history, keep_reasoning)
+        return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
+
+    def facts(self, kept: Facts) -> Facts:
+        """The agent's facts with what this says of them."""
+        keeps = kept.keep_reasoning if self.keep_reasoning is None else self.keep_reasoning
+        return attrs.evolve(kept, keep_reasoning=keeps, recall=chosen(self.recall, kept.recall))
 
 
 class Agents:
@@ -66,6 +88,7 @@ class Agents:
         self._store, self._engine, self._salt = store, engine, salt
         self._logs: dict[str, Log] = {}
         self._lock = threading.Lock()
+        self.identity = ""  #: of the model, once it is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
         """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
@@ -77,7 +100,7 @@ class Agents:
         with self._lock:
             log = self._find(name, identity)
             if log is None:
-                facts = Facts(keep_reasoning=spec.keep_reasoning)
+                facts = spec.facts(Facts())
                 record = self._store.create_agent(
                     self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
                 )
@@ -99,8 +122,8 @@ class Agents:
                 f"agent {name!r} exists with another history: message {n_same} of the {len(spec.messages)} given "
                 f"differs. Open it without messages=, or use another name, or delete it first"
             )
-        if spec.keep_reasoning is not None and log.facts.keep_reasoning != spec.keep_reasoning:
-            self._keep_reasoning(log, spec.keep_reasoning)
+        if spec.facts(log.facts) != log.facts:
+            self._describe(log, spec)
         return log
 
     def _seed(self, log: Log, messages: tuple[Message, ...], tokenizer: str) -> None:
@@ -109,12 +132,12 @@ class Agents:
             self._store.append_turn(log.agent_id, len(log.turns), turn)
             log.append(turn)
 
-    def _keep_reasoning(self, log: Log, keeps: bool) -> None:
-        """Store whether earlier replies of an agent keep their reasoning."""
+    def _describe(self, log: Log, spec: AgentSpec) -> None:
+        """Store how an agent's turns are asked from now on."""
 
         def work() -> None:
             log.ensure_exists()
-            log.facts = attrs.evolve(log.facts, keep_reasoning=keeps)
+            log.facts = spec.facts(log.facts)
             self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
 
         self._engine.call(work)
@@ -174,6 +197,42 @@ class Agents:
             log.is_pinned = is_pinned
 
         self._engine.call(work)
+
+    def forget_cards(self, workspace: str, items: Collection[int]) -> None:
+        """Take cards of forgotten items out of every log, and delete the KV that may have been computed on them.
+
+        Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
+        """
+
+        def is_forgotten(card: Card) -> bool:
+            return card.workspace == workspace and card.id in gone
+
+        def work() -> None:
+            self._engine.evict(None, None, to="cold")
+            while not self._engine.hand_over():
+                self._store.wait_ready()
+            rewritten, kv_of = {}, []
+            for info in self._store.list_agents(self._salt):
+                with self._lock:
+                    log = self._find(info.name, self.identity)
+                if log is None:
+                    continue
+                if log.facts.recall is not None or shows_cards(log.turns):
+                    kv_of.append(log.agent_id)
+                if (found := without_cards(log.turns, is_forgotten)) is not None:
+                    rewritten[log] = found
+            turns = {log.agent_id: found for log, found in rewritten.items()}
+            self._store.forget(turns, kv_of, lambda: self._replace(rewritten))
+
+        gone = frozenset(items)
+        self._engine.call_idle(work)
+
+    def _replace(self, rewritten: Mapping[Log, tuple[int, tuple[Turn, ...]]]) -> None:
+        """Let logs be in memory what they are on disk by now: other turns from a number on."""
+        for log, found in rewritten.items():
+            log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
+            log.replace(*found)
+            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
 
     def rewind(self, log: Log, turns: int) -> None:
         """Take an idle agent's newest turns back."""

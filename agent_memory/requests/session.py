@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,7 @@ class Session:
     store: Store
     tokenizer: Tokenizer
     limit: int | None
+    remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
 
     def prompt(self) -> Prompt:
         """The prompt, planned again where the log has moved on. Raises PromptTooLongError."""
@@ -73,6 +74,8 @@ class Session:
         )
         if self.log is not None and not self.planner.is_branch:
             self._append(self.log, outcome, message)
+        if self.remember is not None and not self.planner.is_branch:
+            self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
             text=parsed.text,
             reasoning=parsed.reasoning,
@@ -86,6 +89,7 @@ class Session:
             ),
             message=copied([message])[0],
             token_ids=outcome.kept,
+            recalled=self.planner.recalled,
         )
 
     def _append(self, log: Log, outcome: Outcome, reply: Message) -> None:
@@ -131,7 +135,14 @@ class Requests:
         return Grammars(self._runner.tokenizer)
 
     def make(
-        self, planner: Planner, log: Log | None, settings: Settings, calling: Calling, *, max_tokens: int | None = None
+        self,
+        planner: Planner,
+        log: Log | None,
+        settings: Settings,
+        calling: Calling,
+        *,
+        max_tokens: int | None = None,
+        remember: Callable[[Sequence[Message]], None] | None = None,
     ) -> Request:
         """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
@@ -148,6 +159,7 @@ class Requests:
             store=self._store,
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
+            remember=remember,
         )
         constraint = calling.constraint(self.grammars, session.prompt().ids)
         return Request(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.tools import as_tools, fits, structured
 from agent_memory.types import Reply, Tool, ToolCall, ToolResult
+
+if TYPE_CHECKING:
+    from agent_memory.recall.episode_types import StepRecorder
 
 
 def run_rounds(
@@ -19,8 +23,14 @@ def run_rounds(
     functions: Sequence[Callable[..., Any]],
     max_rounds: int,
     options: Mapping[str, Any],
+    episode: StepRecorder | None = None,
 ) -> Reply:
-    """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over."""
+    """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over.
+
+    ``episode`` records each call as a step.
+    """
+    if episode is not None and not callable(getattr(episode, "step", None)):
+        raise UnsupportedParameterError(f"episode must have a method step, as an Episode has; got {episode!r:.80}")
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
         raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
     tools = as_tools(functions)
@@ -36,9 +46,24 @@ def run_rounds(
     for _ in range(max_rounds):
         if not reply.tool_calls:
             break
-        results = [run_call(call, *by_name[call.name]) for call in reply.tool_calls]
+        results = [_recorded(call, *by_name[call.name], episode) for call in reply.tool_calls]
         reply = give(*results, **how)
     return reply
+
+
+def _recorded(call: ToolCall, tool: Tool, function: Callable[..., Any], episode: StepRecorder | None) -> ToolResult:
+    """The result of one call, which ``episode`` has recorded."""
+    started = time.perf_counter()
+    result = run_call(call, tool, function)
+    if episode is not None:
+        episode.step(
+            call.name,
+            ok=not result.is_error,
+            observation=str(result.content),
+            parameters=call.arguments,
+            latency_ms=(time.perf_counter() - started) * 1e3,
+        )
+    return result
 
 
 def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolResult:

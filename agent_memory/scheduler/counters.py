@@ -69,5 +69,6 @@ class Counters:
             hot_bytes=live["hot_bytes"],
             warm_bytes=live["warm_bytes"],
             save_failures=self.save_failures + stored["save_failures"],
+            remember_failures=stored.get("remember_failures", 0),
             **{name: stored[name] for name in _STORED},
         )

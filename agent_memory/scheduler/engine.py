@@ -146,6 +146,19 @@ class Engine:
         result: T = call.done.result()
         return result
 
+    def call_idle(self, work: Callable[[], T]) -> T:
+        """The same as ``call``, once no request waits or runs."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - thread boundary: raised again in the caller's thread
+                done.set_exception(error)
+
+        self.call(lambda: self._loop.when_idle(run))
+        return done.result()
+
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)

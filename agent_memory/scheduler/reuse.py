@@ -182,6 +182,8 @@ class Reuse:
         )
 
     def _reason(self, prompt: Prompt, stopped: str | None) -> tuple[MissCause, str]:
+        if prompt.why is not None and prompt.why.cause == "forgotten":  # the KV before the card went with it
+            return prompt.why.cause, prompt.why.detail
         if prompt.foreign:
             return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
         if not self._layout.is_storable:

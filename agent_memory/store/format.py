@@ -30,6 +30,7 @@ FORMAT = "agent_memory.kv/1"
 SIDE_FORMAT = "agent_memory.side/1"
 MANIFEST = "manifest.sqlite3"
 LOCK = "lock"
+RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
 KV_FOLDER = "kv"
 SUFFIX = ".safetensors"
 TEMP_SUFFIX = ".tmp"
@@ -37,6 +38,9 @@ ALIGN = 64  #: bytes; the start of every tensor, and of the data section
 
 _KV_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}(\.safetensors|\.tmp)")
 _MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
+
+
+_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
 
 
 def is_kv_name(name: str, *, finished: bool = False) -> bool:
@@ -52,7 +56,7 @@ def new_file(identity: str) -> str:
 
 def is_own_name(name: str) -> bool:
     """True if the store itself makes files of this name in its folder."""
-    return name == LOCK or _MANIFEST_NAME.fullmatch(name) is not None
+    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
 
 _NO_SUM = "0" * 16
 

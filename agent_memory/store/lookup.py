@@ -102,6 +102,20 @@ def following(catalog: Catalog, match: Match) -> Ids | None:
         return catalog.read_ids(children[0]) if children else None
 
 
+def touch(catalog: Catalog | None, warm: Warm, match: Match) -> None:
+    """Note that a match was used now, in both tiers."""
+    warm.touch(held for held, _ in match.warm)
+    if catalog is not None:
+        segments: dict[int, Segment] = {p.segment.number: p.segment for p, _ in match.pieces}
+        catalog.touch(segments.values())
+
+
+def is_on_disk(catalog: Catalog | None, piece: bytes) -> bool:
+    """True if a piece is stored."""
+    index = None if catalog is None else catalog.index
+    return index is not None and piece in index.pieces
+
+
 def _on_disk(catalog: Catalog, ids: Ids) -> Match:
     index = catalog.index
     assert index is not None

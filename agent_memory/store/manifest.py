@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from agent_memory.errors import StoreError
-from agent_memory.log.turns import AgentRecord, Turn, agent_sum, blob_text, salt_digest, text_blob, turn_sum
+from agent_memory.log.turns import AgentRecord, Turn, agent_sum, blob_text, salt_digest, text_blob
 from agent_memory.prefix.resume import Side
 from agent_memory.store.files import Files
 from agent_memory.store.format import WRITE_VERSION
@@ -46,6 +46,7 @@ from agent_memory.store.tables import (
     note_written,
     put_segments,
     put_sides,
+    put_turn,
     read_agent,
     read_segments,
     read_sides,
@@ -248,27 +249,11 @@ class Manifest:
 
         ``described``: system prompt and facts of the agent from now on, where they changed.
         """
-        row = (
-            agent_id,
-            number,
-            messages,
-            turn.n_messages_kept,
-            turn.n_messages_kept + len(turn.messages),
-            turn.keep,
-            turn.keep + len(turn.ids),
-            turn.tokenizer,
-            turn.finish,
-            turn.created_s,
-            turn.n_kv,
-            turn_sum(agent_id, number, turn, messages),
-            turn.ids.astype("<u4").tobytes(),
-            turn.n_reply,
-        )
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
             db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
-            db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+            put_turn(db, agent_id, number, turn, messages)
             if described is not None:
                 describe_agent(db, agent_id, described)
 

@@ -6,7 +6,8 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.turns import AgentRecord, Turn
-from agent_memory.prefix.index import Ids, Segment
+from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
@@ -30,6 +31,7 @@ from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files
+from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
@@ -82,9 +84,8 @@ class Store:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
         costs, pins = self.costs, self._pins.agents
-        self.warm = Warm(
-            warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=self._is_on_disk
-        )
+        is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
+        self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
         self._health = Health()
         self._io = IOThread(health=self._health)
         self._closing, self._is_closed = threading.RLock(), False
@@ -165,8 +166,6 @@ class Store:
         self._catalog.opened = None
         return opened[1] if opened[0] == self._manifest.commits else None
 
-    # logs
-
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
         with store_errors("read the agent", self._path):
@@ -232,6 +231,10 @@ class Store:
         """Queue the removal of every turn after the first ``n_turns``."""
         self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
 
+    def behind(self, work: Callable[[], object]) -> None:
+        """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
+        self._io.submit(work)
+
     def delete_agent(self, agent_id: int) -> None:
         """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
         error = self._io.drain(logs_only=True)
@@ -248,7 +251,14 @@ class Store:
                 catalog = self._catalog
                 self._io.call(lambda: delete_agent(catalog, agent_id))
 
-    # KV
+    def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
+        """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
+        self.flush()  # what is queued is written over then, and not after
+        self.warm.clear()
+        with store_errors("forget", self._path):
+            self._io.call(partial(rewrite, self._manifest, logs, kv_of))
+            replaced()
+            self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
     def match(self, ids: Ids) -> Match:
         """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
@@ -275,10 +285,7 @@ class Store:
 
     def touch(self, match: Match) -> None:
         """The match was used now, in both tiers; what it stands on counts as used too."""
-        self.warm.touch(held for held, _ in match.warm)
-        if self._catalog is not None:
-            segments: dict[int, Segment] = {p.segment.number: p.segment for p, _ in match.pieces}
-            self._catalog.touch(segments.values())
+        lookup.touch(self._catalog, self.warm, match)
 
     def begin_save(
         self,
@@ -309,10 +316,6 @@ class Store:
             self._pins.note(agent_id, save.head)
         return save
 
-    def _is_on_disk(self, piece: bytes) -> bool:
-        index = self._catalog.index if self._catalog is not None else None
-        return index is not None and piece in index.pieces
-
     @property
     def has_disk(self) -> bool:
         """Whether KV outlives the process."""
@@ -331,8 +334,6 @@ class Store:
     def wait_ready(self) -> None:
         """Return when the disk has caught up. Any thread but the I/O thread's own."""
         self._io.wait_ready()
-
-    # the house
 
     def flush(self) -> None:
         """Return when everything queued before is durable and the folder is within its budget.

@@ -85,6 +85,27 @@ def checked_turn(
     return turn
 
 
+def put_turn(db: sqlite3.Connection, agent_id: int, number: int, turn: Turn, messages: str) -> None:
+    """Add a turn of a log; ``messages``: JSON of its own."""
+    row = (
+        agent_id,
+        number,
+        messages,
+        turn.n_messages_kept,
+        turn.n_messages_kept + len(turn.messages),
+        turn.keep,
+        turn.keep + len(turn.ids),
+        turn.tokenizer,
+        turn.finish,
+        turn.created_s,
+        turn.n_kv,
+        turn_sum(agent_id, number, turn, messages),
+        turn.ids.astype("<u4").tobytes(),
+        turn.n_reply,
+    )
+    db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
+
+
 def describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
     """Give an agent another system prompt and facts, under a new checksum; nothing where the agent is gone."""
     system, facts = described

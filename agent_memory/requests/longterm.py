@@ -1,0 +1,189 @@
+"""``LongTerm``: context memory and episodes of one Memory, opened on first use, and what its agents do with them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from agent_memory.config import Config
+from agent_memory.errors import AgentMemoryError, UnsupportedParameterError
+from agent_memory.log.turns import salt_digest
+from agent_memory.prompt.recalled import END, HEAD
+from agent_memory.protocols import ModelRunner
+from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
+from agent_memory.store.format import RECALL
+from agent_memory.store.store import Store
+from agent_memory.types import Card, Message, Recall
+
+if TYPE_CHECKING:
+    from agent_memory.recall.context import ContextMemory
+    from agent_memory.recall.database import Database
+    from agent_memory.recall.episodes import EpisodicMemory
+    from agent_memory.recall.protocols import Redacted
+
+logger = logging.getLogger("agent_memory.requests")
+
+_RELEVANT = 0.2  #: of the best answer's score: less is noise
+_OWN_SHARE = 4  #: so many times ``k`` are asked for: many answers are what the agent itself was told
+
+
+@frozen
+class _Said:
+    """An exchange on its way into context memory."""
+
+    messages: tuple[Message, ...]
+    workspace: str
+    source: str | None
+
+
+class LongTerm:
+    """What is worth knowing later, in one file of the store's folder; in memory where the store has none.
+
+    - Opened, and its code imported, on first use. Any thread.
+    - Exchanges are remembered behind the reply, on the store's I/O thread, or before the next question: whichever
+      comes first. ``Store.flush`` waits for them.
+    """
+
+    def __init__(self, path: Path | None, config: Config, runner: ModelRunner, store: Store) -> None:
+        self._path: Path | str = ":memory:" if path is None else path / RECALL
+        self._salt = salt_digest(config.salt).hex()
+        self._redact, self._runner, self._store = config.redact, runner, store
+        self._lock = threading.RLock()
+        self._database: Database | None = None
+        self._contexts: dict[str, ContextMemory] = {}
+        self._episodes: EpisodicMemory | None = None
+        self._pending: deque[_Said] = deque()
+        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: takes a workspace and items of it
+        self.n_failed = 0  #: exchanges that could not be remembered
+
+    def context(self, workspace: str = "default") -> ContextMemory:
+        """Return the context memory of a workspace, with everything in it that was said before. Raises StoreError."""
+        with self._lock:
+            self.settle()
+            return self._context(workspace)
+
+    def episodes(self) -> EpisodicMemory:
+        """Return the episodes. Raises StoreError."""
+        from agent_memory.recall.episodes import EpisodicMemory
+
+        with self._lock:
+            if self._episodes is None:
+                self._episodes = EpisodicMemory(self._open(), salt=self._salt, redact=self._redact or "rules")
+            return self._episodes
+
+    def clean(self, text: str) -> str:
+        """Return a text without what the redactor of ``Config.redact`` finds; as it is where there is none."""
+        if self._redact is None:
+            return text
+        if self._redact == "rules":
+            return self._context("default").cleaned(text)
+        redacted: Redacted = self._redact.redact(text)
+        return redacted.text
+
+    def candidates(self, question: str, recall: Recall, agent: str | None) -> Candidates:
+        """Return what a question recalls, for a turn of ``agent``. Raises StoreError."""
+        if not question.strip():
+            return NOTHING
+        from agent_memory.recall.cards import card, counter_of, without_marks_of
+
+        tokenizer = self._runner.tokenizer
+        count, style = counter_of(tokenizer), without_marks_of(tokenizer, card)
+        hits = self.context(recall.workspace).recall(question, k=recall.k * _OWN_SHARE + 8, kinds=recall.kinds)
+        found = []
+        for hit in hits:
+            if hit.score < _RELEVANT * hits[0].score or (hit.item.kind == "chat" and hit.item.text.endswith("?")):
+                continue  # noise, or somebody's question: no answer
+            text = style(hit.item)
+            shown = Card(hit.item.id, text, recall.workspace, hit.score, dict(hit.parts))
+            is_own = agent is not None and hit.item.source == source_of(agent)
+            found.append(Candidate(shown, hit.item.text.strip(), count(text), is_own))
+        return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END))
+
+    def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
+        """Queue an exchange to be remembered: what was asked and answered, without cards, calls and results."""
+        cards = [HEAD, *(card.text for message in messages for card in message.recalled)]
+        said = tuple(
+            Message(message.role, text)
+            for message in messages
+            if message.role in ("user", "assistant") and (text := _without(cards, message.content))
+        )
+        if recall.remember and said:
+            self._pending.append(_Said(said, recall.workspace, None if agent is None else source_of(agent)))
+            self._store.behind(self.settle)
+
+    def settle(self) -> None:
+        """Remember what is queued. What cannot be remembered is counted and warned of: a reply never depends on it."""
+        with self._lock:
+            while self._pending:
+                said = self._pending.popleft()
+                try:
+                    self._context(said.workspace).remember(list(said.messages), source=said.source)
+                except AgentMemoryError as error:
+                    self.n_failed += 1
+                    logger.warning("an exchange was not remembered workspace=%r: %s", said.workspace, error)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+
+    def _context(self, workspace: str) -> ContextMemory:
+        from agent_memory.recall.context import ContextMemory
+
+        with self._lock:
+            if workspace not in self._contexts:
+                self._contexts[workspace] = ContextMemory(
+                    self._open(),
+                    workspace=workspace,
+                    salt=self._salt,
+                    redact=self._redact or "rules",
+                    tokenizer=self._runner.tokenizer,
+                    on_forget=self.on_forget,
+                )
+            return self._contexts[workspace]
+
+    def _open(self) -> Database:
+        from agent_memory.recall.database import Database
+
+        if self._database is None:
+            self._database = Database(self._path)
+        return self._database
+
+
+def _without(cards: Sequence[str], text: str) -> str:
+    """A text without the cards that a model has copied into it."""
+    for card in cards:
+        text = text.replace(card, "")
+    return text.strip()
+
+
+def source_of(agent: str) -> str:
+    """Return the source under which an agent's exchanges are remembered."""
+    return f"agent:{agent}"
+
+
+def checked_recall(recall: object) -> bool | Recall | None:
+    """Return what ``recall=`` says, or raise UnsupportedParameterError, also for kinds that no item has."""
+    if isinstance(recall, Recall) and recall.kinds:
+        from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
+
+        if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
+            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
+            raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {known}")
+    if recall is None or isinstance(recall, (bool, Recall)):
+        return recall
+    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {recall!r}")
+
+
+def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
+    """Return what a turn recalls: what is asked for, else what is ``kept`` with the agent; None: nothing."""
+    if isinstance(recall, Recall):
+        return recall
+    return (kept or Recall()) if recall or (recall is None and kept is not None) else None

@@ -1,0 +1,56 @@
+"""Which recalled cards a turn adds to its prompt: those of the best answers that the conversation does not show yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from agent_memory.types import Card, Message
+
+_PLACEHOLDER = "[REDACTED:"  #: a text with one differs from the message that it was taken from
+
+
+@frozen
+class Candidate:
+    """An item that a question recalled. ``text``: as it was remembered."""
+
+    card: Card
+    text: str
+    n_tokens: int  #: of the card
+    is_own: bool  #: whether it was said in the same agent's conversation
+
+
+@frozen
+class Candidates:
+    """What one question recalled, best first, and how much of it a turn takes."""
+
+    found: tuple[Candidate, ...]
+    k: int
+    budget_tokens: int  #: for the cards of one turn, their frame taken off
+
+    def fresh(self, messages: Sequence[Message]) -> tuple[Card, ...]:
+        """Return the cards to add to a conversation: of the ``k`` best answers, those that it does not show.
+
+        An answer that is in one of the messages, word for word, is none: the model reads it there.
+        """
+        shown = [card for message in messages for card in message.recalled]
+        ids = {(card.workspace, card.id) for card in shown}
+        said = "\n".join(message.content for message in messages)
+        added: list[Card] = []
+        n_answers, left = 0, self.budget_tokens
+        for one in self.found:
+            if n_answers == self.k:
+                break
+            if one.text in said or (one.is_own and _PLACEHOLDER in one.text):
+                continue
+            n_answers += 1
+            body = one.card.text.partition(") ")[2].strip()
+            is_shown = (one.card.workspace, one.card.id) in ids or any(body in card.text for card in (*shown, *added))
+            if not is_shown and one.n_tokens <= left:
+                added.append(one.card)
+                left -= one.n_tokens
+        return tuple(added)
+
+
+NOTHING = Candidates((), 0, 0)
