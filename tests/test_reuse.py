@@ -351,6 +351,16 @@ def test_line_3_a_request_without_an_agent_says_that_the_date_moved(opened: Call
     assert usage.cached_tokens > 16
 
 
+@pytest.mark.parametrize("name", ["llama", "granite", "harmony"])
+def test_line_3_a_date_that_has_not_moved_is_no_cause(opened: Callable[..., Memory], name: str) -> None:
+    memory = opened(says(templated(name)))
+    on(memory, 2024, 7, 26)
+    memory.generate("What day is it? " * 20)
+    usage = memory.generate("Which day is it? " * 20).usage
+    assert usage.cached_tokens > 16
+    assert usage.miss == "never_seen", usage.miss_detail
+
+
 # line 4
 
 

@@ -213,8 +213,8 @@ class Planner:
             moved_by_date=self._moved_by_date,
         )
 
-    def _moved_by_date(self, dates: Sequence[datetime]) -> int | None:
-        """The first token that the template would write otherwise on one of some dates, or on any other day."""
+    def _moved_by_date(self, dates: Sequence[datetime]) -> range | None:
+        """The tokens that the template would write otherwise on one of some dates, or on any other day."""
         if self._how.raw:
             return None
         write = partial(self._write, self.given, self._how.generation_prompt)

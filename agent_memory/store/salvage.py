@@ -25,7 +25,7 @@ from agent_memory.store.soundness import (
 from agent_memory.store.tables import checked_turn
 
 _TABLES = ("identities", "agents", "lineages", "turns")
-_ADDED = {"facts", "n_reply"}  #: columns without a default that older versions did not write
+_ADDED = {("agents", "facts"), ("turns", "n_reply")}  #: columns without a default that older versions did not write
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ def salvage(path: Path, manifest: Manifest) -> Salvaged:
 def _columns(db: sqlite3.Connection, table: str) -> dict[str, bool]:
     """The columns of a table, and whether a later version than the first added each."""
     rows = db.execute(f"PRAGMA table_info({table})")
-    return {name: default is not None or name in _ADDED for _, name, _, _, default, _ in rows}
+    return {name: default is not None or (table, name) in _ADDED for _, name, _, _, default, _ in rows}
 
 
 def _readable(db: sqlite3.Connection, table: str, columns: Mapping[str, bool]) -> Iterator[Row]:

@@ -134,6 +134,7 @@ SCHEMAS = {
     "no index": ["DROP INDEX sides_segment"],
     "nothing": [f"DROP TABLE {table}" for table in TABLES if table != "sqlite_sequence"],
     "a column renamed": ["ALTER TABLE agents RENAME COLUMN used_s TO used"],
+    "a column gone": ["ALTER TABLE identities DROP COLUMN facts"],
     "a column more": ["ALTER TABLE turns ADD COLUMN more TEXT"],
     "a column computed": ["ALTER TABLE turns ADD COLUMN more TEXT GENERATED ALWAYS AS (abs(number)) VIRTUAL"],
     "a table more": ["CREATE TABLE notes (text TEXT)"],
