@@ -413,6 +413,9 @@ def test_line_4_changed_tools_and_tools_with_other_keys_first(opened: Callable[.
     agent = memory.agent("a", system=LONG)
     agent.say("one", tools=[WRITE])
     assert agent.say("two", tools=[other]).usage.miss == "key_order"
+    agent = opened(says(templated("llama"))).agent("a", system=LONG)
+    agent.say("one")
+    assert agent.say("two", tools=[WRITE]).usage.miss == "tools_changed", "where there were none before"
 
 
 def test_line_4_other_variables_of_the_template(opened: Callable[..., Memory]) -> None:
@@ -549,7 +552,8 @@ def test_line_15_an_agent_begins_with_a_history_and_nothing_is_generated(
     memory = opened(EchoRunner(), tmp_path)
     agent = memory.agent("a", messages=history)
     assert [m.content for m in agent.messages] == [LONG, "one", "eins", "two", "zwei"]
-    assert agent.say("three").text == "three"
+    reply = agent.say("three")
+    assert (reply.text, reply.usage.miss, reply.usage.exactness) == ("three", None, "exact")
     assert memory.agent("a", messages=history).info.n_turns == 3
     with pytest.raises(ConfigError, match="another history: message 2"):
         memory.agent("a", messages=lists(LONG, "one", "uno"))

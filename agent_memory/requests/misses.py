@@ -128,10 +128,11 @@ def _cause(
     facts: Facts,
 ) -> tuple[MissCause, str]:
     index = place.message
-    if before is not None and before.facts.tools and before.facts.tools != facts.tools:
+    if before is not None and before.facts.tools != facts.tools:
         if before.facts.tools_sorted == facts.tools_sorted:
             return "key_order", "the tools are the same with their keys in another order, which differs"
-        if before.n_same >= len(before.messages) or (index or 0) <= before.n_same:
+        n_before = before.n_same + bool(before.facts.tools)  # messages in which tools that are new may show
+        if before.n_same >= len(before.messages) or (index or 0) < n_before:
             return "tools_changed", "the tools differ from those of the turn before"
     if _is_volatile(planned.tokenizer, ids, other, at):
         return "volatile_text", "a time, an identifier or a long number differs"

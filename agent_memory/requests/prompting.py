@@ -191,7 +191,7 @@ class Planner:
         return Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
-            foreign=bool(log.turns and (log.is_foreign or not len(known))),
+            foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(known))),
             n_logged=n_logged,
             why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
         )

@@ -327,7 +327,7 @@ def change_a_value(db: sqlite3.Connection, draws: random.Random) -> str:
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
     if not columns:
         return f"nothing: {table} is gone"
-    rows = [row for (row,) in db.execute(f"SELECT rowid FROM {table}")]
+    rows = [row for (row,) in db.execute(f"SELECT rowid FROM {table}") if row is not None]  # a view has none
     if not rows:
         return f"nothing in {table}"
     column, row = draws.choice(columns), draws.choice(rows)
