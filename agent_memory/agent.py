@@ -55,7 +55,7 @@ class Agent:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the conversation so far, as the model saw and made them."""
+        """Tokens of the conversation so far, as the model read and generated them."""
         return len(self._live.ids)
 
     @property
@@ -106,13 +106,13 @@ class Agent:
         """Delete the agent in all tiers; True when it existed.
 
         Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
-        AgentDeletedError. ``memory.agent(name)`` gives a new agent, of which the old handles know nothing.
+        AgentDeletedError. ``memory.agent(name)`` then makes a new agent; old handles stay dead.
         """
         return self._asking.agents.delete(self._log)
 
     def _answers(self, results: Sequence[ToolResult]) -> Answers:
         log = self._live
-        version, messages = log.version, log.messages  # in this order: what moves in between is noticed later
+        version, messages = log.version, log.messages  # in this order: a turn in between is noticed later
         if not (messages and messages[-1].tool_calls):
             raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
         return Answers(tuple(map(result_message, results)), version)

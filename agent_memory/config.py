@@ -108,7 +108,7 @@ def _path_text(value: object, name: str) -> str:
 
 
 def is_text(value: object) -> TypeGuard[str]:
-    """Whether it is a str that can be written as UTF-8 (no lone surrogates)."""
+    """True if ``value`` is a str that can be written as UTF-8 (no lone surrogates)."""
     if not isinstance(value, str):
         return False
     try:
@@ -129,13 +129,13 @@ class Config:
     hot_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: encoded KV in memory; None: half of the hot tier's with a lossy warm_codec, else none
     warm_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
-    #: allocated by all files in the store's folder; None: min(32 GiB, a quarter of what is free)
+    #: budget of all files in the store's folder, as allocated; None: min(32 GiB, a quarter of the free space)
     disk_bytes: int | None = field(default=None, validator=_whole(0, or_none=True))
     #: of KV written on one UTC day, to spare an SSD; logs are always written; None: any
     disk_bytes_per_day: int | None = field(default=None, validator=_whole(0, or_none=True))
-    #: how long idle KV stays live, unused; None: until its room is needed
+    #: seconds after which unused KV leaves the hot tier; None: when its bytes are needed
     hot_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
-    #: how long it then stays encoded in memory; None: until its room is needed
+    #: seconds after which unused KV leaves the warm tier; None: when its bytes are needed
     warm_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
     #: how KV is encoded in memory
     warm_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
@@ -151,7 +151,7 @@ class Config:
     )
     #: a tenant's secret: caches of different salts never meet
     salt: str = field(default="", validator=_kind(str), repr=False)
-    #: wished mean time between tokens of those who decode while somebody's prompt is computed
+    #: target mean time between tokens for running replies while a prompt is being prefilled
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
     max_batch: int = field(default=8, validator=_whole(1))
@@ -159,7 +159,7 @@ class Config:
     max_waiting: int | None = field(default=None, validator=_whole(1, or_none=True))
     #: how long a user's logits processor, or the class of a ``schema=``, may take
     callable_timeout_s: float = field(default=5.0, validator=_seconds, converter=_as_float)
-    #: whether an agent keeps the date of its first turn, where the model's chat template writes today's date
+    #: True: an agent keeps the date of its first turn where the chat template writes today's date
     pin_dates: bool = field(default=True, validator=_kind(bool))
     #: how the model writes calls, one of ``toolcall.FORMATS``; None: as its chat template and vocabulary tell
     tool_format: str | None = field(default=None, validator=_kind(str, type(None)))
@@ -167,7 +167,7 @@ class Config:
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
     progress: bool | None = field(default=None, validator=_kind(bool, type(None)))
-    #: whether a model's own Python code may run
+    #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
     def __attrs_post_init__(self) -> None:
@@ -206,7 +206,7 @@ _BOOLS = {"pin_dates", "progress", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:
-    """A variable's text as its field's type; "none" or nothing is None, except for a salt."""
+    """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
     if text.lower() in ("none", ""):

@@ -179,7 +179,7 @@ class Source(Protocol):
         """The bytes that ``KV.read_state`` gave at ``n_tokens``, verified; None where damaged. Never raises."""
 
     def check(self) -> bool:
-        """Whether everything read was verified. Asked after ``Batch.restore``, before the KV is used."""
+        """True if everything read was verified. Asked after ``Batch.restore``, before the KV is used."""
 
     def close(self) -> None:
         """Close its files; idempotent."""

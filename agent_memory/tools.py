@@ -190,7 +190,7 @@ def structured(value: Any, hint: Any) -> Any:
 
 
 def fits(value: object, schema: Mapping[str, Any]) -> bool:
-    """Whether a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
+    """True if a value is of the type that a function's annotation became; only what ``tools`` makes is looked at."""
     if "anyOf" in schema:
         return any(fits(value, one) for one in schema["anyOf"])
     if "enum" in schema and value not in schema["enum"]:

@@ -23,7 +23,7 @@ from agent_memory.usage import Usage as Usage
 from agent_memory.usage import weakest as weakest
 
 Finish = Literal["stop", "length", "tool_calls"]
-OnDiverge = Literal["replace", "branch", "error"]  #: what happens where a list is another history than the agent's
+OnDiverge = Literal["replace", "branch", "error"]  #: what to do with a list that is another history than the agent's
 
 
 @frozen
@@ -39,10 +39,10 @@ class Tool:
     strict: bool = False
 
 
-#: What ``tools=`` takes: a Tool, either API's dict, or a typed Python function.
+#: A value of ``tools=``: a Tool, either API's dict, or a typed Python function.
 ToolLike = Tool | Mapping[str, Any] | Callable[..., Any]
 
-#: What ``tool_choice=`` takes; a mapping is ``{"name": ...}`` of one tool.
+#: A value of ``tool_choice=``; a mapping is ``{"name": ...}`` of one tool.
 ToolChoice = Literal["auto", "none", "required", "any"] | Mapping[str, str]
 
 
@@ -67,7 +67,7 @@ class ToolResult:
 
 @frozen
 class RejectedCall:
-    """What the model wrote as a call and must not be run; ``detail`` says why in words."""
+    """A call that must not be run; ``detail`` says why."""
 
     reason: Literal["undeclared", "malformed", "truncated", "parallel"]
     name: str | None  #: where one could be read
@@ -85,7 +85,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
-    #: what the model wrote, calls and marks included, where ``content`` is not all of it
+    #: the model's whole text, calls and tags included, where ``content`` is not all of it
     source: str = field(default="", eq=False, repr=False)
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Message:
         return f"Message({self.role}: {text!r})"
 
 
-#: What a prompt may be: text (one user message), a message, or a list of messages, ours or either API's.
+#: A prompt: text (one user message), a message, or a list of messages, ours or either API's.
 Prompt = str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]
 
 _MOST = sys.float_info.max
@@ -170,7 +170,7 @@ class Text:
 
 @frozen
 class Reasoning:
-    """A piece of what the model wrote between its marks of reasoning."""
+    """A piece of the text between the model's reasoning tags."""
 
     text: str
 
@@ -182,7 +182,7 @@ class Reasoning:
 
 @frozen
 class Markup:
-    """Text that is neither answer nor call: a mark of reasoning, what closes a call, blanks next to either."""
+    """Text that is neither answer nor call: a reasoning tag, the end of a call, blanks next to either."""
 
     source: str
 
@@ -210,7 +210,7 @@ class CallArguments:
 class CallEnd:
     """A call closes: with ``call``, or with ``rejected`` where it turned out malformed or cut short.
 
-    What is malformed is no call after all: all of its text follows, as ``Text``.
+    The text of a malformed call follows, as ``Text``.
     """
 
     index: int
@@ -221,17 +221,17 @@ class CallEnd:
 
 @frozen
 class CallRejected:
-    """Something like a call was found and stays text: its text is given out beside this."""
+    """Text that looks like a call but is none; it comes as ``Text`` too."""
 
     rejected: RejectedCall
 
     @property
     def source(self) -> str:
-        """Nothing: the text stands for itself."""
+        """Empty: the ``Text`` event has it."""
         return ""
 
 
-#: What a reply is made of, in order. The ``source`` of all events of a reply joins to what the model wrote.
+#: A part of a reply; parts come in order. The ``source`` of all events of a reply joins to what the model wrote.
 Event = Text | Reasoning | Markup | CallStart | CallArguments | CallEnd | CallRejected
 
 
@@ -275,7 +275,7 @@ class Stats(AsDict):
     hits: Mapping[str, int] = field(factory=dict)  #: requests by slowest tier touched
     tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
     misses: Mapping[str, int] = field(factory=dict)  #: by reason
-    evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm for room
+    evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm
     damage: int = 0  #: stored pieces found damaged or missing
     hot_bytes: int = 0
     warm_bytes: int = 0
@@ -303,19 +303,19 @@ class Stats(AsDict):
 
 @frozen(kw_only=True)
 class VerifyReport(AsDict):
-    """What ``Memory.verify()`` found."""
+    """The result of ``Memory.verify()``."""
 
     segments: int
     chunks: int
     bytes_read: int
     turns: int
     damaged: tuple[str, ...] = ()  #: one line each
-    unread: tuple[str, ...] = ()  #: what could not be read just now, which says nothing of its bytes; one line each
+    unread: tuple[str, ...] = ()  #: files that could not be read just now, damaged or not; one line each
     strangers: tuple[str, ...] = ()  #: files in the folder that the store did not make, and never removes
 
     @property
     def ok(self) -> bool:
-        """True if all could be read, and nothing was damaged."""
+        """True if every file could be read and none was damaged."""
         return not self.damaged and not self.unread
 
 

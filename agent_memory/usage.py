@@ -1,4 +1,4 @@
-"""What one request cost: tokens by tier, times, the promise that held, and why not more was reused. All frozen."""
+"""The cost of one request: tokens by tier, times, exactness, and why not more was reused. All frozen."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 @frozen
 class DivergedAt:
-    """Where a prompt left what had been computed before: the first token that differs, and the message it is in."""
+    """The place where a prompt diverged from what was computed before: the first different token, and its message."""
 
     token: int  #: position in the prompt
     message: int | None = None  #: index in the prompt's messages, the system message included; None: in none of them
@@ -59,7 +59,7 @@ class DivergedAt:
 
 @frozen(kw_only=True)
 class Usage(AsDict):
-    """What one request cost. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
+    """The cost of one request. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
 
     prompt_tokens: int
     cached_tokens: int

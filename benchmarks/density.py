@@ -24,8 +24,8 @@ from agent_memory.protocols import KV
 from agent_memory.store import lookup
 from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.retention import Costs
 from agent_memory.store.warm import Warm
+from agent_memory.store.worth import Costs
 
 CHUNK = 256
 

@@ -184,7 +184,7 @@ class MessageWriter:
         return out
 
     def end(self, reply: Reply) -> list[dict[str, Any]]:
-        """Why it ended, and what it cost."""
+        """Return the end of the stream: stop reason and usage."""
         out = self._close()
         reason = "stop_sequence" if reply.finish == "stop" and reply.stopped else _STOP_REASONS[reply.finish]
         ended = {"stop_reason": reason, "stop_sequence": reply.stopped if reason == "stop_sequence" else None}

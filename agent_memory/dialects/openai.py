@@ -1,7 +1,7 @@
 """OpenAI's Chat Completions API in process: requests as keyword arguments, replies and chunks as plain data.
 
 Shapes follow the API's reference and the types of its Python SDK; ``reasoning_content`` beside ``content`` holds what
-a model writes between its marks of reasoning, as local servers commonly name it.
+a model writes between its reasoning tags, as local servers commonly name it.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class CompletionWriter:
         self._usage: dict[str, Any] = {}
 
     def begin(self) -> list[dict[str, Any]]:
-        """Nothing: the first chunk says whether there is text, and waits for the first piece."""
+        """Return nothing: the first chunk waits for the first piece, which decides whether there is text."""
         return []
 
     def delta(self, delta: Delta) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What both dialects are made of: objects that read like the SDKs', requests read by name, and calls that broke."""
+"""Parts of both dialects: objects that read like the SDKs', requests read by name, and malformed calls."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 class Parameters:
-    """A request's parameters, each taken by name; None is the same as not given. What is never taken is refused."""
+    """A request's parameters, each taken by name; None counts as not given. ``end`` refuses the others."""
 
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
         self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
@@ -98,7 +98,11 @@ class Parameters:
             self._rest.pop(name, None)
 
     def end(self) -> None:
+<<<<<<< HEAD
         """Raises UnsupportedParameterError for what was not taken; it names the nearest parameter that there is."""
+=======
+        """Raise UnsupportedParameterError for parameters that were not taken."""
+>>>>>>> main
         if self._rest:
             nearest = [near for name in sorted(self._rest) for near in difflib.get_close_matches(name, self._known, n=1)]
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -119,7 +123,7 @@ def is_malformed(end: CallEnd) -> bool:
 
 
 def begun_object(text: str) -> dict[str, Any]:
-    """What is complete in the beginning of a JSON object: all of it, or up to the last value that ended.
+    """Return the complete part of the beginning of a JSON object: up to the last value that ended.
 
     A model wrote it: it also ends before the first key or value that no JSON has, as an unknown escape.
     """

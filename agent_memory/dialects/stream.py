@@ -79,7 +79,7 @@ class EventStream:
         return TextPieces(self._generation)
 
     def whole(self) -> Data:
-        """The object that the events add up to: what the request gives without streaming. Waits for the reply."""
+        """Return the object that the events add up to, as without streaming. Waits for the reply."""
         writer = self._writer()
         with self._generation:
             reply = self._generation.result()
@@ -92,7 +92,7 @@ class EventStream:
     get_final_message = get_final_completion = whole  #: the names that the SDKs' streams have for it
 
     def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel the request if it still runs."""
         self._generation.cancel()
 
     def __enter__(self) -> EventStream:

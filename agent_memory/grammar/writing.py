@@ -43,6 +43,8 @@ class Writer:
 
     def fixed(self, written: str) -> str:
         """A fixed text with marks in it; "" for none."""
+        if _MARKS.match(written) and len(ids := self._tokenizer.encode(written)) == 1:
+            return f"<[{ids[0]}]>"
         out, plain = [], ""
         for part in filter(None, _MARKS.split(written)):
             mark = self.mark(part)

@@ -31,7 +31,7 @@ class Log:
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
-        self.is_foreign = is_foreign  #: whether its KV so far was made by other models alone
+        self.is_foreign = is_foreign  #: True if its KV so far was made by other models alone
         self.agent_id, self.name = record.agent_id, record.name
         self.first_system = record.system  #: the system prompt before the first turn
         self.facts = Facts.from_json(record.facts)

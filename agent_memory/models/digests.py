@@ -1,4 +1,4 @@
-"""What a model's KV belongs to: digests of its weights and its configuration.
+"""Digests of a model's weights and configuration: the identity of its KV.
 
 Weights are told apart by the hub's own hashes where the files are links to its blobs, else by reading them all. Either
 digest is used again while the files are the same by path, size and time, so that opening does not read them anew.
@@ -26,13 +26,13 @@ def leaves(model: Any) -> list[tuple[str, Any]]:
 
 
 def weight_files(folder: Path, adapter: Path | None) -> list[Path]:
-    """The files that a model's weights, and those of an adapter, are read from."""
+    """Return the files of a model's weights and of an adapter's."""
     folders = [folder] if adapter is None else [folder, adapter]
     return [path for one in folders for path in sorted(one.glob("*.safetensors"))]
 
 
 def stamp(files: Sequence[Path], dtype: str) -> str:
-    """What changes when the files do: paths, sizes and times. Reads no weight."""
+    """Return paths, sizes and times of files: a stamp that changes when they do. Reads no weights."""
     found = [[str(path.resolve()), s.st_size, s.st_mtime_ns] for path in files for s in [path.stat()]]
     return hashlib.sha256(json.dumps([found, dtype]).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A look at an mlx-lm directory before anything loads it: the files it needs, and whether its weights are whole."""
+"""Check an mlx-lm directory before anything loads it: are the files there, are the weights whole?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 100 << 20  #: the limit of safetensors itself
 
 
 def check_directory(path: Path) -> None:
-    """Whether ``path`` can be an mlx-lm directory; milliseconds, reads no weights.
+    """Check that ``path`` can be an mlx-lm directory; milliseconds, reads no weights.
 
     Raises ModelNotFoundError or UnsupportedModelError (a file is missing), or DamagedModelError with the bytes
     expected and found.
@@ -40,7 +40,7 @@ def check_directory(path: Path) -> None:
 
 
 def notes(path: Path) -> list[str]:
-    """What is odd about a folder that can be loaded all the same."""
+    """Return what is odd about a folder that can be loaded all the same."""
     found = []
     if (path / _INDEX).is_file() and _is_of_another(path, _listed(path)):
         found.append(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent_memory.models")
 
-#: Told ``(done, total, what)`` as work goes on.
+#: Called with ``(done, total, what)`` as work goes on.
 Progress = Callable[[int, int, str], None]
 
 GROUP_SIZE = 32  #: values a GGUF block

@@ -1,4 +1,4 @@
-"""The head of a GGUF file, read with every length checked: no mlx, nothing but the standard library.
+"""Read the header of a GGUF file, every length checked; standard library alone.
 
 GGUF is a magic, a version, two counts, typed metadata, tensor descriptions, padding, and the tensors' data
 (ggml/docs/gguf.md). MLX's own reader trusts all of it, so a truncated file must be found here first.
@@ -50,7 +50,7 @@ class TensorInfo:
 
 @frozen
 class Header:
-    """What a GGUF file says of itself."""
+    """The header of a GGUF file: metadata and tensors."""
 
     version: int
     metadata: Mapping[str, Any] = field(repr=False)  #: scalars, str, and lists of them

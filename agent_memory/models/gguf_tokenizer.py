@@ -86,7 +86,7 @@ def _token(metadata: Mapping[str, Any], name: str, tokens: list[str]) -> str | N
 
 
 def _adds_bos(metadata: Mapping[str, Any]) -> bool:
-    """What llama.cpp does where the file does not say."""
+    """Return llama.cpp's default for a file that does not say."""
     return metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") in _LLAMA3
 
 

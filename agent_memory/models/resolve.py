@@ -1,4 +1,4 @@
-"""From what a caller names (nothing, a directory, a ``.gguf`` file, a hub id) to an mlx-lm directory that is here."""
+"""Resolve a caller's model (None, a directory, a ``.gguf`` file, a hub id) to a local mlx-lm directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_ID_CHARS = 96  #: the hub's own limit
 _HUB_FILES = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "tiktoken.model", "*.txt", "*.jinja")
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
-_importing = threading.RLock()  # two threads must not take each other's stand-in for the original
+_importing = threading.RLock()  # two threads must not take each other's stand-in for the original function
 
 
 @frozen
@@ -45,7 +45,7 @@ class Resolved:
 
     path: Path  #: an mlx-lm directory
     name: str
-    weights_dtype: str | None  #: what the weights are to be held in; None: as stored
+    weights_dtype: str | None  #: dtype of the weights in memory; None: as stored
     source: Source
 
 
@@ -104,7 +104,7 @@ def resolve(
 ) -> Resolved:
     """The mlx-lm directory of a located model, fetched or converted the first time (minutes then, milliseconds later).
 
-    ``weights_dtype`` None: on CPU float32 where the weights so held fit a quarter of the machine's memory, else as
+    ``weights_dtype`` None: on CPU float32 where the weights then fit a quarter of the machine's memory, else as
     stored; "stored": as stored. ``cache_dir``: where conversions are kept; None: the user's cache folder. The network
     is used for hub ids and the first fetch of the starter model only. Raises what ``locate``
     raises, ModelError and OutOfSpaceError.
@@ -246,5 +246,5 @@ def _from_hub(name: str, progress: bool | None, trust_remote_code: bool) -> Path
 
 
 def _answered(error: BaseException) -> bool:
-    """Whether the hub itself refused (it has a response), rather than not being reached."""
+    """True if the hub itself refused (there is a response); False if it was not reached."""
     return getattr(error, "response", None) is not None or isinstance(error, ValueError)

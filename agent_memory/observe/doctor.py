@@ -8,6 +8,7 @@ import sys
 from agent_memory.config import Config, memory_budgets, total_memory_bytes
 from agent_memory.kvcache.coding import fallbacks, token_bytes
 from agent_memory.protocols import ModelRunner
+from agent_memory.toolcall.choice import choice_of
 from agent_memory.types import Doctor
 
 _GIB = 1 << 30
@@ -16,6 +17,7 @@ _GIB = 1 << 30
 def examine(runner: ModelRunner, config: Config) -> Doctor:
     """Facts of the machine and the opened model, with advice."""
     hot_bytes, warm_bytes = memory_budgets(config)
+    calls, tags = choice_of(runner.tokenizer), runner.tokenizer.reasoning
     facts = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -26,6 +28,9 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
         "kv_bytes_per_token": runner.layout.token_bytes,
         "cold_codec": config.cold_codec,
         "cold_bytes_per_token": token_bytes(runner.layout, config.cold_codec),
+        "tool_format": calls.format or "any JSON form",
+        "tool_format_reason": calls.reason,
+        "reasoning_tags": " ".join(tags) if tags else "none",
         **runner.facts,
     }
     advice = list(facts.pop("notes", ()))

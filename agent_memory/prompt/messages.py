@@ -15,7 +15,7 @@ from agent_memory.types import Message, Role, ToolCall
 ROLES: tuple[str, ...] = get_args(Role)
 _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
 
-#: Keys that frameworks store with a message or a text block, each with the value that says nothing; None says nothing
+#: Keys that frameworks store with a message or a text block, each with its neutral value; None is neutral
 #: anywhere. Any other value asks for what is not supported.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": ([], ()), "audio": (), "citations": ([], ()), "function_call": (), "images": ([], ()),
@@ -62,7 +62,7 @@ def as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def copied(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Equal messages that share no arguments with these: what is done to the ones is not done to the others."""
+    """Return copies of messages that share no arguments with them: a change of one does not change the other."""
     return tuple(attrs.evolve(m, tool_calls=_own_calls(m.tool_calls)) if m.tool_calls else m for m in messages)
 
 
@@ -155,7 +155,7 @@ def _as_mapping(one: object) -> Any:
 
 
 def _less_neutral(given: Mapping[Any, Any], known: Collection[str], place: str) -> dict[str, Any]:
-    """What is known of ``given``. Raises UnsupportedParameterError for another key whose value says something."""
+    """Return the known keys of ``given``. Raises UnsupportedParameterError for others, unless neutral."""
     rest = {key: value for key, value in given.items() if value is not None}  # SDKs' objects hold fields that are unset
     for key in sorted(map(str, rest.keys() - known)):
         if key in _HINTS or (key in _NEUTRAL and rest[key] in _NEUTRAL[key]):
@@ -211,7 +211,7 @@ def _checked(message: Message, index: int) -> Message:
 
 
 def _own(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy, all the way down, that is what JSON makes of it."""
+    """Return a deep copy by way of JSON."""
     return dict(json.loads(json.dumps(dict(arguments))))
 
 

@@ -1,4 +1,4 @@
-"""Tool results: which call each one answers, and what the model reads of it."""
+"""Tool results: the call that each answers, and the text that the model reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agent_memory.types import Message, ToolCall, ToolResult
 
 
 def result_message(result: ToolResult) -> Message:
-    """The message that answers a call. Raises ToolResultError or UnsupportedParameterError for what is no text."""
+    """Return the message that answers a call. Raises ToolResultError, or UnsupportedParameterError for no text."""
     if not isinstance(result, ToolResult) or not isinstance(result.id, str) or not result.id:
         raise ToolResultError(f"a result must be a ToolResult with the id of a call, got {result!r}")
     return Message("tool", result_text(result.content, is_error=result.is_error), tool_call_id=result.id)
 
 
 def result_text(content: object, *, is_error: bool = False) -> str:
-    """What the model reads of a result; nothing, a text, or a list of text blocks. Errors say that they are."""
+    """Return the text of a result (none, a text, or a list of text blocks); an error's text says that it is one."""
     text = "" if content is None else content
     if isinstance(text, Sequence) and not isinstance(text, (str, bytes, bytearray)):
         text = "".join(_block(block, place) for place, block in enumerate(text))

@@ -73,7 +73,7 @@ def prompt_ids(
     generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> list[int]:
-    """Ids of a conversation, with the ``known`` ones where the text is equal. BOS stands where the template puts it."""
+    """Return a conversation's ids, taken from ``known`` where the text is equal. BOS is where the template puts it."""
     text = render(tokenizer, messages, tools=tools, variables=variables, generation_prompt=generation_prompt, now=now)
     return reuse(tokenizer.encode(text), known, tokenizer)
 

@@ -57,7 +57,7 @@ def _exchange(mine: list[int], theirs: list[int], tokenizer: Tokenizer, *, ends:
 
 
 def _continued(mine: list[int], theirs: list[int], wanted: str, tokenizer: Tokenizer) -> list[int] | None:
-    """``theirs`` and ids of the rest of ``mine``'s text; None where no ids are exactly that rest."""
+    """Return ``theirs`` and ids of the remaining text of ``mine``; None where no ids spell exactly that."""
     whole, begun = tokenizer.decode(mine), tokenizer.decode(theirs)
     made = theirs + tokenizer.encode(whole[len(begun) :])
     if tokenizer.key(made) == wanted and tokenizer.special_ids.isdisjoint(made):
@@ -106,7 +106,7 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class TextStream:
-    """Ids in, text out: whole characters, and nothing that may turn out to begin a stop string.
+    """Turn a stream of ids into text: whole characters, and no text that may begin a stop string.
 
     Generation stops where a stop string is completed first; of those completed by the same character the longest
     counts. Its text, and what follows, is never given out, however tokens cut it.
@@ -133,7 +133,7 @@ class TextStream:
         return text
 
     def end(self) -> str:
-        """The rest that was held back."""
+        """Return the text kept back so far."""
         text = self._take(self._detokenizer.end())
         if self.stopped is None:
             text, held, self._held = text + self._held, self._held, ""
@@ -141,7 +141,7 @@ class TextStream:
         return text
 
     def kept(self) -> tuple[int, str]:
-        """After a stop: how many ids have their text wholly before it, and the visible text after those."""
+        """Return the number of ids whose text lies wholly before the stop, and the visible text after them."""
         n_ids = sum(1 for length in self._lens if length <= len(self.text))
         while n_ids:
             before = self.text[: self._lens[n_ids - 1]]

@@ -52,7 +52,7 @@ def _introduced(messages: list[Message], tools: Sequence[Tool], *, has_system: b
 
 
 def introduction(tools: Sequence[Tool]) -> str:
-    """What the model is told of its tools and of how to use one."""
+    """Return the text that tells the model its tools and how to call one."""
     lines = [
         _dumps({"name": tool.name, "description": tool.description, "input_schema": dict(tool.parameters)})
         for tool in tools

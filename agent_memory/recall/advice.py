@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agent_memory.recall.drafts import Draft
 from agent_memory.recall.episode_types import Pattern, Recommendation, TaskContext, described
@@ -72,9 +72,13 @@ def _for_task(
     learned: Learned, verdicts: Verdicts, task: str, context: TaskContext, now: float
 ) -> Iterator[Recommendation]:
     words, features = frozenset(task_words(task)), context.features
+    likeness = {
+        id: 0.8 * learned.likeness(words, id) + (0.2 * jaccard(features, other.context.features) if features else 0.0)
+        for id, other in learned.episodes.items()
+    }
     found: list[Recommendation] = []
     for draft in learned.drafts:
-        fit = _fit(learned, draft, words, features)
+        fit = _fit(draft, likeness, features)
         if draft.kind != "error_recovery" and fit > 0:
             pattern = as_pattern(draft, verdicts, now)
             n = len(pattern.episodes)
@@ -84,16 +88,11 @@ def _for_task(
     yield from sorted(found, key=lambda one: (-one.score, one.text))
 
 
-def _fit(learned: Learned, draft: Draft, words: frozenset[str], features: frozenset[str]) -> float:
+def _fit(draft: Draft, likeness: Mapping[int, float], features: frozenset[str]) -> float:
     """How well a pattern fits a task: by its own context, or by the most similar episode that shows it."""
     if draft.kind == "context_pattern":
         return 1.0 if draft.features <= features else 0.0
-    shared = (
-        0.8 * learned.likeness(words, one.episode)
-        + 0.2 * (jaccard(features, learned.episodes[one.episode].context.features) if features else 0.0)
-        for one in draft.evidence
-    )
-    return max(shared, default=0.0)
+    return max((likeness[one.episode] for one in draft.evidence), default=0.0)
 
 
 def _next(learned: Learned, task: str, after: Sequence[str]) -> Iterator[Recommendation]:

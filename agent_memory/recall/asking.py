@@ -17,6 +17,7 @@ from agent_memory.recall.words import question_terms
 
 CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
+FREQUENT_CANDIDATES, FILTERED_FREQUENT_CANDIDATES = 50, 600  #: where words are looked up around each of them
 NEAREST = 100  #: items that vectors find
 _MOST_STANDING = 100
 
@@ -29,11 +30,14 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, vi
     similar = _similar(db, query, question, view)
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
-        n, standing = FILTERED_CANDIDATES if is_filtered else CANDIDATES, _standing(db, scope)
+        n, standing = max(FILTERED_CANDIDATES if is_filtered else CANDIDATES, 2 * question.k), _standing(db, scope)
         found = search.find(
             db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
         )
-        found = found.best(4 * n, standing).existing(db).best(n, standing)
+        found = found.best(4 * n, standing).existing(db)
+        if found.has_frequent:
+            n = max(FILTERED_FREQUENT_CANDIDATES if is_filtered else FREQUENT_CANDIDATES, 2 * question.k)
+        found = found.best(n, standing)
         found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):

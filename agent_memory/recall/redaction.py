@@ -16,6 +16,7 @@ from agent_memory.recall.protocols import Found, Redacted
 from agent_memory.recall.redaction_rules import RULES, Rule, fold
 
 OPENING = "[REDACTED:"
+MOST_PASSES = 8  #: over one text; two where a secret stands by itself
 _PLACEHOLDER = re.compile(r"\[REDACTED:[a-z0-9_]{1,40}:[0-9a-f]{8}\]")
 
 
@@ -48,17 +49,24 @@ class RuleRedactor:
 
     def redact(self, text: str) -> Redacted:
         """Return ``text`` with every secret that a rule finds replaced by its placeholder."""
-        pieces: list[str] = []
         found: list[Found] = []
-        end = n_written = 0
-        for start, stop, kind in _joined(self._spans(text)):
-            placeholder = f"{OPENING}{kind}:{self._digest(text[start:stop])}]"
-            pieces += (text[end:start], placeholder)
-            n_written += start - end
-            found.append(Found(kind, n_written, n_written + len(placeholder)))
-            n_written += len(placeholder)
-            end = stop
-        return Redacted("".join((*pieces, text[end:])), tuple(found)) if found else Redacted(text)
+        for _ in range(MOST_PASSES):  # beside a placeholder another secret may come into view
+            spans = _joined(self._spans(text))
+            if not spans:
+                break
+            placeholders = [f"{OPENING}{kind}:{self._digest(text[start:stop])}]" for start, stop, kind in spans]
+            pieces: list[str] = []
+            end = shift = 0
+            moved: list[Found] = []
+            for (start, stop, kind), placeholder in zip(spans, placeholders, strict=True):
+                pieces += (text[end:start], placeholder)
+                moved += (_moved(one, shift) for one in found if end <= one.start < start)
+                moved.append(Found(kind, start + shift, start + shift + len(placeholder)))
+                shift += len(placeholder) - (stop - start)
+                end = stop
+            moved += (_moved(one, shift) for one in found if one.start >= end)
+            text, found = "".join((*pieces, text[end:])), moved
+        return Redacted(text, tuple(found))
 
     def _spans(self, text: str) -> Iterable[tuple[int, int, int, str]]:
         """(start, stop, rank of the rule, kind) of whatever a rule finds."""
@@ -72,6 +80,10 @@ class RuleRedactor:
 
     def _digest(self, secret: str) -> str:
         return blake2b(secret.encode("utf-8", "surrogatepass"), key=self.salt, digest_size=4).hexdigest()
+
+
+def _moved(found: Found, shift: int) -> Found:
+    return Found(found.kind, found.start + shift, found.stop + shift)
 
 
 def redactor_of(db: sqlite3.Connection) -> RuleRedactor:

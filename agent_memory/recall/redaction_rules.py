@@ -97,7 +97,7 @@ _WORDS = frozenset(
     "username user test default invalid missing undefined unknown incorrect forgotten passwort credentials".split()
 )
 _CODE = re.compile(
-    r"^(?:[A-Za-z_]+[A-Za-z_.]*[(\[]|(?:[A-Za-z_]\w{0,40}\.){1,4}\w{1,40}[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|[a-z]+(?:_[a-z]+)+\d?$)"
+    r"^(?:[A-Za-z_]+[A-Za-z_.]*[(\[]|[A-Za-z_]\w{0,40}\([\w.,=]{0,80}\)|(?:[A-Za-z_]\w{0,40}\.){1,4}\w{1,40}[(\[]|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+$|[a-z]+(?:_[a-z]+)+\d?$)"
 )
 
 
@@ -150,7 +150,7 @@ _KEY_NAME = (
 )
 _SUFFIX = r"(?:[_-]?(?:value|string|text|key|prod|dev|staging|live|test|old|new|[0-9]{1,3}))?"
 _TYPED = r"(?::\s?[a-z_][a-z_.| \[\]]{0,30})?"
-_ASSIGNED = rf"[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:|>)\s{{0,40}}"
+_ASSIGNED = rf"[\\'\"\]]{{0,5}}{_TYPED}\s{{0,40}}(?:=>|:=|::|={{1,3}}|:|>(?!@))\s{{0,40}}"
 _ESCAPED = r"\\{1,3}[\"']([^\s\"'\\]{4,512})\\{1,3}[\"']"  #: in quotes, as text within JSON has them
 _PLAIN = r"[bfru]?(?:\"([^\"\n]{4,512})\"|'([^'\n]{4,512})'|`([^`\n]{4,512})`)"
 _BARE = r"['\"]?([^\s\"'`,;<>]{6,512})"

@@ -61,6 +61,11 @@ class Found:
     terms: tuple[Term, ...] = ()
     postings: tuple[Posting, ...] = field(default=(), repr=False)  #: of the terms that are not frequent
 
+    @property
+    def has_frequent(self) -> bool:
+        """True if words are left that ``with_frequent`` counts."""
+        return any(term.is_frequent for term in self.terms)
+
     def best(self, n: int, always: Ids) -> Found:
         """Return the ``n`` items that can score highest, whatever their lengths, and those of ``always``."""
         if len(self.ids) <= n:

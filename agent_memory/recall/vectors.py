@@ -2,9 +2,9 @@
 
 - Stored as float16 beside the fingerprint of the embedder; vectors of another fingerprint are never read.
 - Up to ``EXACT_ITEMS`` all are compared exactly, and short passages are read with their neighbours, as their words are:
-  a cosine is a mean over both, by the passage's length. Above, one bit a number is kept in memory (32 times less), the nearest
-  by Hamming distance are read from the file and compared exactly.
-- Compared in blocks of ``_BLOCK`` rows: one large product would start as many threads as the machine has cores.
+  a cosine is a mean over both, by the passage's length. Above, one bit a number is kept in memory (32 times less);
+  the nearest by Hamming distance are read from the file and compared exactly.
+- Compared in blocks of ``_BLOCK`` rows: one large product would start a thread a core.
 - What another process or a deletion changed is seen at the next search: by number and last sequence number.
 """
 

@@ -35,7 +35,7 @@ class Calling:
     grammar: str | None = field(default=None, repr=False)  #: of the whole reply
     held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
     format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
-    is_value: bool = False  #: whether the reply is JSON, to be read
+    is_value: bool = False  #: True if the reply is JSON, to be read
     build: Callable[[Any], Any] | None = None  #: the caller's class, which makes ``Reply.parsed`` of that JSON
 
     def parser(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> ToolParser:

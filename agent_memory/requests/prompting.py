@@ -82,7 +82,7 @@ class Planner:
         self._cache: tuple[int, Prompt] | None = None
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: of the agent, once this turn is part of its log
-        self.is_branch = False  #: whether the log stays as it is: the list was another history, and branches off
+        self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
         self.n_replaced = 0  #: messages of the log that are not in the list
 
     def prompt(self) -> Prompt:

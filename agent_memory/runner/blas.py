@@ -47,7 +47,7 @@ class Blas:
     name: str  #: "OpenBLAS", "Accelerate", "reference", or "none" where MLX runs on a GPU
     version: str
     threads: int  #: 0: unknown
-    active: bool  #: whether a fast one is in use
+    active: bool  #: True if a fast one is in use
     note: str  #: why not, and what would make it faster; may be empty
 
 

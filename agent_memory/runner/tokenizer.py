@@ -162,12 +162,12 @@ class HFTokenizer:
 
     @property
     def has_template(self) -> bool:
-        """Whether a chat template came with the tokenizer."""
+        """True if a chat template came with the tokenizer."""
         return bool(getattr(self._hf, "chat_template", None))
 
     @cached_property
     def knows_tools(self) -> bool:
-        """Whether a tool's name comes out where one goes in."""
+        """True if a tool's name comes out where one goes in."""
         probe = {"name": "probe_tool", "description": "", "parameters": {"type": "object", "properties": {}}}
         try:
             tools = [{"type": "function", "function": probe}]

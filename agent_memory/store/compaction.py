@@ -9,24 +9,21 @@ have open; who looks again finds the new ones.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import frozen
 
 from agent_memory.kvcache.coding import coded
 from agent_memory.prefix.chunks import piece_id
-from agent_memory.store.format import SEGMENT_CHUNKS, SUFFIX, extents
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.edit import Edit, apply
+from agent_memory.store.format import SEGMENT_CHUNKS, extents, new_file
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key
-from agent_memory.store.quota import NoRoomError, make_room
-from agent_memory.store.rows import facts_of, row_of
+from agent_memory.store.room import NoRoomError, announce
+from agent_memory.store.rows import facts_of
 from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter
-
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.store")
 
@@ -40,7 +37,6 @@ class Join:
 
     segments: tuple[Segment, ...]
     is_tail: bool
-    files: tuple[str, ...]  #: theirs when the join was found
 
 
 class Compactor:
@@ -91,11 +87,11 @@ def find(catalog: Catalog, number: int, before_s: float) -> Join | None:
         found.append(after)
     if len(found) < 2 or (is_tail and not _is_whole_tail(catalog, found)):
         return None
-    return Join(tuple(found), is_tail, tuple(s.file for s in found))
+    return Join(tuple(found), is_tail)
 
 
 def _may_join(catalog: Catalog, segment: Segment, before_s: float) -> bool:
-    return segment.is_ready and bool(segment.pieces) and segment.used_s <= before_s
+    return segment.is_readable and bool(segment.pieces) and segment.used_s <= before_s
 
 
 def _is_delta(segment: Segment) -> bool:
@@ -123,10 +119,7 @@ def _perform(catalog: Catalog, join: Join) -> Iterator[None]:
         ids = np.concatenate([s.ids(old.n_tokens) for s, old in zip(sources, join.segments, strict=True)])
         made = _joined(join, ids)
         yield from _write(catalog, join, sources, made, ids)
-        with catalog.lock:
-            is_sound = _stands(catalog, join)
-        if is_sound:
-            _commit(catalog, join, made)
+        _store(catalog, join, made)
     except (*WRITE_ERRORS, NoRoomError) as error:
         if is_disk_error(error):
             catalog.health.failed("KV", error)
@@ -141,12 +134,12 @@ def _perform(catalog: Catalog, join: Join) -> Iterator[None]:
 
 
 def _joined(join: Join, ids: Ids) -> Segment:
-    """The segment that takes the place of the first, with its pieces."""
+    """The segment that takes the place of the first, with pieces of its own."""
     first, last = join.segments[0], join.segments[-1]
     made = Segment(
         number=first.number,
         identity=first.identity,
-        file=f"{first.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+        file=new_file(first.identity),
         parent=first.parent,
         parent_number=first.parent_number,
         start=first.start,
@@ -177,9 +170,7 @@ def _write(catalog: Catalog, join: Join, sources: Sequence[OpenSegment], made: S
         catalog.files, catalog.path(made), extents(layout, made.n_tokens, made.codec), facts_of(made).metadata, ids
     )
     try:
-        catalog.unfinished[made.file] = writer.n_bytes
-        if not make_room(catalog):
-            raise NoRoomError(f"no room for {writer.n_bytes:,} bytes")
+        announce(catalog, made.file, writer.n_bytes)
         for tensor, spec in enumerate(coded(t, made.codec) for t in layout.tensors):
             parts = [s.tensor(spec.name, tensor) for s in sources]
             runs = [old.n_tokens * spec.row_bytes for old in join.segments]
@@ -196,53 +187,14 @@ def _write(catalog: Catalog, join: Join, sources: Sequence[OpenSegment], made: S
     catalog.note_written(made.n_bytes)
 
 
-def _stands(catalog: Catalog, join: Join) -> bool:
-    """Whether the segments are still what they were when the join was found, and hang together so. Under the lock."""
-    for segment, file in zip(join.segments, join.files, strict=True):
-        if catalog.segments.get(segment.number) is not segment or segment.file != file:  # gone, or cut
-            return False
-    return not join.is_tail or _is_whole_tail(catalog, join.segments)
-
-
-def _commit(catalog: Catalog, join: Join, made: Segment) -> None:
-    """The new row, then memory. What a caller changed between the two takes the join back."""
-    gone = [s.number for s in join.segments[1:]]
-    moved = {join.segments[-1].pieces[-1].id: made.pieces[-1].id} if join.is_tail else {}
-    written = str(catalog.admission.written)
+def _store(catalog: Catalog, join: Join, made: Segment) -> None:
+    """Let the joined segment take the place of the others, where they are still what they were when it was begun."""
+    first, *others = join.segments
     with catalog.lock:
-        made.parent_number = join.segments[0].parent_number
-    catalog.manifest.replace_segments([row_of(made)], drop=gone, into=made.number, moved=moved, written=written)
-    with catalog.lock:
-        is_sound = _stands(catalog, join)
-        if is_sound:
-            _swap(catalog, join, made)
-            live = []
-        else:
-            live = [s for s in join.segments if catalog.segments.get(s.number) is s]
-    if not is_sound:
-        rows, sides = [row_of(s) for s in live], [side for s in live for side in catalog.beside(s) if side.is_ready]
-        back = {new: old for old, new in moved.items()}
-        catalog.manifest.commit_segments(add=rows, drop=[made.number], sides=sides, moved=back)
-        return
-    for old in join.segments:
-        catalog.files.unlink(catalog.path(old))
-
-
-def _swap(catalog: Catalog, join: Join, made: Segment) -> None:
-    """Memory follows the manifest: pieces, side files and children of the old segments are the new one's."""
-    index = catalog.index
-    assert index is not None
-    numbers = {s.number for s in join.segments}
-    for segment in reversed(join.segments):
-        for piece in reversed(segment.pieces):
-            index.remove(piece)
-        catalog.held_bytes -= segment.held_bytes
-        del catalog.segments[segment.number]
-    catalog.segments[made.number] = made
-    catalog.held_bytes += made.held_bytes
-    for piece in made.pieces:
-        index.add(piece)
-    for other in catalog.segments.values():
-        if other.parent_number in numbers and other is not made:
-            other.parent_number = made.number
-    catalog.move_sides(numbers, made.number)
+        made.parent_number = first.parent_number
+        is_there = all(catalog.segments.get(s.number) is s for s in join.segments)
+        if not is_there or (join.is_tail and not _is_whole_tail(catalog, join.segments)):
+            return
+    heads = {others[-1].pieces[-1].id: made.pieces[-1].id} if join.is_tail else {}
+    rehang = {s.number: made.number for s in others}
+    apply(catalog, Edit(add=[made], remove=join.segments, rehang=rehang, heads=heads))

@@ -3,66 +3,82 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from agent_memory.store.format import SUFFIX, extents
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.edit import Edit, apply
+from agent_memory.store.format import extents, new_file
 from agent_memory.store.planner import Index, Piece, Segment
-from agent_memory.store.quota import tidy
-from agent_memory.store.rows import facts_of, layout_of, row_of, segment_of
+from agent_memory.store.points import Side
+from agent_memory.store.room import tidy
+from agent_memory.store.rows import facts_of, layout_of, segment_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
-
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.store")
 
 
 def delete_agent(catalog: Catalog, agent_id: int) -> None:
     """End an agent: its log, and the pieces that only its lineages used. I/O thread; durable when it returns."""
+    is_done = False
+    while not is_done:  # again where something was found damaged meanwhile
+        with catalog.lock:
+            drop, cuts = _unused(catalog, agent_id)
+        changes = _shortened(catalog, cuts, drop)
+        try:
+            is_done = apply(catalog, _edit(catalog, agent_id, drop, changes))
+        finally:
+            for _, new in changes if not is_done else ():
+                catalog.files.unlink(catalog.path(new))
+    catalog.counts.unwritten.written(agent_id, None)
+    tidy(catalog, lambda: catalog.manifest.shrink(from_share=0.0))
+
+
+def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
+    """What only this agent's lineages use: segments, and of those shared in part how many pieces stay."""
     heads = catalog.manifest.heads()
-    drop: list[Segment] = []
+    drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
-    with catalog.lock:
-        for identity in {identity for agent, identity, _ in heads if agent == agent_id}:
-            mine = [h for a, i, h in heads if a == agent_id and i == identity]
-            others = [h for a, i, h in heads if a != agent_id and i == identity]
-            for index in _indexes(catalog, identity):
-                whole, parts = _unshared(index, mine, others)
-                drop += whole
-                cuts += parts
+    for identity in {identity for agent, identity, _ in heads if agent == agent_id}:
+        mine = [h for a, i, h in heads if a == agent_id and i == identity]
+        others = [h for a, i, h in heads if a != agent_id and i == identity]
+        for index in _indexes(catalog, identity):
+            whole, parts = _unshared(index, mine, others)
+            drop |= {s.number: catalog.segments[s.number] for s in whole}
+            cuts += parts
+    return drop, cuts
+
+
+def _shortened(
+    catalog: Catalog, cuts: Sequence[tuple[Segment, int]], drop: dict[int, Segment]
+) -> list[tuple[Segment, Segment]]:
+    """(segment, the shorter one that takes its place); one that cannot be rewritten is dropped, with what follows."""
     changes: list[tuple[Segment, Segment]] = []
     for segment, n_pieces in cuts:
         try:
-            changes.append((segment, _cut(catalog, segment, n_pieces)))
+            changes.append((catalog.segments[segment.number], _cut(catalog, segment, n_pieces)))
         except WRITE_ERRORS as error:
             log.warning("store: a shared segment could not be rewritten and will be computed again: %s", error)
-            drop += _with_children(catalog, segment)
-    dropped = {s.number: s for s in drop}
-    stale = [p.id for old, new in changes for p in old.pieces[len(new.pieces) :]]
-    try:
-        catalog.manifest.delete_agent(agent_id, drop=dropped, change=[row_of(new) for _, new in changes], stale=stale)
-    except BaseException:
-        for _, new in changes:
-            catalog.files.unlink(catalog.path(new))
-        raise
-    old_files = [catalog.path(old) for old, _ in changes] + [catalog.path(s) for s in dropped.values()]
+            with catalog.lock:
+                drop |= {s.number: s for s in catalog.family([catalog.segments[segment.number]]) if s.is_ready}
+    return [(old, new) for old, new in changes if old.number not in drop]
+
+
+def _edit(
+    catalog: Catalog, agent_id: int, drop: Mapping[int, Segment], changes: Sequence[tuple[Segment, Segment]]
+) -> Edit:
+    stale: list[Side] = []
     with catalog.lock:
-        for segment in dropped.values():
-            if catalog.segments.get(segment.number) is not None:
-                catalog.take_out(catalog.segments[segment.number], None)
         for old, new in changes:
-            _shorten(catalog, old, new)
-        old_files += [catalog.path(catalog.sides[p]) for p in stale if p in catalog.sides]
-        for side in [catalog.sides[p] for p in stale if p in catalog.sides]:
-            catalog.take_side(side)
-    catalog.note_saved(agent_id, None)
-    for path in old_files:
-        catalog.files.unlink(path)
-    catalog.clear_orphans()
-    tidy(catalog, lambda: catalog.manifest.shrink(from_share=0.0))
+            kept = {piece.id for piece in new.pieces}
+            stale += [side for side in catalog.beside(old) if side.is_ready and side.piece not in kept]
+    return Edit(
+        add=[new for _, new in changes],
+        remove=[*drop.values(), *(old for old, _ in changes)],
+        remove_sides=stale,
+        ended_agent=agent_id,
+    )
 
 
 def _indexes(catalog: Catalog, identity: str) -> list[Index]:
@@ -70,17 +86,13 @@ def _indexes(catalog: Catalog, identity: str) -> list[Index]:
         return [catalog.index]
     rows = catalog.manifest.segments(identity)
     return [
-        catalog.build_index(identity, size, {r.segment: segment_of(r) for r in rows if r.segment in catalog.segments})
+        catalog.build_index(identity, size, {r.segment: segment_of(r) for r in rows if _is_shown(catalog, r.segment)})
         for size in {r.chunk_tokens for r in rows}
     ]
 
 
-def _with_children(catalog: Catalog, segment: Segment) -> list[Segment]:
-    found = {segment.number: segment}
-    for other in sorted(catalog.segments.values(), key=lambda s: s.number):
-        if other.parent_number in found:
-            found[other.number] = other
-    return list(found.values())
+def _is_shown(catalog: Catalog, number: int) -> bool:
+    return number in catalog.segments and not catalog.segments[number].is_hidden
 
 
 def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
@@ -96,7 +108,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     new = Segment(
         number=segment.number,
         identity=segment.identity,
-        file=f"{segment.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+        file=new_file(segment.identity),
         parent=segment.parent,
         parent_number=segment.parent_number,
         start=segment.start,
@@ -108,7 +120,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
         used_s=segment.used_s,
         is_ready=True,
     )
-    new.pieces = segment.pieces[:n_pieces]
+    new.pieces = [Piece(p.id, p.parent, new, p.index, p.n_tokens, p.made, p.head) for p in segment.pieces[:n_pieces]]
     path = catalog.path(new)
     places = extents(layout, n_tokens, new.codec)
     writer = SegmentWriter(catalog.files, path, places, facts_of(new).metadata, ids)
@@ -121,19 +133,6 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     new.n_bytes, new.held_bytes = writer.n_bytes, writer.held_bytes
     catalog.note_written(new.n_bytes)
     return new
-
-
-def _shorten(catalog: Catalog, old: Segment, new: Segment) -> None:
-    live = catalog.segments.get(old.number)
-    if live is None:
-        return
-    catalog.held_bytes += new.held_bytes - live.held_bytes
-    if catalog.index is not None:
-        for piece in reversed(live.pieces[len(new.pieces) :]):
-            catalog.index.remove(piece)
-    live.pieces = live.pieces[: len(new.pieces)]
-    live.file, live.n_bytes, live.held_bytes = new.file, new.n_bytes, new.held_bytes
-    live.header_xxh3, live.n_tokens = new.header_xxh3, new.n_tokens
 
 
 def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.health import Health
-from agent_memory.store.quota import folder_bytes
+from agent_memory.store.room import folder_bytes
 
 
 def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage: int) -> dict[str, Any]:
@@ -28,15 +28,15 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
     if catalog is None:
         return found
     with catalog.lock:
-        ready = [s for s in catalog.segments.values() if s.is_ready]
+        ready = [s for s in catalog.segments.values() if s.is_ready and not s.is_hidden]
         return found | {
-            "damage": catalog.damage + log_damage,
+            "damage": catalog.counts.damage + log_damage,
             "disk_bytes": folder_bytes(catalog),
-            "bytes_written": catalog.bytes_written,
+            "bytes_written": catalog.counts.bytes_written,
             "segments": len(ready),
             "chunks": sum(-(-s.n_tokens // s.chunk_tokens) for s in ready),
-            "save_failures": catalog.save_failures,
-            "saves_skipped": dict(catalog.skipped),
-            "unwritten_tokens": sum(dict(catalog.unwritten).values()),
+            "save_failures": catalog.counts.save_failures,
+            "saves_skipped": dict(catalog.counts.skipped),
+            "unwritten_tokens": catalog.counts.unwritten.n_tokens,
             "unreadable": catalog.n_unreadable,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -45,6 +46,11 @@ def is_kv_name(name: str, *, finished: bool = False) -> bool:
     """True if the store itself makes files of this name below ``kv``; ``finished``: whole ones."""
     found = _KV_NAME.fullmatch(name)
     return found is not None and (not finished or found[1] == SUFFIX)
+
+
+def new_file(identity: str) -> str:
+    """Return a name that no file has, below ``kv``."""
+    return f"{identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
 
 
 def is_own_name(name: str) -> bool:

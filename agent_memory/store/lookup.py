@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,18 @@ from attrs import evolve, field, frozen
 from agent_memory.kvcache.coding import Encoded
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.protocols import Source
+from agent_memory.store.catalog import Catalog
 from agent_memory.store.copies import Bytes, WarmPiece
-from agent_memory.store.planner import Ids, Piece
-from agent_memory.store.points import Needs
+from agent_memory.store.edit import void
+from agent_memory.store.planner import Ids, Piece, Segment
+from agent_memory.store.points import Needs, Side
 from agent_memory.store.provenance import made_of
-from agent_memory.store.segments import SegmentSource, Span
+from agent_memory.store.segments import READ_ERRORS, SegmentSource, Span, reason_of
 from agent_memory.store.sides import SideSpans, StoredSource, side_spans_of
+from agent_memory.store.verifying import checking
 from agent_memory.types import Exactness, Tier, weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
     from agent_memory.store.warm import Warm
 
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
@@ -179,16 +182,31 @@ def _disk_source(catalog: Catalog, match: Match, n_tokens: int) -> Source:
             at += take
         needs = catalog.needs
         sides = side_spans_of(catalog, match.pieces, match.held_from)
-    files = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], catalog.void)
+    on_damage = partial(void, catalog)
+    files = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], on_damage)
     if needs is None:
         return files
     assert n_tokens == match.n_tokens
-    return StoredSource(catalog.layout, files, sides, catalog.void)
+    return StoredSource(catalog.layout, files, sides, on_damage)
 
 
 def sides_to_read(catalog: Catalog, match: Match) -> SideSpans:
     """The side files that a restore of a match reads. Under the catalog's lock."""
     return side_spans_of(catalog, match.pieces, match.held_from) if match.tier == "cold" else SideSpans()
+
+
+def reading_ahead(catalog: Catalog, match: Match) -> Iterator[None]:
+    """Read and check a match's files, a step at a time, but those whose pieces are warm. I/O thread."""
+    segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= match.n_warm}
+    files: list[Segment | Side] = list(segments.values())
+    with catalog.lock:
+        files += [span.side for span in sides_to_read(catalog, match).spans]
+    for file in files:
+        try:
+            yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
+        except READ_ERRORS as error:
+            void(catalog, file, reason_of(error), str(error))
+            return
 
 
 class WarmSource:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from agent_memory.errors import StoreError
@@ -40,7 +40,9 @@ from agent_memory.store.tables import (
     describe_agent,
     drop_segments,
     drop_sides,
+    end_agent,
     move_heads,
+    move_lineage,
     note_written,
     put_segments,
     put_sides,
@@ -48,6 +50,7 @@ from agent_memory.store.tables import (
     read_segments,
     read_sides,
     read_turns,
+    rehang_segments,
 )
 from agent_memory.types import AgentInfo
 
@@ -343,54 +346,36 @@ class Manifest:
         with self._lock:
             return [side for side in read_sides(self._db) if is_side(side)]
 
-    def drop_sides(self, pieces: Iterable[bytes]) -> None:
-        """Commit the end of some pieces' side files."""
-        with self.transaction() as db:
-            drop_sides(db, pieces)
-
-    def commit_segments(
+    def commit(
         self,
         *,
         add: Iterable[SegmentRow] = (),
-        drop: Iterable[int] = (),
-        sides: Iterable[Side] = (),
-        used: Mapping[int, float] | None = None,
+        remove: Iterable[int] = (),
+        rehang: Mapping[int, int] | None = None,
+        add_sides: Iterable[Side] = (),
+        remove_sides: Iterable[Side] = (),
         lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
-        moved: Mapping[bytes, bytes] | None = None,
+        heads: Mapping[bytes, bytes] | None = None,
+        ended_agent: int | None = None,
+        used: Mapping[int, float] | None = None,
         written: str | None = None,
     ) -> None:
-        """One transaction: segments that exist from now on, those that no longer do, times of use, an agent's head.
-
-        ``sides``: side files that exist from now on. ``lineage``: agent id, identity, head, and former heads that it
-        replaces. ``moved``: heads whose piece another took over. ``written``: bytes of the day.
-        """
+        """One transaction: what ``edit.Edit`` says, times of use and the bytes of the day."""
         with self.transaction() as db:
             if written is not None:
                 note_written(db, written)
             if used:
                 db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
-            drop_segments(db, drop)
-            put_sides(db, sides)
+            rehang_segments(db, rehang or {})
+            drop_segments(db, [*remove, *(rehang or {})])
+            drop_sides(db, remove_sides)
+            put_sides(db, add_sides)
             put_segments(db, add)
-            move_heads(db, moved or {})
+            move_heads(db, heads or {})
             if lineage is not None:
-                agent_id, identity, head, stale = lineage
-                stale_rows = [(agent_id, identity, former) for former in stale]
-                db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", stale_rows)
-                db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
-
-    def replace_segments(
-        self, made: Iterable[SegmentRow], *, drop: Sequence[int], into: int, moved: Mapping[bytes, bytes], written: str
-    ) -> None:
-        """Commit segments that take the place of others: ``drop`` go, and what hung on them hangs on ``into``."""
-        marks = ",".join("?" * len(drop))
-        with self.transaction() as db:
-            db.execute(f"UPDATE sides SET segment = ? WHERE segment IN ({marks})", (into, *drop))
-            db.execute(f"UPDATE segments SET parent_segment = ? WHERE parent_segment IN ({marks})", (into, *drop))
-            drop_segments(db, drop)
-            put_segments(db, made)
-            move_heads(db, moved)
-            note_written(db, written)
+                move_lineage(db, *lineage)
+            if ended_agent is not None:
+                end_agent(db, ended_agent)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities under which an agent has stored KV."""
@@ -408,22 +393,3 @@ class Manifest:
         with self._lock:
             rows = self._db.execute("SELECT head FROM lineages WHERE agent = ? AND identity = ?", (agent_id, identity))
             return [head for (head,) in rows if isinstance(head, bytes)]
-
-    def delete_agent(
-        self, agent_id: int, *, drop: Iterable[int], change: Iterable[SegmentRow], stale: Iterable[bytes] = ()
-    ) -> None:
-        """Commit the end of an agent, its log and the KV that was its alone; ``change``: segments now shorter.
-
-        ``stale``: pieces whose side file no longer exists.
-        """
-        with self.transaction() as db:
-            for table in ("agents", "turns", "lineages"):
-                db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
-            drop_segments(db, drop)
-            drop_sides(db, stale)
-            for row in change:
-                db.execute(
-                    "UPDATE segments SET file = ?, n_bytes = ?, header_xxh3 = ?, n_tokens = ?, pieces = ? "
-                    "WHERE segment = ?",
-                    (row.file, row.n_bytes, row.header_xxh3, row.n_tokens, row.pieces, row.segment),
-                )

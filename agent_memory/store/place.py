@@ -56,15 +56,15 @@ class Place:
                 raise GoneError(self.root / name, "was replaced")
 
     @property
-    def is_here(self) -> bool:
-        """True if the folder is the one that was opened, as far as can be told now."""
+    def lost(self) -> GoneError | None:
+        """Why the folder is not the one that was opened; None where it is, as far as can be told now."""
         try:
             self.check()
-        except GoneError:
-            return False
-        except OSError:  # nobody knows
-            return True
-        return True
+        except GoneError as error:
+            return error
+        except OSError:  # nobody knows: the next write says
+            pass
+        return None
 
 
 def _inode(root: Path, name: str) -> tuple[int, int]:

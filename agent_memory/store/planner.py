@@ -37,6 +37,7 @@ class Segment:
         "host",
         "identity",
         "ids",
+        "is_hidden",
         "is_ready",
         "is_unreadable",
         "n_bytes",
@@ -74,6 +75,7 @@ class Segment:
         self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
         self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
         self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
+        self.is_hidden = False  #: it is to be removed, and found no more
         self.is_unreadable = False  #: for a while: its file cannot be read now
         self.held_bytes = n_bytes  #: allocated, once its file is looked at
         self.pieces: list[Piece] = []

@@ -62,7 +62,7 @@ def read_files(folder: Path) -> Vouched:
 
 def rebuild(found: Vouched, manifest: Manifest) -> int:
     """Enter what files vouch for into a new manifest; how many."""
-    manifest.commit_segments(add=[row_of(s) for s in found.segments], sides=found.sides)
+    manifest.commit(add=[row_of(s) for s in found.segments], add_sides=found.sides)
     return len(found.segments) + len(found.sides)
 
 

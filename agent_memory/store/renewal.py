@@ -6,18 +6,14 @@ Where every layer is full attention, and the lineage that was computed anew cove
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from agent_memory.store.format import SUFFIX
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.format import new_file
 from agent_memory.store.planner import Ids, Piece, Segment
 from agent_memory.store.provenance import Provenance
-
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
 
 
 @frozen
@@ -45,7 +41,7 @@ def _renewed(catalog: Catalog, old: Segment, ids: Ids, lineage: Provenance) -> S
     new = Segment(
         number=old.number,
         identity=old.identity,
-        file=f"{old.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}",
+        file=new_file(old.identity),
         parent=old.parent,
         parent_number=old.parent_number,
         start=old.start,
@@ -64,17 +60,5 @@ def _renewed(catalog: Catalog, old: Segment, ids: Ids, lineage: Provenance) -> S
 
 
 def still_wanted(catalog: Catalog, renewals: Iterable[Renewal]) -> list[Renewal]:
-    """Those whose segment is still there, and still quantized. Under the catalog's lock."""
-    return [r for r in renewals if catalog.segments.get(r.old.number) is r.old and r.old.exactness == "quantized"]
-
-
-def renew(catalog: Catalog, renewal: Renewal) -> None:
-    """Let the segment be what was committed; then ``new`` names the file that it had. Under the catalog's lock."""
-    old, new = renewal.old, renewal.new
-    if catalog.segments.get(old.number) is old:  # else it was voided meanwhile, and its row and file are to go
-        catalog.held_bytes += new.held_bytes - old.held_bytes
-    old.file, new.file = new.file, old.file
-    old.n_bytes, old.held_bytes, old.header_xxh3 = new.n_bytes, new.held_bytes, new.header_xxh3
-    old.exactness, old.codec, old.host = new.exactness, new.codec, new.host
-    for mine, theirs in zip(old.pieces, new.pieces, strict=True):
-        mine.made = theirs.made
+    """Those whose segment is still there. Under the catalog's lock."""
+    return [r for r in renewals if catalog.segments.get(r.old.number) is r.old and not r.old.is_hidden]

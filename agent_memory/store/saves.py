@@ -6,31 +6,28 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
 from agent_memory.store.health import is_disk_error
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.planner import Piece, Segment, n_tokens
 from agent_memory.store.points import Side
 from agent_memory.store.provenance import Run, Stored
-from agent_memory.store.quota import NoRoomError, make_room
-from agent_memory.store.renewal import Renewal, renew, still_wanted
-from agent_memory.store.rows import facts_of, row_of
+from agent_memory.store.renewal import Renewal, still_wanted
+from agent_memory.store.room import NoRoomError, announce, make_room
+from agent_memory.store.rows import facts_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter
 from agent_memory.store.sides import SidePart, side_writer, stale_sides
 from agent_memory.store.splices import Splice
 
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
-
 log = logging.getLogger("agent_memory.store")
-
-_PAGE = 4096  #: file systems allocate in pages of this size, mostly
 
 SAVE_ERRORS = (*WRITE_ERRORS, NoRoomError)
 
@@ -131,7 +128,7 @@ class Save:
     def _is_slow(self, catalog: Catalog) -> bool:
         if not self._is_given_up and catalog.io.is_full:
             self._is_given_up = True
-            catalog.skipped["slow disk"] += 1
+            catalog.counts.skipped["slow disk"] += 1
             _note_unwritten(catalog, self)
             self.abandon()
         return self._is_given_up
@@ -187,25 +184,20 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     started = time.perf_counter()
     try:
-        if not _is_live(catalog, save) or (save.agent_id is not None and not catalog.manifest.has_agent(save.agent_id)):
+        is_wanted = save.agent_id is None or catalog.manifest.has_agent(save.agent_id)
+        if is_wanted and _is_live(catalog, save):
+            _finish_files(catalog, save)
+        if not is_wanted or not _store(catalog, save):  # something before it was found damaged, maybe meanwhile
             _abandon(catalog, save)
             return
-        _finish_files(catalog, save)
-        if not _is_live(catalog, save):  # something before it was found damaged meanwhile
-            _abandon(catalog, save)
-            return
-        superseded = _commit_rows(catalog, save)
     except SAVE_ERRORS as error:
         _fail(catalog, save, error)
         return
     save.is_over = True
     catalog.health.worked("KV")
-    catalog.note_saved(save.agent_id, save.head)
+    catalog.counts.unwritten.written(save.agent_id if save.is_turn else None, save.head)
     if save.segments:
         catalog.admission.note_commit(time.perf_counter() - started)
-    for file in superseded:
-        catalog.files.unlink(catalog.path(file))
-    catalog.clear_orphans()
     make_room(catalog)
     catalog.on_commit()
 
@@ -238,32 +230,45 @@ def _abandon(catalog: Catalog, save: Save) -> None:
     _close_splices(save)
     for writer in (*save.writers, *save.side_writers.values()):
         writer.abandon()
-    gone: list[Segment] = []
     with catalog.lock:
-        for part in save.sides:
-            if catalog.sides.get(part.side.piece) is part.side:
-                catalog.take_side(part.side)
-        for segment in save.segments:
-            if catalog.segments.get(segment.number) is segment:
-                gone += catalog.forget(segment, "not stored")
-    catalog.drop(gone)  # what relied on it may be committed already
-    files: list[Segment | Side] = [*save.files, *(part.side for part in save.sides)]
-    for file in files:
-        catalog.unfinished.pop(file.file, None)
-        if not file.is_ready:
-            catalog.files.unlink(catalog.path(file))
+        entered = [s for s in save.segments if catalog.segments.get(s.number) is s]
+        if entered:
+            catalog.hide(entered, "not stored")
+        for segment in reversed(entered):
+            catalog.leave(segment)
+        _leave_out(catalog, [part.side for part in save.sides])
+    remove_hidden(catalog)
+    for segment in save.files:
+        _discard(catalog, segment)
+
+
+def _leave_out(catalog: Catalog, sides: Sequence[Side]) -> None:
+    """Side files that were planned and are not wanted. I/O thread; under the lock."""
+    for side in sides:
+        if not side.is_ready:
+            catalog.leave_side(side)
+            _discard(catalog, side)
+
+
+def _discard(catalog: Catalog, file: Segment | Side) -> None:
+    """Remove a file that was not stored. I/O thread."""
+    catalog.unfinished.pop(file.file, None)
+    if not file.is_ready:
+        catalog.files.unlink(catalog.path(file))
 
 
 def _note_unwritten(catalog: Catalog, save: Save) -> None:
-    catalog.note_unwritten(save.agent_id, save.head, sum(segment.n_tokens for segment in save.segments))
+    catalog.counts.unwritten.note(
+        save.agent_id if save.is_turn else None, save.head, sum(segment.n_tokens for segment in save.segments)
+    )
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
     _note_unwritten(catalog, save)
     if isinstance(error, NoRoomError):
-        catalog.skipped["no room"] += 1
+        catalog.counts.skipped["no room"] += 1
     else:
-        catalog.save_failures += 1
+        catalog.counts.save_failures += 1
         if is_disk_error(error):
             catalog.health.failed("KV", error)
         else:
@@ -273,7 +278,7 @@ def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
 
 def _is_live(catalog: Catalog, save: Save) -> bool:
     with catalog.lock:
-        return all(catalog.segments.get(s.number) is s for s in save.segments)
+        return all(catalog.segments.get(s.number) is s and not s.is_hidden for s in save.segments)
 
 
 def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
@@ -285,86 +290,62 @@ def _writer(catalog: Catalog, segment: Segment) -> SegmentWriter:
 
 
 def _announced(catalog: Catalog, file: Segment | Side, writer: SegmentWriter) -> SegmentWriter:
-    """Make room for a file before its first byte is written."""
-    catalog.unfinished[file.file] = -(-writer.n_bytes // _PAGE) * _PAGE
-    if not make_room(catalog):
-        raise NoRoomError(f"no room for {writer.n_bytes:,} bytes")
+    announce(catalog, file.file, writer.n_bytes)
     return writer
 
 
-def _commit_rows(catalog: Catalog, save: Save) -> list[Segment | Side]:
-    """Commit the rows and bring memory in step; the files that nothing needs any more."""
-    with catalog.lock:
-        moved = _superseded(catalog, save)
-        gone = {p.segment.number: p.segment for p in moved}
-        used = catalog.take_uses()
-        lineage = _lineage(catalog, save)
-        sides = [part for part in save.sides if catalog.index is not None and part.side.piece in catalog.index.pieces]
-        renewals = still_wanted(catalog, save.renewals)
-    catalog.manifest.commit_segments(
-        add=[row_of(s) for s in (*save.segments, *(r.new for r in renewals))],
-        drop=gone,
-        sides=[part.side for part in sides],
-        used=used,
-        lineage=lineage,
-        moved={p.id: new for p, new in moved.items()},
-        written=str(catalog.admission.written),
+def _store(catalog: Catalog, save: Save) -> bool:
+    """Apply what a save changes; False where something that it follows is to be removed."""
+    while _is_live(catalog, save):  # again where what it removes was hidden meanwhile
+        with catalog.lock:
+            edit = _edit(catalog, save)
+        if apply(catalog, edit):
+            with catalog.lock:
+                _leave_out(catalog, [part.side for part in save.sides])
+            for renewal in save.renewals:
+                _discard(catalog, renewal.new)
+            for name in (*(s.file for s in save.files), *(part.side.file for part in save.sides)):
+                catalog.unfinished.pop(name, None)
+            _drop_stale(catalog, save)
+            return True
+    return False
+
+
+def _edit(catalog: Catalog, save: Save) -> Edit:
+    """What a save changes, as things are now. Under the lock."""
+    superseded = _superseded(catalog, save)
+    renewals = still_wanted(catalog, save.renewals)
+    sides = [part.side for part in save.sides if catalog.index is not None and part.side.piece in catalog.index.pieces]
+    gone = {piece.segment.number: piece.segment for piece in superseded}
+    return Edit(
+        add=[*save.segments, *(r.new for r in renewals)],
+        remove=[*gone.values(), *(r.old for r in renewals)],
+        add_sides=sides,
+        lineage=_lineage(catalog, save),
+        heads={piece.id: new for piece, new in superseded.items()},
     )
-    unused: list[Segment | Side] = [p.side for p in save.sides if p not in sides]
-    with catalog.lock:
-        for segment in save.segments:
-            segment.is_ready, segment.ids = True, None
-            catalog.held_bytes += segment.held_bytes
-        for part in sides:
-            unused += _enter_side(catalog, part.side)
-        for name in (*(s.file for s in save.files), *(part.side.file for part in save.sides)):
-            catalog.unfinished.pop(name, None)
-        for renewal in renewals:
-            renew(catalog, renewal)
-        unused += [r.new for r in save.renewals]  # the file that the segment had, or the one that it did not get
-        for segment in gone.values():
-            if catalog.segments.get(segment.number) is segment:
-                catalog.take_out(segment, None)
-        late = [s for s in save.segments if catalog.segments.get(s.number) is not s]
-    if late:  # voided while the commit ran: take them back
-        catalog.held_bytes -= sum(s.held_bytes for s in late)
-        catalog.drop(late)
-    return [*gone.values(), *unused, *_drop_stale(catalog, save)]
 
 
-def _enter_side(catalog: Catalog, side: Side) -> list[Side]:
-    """Make a committed side file readable; the one it replaces."""
-    former = catalog.sides.get(side.piece)
-    if former is not None:
-        catalog.take_side(former)
-    side.is_ready = True
-    catalog.enter_side(side)
-    return [former] if former is not None and former is not side else []
-
-
-def _drop_stale(catalog: Catalog, save: Save) -> list[Side]:
-    """End the side files that the saved lineage has moved past. Not part of the save: after a crash they are too many,
-    which the next save of that lineage mends.
+def _drop_stale(catalog: Catalog, save: Save) -> None:
+    """End the side files that the saved lineage has moved past. An Edit of its own: after a crash before it they are
+    too many, which the next save of that lineage mends.
     """
-    if catalog.needs is None or save.head is None:
-        return []
-    with catalog.lock:
-        gone = stale_sides(catalog, save.head, save.former, save.agent_id if save.is_turn else None)
-        for side in gone:
-            catalog.take_side(side)
-    if gone:
-        catalog.manifest.drop_sides([side.piece for side in gone])
-    return gone
+    if catalog.needs is not None and save.head is not None:
+        with catalog.lock:
+            gone = stale_sides(catalog, save.head, save.former, save.agent_id if save.is_turn else None)
+        if gone:
+            apply(catalog, Edit(remove_sides=gone))
 
 
-def _lineage(catalog: Catalog, save: Save) -> tuple[int, str, bytes, list[bytes]] | None:
+def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
     """The agent's new head, and the former ones that it continues or that are gone; of no turn, only those gone."""
     index, agent_id, head = catalog.index, save.agent_id, save.head
     if index is None or agent_id is None or head is None or head not in index.pieces:
         return None
     before = {p.id for p in index.ancestors(index.pieces[head])} - {head} if save.is_turn else set()
     former = catalog.manifest.heads_of(agent_id, catalog.identity)
-    return agent_id, catalog.identity, head, [h for h in former if h in before or h not in index.pieces]
+    replaced = [one for one in former if one in before or one not in index.pieces]
+    return HeadMove(agent_id, catalog.identity, head, replaced)
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:

@@ -355,46 +355,6 @@ def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
                 group[0] = group[0][n:]
 
 
-def check_file(path: Path, n_bytes: int, header_xxh3: str) -> int:
-    """Read and check every byte of one segment; the bytes read. Raises OSError or ValueError saying what is wrong."""
-    for _ in checking(path, n_bytes, header_xxh3):
-        pass
-    return n_bytes
-
-
-def checking(path: Path, n_bytes: int, header_xxh3: str) -> Iterator[None]:
-    """The same in steps of at most 8 MB."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        metadata, table, data_start = read_header(fd, n_bytes)
-        if metadata["header_xxh3"] != header_xxh3:
-            raise ValueError("the header is not the one that was written")
-        sums = iter(split_sums(metadata))
-        for name, entry in table.items():
-            start, stop = entry["data_offsets"]
-            digest = xxhash.xxh3_64()
-            is_zero = True
-            for raw in _blocks(fd, data_start + start, stop - start):
-                digest.update(raw)
-                yield
-                is_zero = is_zero and name.startswith("pad.") and not any(raw)
-            if not is_zero and name.startswith("pad."):
-                raise ValueError(f"{name} is not zero")
-            if not name.startswith("pad.") and digest.hexdigest() != next(sums, None):
-                raise ValueError(f"the checksum of {name} is wrong")
-    finally:
-        os.close(fd)
-
-
-def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
-    while nbytes > 0:
-        raw = os.pread(fd, min(nbytes, 8 << 20), at)
-        if not raw:
-            raise ValueError("the file ends too early")
-        yield raw
-        at, nbytes = at + len(raw), nbytes - len(raw)
-
-
 def copy_prefix(source: Path, segment: Segment, writer: SegmentWriter, layout: Layout, n_tokens: int) -> str:
     """Write the first ``n_tokens`` of a segment as another one, checked on the way; the new header's checksum."""
     found = OpenSegment(source, segment)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec
-from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.store.format import SIDE_FORMAT, SUFFIX, side_extents
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.format import SIDE_FORMAT, new_file, side_extents
 from agent_memory.store.planner import Piece
 from agent_memory.store.points import Held, Side, missing_sides, stale
 from agent_memory.store.provenance import Provenance
 from agent_memory.store.segments import READ_ERRORS, DamageError, OpenSegment, SegmentSource, SegmentWriter, reason_of
 
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
-
-log = logging.getLogger("agent_memory.store")
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -61,8 +54,7 @@ def plan_sides(catalog: Catalog, head: bytes, lineage: Provenance, held: Held) -
         if lineage.exactness == "quantized" and not is_quantized:
             continue
         stop = piece.start + piece.n_tokens
-        file = f"{catalog.identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
-        side = Side(piece.id, piece.segment.number, file, stop - start, has_state)
+        side = Side(piece.id, piece.segment.number, new_file(catalog.identity), stop - start, has_state)
         if piece.id not in catalog.sides:
             catalog.enter_side(side)
         codec = catalog.codec if is_quantized and not lineage.n_decoded(start, stop) else "exact"
@@ -85,23 +77,6 @@ def side_writer(catalog: Catalog, part: SidePart, state_bytes: int | None) -> Se
     }
     places = side_extents(catalog.layout, side.n_rows, state_bytes, part.codec)
     return SegmentWriter(catalog.files, catalog.path(side), places, metadata)
-
-
-def void_side(catalog: Catalog, side: Side, reason: str, text: str) -> None:
-    """A damaged or missing side file is forgotten; its piece stays. Any thread; never raises."""
-    with catalog.lock:
-        if catalog.sides.get(side.piece) is not side:
-            return
-        catalog.damage += 1
-        catalog.take_side(side)
-    log.warning("store: a side file is %s; KV will be computed again: %s", reason, text)
-
-    def drop() -> None:
-        catalog.manifest.drop_sides([side.piece])
-        catalog.files.unlink(catalog.path(side))
-
-    with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
-        catalog.io.submit(drop)
 
 
 def stale_sides(catalog: Catalog, head: bytes, former: int, agent_id: int | None) -> list[Side]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from agent_memory.kvcache.coding import coded
+from agent_memory.store.catalog import Catalog
 from agent_memory.store.planner import Piece
 from agent_memory.store.provenance import Stored
 from agent_memory.store.segments import OpenSegment
-
-if TYPE_CHECKING:
-    from agent_memory.store.catalog import Catalog
 
 
 class Splice:

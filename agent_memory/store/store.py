@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
+from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
-from agent_memory.store.files import Files, strangers
-from agent_memory.store.format import KV_FOLDER
+from agent_memory.store.files import Files
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
@@ -36,25 +35,24 @@ from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planner import Ids, Segment
-from agent_memory.store.points import Held, Side
+from agent_memory.store.planning import begin_save
+from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.quota import Quota, folder_bytes, keep
+from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
-from agent_memory.store.retention import Costs
+from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
-from agent_memory.store.segments import READ_ERRORS, checking, reason_of
 from agent_memory.store.sweeping import sweep
 from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
+from agent_memory.store.worth import Costs
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
-
-_MAX_DEFAULT_BYTES = 32 << 30
 
 
 class Store:
@@ -83,13 +81,9 @@ class Store:
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
+        costs, pins = self.costs, self._pins.agents
         self.warm = Warm(
-            warm_bytes,
-            codec=warm_codec,
-            ttl_s=warm_ttl_s,
-            costs=self.costs,
-            pins=self._pins.agents,
-            is_stored=self._is_on_disk,
+            warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=self._is_on_disk
         )
         self._health = Health()
         self._io = IOThread(health=self._health)
@@ -110,19 +104,19 @@ class Store:
             self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
-                self._place, self._files = place, _ = Place.of(path), files
-                files.guard = self._ensure_ours
+                place = self._place = Place.of(path)
+                self._files, files.guard = files, self._ensure_ours
                 written = Written.parse(self._manifest.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
                     self._manifest,
                     self._io,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else _default_budget(path)),
+                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
                     admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
                     health=self._health,
                     codec=codec,
-                    is_here=lambda: place.is_here,
+                    place=place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -142,10 +136,9 @@ class Store:
 
     def _ensure_ours(self) -> None:
         """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
-        assert self._place is not None
-        assert self._lock is not None
-        self._place.check()
-        self._lock.mark()
+        if self._place is not None and self._lock is not None:
+            self._place.check()
+            self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """What ``attach`` was told of a model of this name; {} for one that was never used here."""
@@ -250,7 +243,7 @@ class Store:
             self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
             if self._catalog is None:
-                self._manifest.delete_agent(agent_id, drop=(), change=())
+                self._manifest.commit(ended_agent=agent_id)
             else:
                 catalog = self._catalog
                 self._io.call(lambda: delete_agent(catalog, agent_id))
@@ -277,23 +270,8 @@ class Store:
 
         Those whose pieces are warm are not read.
         """
-        catalog = self._catalog
-        if catalog is None or match.tier != "cold":
-            return
-        segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= match.n_warm}
-        files: list[Segment | Side] = list(segments.values())
-        with catalog.lock:
-            files += [span.side for span in lookup.sides_to_read(catalog, match).spans]
-
-        def steps() -> Iterator[None]:
-            for file in files:
-                try:
-                    yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
-                except READ_ERRORS as error:
-                    catalog.void(file, reason_of(error), str(error))
-                    return
-
-        self._io.submit_read(steps())
+        if self._catalog is not None and match.tier == "cold":
+            self._io.submit_read(lookup.reading_ahead(self._catalog, match))
 
     def touch(self, match: Match) -> None:
         """The match was used now, in both tiers; what it stands on counts as used too."""
@@ -326,7 +304,7 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
-        save = self._catalog.begin_save(tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
         if is_turn:
             self._pins.note(agent_id, save.head)
         return save
@@ -363,26 +341,17 @@ class Store:
         disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
         no error: it is counted in ``stats``, and told once.
         """
-        error = self._io.drain() or self._lost_folder()
+        error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
-            catalog.tell_unwritten()
+            if self._health.state == "ok":  # else the disk was told of
+                catalog.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
-
-    def _lost_folder(self) -> GoneError | None:
-        try:
-            if self._place is not None:
-                self._place.check()
-        except GoneError as error:
-            return error
-        except OSError:  # nobody knows: the next write says
-            pass
-        return None
 
     def compact(self, rest_s: float = 0.0) -> None:
         """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
@@ -394,19 +363,15 @@ class Store:
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
+            out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
             report = verify_store(self._manifest, None if catalog is None else catalog.folder)
-        repaired = () if self._repair is None else (str(self._repair),)
+        repaired = [] if self._repair is None else [str(self._repair)]
         strangers = () if catalog is None else catalog.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *report.damaged), strangers=strangers)
+        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
         return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
-
-    def _leave(self) -> None:
-        """The folder is somebody else's again, and so is what writes to it."""
-        if self._place is not None:
-            self._files.guard = Files.guard
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
@@ -418,23 +383,17 @@ class Store:
     def _close(self) -> None:
         try:
             if self._catalog is not None and self._catalog.has_unwritten_uses:
+                catalog = self._catalog
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(self._catalog.flush_uses)
+                    self._io.submit(lambda: self._manifest.commit(used=catalog.take_uses()))
             if self._io.is_started:
                 self.flush()
         finally:
             self._io.close()
             self._manifest.close()
             if self._lock is not None:
-                is_here = self._place is not None and self._place.is_here
+                is_here = self._place is not None and self._place.lost is None
                 self._lock.release(is_whole=is_here and self._manifest.is_whole)
-            self._leave()
+            if self._place is not None:
+                self._files.guard = Files.guard  # the folder is somebody else's again
         log.info("store closed path=%s", self._path)
-
-
-def _default_budget(path: Path) -> int:
-    """A quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
-    held = sum(strangers(path, ()).values())
-    kv = path / KV_FOLDER  # may be a link to another disk
-    free = shutil.disk_usage(kv if kv.exists() else path).free
-    return min(_MAX_DEFAULT_BYTES, max(held, (free + held) // 4))

@@ -129,9 +129,29 @@ def put_sides(db: sqlite3.Connection, sides: Iterable[Side]) -> None:
     db.executemany(f"INSERT OR REPLACE INTO sides VALUES ({','.join('?' * len(_SIDE_COLUMNS))})", rows)
 
 
-def drop_sides(db: sqlite3.Connection, pieces: Iterable[bytes]) -> None:
+def drop_sides(db: sqlite3.Connection, sides: Iterable[Side]) -> None:
     """Side files that no longer exist."""
-    db.executemany("DELETE FROM sides WHERE piece = ?", [(p,) for p in pieces])
+    db.executemany("DELETE FROM sides WHERE piece = ? AND file = ?", [(side.piece, side.file) for side in sides])
+
+
+def rehang_segments(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
+    """What hung on some segments hangs on those that take their place."""
+    rows = [(new, old) for old, new in rehang.items()]
+    db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
+    db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
+
+
+def move_lineage(db: sqlite3.Connection, agent_id: int, identity: str, head: bytes, former: Iterable[bytes]) -> None:
+    """An agent's lineage ends with another piece, and no longer with some former ones."""
+    rows = [(agent_id, identity, one) for one in former]
+    db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", rows)
+    db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
+
+
+def end_agent(db: sqlite3.Connection, agent_id: int) -> None:
+    """An agent no longer exists, nor its log."""
+    for table in ("agents", "turns", "lineages"):
+        db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
 
 
 def move_heads(db: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import xxhash
+
+from agent_memory.store.format import split_sums
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.segments import READ_ERRORS, check_file, reason_of
+from agent_memory.store.segments import READ_ERRORS, read_header, reason_of
 from agent_memory.types import VerifyReport
 
 
@@ -42,3 +47,43 @@ def _is_named(manifest: Manifest, file: SegmentRow | Side) -> bool:
     if isinstance(file, Side):
         return any(side.file == file.file for side in manifest.sides())
     return any(row.file == file.file for row in manifest.segments(file.identity))
+
+
+def check_file(path: Path, n_bytes: int, header_xxh3: str) -> int:
+    """Read and check every byte of one segment; the bytes read. Raises OSError or ValueError saying what is wrong."""
+    for _ in checking(path, n_bytes, header_xxh3):
+        pass
+    return n_bytes
+
+
+def checking(path: Path, n_bytes: int, header_xxh3: str) -> Iterator[None]:
+    """The same in steps of at most 8 MB."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        metadata, table, data_start = read_header(fd, n_bytes)
+        if metadata["header_xxh3"] != header_xxh3:
+            raise ValueError("the header is not the one that was written")
+        sums = iter(split_sums(metadata))
+        for name, entry in table.items():
+            start, stop = entry["data_offsets"]
+            digest = xxhash.xxh3_64()
+            is_zero = True
+            for raw in _blocks(fd, data_start + start, stop - start):
+                digest.update(raw)
+                yield
+                is_zero = is_zero and name.startswith("pad.") and not any(raw)
+            if not is_zero and name.startswith("pad."):
+                raise ValueError(f"{name} is not zero")
+            if not name.startswith("pad.") and digest.hexdigest() != next(sums, None):
+                raise ValueError(f"the checksum of {name} is wrong")
+    finally:
+        os.close(fd)
+
+
+def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0:
+        raw = os.pread(fd, min(nbytes, 8 << 20), at)
+        if not raw:
+            raise ValueError("the file ends too early")
+        yield raw
+        at, nbytes = at + len(raw), nbytes - len(raw)

@@ -8,7 +8,6 @@ and the index. There are no checksums: the model itself computes in this memory.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
 
@@ -20,8 +19,8 @@ from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
 from agent_memory.store.points import Held, Needs, Plan, Side, best_plan, missing_sides, stale
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.retention import Costs, worth
 from agent_memory.store.rows import root_id
+from agent_memory.store.worth import Costs, leaves_first, worth
 from agent_memory.types import Tier
 
 #: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.
@@ -32,7 +31,7 @@ _ARRAY_BYTES = 176
 class Warm:
     """Pieces of one identity in memory. Engine thread only.
 
-    Policy: what is worth least goes first (``retention.py``), a lineage from its end on, what another one shares or an
+    Policy: what is worth least goes first (``worth.py``), a lineage from its end on, what another one shares or an
     agent in ``pins`` uses after all else; what nobody pinned never pushes out what somebody did. A lineage that does
     not fit as a whole is not taken. ``ttl_s``: pieces unused for so long go, pinned ones stay.
     """
@@ -309,18 +308,19 @@ class Warm:
             return True
         now, is_pinned = self._clock(), agent_id in self._pins
 
-        def entry(held: WarmPiece) -> tuple[bool, float, bytes]:
+        def order(held: WarmPiece) -> tuple[bool, float, bytes]:
             return self._is_pinned(held), self._worth(held, now), held.piece.id
 
-        heap = [entry(held) for held in self._leaves.values() if self._may_go(held, is_pinned=is_pinned)]
-        heapq.heapify(heap)
-        while self.n_bytes > self.budget_bytes and heap:
-            held = self._held[heapq.heappop(heap)[2]]
+        def freed(held: WarmPiece) -> WarmPiece | None:
+            parent = self._held.get(held.piece.parent)
+            return parent if parent is not None and self._may_go(parent, is_pinned=is_pinned) else None
+
+        leaves = [held for held in self._leaves.values() if self._may_go(held, is_pinned=is_pinned)]
+        for held in leaves_first(leaves, order, freed):
+            if self.n_bytes <= self.budget_bytes:
+                break
             self._remove(held)
             self.n_evicted += 1
-            parent = self._held.get(held.piece.parent)
-            if parent is not None and self._may_go(parent, is_pinned=is_pinned):
-                heapq.heappush(heap, entry(parent))
         return self.n_bytes <= self.budget_bytes
 
     def _worth(self, held: WarmPiece, now: float) -> float:

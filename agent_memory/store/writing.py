@@ -8,10 +8,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from attrs import define, frozen
+
+log = logging.getLogger("agent_memory.store")
 
 _REMEMBERED = 8192  #: nameless lineages that were seen once and not written
 _DAY_S = 86_400
@@ -46,6 +49,45 @@ class Written:
 
     def __str__(self) -> str:
         return f"{self.day} {self.n_bytes}"
+
+
+class Unwritten:
+    """KV that was to be written and is not on disk, by the lineage that it is of. Any thread."""
+
+    def __init__(self) -> None:
+        self._n_tokens: dict[int | bytes, int] = {}  # by agent, or by the last piece of a nameless lineage
+        self._is_told = False
+
+    def note(self, agent_id: int | None, head: bytes | None, n_tokens: int) -> None:
+        """So much of a lineage was not written."""
+        key = agent_id if agent_id is not None else head
+        if key is not None and n_tokens:
+            self._n_tokens[key] = n_tokens
+            while len(self._n_tokens) > _REMEMBERED:
+                del self._n_tokens[next(iter(self._n_tokens))]
+
+    def written(self, agent_id: int | None, head: bytes | None) -> None:
+        """All of a lineage is on disk, or it has ended."""
+        for key in (agent_id, head):
+            if key is not None:
+                self._n_tokens.pop(key, None)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens there are."""
+        return sum(dict(self._n_tokens).values())
+
+    def tell(self) -> None:
+        """Say so once, until all of it is written."""
+        n_lineages = len(self._n_tokens)
+        if n_lineages and not self._is_told:
+            log.warning(
+                "store: the logs are on disk, KV of %d tokens of %d conversations is not: it stays in memory, and is "
+                "written with their next turn that the disk takes, or computed again after a restart",
+                self.n_tokens,
+                n_lineages,
+            )
+        self._is_told = bool(n_lineages)
 
 
 class WriteAdmission:

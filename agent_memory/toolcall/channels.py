@@ -21,6 +21,7 @@ _BEGIN, _CHANNEL, _CONSTRAIN, _MESSAGE = "<|start|>", "<|channel|>", "<|constrai
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _MARKS = (_BEGIN, _CHANNEL, _MESSAGE, *_ENDS)
 _ANY = re.compile("|".join(map(re.escape, _MARKS)))
+_BEHIND = re.compile("|".join(map(re.escape, (_MESSAGE, *_ENDS))))  #: what ends a header
 _BEGUN = Beginnings(_MARKS)
 _TO = re.compile(r"\bto=([^\s<]+)")
 _KIND = re.compile(re.escape(_CHANNEL) + r"\s*(\w+)")
@@ -106,7 +107,7 @@ class HeaderPhase:
 
     def feed(self, text: str, at: int) -> tuple[int, Phase]:
         """Read up to the mark at which the message begins; what is too long for a header is text."""
-        found = re.compile("|".join(map(re.escape, (_MESSAGE, *_ENDS)))).search(text, at)
+        found = _BEHIND.search(text, at)
         stop = found.start() if found else len(text) - _BEGUN.held_back(text, at)
         stop = min(stop, at + _MAX_HEADER - self._n)
         self._parts.append(text[at:stop])

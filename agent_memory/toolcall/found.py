@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,7 @@ def from_pair(row: object) -> Found:
 
 def from_members(name: str, members: Sequence[tuple[str, str]]) -> Found:
     """A call of ``name`` with the JSON text of each argument. Raises ValueError where one comes twice."""
-    names = [key for key, _ in members]
-    if twice := [key for key in names if names.count(key) > 1]:
+    if twice := [key for key, n in Counter(key for key, _ in members).items() if n > 1]:
         raise ValueError(f"it has the argument {twice[0]!r} twice")
     pairs = (f"{json.dumps(key, ensure_ascii=False)}: {source}" for key, source in members)
     return from_text(name, "{" + ", ".join(pairs) + "}")

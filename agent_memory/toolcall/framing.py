@@ -215,25 +215,24 @@ class FramedPhase:
 class BegunPhase:
     """The beginning of a reply whose prompt has ended with a form's start mark: a call, or text.
 
-    ``texts``: what may stand in place of a header, with text behind it.
+    ``form``: None where no tool is declared. ``texts``: what may stand in place of a header, with text behind it.
     """
 
     is_call = False
 
-    def __init__(self, form: FramedForm, output: Output, home: Phase, texts: Sequence[str]) -> None:
+    def __init__(self, form: FramedForm | None, output: Output, home: Phase, texts: Sequence[str]) -> None:
         self._form, self._output, self._home = form, output, home
         self._texts = Shape(*((text,) for text in texts))
 
     def feed(self, text: str, at: int) -> tuple[int, Phase]:
         """Tell which of the two it is."""
-        if self._form.header.match(text, at) is not None:
+        if self._form is not None and self._form.header.match(text, at) is not None:
             return at, FramedPhase(self._form, self._output, self._home, start="")
         if (found := self._texts.match(text, at)) is not None:
             self._output.mark(found.text)
             return found.stop, self._home
-        if self._form.header.may_begin(text, at) or self._texts.may_begin(text, at):
-            return at, self
-        return at, self._home
+        may_be_call = self._form is not None and self._form.header.may_begin(text, at)
+        return at, self if may_be_call or self._texts.may_begin(text, at) else self._home
 
     def end(self, held: str) -> tuple[str, Phase | None]:
         """What was held back is text."""

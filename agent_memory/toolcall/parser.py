@@ -125,7 +125,7 @@ class ToolParser:
         if format is not None and isinstance(forms(format)[0], ChannelForm):
             home = ChannelPhase(output, takes_calls=bool(known))
             return home, ReplyPhase(output, home)
-        silent = format_of(format).silent if format is not None and reasoning is not None else ()
+        silent = format_of(format).silent if format is not None else ()
         marked = {form.start: self._opener(form) for form in known if form.start}
         text = TextPhase(output, marked, self._bare(known), silent)
         first: Phase = text
@@ -134,10 +134,10 @@ class ToolParser:
             thoughts = ReasoningPhase(reasoning[1], output, text, breaks)
             text.think(reasoning[0], thoughts)
             first = thoughts if in_reasoning else text
-        begun = [form for form in known if isinstance(form, FramedForm) and form.is_begun]
-        if begun and first is text:
-            texts = [mark.removeprefix(begun[0].start) for mark in silent]
-            first = BegunPhase(begun[0], output, text, texts)
+        form = forms(format)[0]
+        if isinstance(form, FramedForm) and form.is_begun and first is text:
+            texts = [mark.removeprefix(form.start) for mark in silent]
+            first = BegunPhase(form if known else None, output, text, texts)
         return text, first
 
     def _opener(self, form: Form) -> Callable[[Phase], Phase]:

@@ -26,7 +26,7 @@ _SURPLUS = Part(r"(?:\s{0,8}\}){1,3}", r"(?:\s{0,8}\}){0,3}")
 class ObjectPhase:
     """One call as a JSON object, or an array of them: given out while it is read, once its name is known.
 
-    ``start``: the mark before it. ``then``: the phase behind it, for a form; where the text is no call, ``home`` is.
+    ``start``: the mark before it. ``home``: the phase behind it, and behind what closes it.
     """
 
     is_call = True

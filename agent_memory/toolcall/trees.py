@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import field, mutable
@@ -55,7 +56,7 @@ def _source(element: _Element, schema: object, root: Mapping[str, object]) -> st
         return values.source_of(element.text, schema, root)
     if element.text.strip():
         raise ValueError(f"the argument {element.name!r} holds text beside elements")
-    names = [one.name for one in element.inner]
+    names = Counter(one.name for one in element.inner)
     is_list = "array" in values.kinds_of(schema, root) or (set(names) == {"item"} and not _has(schema, "item", root))
     if is_list:
         items = [_source(one, values.item_of(schema, root), root) for one in element.inner]
@@ -63,8 +64,7 @@ def _source(element: _Element, schema: object, root: Mapping[str, object]) -> st
     members: dict[str, list[str]] = {name: [] for name in names}
     for one in element.inner:
         part = values.property_of(schema, one.name, root)
-        is_repeated = names.count(one.name) > 1
-        members[one.name].append(_source(one, values.item_of(part, root) if is_repeated else part, root))
+        members[one.name].append(_source(one, values.item_of(part, root) if names[one.name] > 1 else part, root))
     parts = (
         f"{dumps(name)}: {some[0] if len(some) == 1 else '[' + ', '.join(some) + ']'}" for name, some in members.items()
     )

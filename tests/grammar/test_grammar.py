@@ -756,7 +756,7 @@ def memory_of(format: str) -> Memory:
     made = tokenizer()
     signs = next(signs for known, signs in _SIGNS if known == format)
     if (start := forms(format)[0].start).startswith("<|"):
-        made.add_tokens([start], special_tokens=True)
+        made.add_tokens([start] if format != "kimi_k3" else list(signs), special_tokens=True)
     listed = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"
     said = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     made.chat_template = f"{{# {' '.join(signs)} #}}{listed}{said}{'>>>' if format == 'functionary_v32' else ''}"
@@ -791,9 +791,11 @@ def hold_many(format: str, n: int) -> int:
         assert tokenizer.tool_format == format
         start = forms(format)[0].start
         opening = "<|channel|>commentary to=functions." if format == "harmony" else start or "["
-        opening = {"tool_use": '{"tool_use"', "llama3": '{"name": "move"', "functionary_v32": "move\n{"}.get(
-            format, opening
-        )
+        opening = {
+            "tool_use": '{"tool_use"',
+            "llama3": '{"name": "move", "parameters": {',
+            "functionary_v32": "move\n{",
+        }.get(format, opening)
         handles = []
         for number in range(n):
             asked: dict[str, Any] = {"tools": STRICT, "max_tokens": 180, "parallel_tool_calls": False}

@@ -256,3 +256,10 @@ def test_an_expansion_shows_the_text_its_neighbours_and_its_typed_items(memory: 
     typed = memory.recall("stay", kinds=["decision"])[0].item
     assert memory.expand(typed.id).text == "It was cold. We decided to stay. It got late."
     assert typed.text == memory.expand(typed.id).text[slice(*typed.span)]
+
+
+def test_as_many_hits_are_given_as_were_asked_for(memory: ContextMemory) -> None:
+    for n in range(260):
+        memory.remember(f"Ferry number {n} of line {n % 13} sails at {n * 7 % 97}.", kind="note")
+    assert len(memory.recall("ferry sails", k=250)) == 250
+    assert len(memory.recall("ferry sails", k=1)) == 1

@@ -193,6 +193,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "password=settings.db.password2",
             "PasswordField('password', 'Password')",
             "all tests pass: 31/31",
+            "socks5h://<username>:<password>@proxy-host",
             "1. **Password Hashing:** why",
             "if password > minimum: pass",
             'passphrase: str = ""',
@@ -216,6 +217,9 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (
             "api_key = settings.api_key",
+            "cache key: {h40}",
+            "token {h40}",
+            "token = b64encode(userpass).decode()",
             "token = tokens[12]",
             "secret: rewriting it",
             "client_secret: <your client secret>",
@@ -312,6 +316,14 @@ def test_found_tells_where_the_placeholders_stand() -> None:
     assert all(redacted.text[f.start : f.stop].startswith(f"[REDACTED:{f.kind}:") for f in redacted.found)
     assert redacted.text.startswith("first [")
     assert redacted.text.endswith("].")
+
+
+def test_a_secret_right_beside_another_is_found_and_both_places_are_told() -> None:
+    text = filled("x m.hamilton@example.org-----BEGIN PRIVATE KEY-----\n{a64}\n-----END PRIVATE KEY----- y", 1)
+    redacted = REDACTOR.redact(text)
+    assert re.fullmatch(r"x \[REDACTED:email:\w{8}\]\[REDACTED:private_key:\w{8}\] y", redacted.text)
+    shown = [redacted.text[found.start : found.stop].split(":")[1] for found in redacted.found]
+    assert shown == [found.kind for found in redacted.found] == ["email", "private_key"]
 
 
 def test_a_private_key_that_is_cut_off_is_taken_to_its_end() -> None:

@@ -198,3 +198,29 @@ def test_sets_that_change_a_little_are_computed_anew_a_little(n_pinned: int, bar
             shares.append(1 - same / len(text))
             before = text
         assert sum(shares[1:]) / len(shares[1:]) <= bar
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*MARKS, "\n", "\r\n", "- (2026-01-01, user) ", "\u2028", "\x00"]), st.text(max_size=9)
+        ),
+        max_size=12,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_no_mixture_of_marks_leaves_its_card(parts: list[str]) -> None:
+    text = card(item("".join(parts), speaker="".join(parts)[:20] or None))
+    assert [mark for mark in MARKS if mark in text] == []
+    assert text.endswith("\n")
+    assert all(line.startswith("  ") for line in text.splitlines()[1:])
+
+
+def test_special_tokens_in_memories_are_plain_text_in_the_prompt() -> None:
+    special = [TOKENIZER.decode([i]) for i in TOKENIZER.special_ids] + MARKS
+    with ContextMemory(tokenizer=TOKENIZER) as memory:
+        for n, mark in enumerate(special):
+            memory.remember(f"Harbour note {n} says {mark} and more.", kind="note")
+        got = memory.working_set("harbour note", budget_tokens=8_000)
+        assert len(got.items) > 5
+        assert TOKENIZER.special_ids.isdisjoint(TOKENIZER.encode(got.text))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.log.turns import Turn
-from agent_memory.store.policy import Candidate, victims
+from agent_memory.store.worth import Candidate, victims
 from agent_memory.types import Message
 from tests.store.breaking import Counted
 from tests.store.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files

@@ -20,9 +20,9 @@ from agent_memory.store import lookup
 from agent_memory.store.format import DECODED
 from agent_memory.store.points import Held
 from agent_memory.store.provenance import Provenance
-from agent_memory.store.retention import Costs
 from agent_memory.store.store import Store
 from agent_memory.store.warm import Warm
+from agent_memory.store.worth import Costs
 from tests.store.kvmodel import (
     IDENTITY,
     KINDS,

@@ -122,6 +122,12 @@ def test_marks_around_an_answer_are_no_text() -> None:
     assert (parsed.reasoning, parsed.text) == ("Hm.", "Hi")
 
 
+def test_marks_around_an_answer_are_no_text_where_a_model_has_no_marks_of_reasoning_and_no_tools() -> None:
+    assert run(ToolParser((), "functionary_v32", reasoning=None), ["all\nHello."])[1].text == "Hello."
+    assert run(ToolParser((), "functionary_v32", reasoning=None), ["save\n{}"])[1].text == "save\n{}"
+    assert run(ToolParser(TOOLS, "gigachat", reasoning=None), ["Hello.<|message_sep|>"])[1].text == "Hello."
+
+
 def test_kimi_opens_a_call_out_of_its_thoughts_and_others_do_not() -> None:
     call = WRITERS["kimi_k2"]([("save", {"path": "a"})])
     for chunks in cuts(f"<think>I save it. {call}", ["<|tool_calls_section_begin|>"]):

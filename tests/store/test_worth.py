@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.store.retention import Costs, worth
+from agent_memory.store.worth import Costs, leaves_first, worth
 
 seconds = st.floats(1e-5, 1e5)
 sizes = st.integers(1, 1 << 40)
@@ -40,3 +40,24 @@ def test_costs_follow_what_is_measured_and_ignore_what_says_nothing() -> None:
     costs.loaded("cold", 0, 9.0)
     assert costs.back_s("none", 4, 0) == pytest.approx(2.0)
     assert costs.back_s("cold", 1, 500) == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), min_size=1, max_size=30))
+def test_leaves_go_first_and_among_them_always_the_one_worth_least(rows: list[tuple[int, int]]) -> None:
+    parents = {number: parent if parent < number else None for number, (parent, _) in enumerate(rows)}
+    there = set(parents)
+
+    def is_leaf(one: int) -> bool:
+        return not any(parents[other] == one for other in there)
+
+    def order(one: int) -> tuple[int, int]:
+        return rows[one][1], one
+
+    def freed(one: int) -> int | None:
+        parent = parents[one]
+        return parent if parent is not None and is_leaf(parent) else None
+
+    for one in leaves_first([number for number in parents if is_leaf(number)], order, freed):
+        assert one == min(filter(is_leaf, there), key=order)
+        there.remove(one)
+    assert not there
