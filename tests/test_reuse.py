@@ -21,6 +21,7 @@ from agent_memory import (
     Tool,
     ToolResult,
     UnsupportedParameterError,
+    open_store,
 )  # fmt: skip
 from tests.templated import Templated, says, templated
 from tests.templates import NATIVE
@@ -538,6 +539,33 @@ def test_line_15_a_history_counts_a_turn_for_each_reply(opened: Callable[..., Me
     usage = agent.say("three").usage
     assert usage.cached_tokens > 100
     assert agent.info.n_turns == 3
+
+
+@pytest.mark.parametrize("is_reopened", [False, True])
+def test_line_15_a_turn_that_is_taken_back_gives_the_system_prompt_before_it_back(
+    opened: Callable[..., Memory], tmp_path: Any, is_reopened: bool
+) -> None:
+    memory = opened(EchoRunner(), tmp_path)
+    memory.agent("a", system="A").say("one")
+    memory.generate(lists("B", "two"), agent="a")
+    memory.generate(lists("C", "one", "eins", "two"), agent="b")
+    for n_left in (2, 1, 0):
+        if is_reopened:
+            memory.close()
+            memory = opened(EchoRunner(), tmp_path)
+        a, b = memory.agent("a"), memory.agent("b")
+        told = {2: ["B", "two", "two"], 1: ["A", "one", "one"], 0: ["A"]}
+        assert [message.content for message in a.messages] == told[n_left]
+        assert (a.info.system, b.info.system) == (told[n_left][0], "C")
+        assert [message.content for message in b.messages][:1] == ["C"]
+        memory.flush()
+        listed = {info.name: info.system for info in open_store(tmp_path).agents()}
+        assert listed == {"a": told[n_left][0], "b": "C"}
+        if n_left:
+            a.rewind()
+            b.rewind()
+    assert memory.agent("b", system="C").messages[0].content == "C"
+    assert memory.verify().ok
 
 
 def test_line_15_an_agent_begins_with_a_history_and_nothing_is_generated(

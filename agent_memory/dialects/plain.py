@@ -98,15 +98,12 @@ class Parameters:
             self._rest.pop(name, None)
 
     def end(self) -> None:
-<<<<<<< HEAD
-        """Raises UnsupportedParameterError for what was not taken; it names the nearest parameter that there is."""
-=======
-        """Raise UnsupportedParameterError for parameters that were not taken."""
->>>>>>> main
+        """Raise UnsupportedParameterError for parameters that were not taken; it names the nearest that there is."""
         if self._rest:
-            nearest = [near for name in sorted(self._rest) for near in difflib.get_close_matches(name, self._known, n=1)]
+            unknown = sorted(self._rest)
+            nearest = [near for name in unknown for near in difflib.get_close_matches(name, self._known, n=1)]
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported{hint}")
+            raise UnsupportedParameterError(f"{self._method}: {', '.join(unknown)} is not supported{hint}")
 
 
 def _is_unset(value: object) -> bool:

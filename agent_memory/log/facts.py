@@ -14,7 +14,8 @@ class Facts:
     """What rendering one agent's turns depends on beside its messages.
 
     ``tools``, ``tools_sorted``: digests of the tools that the newest turn offered, in their own key order and in
-    sorted order. ``variables``: digest of the newest turn's template variables.
+    sorted order. ``variables``: digest of the newest turn's template variables. ``system``: the system prompt of the
+    newest turn, where it is another than the one before the first turn.
     """
 
     date: datetime | None = None  #: local time that the chat template was told; None: it was never asked
@@ -22,6 +23,7 @@ class Facts:
     tools: str = ""
     tools_sorted: str = ""
     variables: str = ""
+    system: str | None = None
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -39,6 +41,7 @@ class Facts:
             return cls(
                 date=datetime.fromisoformat(date) if isinstance(date, str) else None,
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
+                system=row.get("system") if isinstance(row.get("system"), str) else None,
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},
             )
         except (ValueError, TypeError):

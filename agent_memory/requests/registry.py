@@ -115,7 +115,7 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = attrs.evolve(log.facts, keep_reasoning=keeps)
-            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 
@@ -183,6 +183,10 @@ class Agents:
             self._ensure_idle(log, "rewind")
             log.rewind(len(log.turns) - turns)
             self._store.rewind(log.agent_id, len(log.turns))
+            system = None if log.system == log.first_system else log.system
+            if log.facts.system != system:
+                log.facts = attrs.evolve(log.facts, system=system)
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 

@@ -31,11 +31,7 @@ _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was
 _STOPPED: dict[str, tuple[MissCause, str]] = {
     "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
     "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
-<<<<<<< HEAD
-    "unreadable": ("not_stored", "a stored file cannot be read now: it stays, and is tried again a little later"),
-=======
     "unreadable": ("not_stored", "a stored file cannot be read just now; it stays, and is tried again"),
->>>>>>> main
     "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
     "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
 }

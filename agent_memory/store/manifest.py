@@ -51,6 +51,7 @@ from agent_memory.store.tables import (
     read_sides,
     read_turns,
     rehang_segments,
+    system_now,
 )
 from agent_memory.types import AgentInfo
 
@@ -228,7 +229,7 @@ class Manifest:
                 n_turns=last + 1 if is_sound else 0,
                 n_messages=n_messages if is_sound else 0,
                 n_tokens=n_tokens if is_sound else 0,
-                system=None if agent["system"] is None else blob_text(agent["system"]),
+                system=system_now(agent),
                 created_s=agent["created_s"],
                 used_s=agent["used_s"],
                 is_pinned=agent["agent"] in pins,
@@ -246,7 +247,7 @@ class Manifest:
     ) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
 
-        ``described``: system prompt and facts of the agent from now on, where they changed.
+        ``described``: first system prompt and facts of the agent from now on, where they changed.
         """
         row = (
             agent_id,
@@ -273,7 +274,7 @@ class Manifest:
                 describe_agent(db, agent_id, described)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Commit another system prompt and facts of an agent."""
+        """Commit another first system prompt and facts of an agent."""
         with self.transaction() as db:
             describe_agent(db, agent_id, described)
 

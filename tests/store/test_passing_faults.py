@@ -315,6 +315,6 @@ def test_a_request_that_cannot_read_a_segment_now_says_so_and_calls_it_no_damage
         failing = Failing(monkeypatch, "open", errno.EMFILE)
         usage = memory.agent("ann").say("again", timeout_s=60).usage
         assert (usage.miss, usage.cached_tokens) == ("not_stored", 0)
-        assert "cannot be read now" in usage.miss_detail
+        assert "cannot be read" in usage.miss_detail
         assert memory.stats().damage == 0
         failing.code = None
