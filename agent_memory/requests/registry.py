@@ -139,7 +139,7 @@ class Agents:
             if log.name in self._logs:
                 return False
             record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
-            log.agent_id, log.created_s, log.used_s = record.agent_id, record.created_s, record.used_s
+            log.stored_as(record)
             self._logs[log.name] = log
             return True
 

@@ -135,7 +135,10 @@ class Manifest:
             agents = self._db.execute(f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents").fetchall()
             heads = self._db.execute("SELECT agent, identity, head FROM lineages").fetchall()
             numbers = self._db.execute("SELECT seq FROM sqlite_sequence").fetchall()
+            lost = self._db.execute("SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)").fetchone()
             rows, sides = read_segments(self._db, None), read_sides(self._db)
+        if lost[0]:
+            return f"{lost[0]} turns are no agent's"
         if not all(is_identity(i) and is_layout(t) and is_facts(f) and is_time(s) for i, t, f, s in facts):
             return "what it says of a model cannot be read"
         found = [dict(zip(AGENT_COLUMNS, row, strict=True)) for row in agents]
