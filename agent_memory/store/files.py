@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.format import KV_FOLDER, is_kv_name
+from agent_memory.store.format import KV_FOLDER, SUFFIX, TEMP_SUFFIX
 
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
@@ -102,7 +102,7 @@ def held_bytes(path: Path) -> int:
 
 
 def list_files(folder: Path) -> dict[str, Size]:
-    """Return every file below ``folder`` that has a name of the store's own, by its path below it.
+    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``format.is_kv_name``.
 
     Raises OSError where a folder cannot be read: then nobody knows what is missing.
     """
@@ -110,9 +110,9 @@ def list_files(folder: Path) -> dict[str, Size]:
     for sub in entries(folder):
         if sub.is_dir(follow_symlinks=False):
             for entry in entries(Path(sub.path)):
-                if is_kv_name(name := f"{sub.name}/{entry.name}"):
+                if entry.name.endswith((SUFFIX, TEMP_SUFFIX)):
                     with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                        found[name] = size_of(entry.stat(follow_symlinks=False))
+                        found[f"{sub.name}/{entry.name}"] = size_of(entry.stat(follow_symlinks=False))
     return found
 
 

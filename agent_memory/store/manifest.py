@@ -135,10 +135,11 @@ class Manifest:
             agents = self._db.execute(f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents").fetchall()
             heads = self._db.execute("SELECT agent, identity, head FROM lineages").fetchall()
             numbers = self._db.execute("SELECT seq FROM sqlite_sequence").fetchall()
-            lost = self._db.execute("SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)").fetchone()
+            orphans = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+            n_lost = self._db.execute(orphans).fetchone()[0]
             rows, sides = read_segments(self._db, None), read_sides(self._db)
-        if lost[0]:
-            return f"{lost[0]} turns are no agent's"
+        if n_lost:
+            return f"{n_lost} turns are no agent's"
         if not all(is_identity(i) and is_layout(t) and is_facts(f) and is_time(s) for i, t, f, s in facts):
             return "what it says of a model cannot be read"
         found = [dict(zip(AGENT_COLUMNS, row, strict=True)) for row in agents]
@@ -304,6 +305,9 @@ class Manifest:
                 if damage is not None:
                     who = repr(blob_text(agent["name"])) if agent is not None else f"number {row[0]}"
                     found.append(f"agent {who}: {damage} is damaged")
+            orphans = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+            if n_orphans := self._db.execute(orphans).fetchone()[0]:
+                found.append(f"{n_orphans} turns are of no agent")
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         return total, found if check == "ok" else [*found, f"manifest: {check}"]
 

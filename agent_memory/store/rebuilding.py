@@ -13,7 +13,7 @@ from attrs import frozen
 from agent_memory.kvcache.coding import named
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.store.files import list_files
-from agent_memory.store.format import FORMAT, MADE, SIDE_FORMAT, SUFFIX, Made, file_sum, split_sums
+from agent_memory.store.format import FORMAT, MADE, SIDE_FORMAT, Made, file_sum, is_kv_name, split_sums
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.place import is_passing
 from agent_memory.store.planner import HEAD_IDS, Ids, Piece, Segment, sort_key
@@ -42,9 +42,9 @@ def read_files(folder: Path) -> Vouched:
     """
     segments: list[Segment] = []
     beside: list[tuple[bytes, Side]] = []
-    names = sorted(list_files(folder))
+    names = sorted(filter(is_kv_name, list_files(folder)))
     for name in names:
-        if name.endswith(SUFFIX):
+        if is_kv_name(name, finished=True):
             try:
                 _read(folder, name, segments, beside)
             except READ_ERRORS as error:

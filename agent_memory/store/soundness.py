@@ -5,6 +5,7 @@ A manifest's rows have no checksum but those of logs. What a damaged or altered 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,16 +31,18 @@ BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, IndexError, Recursi
 
 def is_segment(row: SegmentRow) -> bool:
     """True if a segment's row could have been written."""
-    numbers = (row.n_bytes, row.start, row.n_tokens, row.chunk_tokens, row.segment)
-    if not all(is_count(n) for n in numbers) or min(row.segment, row.n_tokens, row.chunk_tokens) < 1:
+    number, n_bytes, start, n_tokens, size = row.segment, row.n_bytes, row.start, row.n_tokens, row.chunk_tokens
+    if {type(number), type(n_bytes), type(start), type(n_tokens), type(size)} != {int}:
+        return False
+    if not (0 < number < _MANY > n_bytes >= 0 <= start < _MANY > n_tokens > 0 < size < _MANY):
         return False
     if not is_time(row.used_s) or not (row.parent_segment is None or is_count(row.parent_segment)):
         return False
     if not (isinstance(row.header_xxh3, str) and isinstance(row.host, str) and is_identity(row.identity)):
         return False
-    n_pieces = -(-row.n_tokens // row.chunk_tokens)
-    sizes = [len(blob) if isinstance(blob, bytes) else -1 for blob in (row.parent, row.pieces)]
-    is_whole = sizes == [ID_BYTES, n_pieces * PIECE_BYTES]
+    if not (isinstance(row.parent, bytes) and isinstance(row.pieces, bytes)):
+        return False
+    is_whole = len(row.parent) == ID_BYTES and len(row.pieces) == -(-n_tokens // size) * PIECE_BYTES
     return is_whole and row.exactness in EXACTNESS and row.codec in CODECS and _is_file(row.file, row.identity[:16])
 
 
@@ -146,6 +149,7 @@ def is_lineage(agent: Any, identity: Any, head: Any) -> bool:
     return is_count(agent) and is_identity(identity) and isinstance(head, bytes) and len(head) == ID_BYTES
 
 
+@functools.lru_cache(maxsize=64)
 def is_identity(text: Any) -> bool:
     """True if a text is the hex of a sha256."""
     return isinstance(text, str) and len(text) == 2 * ID_BYTES and not text.strip("0123456789abcdef")

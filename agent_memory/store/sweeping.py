@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
 from agent_memory.store.files import Size, list_files
+from agent_memory.store.format import is_kv_name
 from agent_memory.store.planner import Segment
 from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
@@ -24,7 +25,7 @@ def sweep(catalog: Catalog) -> None:
     _take_up_sides(catalog, found)
     remove_hidden(catalog)  # where the disk refuses, the next Edit does it
     catalog.opened = catalog.manifest.commits, rows
-    for name in found.keys() - known_files(catalog):
+    for name in filter(is_kv_name, found.keys() - known_files(catalog)):
         catalog.files.unlink(catalog.folder / name)
 
 

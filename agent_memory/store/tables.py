@@ -107,7 +107,11 @@ def read_segments(db: sqlite3.Connection, identity: str | None) -> list[SegmentR
     """All segments, or those of one identity, parents before children."""
     where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
     rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM segments {where} ORDER BY segment", given)
-    return [SegmentRow(*row) for row in rows]
+    lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII: any other is an error
+    try:
+        return [SegmentRow(*row) for row in rows]
+    finally:
+        db.text_factory = lenient
 
 
 def put_segments(db: sqlite3.Connection, segments: Iterable[SegmentRow]) -> None:

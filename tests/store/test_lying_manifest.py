@@ -218,6 +218,7 @@ VALUES = {
     "ids cut": "UPDATE turns SET ids = substr(ids, 1, 7)",
     "ids that are text": "UPDATE turns SET ids = 'four'",
     "numbers that are text": "UPDATE turns SET number = 'n' || number",
+    "a turn of nobody": "UPDATE turns SET agent = x'00' WHERE agent = 1 AND number = 3",
     "a head that is a number": "UPDATE OR REPLACE lineages SET head = 7",
     "a file outside": "UPDATE segments SET file = '../../../etc/passwd'",
     "a file outside that ends well": "UPDATE segments SET file = '../x/' || substr(file, 18)",
@@ -328,10 +329,10 @@ def odd(draws: random.Random, old: object) -> object:
 def change_a_value(db: sqlite3.Connection, draws: random.Random) -> str:
     table = draws.choice(TABLES)
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-    if not columns:
-        return f"nothing: {table} is gone"
+    if db.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone() != ("table",):
+        return f"nothing: {table} is no table any more"
     rows = [row for (row,) in db.execute(f"SELECT rowid FROM {table}")]
-    if not rows or db.execute("SELECT type FROM sqlite_master WHERE name = ?", (table,)).fetchone() == ("view",):
+    if not rows:
         return f"nothing in {table}"
     column, row = draws.choice(columns), draws.choice(rows)
     old = db.execute(f"SELECT {column} FROM {table} WHERE rowid = ?", (row,)).fetchone()[0]
