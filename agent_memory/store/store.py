@@ -217,14 +217,14 @@ class Store:
     def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
-        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
+        ``described``: first system prompt and facts of the agent from now on, where they changed; committed with it.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
         self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Queue another system prompt and facts of an agent."""
+        """Queue another first system prompt and facts of an agent."""
         self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:

@@ -72,6 +72,20 @@ def test_every_file_is_the_owners_alone(tmp_path):
             assert stat.S_IMODE(found.stat().st_mode) == (0o700 if found.is_dir() else 0o600), found
 
 
+def test_a_folder_that_holds_other_files_keeps_its_mode(tmp_path):
+    path = tmp_path / "project"
+    path.mkdir()
+    path.chmod(0o755)
+    (path / "main.py").write_text("x")
+    for _ in range(2):  # the second time it holds a store too
+        with opened(path) as store:
+            save(store, draw(np.random.default_rng(0), 40))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        for found in path.rglob("*"):
+            if found.name != "main.py":
+                assert not found.stat().st_mode & 0o077, found
+
+
 def test_left_overs_are_swept_and_strangers_are_not(tmp_path):
     ids = draw(np.random.default_rng(1), 60)
     with opened(tmp_path) as store:
