@@ -122,7 +122,7 @@ def gemma() -> Any:
     from mlx_lm.tokenizer_utils import load
 
     from agent_memory.models.gguf_tokenizer import write_tokenizer
-    from tests import gemma
+    from tests.parts import gemma
 
     folder = platformdirs.user_cache_path("agent_memory") / "tests"
     folder.mkdir(parents=True, exist_ok=True)

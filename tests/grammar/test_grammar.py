@@ -627,7 +627,7 @@ QWEN = (
 def tiny_memory(name: str, *marks: str, special: bool = False) -> Memory:
     """A tiny random model; with ``marks``, one whose template knows tools and whose vocabulary has these."""
     from agent_memory import MLXRunner
-    from tests import tiny
+    from tests.parts import tiny
     from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
@@ -750,7 +750,7 @@ TOLD = sorted({format for format, _ in _SIGNS})  #: formats that a template tell
 def memory_of(format: str) -> Memory:
     """A tiny random model whose template knows tools and tells a format, and whose vocabulary has its start mark."""
     from agent_memory import MLXRunner
-    from tests import tiny
+    from tests.parts import tiny
     from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
@@ -766,7 +766,7 @@ def memory_of(format: str) -> Memory:
 @pytest.mark.mlx
 def test_a_held_call_may_end_with_a_mark_that_ends_the_reply() -> None:
     from agent_memory import MLXRunner
-    from tests import tiny
+    from tests.parts import tiny
     from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()

@@ -23,7 +23,7 @@ WINDOW, CHUNK, N_LAYERS = 512, 256, 15
 def model() -> Any:
     pytest.importorskip("gguf", reason="pip install gguf: K-quants are dequantized with it")
     from agent_memory.runner import blas
-    from tests import gemma
+    from tests.parts import gemma
 
     blas.speed_up("auto")
     folder = platformdirs.user_cache_path("agent_memory") / "tests"

@@ -12,7 +12,7 @@ from agent_memory import MLXRunner
 def _parts(name: str, layers: int | None) -> tuple[Any, Any]:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from tests import tiny
+    from tests.parts import tiny
     from tests.parts.tinytokenizer import tokenizer
 
     wrapper = TokenizerWrapper(tokenizer())

@@ -165,7 +165,7 @@ def test_1200_flips_and_cuts_anywhere_in_the_store_are_noticed_or_harmless(echo:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: Any) -> Bench:
     pytest.importorskip("mlx.core")
-    from tests import tiny as tiny_models
+    from tests.parts import tiny as tiny_models
     from tests.parts.tinytokenizer import tokenizer
 
     model, words = tiny_models.model("llama"), tokenizer()
