@@ -214,7 +214,9 @@ class Agents:
             rewritten, kv_of = {}, []
             for info in self._store.list_agents(self._salt):
                 with self._lock:
-                    log = self._find(info.name, self.identity)
+                    is_open, log = info.name in self._logs, self._find(info.name, self.identity)
+                    if not is_open:  # nobody asked for it: it is loaded again, as it is on disk then
+                        self._logs.pop(info.name, None)
                 if log is None:
                     continue
                 if log.facts.recall is not None or shows_cards(log.turns):
