@@ -20,12 +20,12 @@ from common import median, text_of, write_json
 from agent_memory import Memory, MLXRunner
 from agent_memory.config import CODECS, Codec, Config
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
+from agent_memory.prefix.worth import Costs
 from agent_memory.protocols import KV
 from agent_memory.store import lookup
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.warm import Warm
-from agent_memory.store.worth import Costs
 
 CHUNK = 256
 

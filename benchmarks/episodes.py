@@ -31,9 +31,9 @@ from common import median, write_json
 from agent_memory import EpisodicMemory, RuleRedactor
 
 sys.path.append(str(Path(__file__).parents[1]))  # the generators of the tests
-from tests.recall.planted_corpus import planted
-from tests.recall.recording import gold_patterns, record
-from tests.recall.secret_corpus import benign, secrets
+from tests.parts.planted_corpus import planted
+from tests.parts.recording import gold_patterns, record
+from tests.parts.secret_corpus import benign, secrets
 
 FOLDS = 5
 FIRST_SEED = 1_000

@@ -48,7 +48,7 @@ from agent_memory import (
     RequestTimeoutError,
 )
 from agent_memory.protocols import ModelRunner
-from tests.faulty import Fault, Faults, with_faults
+from tests.parts.faulty import Fault, Faults, with_faults
 
 PATIENCE_S = 60.0
 ENDED = ("done", "cancelled", "failed")
@@ -97,7 +97,7 @@ class House:
         if name == "echo":
             runner = EchoRunner(lambda asked, _: asked * 40)
         elif name == "tiny":
-            from tests.tinyrunner import endless
+            from tests.parts.tinyrunner import endless
 
             runner = endless("llama")
         else:

@@ -24,9 +24,9 @@ from agent_memory import (
 )  # fmt: skip
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.types import CallEnd
-from tests.faulty import with_faults
-from tests.scripted import scripted
-from tests.waiting import PATIENCE_S
+from tests.parts.faulty import with_faults
+from tests.parts.scripted import scripted
+from tests.parts.waiting import PATIENCE_S
 
 TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
 CALL = '<tool_call>{"name": "tag", "arguments": {"words": ["a", "b"]}}</tool_call>'

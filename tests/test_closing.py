@@ -24,7 +24,7 @@ from agent_memory import (
     Reply,
     UnsupportedParameterError,
 )
-from tests.waiting import ENDED, PATIENCE_S, outcome, wait_for, within
+from tests.parts.waiting import ENDED, PATIENCE_S, outcome, wait_for, within
 
 
 class Gate:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.house import cycles, import_graph, lines, modules, room_graph
-from tests.ownership import outside_members
+from tests.parts.house import cycles, import_graph, lines, modules, room_graph
+from tests.parts.ownership import outside_members
 
 MAX_MEMBERS = 12
 
@@ -13,7 +13,7 @@ WIDE = {
     "store.manifest.Manifest": (23, "agents, logs and segments in one class"),
     "store.store.Store": (25, "the store as the engine sees it: one method for each thing asked of a disk"),
     "scheduler.request.Request": (15, "what was asked, read field by field where a row runs"),
-    "store.planner.Segment": (19, "a value that is written by hand for its size"),
+    "prefix.index.Segment": (19, "a value that is written by hand for its size"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (17, "the truth: read wherever a prompt is made"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),

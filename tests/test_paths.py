@@ -20,7 +20,7 @@ from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, Sen
 from agent_memory.config import as_path
 from agent_memory.recall.context import ContextMemory
 from agent_memory.recall.episodes import EpisodicMemory
-from tests.models.tinydirectory import adapter, directory
+from tests.parts.tinydirectory import adapter, directory
 from tests.recall.test_sentence_model import write
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=32, blas=None)

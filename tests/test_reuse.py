@@ -21,9 +21,10 @@ from agent_memory import (
     Tool,
     ToolResult,
     UnsupportedParameterError,
+    open_store,
 )  # fmt: skip
-from tests.templated import Templated, says, templated
-from tests.templates import NATIVE
+from tests.parts.templated import Templated, says, templated
+from tests.parts.templates import NATIVE
 
 WRITE = Tool(
     "write",
@@ -64,7 +65,7 @@ def opened() -> Iterator[Callable[..., Memory]]:
 
 def spelled(tokenizer: Any, spelling: str) -> list[int]:
     """A call in the template's way with its arguments spelled in this one, in uneven ids, and the end of the turn."""
-    from tests.templated import uneven
+    from tests.parts.templated import uneven
 
     text = tokenizer.call.format(name="write", args=SPELLINGS[spelling](ARGUMENTS))
     return [*uneven(tokenizer, text), tokenizer.call_end]
@@ -271,7 +272,7 @@ def test_line_2_kept_reasoning_makes_a_turn_compute_its_new_message_alone(
 
 
 def test_line_2_within_a_loop_of_calls_the_template_keeps_reasoning(opened: Callable[..., Memory]) -> None:
-    from tests.templated import uneven
+    from tests.parts.templated import uneven
 
     tokenizer = templated("qwen")
     call = [*uneven(tokenizer, THOUGHTS), *spelled(tokenizer, "compact")]
@@ -351,6 +352,16 @@ def test_line_3_a_request_without_an_agent_says_that_the_date_moved(opened: Call
     assert usage.cached_tokens > 16
 
 
+@pytest.mark.parametrize("name", ["llama", "granite", "harmony"])
+def test_line_3_a_date_that_has_not_moved_is_no_cause(opened: Callable[..., Memory], name: str) -> None:
+    memory = opened(says(templated(name)))
+    on(memory, 2024, 7, 26)
+    memory.generate("What day is it? " * 20)
+    usage = memory.generate("Which day is it? " * 20).usage
+    assert usage.cached_tokens > 16
+    assert usage.miss == "never_seen", usage.miss_detail
+
+
 # line 4
 
 
@@ -403,6 +414,9 @@ def test_line_4_changed_tools_and_tools_with_other_keys_first(opened: Callable[.
     agent = memory.agent("a", system=LONG)
     agent.say("one", tools=[WRITE])
     assert agent.say("two", tools=[other]).usage.miss == "key_order"
+    agent = opened(says(templated("llama"))).agent("a", system=LONG)
+    agent.say("one")
+    assert agent.say("two", tools=[WRITE]).usage.miss == "tools_changed", "where there were none before"
 
 
 def test_line_4_other_variables_of_the_template(opened: Callable[..., Memory]) -> None:
@@ -527,6 +541,33 @@ def test_line_15_a_history_counts_a_turn_for_each_reply(opened: Callable[..., Me
     assert agent.info.n_turns == 3
 
 
+@pytest.mark.parametrize("is_reopened", [False, True])
+def test_line_15_a_turn_that_is_taken_back_gives_the_system_prompt_before_it_back(
+    opened: Callable[..., Memory], tmp_path: Any, is_reopened: bool
+) -> None:
+    memory = opened(EchoRunner(), tmp_path)
+    memory.agent("a", system="A").say("one")
+    memory.generate(lists("B", "two"), agent="a")
+    memory.generate(lists("C", "one", "eins", "two"), agent="b")
+    for n_left in (2, 1, 0):
+        if is_reopened:
+            memory.close()
+            memory = opened(EchoRunner(), tmp_path)
+        a, b = memory.agent("a"), memory.agent("b")
+        told = {2: ["B", "two", "two"], 1: ["A", "one", "one"], 0: ["A"]}
+        assert [message.content for message in a.messages] == told[n_left]
+        assert (a.info.system, b.info.system) == (told[n_left][0], "C")
+        assert [message.content for message in b.messages][:1] == ["C"]
+        memory.flush()
+        listed = {info.name: info.system for info in open_store(tmp_path).agents()}
+        assert listed == {"a": told[n_left][0], "b": "C"}
+        if n_left:
+            a.rewind()
+            b.rewind()
+    assert memory.agent("b", system="C").messages[0].content == "C"
+    assert memory.verify().ok
+
+
 def test_line_15_an_agent_begins_with_a_history_and_nothing_is_generated(
     opened: Callable[..., Memory], tmp_path: Any
 ) -> None:
@@ -539,7 +580,8 @@ def test_line_15_an_agent_begins_with_a_history_and_nothing_is_generated(
     memory = opened(EchoRunner(), tmp_path)
     agent = memory.agent("a", messages=history)
     assert [m.content for m in agent.messages] == [LONG, "one", "eins", "two", "zwei"]
-    assert agent.say("three").text == "three"
+    reply = agent.say("three")
+    assert (reply.text, reply.usage.miss, reply.usage.exactness) == ("three", None, "exact")
     assert memory.agent("a", messages=history).info.n_turns == 3
     with pytest.raises(ConfigError, match="another history: message 2"):
         memory.agent("a", messages=lists(LONG, "one", "uno"))

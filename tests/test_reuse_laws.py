@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from agent_memory import Config, Memory, Tool, ToolResult
 from agent_memory.prefix.chunks import common_prefix
-from tests.templated import says, templated, uneven
-from tests.templates import NATIVE
+from tests.parts.templated import says, templated, uneven
+from tests.parts.templates import NATIVE
 
 TOOL = Tool("look", "Looks.", {"type": "object", "properties": {"at": {}}})
 WORDS = st.sampled_from(["the", "theory", "é 世", " in all ", "call\nit", "12:30:05", '{"x": 1}', "ok"])

@@ -26,7 +26,7 @@ from agent_memory import (
 )  # fmt: skip
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Text
-from tests.scripted import scripted
+from tests.parts.scripted import scripted
 
 ADD = Tool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'

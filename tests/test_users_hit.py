@@ -321,6 +321,7 @@ NEUTRAL_MESSAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                     {"role": "assistant", "content": "x"}),
     "cache_control of a message": ({**USER, "cache_control": {"type": "ephemeral"}}, USER),
     "cache_control of a block": ({"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]}, USER),
+    "metadata": ({**USER, "metadata": {}}, USER),
     "citations": ({"role": "user", "content": [{**TEXT, "citations": None}]}, USER),
     "no citations": ({"role": "user", "content": [{**TEXT, "citations": []}]}, USER),
 }  # fmt: skip
@@ -344,6 +345,7 @@ def test_what_says_nothing_in_a_message_changes_nothing(kind: str, memory: Memor
         ({**USER, "annotations": [{"type": "url_citation"}]}, "message 0: annotations is not supported"),
         ({"role": "user", "content": [{**TEXT, "citations": [1]}]}, "content block 0: citations is not supported"),
         ({**USER, "audio": {"id": "x"}}, "message 0: audio is not supported"),
+        ({**USER, "metadata": {"a": 1}}, "message 0: metadata is not supported"),
         ({**USER, "anotations": []}, "has the key 'anotations'"),
         ({"role": "user", "content": None}, "content must be text"),
         ({"role": "user", "content": [{**TEXT, "txt": "x"}]}, "content block 0 has the key 'txt'"),
@@ -420,6 +422,7 @@ def test_parameters_of_the_two_apis_that_ask_for_nothing_are_taken(memory: Memor
         ({"service_tier": "flex"}, "service_tier='flex'"),
         ({"modalities": ["audio"]}, "modalities="),
         ({"extra_body": {"top_k": 3}}, "extra_body="),
+        ({"temprature": 1.0}, "temprature is not supported; did you mean 'temperature'"),
     ],
 )
 def test_parameters_that_ask_for_something_are_refused_by_name(more: Any, said: str, memory: Memory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -65,9 +66,11 @@ class Parameters:
     def __init__(self, request: Mapping[str, Any], method: str) -> None:
         self._rest = {key: value for key, value in request.items() if not _is_unset(value)}
         self._method = method
+        self._known: list[str] = []  #: names that were asked for
 
     def take(self, name: str, *kinds: type, default: Any = None) -> Any:
         """The parameter, of one of ``kinds`` where any are named. Raises UnsupportedParameterError."""
+        self._known.append(name)
         value = self._rest.pop(name, default)
         is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
         if kinds and value is not default and not is_right:
@@ -83,6 +86,7 @@ class Parameters:
 
     def only(self, name: str, *values: Any) -> None:
         """Accept a parameter with a value that asks for nothing. Raises UnsupportedParameterError for any other."""
+        self._known.append(name)
         value = self._rest.pop(name, values[0])
         if value not in values:
             known = " or ".join(map(repr, values))
@@ -94,9 +98,12 @@ class Parameters:
             self._rest.pop(name, None)
 
     def end(self) -> None:
-        """Raise UnsupportedParameterError for parameters that were not taken."""
+        """Raise UnsupportedParameterError for parameters that were not taken; it names the nearest that there is."""
         if self._rest:
-            raise UnsupportedParameterError(f"{self._method}: {', '.join(sorted(self._rest))} is not supported")
+            unknown = sorted(self._rest)
+            nearest = [near for name in unknown for near in difflib.get_close_matches(name, self._known, n=1)]
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UnsupportedParameterError(f"{self._method}: {', '.join(unknown)} is not supported{hint}")
 
 
 def _is_unset(value: object) -> bool:

@@ -17,7 +17,8 @@ class Facts:
     """What rendering one agent's turns depends on beside its messages.
 
     ``tools``, ``tools_sorted``: digests of the tools that the newest turn offered, in their own key order and in
-    sorted order. ``variables``: digest of the newest turn's template variables.
+    sorted order. ``variables``: digest of the newest turn's template variables. ``system``: the system prompt of the
+    newest turn, where it is another than the one before the first turn.
     """
 
     date: datetime | None = None  #: local time that the chat template was told; None: it was never asked
@@ -27,6 +28,7 @@ class Facts:
     variables: str = ""
     recall: Recall | None = None  #: what each turn recalls; None: nothing
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
+    system: str | None = None
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -46,6 +48,7 @@ class Facts:
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
                 recall=_recall(row.get("recall")),
                 forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
+                system=row.get("system") if isinstance(row.get("system"), str) else None,
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},
             )
         except (ValueError, TypeError):

@@ -64,6 +64,10 @@ class Log:
         self.turns, self.n_kv = (*self.turns, turn), turn.n_kv
         self.version += 1
 
+    def stored_as(self, record: AgentRecord) -> None:
+        """A blank log is an agent's from now on."""
+        self.agent_id, self.created_s, self.used_s = record.agent_id, record.created_s, record.used_s
+
     def ensure_exists(self) -> None:
         """Raises AgentDeletedError once the agent was deleted."""
         if self.is_deleted:

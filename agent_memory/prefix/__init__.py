@@ -1,1 +1,1 @@
-"""Who holds which tokens: chunks and their chain. Pure."""
+"""Who holds which tokens: chunks, pieces, resume points, provenance, and what is worth keeping. Pure."""

@@ -19,7 +19,7 @@ _KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "
 #: anywhere. Any other value asks for what is not supported.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": ([], ()), "audio": (), "citations": ([], ()), "function_call": (), "images": ([], ()),
-    "provider_specific_fields": ({},), "refusal": ("",), "thinking_blocks": ([], ()),
+    "metadata": ({},), "provider_specific_fields": ({},), "refusal": ("",), "thinking_blocks": ([], ()),
 }  # fmt: skip
 _TEXT_KEYS = {"type", "text"}
 _HINTS = {"cache_control"}  #: of any value: all KV is kept here

@@ -19,7 +19,8 @@ from agent_memory.types import DivergedAt, Message, MissCause
 
 _AROUND = 40  #: ids on both sides of a place that are read for what looks volatile
 _SNIPPET = 200  #: characters of a message by which it is found in the rendered text
-_SLACK = 16  #: ids by which the place of a date may be off: tokens merge across its border
+_SLACK = 16  #: ids by which a date may differ earlier than on the day it is compared with
+_DATE = 40  #: characters of a date, at most
 #: Times, dates, UUIDs, long numbers and digests: what differs in each request by itself.
 _VOLATILE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
@@ -89,11 +90,11 @@ def explain(
     *,
     before: Before | None,
     facts: Facts,
-    moved_by_date: Callable[[Sequence[datetime]], int | None],
+    moved_by_date: Callable[[Sequence[datetime]], range | None],
 ) -> Why:
     """Why ``ids`` leave ``other`` (ids from ``at`` on) there. ``before``: of an agent's log, where there is one.
 
-    ``facts``: of the new prompt. ``moved_by_date``: the token at which a rendering at other dates would differ.
+    ``facts``: of the new prompt. ``moved_by_date``: the tokens in which a rendering at other dates would differ.
     """
     place = planned.locate(at)
     lost = f"{len(other):,} tokens that were computed before are not reused"
@@ -106,7 +107,7 @@ def explain(
         )
         return Why("reasoning_dropped", f"{detail}. keep_reasoning=True keeps it", place)
     dated = moved_by_date(before.dates if before is not None else ())
-    if dated is not None and dated - _SLACK <= at <= dated + _SLACK:
+    if dated is not None and dated.start - _SLACK <= at < dated.stop:
         return Why("date_moved", f"the chat template writes today's date, and it has moved, at {where}; {lost}", place)
     cause, what = _cause(planned, ids, other, at, place, before, facts)
     return Why(cause, f"{what} at {where}; {lost}", place)
@@ -127,10 +128,11 @@ def _cause(
     facts: Facts,
 ) -> tuple[MissCause, str]:
     index = place.message
-    if before is not None and before.facts.tools and before.facts.tools != facts.tools:
+    if before is not None and before.facts.tools != facts.tools:
         if before.facts.tools_sorted == facts.tools_sorted:
             return "key_order", "the tools are the same with their keys in another order, which differs"
-        if before.n_same >= len(before.messages) or (index or 0) <= before.n_same:
+        n_before = before.n_same + bool(before.facts.tools)  # messages in which tools that are new may show
+        if before.n_same >= len(before.messages) or (index or 0) < n_before:
             return "tools_changed", "the tools differ from those of the turn before"
     if _is_volatile(planned.tokenizer, ids, other, at):
         return "volatile_text", "a time, an identifier or a long number differs"
@@ -162,8 +164,20 @@ def _is_volatile(tokenizer: Tokenizer, ids: Sequence[int], other: Sequence[int],
     return all(found) and texts[0] != texts[1]
 
 
-def first_difference(tokenizer: Tokenizer, text: str, others: Sequence[str]) -> int | None:
-    """The first token at which the text differs from any of the others; None where it does not."""
-    ids = np.array(tokenizer.encode(text), np.uint32)
-    places = [common_prefix(ids, np.array(tokenizer.encode(one), np.uint32)) for one in others if one != text]
-    return min(places, default=None)
+def first_difference(tokenizer: Tokenizer, text: str, others: Sequence[str]) -> range | None:
+    """The tokens in which the text first differs from any of the others; None where it does not."""
+    found = [_differing(text, one) for one in others if one != text]
+    if not found:
+        return None
+    start, stop = min(found)
+    return range(len(tokenizer.encode(text[:start])), len(tokenizer.encode(text[:stop])))
+
+
+def _differing(text: str, other: str) -> tuple[int, int]:
+    """The characters from the first that differs to the end of the word with the last, or as far as a date is long."""
+    codes, others = (np.frombuffer(one.encode("utf-32-le"), np.uint32) for one in (text, other))
+    start = common_prefix(codes, others)
+    stop = min(len(text) - common_prefix(codes[start:][::-1], others[start:][::-1]), start + _DATE)
+    while stop < len(text) and text[stop].isalnum():
+        stop += 1
+    return start, stop

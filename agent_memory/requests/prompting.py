@@ -223,7 +223,7 @@ class Planner:
         return Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
-            foreign=bool(log.turns and (log.is_foreign or not len(known))),
+            foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(known))),
             n_logged=n_logged,
             why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
         )
@@ -245,8 +245,8 @@ class Planner:
             moved_by_date=self._moved_by_date,
         )
 
-    def _moved_by_date(self, dates: Sequence[datetime]) -> int | None:
-        """The first token that the template would write otherwise on one of some dates, or on any other day."""
+    def _moved_by_date(self, dates: Sequence[datetime]) -> range | None:
+        """The tokens that the template would write otherwise on one of some dates, or on any other day."""
         if self._how.raw:
             return None
         write = partial(self._write, self.given, self._how.generation_prompt)

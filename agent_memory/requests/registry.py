@@ -138,7 +138,7 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
-            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 
@@ -162,7 +162,7 @@ class Agents:
             if log.name in self._logs:
                 return False
             record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
-            log.agent_id, log.created_s, log.used_s = record.agent_id, record.created_s, record.used_s
+            log.stored_as(record)
             self._logs[log.name] = log
             return True
 
@@ -244,6 +244,10 @@ class Agents:
             self._ensure_idle(log, "rewind")
             log.rewind(len(log.turns) - turns)
             self._store.rewind(log.agent_id, len(log.turns))
+            system = None if log.system == log.first_system else log.system
+            if log.facts.system != system:
+                log.facts = attrs.evolve(log.facts, system=system)
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 

@@ -114,12 +114,15 @@ class Session:
         )
         first = planner.given[0]
         system = first.content if first.role == "system" else None
-        is_described = (system, planner.facts) == (log.system, log.facts)
+        if not log.turns and log.first_system is None:
+            log.first_system = system  # a list made the agent
+        facts = attrs.evolve(planner.facts, system=None if system == log.first_system else system)
+        is_described = (system, facts) == (log.system, log.facts)
         for turn in turns:
-            described = None if is_described or turn is not turns[-1] else (system, planner.facts.to_json())
+            described = None if is_described or turn is not turns[-1] else (log.first_system, facts.to_json())
             self.store.append_turn(log.agent_id, len(log.turns), turn, described)
             log.append(turn)
-        log.facts = planner.facts
+        log.facts = facts
 
 
 class Requests:

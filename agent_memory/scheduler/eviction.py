@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.tiers import HotTier, Lineage
-from agent_memory.store.worth import leaves_first, worth
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _AGAIN_S = 0.05
 class Evictor:
     """Evicts idle lineages from hot to warm, where that is enabled, finishing their saves first. Engine thread only.
 
-    - The lowest worth first (``store/worth.py``); lineages of pinned agents last.
+    - The lowest worth first (``prefix/worth.py``); lineages of pinned agents last.
     - The next ones to be evicted are copied to warm ahead of need. No row that decodes waits for a copy.
     - Lineages unused for ``ttl_s`` are evicted, but those of pinned agents.
     - Idle and reserved bytes fit the budget after ``free``.

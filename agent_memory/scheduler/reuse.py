@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
+_AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
 #: Why a stored lineage ends, as the store remembers it.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
@@ -111,12 +112,14 @@ class Reuse:
         other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
+        n_as_long = 0
         try:
-            while base is None and stored.n_tokens:
+            while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                    stored = self._store.match(plan.wanted)
-                    stopped = stored.stopped
+                    failed, stored = stored, self._store.match(plan.wanted)
+                    n_as_long += stored.n_tokens >= failed.n_tokens
+                    stopped = stored.stopped if n_as_long < _AS_LONG else "unreadable"
         except Exception as error:  # noqa: BLE001 - a restore that raises is a miss: the log has all it takes
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)

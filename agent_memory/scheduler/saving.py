@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
 from agent_memory.scheduler.counters import Counters
 from agent_memory.store.copies import Copy
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.saves import Save
 from agent_memory.store.tiers import Lineage
 

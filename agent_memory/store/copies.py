@@ -10,7 +10,7 @@ import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.store.planner import Piece
+from agent_memory.prefix.index import Piece
 
 if TYPE_CHECKING:
     from agent_memory.store.warm import Warm

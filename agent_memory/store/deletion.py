@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from agent_memory.prefix.index import Index, Piece, Segment
+from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
 from agent_memory.store.format import extents, new_file
-from agent_memory.store.planner import Index, Piece, Segment
-from agent_memory.store.points import Side
 from agent_memory.store.room import tidy
 from agent_memory.store.rows import facts_of, layout_of, segment_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from attrs import evolve, field, frozen
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.prefix.index import Segment
+from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.planner import Segment
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.rows import row_of
 from agent_memory.store.segments import WRITE_ERRORS

@@ -11,7 +11,7 @@ import re
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 from attrs import frozen
@@ -19,6 +19,7 @@ from attrs import frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.prefix.provenance import MADE
 from agent_memory.types import Exactness
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
@@ -34,10 +35,6 @@ KV_FOLDER = "kv"
 SUFFIX = ".safetensors"
 TEMP_SUFFIX = ".tmp"
 ALIGN = 64  #: bytes; the start of every tensor, and of the data section
-SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
-MAX_DELTAS = (
-    16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
-)
 
 _KV_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}(\.safetensors|\.tmp)")
 _MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
@@ -60,12 +57,6 @@ def new_file(identity: str) -> str:
 def is_own_name(name: str) -> bool:
     """True if the store itself makes files of this name in its folder."""
     return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
-
-
-Made = Literal[1, 2, 3]
-MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
-#: Added to how a token's KV was made: it came out of a quantized record, and is never encoded again.
-DECODED = 4
 
 _NO_SUM = "0" * 16
 

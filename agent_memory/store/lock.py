@@ -27,8 +27,7 @@ class Lock:
     def __init__(self, path: Path, files: Files) -> None:
         self._path, self._files = path, files
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(path, 0o700)
+            _make_ours(path)
             refuse_links(*(path / name for name in (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")))
             self._fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -98,6 +97,13 @@ class Lock:
         facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "commits": self.commits}
         raw = json.dumps(facts if closed is None else {**facts, "closed": closed}).encode()
         self._files.write(self._fd, memoryview(raw.ljust(os.fstat(self._fd).st_size)), 0)
+
+
+def _make_ours(path: Path) -> None:
+    """Make the folder, the owner's alone. The mode of one that was there, with files of others in it, is theirs."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.listdir(path):
+        os.chmod(path, 0o700)
 
 
 def _holder(found: dict[str, Any]) -> str:

@@ -12,13 +12,13 @@ from attrs import evolve, field, frozen
 
 from agent_memory.kvcache.coding import Encoded
 from agent_memory.prefix.chunks import piece_id
+from agent_memory.prefix.index import Ids, Piece, Segment
+from agent_memory.prefix.provenance import made_of
+from agent_memory.prefix.resume import Needs, Side
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.copies import Bytes, WarmPiece
 from agent_memory.store.edit import void
-from agent_memory.store.planner import Ids, Piece, Segment
-from agent_memory.store.points import Needs, Side
-from agent_memory.store.provenance import made_of
 from agent_memory.store.segments import READ_ERRORS, SegmentSource, Span, reason_of
 from agent_memory.store.sides import SideSpans, StoredSource, side_spans_of
 from agent_memory.store.verifying import checking
@@ -39,7 +39,7 @@ class Match:
 
     n_tokens: int
     pieces: Taken
-    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: see ``format.MADE`` and ``DECODED``
+    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: see ``provenance.MADE``, ``DECODED``
     exactness: Exactness = "exact"
     stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
     ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from agent_memory.errors import StoreError
 from agent_memory.log.turns import AgentRecord, Turn, agent_sum, blob_text, salt_digest, text_blob
+from agent_memory.prefix.resume import Side
 from agent_memory.store.files import Files
 from agent_memory.store.format import WRITE_VERSION
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.schema import connect, free_pages, give_back, migrate, version_of
 from agent_memory.store.soundness import (
@@ -52,6 +52,7 @@ from agent_memory.store.tables import (
     read_sides,
     read_turns,
     rehang_segments,
+    system_now,
 )
 from agent_memory.types import AgentInfo
 
@@ -135,7 +136,11 @@ class Manifest:
             agents = self._db.execute(f"SELECT {', '.join(AGENT_COLUMNS)} FROM agents").fetchall()
             heads = self._db.execute("SELECT agent, identity, head FROM lineages").fetchall()
             numbers = self._db.execute("SELECT seq FROM sqlite_sequence").fetchall()
+            orphans = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+            n_lost = self._db.execute(orphans).fetchone()[0]
             rows, sides = read_segments(self._db, None), read_sides(self._db)
+        if n_lost:
+            return f"{n_lost} turns are no agent's"
         if not all(is_identity(i) and is_layout(t) and is_facts(f) and is_time(s) for i, t, f, s in facts):
             return "what it says of a model cannot be read"
         found = [dict(zip(AGENT_COLUMNS, row, strict=True)) for row in agents]
@@ -229,7 +234,7 @@ class Manifest:
                 n_turns=last + 1 if is_sound else 0,
                 n_messages=n_messages if is_sound else 0,
                 n_tokens=n_tokens if is_sound else 0,
-                system=None if agent["system"] is None else blob_text(agent["system"]),
+                system=system_now(agent),
                 created_s=agent["created_s"],
                 used_s=agent["used_s"],
                 is_pinned=agent["agent"] in pins,
@@ -247,7 +252,7 @@ class Manifest:
     ) -> None:
         """Commit turn ``number`` in place of any from there on; nothing where the agent is gone. ``messages``: JSON.
 
-        ``described``: system prompt and facts of the agent from now on, where they changed.
+        ``described``: first system prompt and facts of the agent from now on, where they changed.
         """
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
@@ -258,7 +263,7 @@ class Manifest:
                 describe_agent(db, agent_id, described)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Commit another system prompt and facts of an agent."""
+        """Commit another first system prompt and facts of an agent."""
         with self.transaction() as db:
             describe_agent(db, agent_id, described)
 

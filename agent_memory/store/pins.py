@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_memory.store.planner import Segment
+from agent_memory.prefix.index import Segment
 
 if TYPE_CHECKING:
     from agent_memory.store.manifest import Manifest

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from agent_memory.kvcache.coding import token_bytes
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import piece_id
+from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
+from agent_memory.prefix.provenance import Provenance, Run, coded_runs, missing
+from agent_memory.prefix.resume import Held
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.format import new_file
-from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance, Run, coded_runs, missing
 from agent_memory.store.renewal import plan_renewals
 from agent_memory.store.saves import Save
 from agent_memory.store.sides import plan_sides

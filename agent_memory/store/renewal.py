@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
+from agent_memory.prefix.index import Ids, Piece, Segment
+from agent_memory.prefix.provenance import Provenance
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.format import new_file
-from agent_memory.store.planner import Ids, Piece, Segment
-from agent_memory.store.provenance import Provenance
 
 
 @frozen

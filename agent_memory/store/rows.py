@@ -7,8 +7,8 @@ import struct
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.prefix.chunks import ID_BYTES
+from agent_memory.prefix.index import HEAD_IDS, Segment
 from agent_memory.store.format import SegmentFacts
-from agent_memory.store.planner import HEAD_IDS, Segment
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.soundness import is_layout
 

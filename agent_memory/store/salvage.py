@@ -25,7 +25,7 @@ from agent_memory.store.soundness import (
 from agent_memory.store.tables import checked_turn
 
 _TABLES = ("identities", "agents", "lineages", "turns")
-_ADDED = {("agents", "facts"), ("turns", "n_reply")}
+_ADDED = {("agents", "facts"), ("turns", "n_reply")}  #: columns without a default that older versions did not write
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]

@@ -13,11 +13,11 @@ from attrs import frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.index import Piece
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held, Side, missing_sides, stale
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.format import SIDE_FORMAT, new_file, side_extents
-from agent_memory.store.planner import Piece
-from agent_memory.store.points import Held, Side, missing_sides, stale
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.segments import READ_ERRORS, DamageError, OpenSegment, SegmentSource, SegmentWriter, reason_of
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]

@@ -14,9 +14,9 @@ from typing import Any
 from agent_memory.config import CODECS
 from agent_memory.errors import AgentMemoryError
 from agent_memory.prefix.chunks import ID_BYTES
+from agent_memory.prefix.index import HEAD_IDS
+from agent_memory.prefix.resume import Side
 from agent_memory.store.format import is_kv_name
-from agent_memory.store.planner import HEAD_IDS
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.tools import from_json as tools_from_json
 from agent_memory.types import EXACTNESS

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from agent_memory.kvcache.coding import coded
+from agent_memory.prefix.index import Piece
+from agent_memory.prefix.provenance import Stored
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.planner import Piece
-from agent_memory.store.provenance import Stored
 from agent_memory.store.segments import OpenSegment
 
 

@@ -18,6 +18,10 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.prefix.index import Ids
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
+from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import lookup
@@ -36,10 +40,7 @@ from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.place import GoneError, Place
-from agent_memory.store.planner import Ids
 from agent_memory.store.planning import begin_save
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.refusals import as_store_error, opening_error, store_errors
@@ -50,7 +51,6 @@ from agent_memory.store.sweeping import sweep
 from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
-from agent_memory.store.worth import Costs
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
@@ -217,14 +217,14 @@ class Store:
     def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
-        ``described``: system prompt and facts of the agent from now on, where they changed: committed with the turn.
+        ``described``: first system prompt and facts of the agent from now on, where they changed; committed with it.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
         self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Queue another system prompt and facts of an agent."""
+        """Queue another first system prompt and facts of an agent."""
         self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 import numpy as np
 
+from agent_memory.log.facts import Facts
 from agent_memory.log.turns import Turn, agent_sum, blob_text, text_blob, turn_sum
+from agent_memory.prefix.resume import Side
 from agent_memory.prompt.messages import from_json
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.soundness import BAD_JSON, is_turn, sound_agent
 
@@ -37,6 +38,12 @@ def read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:
     system = None if found["system"] is None else blob_text(found["system"])
     digest = agent_sum(blob_text(found["name"]), system, blob_text(found["tools"]), found["created_s"], found["facts"])
     return found, digest == found["xxh3"]
+
+
+def system_now(agent: Mapping[str, Any]) -> str | None:
+    """The system prompt of an agent's newest turn; its column holds the one before the first turn."""
+    later = Facts.from_json(agent["facts"]).system
+    return later if later is not None or agent["system"] is None else blob_text(agent["system"])
 
 
 def read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
@@ -107,7 +114,7 @@ def put_turn(db: sqlite3.Connection, agent_id: int, number: int, turn: Turn, mes
 
 
 def describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
-    """Give an agent another system prompt and facts, under a new checksum; nothing where the agent is gone."""
+    """Give an agent another first system prompt and facts, under a new checksum; nothing where the agent is gone."""
     system, facts = described
     row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
     if row is not None:

@@ -23,7 +23,7 @@ class Lineage:
 
     owner: str | None
     ids: np.ndarray[Any, Any] = field(repr=False)
-    made: np.ndarray[Any, Any] = field(repr=False)  #: per id: see ``store.format.MADE`` and ``DECODED``
+    made: np.ndarray[Any, Any] = field(repr=False)  #: per id: see ``prefix.provenance.MADE`` and ``DECODED``
     kv: KV = field(repr=False)
     exactness: Exactness = "exact"
     agent_id: int | None = None

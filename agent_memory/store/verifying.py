@@ -8,9 +8,9 @@ from pathlib import Path
 
 import xxhash
 
+from agent_memory.prefix.resume import Side
 from agent_memory.store.format import split_sums
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.points import Side
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.segments import READ_ERRORS, read_header, reason_of
 from agent_memory.types import VerifyReport

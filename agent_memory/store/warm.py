@@ -1,9 +1,11 @@
 """The warm tier: encoded KV of idle lineages in RAM, within a byte budget.
 
-Pieces are named, found and cut as on disk (``planner.py``, ``points.py``): whoever computed a prefix, it is held once,
-and every kind of layer is taken up again where the disk would let it be. A piece goes only after all that follows it,
-so that what is held of a lineage always begins at its start. The bytes counted are those allocated: rows, states, ids
-and the index. There are no checksums: the model itself computes in this memory.
+Pieces are named, found and truncated as on disk (``prefix/index.py``, ``prefix/resume.py``).
+
+- Equal prefixes are stored once, whoever computed them; every kind of layer resumes where it would from disk.
+- A piece is evicted only after all that depend on it, so what is in memory of a lineage begins at its start.
+- The bytes counted are those allocated: rows, states, ids and the index.
+- No checksums: this is process memory, trusted as much as the live arrays are.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from agent_memory.config import Codec
 from agent_memory.kvcache.coding import Coding, coded, coding
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import piece_id
+from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held, Needs, Plan, Side, best_plan, missing_sides, stale
+from agent_memory.prefix.worth import Costs, leaves_first, worth
 from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
-from agent_memory.store.planner import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
-from agent_memory.store.points import Held, Needs, Plan, Side, best_plan, missing_sides, stale
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.rows import root_id
-from agent_memory.store.worth import Costs, leaves_first, worth
 from agent_memory.types import Tier
 
 #: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from agent_memory import CancelledError, EchoRunner, Memory, Message, ToolResultError, UnsupportedParameterError
 from agent_memory.dialects.plain import begun_object
-from tests.waiting import within
+from tests.parts.waiting import within
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
 SCHEMA = {

@@ -628,7 +628,7 @@ def tiny_memory(name: str, *marks: str, special: bool = False) -> Memory:
     """A tiny random model; with ``marks``, one whose template knows tools and whose vocabulary has these."""
     from agent_memory import MLXRunner
     from tests import tiny
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     if marks:
@@ -663,7 +663,7 @@ def test_a_call_that_was_opened_in_marks_of_the_vocabulary_is_taken_up(
     format: str, marks: list[str], begun: list[str]
 ) -> None:
     from agent_memory.runner.tokenizer import HFTokenizer
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     made.add_tokens(marks, special_tokens=True)
@@ -751,7 +751,7 @@ def memory_of(format: str) -> Memory:
     """A tiny random model whose template knows tools and tells a format, and whose vocabulary has its start mark."""
     from agent_memory import MLXRunner
     from tests import tiny
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     signs = next(signs for known, signs in _SIGNS if known == format)
@@ -767,7 +767,7 @@ def memory_of(format: str) -> Memory:
 def test_a_held_call_may_end_with_a_mark_that_ends_the_reply() -> None:
     from agent_memory import MLXRunner
     from tests import tiny
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     made.add_tokens(["<|channel|>", "<|message|>", "<|call|>", "<|constrain|>"], special_tokens=True)

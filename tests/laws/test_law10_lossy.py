@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
-from tests import tiny
 from tests.laws.test_laws_kinds import CHUNK, text
-from tests.logits import answer
-from tests.tinyrunner import endless
+from tests.parts import tiny
+from tests.parts.logits import answer
+from tests.parts.tinyrunner import endless
 
 _DEFAULT = ("llama_windows", "deepseek_v3", "qwen3_next")
 SOME = [n if n in _DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]

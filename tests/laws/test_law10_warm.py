@@ -10,8 +10,8 @@ import pytest
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.mlxcache.kinds import MLXKV
 from tests.laws.test_laws_kinds import CHUNK, spoken, text
-from tests.logits import answer
-from tests.tinyrunner import endless
+from tests.parts.logits import answer
+from tests.parts.tinyrunner import endless
 
 
 def opened(name: str, codec: Any) -> Memory:

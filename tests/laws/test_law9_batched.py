@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, Sampling
-from tests import tiny
-from tests.waiting import ENDED, outcome, wait_for
+from tests.parts import tiny
+from tests.parts.waiting import ENDED, outcome, wait_for
 
 #: Largest difference of logits that counts as rounding.
 GAP = 1e-3
@@ -234,7 +234,7 @@ def _check(stage: Stage, pasts: list[str], solo: Solo) -> None:
 def _runner(kind: str) -> Any:
     if kind == "echo":
         return EchoRunner(lambda asked, _: asked * MOST, delay_s=0.0003)
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     return endless(kind)
 

@@ -12,7 +12,7 @@ import platformdirs
 import pytest
 
 from agent_memory import Config, Memory
-from tests.logits import answer
+from tests.parts.logits import answer
 
 pytestmark = [pytest.mark.mlx, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def model() -> Any:
 
 def opened(model: Any, path: Any) -> Memory:
     from agent_memory.runner.mlx import MLXRunner
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     return Memory(MLXRunner(model, tokenizer(), name="gemma"), path, config=Config(warm_bytes=1 << 30))
 

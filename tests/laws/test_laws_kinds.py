@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, Memory
-from tests import tiny
-from tests.logits import answer
+from tests.parts import tiny
+from tests.parts.logits import answer
 
 pytestmark = pytest.mark.mlx
 
@@ -33,7 +33,7 @@ WARM = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK, warm_bytes=1 << 30)
 
 def opened(name: str, path: Any, config: Config = CONFIG) -> Memory:
     from agent_memory.runner.mlx import MLXRunner
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     return Memory(MLXRunner(tiny.model(name), tokenizer(), name=name), path, config=config)
 

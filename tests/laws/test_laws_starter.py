@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, Memory
-from tests.laws import dialogue
+from tests.parts import dialogue
 
 pytestmark = [pytest.mark.mlx, pytest.mark.model]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent_memory.types import Sampling
-from tests import tiny
+from tests.parts import tiny
 
 pytestmark = pytest.mark.mlx
 

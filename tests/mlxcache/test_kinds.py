@@ -13,7 +13,7 @@ import pytest
 from agent_memory.kvcache.layout import is_kept
 from agent_memory.scheduler.faults import stripped
 from agent_memory.types import Sampling
-from tests import tiny
+from tests.parts import tiny
 
 pytestmark = pytest.mark.mlx
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, Memory
-from tests import tiny
-from tests.tinyrunner import endless
+from tests.parts import tiny
+from tests.parts.tinyrunner import endless
 
 pytestmark = pytest.mark.mlx
 
-#: Of each architecture of tests/tiny.py, the digest of its layout as mlx-lm 0.32 makes it. One that changes makes every
-#: KV that users have stored for such models a miss: that is for a changelog, not for this table alone.
+#: Of each architecture of tests/parts/tiny.py, the digest of its layout as mlx-lm 0.32 makes it. One that changes makes
+#: every KV that users have stored for such models a miss: that is for a changelog, not for this table alone.
 RECORDED = {
     "llama": "ae0e4063b36722c320ae40a59c0e2d0a5e82a780f28a8239d3602613831d780c",
     "llama_windows": "2645859d434b93add659d454f4b5c5df2f73b8d30e782707598edf327207e92e",

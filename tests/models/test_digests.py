@@ -13,8 +13,8 @@ import pytest
 
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.models import digests
-from tests import tiny
-from tests.reliability.tinytokenizer import tokenizer
+from tests.parts import tiny
+from tests.parts.tinytokenizer import tokenizer
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16, blas=None)
 ASKED = "The same words for every one of them, whatever their weights."
@@ -99,7 +99,7 @@ def test_fine_tunes_quantizations_and_salts_live_side_by_side_and_never_share(tm
 
 @pytest.mark.mlx
 def test_two_scales_of_one_adapter_share_nothing(tmp_path: Path) -> None:
-    from tests.models.tinydirectory import adapter as lora
+    from tests.parts.tinydirectory import adapter as lora
 
     model, adapter = directory(tmp_path / "a"), lora(tmp_path / "lora", 1)
     assert ask(model, tmp_path / "store", adapter=adapter).tier == "none"

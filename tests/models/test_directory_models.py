@@ -8,7 +8,7 @@ import pytest
 
 from agent_memory import Config, Memory
 from agent_memory.errors import ConfigError
-from tests.models.tinydirectory import adapter, directory
+from tests.parts.tinydirectory import adapter, directory
 
 pytestmark = pytest.mark.mlx
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent_memory.errors import DamagedModelError, ModelNotFoundError, UnsupportedModelError
 from agent_memory.models.gguf import check_gguf, convert
 from agent_memory.models.gguf_header import read_header
-from tests.models.gguf_writer import HEADS, KV_HEADS, LAYERS, TYPES, WIDTH, byte_alphabet, decode, tiny_llama
+from tests.parts.gguf_writer import HEADS, KV_HEADS, LAYERS, TYPES, WIDTH, byte_alphabet, decode, tiny_llama
 
 
 @pytest.fixture

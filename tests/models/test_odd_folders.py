@@ -15,9 +15,9 @@ import pytest
 
 from agent_memory import AgentMemoryError, Config, DamagedModelError, Memory, MLXRunner, UnsupportedModelError
 from agent_memory.errors import UnsupportedParameterError
-from tests import tiny
-from tests.models.tinydirectory import adapter, directory
-from tests.reliability.tinytokenizer import TEMPLATE, tokenizer
+from tests.parts import tiny
+from tests.parts.tinydirectory import adapter, directory
+from tests.parts.tinytokenizer import TEMPLATE, tokenizer
 
 pytestmark = pytest.mark.mlx
 

@@ -16,7 +16,7 @@ from agent_memory.errors import INSTALL, ConfigError, DamagedModelError, ModelNo
 from agent_memory.models import directory
 from agent_memory.models import resolve as room
 from agent_memory.models.resolve import HubId, locate, resolve, total_memory_bytes
-from tests.models.gguf_writer import tiny_llama
+from tests.parts.gguf_writer import tiny_llama
 
 _ROOT = Path(__file__).parents[2]
 _PLAIN = {"progress": False, "trust_remote_code": False}

@@ -8,7 +8,7 @@ import pytest
 
 from agent_memory import EchoRunner, Memory, PromptTooLongError, UnsupportedParameterError
 from tests.laws.test_laws_kinds import text
-from tests.tinyrunner import endless
+from tests.parts.tinyrunner import endless
 
 
 @pytest.mark.mlx

@@ -30,9 +30,9 @@ from agent_memory.prompt.recalled import END, HEAD, with_cards
 from agent_memory.prompt.template import render
 from agent_memory.recall.cards import card, without_marks_of
 from agent_memory.recall.types import Item
-from tests.scripted import scripted
-from tests.templated import says, templated
-from tests.templates import NATIVE
+from tests.parts.scripted import scripted
+from tests.parts.templated import says, templated
+from tests.parts.templates import NATIVE
 
 TEMPLATES = ["echo", *NATIVE]
 NOTE = "We ship on Fridays. Never deploy on Mondays."

@@ -17,7 +17,7 @@ from agent_memory.errors import ItemNotFoundError
 from agent_memory.recall.episode_types import Outcome
 from agent_memory.recall.episodes import EpisodicMemory
 from agent_memory.recall.protocols import Redacted
-from tests.recall.secret_corpus import secrets
+from tests.parts.secret_corpus import secrets
 
 ROOT = Path(__file__).parents[2]
 

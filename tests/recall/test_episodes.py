@@ -14,8 +14,8 @@ from agent_memory.recall.database import Database
 from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, StepRecorder, TaskContext
 from agent_memory.recall.episodes import EpisodicMemory
 from agent_memory.types import ToolCall, ToolResult
-from tests.recall.planted_corpus import planted
-from tests.recall.recording import Clock, record
+from tests.parts.planted_corpus import planted
+from tests.parts.recording import Clock, record
 
 DAY = 86_400.0
 MISSING = "ModuleNotFoundError: No module named '{}'"

@@ -17,8 +17,8 @@ from agent_memory.recall.error_recoveries import detours, error_recoveries
 from agent_memory.recall.learned import EXTRACTORS
 from agent_memory.recall.tool_sequences import normal_course, tool_sequences
 from agent_memory.recall.validating import validated
-from tests.recall.planted_corpus import Event, PlantedEpisode, planted
-from tests.recall.recording import gold_patterns, record, records
+from tests.parts.planted_corpus import Event, PlantedEpisode, planted
+from tests.parts.recording import gold_patterns, record, records
 
 
 def extracted(episodes: list[EpisodeRecord]) -> list[Draft]:

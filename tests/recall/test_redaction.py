@@ -15,7 +15,7 @@ from agent_memory.errors import ConfigError
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.redaction import RuleRedactor
 from agent_memory.recall.redaction_rules import RULES, is_luhn
-from tests.recall.secret_corpus import Sample, benign, secrets
+from tests.parts.secret_corpus import Sample, benign, secrets
 
 REDACTOR = RuleRedactor(b"a salt of a test")
 ALPHABETS = {

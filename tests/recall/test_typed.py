@@ -11,8 +11,8 @@ import pytest
 
 from agent_memory.recall import facts
 from agent_memory.recall.typed import Typed, find
-from tests.recall import typed_corpus
-from tests.recall.typed_corpus import Sample
+from tests.parts import typed_corpus
+from tests.parts.typed_corpus import Sample
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

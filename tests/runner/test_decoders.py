@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent_memory.prompt.tokens import TextStream, reuse
 from agent_memory.runner.decoders import Decoding
-from tests import tiny
+from tests.parts import tiny
 
 pytestmark = pytest.mark.mlx
 

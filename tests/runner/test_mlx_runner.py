@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agent_memory import ConfigError, Memory, MLXRunner
-from tests import tiny
-from tests.reliability.tinytokenizer import tokenizer
-from tests.waiting import within
+from tests.parts import tiny
+from tests.parts.tinytokenizer import tokenizer
+from tests.parts.waiting import within
 
 pytestmark = pytest.mark.mlx
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent_memory import EchoRunner, Memory, Sampling, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner
-from tests.waiting import PATIENCE_S, outcome
+from tests.parts.waiting import PATIENCE_S, outcome
 
 N_VOCAB = 500
 NEVER = [np.nan, np.inf, -np.inf]
@@ -54,7 +54,7 @@ def test_a_vast_temperature_draws_evenly_from_what_the_filters_leave() -> None:
 @pytest.mark.mlx
 @pytest.mark.parametrize("context", [2**31 - 1, 2**31, 10**10, 10**30, 10**400])
 def test_a_repetition_context_of_any_length_looks_back_at_all_ids(context: int) -> None:
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     with Memory(endless("llama"), ":memory:") as memory:
         replies = [
@@ -89,7 +89,7 @@ def test_logits_from_which_nothing_can_be_drawn_fail_their_own_request(runner: s
     def model() -> ModelRunner:
         if runner == "echo":
             return EchoRunner()
-        from tests.tinyrunner import endless
+        from tests.parts.tinyrunner import endless
 
         return endless("llama")
 

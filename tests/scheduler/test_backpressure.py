@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, QueueFullError, Reply, RequestError
-from tests.faulty import Faults, with_faults
-from tests.waiting import PATIENCE_S, outcome, wait_for
+from tests.parts.faulty import Faults, with_faults
+from tests.parts.waiting import PATIENCE_S, outcome, wait_for
 
 LIMIT = 3
 

@@ -23,7 +23,7 @@ from agent_memory import (
     RequestError,
     RequestTimeoutError,
 )  # fmt: skip
-from tests.waiting import PATIENCE_S, outcome, shown, wait_for, within
+from tests.parts.waiting import PATIENCE_S, outcome, shown, wait_for, within
 
 CONFIG = Config(chunk_tokens=16, prefill_tokens=16, callable_timeout_s=0.3)
 #: Run by a Pair that is being made; each test sets its own.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent_memory import CancelledError, Config, EchoRunner, Memory, UnsupportedParameterError
-from tests.waiting import PATIENCE_S, shown, wait_for, within
+from tests.parts.waiting import PATIENCE_S, shown, wait_for, within
 
 LONG = "an unbelievably long message, of which there is no end in sight. " * 12
 

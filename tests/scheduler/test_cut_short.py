@@ -24,11 +24,11 @@ from agent_memory import (
     Reply,
     RequestTimeoutError,
 )
-from tests import tiny
-from tests.faulty import Fault, Faults, with_faults
 from tests.laws.test_laws_kinds import spoken
-from tests.logits import answer
-from tests.waiting import PATIENCE_S, outcome, shown, wait_for
+from tests.parts import tiny
+from tests.parts.faulty import Fault, Faults, with_faults
+from tests.parts.logits import answer
+from tests.parts.waiting import PATIENCE_S, outcome, shown, wait_for
 
 CHUNK = 16
 CONFIG = Config(chunk_tokens=CHUNK, prefill_tokens=CHUNK)
@@ -113,7 +113,7 @@ def test_sent_again_in_a_new_process_only_the_rest_is_computed(
 
 def _tiny(name: str) -> Any:
     from agent_memory.runner.mlx import MLXRunner
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     return MLXRunner(tiny.model(name), tokenizer(), name=name)
 

@@ -16,8 +16,8 @@ import pytest
 from attrs import define, field
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, RequestTimeoutError
-from tests.faulty import Faults, with_faults
-from tests.waiting import PATIENCE_S, outcome, shown, wait_for
+from tests.parts.faulty import Faults, with_faults
+from tests.parts.waiting import PATIENCE_S, outcome, shown, wait_for
 
 LONG = "an unbelievably long message, of which there is no end in sight. " * 6
 #: state of the request -> the call of the batch in which the engine is held meanwhile

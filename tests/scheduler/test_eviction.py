@@ -18,7 +18,7 @@ from agent_memory.scheduler.saving import Saver
 from agent_memory.store.lookup import NOTHING
 from agent_memory.store.store import Store
 from agent_memory.store.tiers import HotTier, Lineage
-from tests.waiting import wait_for
+from tests.parts.waiting import wait_for
 
 TEXT = "The lamp is lit at dusk and put out at dawn; the log notes wind, sea and every ship that passes. " * 8
 CHUNK = 16
@@ -219,7 +219,7 @@ def test_the_disk_keeps_what_is_pinned_and_lets_the_others_go(tmp_path: Path) ->
 def test_active_bytes_of_mlx_fall_by_what_is_evicted(to: str, tmp_path: Path) -> None:
     import mlx.core as mx
 
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     config = Config(chunk_tokens=CHUNK, prefill_tokens=64, warm_bytes=ROOM)
     with Memory(endless("llama"), tmp_path, config=config) as memory:

@@ -10,8 +10,8 @@ import pytest
 from attrs import define
 
 from agent_memory import Config, EchoRunner, Generation, Memory
-from tests.faulty import Faults, with_faults
-from tests.waiting import ENDED, PATIENCE_S, outcome, wait_for
+from tests.parts.faulty import Faults, with_faults
+from tests.parts.waiting import ENDED, PATIENCE_S, outcome, wait_for
 
 
 @define

@@ -16,8 +16,8 @@ import pytest
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, OutOfBudgetError, Reply
 from agent_memory.protocols import ModelRunner
-from tests.faulty import Faults, with_faults
-from tests.waiting import ENDED, outcome
+from tests.parts.faulty import Faults, with_faults
+from tests.parts.waiting import ENDED, outcome
 
 TEXT = "The lamp is lit at dusk and put out at dawn; the log notes wind, sea and every ship that passes. " * 8
 NAMES = [f"agent {n}" for n in range(6)]
@@ -109,7 +109,7 @@ def _echo(path: Path, n_operations: int) -> None:
 def _mlx(path: Path, n_operations: int) -> None:
     import mlx.core as mx
 
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     runner = endless("llama", LAYERS)
     with Memory(runner, ":memory:") as memory:

@@ -10,7 +10,7 @@ import pytest
 
 from agent_memory import Config, EchoRunner, Memory, PromptTooLongError
 from agent_memory.toolcall import ToolParser
-from tests.faulty import Fault, with_faults
+from tests.parts.faulty import Fault, with_faults
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16, max_batch=1)
 
@@ -64,7 +64,7 @@ def test_text_that_cannot_be_parsed_ends_its_own_row(tmp_path: Path, monkeypatch
 @pytest.mark.mlx
 def test_the_engine_starts_no_thread_while_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an exception from outside may kill the new thread at its birth, for which the engine then waits for ever."""
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     starters: list[str] = []
     start = threading.Thread.start

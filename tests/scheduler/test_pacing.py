@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.scheduler.pacing import Pacer
-from tests.faulty import Faults, with_faults
-from tests.waiting import PATIENCE_S, wait_for
+from tests.parts.faulty import Faults, with_faults
+from tests.parts.waiting import PATIENCE_S, wait_for
 
 SECONDS = st.floats(0.001, 10.0)
 

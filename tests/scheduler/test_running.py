@@ -11,8 +11,8 @@ import pytest
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, Reply, RequestError
 from agent_memory.scheduler.loop import Loop
-from tests.faulty import Fault, with_faults
-from tests.waiting import outcome, wait_for
+from tests.parts.faulty import Fault, with_faults
+from tests.parts.waiting import outcome, wait_for
 
 TEXT = "The lamp is lit at dusk and put out at dawn; the log notes wind, sea and every ship that passes. " * 8
 CALLS = ("prefill", "insert", "step", "restore", "copy", "empty")

@@ -16,7 +16,7 @@ from agent_memory import Config, EchoRunner, Memory
 from agent_memory.log.turns import Turn
 from agent_memory.store.format import LOCK, MANIFEST, WRITE_VERSION
 from agent_memory.types import Message
-from tests.store.kvmodel import MIXED, draw, opened, save
+from tests.parts.kvmodel import MIXED, draw, opened, save
 
 FOLDER = Path(__file__).parent / "fixtures"
 CONFIG = Config(chunk_tokens=16, prefill_tokens=16)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.log.turns import Turn
-from agent_memory.store.worth import Candidate, victims
+from agent_memory.prefix.worth import Candidate, victims
 from agent_memory.types import Message
-from tests.store.breaking import Counted
-from tests.store.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files
 
 ROOM = 220_000  #: for the manifest, its WAL and the lock, while a test's budget is for KV
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.store.compaction import Compactor
-from tests.store.breaking import Counted
-from tests.store.kvmodel import (
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import (
     MIXED,
     SMALL,
     draw,

@@ -14,8 +14,8 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, check, void
 from agent_memory.store.files import Files
 from agent_memory.store.store import Store
-from tests.store.breaking import Counted, Refusing
-from tests.store.kvmodel import MIXED, SMALL, draw, is_right, kv_files, load, load_beside, opened, save
+from tests.parts.breaking import Counted, Refusing
+from tests.parts.kvmodel import MIXED, SMALL, draw, is_right, kv_files, load, load_beside, opened, save
 
 IDS = draw(np.random.default_rng(0), 200)
 

@@ -10,7 +10,7 @@ import pytest
 
 from agent_memory import IncompatibleStoreError, Memory
 from agent_memory.store.format import MANIFEST, WRITE_VERSION
-from tests.store.kvmodel import MIXED, load_beside, opened, save
+from tests.parts.kvmodel import MIXED, load_beside, opened, save
 from tests.store.make_fixtures import CONFIG, FOLDER, SAID, ids_beside, main, runner
 
 VERSIONS = sorted(int(path.stem.rpartition("-")[2]) for path in FOLDER.glob("echo-*.zip"))

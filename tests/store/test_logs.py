@@ -15,7 +15,7 @@ from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
-from tests.store.kvmodel import opened
+from tests.parts.kvmodel import opened
 
 TOOLS = '[["look", "", {"type": "object"}, false]]'
 NAMES = ["../../etc/passwd", "A", "a", "nul\0", "\ud800", "🦆 " * 200, "'; DROP TABLE agents; --"]

@@ -20,8 +20,8 @@ from agent_memory.log.turns import Turn, agent_sum, turn_sum
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.schema import check_schema, connect, migrate
 from agent_memory.types import Message
-from tests.store.breaking import Counted
-from tests.store.kvmodel import (
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import (
     IDENTITY,
     MIXED,
     draw,
@@ -135,6 +135,7 @@ SCHEMAS = {
     "no index": ["DROP INDEX sides_segment"],
     "nothing": [f"DROP TABLE {table}" for table in TABLES if table != "sqlite_sequence"],
     "a column renamed": ["ALTER TABLE agents RENAME COLUMN used_s TO used"],
+    "a column gone": ["ALTER TABLE identities DROP COLUMN facts"],
     "a column more": ["ALTER TABLE turns ADD COLUMN more TEXT"],
     "a column computed": ["ALTER TABLE turns ADD COLUMN more TEXT GENERATED ALWAYS AS (abs(number)) VIRTUAL"],
     "a table more": ["CREATE TABLE notes (text TEXT)"],
@@ -213,6 +214,7 @@ VALUES = {
     "messages nested deeply": f"UPDATE turns SET messages = '{DEEP}' WHERE number = 2",
     "messages as a blob": "UPDATE turns SET messages = CAST(messages AS BLOB)",
     "text that is no UTF-8": "UPDATE turns SET messages = CAST(x'ff00fe' AS TEXT)",
+    "a turn of no agent": "UPDATE turns SET agent = 99 WHERE agent = 1 AND number = 3",
     "ids cut": "UPDATE turns SET ids = substr(ids, 1, 7)",
     "ids that are text": "UPDATE turns SET ids = 'four'",
     "numbers that are text": "UPDATE turns SET number = 'n' || number",

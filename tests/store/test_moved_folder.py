@@ -13,7 +13,7 @@ from agent_memory.errors import StoreError
 from agent_memory.log.turns import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message
-from tests.store.kvmodel import IDENTITY, SMALL, draw, is_right, load, opened, save
+from tests.parts.kvmodel import IDENTITY, SMALL, draw, is_right, load, opened, save
 
 IDS = draw(np.random.default_rng(0), 120)
 CONFIG = Config(chunk_tokens=16, prefill_tokens=16)

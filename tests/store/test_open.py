@@ -14,7 +14,7 @@ import pytest
 
 from agent_memory.errors import ClosedError, IncompatibleStoreError, StoreError, StoreLockedError
 from agent_memory.store.store import Store
-from tests.store.kvmodel import draw, is_right, load, opened, save, segment_files
+from tests.parts.kvmodel import draw, is_right, load, opened, save, segment_files
 
 HOLD = """
 import sys; from pathlib import Path; from agent_memory.store.store import Store
@@ -70,6 +70,20 @@ def test_every_file_is_the_owners_alone(tmp_path):
         store.flush()
         for found in [path, *path.rglob("*")]:
             assert stat.S_IMODE(found.stat().st_mode) == (0o700 if found.is_dir() else 0o600), found
+
+
+def test_a_folder_that_holds_other_files_keeps_its_mode(tmp_path):
+    path = tmp_path / "project"
+    path.mkdir()
+    path.chmod(0o755)
+    (path / "main.py").write_text("x")
+    for _ in range(2):  # the second time it holds a store too
+        with opened(path) as store:
+            save(store, draw(np.random.default_rng(0), 40))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+        for found in path.rglob("*"):
+            if found.name != "main.py":
+                assert not found.stat().st_mode & 0o077, found
 
 
 def test_left_overs_are_swept_and_strangers_are_not(tmp_path):

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent_memory import Config, EchoRunner, Memory
 from agent_memory.errors import OutOfSpaceError, StoreError, StoreLockedError
 from agent_memory.store import catalog as catalog_module
 from agent_memory.store.store import Store
-from tests.store.kvmodel import (
+from tests.parts.kvmodel import (
     KINDS,
     SMALL,
     draw,
@@ -258,7 +259,7 @@ import os, sys
 from pathlib import Path
 os.system("mount -t tmpfs -o size=3m tmpfs " + sys.argv[1]) == 0 or sys.exit(77)
 from tests.store.test_passing_faults import fill, IDS
-from tests.store.kvmodel import opened, load, is_right
+from tests.parts.kvmodel import opened, load, is_right
 path = Path(sys.argv[1]) / "store"
 fill(path, crash=sys.argv[2] == "killed")
 filler = open(path.parent / "filler", "wb", buffering=0)
@@ -302,3 +303,18 @@ def test_a_new_store_on_a_full_disk_says_that_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(OutOfSpaceError, match="No space left on device. Free some space"):
         Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+
+
+@pytest.mark.parametrize("reread_s", [5.0, 0.0], ids=["hidden for a while", "after so long that it is tried again"])
+def test_a_request_that_cannot_read_a_segment_now_says_so_and_calls_it_no_damage(tmp_path, monkeypatch, reread_s):
+    monkeypatch.setattr(catalog_module, "REREAD_S", reread_s)
+    config = Config(chunk_tokens=16, prefill_tokens=16)
+    with Memory(EchoRunner(), tmp_path, config=config) as memory:
+        memory.agent("ann").say("hello " * 40)
+    with Memory(EchoRunner(), tmp_path, config=config) as memory:
+        failing = Failing(monkeypatch, "open", errno.EMFILE)
+        usage = memory.agent("ann").say("again", timeout_s=60).usage
+        assert (usage.miss, usage.cached_tokens) == ("not_stored", 0)
+        assert "cannot be read" in usage.miss_detail
+        assert memory.stats().damage == 0
+        failing.code = None

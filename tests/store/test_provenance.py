@@ -15,7 +15,7 @@ from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.store.sides import Held
 from agent_memory.store.store import Store
-from tests.store.kvmodel import held_bytes
+from tests.parts.kvmodel import held_bytes
 
 CHUNK = 8
 _SPECS = tuple(TensorSpec(f"{layer:03d}.{k}", 2, 8, "F32") for layer in range(2) for k in "kv")

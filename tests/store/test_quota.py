@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory
-from tests.store.breaking import Counted
-from tests.store.kvmodel import draw, held_bytes, kv_files, opened, save
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import draw, held_bytes, kv_files, opened, save
 
 BUDGET = 400_000
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.prefix.chunks import common_prefix
-from tests.store.kvmodel import SMALL, draw, is_right, load, opened, rows, save, segment_files
+from tests.parts.kvmodel import SMALL, draw, is_right, load, opened, rows, save, segment_files
 
 specs = st.builds(
     lambda h, d, t: (h, d, t), st.integers(1, 4), st.integers(1, 9), st.sampled_from(["F32", "BF16", "F16"])

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.kvcache.layout import is_kept
-from agent_memory.store.planner import Piece, Segment
-from agent_memory.store.points import Needs, Side, restorable
-from tests.store.kvmodel import (
+from agent_memory.prefix.index import Piece, Segment
+from agent_memory.prefix.resume import Needs, Side, restorable
+from tests.parts.kvmodel import (
     KINDS,
     MIXED,
     STATES,

@@ -10,7 +10,7 @@ import pytest
 
 from agent_memory.errors import StoreError
 from agent_memory.store.store import Store
-from tests.store.kvmodel import draw, held_bytes, is_right, load, opened, save, segment_files
+from tests.parts.kvmodel import draw, held_bytes, is_right, load, opened, save, segment_files
 
 IDS = draw(np.random.default_rng(0), 90)
 OTHERS = ("model.safetensors", "0123.tmp", "notes.txt", f"{'A' * 32}.safetensors", f"{'a' * 32}.safetensors.bak")

@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec, is_kept
+from agent_memory.prefix.provenance import DECODED, Provenance
+from agent_memory.prefix.resume import Held
+from agent_memory.prefix.worth import Costs
 from agent_memory.store import lookup
-from agent_memory.store.format import DECODED
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
 from agent_memory.store.store import Store
 from agent_memory.store.warm import Warm
-from agent_memory.store.worth import Costs
-from tests.store.kvmodel import (
+from tests.parts.kvmodel import (
     IDENTITY,
     KINDS,
     SMALL,

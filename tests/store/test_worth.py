@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.store.worth import Costs, leaves_first, worth
+from agent_memory.prefix.worth import Costs, leaves_first, worth
 
 seconds = st.floats(1e-5, 1e5)
 sizes = st.integers(1, 1 << 40)

@@ -9,7 +9,7 @@ import numpy as np
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.store.store import Store
 from agent_memory.store.writing import WriteAdmission, Written
-from tests.store.kvmodel import IDENTITY, SMALL, draw, opened, save, segment_files
+from tests.parts.kvmodel import IDENTITY, SMALL, draw, opened, save, segment_files
 
 DAY_S = 86_400.0
 

@@ -13,8 +13,8 @@ from agent_memory.toolcall import FORMATS, ToolParser
 from agent_memory.toolcall.choice import choice_of, choose
 from agent_memory.toolcall.formats import KNOWN
 from tests.grammar.test_grammar import Template
+from tests.parts.writers import WRITERS, cuts, found, run, summary
 from tests.toolcall.test_formats import TOOLS
-from tests.toolcall.writers import WRITERS, cuts, found, run, summary
 
 #: What stands in the templates of models that have a format, in their own words: marks and little else.
 TEMPLATES = {

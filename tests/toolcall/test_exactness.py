@@ -10,8 +10,8 @@ import pytest
 from agent_memory import EchoRunner, Memory
 from agent_memory.toolcall import FORMATS, ToolParser, parse
 from tests.grammar.test_grammar import Template
+from tests.parts.writers import WRITERS, cuts, dumps, found, run, summary
 from tests.toolcall.test_formats import marks
-from tests.toolcall.writers import WRITERS, cuts, dumps, found, run, summary
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}, "text": {"type": "string"}}}
 TOOLS = [{"name": "do", "input_schema": NUMBER}, {"name": "other", "input_schema": NUMBER}]

@@ -12,7 +12,7 @@ import pytest
 from agent_memory.toolcall import FORMATS, ToolParser, parse
 from agent_memory.toolcall.formats import KNOWN
 from agent_memory.toolcall.forms import ChannelForm, ObjectForm
-from tests.toolcall.writers import WRITERS, Call, cuts, found, run, summary
+from tests.parts.writers import WRITERS, Call, cuts, found, run, summary
 
 SAVE = {
     "name": "save",

@@ -8,7 +8,7 @@ import pytest
 
 from agent_memory.toolcall import parse
 from agent_memory.toolcall.formats import KNOWN
-from tests.toolcall.writers import found
+from tests.parts.writers import found
 
 pytest.importorskip("mlx_lm")
 
@@ -55,7 +55,7 @@ TOOL = {
 @pytest.mark.parametrize("format", TEMPLATES)
 def test_what_a_template_writes_of_earlier_calls_is_read_back_whether_it_wants_objects_or_text(format: str) -> None:
     from agent_memory.runner.tokenizer import HFTokenizer
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     made.chat_template = (
@@ -76,7 +76,7 @@ def test_what_a_template_writes_of_earlier_calls_is_read_back_whether_it_wants_o
 def test_a_configuration_overrules_what_the_template_tells() -> None:
     from agent_memory import ConfigError
     from agent_memory.runner.tokenizer import HFTokenizer
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     made.chat_template = "[TOOL_CALLS]{{ messages[0].content }}"
@@ -92,7 +92,7 @@ def test_a_configuration_overrules_what_the_template_tells() -> None:
 def test_a_template_that_fails_for_other_reasons_is_not_tried_twice() -> None:
     from agent_memory import UnsupportedParameterError
     from agent_memory.runner.tokenizer import HFTokenizer
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     made = tokenizer()
     made.chat_template = "{{ messages[0].content + 1 }}"

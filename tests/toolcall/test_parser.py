@@ -11,7 +11,7 @@ import pytest
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.toolcall import FORMATS, ToolParser, parse
 from agent_memory.types import CallArguments, CallEnd, CallStart, Markup, Reasoning, Text
-from tests.toolcall.writers import WRITERS, cut, cuts, dumps, found, run, summary
+from tests.parts.writers import WRITERS, cut, cuts, dumps, found, run, summary
 
 JSON_FORMATS = ("tool_use", "function_call", "json_tools", "llama3")
 MARKS = ("<tool_call>", "</tool_call>", "<|python_tag|>", "<think>", "</think>", "{", "}", "```", "\n")

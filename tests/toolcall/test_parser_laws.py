@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from agent_memory.toolcall import FORMATS, ToolParser, parse
 from agent_memory.toolcall.formats import KNOWN
 from agent_memory.types import Text
-from tests.toolcall.writers import WRITERS, cut, found, run, summary
+from tests.parts.writers import WRITERS, cut, found, run, summary
 
 NAMES = ("add", "get_weather", "x")
 SCRAPS = [

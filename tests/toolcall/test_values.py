@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent_memory.toolcall import parse
 from agent_memory.toolcall.literals import PYTHON, literal
 from agent_memory.toolcall.values import source_of
-from tests.toolcall.writers import WRITERS
+from tests.parts.writers import WRITERS
 
 
 def _kind(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_memory.recall.episode_types import Decision, EpisodeRecord, EpisodeStep, Outcome, TaskContext
 from agent_memory.recall.episodes import EpisodicMemory
-from tests.recall.planted_corpus import Gold, PlantedEpisode
+from tests.parts.planted_corpus import Gold, PlantedEpisode
 
 
 class Clock:

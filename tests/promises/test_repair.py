@@ -13,8 +13,8 @@ import pytest
 from agent_memory.errors import AgentMemoryError
 from agent_memory.log.turns import Turn
 from agent_memory.types import Message
-from tests.store.breaking import Counted
-from tests.store.kvmodel import MIXED, SMALL, draw, held_bytes, is_right, kv_files, load, load_beside, opened, save
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import MIXED, SMALL, draw, held_bytes, is_right, kv_files, load, load_beside, opened, save
 
 NAMES = ("ann", "bob", "cid")
 N_TURNS = 6

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.store.points import Held
-from agent_memory.store.provenance import Provenance
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
 from agent_memory.store.saves import Save
 from agent_memory.store.store import Match, Store
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.store.kvmodel import draw, held_bytes, is_right, kv_files, load, opened, save
+from tests.parts.kvmodel import draw, held_bytes, is_right, kv_files, load, opened, save
 
 CHILD = """
 import sys
@@ -19,7 +19,7 @@ import numpy as np
 from pathlib import Path
 from agent_memory.log.turns import Turn
 from agent_memory.types import Message
-from tests.store.kvmodel import draw, opened, save
+from tests.parts.kvmodel import draw, opened, save
 
 path, seed = Path(sys.argv[1]), int(sys.argv[2])
 with opened(path, disk_bytes=600_000) as store:

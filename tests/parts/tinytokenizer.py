@@ -11,7 +11,7 @@ TEMPLATE = (
 
 
 def tokenizer() -> Any:
-    """256 bytes, no merges, three special tokens: 259 ids, which fit the vocabulary of tests/tiny.py's models."""
+    """256 bytes, no merges, three special tokens: 259 ids, which fit the vocabulary of tests/parts/tiny.py's models."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -19,9 +19,9 @@ from agent_memory.store.files import Files
 from agent_memory.store.health import Health, state_of
 from agent_memory.store.store import Store
 from agent_memory.types import Message
-from tests.store.breaking import CODES, TEXTS, Refusing
-from tests.store.kvmodel import IDENTITY, SMALL, draw, held_bytes, is_right, load, save
-from tests.waiting import wait_for
+from tests.parts.breaking import CODES, TEXTS, Refusing
+from tests.parts.kvmodel import IDENTITY, SMALL, draw, held_bytes, is_right, load, save
+from tests.parts.waiting import wait_for
 
 STATES = {errno.ENOSPC: "full", errno.EROFS: "read-only", errno.EIO: "failing"}
 BUDGET = 400_000

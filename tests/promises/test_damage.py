@@ -14,7 +14,7 @@ import pytest
 
 from agent_memory import Config, EchoRunner, IncompatibleStoreError, Memory, Reply
 from agent_memory.runner.mlx import MLXRunner
-from tests.reliability.damaging import cut, flip, harm_anything
+from tests.parts.damaging import cut, flip, harm_anything
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)
 AGENTS = ("alice", "bob")
@@ -166,7 +166,7 @@ def test_1200_flips_and_cuts_anywhere_in_the_store_are_noticed_or_harmless(echo:
 def tiny(tmp_path_factory: Any) -> Bench:
     pytest.importorskip("mlx.core")
     from tests import tiny as tiny_models
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     model, words = tiny_models.model("llama"), tokenizer()
 

@@ -1,4 +1,4 @@
-"""Runners on the models of tests/tiny.py, whose replies always have their full length."""
+"""Runners on the models of tests/parts/tiny.py, whose replies always have their full length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _parts(name: str, layers: int | None) -> tuple[Any, Any]:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from tests import tiny
-    from tests.reliability.tinytokenizer import tokenizer
+    from tests.parts.tinytokenizer import tokenizer
 
     wrapper = TokenizerWrapper(tokenizer())
     wrapper.eos_token_ids = ()

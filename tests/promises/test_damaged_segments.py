@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.store.breaking import Counted
-from tests.store.kvmodel import draw, is_right, load, opened, save, segment_files
+from tests.parts.breaking import Counted
+from tests.parts.kvmodel import draw, is_right, load, opened, save, segment_files
 
 TURNS = (10, 100, 300, 330)
 

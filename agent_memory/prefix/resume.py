@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from attrs import define, field, frozen
 
 from agent_memory.kvcache.layout import Layout, is_kept
-from agent_memory.store.planner import Index, Piece, n_tokens
+from agent_memory.prefix.index import Index, Piece, n_tokens
 
 
 @frozen

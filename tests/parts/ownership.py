@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
-from tests.house import PACKAGE, modules
+from tests.parts.house import PACKAGE, modules
 
 
 def outside_members(package: Path = PACKAGE) -> dict[str, set[str]]:

@@ -23,8 +23,8 @@ from attrs import define, field
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, Reply, RequestTimeoutError
 from agent_memory.protocols import ModelRunner
-from tests.faulty import Fault, Faults, with_faults
-from tests.waiting import ENDED, PATIENCE_S, outcome, shown, wait_for, within
+from tests.parts.faulty import Fault, Faults, with_faults
+from tests.parts.waiting import ENDED, PATIENCE_S, outcome, shown, wait_for, within
 
 AGENTS = ("ann", "bob", "cid")
 LONG = "an unbelievably long message, of which there is no end in sight. " * 6
@@ -39,7 +39,7 @@ class Halt(BaseException):
 def _runner(kind: str) -> ModelRunner:
     if kind == "echo":
         return EchoRunner(lambda asked, _: asked * 40, delay_s=0.001)  # replies have their full length
-    from tests.tinyrunner import endless
+    from tests.parts.tinyrunner import endless
 
     return endless(kind)
 

@@ -1,6 +1,6 @@
 """The house in figures: rooms, their sizes, the imports between files, cycles, and members used from other files.
 
-    python tests/house.py
+    python tests/parts/house.py
 
 Imports count wherever they stand: at the top, in functions and under TYPE_CHECKING.
 """
@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "agent_memory"
+PACKAGE = Path(__file__).parents[2] / "agent_memory"
 
 #: module -> the modules of this package that it imports
 Graph = Mapping[str, frozenset[str]]

@@ -15,8 +15,8 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.log.turns import Turn
 from agent_memory.store.store import Store
 from agent_memory.types import Message
-from tests.store.breaking import Dying, Killed
-from tests.store.kvmodel import (
+from tests.parts.breaking import Dying, Killed
+from tests.parts.kvmodel import (
     IDENTITY,
     MIXED,
     SMALL,

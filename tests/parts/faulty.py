@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from agent_memory.protocols import ModelRunner
-from tests.waiting import PATIENCE_S, wait_for
+from tests.parts.waiting import PATIENCE_S, wait_for
 
 
 class Fault(Exception):

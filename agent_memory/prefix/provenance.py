@@ -7,16 +7,24 @@ marked as quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.store.format import DECODED, MAX_DELTAS, SEGMENT_CHUNKS
-from agent_memory.store.planner import Ids, Index, Piece, n_tokens
+from agent_memory.prefix.index import Ids, Index, Piece, n_tokens
 from agent_memory.types import Exactness
+
+Made = Literal[1, 2, 3]
+MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
+#: Added to how a token's KV was made: it came out of a quantized record, and is never encoded again.
+DECODED = 4
+SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
+MAX_DELTAS = (
+    16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
+)
 
 Stored = tuple[tuple[Piece, int], ...]
 
@@ -25,7 +33,7 @@ Stored = tuple[tuple[Piece, int], ...]
 class Provenance:
     """How the KV of a lineage came about."""
 
-    made: np.ndarray[Any, np.dtype[np.uint8]] = field(eq=False, repr=False)  #: per token; see ``format.MADE``
+    made: np.ndarray[Any, np.dtype[np.uint8]] = field(eq=False, repr=False)  #: per token; see ``MADE``
     exactness: Exactness  #: the weakest promise of all of it
 
     def n_decoded(self, start: int, stop: int) -> int:
@@ -33,7 +41,7 @@ class Provenance:
         return int(np.count_nonzero(self.made[start:stop] & DECODED))
 
     def made_by(self, start: int, stop: int) -> int:
-        """Prefill, decoding, or both: a key of ``format.MADE``."""
+        """Prefill, decoding, or both: a key of ``prefix.provenance.MADE``."""
         kinds = {int(m) for m in np.unique(self.made[start:stop] & ~np.uint8(DECODED))}
         return kinds.pop() if len(kinds) == 1 else 3
 

@@ -1,6 +1,6 @@
 """Three agents, six turns each, on the starter model: what every turn gave, as JSON. Run as a program for one round.
 
-python tests/laws/dialogue.py STORE FIRST_TURN LAST_TURN [TIER]
+python tests/parts/dialogue.py STORE FIRST_TURN LAST_TURN [TIER]
 """
 
 from __future__ import annotations

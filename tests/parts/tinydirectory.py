@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests import tiny
-from tests.reliability.tinytokenizer import tokenizer
+from tests.parts import tiny
+from tests.parts.tinytokenizer import tokenizer
 
 
 def directory(folder: Path, *, hf: Any = None, seed: int = 0, **config: Any) -> Path:

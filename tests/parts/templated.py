@@ -9,7 +9,7 @@ from typing import Any
 from agent_memory import EchoRunner
 from agent_memory.runner.tokenizer import HFTokenizer
 from agent_memory.toolcall.formats import FORMATS
-from tests.templates import NATIVE, Native, backend
+from tests.parts.templates import NATIVE, Native, backend
 
 _FORMATS = {"qwen": "json_tools", "llama": "llama3"}
 _ANY = '<tool_call>{{"name": "{name}", "arguments": {args}}}</tool_call>'
