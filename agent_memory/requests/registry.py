@@ -213,10 +213,8 @@ class Agents:
                 self._store.wait_ready()
             rewritten, kv_of = {}, []
             for info in self._store.list_agents(self._salt):
-                with self._lock:
-                    is_open, log = info.name in self._logs, self._find(info.name, self.identity)
-                    if not is_open:  # nobody asked for it: it is loaded again, as it is on disk then
-                        self._logs.pop(info.name, None)
+                with self._lock:  # it stays open: who opens it meanwhile gets the log that is changed here
+                    log = self._find(info.name, self.identity)
                 if log is None:
                     continue
                 if log.facts.recall is not None or shows_cards(log.turns):
