@@ -60,6 +60,7 @@ class LongTerm:
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
         self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: takes a workspace and items of it
+        self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
     def context(self, workspace: str = "default") -> ContextMemory:
@@ -103,7 +104,7 @@ class LongTerm:
             shown = Card(hit.item.id, text, recall.workspace, hit.score, dict(hit.parts))
             is_own = agent is not None and hit.item.source == source_of(agent)
             found.append(Candidate(shown, hit.item.text.strip(), count(text), is_own))
-        return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END))
+        return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END), self._forgotten)
 
     def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
         """Queue an exchange to be remembered: what was asked and answered, without cards, calls and results."""
@@ -145,9 +146,15 @@ class LongTerm:
                     salt=self._salt,
                     redact=self._redact or "rules",
                     tokenizer=self._runner.tokenizer,
-                    on_forget=self.on_forget,
+                    on_forget=self._forget,
                 )
             return self._contexts[workspace]
+
+    def _forget(self, workspace: str, items: Collection[int]) -> None:
+        """Take items out of what waits to be asked, and out of agents' logs."""
+        self._forgotten.update((workspace, item) for item in items)
+        if self.on_forget is not None:
+            self.on_forget(workspace, items)
 
     def _open(self) -> Database:
         from agent_memory.recall.database import Database

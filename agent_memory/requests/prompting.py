@@ -87,7 +87,7 @@ class Planner:
             self._asked = cleaned(self._asked, log.messages if log else (), how.clean)
         self._candidates = self._recall()
         self._now = how.clock()
-        self._cache: tuple[int, Prompt] | None = None
+        self._cache: tuple[tuple[int, int], Prompt] | None = None
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: of the agent, once this turn is part of its log
         self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
@@ -102,7 +102,7 @@ class Planner:
         """
         if self._log:
             self._log.ensure_exists()
-        version = self._log.version if self._log else 0
+        version = self._log.version if self._log else 0, len(self._candidates.forgotten)
         if self._cache is None or self._cache[0] != version:
             self._cache = (version, self._plan())
         return self._cache[1]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-from attrs import frozen
+from attrs import field, frozen
 
 from agent_memory.types import Card, Message
 
@@ -28,6 +28,8 @@ class Candidates:
     found: tuple[Candidate, ...]
     k: int
     budget_tokens: int  #: for the cards of one turn, their frame taken off
+    #: (workspace, item) of what was forgotten since, also while a request waits; grows
+    forgotten: Set[tuple[str, int]] = field(default=frozenset(), repr=False)
 
     def fresh(self, messages: Sequence[Message]) -> tuple[Card, ...]:
         """Return the cards to add to a conversation: of the ``k`` best answers, those that it does not show.
@@ -42,6 +44,8 @@ class Candidates:
         for one in self.found:
             if n_answers == self.k:
                 break
+            if (one.card.workspace, one.card.id) in self.forgotten:
+                continue
             if one.text in said or (one.is_own and _PLACEHOLDER in one.text):
                 continue
             n_answers += 1

@@ -213,7 +213,7 @@ class Agents:
                 self._store.wait_ready()
             rewritten, kv_of = {}, []
             for info in self._store.list_agents(self._salt):
-                with self._lock:
+                with self._lock:  # it stays open: who opens it meanwhile gets the log that is changed here
                     log = self._find(info.name, self.identity)
                 if log is None:
                     continue

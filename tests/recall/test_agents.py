@@ -599,6 +599,23 @@ def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     assert len(again.agent("ann").messages) == 4
 
 
+def test_law_16_a_request_that_recalled_before_the_forgetting_and_starts_after_it_shows_nothing(
+    opened: Callable[..., Memory], tmp_path: Path
+) -> None:
+    from agent_memory.requests.options import Settings
+
+    memory = opened(scripted("I see."), tmp_path)
+    memory.context.remember("The heron vault opens with the word bramblewick.")
+    asking = memory._asking
+    log, settings = asking.log("ann"), Settings(recall=Recall(remember=False))
+    request = asking._with_agent("Which heron?", log, settings, asking._planned("Which heron?", log, settings))
+    assert memory.context.forget("bramblewick") == 1
+    reply = asking._requests.start(request).result()
+    assert reply.recalled == ()
+    memory.flush()
+    assert _files_with(tmp_path, "bramblewick", memory._runner.tokenizer.encode("bramblewick")) == []
+
+
 WORDS = ["bramblewick", "quillfeather", "ostermoor", "fennimoss", "drumhollow", "gladspire", "hazelknot", "ivorytusk"]
 
 
