@@ -232,7 +232,7 @@ class Agents:
         for log, found in rewritten.items():
             log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
             log.replace(*found)
-            self._store.describe(log.agent_id, (log.system, log.facts.to_json()))
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
     def rewind(self, log: Log, turns: int) -> None:
         """Take an idle agent's newest turns back."""
