@@ -13,7 +13,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.rows import unpack
-from agent_memory.store.tables import put_turn
+from agent_memory.store.tables import end_turns, put_turn
 
 #: The number of an agent that never is: lineages are given to it, and end with it.
 _NOBODY = 2**40
@@ -26,7 +26,7 @@ def rewrite(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None
     """Commit other turns of some logs, and that the KV of some agents, and of no agent, is nobody's. I/O thread."""
     with manifest.transaction() as db:
         for agent_id, (first, turns) in logs.items():
-            db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, first))
+            end_turns(db, agent_id, first)
             for number, turn in enumerate(turns, first):
                 put_turn(db, agent_id, number, turn, to_json(turn.messages))
         for agent_id in kv_of:

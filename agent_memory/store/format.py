@@ -58,6 +58,7 @@ def is_own_name(name: str) -> bool:
     """True if the store itself makes files of this name in its folder."""
     return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
 
+
 _NO_SUM = "0" * 16
 
 

@@ -41,6 +41,7 @@ from agent_memory.store.tables import (
     drop_segments,
     drop_sides,
     end_agent,
+    end_turns,
     move_heads,
     move_lineage,
     note_written,
@@ -257,7 +258,7 @@ class Manifest:
         with self.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
-            db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, number))
+            end_turns(db, agent_id, number)
             put_turn(db, agent_id, number, turn, messages)
             if described is not None:
                 describe_agent(db, agent_id, described)
@@ -270,7 +271,7 @@ class Manifest:
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Commit the removal of every turn after the first ``n_turns``."""
         with self.transaction() as db:
-            db.execute("DELETE FROM turns WHERE agent = ? AND number >= ?", (agent_id, n_turns))
+            end_turns(db, agent_id, n_turns)
 
     def has_agent(self, agent_id: int) -> bool:
         """Whether the agent exists."""

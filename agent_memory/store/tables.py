@@ -186,6 +186,12 @@ def end_agent(db: sqlite3.Connection, agent_id: int) -> None:
         db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
 
 
+def end_turns(db: sqlite3.Connection, agent_id: int, n_turns: int) -> None:
+    """A log has its first turns alone. Rows whose number could not have been written would hide what comes later."""
+    odd = "number < 0 OR typeof(number) != 'integer'"
+    db.execute(f"DELETE FROM turns WHERE agent = ? AND (number >= ? OR {odd})", (agent_id, n_turns))
+
+
 def move_heads(db: sqlite3.Connection, moved: Mapping[bytes, bytes]) -> None:
     """Lineages that end with another piece now."""
     for old, new in moved.items():

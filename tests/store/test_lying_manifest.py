@@ -214,6 +214,8 @@ VALUES = {
     "messages nested deeply": f"UPDATE turns SET messages = '{DEEP}' WHERE number = 2",
     "messages as a blob": "UPDATE turns SET messages = CAST(messages AS BLOB)",
     "text that is no UTF-8": "UPDATE turns SET messages = CAST(x'ff00fe' AS TEXT)",
+    "a number below the first": "UPDATE turns SET number = -3 WHERE agent = 1 AND number = 3",
+    "a number between two": "UPDATE turns SET number = 0.5 WHERE agent = 1 AND number = 3",
     "a turn of no agent": "UPDATE turns SET agent = 99 WHERE agent = 1 AND number = 3",
     "ids cut": "UPDATE turns SET ids = substr(ids, 1, 7)",
     "ids that are text": "UPDATE turns SET ids = 'four'",
