@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Unpack
 
-from agent_memory.errors import ToolResultError, UnsupportedParameterError
+from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.prompt import messages as shapes
@@ -92,7 +92,9 @@ class Agent:
         """
         n_turns = len(self._live.turns)
         if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
-            raise UnsupportedParameterError(f"turns must be between 1 and {n_turns}, the agent's turns: {turns!r}")
+            raise UnsupportedParameterError(
+                f"turns must be between 1 and {n_turns}, the agent's turns: {repr_of(turns)}"
+            )
         self._asking.agents.rewind(self._live, turns)
 
     def pin(self, is_pinned: bool = True) -> None:
@@ -114,7 +116,7 @@ class Agent:
         log = self._live
         version, messages = log.version, log.messages  # in this order: a turn in between is noticed later
         if not (messages and messages[-1].tool_calls):
-            raise ToolResultError(f"agent {self.name!r} has no open tool calls; got {len(results)} results")
+            raise ToolResultError(f"agent {repr_of(self.name)} has no open tool calls; got {len(results)} results")
         return Answers(tuple(map(result_message, results)), version)
 
 
@@ -135,4 +137,6 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
 def ensure_of(agent: Agent, asking: Asking) -> None:
     """Raises UnsupportedParameterError where an agent belongs to another Memory."""
     if agent._asking is not asking:
-        raise UnsupportedParameterError(f"{agent!r} is an agent of another Memory; give its name, or ask that one")
+        raise UnsupportedParameterError(
+            f"{repr_of(agent)} is an agent of another Memory; give its name, or ask that one"
+        )

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 import attrs
 from attrs import field, frozen
 
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, repr_of
 
 Codec = Literal["exact", "q8", "q5", "q4"]
 CODECS: tuple[Codec, ...] = ("exact", "q8", "q5", "q4")  #: finest to coarsest
@@ -19,7 +19,7 @@ _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def _refuse(name: str, limit: str, value: object) -> ConfigError:
-    shown = type(value).__name__ if name == "salt" else repr(value)  # a salt is a secret
+    shown = type(value).__name__ if name == "salt" else repr_of(value)  # a salt is a secret
     return ConfigError(f"{name} must be {limit}: {shown}")
 
 
@@ -86,14 +86,14 @@ def as_path(value: object, name: str) -> Path:
     if text.startswith("~"):
         text = os.path.expanduser(text)
         if text.startswith("~"):
-            raise ConfigError(f"{name}: no home folder is known for {text!r}. Give an absolute path.")
+            raise ConfigError(f"{name}: no home folder is known for {repr_of(text)}. Give an absolute path.")
     path = Path(text)
     if not path.is_absolute():
         try:
             path = Path.cwd() / path
         except OSError as error:
             raise ConfigError(
-                f"{name} is relative ({text!r}) and the working directory cannot be had: {error.strerror}. "
+                f"{name} is relative ({repr_of(text)}) and the working directory cannot be had: {error.strerror}. "
                 "Give an absolute path."
             ) from error
     if ".." not in path.parts:
@@ -109,7 +109,9 @@ def _path_text(value: object, name: str) -> str:
             return text
     except UnicodeEncodeError:
         pass
-    raise ConfigError(f"{name} must be a str or a PathLike of one, not empty, that a file system takes: {value!r}")
+    raise ConfigError(
+        f"{name} must be a str or a PathLike of one, not empty, that a file system takes: {repr_of(value)}"
+    )
 
 
 def is_text(value: object) -> TypeGuard[str]:
@@ -189,7 +191,7 @@ class Config:
         """``Config(**settings)``; an unknown name raises ConfigError too, and not TypeError."""
         known = {a.name for a in attrs.fields(cls)}
         if unknown := sorted(set(settings) - known):
-            raise ConfigError(f"unknown setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+            raise ConfigError(f"unknown setting {repr_of(unknown[0])}; known: {', '.join(sorted(known))}")
         return cls(**settings)
 
     @classmethod
@@ -226,7 +228,7 @@ def _parse(key: str, name: str, text: str) -> Any:
             return int(text)
         return float(text) if name in _FLOATS else text
     except (KeyError, ValueError):
-        raise ConfigError(f"{key}: cannot read {text!r} as a value of {name}") from None
+        raise ConfigError(f"{key}: cannot read {repr_of(text)} as a value of {name}") from None
 
 
 def total_memory_bytes() -> int:

@@ -31,6 +31,7 @@ A damaged or foreign cache raises none of these: it is a miss with a reason (``U
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 
 #: The command that adds what an extra brings. It works from a clone, from a wheel and from an index alike: it names the
@@ -42,6 +43,11 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
 }
+
+
+def repr_of(value: object) -> str:
+    """Return ``repr(value)`` for a message, whatever the value is: bounded in depth and length, and it never raises."""
+    return _SHOWN.repr(value)
 
 
 class AgentMemoryError(Exception):
@@ -136,8 +142,8 @@ class UnknownAgentError(RequestError, LookupError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"there is no agent {name!r} in this store. memory.agents() lists those that exist; "
-            f"memory.agent({name!r}) creates it"
+            f"there is no agent {repr_of(name)} in this store. memory.agents() lists those that exist; "
+            f"memory.agent({repr_of(name)}) creates it"
         )
 
     def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:
@@ -209,3 +215,8 @@ class ItemNotFoundError(StoreError, LookupError):
 
     def __reduce__(self) -> tuple[type[ItemNotFoundError], tuple[int | str, str]]:
         return type(self), (self.item, self.noun)
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 1000
+_SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = _SHOWN.maxfrozenset = 30

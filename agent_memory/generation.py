@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError
+from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError, repr_of
 from agent_memory.types import Delta, Reply
 
 State = Literal["queued", "prefill", "decode", "done", "cancelled", "failed"]
@@ -163,7 +163,7 @@ class Generation:
             raise
         if not ended:
             raise RequestTimeoutError(
-                f"no reply within {timeout_s} s; the request is still running, state {self.state!r}"
+                f"no reply within {timeout_s} s; the request is still running, state {repr_of(self.state)}"
             )
         return self._outcome()
 
@@ -310,5 +310,5 @@ def _limit(timeout_s: float | None) -> float | None:
     if timeout_s is None:
         return None
     if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
-        raise UnsupportedParameterError(f"timeout_s must be a number of seconds or None, got {timeout_s!r}")
+        raise UnsupportedParameterError(f"timeout_s must be a number of seconds or None, got {repr_of(timeout_s)}")
     return timeout_s if timeout_s < threading.TIMEOUT_MAX / 2 else None

@@ -14,7 +14,7 @@ from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
-from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.observe import doctor as checkup
@@ -293,11 +293,11 @@ class Memory:
         Raises UnknownAgentError.
         """
         if to not in ("warm", "cold"):
-            raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {to!r}")
+            raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {repr_of(to)}")
         if to == "warm" and not self._store.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
         if not (agent is None or isinstance(agent, (str, Agent))):
-            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {agent!r}")
+            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
         name = None if agent is None else self._name_of(agent)
         log = None if name is None else self._asking.agents.find(name, identity=self._asking.identity)

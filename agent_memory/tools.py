@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.types import Tool
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -31,7 +31,7 @@ def as_tools(tools: object) -> tuple[Tool, ...]:
     found = tuple(_tool(tool, place) for place, tool in enumerate(tools))
     names = [tool.name for tool in found]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UnsupportedParameterError(f"two tools have the name {twice[0]!r}; a call could mean either")
+        raise UnsupportedParameterError(f"two tools have the name {repr_of(twice[0])}; a call could mean either")
     return found
 
 
@@ -76,9 +76,13 @@ def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
             raise UnsupportedParameterError(f"tool {place}: function must be an object, got {type(tool).__name__}")
         known |= {"type"}
     elif kind != "custom":
-        raise UnsupportedParameterError(f"tool {place} is of type {kind!r}; only tools that the caller runs are known")
+        raise UnsupportedParameterError(
+            f"tool {place} is of type {repr_of(kind)}; only tools that the caller runs are known"
+        )
     if unknown := sorted(map(str, set(tool) - known)):
-        raise UnsupportedParameterError(f"tool {place} has the key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise UnsupportedParameterError(
+            f"tool {place} has the key {repr_of(unknown[0])}; known: {', '.join(sorted(known))}"
+        )
     schema = tool.get("input_schema" if kind == "custom" else "parameters")
     name, description, strict = tool.get("name"), tool.get("description"), tool.get("strict")
     made = Tool(name, description or "", strict=strict or False)  # type: ignore[arg-type]  # checked by the caller
@@ -88,19 +92,19 @@ def _from_mapping(tool: Mapping[str, Any], place: int) -> Tool:
 def _checked(tool: Tool, place: int) -> Tool:
     if not isinstance(tool.name, str) or not _NAME.fullmatch(tool.name):
         raise UnsupportedParameterError(
-            f"tool {place}: a name has letters, digits, '_', '-' and '.', at most 128, got {tool.name!r}"
+            f"tool {place}: a name has letters, digits, '_', '-' and '.', at most 128, got {repr_of(tool.name)}"
         )
     if not isinstance(tool.description, str):
-        raise UnsupportedParameterError(f"tool {tool.name!r}: the description must be text")
+        raise UnsupportedParameterError(f"tool {repr_of(tool.name)}: the description must be text")
     if not isinstance(tool.strict, bool):
-        raise UnsupportedParameterError(f"tool {tool.name!r}: strict must be a bool, got {tool.strict!r}")
+        raise UnsupportedParameterError(f"tool {repr_of(tool.name)}: strict must be a bool, got {repr_of(tool.strict)}")
     if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
-        raise UnsupportedParameterError(f"tool {tool.name!r}: parameters must be a JSON Schema of type 'object'")
+        raise UnsupportedParameterError(f"tool {repr_of(tool.name)}: parameters must be a JSON Schema of type 'object'")
     try:
         text = json.dumps([tool.description, dict(tool.parameters)], ensure_ascii=False, allow_nan=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise UnsupportedParameterError(f"tool {tool.name!r} cannot be written as JSON: {error}") from None
+        raise UnsupportedParameterError(f"tool {repr_of(tool.name)} cannot be written as JSON: {error}") from None
     return attrs.evolve(tool, parameters=json.loads(text)[1])
 
 
@@ -117,16 +121,18 @@ def from_function(function: Callable[..., Any], within: tuple[type, ...] = ()) -
     except Exception as error:
         # An annotation that is a text is the caller's code: it fails in every way there is.
         raise UnsupportedParameterError(
-            f"the types of function {name!r} cannot be read: {type(error).__name__}: {error}"
+            f"the types of function {repr_of(name)} cannot be read: {type(error).__name__}: {error}"
         ) from error
     text, described = _documented(inspect.getdoc(function) or "")
     properties: dict[str, Any] = {}
     required = []
     for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise UnsupportedParameterError(f"function {name!r}: {parameter} cannot be passed by name")
+            raise UnsupportedParameterError(f"function {repr_of(name)}: {parameter} cannot be passed by name")
         if parameter.name not in hints:
-            raise UnsupportedParameterError(f"function {name!r}: parameter {parameter.name!r} needs a type")
+            raise UnsupportedParameterError(
+                f"function {repr_of(name)}: parameter {repr_of(parameter.name)} needs a type"
+            )
         properties[parameter.name] = schema_of(hints[parameter.name], f"{name}.{parameter.name}", within)
         if parameter.name in described:
             properties[parameter.name]["description"] = described[parameter.name]
@@ -170,7 +176,7 @@ def schema_of(hint: Any, place: str, within: tuple[type, ...] = ()) -> dict[str,
     if hint is dict or origin in (dict, Mapping):
         more = {"additionalProperties": schema_of(parts[1], place, within)} if parts else {}
         return {"type": "object", **more}
-    raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {hint!r}")
+    raise UnsupportedParameterError(f"{place}: JSON has nothing for the type {repr_of(hint)}")
 
 
 def structured(value: Any, hint: Any) -> Any:

@@ -10,7 +10,7 @@ import attrs
 from attrs import Factory, field, frozen
 from attrs.validators import optional
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.usage import EXACTNESS as EXACTNESS
 from agent_memory.usage import TIERS as TIERS
 from agent_memory.usage import AsDict
@@ -35,7 +35,7 @@ def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Calla
         is_number = isinstance(value, kinds or (int, float)) and not isinstance(value, bool)
         if not is_number or not (kinds or -_MOST <= value <= _MOST) or not is_right(value):
             kind = "an int" if kinds else "a number"
-            raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {value!r}")
+            raise UnsupportedParameterError(f"{attribute.name} must be {kind}, {wanted}: got {repr_of(value)}")
 
     return check
 
@@ -43,14 +43,14 @@ def _number(wanted: str, is_right: Callable[[Any], bool], *kinds: type) -> Calla
 def _must(be: str, is_right: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:
     def check(_: Any, attribute: Any, value: Any) -> None:
         if not is_right(value):
-            raise UnsupportedParameterError(f"{attribute.name} must be {be}, got {value!r}")
+            raise UnsupportedParameterError(f"{attribute.name} must be {be}, got {repr_of(value)}")
 
     return check
 
 
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(one, str) for one in value):
-        raise UnsupportedParameterError(f"kinds must be a list of texts, got {value!r}")
+        raise UnsupportedParameterError(f"kinds must be a list of texts, got {repr_of(value)}")
     return tuple(value)
 
 
@@ -192,7 +192,7 @@ class Reply:
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        return f"Reply({text!r} finish={self.finish} {self.usage!r})"
+        return f"Reply({repr_of(text)} finish={self.finish} {repr_of(self.usage)})"
 
     def __str__(self) -> str:
         return self.text

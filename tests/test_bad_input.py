@@ -33,6 +33,7 @@ from agent_memory.errors import (
     UnknownAgentError,
     UnsupportedParameterError,
 )
+from agent_memory.requests.options import Settings
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)
 CONTEXT = 400
@@ -541,3 +542,56 @@ def test_what_is_no_agents_name_cannot_be_evicted(scene: Scene, agent: Any) -> N
     with pytest.raises(UnsupportedParameterError, match="agent must be a name"):
         scene.memory.evict(agent)
     scene.assert_intact(before)
+
+
+class NoRepr:
+    """A value whose own repr raises."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+def nested(kind: type) -> Any:
+    """A list or a dict 3,000 deep: its repr raises RecursionError."""
+    found = kind()
+    for _ in range(3000):
+        found = [found] if kind is list else {"a": found}
+    return found
+
+
+ASKS: dict[str, Callable[[Memory, Any], object]] = {
+    **{
+        name: lambda memory, value, name=name: memory.generate("x", **{name: value})
+        for name in attrs.fields_dict(Settings)
+    },
+    "agent": lambda memory, value: memory.generate("x", agent=value),
+    "prompt": lambda memory, value: memory.generate(value),
+    "a message": lambda memory, value: memory.generate([value]),
+    "content": lambda memory, value: memory.generate([{"role": "user", "content": value}]),
+    "role": lambda memory, value: memory.generate([{"role": value, "content": "x"}]),
+    "an agent's name": lambda memory, value: memory.agent(value),
+    "an agent's system prompt": lambda memory, value: memory.agent("a", system=value),
+    "evict to": lambda memory, value: memory.evict(to=value),
+    "close": lambda memory, value: memory.close(drain_s=value),
+    "a codec": lambda memory, value: memory.measure_codec(value, ["a"]),
+    "config": lambda memory, value: Config(chunk_tokens=value),
+    **{
+        f"messages.create {name}": lambda memory, value, name=name: memory.messages.create(
+            **{"model": "x", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}], name: value}
+        )
+        for name in ("messages", "max_tokens", "system", "tools", "tool_choice", "temperature", "thinking")
+    },
+    **{
+        f"chat.completions.create {name}": lambda memory, value, name=name: memory.chat.completions.create(
+            **{"model": "x", "messages": [{"role": "user", "content": "x"}], name: value}
+        )
+        for name in ("messages", "tools", "tool_choice", "response_format", "stop", "n", "logit_bias", "temperature")
+    },
+}
+
+
+@pytest.mark.parametrize("value", [nested(list), nested(dict), NoRepr()], ids=["list", "dict", "no repr"])
+@pytest.mark.parametrize("place", ASKS)
+def test_a_value_that_cannot_be_printed_is_refused_as_any_other(place: str, value: Any) -> None:
+    with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(AgentMemoryError):
+        ASKS[place](memory, value)

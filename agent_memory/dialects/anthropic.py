@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, begun_object, is_malformed
 from agent_memory.dialects.stream import EventStream
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
 
@@ -129,10 +129,12 @@ def _schema(parameters: Parameters) -> Any:
         raise UnsupportedParameterError("messages: give output_config.format or output_format, not both")
     [given] = formats
     if not isinstance(given, Mapping) or given.get("type") != "json_schema" or set(given) != {"type", "schema"}:
-        raise UnsupportedParameterError(f"messages: the output format {given!r} is not supported; only json_schema is")
+        raise UnsupportedParameterError(
+            f"messages: the output format {repr_of(given)} is not supported; only json_schema is"
+        )
     if not isinstance(given["schema"], Mapping):
         raise UnsupportedParameterError(
-            f"messages: the output format's schema must be an object, got {given['schema']!r}"
+            f"messages: the output format's schema must be an object, got {repr_of(given['schema'])}"
         )
     return given["schema"]
 
@@ -141,7 +143,7 @@ def _choice(given: Mapping[str, Any]) -> tuple[Any, bool]:
     """``Memory.generate``'s tool_choice and parallel_tool_calls for Anthropic's tool_choice."""
     kind, rest = given.get("type"), set(given) - {"type", "name", "disable_parallel_tool_use"}
     if kind not in ("auto", "any", "tool", "none") or rest:
-        raise UnsupportedParameterError(f"messages: tool_choice={dict(given)!r} is not supported")
+        raise UnsupportedParameterError(f"messages: tool_choice={repr_of(dict(given))} is not supported")
     choice = {"any": "required", "tool": {"name": given.get("name")}}.get(kind, kind)
     return choice, not given.get("disable_parallel_tool_use", False)
 

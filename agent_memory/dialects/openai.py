@@ -12,7 +12,7 @@ from typing import Any, Literal, overload
 
 from agent_memory.dialects.plain import Data, Parameters, is_malformed
 from agent_memory.dialects.stream import EventStream
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Reply, Sampling, Text, Usage
 
@@ -48,7 +48,9 @@ class OpenAICompletions:
         is_stream = parameters.take("stream", bool, default=False)
         options = parameters.take("stream_options", Mapping, default={})
         if set(options) - {"include_usage"} or (options and not is_stream):
-            raise UnsupportedParameterError(f"chat.completions: stream_options={dict(options)!r} is not supported")
+            raise UnsupportedParameterError(
+                f"chat.completions: stream_options={repr_of(dict(options))} is not supported"
+            )
         generation = self._generation(parameters)
         created, shows_usage = int(time.time()), bool(options.get("include_usage"))
         events = EventStream(generation, lambda: CompletionWriter(generation.id, self._model, created, shows_usage))
@@ -106,10 +108,10 @@ def _choice(given: Any) -> Any:
         function = given.get("function")
         names_one = isinstance(function, Mapping) and function.keys() == {"name"}
         if given.keys() != {"type", "function"} or given["type"] != "function" or not names_one:
-            raise UnsupportedParameterError(f"chat.completions: tool_choice={dict(given)!r} is not supported")
+            raise UnsupportedParameterError(f"chat.completions: tool_choice={repr_of(dict(given))} is not supported")
         return {"name": given["function"]["name"]}
     if given not in ("auto", "none", "required"):
-        raise UnsupportedParameterError(f"chat.completions: tool_choice={given!r} is not supported")
+        raise UnsupportedParameterError(f"chat.completions: tool_choice={repr_of(given)} is not supported")
     return given
 
 
@@ -118,7 +120,7 @@ def _schema(given: Mapping[str, Any]) -> Any:
     kind, described = given.get("type"), given.get("json_schema", {})
     known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     if kind not in ("text", "json_schema") or given.keys() - known:
-        raise UnsupportedParameterError(f"chat.completions: response_format={dict(given)!r} is not supported")
+        raise UnsupportedParameterError(f"chat.completions: response_format={repr_of(dict(given))} is not supported")
     if kind == "text":
         return None
     if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.toolcall.found import loads
 from agent_memory.toolcall.jsonscan import JSONScanner, Seen
 from agent_memory.types import CallEnd
@@ -27,7 +27,7 @@ class Data(Mapping[str, Any]):
         try:
             return object.__getattribute__(self, "_fields")[name]
         except KeyError:
-            raise AttributeError(f"this object has no {name!r}; it has {', '.join(self._fields)}") from None
+            raise AttributeError(f"this object has no {repr_of(name)}; it has {', '.join(self._fields)}") from None
 
     def __getitem__(self, name: str) -> Any:
         return self._fields[name]
@@ -39,7 +39,7 @@ class Data(Mapping[str, Any]):
         return len(self._fields)
 
     def __repr__(self) -> str:
-        return f"Data({self.to_dict()!r})"
+        return f"Data({repr_of(self.to_dict())})"
 
     def to_dict(self) -> dict[str, Any]:
         """A plain copy."""
@@ -75,7 +75,7 @@ class Parameters:
         is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
         if kinds and value is not default and not is_right:
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise UnsupportedParameterError(f"{self._method}: {name} must be {wanted}, got {value!r}")
+            raise UnsupportedParameterError(f"{self._method}: {name} must be {wanted}, got {repr_of(value)}")
         return value
 
     def need(self, name: str, *kinds: type) -> Any:
@@ -90,7 +90,7 @@ class Parameters:
         value = self._rest.pop(name, values[0])
         if value not in values:
             known = " or ".join(map(repr, values))
-            raise UnsupportedParameterError(f"{self._method}: {name}={value!r} is not supported; only {known}")
+            raise UnsupportedParameterError(f"{self._method}: {name}={repr_of(value)} is not supported; only {known}")
 
     def ignore(self, *names: str) -> None:
         """Accept parameters of any value that ask nothing of a local model, as hints to a provider's cache."""
@@ -102,7 +102,7 @@ class Parameters:
         if self._rest:
             unknown = sorted(self._rest)
             nearest = [near for name in unknown for near in difflib.get_close_matches(name, self._known, n=1)]
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            hint = f"; did you mean {repr_of(nearest[0])}?" if nearest else ""
             raise UnsupportedParameterError(f"{self._method}: {', '.join(unknown)} is not supported{hint}")
 
 

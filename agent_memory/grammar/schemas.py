@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import attrs
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.grammar.matcher import llguidance
 from agent_memory.tools import schema_of, structured
 
@@ -146,7 +146,8 @@ def of_value(schema: object) -> tuple[Mapping[str, Any], Callable[[Any], Any] | 
     if isinstance(schema, type) and callable(describe) and callable(build):  # pydantic's, or any other with both
         return _described(describe, schema), build
     raise UnsupportedParameterError(
-        f"schema must be a JSON Schema, an attrs class or one with model_json_schema and model_validate, got {schema!r}"
+        f"schema must be a JSON Schema, an attrs class or one with model_json_schema and model_validate; got "
+        f"{repr_of(schema)}"
     )
 
 
@@ -160,5 +161,7 @@ def _described(describe: Callable[[], Any], schema: type) -> Mapping[str, Any]:
             f"schema: {schema.__name__}.model_json_schema() fails: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(described, Mapping):
-        raise UnsupportedParameterError(f"schema: {schema.__name__}.model_json_schema() gives {described!r}, no object")
+        raise UnsupportedParameterError(
+            f"schema: {schema.__name__}.model_json_schema() gives {repr_of(described)}, no object"
+        )
     return described

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 
 from agent_memory.config import CODECS, Codec, is_text
-from agent_memory.errors import PromptTooLongError, UnsupportedParameterError
+from agent_memory.errors import PromptTooLongError, UnsupportedParameterError, repr_of
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
@@ -52,7 +52,7 @@ class CodecReport:
 def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, texts: Sequence[str]) -> CodecReport:
     """Return the report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
     if name not in CODECS[1:]:
-        raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {name!r}")
+        raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {repr_of(name)}")
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not (texts := tuple(texts)):
         raise UnsupportedParameterError("texts must be a list of at least one text")
     for text in texts:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import attrs
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.prompt.results import result_text
 from agent_memory.types import Card, Message, Role, ToolCall
 
@@ -164,8 +164,8 @@ def _less_neutral(given: Mapping[Any, Any], known: Collection[str], place: str) 
         if key in _HINTS or (key in _NEUTRAL and rest[key] in _NEUTRAL[key]):
             continue
         if key in _NEUTRAL:
-            raise UnsupportedParameterError(f"{place}: {key} is not supported, got {rest[key]!r}")
-        raise UnsupportedParameterError(f"{place} has the key {key!r}; known: {', '.join(sorted(known))}")
+            raise UnsupportedParameterError(f"{place}: {key} is not supported, got {repr_of(rest[key])}")
+        raise UnsupportedParameterError(f"{place} has the key {repr_of(key)}; known: {', '.join(sorted(known))}")
     return {key: value for key, value in rest.items() if key in known}
 
 
@@ -181,7 +181,7 @@ def _results(content: Sequence[Any]) -> list[Mapping[str, Any]]:
 
 def _result(block: Mapping[str, Any], index: int) -> Message:
     if unknown := sorted(map(str, set(block) - {"type", "tool_use_id", "content", "is_error", "cache_control"})):
-        raise UnsupportedParameterError(f"message {index}: a tool result has the key {unknown[0]!r}")
+        raise UnsupportedParameterError(f"message {index}: a tool result has the key {repr_of(unknown[0])}")
     text = result_text(block.get("content"), is_error=bool(block.get("is_error")))
     return Message("tool", text, tool_call_id=block.get("tool_use_id"))
 
@@ -189,7 +189,7 @@ def _result(block: Mapping[str, Any], index: int) -> Message:
 def _checked(message: Message, index: int) -> Message:
     if message.role not in ROLES:
         known = ", ".join(ROLES)
-        raise UnsupportedParameterError(f"message {index} has the role {message.role!r}; known: {known}")
+        raise UnsupportedParameterError(f"message {index} has the role {repr_of(message.role)}; known: {known}")
     if not isinstance(message.content, str):
         raise UnsupportedParameterError(f"message {index}: content must be text, got {type(message.content).__name__}")
     for key in ("reasoning", "name", "tool_call_id"):
@@ -239,7 +239,7 @@ def _blocks(content: object, index: int, role: object) -> tuple[str, str, list[T
             texts.append(_less_neutral(block, _TEXT_KEYS, f"message {index}, content block {place}")["text"])
         else:
             raise UnsupportedParameterError(
-                f"message {index}: content block {place} is of type {kind!r}; only text blocks are supported there"
+                f"message {index}: content block {place} is of type {repr_of(kind)}; only text is supported there"
             )
     return "".join(texts), "".join(thoughts), calls
 
@@ -249,14 +249,16 @@ def _call(call: object, index: int, key: str = "arguments") -> ToolCall:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise UnsupportedParameterError(f"message {index}: a tool call needs a name and arguments, got {call!r}")
+        raise UnsupportedParameterError(f"message {index}: a tool call needs a name and arguments, got {repr_of(call)}")
     arguments = function.get(key)
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
-            raise UnsupportedParameterError(f"message {index}: arguments of {name!r} are not JSON: {error}") from None
+            raise UnsupportedParameterError(
+                f"message {index}: arguments of {repr_of(name)} are not JSON: {error}"
+            ) from None
     arguments = {} if arguments is None else arguments  # null is how some write that there are none
     if not isinstance(arguments, Mapping):
-        raise UnsupportedParameterError(f"message {index}: arguments of {name!r} must be an object")
+        raise UnsupportedParameterError(f"message {index}: arguments of {repr_of(name)} must be an object")
     return ToolCall(name=name, arguments=dict(arguments), id=str(call.get("id") or ""))

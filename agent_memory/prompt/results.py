@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from agent_memory.errors import ToolResultError, UnsupportedParameterError
+from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
 from agent_memory.types import Message, ToolCall, ToolResult
 
 
 def result_message(result: ToolResult) -> Message:
     """Return the message that answers a call. Raises ToolResultError, or UnsupportedParameterError for no text."""
     if not isinstance(result, ToolResult) or not isinstance(result.id, str) or not result.id:
-        raise ToolResultError(f"a result must be a ToolResult with the id of a call, got {result!r}")
+        raise ToolResultError(f"a result must be a ToolResult with the id of a call, got {repr_of(result)}")
     return Message("tool", result_text(result.content, is_error=result.is_error), tool_call_id=result.id)
 
 
@@ -31,7 +31,9 @@ def _block(block: object, place: int) -> str:
     kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
     text = block.get("text") if isinstance(block, Mapping) else None
     if kind != "text" or not isinstance(text, str):
-        raise UnsupportedParameterError(f"block {place} of a tool result is of type {kind!r}; only text is supported")
+        raise UnsupportedParameterError(
+            f"block {place} of a tool result is of type {repr_of(kind)}; only text is supported"
+        )
     return text
 
 
@@ -47,7 +49,9 @@ def paired(messages: Sequence[Message], *, may_end_open: bool = False) -> tuple[
         message = messages[place]
         place += 1
         if message.role == "tool":
-            raise ToolResultError(f"message {place - 1} answers {message.tool_call_id!r}, and no such call is open")
+            raise ToolResultError(
+                f"message {place - 1} answers {repr_of(message.tool_call_id)}, and no such call is open"
+            )
         out.append(message)
         stop = place
         while stop < len(messages) and messages[stop].role == "tool":

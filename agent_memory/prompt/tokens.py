@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.protocols import Tokenizer
 from agent_memory.toolcall.marks import Beginnings
 
@@ -99,9 +99,9 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:
-            raise UnsupportedParameterError(f"a stop string must be a non-empty str, got {one!r}")
+            raise UnsupportedParameterError(f"a stop string must be a non-empty str, got {repr_of(one)}")
         if any("\ud800" <= letter <= "\udfff" for letter in one):
-            raise UnsupportedParameterError(f"a stop string must be valid Unicode, got {one!r}")
+            raise UnsupportedParameterError(f"a stop string must be valid Unicode, got {repr_of(one)}")
     return stops
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from agent_memory.errors import repr_of
 from agent_memory.recall.drafts import Draft
 from agent_memory.recall.episode_types import Pattern, Recommendation, TaskContext, described
 from agent_memory.recall.learned import Learned, Verdicts, as_pattern, freshness
@@ -58,7 +59,7 @@ def _single(learned: Learned, signature: str, now: float) -> Iterator[Recommenda
             parts = {"error": 0.6 * likeness, "recency": 0.1 * freshness(now, at)}
             known = by_tools.get(tools)
             by_tools[tools] = Recommendation(
-                text=f"After the error {detour.signature!r}: {how}.",
+                text=f"After the error {repr_of(detour.signature)}: {how}.",
                 tools=tools,
                 score=sum(parts.values()),
                 parts=parts,

@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 import attrs
 
-from agent_memory.errors import ConfigError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, UnsupportedParameterError, repr_of
 from agent_memory.protocols import Tokenizer
 from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask
@@ -173,10 +173,10 @@ class ContextMemory:
         if not isinstance(query, str):
             raise UnsupportedParameterError(f"query must be a text, got {type(query).__name__}")
         if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
-            raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {k!r}")
+            raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {repr_of(k)}")
         if unknown := sorted(set(kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
             known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-            raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {known}")
+            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
         question = Question(
             weights=weights,
             now=self._clock(),
@@ -198,7 +198,7 @@ class ContextMemory:
         is kept, as a conversation. Never above the budget, of 32,768 at most. Counts as use of the cards that are new.
         """
         if not isinstance(budget_tokens, int) or isinstance(budget_tokens, bool) or budget_tokens < 0:
-            raise UnsupportedParameterError(f"budget_tokens must be an int of 0 or more, got {budget_tokens!r}")
+            raise UnsupportedParameterError(f"budget_tokens must be an int of 0 or more, got {repr_of(budget_tokens)}")
         if budget_tokens > MOST_TOKENS:
             raise UnsupportedParameterError(
                 f"budget_tokens is {budget_tokens:,}; a working set has {MOST_TOKENS:,} at most"
@@ -224,7 +224,9 @@ class ContextMemory:
         Raises ItemNotFoundError.
         """
         if not isinstance(neighbours, int) or not 0 <= neighbours <= MOST_NEIGHBOURS:
-            raise UnsupportedParameterError(f"neighbours must be an int of 0 to {MOST_NEIGHBOURS}, got {neighbours!r}")
+            raise UnsupportedParameterError(
+                f"neighbours must be an int of 0 to {MOST_NEIGHBOURS}, got {repr_of(neighbours)}"
+            )
         with self._database.read() as db:
             return places.expand(db, self._scope, id, neighbours)
 
@@ -396,4 +398,4 @@ def _seconds(at: float | datetime) -> float:
         return at.timestamp()
     if isinstance(at, (int, float)) and not isinstance(at, bool) and -6e10 < at < 2e11:
         return float(at)
-    raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {at!r}")
+    raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {repr_of(at)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.episode_log import Cleaner, EpisodeLog
 from agent_memory.recall.episode_rows import Event
 from agent_memory.recall.episode_texts import parameters_json, shortened
@@ -89,7 +89,7 @@ class Episode:
         if isinstance(outcome, bool):
             outcome = Outcome(success=outcome)
         if not isinstance(outcome, Outcome):
-            raise UnsupportedParameterError(f"outcome must be True, False or an Outcome, got {outcome!r}")
+            raise UnsupportedParameterError(f"outcome must be True, False or an Outcome, got {repr_of(outcome)}")
         score = self._log.complete(self.id, self._run, outcome)
         self._is_done = True
         return score
@@ -149,7 +149,7 @@ def _check_step(
     _check_text("tool", tool, may_be_empty=False)
     _check_text("action", action)
     if not isinstance(ok, bool):
-        raise UnsupportedParameterError(f"ok must be True or False, got {ok!r}")
+        raise UnsupportedParameterError(f"ok must be True or False, got {repr_of(ok)}")
     if not isinstance(observation, str):
         raise UnsupportedParameterError(f"observation must be a text, got {type(observation).__name__}")
     if len(observation) > LONGEST_OBSERVATION:
@@ -158,13 +158,13 @@ def _check_step(
     for name, value in (("latency_ms", latency_ms), ("tokens", tokens)):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (is_number and 0 <= value < float("inf")):  # type: ignore[operator]
-            raise UnsupportedParameterError(f"{name} must be a number of at least 0, got {value!r}")
+            raise UnsupportedParameterError(f"{name} must be a number of at least 0, got {repr_of(value)}")
 
 
 def _check_text(name: str, text: object, *, may_be_empty: bool = True) -> None:
     if not isinstance(text, str) or not (text.strip() or may_be_empty):
         raise UnsupportedParameterError(
-            f"{name} must be a text{'' if may_be_empty else ' that is not empty'}, got {text!r}"
+            f"{name} must be a text{'' if may_be_empty else ' that is not empty'}, got {repr_of(text)}"
         )
     if len(text) > LONGEST_TEXT:
         raise UnsupportedParameterError(f"{name} must have at most {LONGEST_TEXT:,} characters, got {len(text):,}")

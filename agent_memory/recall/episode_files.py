@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from agent_memory.config import as_path
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.episode_log import Cleaner, EpisodeLog
 from agent_memory.recall.episode_texts import parameters_json
@@ -55,7 +55,7 @@ def _records(file: Path) -> Iterator[EpisodeRecord]:
             try:
                 yield _record(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UnsupportedParameterError(f"{file} line {number} is no episode: {error!r}") from error
+                raise UnsupportedParameterError(f"{file} line {number} is no episode: {repr_of(error)}") from error
 
 
 def _record(told: dict[str, Any]) -> EpisodeRecord:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
+from agent_memory.errors import repr_of
+
 MOST_BYTES = 100_000  #: of one text of a step, UTF-8
 
 
@@ -32,7 +34,7 @@ def _clean_leaves(value: object, clean: Callable[[str], str]) -> object:
         return [_clean_leaves(part, clean) for part in value]
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and isfinite(value)):
         return value
-    return clean(value if isinstance(value, str) else repr(value))
+    return clean(value if isinstance(value, str) else repr_of(value))
 
 
 def shortened(text: str) -> tuple[str, int]:

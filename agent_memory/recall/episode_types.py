@@ -8,17 +8,17 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from attrs import field, frozen
 from attrs.validators import ge, instance_of, le, optional
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 
 EpisodeState = Literal["open", "completed", "abandoned"]
 
 
 def _as_tags(given: object) -> tuple[str, ...]:
     if isinstance(given, str) or not hasattr(given, "__iter__"):
-        raise UnsupportedParameterError(f"tags must be a list of texts, got {given!r}")
+        raise UnsupportedParameterError(f"tags must be a list of texts, got {repr_of(given)}")
     tags = tuple(given)
     if not all(isinstance(tag, str) for tag in tags):
-        raise UnsupportedParameterError(f"tags must be texts, got {tags!r}")
+        raise UnsupportedParameterError(f"tags must be texts, got {repr_of(tags)}")
     return tags
 
 
@@ -118,7 +118,7 @@ class EpisodeRecord:
 
     def __repr__(self) -> str:
         end = "" if self.outcome is None else " success" if self.outcome.success else " failure"
-        return f"EpisodeRecord({self.id} {self.task[:60]!r} {self.state}{end} {len(self.steps)} steps)"
+        return f"EpisodeRecord({self.id} {repr_of(self.task[:60])} {self.state}{end} {len(self.steps)} steps)"
 
 
 ScoreFunction = Callable[[EpisodeRecord], Score]
@@ -197,7 +197,7 @@ class Pattern:
             case "decision_point":
                 return f"When {self.condition}: {self.choice}."
             case "error_recovery":
-                return f"After the error {self.error!r}: {after}."
+                return f"After the error {repr_of(self.error)}: {after}."
             case "context_pattern":
                 return f"With {', '.join(sorted(self.features))}: {after} works."
 

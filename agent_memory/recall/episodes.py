@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
-from agent_memory.errors import ConfigError, ItemNotFoundError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, ItemNotFoundError, UnsupportedParameterError, repr_of
 from agent_memory.recall import audit
 from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.advice import MIN_EFFECTIVENESS, advice
@@ -77,7 +77,7 @@ class EpisodicMemory:
         if not callable(score):
             raise ConfigError(f"score must be a function of an EpisodeRecord, got {score!r:.80}")
         if not abandon_after_s > 0:
-            raise ConfigError(f"abandon_after_s must be above 0, got {abandon_after_s!r}")
+            raise ConfigError(f"abandon_after_s must be above 0, got {repr_of(abandon_after_s)}")
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
         self._salt, self._abandon_after_s = salt, abandon_after_s
@@ -163,7 +163,7 @@ class EpisodicMemory:
     def patterns(self, *, kinds: Collection[str] = (), min_effectiveness: float = MIN_EFFECTIVENESS) -> list[Pattern]:
         """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` hidden."""
         if unknown := sorted(set(kinds) - set(PATTERN_KINDS)):
-            raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {', '.join(PATTERN_KINDS)}")
+            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {', '.join(PATTERN_KINDS)}")
         learned, now = self._learn(), self._log.clock()
         said = self._verdicts()
         found = [as_pattern(draft, said, now) for draft in learned.drafts if not kinds or draft.kind in kinds]
@@ -185,7 +185,7 @@ class EpisodicMemory:
         tool comes next. ``error``: what was just observed: what put such errors right, before anything else.
         """
         if after is not None and (isinstance(after, str) or not all(isinstance(tool, str) for tool in after)):
-            raise UnsupportedParameterError(f"after must be a list of tools' names, got {after!r}")
+            raise UnsupportedParameterError(f"after must be a list of tools' names, got {repr_of(after)}")
         if not isinstance(error, str):
             raise UnsupportedParameterError(f"error must be a text, got {type(error).__name__}")
         told, learned = as_context(context or {}), self._learn()
@@ -303,16 +303,18 @@ def as_context(given: object) -> TaskContext:
     if not isinstance(given, Mapping):
         raise UnsupportedParameterError(f"context must be a TaskContext or a mapping, got {type(given).__name__}")
     if unknown := sorted(set(given) - set(known)):
-        raise UnsupportedParameterError(f"context has {unknown[0]!r}; known: {', '.join(known)}")
+        raise UnsupportedParameterError(f"context has {repr_of(unknown[0])}; known: {', '.join(known)}")
     try:
         return TaskContext(**given)
     except TypeError as error:
-        raise UnsupportedParameterError(f"context: language, framework and domain must be texts: {given!r}") from error
+        raise UnsupportedParameterError(
+            f"context: language, framework and domain must be texts: {repr_of(given)}"
+        ) from error
 
 
 def _checked_task(task: object) -> str:
     if not isinstance(task, str) or not task.strip():
-        raise UnsupportedParameterError(f"task must be a text that is not empty, got {task!r}")
+        raise UnsupportedParameterError(f"task must be a text that is not empty, got {repr_of(task)}")
     if len(task) > LONGEST_TASK:
         raise UnsupportedParameterError(f"task must have at most {LONGEST_TASK:,} characters, got {len(task):,}")
     return task
@@ -320,5 +322,5 @@ def _checked_task(task: object) -> str:
 
 def _checked_k(k: object) -> int:
     if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_RESULTS:
-        raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_RESULTS:,}, got {k!r}")
+        raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_RESULTS:,}, got {repr_of(k)}")
     return k

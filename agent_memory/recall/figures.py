@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.indexing import indexed_body, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import ContextStats
@@ -37,7 +37,7 @@ def stats(db: sqlite3.Connection, scope: Scope, nbytes: int, since: float | None
 
 def _grouped(db: sqlite3.Connection, scope: Scope, start: float, by: str) -> dict[str, int]:
     if by not in _BY:
-        raise UnsupportedParameterError(f"by is {by!r}; known: {', '.join(_BY)}")
+        raise UnsupportedParameterError(f"by is {repr_of(by)}; known: {', '.join(_BY)}")
     values = (scope.workspace, scope.name, start) if by == "workspace" else (scope.workspace, start)
     return {str(name): int(n) for name, n in db.execute(_BY[by], values)}
 
@@ -83,7 +83,7 @@ def _counted_wrongly(db: sqlite3.Connection) -> list[str]:
         "(NOT i.is_passage OR i.kind NOT IN ('chat', 'note', 'diff', 'log'))) FROM workspaces w"
     )
     return [
-        f"workspace {name!r} counts {n} passages and {m} typed items; there are {found_n} and {found_m}"
+        f"workspace {repr_of(name)} counts {n} passages and {m} typed items; there are {found_n} and {found_m}"
         for name, n, m, found_n, found_m in db.execute(sql)
         if (n, m) != (found_n, found_m)
     ]

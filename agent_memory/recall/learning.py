@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import audit
 from agent_memory.recall.ranking import FEEDBACK_HALF_LIFE_S
 from agent_memory.recall.rows import row_of
@@ -23,7 +23,7 @@ def vote(db: sqlite3.Connection, scope: Scope, item: int, useful: bool | float, 
     """Add a vote of -1 to 1; True is 1, False is -1. Inside a write transaction."""
     value = (1.0 if useful else -1.0) if isinstance(useful, bool) else useful
     if not isinstance(value, (int, float)) or not -1 <= value <= 1:
-        raise UnsupportedParameterError(f"useful must be a bool or a number between -1 and 1, got {useful!r}")
+        raise UnsupportedParameterError(f"useful must be a bool or a number between -1 and 1, got {repr_of(useful)}")
     row = row_of(db, scope, item)
     net = row.net_useful * 0.5 ** (max(0.0, now - row.useful_s) / FEEDBACK_HALF_LIFE_S) + value
     db.execute("UPDATE items SET net_useful = ?, useful_s = ? WHERE item = ?", (net, now, item))
@@ -41,7 +41,7 @@ def pin(db: sqlite3.Connection, scope: Scope, item: int, is_pinned: bool, now: f
 def link(db: sqlite3.Connection, scope: Scope, item: int, other: int, relation: str, now: float) -> None:
     """Link two items of the workspace. Inside a write transaction."""
     if relation not in RELATIONS:
-        raise UnsupportedParameterError(f"relation is {relation!r}; known: {', '.join(RELATIONS)}")
+        raise UnsupportedParameterError(f"relation is {repr_of(relation)}; known: {', '.join(RELATIONS)}")
     if item == other:
         raise UnsupportedParameterError(f"item {item} cannot be linked to itself")
     row_of(db, scope, item)

@@ -6,7 +6,7 @@ import sqlite3
 
 from attrs import frozen
 
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, repr_of
 
 _LONGEST_NAME = 200
 
@@ -22,7 +22,7 @@ class Scope:
 def checked_name(name: object, what: str = "workspace") -> str:
     """Return ``name``, or raise ConfigError where it is no text of 1 to 200 characters."""
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
-        raise ConfigError(f"{what} must be a text of 1 to {_LONGEST_NAME} printable characters, got {name!r}")
+        raise ConfigError(f"{what} must be a text of 1 to {_LONGEST_NAME} printable characters, got {repr_of(name)}")
     return name
 
 

@@ -21,7 +21,7 @@ from attrs import define, field
 from numpy.typing import NDArray
 
 from agent_memory.config import as_path
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, repr_of
 
 _MOST_TOKENS = 256  #: of one text; what comes behind is left out, as the model was trained
 _BATCH = 16
@@ -51,7 +51,9 @@ class SentenceModel:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder} is no folder of a sentence model: {error}") from error
         if self._config.get("model_type") != "bert" or self._config.get("hidden_act") != "gelu":
-            raise ConfigError(f"{folder} holds a model of type {self._config.get('model_type')!r}; only 'bert' is read")
+            raise ConfigError(
+                f"{folder} holds a model of type {repr_of(self._config.get('model_type'))}; only 'bert' is read"
+            )
         from safetensors.numpy import load
         from tokenizers import Tokenizer
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 from attrs import frozen
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.prompt.messages import normalize
 from agent_memory.recall.types import TEXT_KINDS
 from agent_memory.types import Message
@@ -48,12 +48,14 @@ def told(content: object, kind: str | None) -> list[Told]:
     UnsupportedParameterError for another kind or shape, a lone surrogate, nothing at all, or more than 16 MiB.
     """
     if kind is not None and kind not in TEXT_KINDS:
-        raise UnsupportedParameterError(f"kind is {kind!r}; known: {', '.join(TEXT_KINDS)}, or None to see for itself")
+        raise UnsupportedParameterError(
+            f"kind is {repr_of(kind)}; known: {', '.join(TEXT_KINDS)}, or None to see for itself"
+        )
     if isinstance(content, str):
         found = _of_text(content, kind)
     elif isinstance(content, (Message, Mapping, Sequence)) and not isinstance(content, (bytes, bytearray)):
         if kind not in (None, "chat"):
-            raise UnsupportedParameterError(f"messages are remembered as 'chat', not as {kind!r}")
+            raise UnsupportedParameterError(f"messages are remembered as 'chat', not as {repr_of(kind)}")
         found = [one for message in normalize(content) if (one := _of_message(message))]
     else:
         raise UnsupportedParameterError(f"remember takes a text or messages, got {type(content).__name__}")

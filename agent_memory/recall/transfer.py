@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.filing import file_texts, prepare
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
@@ -56,7 +56,9 @@ def read(db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Call
         row = _parsed(line, number)
         if number == 0:
             if row.get("format") != FORMAT:
-                raise UnsupportedParameterError(f"line 1 is not {FORMAT!r}: this is no export of a context memory")
+                raise UnsupportedParameterError(
+                    f"line 1 is not {repr_of(FORMAT)}: this is no export of a context memory"
+                )
             continue
         try:
             if "link" in row:
@@ -67,7 +69,7 @@ def read(db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Call
                 n_new += is_new
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UnsupportedParameterError(
-                f"line {number + 1} is no line of an export ({error!r}). Nothing was imported"
+                f"line {number + 1} is no line of an export ({repr_of(error)}). Nothing was imported"
             ) from None
     return n_new
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from attrs import field, frozen
 from attrs.validators import ge
 
+from agent_memory.errors import repr_of
 from agent_memory.types import Message
 
 #: What a text was remembered as.
@@ -44,7 +45,7 @@ class Item:
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        return f"Item({self.id} {self.kind}: {text!r})"
+        return f"Item({self.id} {self.kind}: {repr_of(text)})"
 
 
 @frozen
@@ -57,7 +58,7 @@ class Hit:
 
     def __repr__(self) -> str:
         parts = " ".join(f"{name}={value:+.3f}" for name, value in self.parts.items() if value)
-        return f"Hit({self.score:.3f} {self.item!r} {parts})"
+        return f"Hit({self.score:.3f} {repr_of(self.item)} {parts})"
 
 
 @frozen(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.drafts import Draft, likeness
 from agent_memory.recall.episode_types import PATTERN_KINDS, PRF, Pattern
 from agent_memory.recall.signatures import condition_key, error_signature
@@ -46,7 +46,7 @@ def _as_draft(gold: Pattern | Mapping[str, Any]) -> Draft:
     kind = gold.get("kind")
     if kind not in PATTERN_KINDS:
         raise UnsupportedParameterError(
-            f"a gold pattern's kind must be one of {', '.join(PATTERN_KINDS)}, got {kind!r}"
+            f"a gold pattern's kind must be one of {', '.join(PATTERN_KINDS)}, got {repr_of(kind)}"
         )
     given = {name: value for name, value in gold.items() if name != "kind"}
     if given.keys() != _NEEDED[kind]:

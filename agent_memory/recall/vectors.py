@@ -19,7 +19,7 @@ import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
 
-from agent_memory.errors import ConfigError
+from agent_memory.errors import ConfigError, repr_of
 from agent_memory.recall.context_tables import BLOCK
 from agent_memory.recall.filing import next_number
 from agent_memory.recall.protocols import Embedder
@@ -109,11 +109,11 @@ def unit(embedder: Embedder, texts: Sequence[str]) -> Floats:
     vectors = np.asarray(embedder.embed(list(texts)), np.float32)
     if vectors.shape != (len(texts), embedder.dim):
         raise ConfigError(
-            f"the embedder {embedder.fingerprint!r} says dim {embedder.dim}, "
+            f"the embedder {repr_of(embedder.fingerprint)} says dim {embedder.dim}, "
             f"and gave an array of {vectors.shape} for {len(texts)} texts"
         )
     if not np.isfinite(vectors).all():
-        raise ConfigError(f"the embedder {embedder.fingerprint!r} gave numbers that are not finite")
+        raise ConfigError(f"the embedder {repr_of(embedder.fingerprint)} gave numbers that are not finite")
     lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     found: Floats = vectors / lengths
     return found

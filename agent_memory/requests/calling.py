@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from agent_memory.errors import MissingExtraError, UnsupportedParameterError
+from agent_memory.errors import MissingExtraError, UnsupportedParameterError, repr_of
 from agent_memory.grammar import schemas
 from agent_memory.grammar.constraint import Forced, HeldCalls
 from agent_memory.grammar.grammar import Grammars, call_grammar, forced_format, value_grammar
@@ -176,10 +176,10 @@ def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:
         forced = tuple(tool for tool in offered if tool.name == choice["name"])
     else:
         known = "'auto', 'none', 'required', 'any', {'name': ...}"
-        raise UnsupportedParameterError(f"tool_choice={choice!r} is not supported; known: {known}")
+        raise UnsupportedParameterError(f"tool_choice={repr_of(choice)} is not supported; known: {known}")
     if not forced:
         names = ", ".join(tool.name for tool in offered) or "none"
-        raise UnsupportedParameterError(f"tool_choice={choice!r} needs such a tool; offered: {names}")
+        raise UnsupportedParameterError(f"tool_choice={repr_of(choice)} needs such a tool; offered: {names}")
     return forced
 
 

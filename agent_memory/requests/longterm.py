@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from agent_memory.config import Config
-from agent_memory.errors import AgentMemoryError, UnsupportedParameterError
+from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
 from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
@@ -183,10 +183,10 @@ def checked_recall(recall: object) -> bool | Recall | None:
 
         if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
             known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-            raise UnsupportedParameterError(f"kinds has {unknown[0]!r}; known: {known}")
+            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
     if recall is None or isinstance(recall, (bool, Recall)):
         return recall
-    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {recall!r}")
+    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {repr_of(recall)}")
 
 
 def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:

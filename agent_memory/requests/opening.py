@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
-from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError
+from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.protocols import ModelRunner
 from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
@@ -136,4 +136,4 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
 def check_drain(drain_s: Any) -> None:
     """Raises UnsupportedParameterError for what is no time to wait."""
     if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
-        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {drain_s!r}")
+        raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {repr_of(drain_s)}")

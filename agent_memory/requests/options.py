@@ -15,7 +15,7 @@ from typing import Any, TypedDict, TypeVar
 import attrs
 from attrs import field, frozen
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor
 from agent_memory.requests.longterm import checked_recall
@@ -66,7 +66,7 @@ def _must(be: str, is_right: Callable[[Any], bool]) -> _Check:
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not is_right(value):
-            shown = type(value).__name__ if attribute.name == "sampling" else repr(value)
+            shown = type(value).__name__ if attribute.name == "sampling" else repr_of(value)
             raise UnsupportedParameterError(f"{attribute.name} must be {be}, got {shown}")
 
     return check
@@ -168,8 +168,8 @@ def unknown_option(method: Callable[..., Any], name: str) -> UnsupportedParamete
     parameters = inspect.signature(method).parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known)}"
-    return UnsupportedParameterError(f"{method.__qualname__} has no option {name!r}; {hint}")
+    hint = f"did you mean {repr_of(nearest[0])}?" if nearest else f"it has {', '.join(known)}"
+    return UnsupportedParameterError(f"{method.__qualname__} has no option {repr_of(name)}; {hint}")
 
 
 def takes_options(*, without: Iterable[str] = ()) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ import attrs
 from attrs import frozen
 
 from agent_memory.config import is_text
-from agent_memory.errors import ConfigError, RequestError
+from agent_memory.errors import ConfigError, RequestError, repr_of
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
@@ -52,7 +52,7 @@ class AgentSpec:
         ``clean``: takes secrets out of texts.
         """
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
-            raise ConfigError(f"keep_reasoning must be a bool or None, got {keep_reasoning!r}")
+            raise ConfigError(f"keep_reasoning must be a bool or None, got {repr_of(keep_reasoning)}")
         told = None
         if system == "":
             raise ConfigError("system is empty; give a text, or None for an agent without one")
@@ -70,7 +70,7 @@ class AgentSpec:
             history = (Message("system", told), *history)
         if history and history[-1].role != "assistant":
             raise ConfigError(
-                f"messages= must end with an assistant's message, got one of role {history[-1].role!r}: "
+                f"messages= must end with an assistant's message, got one of role {repr_of(history[-1].role)}: "
                 "say() what comes after it"
             )
         return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
@@ -109,12 +109,12 @@ class Agents:
                 self._logs[name] = log
         if system is not None and log.system != system:
             raise ConfigError(
-                f"agent {name!r} exists with another system prompt ({len(log.system or '')} characters; given "
+                f"agent {repr_of(name)} exists with another system prompt ({len(log.system or '')} characters; given "
                 f"{len(system)}). Open it without system=, or use another name, or delete it first"
             )
         if spec.tools and log.tools != spec.tools:
             raise ConfigError(
-                f"agent {name!r} exists with other tools ({[tool.name for tool in log.tools]}; given "
+                f"agent {repr_of(name)} exists with other tools ({[tool.name for tool in log.tools]}; given "
                 f"{[tool.name for tool in spec.tools]}). Open it without tools=, or give them with each turn"
             )
         if (n_same := log.n_same(spec.messages)) < len(spec.messages):
@@ -268,10 +268,10 @@ class Agents:
     def _ensure_idle(self, log: Log, what: str) -> None:
         if self._engine.is_busy(log.name):
             raise RequestError(
-                f"cannot {what} agent {log.name!r} while a turn of it runs; await or cancel the turn first"
+                f"cannot {what} agent {repr_of(log.name)} while a turn of it runs; await or cancel the turn first"
             )
 
 
 def _check_name(name: object) -> None:
     if not is_text(name) or not name:
-        raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {name!r}")
+        raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {repr_of(name)}")

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.tools import as_tools, fits, structured
 from agent_memory.types import Reply, Tool, ToolCall, ToolResult
 
@@ -32,7 +32,7 @@ def run_rounds(
     if episode is not None and not callable(getattr(episode, "step", None)):
         raise UnsupportedParameterError(f"episode must have a method step, as an Episode has; got {episode!r:.80}")
     if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
-        raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {max_rounds!r}")
+        raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {repr_of(max_rounds)}")
     tools = as_tools(functions)
     if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
         raise UnsupportedParameterError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
-from agent_memory.errors import RequestError, RequestTimeoutError, UnsupportedParameterError
+from agent_memory.errors import RequestError, RequestTimeoutError, UnsupportedParameterError, repr_of
 from agent_memory.protocols import LogitsProcessor
 
 _Answer = SimpleQueue[tuple[Any, Exception | None]]
@@ -23,7 +23,7 @@ def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...
     Raises UnsupportedParameterError for an item that cannot be called.
     """
     if isinstance(processors, (str, bytes)) or not isinstance(processors, Iterable):
-        raise UnsupportedParameterError(f"logits_processors must be a list of callables, got {processors!r}")
+        raise UnsupportedParameterError(f"logits_processors must be a list of callables, got {repr_of(processors)}")
     found = tuple(processors)
     for one in found:
         if not callable(one):

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from attrs import define, field, frozen
 
-from agent_memory.errors import RequestTimeoutError
+from agent_memory.errors import RequestTimeoutError, repr_of
 from agent_memory.generation import Feed
 from agent_memory.protocols import Constraint
 from agent_memory.scheduler.callables import Guard
@@ -124,7 +124,7 @@ class Request:
             self.feed.cancelled()
         elif self.deadline is not None and now > self.deadline:
             state, waited = self.feed.state, now - self.created
-            self.feed.fail(RequestTimeoutError(f"no reply after {waited:.2f} s (timeout_s), while in {state!r}"))
+            self.feed.fail(RequestTimeoutError(f"no reply after {waited:.2f} s (timeout_s), while in {repr_of(state)}"))
         else:
             return False
         return True

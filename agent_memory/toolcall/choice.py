@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from attrs import frozen
 
+from agent_memory.errors import repr_of
 from agent_memory.protocols import Tokenizer
 from agent_memory.toolcall.formats import format_of
 
@@ -106,7 +107,7 @@ def _format(template: str, vocabulary: Container[str], named: str | None) -> tup
         if all(sign in vocabulary for sign in signs):
             return format, f"its vocabulary has the tokens {' and '.join(map(repr, signs))}"
     if named is not None:
-        return named, f"its configuration names {named!r}"
+        return named, f"its configuration names {repr_of(named)}"
     known = "its chat template holds no marks of a known format" if template else "it has no chat template"
     return None, f"{known}: every JSON form is read"
 

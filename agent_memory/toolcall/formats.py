@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_memory.errors import UnsupportedParameterError
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.toolcall.forms import Form, Format
 from agent_memory.toolcall.frames import FRAMES
 from agent_memory.toolcall.known import ELEMENTS, LITERALS, OBJECTS
@@ -25,5 +25,5 @@ def forms(name: str | None) -> tuple[Form, ...]:
 def format_of(name: str) -> Format:
     """A format by its name. Raises UnsupportedParameterError for an unknown one."""
     if name not in KNOWN:
-        raise UnsupportedParameterError(f"format must be None or one of {', '.join(FORMATS)}; got {name!r}")
+        raise UnsupportedParameterError(f"format must be None or one of {', '.join(FORMATS)}; got {repr_of(name)}")
     return KNOWN[name]

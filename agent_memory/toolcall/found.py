@@ -10,6 +10,8 @@ from typing import Any
 
 from attrs import frozen
 
+from agent_memory.errors import repr_of
+
 NAMES = ("name", "tool_name")  #: the members of a call in JSON that may hold its name
 ARGUMENTS = ("arguments", "parameters", "input")  #: the members of a call in JSON that may hold its arguments
 _IDS = ("id", "tool_call_id")
@@ -66,7 +68,7 @@ def from_pair(row: object) -> Found:
 def from_members(name: str, members: Sequence[tuple[str, str]]) -> Found:
     """A call of ``name`` with the JSON text of each argument. Raises ValueError where one comes twice."""
     if twice := [key for key, n in Counter(key for key, _ in members).items() if n > 1]:
-        raise ValueError(f"it has the argument {twice[0]!r} twice")
+        raise ValueError(f"it has the argument {repr_of(twice[0])} twice")
     pairs = (f"{json.dumps(key, ensure_ascii=False)}: {source}" for key, source in members)
     return from_text(name, "{" + ", ".join(pairs) + "}")
 
@@ -78,7 +80,7 @@ def check_members(row: Mapping[str, Any], n_arguments: int = 0) -> None:
         raise ValueError("it has more than one set of arguments")
     unknown = [key for key in row if key not in _KNOWN]
     if unknown and not sets and not any(key in row for key in ARGUMENTS):
-        raise ValueError(f"it has {unknown[0]!r} and no {', '.join(ARGUMENTS[:-1])} or {ARGUMENTS[-1]}")
+        raise ValueError(f"it has {repr_of(unknown[0])} and no {', '.join(ARGUMENTS[:-1])} or {ARGUMENTS[-1]}")
 
 
 def member(row: Mapping[str, Any], keys: Sequence[str]) -> Any:

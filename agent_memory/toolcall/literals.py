@@ -11,6 +11,7 @@ import re
 
 from attrs import frozen
 
+from agent_memory.errors import repr_of
 from agent_memory.toolcall.found import Found, from_mapping, from_members, loads
 
 _MAX_DEPTH = 64
@@ -90,7 +91,7 @@ class _Reader:
     def end(self) -> None:
         """Raises ValueError if more than blanks follow."""
         if not self.is_at_end:
-            raise ValueError(f"{self._text[self._at : self._at + 20]!r} stands where it should end")
+            raise ValueError(f"{repr_of(self._text[self._at : self._at + 20])} stands where it should end")
 
     def comes(self, mark: str) -> bool:
         """True if this mark is next, behind blanks."""
@@ -106,7 +107,7 @@ class _Reader:
     def expect(self, mark: str) -> None:
         """Read this mark. Raises ValueError where another text is next."""
         if not self.take(mark):
-            raise ValueError(f"{self._text[self._at : self._at + 20]!r} stands where {mark!r} should")
+            raise ValueError(f"{repr_of(self._text[self._at : self._at + 20])} stands where {repr_of(mark)} should")
 
     def name(self) -> str:
         """Read a name."""
@@ -167,7 +168,7 @@ class _Reader:
             return _number(found.group())
         name = self._read(_NAME, "a value")
         if name not in _CONSTANTS:
-            raise ValueError(f"{name[:20]!r} is no literal")
+            raise ValueError(f"{repr_of(name[:20])} is no literal")
         return _CONSTANTS[name]
 
     def _items(self, closing: str) -> str:
@@ -184,7 +185,7 @@ class _Reader:
         if (quote := self._quote()) is not None:
             return self._string(quote)
         if not self._dialect.bare_keys:
-            raise ValueError(f"{self._text[self._at : self._at + 20]!r} stands where a key should")
+            raise ValueError(f"{repr_of(self._text[self._at : self._at + 20])} stands where a key should")
         return self._read(_KEY, "a key")
 
     def _quote(self) -> str | None:
@@ -218,7 +219,7 @@ class _Reader:
     def _read(self, pattern: re.Pattern[str], what: str) -> str:
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise ValueError(f"{self._text[self._at : self._at + 20]!r} stands where {what} should")
+            raise ValueError(f"{repr_of(self._text[self._at : self._at + 20])} stands where {what} should")
         self._at = found.end()
         return found.group()
 

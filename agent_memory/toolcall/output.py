@@ -9,6 +9,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from agent_memory.errors import repr_of
 from agent_memory.toolcall.found import Found
 from agent_memory.types import (
     CallArguments,
@@ -158,7 +159,7 @@ class Output:
 
     def _rejection(self, reason: Reason, name: str | None, raw: str, detail: str) -> RejectedCall:
         if reason == "undeclared":
-            detail = f"no tool {name!r} is declared; declared: {', '.join(sorted(self._names or ()))}"
+            detail = f"no tool {repr_of(name)} is declared; declared: {', '.join(sorted(self._names or ()))}"
         return RejectedCall(reason, name, raw, detail)
 
     def _follow(self, text: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import field, mutable
 
+from agent_memory.errors import repr_of
 from agent_memory.toolcall import values
 from agent_memory.toolcall.found import Found, dumps, from_members
 from agent_memory.types import Tool
@@ -39,7 +40,7 @@ def _call(element: _Element, tools: Sequence[Tool] | None) -> Found:
     kind, _, attributes = element.name.partition(" ")
     named = _INVOKE.fullmatch(attributes)
     if kind != "invoke" or named is None:
-        raise ValueError(f"{kind!r} stands where a call should")
+        raise ValueError(f"{repr_of(kind)} stands where a call should")
     if element.text.strip():
         raise ValueError("text stands outside its arguments")
     schema = next((tool.parameters for tool in tools or () if tool.name == named[1]), {})
@@ -55,7 +56,7 @@ def _source(element: _Element, schema: object, root: Mapping[str, object]) -> st
             return source
         return values.source_of(element.text, schema, root)
     if element.text.strip():
-        raise ValueError(f"the argument {element.name!r} holds text beside elements")
+        raise ValueError(f"the argument {repr_of(element.name)} holds text beside elements")
     names = Counter(one.name for one in element.inner)
     is_list = "array" in values.kinds_of(schema, root) or (set(names) == {"item"} and not _has(schema, "item", root))
     if is_list:
@@ -87,7 +88,7 @@ def _elements(text: str) -> Iterator[_Element]:
                 raise ValueError("it is nested too deeply")
             continue
         if len(stack) < 2 or stack[-1].name.partition(" ")[0] != tag[2]:
-            raise ValueError(f"{tag[2]!r} is closed where it is not open")
+            raise ValueError(f"{repr_of(tag[2])} is closed where it is not open")
         element = stack.pop()
         stack[-1].inner.append(element)
     if len(stack) > 1 or stack[0].text.strip() or text[done:].strip():
