@@ -224,9 +224,7 @@ class ContextMemory:
         Raises ItemNotFoundError.
         """
         if not isinstance(neighbours, int) or not 0 <= neighbours <= MOST_NEIGHBOURS:
-            raise UnsupportedParameterError(
-                f"neighbours must be an int of 0 to {MOST_NEIGHBOURS}, got {repr_of(neighbours)}"
-            )
+            raise UnsupportedParameterError(f"neighbours must be 0 to {MOST_NEIGHBOURS}, got {repr_of(neighbours)}")
         with self._database.read() as db:
             return places.expand(db, self._scope, id, neighbours)
 
