@@ -80,14 +80,19 @@ def allowed(words: np.ndarray[Any, Any]) -> list[int]:
 
 
 def wander(grammar: str, seed: int, most: int = 2_000, begun: str = "") -> str | None:
-    """What weights that want nothing in particular write behind ``begun``; None where they do not come to an end."""
+    """What weights that want nothing in particular write behind ``begun``; None where they do not come to an end.
+
+    Blanks, of which a grammar allows many kinds between two marks, are drawn less often: a walk would not end in time.
+    """
     draw, matcher, said = random.Random(seed), GRAMMARS.matcher(grammar), []
     assert matcher.skip(begun)
     for _ in range(most):
         ids = allowed(matcher.mask())
         if set(ids) & ECHO.eos_ids and matcher.is_accepting and (matcher.is_stopped or draw.random() < 0.5):
             return ECHO.decode(said)
-        said.append(draw.choice([i for i in ids if i not in ECHO.eos_ids]))
+        ids = [i for i in ids if i not in ECHO.eos_ids]
+        words = [i for i in ids if ECHO.decode([i]).strip()]
+        said.append(draw.choice(words if words and draw.random() < 0.9 else ids))
         matcher.accept(said[-1])
     return None
 
