@@ -14,8 +14,9 @@ WIDE = {
     "store.store.Store": (25, "the store as the engine sees it: one method for each thing asked of a disk"),
     "scheduler.request.Request": (15, "what was asked, read field by field where a row runs"),
     "prefix.index.Segment": (19, "a value that is written by hand for its size"),
+    "scheduler.engine.Engine": (14, "the only way to the engine thread: one method for each thing asked of it"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
-    "log.log.Log": (17, "the truth: read wherever a prompt is made"),
+    "log.log.Log": (23, "the truth: read wherever a prompt is made"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
 }
 

@@ -19,6 +19,7 @@ from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
+from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
@@ -41,6 +42,7 @@ class Asking:
         self._clean = self.longterm.clean if config.redact is not None else None
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.agents = Agents(store, engine, config.salt)
+        self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
         self._pin_dates = config.pin_dates
         self.longterm.on_forget = self.agents.forget_cards

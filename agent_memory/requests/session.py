@@ -120,7 +120,8 @@ class Session:
         is_described = (system, facts) == (log.system, log.facts)
         for turn in turns:
             described = None if is_described or turn is not turns[-1] else (log.first_system, facts.to_json())
-            self.store.append_turn(log.agent_id, len(log.turns), turn, described)
+            if not log.is_temporary:
+                self.store.append_turn(log.agent_id, len(log.turns), turn, described)
             log.append(turn)
         log.facts = facts
 

@@ -140,7 +140,12 @@ class Engine:
         self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
+        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception.
+
+        On the engine thread itself it runs at once.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
@@ -162,6 +167,10 @@ class Engine:
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
+
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
+        return self._loop.cancel_all_of(owner)
 
     def hand_over(self) -> bool:
         """Hand finished KV to the store, as far as the disk keeps up; True if that was all.

@@ -110,6 +110,13 @@ class Loop:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet."""
+        for request in [*self.waiting, *(row.request for row in self.running)]:
+            if request.owner == owner:
+                request.is_cancelled = True
+        return self.is_busy(owner)
+
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""
         self._at_idle.append(call)

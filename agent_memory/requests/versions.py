@@ -1,0 +1,201 @@
+"""Agents as versioned state: forks, checkpoints, rewinds, and what they left behind. No KV is copied here."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Collection, Iterator
+
+from agent_memory.config import is_text
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.log.log import Log
+from agent_memory.log.versions import Kept, Reason, State, Version
+from agent_memory.requests.registry import Agents
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.store import Store
+
+_AGAIN_S = 0.002  #: a turn that was cancelled is looked at again after so long
+
+
+class Versions:
+    """What agents' logs were at earlier moments. Any thread; a log is changed on the engine thread, between two ticks.
+
+    - A fork shares its parent's turns and chunks: neither is copied. A busy agent is forked at its last finished turn.
+    - What a rewind, a list, a compaction or a failed transaction leaves behind is a version, and so is a checkpoint.
+    - Of an agent's versions the newest ``n_kept`` stay; its checkpoints stay until ``prune``, and are not counted.
+    """
+
+    def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
+        self._agents, self._store, self._engine, self._n_kept = agents, store, engine, n_kept
+        self._temporary = itertools.count(-1, -1)  # numbers of temporary agents and of their branches
+        self._branches = itertools.count(1 << 30)
+
+    def fork(self, log: Log, name: str, at: object = None, *, is_temporary: bool = False) -> Log:
+        """Make an agent that goes on from a moment of another one. Raises ConfigError where the name is taken."""
+
+        def work() -> Log:
+            log.ensure_exists()
+            self._agents.ensure_free(name)
+            fork = self._forked(log, self._state_at(log, at), name, is_temporary)
+            self._agents.add(fork)
+            return fork
+
+        return self._engine.call(work)
+
+    def checkpoint(self, log: Log, label: str) -> Version:
+        """Keep what an agent is now under a label, which then names this checkpoint alone."""
+        if not is_text(label) or not label:
+            raise UnsupportedParameterError(f"label must be a non-empty str of valid Unicode, got {repr_of(label)}")
+
+        def work() -> Version:
+            log.ensure_exists()
+            former = [kept.version.number for kept in log.kept if kept.version.label == label]
+            version = log.keep(log.state, "checkpoint", label)
+            self._drop(log, former)
+            return version
+
+        return self._engine.call(work)
+
+    def rewind(self, log: Log, n_turns: int) -> None:
+        """Take an idle agent's newest turns back."""
+        most = len(log.turns)
+        if not isinstance(n_turns, int) or isinstance(n_turns, bool) or not 1 <= n_turns <= most:
+            raise UnsupportedParameterError(
+                f"turns must be between 1 and {most}, the agent's turns: {repr_of(n_turns)}"
+            )
+
+        def work() -> None:
+            log.ensure_exists()
+            self._agents.ensure_idle(log, "rewind")
+            self._restore(log, log.state.first(max(0, len(log.turns) - n_turns)), "rewind")
+
+        self._engine.call(work)
+
+    def rewind_to(self, log: Log, to: object) -> None:
+        """Take an idle agent to one of its versions."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._agents.ensure_idle(log, "rewind")
+            self._restore(log, self._kept(log, to).state, "rewind")
+
+        self._engine.call(work)
+
+    def history(self, log: Log) -> list[Version]:
+        """Return an agent's versions, the oldest first."""
+        return [kept.version for kept in log.kept]
+
+    def view(self, log: Log, version: object) -> Log:
+        """Return a read-only log of one version."""
+        kept = self._kept(log, version)
+        view = log.forked(log.name, log.agent_id)
+        view.restore(kept.state)
+        view.viewed = (log, kept.version.number)
+        return view
+
+    @contextlib.contextmanager
+    def transaction(self, log: Log) -> Iterator[None]:
+        """Take the agent back to what it is now if the block raises; its turns that run then are cancelled."""
+        state, version = log.state, log.version
+        try:
+            yield
+        except BaseException:
+            while not self._engine.call(lambda: self._roll_back(log, state, version)):
+                time.sleep(_AGAIN_S)
+            raise
+
+    def prune(self, log: Log, n_kept: int, *, checkpoints: bool) -> int:
+        """Drop all versions but the newest ``n_kept``; the checkpoints too where that is asked for. How many."""
+
+        def work() -> int:
+            log.ensure_exists()
+            found = [k.version for k in log.kept if checkpoints or k.version.reason != "checkpoint"]
+            numbers = [version.number for version in found[: max(0, len(found) - n_kept)]]
+            self._drop(log, numbers)
+            return len(numbers)
+
+        return self._engine.call(work)
+
+    # engine thread
+
+    def _forked(self, log: Log, state: State, name: str, is_temporary: bool) -> Log:
+        number = next(self._temporary) if is_temporary else self._agents.create_as(name, log)
+        fork = log.forked(name, number)
+        if state.turns is not log.turns:
+            fork.restore(state)
+        fork.is_temporary = is_temporary
+        n_stored = next((span.start for span in fork.spans if span.branch < 0), len(fork.turns))
+        fork.spans = fork.state.first(len(fork.turns) if is_temporary else n_stored).on(number).spans
+        self._inherit(fork, state, log)
+        self._store_state(fork)
+        return fork
+
+    def _inherit(self, fork: Log, state: State, parent: Log) -> None:
+        """Let a fork have the checkpoints of its parent that it can be taken back to."""
+        for kept in parent.kept:
+            n_turns = kept.version.n_turns
+            is_past = n_turns <= len(state.turns) and kept.state.is_same(state.first(n_turns))
+            if kept.version.reason == "checkpoint" and is_past:
+                fork.keep(fork.state.first(n_turns), "checkpoint", kept.version.label)
+
+    def _restore(self, log: Log, state: State, reason: Reason) -> None:
+        """Let a log be what it was, or could be, and keep what it is now as a version."""
+        left = log.state.first(len(log.turns))
+        if not any(kept.state.is_same(left) for kept in log.kept):
+            log.keep(left, reason)
+        log.restore(state.on(self._new_number(log.is_temporary)))
+        self._drop(log, self._beyond(log))
+        self._store_state(log)
+
+    def _roll_back(self, log: Log, state: State, version: int) -> bool:
+        """Undo what an agent did since a moment; False where a turn of it still runs, which is cancelled."""
+        if log.is_deleted:
+            return True
+        if self._engine.cancel_all_of(log.name):
+            return False
+        if log.version != version:
+            self._restore(log, state, "rolled_back")
+        return True
+
+    def _state_at(self, log: Log, at: object) -> State:
+        """The state that ``at=`` means. Raises UnsupportedParameterError."""
+        if at is None:
+            return log.state
+        if isinstance(at, int) and not isinstance(at, bool):
+            if not 0 <= at <= len(log.turns):
+                raise UnsupportedParameterError(f"at must be between 0 and {len(log.turns)}, the agent's turns: {at}")
+            return log.state.first(at)
+        return self._kept(log, at).state
+
+    def _kept(self, log: Log, which: object) -> Kept:
+        """The version of a number, a label, or one that ``history`` listed. Raises UnsupportedParameterError."""
+        number = which.number if isinstance(which, Version) else which
+        if isinstance(number, int | str) and not isinstance(number, bool):
+            for kept in reversed(log.kept):
+                if number in (kept.version.number, kept.version.label):
+                    return kept
+        labels = [kept.version.label for kept in log.kept if kept.version.label is not None]
+        raise UnsupportedParameterError(
+            f"agent {repr_of(log.name)} has no version {repr_of(number)}: it has {len(log.kept)} versions, labels "
+            f"{repr_of(labels)}. history() lists them"
+        )
+
+    def _beyond(self, log: Log) -> list[int]:
+        """The numbers of the oldest versions that are too many."""
+        numbers = [kept.version.number for kept in log.kept if kept.version.reason != "checkpoint"]
+        return [] if self._n_kept is None else numbers[: max(0, len(numbers) - self._n_kept)]
+
+    def _drop(self, log: Log, numbers: Collection[int]) -> None:
+        if numbers:
+            log.kept = tuple(kept for kept in log.kept if kept.version.number not in numbers)
+
+    def _new_number(self, is_temporary: bool) -> int:
+        return next(self._temporary) if is_temporary else next(self._branches)
+
+    def _store_state(self, log: Log) -> None:
+        if not log.is_temporary:
+            self._store.rewind(log.agent_id, 0)
+            for number, turn in enumerate(log.turns):
+                self._store.append_turn(log.agent_id, number, turn)
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
