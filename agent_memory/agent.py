@@ -13,6 +13,7 @@ from agent_memory.log.versions import Version
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import result_message
 from agent_memory.requests.asking import Asking
+from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.requests.prompting import Answers
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolResult
@@ -153,6 +154,14 @@ class Agent:
         Messages and KV that nothing else refers to leave the disk.
         """
         return self._asking.versions.prune(self._own, keep, checkpoints=checkpoints)
+
+    def compact(self, keep_turns: int = KEEP_TURNS, summary: Summary = None) -> None:
+        """Go on from the newest turns: the system prompt, a summary of the older ones, and the last ``keep_turns``.
+
+        ``summary``: a text, or a function that makes one of the messages that are left out. The older turns stay in
+        ``history()``. Nothing changes where there are no more turns. Raises RequestError while a turn runs.
+        """
+        self._asking.compacting.compact(self._own, keep_turns, summary)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.

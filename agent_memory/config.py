@@ -172,6 +172,9 @@ class Config:
     tool_format: str | None = field(default=None, validator=_kind(str, type(None)))
     #: versions of an agent that are kept beside its checkpoints, the oldest go first; None: all, until ``prune``
     keep_versions: int | None = field(default=32, validator=_whole(0, or_none=True))
+    #: what a turn does whose conversation is longer than the model's context: raise PromptTooLongError, or go on from
+    #: the newest turns that fit (``Agent.compact``)
+    on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches

@@ -97,11 +97,16 @@ class PromptTooLongError(RequestError, ValueError):
         self.n_tokens, self.limit = n_tokens, limit
         super().__init__(
             f"prompt is {n_tokens:,} tokens; the model's context is {limit:,} and one token must stay free "
-            f"for the reply. Shorten it, or rewind the agent to an earlier turn."
+            "for the reply. Shorten it; or go on from an earlier turn with agent.rewind(turns) or agent.fork(name, "
+            'at=turns), or from the newest ones alone with agent.compact(), which Config(on_full="compact") does itself.'
         )
 
     def __reduce__(self) -> tuple[type[PromptTooLongError], tuple[int, int]]:
         return type(self), (self.n_tokens, self.limit)
+
+
+class StaleVersionError(RequestError):
+    """The agent's conversation moved on while a change of it was made ready; nothing was changed."""
 
 
 class UnsupportedParameterError(RequestError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -83,18 +83,22 @@ def squashed(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
     messages: tuple[Message, ...] = () if system is None else (Message("system", system),)
     ids = np.zeros(0, np.uint32)
     kept: list[Turn] = []
-    sizes = [(len(messages), 0)]  # messages and ids before the first turn, then after each kept one
+    ends = [(len(messages), ids)]  # messages and ids before the first turn, then after each kept one
     for turn in turns:
         messages = messages[: turn.n_messages_kept] + turn.messages
         ids = np.concatenate([ids[: turn.keep], turn.ids])
-        while kept and sizes[-1][0] > turn.n_messages_kept:
+        while kept and ends[-1][0] > turn.n_messages_kept:
             kept.pop()
-            sizes.pop()
-        n_messages, keep = min(sizes[-1][0], turn.n_messages_kept), min(sizes[-1][1], turn.keep)
-        kept.append(
-            attrs.evolve(
-                turn, messages=messages[n_messages:], n_messages_kept=n_messages, keep=keep, ids=ids[keep:].copy()
-            )
-        )
-        sizes.append((len(messages), len(ids)))
+            ends.pop()
+        n_messages, keep = min(ends[-1][0], turn.n_messages_kept), n_same_ids(ends[-1][1], ids)
+        own = ids[keep:].copy()
+        kept.append(attrs.evolve(turn, messages=messages[n_messages:], n_messages_kept=n_messages, keep=keep, ids=own))
+        ends.append((len(messages), ids))
     return tuple(kept)
+
+
+def n_same_ids(before: np.ndarray[Any, Any], now: np.ndarray[Any, Any]) -> int:
+    """Return how many leading ids two logs share."""
+    n = min(len(before), len(now))
+    differs = before[:n] != now[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -14,6 +14,7 @@ from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.longterm import LongTerm, chosen
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
@@ -24,7 +25,7 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
-from agent_memory.types import Recall, Usage
+from agent_memory.types import Recall, Tool, Usage
 
 
 class Asking:
@@ -44,7 +45,8 @@ class Asking:
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
-        self._pin_dates = config.pin_dates
+        self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
+        self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
 
@@ -90,14 +92,22 @@ class Asking:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""
         tokenizer = self.ensure_open()
         offered = as_tools(tools) or (log.tools if log else ())
-        how = Rendering(
-            clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False, clean=self._clean
+        planner = Planner(tokenizer, prompt, log, self._how_read(offered))
+        request = self._requests.make(
+            planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
         )
-        planner = Planner(tokenizer, prompt, log, how)
-        request = self._requests.make(planner, None, Settings(), Calling(), max_tokens=0)
         if log is not None:
             self.agents.keep(log)
         return self._requests.start(request).result().usage
+
+    def _how_read(self, tools: tuple[Tool, ...]) -> Rendering:
+        """How a conversation is written that nothing is to answer."""
+        return Rendering(
+            clock=self.clock, pin_dates=self._pin_dates, tools=tools, generation_prompt=False, clean=self._clean
+        )
+
+    def _how_logged(self, log: Log) -> Rendering:
+        return self._how_read(log.tools)
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """A request that is not yet under way."""
@@ -116,8 +126,17 @@ class Asking:
             recalls=partial(self.longterm.candidates, recall=recall, agent=name) if recall else None,
         )
         planner = Planner(tokenizer, prompt, log, how)
-        remember = partial(self.longterm.note, recall=recall, agent=name) if recall else None
-        return self._requests.make(planner, log, settings, calling, remember=remember)
+        is_temporary = bool(log and log.is_temporary)
+        remember = partial(self.longterm.note, recall=recall, agent=name) if recall and not is_temporary else None
+        return self._requests.make(
+            planner,
+            log,
+            settings,
+            calling,
+            remember=remember,
+            is_temporary=is_temporary,
+            compacting=self.compacting if self._compacts else None,
+        )
 
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
         """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""

@@ -10,7 +10,7 @@ import attrs
 from attrs import frozen
 
 from agent_memory.config import is_text
-from agent_memory.errors import ConfigError, RequestError, repr_of
+from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
@@ -139,7 +139,8 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 
@@ -213,10 +214,14 @@ class Agents:
     # what changes a log, and what hangs on it: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer."""
+        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
+            if log.is_temporary:
+                raise UnsupportedParameterError(
+                    f"agent {repr_of(log.name)} is temporary and cannot be pinned: nothing of it is kept on disk"
+                )
             self._store.pin(log.agent_id, is_pinned)
             log.is_pinned = is_pinned
 

@@ -20,6 +20,7 @@ from agent_memory.log.log import Log
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling
+from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner
 from agent_memory.scheduler.callables import Guard, guarded
@@ -46,13 +47,35 @@ class Session:
     tokenizer: Tokenizer
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
+    compacting: Compacting | None = None  #: of conversations that are too long; None: those raise
+
+    def check(self) -> Prompt:
+        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError for one that no compaction helps."""
+        prompt, limit = self.planner.prompt(), self.limit
+        if limit is not None and len(prompt.ids) >= limit:
+            if not self._compacts(len(prompt.ids), limit, is_asked=True):
+                raise PromptTooLongError(len(prompt.ids), limit)
+        return prompt
 
     def prompt(self) -> Prompt:
-        """The prompt, planned again where the log has moved on. Raises PromptTooLongError."""
-        prompt = self.planner.prompt()
-        if self.limit is not None and len(prompt.ids) >= self.limit:
-            raise PromptTooLongError(len(prompt.ids), self.limit)
+        """The prompt, planned again where the log has moved on, or was compacted for it. Raises PromptTooLongError."""
+        prompt, limit = self.planner.prompt(), self.limit
+        if limit is not None and len(prompt.ids) >= limit:
+            if self._compacts(len(prompt.ids), limit):
+                prompt = self.planner.prompt()
+            if len(prompt.ids) >= limit:
+                raise PromptTooLongError(len(prompt.ids), limit)
         return prompt
+
+    def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
+        """Compact the conversation, or only ask whether that would help; False where it does not."""
+        if self.compacting is None or self.log is None or not self.planner.goes_on:
+            return False
+        if is_asked:
+            return self.compacting.can_make_room(self.log, n_prompt, limit)
+        has_room = self.compacting.make_room(self.log, n_prompt, limit)
+        self.planner.follow()
+        return has_room
 
     def parser(self, prompt: Sequence[int]) -> ToolParser:
         """A parser of the text that follows ``prompt``."""
@@ -147,11 +170,14 @@ class Requests:
         *,
         max_tokens: int | None = None,
         remember: Callable[[Sequence[Message]], None] | None = None,
+        is_temporary: bool = False,
+        compacting: Compacting | None = None,
     ) -> Request:
         """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
         on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
+        ``is_temporary``: its KV never reaches the disk.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
@@ -164,8 +190,9 @@ class Requests:
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
             remember=remember,
+            compacting=compacting,
         )
-        constraint = calling.constraint(self.grammars, session.prompt().ids)
+        constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
             feed=Feed(),
             asker=session,
@@ -174,6 +201,7 @@ class Requests:
             shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log and not planner.is_branch else None,
             agent_id=log.agent_id if log and not planner.is_branch else None,
+            is_temporary=is_temporary,
             sampling=settings.sampling,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             stop=settings.stop,

@@ -7,13 +7,16 @@ import itertools
 import time
 from collections.abc import Collection, Iterator
 
+import attrs
+
 from agent_memory.config import is_text
-from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.errors import StaleVersionError, UnsupportedParameterError, repr_of
 from agent_memory.log.log import Log
-from agent_memory.log.versions import Kept, Reason, State, Version
+from agent_memory.log.versions import Kept, Reason, Span, State, Version
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
+from agent_memory.store.tiers import Heir
 
 _AGAIN_S = 0.002  #: a turn that was cancelled is looked at again after so long
 
@@ -39,6 +42,7 @@ class Versions:
             self._agents.ensure_free(name)
             fork = self._forked(log, self._state_at(log, at), name, is_temporary)
             self._agents.add(fork)
+            self._engine.share(log.name, Heir(name, fork.agent_id, fork.ids[: fork.n_kv], is_temporary))
             return fork
 
         return self._engine.call(work)
@@ -79,6 +83,25 @@ class Versions:
             log.ensure_exists()
             self._agents.ensure_idle(log, "rewind")
             self._restore(log, self._kept(log, to).state, "rewind")
+
+        self._engine.call(work)
+
+    def replace(self, log: Log, state: State, reason: Reason, version: int, *, is_own_turn: bool = False) -> None:
+        """Let an idle agent's log be another one, whose turns are stored anew. Raises RequestError while a turn runs.
+
+        ``version``: of the log that ``state`` was made from; StaleVersionError where it has moved on since.
+        ``is_own_turn``: a turn that has not started yet asks for it.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if not is_own_turn:
+                self._agents.ensure_idle(log, "compact")
+            if log.version != version:
+                raise StaleVersionError(
+                    f"agent {repr_of(log.name)} had another turn meanwhile, and was left as it is. Do it again"
+                )
+            self._restore(log, state, reason, is_new=True)
 
         self._engine.call(work)
 
@@ -139,12 +162,13 @@ class Versions:
             if kept.version.reason == "checkpoint" and is_past:
                 fork.keep(fork.state.first(n_turns), "checkpoint", kept.version.label)
 
-    def _restore(self, log: Log, state: State, reason: Reason) -> None:
-        """Let a log be what it was, or could be, and keep what it is now as a version."""
+    def _restore(self, log: Log, state: State, reason: Reason, *, is_new: bool = False) -> None:
+        """Let a log be what it was, or could be, and keep what it is now as a version. ``is_new``: it never was."""
         left = log.state.first(len(log.turns))
         if not any(kept.state.is_same(left) for kept in log.kept):
             log.keep(left, reason)
-        log.restore(state.on(self._new_number(log.is_temporary)))
+        number = self._new_number(log.is_temporary)
+        log.restore(attrs.evolve(state, spans=(Span(number, 0),)) if is_new else state.on(number))
         self._drop(log, self._beyond(log))
         self._store_state(log)
 

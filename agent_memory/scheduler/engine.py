@@ -21,6 +21,7 @@ from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.waiting import Places
+from agent_memory.store.tiers import Heir
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:
@@ -189,6 +190,10 @@ class Engine:
             self._store.warm.clear()
         elif to == "cold" and agent_id is not None:
             self._store.warm.release(agent_id)
+
+    def share(self, owner: str, heir: Heir) -> None:
+        """Let a fork share its parent's live KV until its own first turn. Engine thread (in ``call``)."""
+        self._loop.hot.share(owner, heir)
 
     def drain(self, seconds: float) -> None:
         """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but

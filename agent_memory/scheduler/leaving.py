@@ -72,5 +72,5 @@ class Leaving:
             return
         for replaced in self._hot.put(lineage):
             self._saver.settle(replaced)
-        if self._is_storable:
+        if self._is_storable and not lineage.is_temporary:
             self._saver.begin(lineage)

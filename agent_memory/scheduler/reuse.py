@@ -26,6 +26,7 @@ log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
 _AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
+_FRAME = 16  #: ids at the end of a turn that the next prompt may write otherwise
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
 #: Why a stored lineage ends, as the store remembers it.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
@@ -84,7 +85,7 @@ class Reuse:
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
-            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
+            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner) and self._may_move(lineage, n_tokens)
         if not self._layout.is_storable:
             return plan  # the KV of such a row cannot be truncated
         for row in rows:
@@ -97,6 +98,10 @@ class Reuse:
         if plan.n_awaited < plan.n_tokens + self._prefill_tokens:  # a step of its own costs less than waiting
             plan.awaited = None
         return plan
+
+    def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
+        """True if the forks that share a lineage can still have their part of it when its owner goes on with it."""
+        return not self._hot.is_shared(lineage) or (self._layout.is_full and n_tokens >= len(lineage.ids) - _FRAME)
 
     def _reach(self, row: Row, n_tokens: int) -> int:
         """Longest prefix, of at most ``n_tokens``, that can be copied from a running row.
