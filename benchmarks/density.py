@@ -24,8 +24,8 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.protocols import KV
-from agent_memory.store import lookup
-from agent_memory.store.warm import Warm
+from agent_memory.tiers import lookup
+from agent_memory.tiers.warm import Warm
 
 CHUNK = 256
 

@@ -21,7 +21,7 @@ WIDE = {
 
 #: Groups of files that import one another, each with why.
 CYCLES = {
-    ("store.copies", "store.warm"): "a copy on its way into warm",
+    ("tiers.copies", "tiers.warm"): "a copy on its way into warm",
 }
 
 

@@ -9,7 +9,7 @@ from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.types import Tier
 
 if TYPE_CHECKING:

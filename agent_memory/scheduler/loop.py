@@ -26,7 +26,7 @@ from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
 from agent_memory.scheduler.waiting import Places, Waiting
-from agent_memory.store.tiers import HotTier
+from agent_memory.tiers.hot import HotTier
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Store

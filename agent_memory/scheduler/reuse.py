@@ -15,12 +15,12 @@ from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.types import MissCause, weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.lookup import Match
     from agent_memory.store.store import Store
+    from agent_memory.tiers.lookup import Match
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]

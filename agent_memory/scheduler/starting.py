@@ -19,7 +19,7 @@ from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.waiting import AGE_S, Waiting
-from agent_memory.store.tiers import Lineage
+from agent_memory.tiers.hot import Lineage
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Store

@@ -24,7 +24,6 @@ from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
-from agent_memory.store import lookup
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
@@ -35,7 +34,6 @@ from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
 from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
 from agent_memory.store.lock import Lock
-from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
@@ -50,8 +48,10 @@ from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
 from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
-from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
+from agent_memory.tiers import lookup
+from agent_memory.tiers.lookup import Match
+from agent_memory.tiers.warm import Warm
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")

@@ -15,9 +15,9 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.lookup import NOTHING
 from agent_memory.store.store import Store
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.lookup import NOTHING
 from tests.parts.waiting import wait_for
 
 TEXT = "The lamp is lit at dusk and put out at dawn; the log notes wind, sea and every ship that passes. " * 8

@@ -17,15 +17,15 @@ from agent_memory.prefix.provenance import made_of
 from agent_memory.prefix.resume import Needs, Side
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.copies import Bytes, WarmPiece
 from agent_memory.store.edit import void
 from agent_memory.store.segments import READ_ERRORS, SegmentSource, Span, reason_of
 from agent_memory.store.sides import SideSpans, StoredSource, side_spans_of
 from agent_memory.store.verifying import checking
+from agent_memory.tiers.copies import Bytes, WarmPiece
 from agent_memory.types import Exactness, Tier, weakest
 
 if TYPE_CHECKING:
-    from agent_memory.store.warm import Warm
+    from agent_memory.tiers.warm import Warm
 
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
 

@@ -19,9 +19,9 @@ from agent_memory.kvcache.layout import Layout, TensorSpec, is_kept
 from agent_memory.prefix.provenance import DECODED, Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
-from agent_memory.store import lookup
 from agent_memory.store.store import Store
-from agent_memory.store.warm import Warm
+from agent_memory.tiers import lookup
+from agent_memory.tiers.warm import Warm
 from tests.parts.kvmodel import (
     IDENTITY,
     KINDS,

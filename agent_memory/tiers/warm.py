@@ -21,8 +21,8 @@ from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_to
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held, Needs, Plan, Side, best_plan, missing_sides, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
-from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.rows import root_id
+from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.types import Tier
 
 #: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.

@@ -13,7 +13,7 @@ from agent_memory.config import Codec
 from agent_memory.prefix.index import Piece
 
 if TYPE_CHECKING:
-    from agent_memory.store.warm import Warm
+    from agent_memory.tiers.warm import Warm
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
