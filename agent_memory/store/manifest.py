@@ -15,12 +15,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from agent_memory.errors import StoreError
+from agent_memory.log.files import Files
+from agent_memory.log.schema import WRITE_VERSION, connect, free_pages, give_back, migrate, version_of
 from agent_memory.log.turns import AgentRecord, Turn, agent_sum, blob_text, salt_digest, text_blob
 from agent_memory.prefix.resume import Side
-from agent_memory.store.files import Files
-from agent_memory.store.format import WRITE_VERSION
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.schema import connect, free_pages, give_back, migrate, version_of
 from agent_memory.store.soundness import (
     disorder,
     is_count,

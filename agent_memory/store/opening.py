@@ -13,13 +13,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.files import Files, list_files, refuse_dangling
-from agent_memory.store.format import KV_FOLDER, MANIFEST
-from agent_memory.store.lock import manifest_sum
+from agent_memory.log.files import MANIFEST, Files, refuse_dangling
+from agent_memory.log.lock import manifest_sum
+from agent_memory.log.schema import check_versions
+from agent_memory.store.folder import list_files
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.rebuilding import read_files, rebuild
 from agent_memory.store.salvage import Salvaged, salvage
-from agent_memory.store.schema import check_versions
 from agent_memory.store.soundness import BAD_JSON
 
 log = logging.getLogger("agent_memory.store")

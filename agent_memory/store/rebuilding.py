@@ -11,14 +11,14 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.kvcache.coding import named
+from agent_memory.log.place import is_passing
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import HEAD_IDS, Ids, Piece, Segment, sort_key
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.resume import Side
-from agent_memory.store.files import list_files
+from agent_memory.store.folder import list_files
 from agent_memory.store.format import FORMAT, SIDE_FORMAT, file_sum, is_kv_name, split_sums
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.place import is_passing
 from agent_memory.store.rows import row_of
 from agent_memory.store.segments import READ_ERRORS, read_header
 from agent_memory.types import EXACTNESS

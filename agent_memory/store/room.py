@@ -9,13 +9,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.index import Segment
 from agent_memory.prefix.resume import Side
 from agent_memory.prefix.worth import Candidate, victims
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
 from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
-from agent_memory.store.health import is_disk_error
 from agent_memory.store.segments import WRITE_ERRORS
 
 log = logging.getLogger("agent_memory.store")

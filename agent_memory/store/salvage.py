@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import frozen
 
+from agent_memory.log.schema import guard
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.schema import guard
 from agent_memory.store.soundness import (
     BAD_JSON,
     is_count,

@@ -12,13 +12,13 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec
+from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.index import Piece, Segment, n_tokens
 from agent_memory.prefix.provenance import Run, Stored
 from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
-from agent_memory.store.health import is_disk_error
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.renewal import Renewal, still_wanted
 from agent_memory.store.room import NoRoomError, announce, make_room

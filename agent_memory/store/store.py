@@ -17,6 +17,11 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.lock import Lock
+from agent_memory.log.place import GoneError, Place
+from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
@@ -30,20 +35,15 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
-from agent_memory.store.files import Files
 from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
-from agent_memory.store.health import Health, is_disk_error
 from agent_memory.store.io import IOThread
-from agent_memory.store.lock import Lock
 from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
-from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planning import begin_save
 from agent_memory.store.quota import Quota, default_budget
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save

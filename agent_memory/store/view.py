@@ -14,9 +14,10 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import IncompatibleStoreError, StoreError, UnknownAgentError
+from agent_memory.log.files import MANIFEST, Files
+from agent_memory.log.schema import READ_VERSION, WRITE_VERSION
 from agent_memory.log.turns import AgentRecord, blob_text, salt_digest
-from agent_memory.store.files import Files
-from agent_memory.store.format import KV_FOLDER, MANIFEST, READ_VERSION, WRITE_VERSION
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.records import SegmentRow

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory, OutOfSpaceError, StoreError
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health, state_of
 from agent_memory.log.turns import Turn
-from agent_memory.store.files import Files
-from agent_memory.store.health import Health, state_of
 from agent_memory.store.store import Store
 from agent_memory.types import Message
 from tests.parts.breaking import CODES, TEXTS, Refusing
@@ -30,7 +30,7 @@ BUDGET = 400_000
 @pytest.fixture
 def soon(monkeypatch):
     """What the disk refused is tried again at once."""
-    monkeypatch.setattr("agent_memory.store.health.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("agent_memory.log.health.FIRST_WAIT_S", 0.0)
     monkeypatch.setattr("agent_memory.store.io.RETRY_S", 0.01)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent_memory.log.files import Files
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, check, void
-from agent_memory.store.files import Files
 from agent_memory.store.store import Store
 from tests.parts.breaking import Counted, Refusing
 from tests.parts.kvmodel import MIXED, SMALL, draw, is_right, kv_files, load, load_beside, opened, save

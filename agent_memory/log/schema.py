@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_memory.errors import IncompatibleStoreError
-from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+
+READ_VERSION = 1  #: a store that says more cannot be read by this code
+#: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
+#: ids of a turn the model wrote
+WRITE_VERSION = 4
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
