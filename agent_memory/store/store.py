@@ -17,9 +17,11 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.database import Database, open_database
 from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
 from agent_memory.log.lock import Lock
+from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import AgentRecord, Turn
@@ -35,7 +37,7 @@ from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
-from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
+from agent_memory.store.forgetting import delete_unowned, rewrite
 from agent_memory.store.io import IOThread
 from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
@@ -48,7 +50,6 @@ from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
-from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
 from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
@@ -95,19 +96,20 @@ class Store:
         self._place: Place | None = None
         self._log_damage = 0
         if path is None:
-            self._manifest = Manifest(None)
+            self._enter(open_database(None))
             return
         self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
             self._lock = Lock(path, files)
-            self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            self._enter(database)
             self._log_damage += self._repair is not None
             try:
                 place = self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._manifest.meta("written"))
+                written = Written.parse(database.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
                     self._manifest,
@@ -125,7 +127,7 @@ class Store:
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
-                self._manifest.close()
+                database.close()
                 raise
         except BaseException as error:
             if self._lock is not None:
@@ -134,6 +136,10 @@ class Store:
                 raise opening_error(path, error) from error
             raise
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
+
+    def _enter(self, database: Database) -> None:
+        self._database = database
+        self._logs, self._manifest = Logs(database), Manifest(database)
 
     def _ensure_ours(self) -> None:
         """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
@@ -156,7 +162,7 @@ class Store:
             self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
-            self._pins.load(self._manifest)
+            self._pins.load(self._logs, self._manifest)
 
     def _take_rows(self) -> list[SegmentRow] | None:
         """What was read of the manifest at opening, once, where nobody has written to it since."""
@@ -164,7 +170,7 @@ class Store:
         if self._catalog is None or opened is None:
             return None
         self._catalog.opened = None
-        return opened[1] if opened[0] == self._manifest.commits else None
+        return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
@@ -178,7 +184,7 @@ class Store:
         """
         error = self._io.drain(logs_only=True)
         with store_errors("read the agent", self._path):
-            found = self._manifest.load_agent(salt, name)
+            found = self._logs.load_agent(salt, name)
         if found is None:
             return None
         record, damage = found
@@ -187,7 +193,7 @@ class Store:
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
-        return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
+        return record
 
     def create_agent(
         self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
@@ -196,18 +202,19 @@ class Store:
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
+            return self._logs.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
         self._io.drain(logs_only=True)
         with store_errors("list agents", self._path):
-            return self._manifest.list_agents(salt, self.pins)
+            return self._logs.list_agents(salt)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
         with store_errors("pin the agent", self._path):
-            self._pins.set(self._manifest, agent_id, is_pinned)
+            self._logs.pin(agent_id, is_pinned)
+            self._pins.load(self._logs, self._manifest)
 
     @property
     def pins(self) -> Set[int]:
@@ -221,15 +228,15 @@ class Store:
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+        self._io.submit_log(lambda: self._logs.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
         """Queue another first system prompt and facts of an agent."""
-        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
+        self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
+        self._io.submit_log(lambda: self._logs.rewind(agent_id, n_turns), agent_id)
 
     def behind(self, work: Callable[[], object]) -> None:
         """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
@@ -349,7 +356,7 @@ class Store:
             if self._health.state == "ok":  # else the disk was told of
                 catalog.counts.unwritten.tell()
         if self._lock is not None:
-            self._lock.acknowledge(self._manifest.commits)
+            self._lock.acknowledge(self._database.commits)
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
@@ -365,14 +372,14 @@ class Store:
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, None if catalog is None else catalog.folder)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
         repaired = [] if self._repair is None else [str(self._repair)]
         strangers = () if catalog is None else catalog.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
-        return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
+        return figures(self._catalog, self._health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
@@ -391,10 +398,10 @@ class Store:
                 self.flush()
         finally:
             self._io.close()
-            self._manifest.close()
+            self._database.close()
             if self._lock is not None:
                 is_here = self._place is not None and self._place.lost is None
-                self._lock.release(is_whole=is_here and self._manifest.is_whole)
+                self._lock.release(is_whole=is_here and self._database.is_whole)
             if self._place is not None:
                 self._files.guard = Files.guard  # the folder is somebody else's again
         log.info("store closed path=%s", self._path)

@@ -25,7 +25,7 @@ def sweep(catalog: Catalog) -> None:
     _take_up(catalog, rows, found)
     _take_up_sides(catalog, found)
     remove_hidden(catalog)  # where the disk refuses, the next Edit does it
-    catalog.opened = catalog.manifest.commits, rows
+    catalog.opened = catalog.manifest.database.commits, rows
     for name in filter(is_kv_name, found.keys() - known_files(catalog)):
         catalog.files.unlink(catalog.folder / name)
 

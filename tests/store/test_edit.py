@@ -40,17 +40,17 @@ def edit(store: Store, one: Edit) -> bool:
 
 
 def lose_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("DELETE FROM segments WHERE segment = 4")
 
 
 def change_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("UPDATE segments SET start = start + 1 WHERE segment = 4")
 
 
 def lose_a_side_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("DELETE FROM sides WHERE rowid = (SELECT max(rowid) FROM sides)")
 
 
