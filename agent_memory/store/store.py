@@ -17,7 +17,7 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
-from agent_memory.log.database import Database, open_database
+from agent_memory.log.database import open_database
 from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
 from agent_memory.log.lock import Lock
@@ -96,30 +96,29 @@ class Store:
         self._place: Place | None = None
         self._log_damage = 0
         if path is None:
-            self._enter(open_database(None))
-            return
-        self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+            self._database = open_database(None)
+        else:
+            self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
             self._lock = Lock(path, files)
-            database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
-            self._enter(database)
+            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
-                place = self._place = Place.of(path)
+                self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(database.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
-                    self._manifest,
+                    Manifest(self._database),
                     self._io,
                     quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
+                    admission=WriteAdmission(bytes_per_day, Written.parse(self._database.meta("written")), self.costs.compute_s),
                     files=files,
                     health=self._health,
                     codec=codec,
-                    place=place,
+                    place=self._place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -127,7 +126,7 @@ class Store:
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
-                database.close()
+                self._database.close()
                 raise
         except BaseException as error:
             if self._lock is not None:
@@ -136,10 +135,6 @@ class Store:
                 raise opening_error(path, error) from error
             raise
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
-
-    def _enter(self, database: Database) -> None:
-        self._database = database
-        self._logs, self._manifest = Logs(database), Manifest(database)
 
     def _ensure_ours(self) -> None:
         """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
@@ -255,8 +250,7 @@ class Store:
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                catalog = self._catalog
-                self._io.call(lambda: delete_agent(catalog, agent_id))
+                self._io.call(partial(delete_agent, self._catalog, agent_id))
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
@@ -351,10 +345,9 @@ class Store:
         """
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
-            catalog = self._catalog
-            self._io.call(lambda: keep(catalog))
+            self._io.call(partial(keep, self._catalog))
             if self._health.state == "ok":  # else the disk was told of
-                catalog.counts.unwritten.tell()
+                self._catalog.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
         if error is not None:
@@ -373,7 +366,7 @@ class Store:
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
             report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
-        repaired = [] if self._repair is None else [str(self._repair)]
+        repaired = () if self._repair is None else (str(self._repair),)
         strangers = () if catalog is None else catalog.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
 
