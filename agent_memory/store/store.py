@@ -109,12 +109,13 @@ class Store:
             try:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
+                written = Written.parse(self._database.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
                     Manifest(self._database),
                     self._io,
                     quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, Written.parse(self._database.meta("written")), self.costs.compute_s),
+                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
                     health=self._health,
                     codec=codec,
@@ -161,8 +162,7 @@ class Store:
 
     def _take_rows(self) -> list[SegmentRow] | None:
         """What was read of the manifest at opening, once, where nobody has written to it since."""
-        opened = None if self._catalog is None else self._catalog.opened
-        if self._catalog is None or opened is None:
+        if self._catalog is None or (opened := self._catalog.opened) is None:
             return None
         self._catalog.opened = None
         return opened[1] if opened[0] == self._database.commits else None
@@ -367,8 +367,8 @@ class Store:
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
             report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
         repaired = () if self._repair is None else (str(self._repair),)
-        strangers = () if catalog is None else catalog.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
+        others = () if catalog is None else catalog.quota.strangers
+        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
