@@ -15,6 +15,7 @@
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ StaleVersionError              the agent went on while a change of it was prepared
      │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
@@ -98,7 +99,7 @@ class PromptTooLongError(RequestError, ValueError):
         super().__init__(
             f"prompt is {n_tokens:,} tokens; the model's context is {limit:,} and one token must stay free "
             "for the reply. Shorten it; or go on from an earlier turn with agent.rewind(turns) or agent.fork(name, "
-            'at=turns), or from the newest ones alone with agent.compact(), which Config(on_full="compact") does itself.'
+            "at=turns), or from the newest turns alone with agent.compact(), which Config(on_full='compact') does then."
         )
 
     def __reduce__(self) -> tuple[type[PromptTooLongError], tuple[int, int]]:
@@ -106,7 +107,7 @@ class PromptTooLongError(RequestError, ValueError):
 
 
 class StaleVersionError(RequestError):
-    """The agent's conversation moved on while a change of it was made ready; nothing was changed."""
+    """The agent's conversation went on while a change of it was prepared; nothing was changed."""
 
 
 class UnsupportedParameterError(RequestError, ValueError):

@@ -13,8 +13,7 @@ from agent_memory.errors import AgentDeletedError
 from agent_memory.log.facts import Facts
 from agent_memory.log.said import Said
 from agent_memory.log.turns import AgentRecord, Turn
-from agent_memory.log.versions import Kept, Reason, Span, State, Version
-from agent_memory.prefix.chunks import common_prefix
+from agent_memory.log.versions import Kept, Reason, Span, State, Version, n_same_ids
 from agent_memory.prompt.sameness import is_same, renamed
 from agent_memory.protocols import Tokenizer
 from agent_memory.tools import from_json as tools_from_json
@@ -101,11 +100,11 @@ class Log:
 
     def restore(self, state: State) -> None:
         """Let the log be what it was at another moment, with the settings that the agent has now."""
-        settings = {"keep_reasoning": self.facts.keep_reasoning, "recall": self.facts.recall}
+        keep_reasoning, recall = self.facts.keep_reasoning, self.facts.recall
         self.first_system, self.spans = state.system, state.spans
         self._replay(state.turns)
         system = None if self.system == self.first_system else self.system
-        self.facts = attrs.evolve(state.facts, system=system, **settings)
+        self.facts = attrs.evolve(state.facts, system=system, keep_reasoning=keep_reasoning, recall=recall)
 
     def keep(self, state: State, reason: Reason, label: str | None = None) -> Version:
         """Keep a state of this log as its newest version."""
@@ -177,7 +176,7 @@ class Log:
         The last turn is the request's own. Replies that ``given`` brings along are turns of their own before it.
         """
         all_ids = np.array(ids, np.uint32)
-        keep = common_prefix(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
+        keep = n_same_ids(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
         seeded = self.seeded(given, tokenizer=tokenizer, keep=keep)
         same = seeded[-1].n_messages_kept + len(seeded[-1].messages) if seeded else self.n_same(given)
         own = Turn(

@@ -11,27 +11,30 @@ from agent_memory.errors import ConfigError, UnsupportedParameterError, repr_of
 from agent_memory.log.log import Log
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import replies
-from agent_memory.requests.options import DRAWING, Settings
+from agent_memory.requests.options import Settings
 from agent_memory.types import Reply, Usage, weakest
 
 
-def best_of(asking: Asking, log: Log, message: Any, n: object, key: Callable[[Reply], Any], settings: Settings) -> Reply:
+def best_of(
+    asking: Asking, log: Log, message: object, n: object, key: Callable[[Reply], Any], settings: Settings
+) -> Reply:
     """Return the reply that ``key`` is largest for, of ``n`` drawn with as many seeds; the first among equals.
 
     - The prompt is computed once, but for its last id, from which each reply starts; the replies decode together.
     - Each reply is the turn of a temporary fork. The best one's turn becomes the agent's, its KV with it.
     - The agent is as it was after every exception, those of ``key`` included.
     """
+    asking.ensure_open()
     seeded = _seeded(n, key, settings)
-    forks = [asking.versions.scratch(log) for _ in seeded]
-    version = log.version
+    version, forks = asking.versions.scratch(log, len(seeded))
     try:
-        usage = asking.prepare(message, forks[0], seeded[0])
-        found = replies(asking.start_all([(message, fork) for fork in forks], seeded))
+        usage = asking.prepare(message, forks[0], settings)
+        found = replies(asking.start_all([(message, *one) for one in zip(forks, seeded, strict=True)]))
         best = max(range(len(found)), key=lambda number: key(found[number]))
-        asking.versions.adopt(log, forks[best], version)
+        added = asking.versions.adopt(log, forks[best], version)
     finally:
         asking.versions.discard(forks)
+    asking.note(log, settings, added)
     return attrs.evolve(found[best], usage=_joined(usage, found[best].usage))
 
 
@@ -41,8 +44,7 @@ def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
         raise UnsupportedParameterError(f"n must be an int of at least 1, got {repr_of(n)}")
     if not callable(key):
         raise UnsupportedParameterError(f"key must be a function of a Reply, got {repr_of(key)}")
-    named = {name: value for name in DRAWING if (value := getattr(settings, name)) is not None}
-    sampling = attrs.evolve(settings.sampling, **named)
+    sampling = settings.sampling
     if sampling.is_greedy and n > 1:
         raise ConfigError(f"best_of draws {n} replies, and greedy sampling makes {n} equal ones: give a temperature=")
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(n)]

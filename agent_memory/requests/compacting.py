@@ -89,7 +89,8 @@ class Compacting:
         tokenizer, how = self._tokenizer(), self._how(log)
         summary = how.clean(summary) if summary and how.clean is not None else summary
         said = before.said_in(tokenizer, len(before.messages))
-        system, turns = log.system, []
+        system = log.system
+        turns: list[Turn] = []
         n_messages = 0 if system is None else 1
         for turn in before.turns[first:]:
             messages = turn.messages

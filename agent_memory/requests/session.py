@@ -23,10 +23,10 @@ from agent_memory.requests.calling import Calling
 from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner
+from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
-from agent_memory.store.store import Store
 from agent_memory.toolcall import ToolParser
 from agent_memory.types import Message, Reply
 
@@ -43,18 +43,19 @@ class Session:
     planner: Planner
     calling: Calling
     log: Log | None
-    store: Store
+    versions: Versions
     tokenizer: Tokenizer
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
     compacting: Compacting | None = None  #: of conversations that are too long; None: those raise
+    is_prefix: bool = False  #: True: all of the prompt but its last id is computed, ahead of requests that end with it
 
     def check(self) -> Prompt:
-        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError for one that no compaction helps."""
+        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError where no compaction helps."""
         prompt, limit = self.planner.prompt(), self.limit
-        if limit is not None and len(prompt.ids) >= limit:
-            if not self._compacts(len(prompt.ids), limit, is_asked=True):
-                raise PromptTooLongError(len(prompt.ids), limit)
+        is_too_long = limit is not None and len(prompt.ids) >= limit
+        if limit is not None and is_too_long and not self._compacts(len(prompt.ids), limit, is_asked=True):
+            raise PromptTooLongError(len(prompt.ids), limit)
         return prompt
 
     def prompt(self) -> Prompt:
@@ -65,6 +66,9 @@ class Session:
                 prompt = self.planner.prompt()
             if len(prompt.ids) >= limit:
                 raise PromptTooLongError(len(prompt.ids), limit)
+        if self.is_prefix and len(prompt.ids) > 1:
+            n_ids = len(prompt.ids) - 1
+            prompt = attrs.evolve(prompt, ids=prompt.ids[:n_ids], known=min(prompt.known, n_ids))
         return prompt
 
     def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
@@ -141,19 +145,14 @@ class Session:
             log.first_system = system  # a list made the agent
         facts = attrs.evolve(planner.facts, system=None if system == log.first_system else system)
         is_described = (system, facts) == (log.system, log.facts)
-        for turn in turns:
-            described = None if is_described or turn is not turns[-1] else (log.first_system, facts.to_json())
-            if not log.is_temporary:
-                self.store.append_turn(log.agent_id, len(log.turns), turn, described)
-            log.append(turn)
-        log.facts = facts
+        self.versions.append(log, turns, None if is_described else facts)
 
 
 class Requests:
     """Makes requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, store: Store, engine: Engine, callable_timeout_s: float) -> None:
-        self._runner, self._store, self._engine = runner, store, engine
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+        self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
     @cached_property
@@ -172,12 +171,13 @@ class Requests:
         remember: Callable[[Sequence[Message]], None] | None = None,
         is_temporary: bool = False,
         compacting: Compacting | None = None,
+        is_prefix: bool = False,
     ) -> Request:
         """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
 
         ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
         on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
-        ``is_temporary``: its KV never reaches the disk.
+        ``is_temporary``: its KV never reaches the disk. ``is_prefix``: all of the prompt but its last id.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
@@ -186,11 +186,12 @@ class Requests:
             planner=planner,
             calling=calling,
             log=log,
-            store=self._store,
+            versions=self._versions,
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
             remember=remember,
             compacting=compacting,
+            is_prefix=is_prefix,
         )
         constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import attrs
 
 from agent_memory.config import is_text
-from agent_memory.errors import StaleVersionError, UnsupportedParameterError, repr_of
+from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParameterError, repr_of
+from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
+from agent_memory.log.turns import Turn
 from agent_memory.log.versions import Kept, Reason, Span, State, Version
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
-from agent_memory.store.tiers import Heir
+from agent_memory.tiers.hot import Heir
+from agent_memory.types import Message
 
+_HIDDEN = "\ud800"  #: no agent's name begins so: it is no valid Unicode
 _AGAIN_S = 0.002  #: a turn that was cancelled is looked at again after so long
 
 
@@ -33,6 +37,7 @@ class Versions:
         self._agents, self._store, self._engine, self._n_kept = agents, store, engine, n_kept
         self._temporary = itertools.count(-1, -1)  # numbers of temporary agents and of their branches
         self._branches = itertools.count(1 << 30)
+        self._hidden = itertools.count(1)
 
     def fork(self, log: Log, name: str, at: object = None, *, is_temporary: bool = False) -> Log:
         """Make an agent that goes on from a moment of another one. Raises ConfigError where the name is taken."""
@@ -40,7 +45,7 @@ class Versions:
         def work() -> Log:
             log.ensure_exists()
             self._agents.ensure_free(name)
-            fork = self._forked(log, self._state_at(log, at), name, is_temporary)
+            fork = self._forked(log, self._state_at(log, at), name, is_temporary=is_temporary)
             self._agents.add(fork)
             self._engine.share(log.name, Heir(name, fork.agent_id, fork.ids[: fork.n_kv], is_temporary))
             return fork
@@ -97,10 +102,7 @@ class Versions:
             log.ensure_exists()
             if not is_own_turn:
                 self._agents.ensure_idle(log, "compact")
-            if log.version != version:
-                raise StaleVersionError(
-                    f"agent {repr_of(log.name)} had another turn meanwhile, and was left as it is. Do it again"
-                )
+            _ensure_unchanged(log, version)
             self._restore(log, state, reason, is_new=True)
 
         self._engine.call(work)
@@ -116,6 +118,50 @@ class Versions:
         view.restore(kept.state)
         view.viewed = (log, kept.version.number)
         return view
+
+    def scratch(self, log: Log, n: int) -> tuple[int, list[Log]]:
+        """Return the version of a log, and ``n`` temporary forks that no name finds, to be ended with ``discard``."""
+
+        def work() -> tuple[int, list[Log]]:
+            log.ensure_exists()
+            names = [f"{_HIDDEN}{next(self._hidden)} of {log.name}" for _ in range(n)]
+            return log.version, [self._forked(log, log.state, name, is_temporary=True) for name in names]
+
+        return self._engine.call(work)
+
+    def adopt(self, log: Log, fork: Log, version: int) -> tuple[Message, ...]:
+        """Let an idle agent have the turns and the KV of a fork that was made of its ``version``; the new messages.
+
+        Raises StaleVersionError where the agent has gone on since, RequestError while a turn of it runs.
+        """
+
+        def work() -> tuple[Message, ...]:
+            log.ensure_exists()
+            _ensure_unchanged(log, version)
+            self._agents.ensure_idle(log, "add the best reply to")
+            n_turns = len(log.turns)
+            if fork.spans[: len(log.spans)] == log.spans or not n_turns:
+                self.append(log, fork.turns[n_turns:], fork.facts)
+            else:  # it was compacted meanwhile
+                self._restore(log, fork.state, "compacted", is_new=True)
+            self._engine.adopt(fork.name, Heir(log.name, log.agent_id, log.ids, log.is_temporary))
+            return tuple(message for turn in fork.turns[-1:] for message in turn.messages)
+
+        return self._engine.call(work)
+
+    def discard(self, forks: Sequence[Log]) -> None:
+        """End temporary forks: their requests, and their KV."""
+
+        def work() -> bool:
+            is_busy = [self._engine.cancel_all_of(fork.name) for fork in forks]
+            for fork in forks if not any(is_busy) else ():
+                fork.is_deleted = True
+                self._engine.discard(fork.name, fork.agent_id)
+            return not any(is_busy)
+
+        with contextlib.suppress(ClosedError):
+            while not self._engine.call(work):
+                time.sleep(_AGAIN_S)
 
     @contextlib.contextmanager
     def transaction(self, log: Log) -> Iterator[None]:
@@ -142,7 +188,19 @@ class Versions:
 
     # engine thread
 
-    def _forked(self, log: Log, state: State, name: str, is_temporary: bool) -> Log:
+    def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
+        """Add turns to a log and to the store's queue. ``facts``: of the agent from now on, where they change."""
+        if turns and turns[0].n_messages_kept < len(log.messages):
+            self._leave(log, "replaced")
+        for turn in turns:
+            if not log.is_temporary:
+                is_told = facts is not None and turn is turns[-1]
+                described = (log.first_system, facts.to_json()) if facts is not None and is_told else None
+                self._store.append_turn(log.agent_id, len(log.turns), turn, described)
+            log.append(turn)
+        log.facts = log.facts if facts is None else facts
+
+    def _forked(self, log: Log, state: State, name: str, *, is_temporary: bool) -> Log:
         number = next(self._temporary) if is_temporary else self._agents.create_as(name, log)
         fork = log.forked(name, number)
         if state.turns is not log.turns:
@@ -164,13 +222,17 @@ class Versions:
 
     def _restore(self, log: Log, state: State, reason: Reason, *, is_new: bool = False) -> None:
         """Let a log be what it was, or could be, and keep what it is now as a version. ``is_new``: it never was."""
+        self._leave(log, reason)
+        number = self._new_number(log.is_temporary)
+        log.restore(attrs.evolve(state, spans=(Span(number, 0),)) if is_new else state.on(number))
+        self._store_state(log)
+
+    def _leave(self, log: Log, reason: Reason) -> None:
+        """Keep what a log is now as a version, unless it is one already, and drop those that are too many."""
         left = log.state.first(len(log.turns))
         if not any(kept.state.is_same(left) for kept in log.kept):
             log.keep(left, reason)
-        number = self._new_number(log.is_temporary)
-        log.restore(attrs.evolve(state, spans=(Span(number, 0),)) if is_new else state.on(number))
         self._drop(log, self._beyond(log))
-        self._store_state(log)
 
     def _roll_back(self, log: Log, state: State, version: int) -> bool:
         """Undo what an agent did since a moment; False where a turn of it still runs, which is cancelled."""
@@ -223,3 +285,10 @@ class Versions:
             for number, turn in enumerate(log.turns):
                 self._store.append_turn(log.agent_id, number, turn)
             self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+
+def _ensure_unchanged(log: Log, version: int) -> None:
+    if log.version != version:
+        raise StaleVersionError(
+            f"agent {repr_of(log.name)} had another turn meanwhile, and was left as it is now. Do it again"
+        )
