@@ -8,6 +8,7 @@ from typing import Unpack
 from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.observe.explain import CacheReport
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import result_message
 from agent_memory.requests.asking import Asking
@@ -84,6 +85,15 @@ class Agent:
         settings = Settings.of(Agent.give, options)
         with self._asking.start(self._answers(results), self._live, settings) as handle:
             return handle.result()
+
+    @takes_options()
+    def explain(self, messages: Prompt | None = None, **options: Unpack[Options]) -> CacheReport:
+        """Explain what a turn with ``messages`` would reuse, and why no more; computes and changes nothing.
+
+        ``messages``: a str goes on, a list is the whole history, as in ``Memory.generate``; None: the conversation as
+        it stands. Raises UnknownAgentError for an agent that is not stored yet.
+        """
+        return self._asking.explain(messages, self._live, Settings.of(Agent.explain, options))
 
     def rewind(self, turns: int = 1) -> None:
         """Forget the newest ``turns``: messages and ids, durable at the next flush; their KV is reused up to there.

@@ -19,6 +19,8 @@ from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.codec_quality import CodecReport, measure
+from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.lint import LintReport
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
@@ -214,6 +216,24 @@ class Memory:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
         return self._asking.prefill(prompt, self._log_of(agent), tools)
 
+    @takes_options()
+    def explain(
+        self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]
+    ) -> CacheReport:
+        """Explain what a request would reuse now, and why no more; computes and changes nothing.
+
+        Arguments as in ``generate``. Raises UnknownAgentError for a name that no agent has.
+        """
+        log = None if agent is None else self._known(agent)
+        return self._asking.explain(prompt, log, Settings.of(Memory.explain, options))
+
+    def lint(self, prompts: Sequence[Prompt]) -> LintReport:
+        """Find text that makes each of some prompts miss the cache: what differs by itself, such as a clock.
+
+        Give prompts of one kind, as they are sent on several occasions. Compares texts; nothing is computed.
+        """
+        return self._asking.lint(prompts)
+
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
         given = cleaned(shapes.normalize(prompt), (), self._asking.longterm.clean)
@@ -300,9 +320,7 @@ class Memory:
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
         name = None if agent is None else self._name_of(agent)
-        log = None if name is None else self._asking.agents.find(name, identity=self._asking.identity)
-        if name is not None and log is None:
-            raise UnknownAgentError(name)
+        log = None if name is None else self._known(name)
         agent_id = None if log is None else log.agent_id
         self.flush()
         self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
@@ -380,6 +398,17 @@ class Memory:
 
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
         return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)
+
+    def _known(self, agent: str | Agent) -> Log:
+        """The log of an agent that exists. Raises UnknownAgentError."""
+        if not isinstance(agent, (str, Agent)):
+            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
+        self._asking.ensure_open()
+        name = self._name_of(agent)
+        log = self._asking.agents.find(name, identity=self._asking.identity)
+        if log is None:
+            raise UnknownAgentError(name)
+        return log
 
     def _name_of(self, agent: str | Agent) -> str:
         """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""

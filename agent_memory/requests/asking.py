@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,12 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.lint import LintReport, lint
+from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.explaining import explained, explained_log
 from agent_memory.requests.longterm import LongTerm, chosen
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
@@ -23,7 +27,7 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
-from agent_memory.types import Recall, Usage
+from agent_memory.types import Message, Recall, Usage
 
 
 class Asking:
@@ -97,8 +101,30 @@ class Asking:
             self.agents.keep(log)
         return self._requests.start(request).result().usage
 
+    def explain(self, prompt: object, log: Log | None, settings: Settings) -> CacheReport:
+        """Explain what a request would reuse; of None, what the next turn of the agent would."""
+        tokenizer = self.ensure_open()
+        if prompt is None and log is not None:
+            return explained_log(self._engine, tokenizer, log)
+        planner, _ = self._planner(prompt, log, settings)
+        return explained(self._engine, planner, log)
+
+    def lint(self, prompts: Sequence[object]) -> LintReport:
+        """Find volatile text across prompts."""
+        self.ensure_open()
+        if isinstance(prompts, str | Mapping | Message) or not isinstance(prompts, Sequence):
+            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
+        return lint([shapes.normalize(prompt) for prompt in prompts])
+
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """A request that is not yet under way."""
+        planner, calling = self._planner(prompt, log, settings)
+        recall, name = self._recall(settings, log), log.name if log else None
+        remember = partial(self.longterm.note, recall=recall, agent=name) if recall else None
+        return self._requests.make(planner, log, settings, calling, remember=remember)
+
+    def _planner(self, prompt: object, log: Log | None, settings: Settings) -> tuple[Planner, Calling]:
+        """The prompt of a request, and how it may call tools."""
         tokenizer = self.ensure_open()
         recall, name = self._recall(settings, log), log.name if log else None
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
@@ -113,9 +139,7 @@ class Asking:
             clean=self._clean,
             recalls=partial(self.longterm.candidates, recall=recall, agent=name) if recall else None,
         )
-        planner = Planner(tokenizer, prompt, log, how)
-        remember = partial(self.longterm.note, recall=recall, agent=name) if recall else None
-        return self._requests.make(planner, log, settings, calling, remember=remember)
+        return Planner(tokenizer, prompt, log, how), calling
 
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
         """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""

@@ -25,13 +25,12 @@ from agent_memory.prompt.sameness import is_same
 from agent_memory.prompt.template import raw_ids, render, writes_calls
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
-from agent_memory.requests.misses import Before, Planned, explain, first_difference
+from agent_memory.requests.misses import Before, explain
+from agent_memory.requests.outline import Outline
 from agent_memory.requests.recalled import NOTHING, Candidates
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.tools import as_functions
 from agent_memory.types import Card, Message, OnDiverge, Tool
-
-_ANOTHER_DAY = datetime(2001, 9, 9, 1, 46, 40)  #: what a template writes of the date differs between this and today
 
 
 @frozen
@@ -68,7 +67,7 @@ class Planner:
     """
 
     __slots__ = (
-        "_asked", "_cache", "_candidates", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
+        "_asked", "_cache", "_candidates", "_composed_last", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
         "facts", "given", "is_branch", "n_known", "n_replaced", "recalled",
     )  # fmt: skip
 
@@ -88,6 +87,7 @@ class Planner:
         self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[tuple[int, int], Prompt] | None = None
+        self._composed_last = Composed([])  #: what the newest prompt was made of
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: of the agent, once this turn is part of its log
         self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
@@ -177,13 +177,22 @@ class Planner:
             return datetime.fromtimestamp(log.turns[-1].created_s)
         return log.facts.date or self._now
 
-    def _write(self, messages: Sequence[Message], generation_prompt: bool, *, now: datetime | None = None) -> str:
+    def _write(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        *,
+        now: datetime | None = None,
+        tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The template's text; what is None as this request has it."""
         how = self._how
         return render(
             self._tokenizer,
             messages,
-            tools=how.tools,
-            variables=how.variables,
+            tools=how.tools if tools is None else tools,
+            variables=how.variables if variables is None else variables,
             generation_prompt=generation_prompt,
             now=now or self._date,
         )
@@ -211,14 +220,15 @@ class Planner:
 
     def _finished(self, ids: Sequence[int], known: np.ndarray[Any, Any], composed: Composed) -> Prompt:
         log = self._log
+        self._composed_last = composed
         if log is None:
-            why = partial(self._why, composed, tuple(ids))
-            return Prompt(ids=tuple(ids), explain=lambda at, other: why(other, at))
+            prompt = Prompt(ids=tuple(ids))
+            return attrs.evolve(prompt, explain=self.explain_as_new(prompt))
         shared = common_prefix(known, np.array(ids, np.uint32))
         n_logged = min(log.n_kv, len(known))
         if (n_forgotten := log.facts.forgotten) is not None:
             return Prompt(
-                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=_forgotten(n_forgotten, shared)
+                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=forgotten_why(n_forgotten, shared)
             )
         return Prompt(
             ids=tuple(ids),
@@ -228,33 +238,32 @@ class Planner:
             why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
         )
 
+    def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
+        """Says why a prompt leaves other ids at a position, as of a request without a log."""
+        composed, ids = self._composed_last, prompt.ids
+        return lambda at, other: self._why(composed, ids, other, at)
+
     def _why(self, composed: Composed, ids: Sequence[int], other: Sequence[int], at: int) -> Why:
         log, tokenizer = self._log, self._tokenizer
-        closings = closings_of(tokenizer, partial(self._write)) if tokenizer.has_template else ()
+        closings = closings_of(tokenizer, self._write) if tokenizer.has_template else ()
         before = None
-        if log is not None:
+        if log is not None and log.turns:
             dates = {datetime.fromtimestamp(turn.created_s) for turn in log.turns[-1:]} | {log.facts.date}
             before = Before(log.messages, log.n_same(self.given), log.facts, tuple(filter(None, dates)))
-        return explain(
-            Planned(tokenizer, self.given, composed, closings),
-            ids,
-            other,
-            at,
-            before=before,
-            facts=self.facts,
-            moved_by_date=self._moved_by_date,
+        outline = Outline(
+            tokenizer,
+            self.given,
+            self._how.tools,
+            composed,
+            closings,
+            self._write,
+            generation_prompt=self._how.generation_prompt,
         )
-
-    def _moved_by_date(self, dates: Sequence[datetime]) -> range | None:
-        """The tokens that the template would write otherwise on one of some dates, or on any other day."""
-        if self._how.raw:
-            return None
-        write = partial(self._write, self.given, self._how.generation_prompt)
-        others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
-        return first_difference(self._tokenizer, write(), others)
+        return explain(outline, ids, other, at, before=before, facts=self.facts)
 
 
-def _forgotten(n_computed: int, shared: int) -> Why:
+def forgotten_why(n_computed: int, shared: int) -> Why:
+    """Why KV is gone that had been computed before a card of the conversation was forgotten."""
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")

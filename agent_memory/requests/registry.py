@@ -209,6 +209,7 @@ class Agents:
 
         def work() -> None:
             self._engine.evict(None, None, to="cold")
+            self._engine.forget(None)
             while not self._engine.hand_over():
                 self._store.wait_ready()
             rewritten, kv_of = {}, []
@@ -257,6 +258,7 @@ class Agents:
                 return False
             self._ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
+            self._engine.forget(log.name)
             self._store.delete_agent(log.agent_id)
             log.is_deleted = True
             with self._lock:

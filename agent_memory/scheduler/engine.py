@@ -19,7 +19,8 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
-from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.request import Prompt, Request
+from agent_memory.scheduler.reuse import Found
 from agent_memory.scheduler.waiting import Places
 from agent_memory.types import Tier
 
@@ -162,6 +163,14 @@ class Engine:
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
+
+    def look(self, prompt: Prompt, owner: str | None) -> Found:
+        """What a request would find of its prompt now, and why no more. Engine thread (in ``call``)."""
+        return self._loop.look(prompt, owner)
+
+    def forget(self, owner: str | None) -> None:
+        """Drop what is remembered of prompts without KV: an agent's, or all. Engine thread (in ``call``)."""
+        self._loop.unkept.forget(owner)
 
     def hand_over(self) -> bool:
         """Hand finished KV to the store, as far as the disk keeps up; True if that was all.

@@ -9,6 +9,7 @@ from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.store.tiers import HotTier, Lineage
 from agent_memory.types import Tier
 
@@ -31,9 +32,17 @@ class Evictor:
     """
 
     def __init__(
-        self, hot: HotTier, store: Store, saver: Saver, admission: Admission, *, ttl_s: float | None = None
+        self,
+        hot: HotTier,
+        store: Store,
+        saver: Saver,
+        admission: Admission,
+        *,
+        ttl_s: float | None = None,
+        unkept: Unkept | None = None,
     ) -> None:
         self._hot, self._store, self._saver, self._admission, self._ttl_s = hot, store, saver, admission, ttl_s
+        self._unkept = unkept if unkept is not None else Unkept()
         self.n_evicted = 0
         self._due_s: float | None = None  # when a lineage or a warm piece may be too old, by the tier's clock
         self._set_alarm(hot.clock(), ())
@@ -46,6 +55,7 @@ class Evictor:
         else:
             self._saver.settle(lineage)
         self._hot.take(lineage)
+        self._unkept.note(lineage.owner, lineage.ids, "evicted")
         self.n_evicted += 1
 
     def make_room(self, n_bytes: int, plan: Plan, *, hurry: bool) -> list[Lineage]:

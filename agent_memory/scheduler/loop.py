@@ -21,10 +21,12 @@ from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.replying import Replies
-from agent_memory.scheduler.reuse import Reuse
+from agent_memory.scheduler.request import Prompt
+from agent_memory.scheduler.reuse import Found, Reuse
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.scheduler.waiting import Places, Waiting
 from agent_memory.store.tiers import HotTier
 
@@ -66,10 +68,11 @@ class Loop:
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(store.chunk_tokens), admission, counters)
         self.saver = Saver(store, layout, counters)
-        self.evictor = Evictor(self.hot, store, self.saver, admission, ttl_s=hot_ttl_s)
-        reuse = Reuse(self.hot, store, self.saver, layout, prefill_tokens)
+        self.unkept = Unkept()
+        self.evictor = Evictor(self.hot, store, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept)
+        self._reuse = reuse = Reuse(self.hot, store, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
-            self.running, self.replies, self.hot, self.saver, self.evictor, is_storable=layout.is_storable
+            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens)
         self._decode = Decode(self.running, self._leaving)
@@ -109,6 +112,10 @@ class Loop:
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
+
+    def look(self, prompt: Prompt, owner: str | None) -> Found:
+        """What a request would find of its prompt now, and why no more; changes nothing."""
+        return self._reuse.look(prompt, owner, self.running)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""
@@ -175,6 +182,7 @@ class Loop:
         for request in self.waiting:
             if request.ends(now):
                 self.waiting.remove(request)
+                self._leaving.note_unstarted(request)
         if over := [row for row in self.running if row.request.ends(now)]:
             self._leaving.retire(over)
         self.replies.step()

@@ -18,12 +18,23 @@ from agent_memory.types import DivergedAt, Finish, MissCause, Reply, Sampling, U
 
 
 @frozen
+class Texts:
+    """Text around a place at which two prompts part: shared before it, then this prompt's and the computed one's."""
+
+    shared: str = field(default="", repr=False)
+    here: str = field(default="", repr=False)
+    there: str = field(default="", repr=False)
+
+
+@frozen
 class Why:
     """Why a prompt leaves what was computed before it, and where."""
 
     cause: MissCause
     detail: str  #: one sentence, without any of the prompt's text
     at: DivergedAt | None = None
+    texts: Texts = field(default=Texts(), repr=False)  #: for a report alone, never for a log
+    is_alike: bool = True  #: True if the two prompts read as versions of one where they part
 
 
 @frozen(kw_only=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import define
+from attrs import define, frozen
 
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
@@ -15,6 +15,7 @@ from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.store.tiers import HotTier, Lineage
 from agent_memory.types import MissCause, weakest
 
@@ -27,6 +28,9 @@ Ids = np.ndarray[Any, Any]
 
 _AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
+_FROM_MEMORY: tuple[MissCause, str] = ("evicted", "the KV was evicted from memory, and there is no disk tier")
+_UNWRITTEN: tuple[MissCause, str] = ("not_stored", "the KV was evicted from memory and had not been written")
+_SHARE = 0.5  #: of a prompt, below which another one's beginning says nothing of it
 #: Why a stored lineage ends, as the store remembers it.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
     "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
@@ -59,6 +63,18 @@ class Plan:
         return max(self.n_live, self.stored.n_tokens)
 
 
+@frozen
+class Found:
+    """What there is of a prompt's KV, and why there is no more: ``why`` None where nothing was lost or left."""
+
+    n_tokens: int
+    tier_tokens: Mapping[str, int]
+    why: Why | None
+    is_new: bool  #: True if nothing like the prompt was computed before, as far as is known
+    restore_s: Mapping[str, float | None]  #: by tier, as measured; None: nothing came from there yet
+    prefill_s: float | None  #: of the rest of the prompt; None: nothing was computed yet
+
+
 class Reuse:
     """Plans and takes the KV that a row starts from. Engine thread only.
 
@@ -74,8 +90,10 @@ class Reuse:
     #   running row                 row or batch     row or batch; the new row has a copy
     #   warm, cold                  store            store; the row has a restored copy
 
-    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
-        self._hot, self._store, self._saver, self._layout = hot, store, saver, layout
+    def __init__(
+        self, hot: HotTier, store: Store, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
+    ) -> None:
+        self._hot, self._store, self._saver, self._layout, self._unkept = hot, store, saver, layout, unkept
         self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
@@ -124,16 +142,76 @@ class Reuse:
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
-        if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
+        if _is_lost(prompt, len(plan.wanted), base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss, base.miss_detail = self._reason(prompt, stopped)
-        elif (why := _why(prompt, base.n_tokens, other)) is not None:
+        if (why := self._why(prompt, plan.wanted, base.n_tokens, stopped, other)) is not None:
             base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
         return base
 
+    def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
+        """What a request with this prompt would find, and why no more. Reads no KV and changes nothing."""
+        plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
+        n_tokens, costs = plan.n_tokens, self._store.costs
+        tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
+        other = self._other(plan) if prompt.explain is not None else None
+        token_bytes = self._layout.token_bytes
+        why = self._why(prompt, plan.wanted, n_tokens, plan.stored.stopped, other)
+        return Found(
+            n_tokens,
+            tiers,
+            why,
+            why is None and not prompt.n_logged and (not n_tokens or other is not None),
+            {tier: costs.load_s(tier, n * token_bytes) for tier, n in tiers.items()},
+            costs.compute_s(len(prompt.ids) - n_tokens),
+        )
+
+    def _why(
+        self, prompt: Prompt, wanted: Ids, n_tokens: int, stopped: str | None, other: tuple[int, Sequence[int]] | None
+    ) -> Why | None:
+        """Why no more than ``n_tokens`` of a prompt are there; None where that is all there ever was of it."""
+        if _is_lost(prompt, len(wanted), n_tokens):
+            return Why(*self._reason(prompt, stopped))
+        if prompt.explain is None and prompt.why is not None and n_tokens < prompt.n_logged:
+            return prompt.why
+        at = other[0] if other is not None else n_tokens
+        if (why := self._unkept_why(wanted, n_tokens, at)) is not None:
+            return why
+        why = prompt.explain(*other) if prompt.explain is not None and other is not None and n_tokens <= at else None
+        if why is not None and at < self._store.chunk_tokens and not why.is_alike:
+            why = None  # a few tokens that any two prompts share
+        if why is not None and why.cause != "never_seen":
+            return why
+        if prompt.explain is not None and stopped in _STOPPED:
+            return Why(*_STOPPED[stopped])
+        return self._elsewhere(wanted, max(n_tokens, at)) or why
+
+    def _unkept_why(self, wanted: Ids, n_tokens: int, at: int) -> Why | None:
+        """Why KV that was begun, or was in memory, is not there: cancelled, or evicted without a copy."""
+        found = self._unkept.longest(wanted)
+        if found is None:
+            return None
+        gone, shared = found
+        least = n_tokens + min(self._store.chunk_tokens, _SHARE * len(wanted))
+        if shared <= max(n_tokens, at) or (shared < least and shared < min(len(gone.ids), len(wanted))):
+            return None
+        n_lost = f"{shared - n_tokens:,} tokens of it are computed now"
+        if gone.reason == "cancelled":
+            return Why("cancelled", f"a request with this prompt ended before all of it was computed; {n_lost}")
+        cause, detail = _UNWRITTEN if self._store.has_disk else _FROM_MEMORY
+        return Why(cause, f"{detail}; {n_lost}")
+
+    def _elsewhere(self, wanted: Ids, n_tokens: int) -> Why | None:
+        """The same ids are stored, and are another model's or another tenant's."""
+        found = self._store.elsewhere(wanted) if n_tokens < self._store.chunk_tokens else None
+        least = min(self._store.chunk_tokens, _SHARE * len(wanted))
+        if found is None or found.n_tokens <= n_tokens or found.n_tokens < least:
+            return None
+        whose = "another model" if found.whose == "other_model" else "another tenant (Config.salt)"
+        return Why(found.whose, f"{found.n_tokens:,} of these tokens are stored as KV of {whose}, which is not shared")
+
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
         """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
-        at, other = max(plan.n_tokens, self._store.chunk_tokens), None
+        at, other = max(plan.n_tokens, 1), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
@@ -191,11 +269,11 @@ class Reuse:
             return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
         if not self._layout.is_storable:
             return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
-        return _STOPPED.get(stopped or "", ("damaged", stopped or "") if stopped else _NOT_STORED)
+        if stopped:
+            return _STOPPED.get(stopped, ("damaged", stopped))
+        return _NOT_STORED if self._store.has_disk else _FROM_MEMORY
 
 
-def _why(prompt: Prompt, n_tokens: int, other: tuple[int, Sequence[int]] | None) -> Why | None:
-    """Why the prompt leaves its agent's log or, without an agent, what is stored; None where it leaves neither."""
-    if prompt.explain is None:
-        return prompt.why if n_tokens < prompt.n_logged else None
-    return prompt.explain(*other) if other is not None and n_tokens <= other[0] else None
+def _is_lost(prompt: Prompt, n_wanted: int, n_tokens: int) -> bool:
+    """True if KV that the agent's turns had computed is not there."""
+    return n_tokens < min(prompt.known, n_wanted) or (prompt.foreign and not n_tokens)

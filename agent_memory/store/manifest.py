@@ -324,6 +324,12 @@ class Manifest:
         found: list[dict[str, str]] = [json.loads(row[0]) for row in rows if is_facts(row[0])]
         return next((facts for facts in found if facts.get("model") == model), {})
 
+    def all_facts(self) -> dict[str, dict[str, str]]:
+        """What was recorded of each identity."""
+        with self._lock:
+            rows = self._db.execute("SELECT identity, facts FROM identities").fetchall()
+        return {str(identity): json.loads(facts) for identity, facts in rows if is_facts(facts)}
+
     def layout(self, identity: str) -> str | None:
         """The layout recorded for an identity, as ``attach`` was given it."""
         with self._lock:

@@ -29,6 +29,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
+from agent_memory.store.elsewhere import Elsewhere, elsewhere
 from agent_memory.store.figures import figures
 from agent_memory.store.files import Files
 from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
@@ -267,6 +268,10 @@ class Store:
     def following(self, match: Match) -> Ids | None:
         """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
         return None if self._catalog is None else lookup.following(self._catalog, match)
+
+    def elsewhere(self, ids: Ids) -> Elsewhere | None:
+        """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
+        return None if self._catalog is None else elsewhere(self._catalog, self._manifest, ids)
 
     def source(self, match: Match, n_tokens: int) -> Source:
         """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.

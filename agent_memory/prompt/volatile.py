@@ -1,0 +1,90 @@
+"""Spans of a text that differ in each request by themselves: clocks, dates, identifiers, digests, counters. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from attrs import frozen
+
+Kind = Literal["uuid", "timestamp", "date", "clock", "hash", "identifier", "number", "counter"]
+
+_MONTHS = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
+)
+_DAYS = r"(?:Mon|Tues?|Wed(?:nes)?|Thu(?:rs)?|Fri|Sat(?:ur)?|Sun)(?:day)?\b"
+_CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[AaPp]\.?[Mm]\b\.?)?"
+_ZONE = r"(?:\s?(?:Z\b|UTC\b|GMT\b|[A-Z]{3,4}\b)?(?:\s?[+-]\d{2}:?\d{2}\b)?)"
+_NUMERIC = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2}))(?!\d)"
+_SPELLED = (
+    rf"(?:{_DAYS},?\s+)?(?:{_MONTHS}\s+\d{{1,2}}(?:st|nd|rd|th)?\b|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTHS})"
+    r"(?:,?\s+\d{4}\b)?"
+)
+_DATE = rf"(?:{_SPELLED}|(?:{_DAYS},?\s+)?{_NUMERIC})"
+#: Words after which a short number counts something that grows by itself.
+_COUNTED = (
+    r"(?:request|req|turn|message|msg|session|run|attempt|retry|retries|iteration|iter|round|counter|count|seq|sequence"
+    r"|id|nonce|job|build|trace|ticket|call|step|revision|rev|tick|uptime|invocation|query|visit|visitor|hit|n)"
+)
+_PATTERNS: tuple[tuple[Kind, str], ...] = (
+    ("uuid", r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![0-9A-Za-z])"),
+    ("timestamp", rf"(?<!\d){_DATE}(?:T|,?\s+(?:at\s+)?|\s*[-|]\s*){_CLOCK}{_ZONE}"),
+    ("timestamp", rf"(?<![\d:]){_CLOCK}{_ZONE}\s+(?:on\s+)?{_DATE}"),
+    ("timestamp", r"(?<!\d)\d{8}T\d{4,6}Z?"),
+    ("date", rf"(?<![\d.]){_DATE}"),
+    ("clock", rf"(?<![\d:.]){_CLOCK}(?![\d:])"),
+    ("hash", r"(?<![0-9A-Za-z])(?:0x)?(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{7,}(?![0-9A-Za-z])"),
+    ("identifier", r"(?<![A-Za-z0-9])(?=[A-Za-z]*\d)(?=[A-Za-z0-9]*\d[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{8,}(?![A-Za-z0-9])"),
+    ("identifier", r"(?<![A-Za-z0-9+/_-])(?=[A-Za-z+/_-]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[A-Za-z0-9+/_-]{20,}={0,2}"),
+    ("number", r"(?<![\d.])\d{7,}(?:\.\d+)?(?!\d)"),
+    ("counter", r"(?<![\w#])#\d{1,9}\b"),
+    ("counter", rf"(?<![A-Za-z])(?i:{_COUNTED})s?(?:[ _-]?(?i:number|no\.?|id|nr\.?|count))?\s*(?:[:=#]|is\b)?\s*#?(?P<n>\d{{1,9}})(?![\d.]?\d)"),
+)  # fmt: skip
+_ALL = tuple((kind, re.compile(pattern)) for kind, pattern in _PATTERNS)
+_MARK = "\0"
+
+
+@frozen
+class Volatile:
+    """A span ``[start, stop)`` of a text, and what it looks like."""
+
+    start: int
+    stop: int
+    kind: Kind
+
+
+def volatile_spans(text: str) -> list[Volatile]:
+    """Every span that looks volatile, in order, none overlapping another. O(text) for each pattern."""
+    found: list[Volatile] = []
+    for kind, pattern in _ALL:
+        for match in pattern.finditer(text):
+            start, stop = match.span("n") if "n" in pattern.groupindex else match.span()
+            while text[stop - 1 : stop].isspace():
+                stop -= 1
+            found.append(Volatile(start, stop, kind))
+    kept: list[Volatile] = []
+    for one in sorted(found, key=lambda span: (span.start, -span.stop)):
+        if not kept or one.start >= kept[-1].stop:
+            kept.append(one)
+    return kept
+
+
+def masked(text: str) -> str:
+    """The text with one sign in place of each volatile span."""
+    return cut_out(text, volatile_spans(text))
+
+
+def cut_out(text: str, spans: Sequence[Volatile]) -> str:
+    """The text with one sign in place of each of some spans."""
+    at, out = 0, []
+    for one in spans:
+        out += [text[at : one.start], _MARK]
+        at = one.stop
+    return "".join([*out, text[at:]])
+
+
+def differ_in_volatile_alone(one: str, other: str) -> bool:
+    """True if two texts differ, and in nothing but spans that look volatile."""
+    return one != other and masked(one) == masked(other)

@@ -1,0 +1,306 @@
+"""A prompt's outline: the chat template's text with marks for contents and tools, by which any token is placed.
+
+The outline is short however long the contents are, so that it can be rendered again with other tools, another date or
+fewer messages, at the cost of the template alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import attrs
+from attrs import frozen
+
+from agent_memory.errors import UnsupportedParameterError
+from agent_memory.prompt.own_words import Composed
+from agent_memory.prompt.recalled import with_cards
+from agent_memory.prompt.written import written
+from agent_memory.protocols import Tokenizer
+from agent_memory.types import Message, Tool
+from agent_memory.usage import DivergedAt, PromptPart
+
+
+class Write(Protocol):
+    """The chat template, with what a request leaves as it is filled in."""
+
+    def __call__(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        *,
+        now: datetime | None = None,
+        tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str: ...
+
+
+@frozen
+class Piece:
+    """A run of characters ``[start, stop)`` of one segment: the template's text, one content, or one tool's name.
+
+    ``at``: where its text, or its mark, stands in the outline.
+    """
+
+    start: int
+    stop: int
+    at: int
+    part: PromptPart
+    message: int | None = None
+    tool: int | None = None
+    is_content: bool = False
+
+
+@frozen
+class Place:
+    """Where a token stands: in which segment, which piece of it, and in the outline; -1: that is not known."""
+
+    diverged: DivergedAt
+    segment_start: int  #: the first token behind the special token before it
+    piece: Piece | None = None
+    outline_at: int = -1
+
+
+class Outline:
+    """The outline of one prompt. Rendered once, when it is first asked for."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        composed: Composed,
+        closings: Sequence[str],
+        write: Write,
+        *,
+        generation_prompt: bool = True,
+    ) -> None:
+        self.tokenizer, self.messages, self.tools = tokenizer, tuple(with_cards(messages)), tuple(tools)
+        self.composed, self.write, self._closings = composed, write, closings
+        self.generation_prompt = generation_prompt
+        said = "".join(f"{one.content}{one.reasoning}{one.source}" for one in self.messages)
+        said += "".join(f"{tool.name}{tool.description}" for tool in tools)
+        self._stem = next(stem for n in itertools.count() if (stem := f"qz{n}w") not in said)
+        self._mark = re.compile(rf"{self._stem}([mt])(\d+)(?:a\d+)?qz")
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The outline. Raises UnsupportedParameterError where the template refuses marks."""
+        if self._text is None:
+            self._text = self.render()
+        return self._text
+
+    def render(
+        self,
+        messages: Sequence[Message] | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        now: datetime | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The outline of other messages (by default the prompt's), of other tools, or on another day."""
+        shown = [self._marked(index, one) for index, one in enumerate(self.messages if messages is None else messages)]
+        offered = self.tools if tools is None else tools
+        marked = [attrs.evolve(tool, name=f"{self._stem}t{n}qz") for n, tool in enumerate(offered)]
+        return self.write(shown, self.generation_prompt, now=now, tools=marked, variables=variables)
+
+    def _marked(self, index: int, message: Message) -> Message:
+        calls = tuple(
+            attrs.evolve(call, arguments={"value": f"{self._stem}m{index}a{n}qz"}, source="")
+            for n, call in enumerate(message.tool_calls)
+        )
+        content = f"{self._stem}m{index}qz" if message.content else ""
+        return attrs.evolve(message, content=content, tool_calls=calls, source="", reasoning="", recalled=())
+
+    def resolved(self, outline: str, messages: Sequence[Message] | None = None) -> str:
+        """An outline's text with contents and names of tools in place of their marks."""
+        shown = self.messages if messages is None else messages
+
+        def put(match: re.Match[str]) -> str:
+            kind, number = match[1], int(match[2])
+            if kind == "t":
+                return self.tools[number].name if number < len(self.tools) else match[0]
+            return shown[number].content if number < len(shown) and "a" not in match[0][len(self._stem) :] else match[0]
+
+        return self._mark.sub(put, outline)
+
+    def mark_start(self, outline: str, at: int) -> int:
+        """The start of the mark that covers a character of an outline; ``at`` where none does."""
+        for match in self._mark.finditer(outline, max(0, at - 2 * len(self._stem) - 24)):
+            if match.start() < at < match.end():
+                return match.start()
+            if match.start() >= at:
+                break
+        return at
+
+    # placing tokens
+
+    def place(self, ids: Sequence[int], token: int) -> Place:
+        """Where a token of the prompt stands; ``ids``: the prompt's. Renders the outline once."""
+        specials = self.tokenizer.special_ids
+        start = token
+        while start and ids[start - 1] not in specials:
+            start -= 1
+        number = self._part_of(token)
+        parts = self.composed.parts
+        if not parts:
+            return Place(DivergedAt(token, None, None, "template"), start)
+        if (index := parts[number].message) is not None:
+            return Place(DivergedAt(token, index, self.messages[index].role, "message"), start)
+        try:
+            piece, at = self._piece(ids, number, start, token)
+        except UnsupportedParameterError:
+            piece, at = None, -1
+        if piece is None:
+            index = self._by_text(number, token)
+            role = None if index is None else self.messages[index].role
+            return Place(DivergedAt(token, index, role, "template" if index is None else "message"), start)
+        role = None if piece.message is None else self.messages[piece.message].role
+        tool = self.tools[piece.tool].name if piece.tool is not None and piece.tool < len(self.tools) else None
+        return Place(DivergedAt(token, piece.message, role, piece.part, tool), start, piece, at)
+
+    def _part_of(self, token: int) -> int:
+        parts = self.composed.parts
+        return max(0, next((n for n in range(len(parts) - 1, -1, -1) if parts[n].start <= token), 0))
+
+    def _piece(self, ids: Sequence[int], number: int, start: int, token: int) -> tuple[Piece | None, int]:
+        """The piece that holds a token of a part that the template wrote, and the token's place in the outline."""
+        parts, specials = self.composed.parts, self.tokenizer.special_ids
+        begin = parts[number].start
+        stop = parts[number + 1].start if number + 1 < len(parts) else len(ids)
+        low, high = self._slice(number)
+        segments = self._segments(self.text[low:high])
+        cuts = [n for n in range(begin, stop) if ids[n] in specials]
+        if number + 1 < len(parts):  # a reply's own ids may begin before its text does
+            segments = segments[: len(cuts) + 1]
+        if len(cuts) != len(segments) - 1:
+            return None, -1
+        k = sum(cut < token for cut in cuts)
+        first = cuts[k - 1] + 1 if k else begin
+        last = cuts[k] if k < len(cuts) else stop
+        text = self.tokenizer.decode(ids[first:last])
+        pieces = self._walk(segments, k, text, low)
+        offset = len(self.tokenizer.decode(ids[first:token]).rstrip("\ufffd"))
+        found = next((one for one in pieces if one.start <= offset < one.stop), pieces[-1] if pieces else None)
+        if found is None:
+            return None, -1
+        within = 0 if found.is_content else min(offset - found.start, found.stop - found.start)
+        return found, found.at + within if not (found.is_content and offset > found.start) else -1
+
+    def _slice(self, number: int) -> tuple[int, int]:
+        """Which characters of the outline a part of the prompt that the template wrote is."""
+        parts, text = self.composed.parts, self.text
+        before = parts[number - 1].message if number else None
+        after = parts[number + 1].message if number + 1 < len(parts) else None
+        low, high = 0, len(text)
+        if before is not None:
+            ends = [match.end() for match in self._mark.finditer(text) if match[1] == "m" and int(match[2]) == before]
+            if ends:
+                low = min((at for one in self._closings if (at := text.find(one, max(ends))) >= 0), default=max(ends))
+        if after is not None:
+            starts = [m.start() for m in self._mark.finditer(text, low) if m[1] == "m" and int(m[2]) == after]
+            high = min(starts, default=high)
+        return low, high
+
+    def _segments(self, text: str) -> list[tuple[int, str]]:
+        """(start, text) between the special tokens of a text."""
+        ids, specials = self.tokenizer.encode(text), self.tokenizer.special_ids
+        found, at = [], 0
+        for token in ids:
+            if token in specials:
+                name = self.tokenizer.key([token])
+                start = text.find(name, at)
+                if start < 0:
+                    raise UnsupportedParameterError(f"the special token {name!r} is not in the text that it is made of")
+                found.append((at, text[at:start]))
+                at = start + len(name)
+        return [*found, (at, text[at:])]
+
+    def _walk(self, segments: Sequence[tuple[int, str]], k: int, text: str, base: int) -> list[Piece]:
+        """The pieces of segment ``k``, whose real text is ``text``."""
+        start, sketch = segments[k]
+        marks = list(self._mark.finditer(sketch))
+        later = next((found for _, one in segments[k + 1 :] for found in self._mark.finditer(one) if found[1] == "m"), None)
+        pieces: list[Piece] = []
+        cursor, at = 0, 0
+        last_message: int | None = None
+        for n, mark in enumerate(marks):
+            literal = sketch[at : mark.start()]
+            following = sketch[mark.end() : marks[n + 1].start() if n + 1 < len(marks) else len(sketch)]
+            pieces += self._literal(literal, cursor, base + start + at, marks, n, last_message)
+            cursor += len(literal)
+            number = int(mark[2])
+            if mark[1] == "t":
+                stop = cursor + len(self.tools[number].name)
+                pieces.append(Piece(cursor, stop, base + start + mark.start(), "tools", None, number))
+            else:
+                last_message = number
+                stop = self._content_stop(text, cursor, number, following, is_call="a" in mark[0][len(self._stem) :])
+                pieces.append(
+                    Piece(cursor, stop, base + start + mark.start(), "message", number, None, is_content=True)
+                )
+            cursor, at = stop, mark.end()
+        if at < len(sketch) or cursor < len(text) or not pieces:
+            after = None if later is None or last_message is not None else int(later[2])
+            tail = self._literal(sketch[at:], cursor, base + start + at, marks, len(marks), last_message, after)
+            pieces += [attrs.evolve(one, stop=max(one.stop, len(text) + 1)) if one is tail[-1] else one for one in tail]
+        return pieces
+
+    def _literal(
+        self,
+        literal: str,
+        cursor: int,
+        at: int,
+        marks: Sequence[re.Match[str]],
+        n: int,
+        last_message: int | None,
+        later: int | None = None,
+    ) -> list[Piece]:
+        """The template's text before mark ``n`` of a segment: the tools' where it stands next to one of their marks."""
+        before, after = (marks[n - 1] if n else None), (marks[n] if n < len(marks) else None)
+        stop = cursor + len(literal)
+        if before is not None and before[1] == "t":
+            tool = int(before[2])
+            is_next = after is not None and after[1] == "t"
+            return [Piece(cursor, stop, at, "tools", None, tool + (1 if is_next and not literal else 0))]
+        if after is not None and after[1] == "t":
+            return [Piece(cursor, stop, at, "tools", None, int(after[2]))]
+        if after is not None:
+            return [Piece(cursor, stop, at, "template", int(after[2]))]
+        return [Piece(cursor, stop, at, "template", later if last_message is None else last_message)]
+
+    def _content_stop(self, text: str, cursor: int, number: int, following: str, *, is_call: bool) -> int:
+        """Where a content ends that begins at ``cursor``: as it is, trimmed, or written as JSON."""
+        content = self.messages[number].content
+        if not is_call:
+            for one in (content, content.strip(), content.rstrip(), content.lstrip()):
+                if one and text.startswith(one, cursor):
+                    return cursor + len(one)
+        found = text.rfind(following, cursor) if following else len(text)
+        return found if found >= 0 else len(text)
+
+    def _by_text(self, number: int, token: int) -> int | None:
+        """The message that holds a token, found by the beginnings of contents where the outline tells nothing."""
+        parts = self.composed.parts
+        replies = [index for part in parts[:number] if (index := part.message) is not None]
+        later = [index for part in parts[number:] if (index := part.message) is not None]
+        first, stop = (replies[-1] + 1 if replies else 0), (later[0] if later else len(self.messages))
+        text, n_tokens = parts[number].text, token - parts[number].start
+        at = len(written(self.tokenizer, self.tokenizer.encode(text)[:n_tokens]))
+        found, cursor = (replies[-1] if replies else None), 0
+        for index in range(first, stop):
+            snippet = self.messages[index].content.strip()[:200]
+            begin = text.find(snippet, cursor) if snippet else -1
+            if begin < 0:
+                continue
+            closed = [end + len(one) for one in self._closings if (end := text.rfind(one, cursor, begin)) >= 0]
+            is_first = not index and self.messages[0].role == "system"
+            if (0 if is_first else max(closed, default=cursor)) > at:
+                break
+            found, cursor = index, begin + len(snippet)
+        return found
+
