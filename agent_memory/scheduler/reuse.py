@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from attrs import define, frozen
@@ -16,12 +16,10 @@ from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.lookup import Match
+from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import MissCause, weakest
-
-if TYPE_CHECKING:
-    from agent_memory.store.lookup import Match
-    from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
@@ -91,14 +89,14 @@ class Reuse:
     #   warm, cold                  store            store; the row has a restored copy
 
     def __init__(
-        self, hot: HotTier, store: Store, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
+        self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
     ) -> None:
-        self._hot, self._store, self._saver, self._layout, self._unkept = hot, store, saver, layout, unkept
+        self._hot, self._tiers, self._saver, self._layout, self._unkept = hot, tiers, saver, layout, unkept
         self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
         """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
-        plan = Plan(wanted=wanted, stored=self._store.match(wanted))
+        plan = Plan(wanted=wanted, stored=self._tiers.match(wanted))
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
@@ -135,7 +133,7 @@ class Reuse:
             while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                    failed, stored = stored, self._store.match(plan.wanted)
+                    failed, stored = stored, self._tiers.match(plan.wanted)
                     n_as_long += stored.n_tokens >= failed.n_tokens
                     stopped = stored.stopped if n_as_long < _AS_LONG else "unreadable"
         except Exception as error:  # noqa: BLE001 - a restore that raises is a miss: the log has all it takes
@@ -151,7 +149,7 @@ class Reuse:
     def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
         """What a request with this prompt would find, and why no more. Reads no KV and changes nothing."""
         plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
-        n_tokens, costs = plan.n_tokens, self._store.costs
+        n_tokens, costs = plan.n_tokens, self._tiers.store.costs
         tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
         other = self._other(plan) if prompt.explain is not None else None
         token_bytes = self._layout.token_bytes
@@ -177,7 +175,7 @@ class Reuse:
         if (why := self._unkept_why(wanted, n_tokens, at)) is not None:
             return why
         why = prompt.explain(*other) if prompt.explain is not None and other is not None and n_tokens <= at else None
-        if why is not None and at < self._store.chunk_tokens and not why.is_alike:
+        if why is not None and at < self._tiers.store.chunk_tokens and not why.is_alike:
             why = None  # a few tokens that any two prompts share
         if why is not None and why.cause != "never_seen":
             return why
@@ -191,19 +189,19 @@ class Reuse:
         if found is None:
             return None
         gone, shared = found
-        least = n_tokens + min(self._store.chunk_tokens, _SHARE * len(wanted))
+        least = n_tokens + min(self._tiers.store.chunk_tokens, _SHARE * len(wanted))
         if shared <= max(n_tokens, at) or (shared < least and shared < min(len(gone.ids), len(wanted))):
             return None
         n_lost = f"{shared - n_tokens:,} tokens of it are computed now"
         if gone.reason == "cancelled":
             return Why("cancelled", f"a request with this prompt ended before all of it was computed; {n_lost}")
-        cause, detail = _UNWRITTEN if self._store.has_disk else _FROM_MEMORY
+        cause, detail = _UNWRITTEN if self._tiers.store.has_disk else _FROM_MEMORY
         return Why(cause, f"{detail}; {n_lost}")
 
     def _elsewhere(self, wanted: Ids, n_tokens: int) -> Why | None:
         """The same ids are stored, and are another model's or another tenant's."""
-        found = self._store.elsewhere(wanted) if n_tokens < self._store.chunk_tokens else None
-        least = min(self._store.chunk_tokens, _SHARE * len(wanted))
+        found = self._tiers.store.elsewhere(wanted) if n_tokens < self._tiers.store.chunk_tokens else None
+        least = min(self._tiers.store.chunk_tokens, _SHARE * len(wanted))
         if found is None or found.n_tokens <= n_tokens or found.n_tokens < least:
             return None
         whose = "another model" if found.whose == "other_model" else "another tenant (Config.salt)"
@@ -217,7 +215,7 @@ class Reuse:
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
                 at, other = shared, lineage.ids[shared:]
         if other is None and at == plan.stored.n_tokens < len(plan.wanted):
-            other = self._store.following(plan.stored)
+            other = self._tiers.following(plan.stored)
         return None if other is None else (at, other.tolist())
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
@@ -245,14 +243,14 @@ class Reuse:
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
         """Restore a match from the store; None where a checksum was wrong, before anything was computed on it."""
-        source = self._store.source(match, match.n_tokens)
+        source = self._tiers.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)
             if not source.check():
                 return None
         finally:
             source.close()
-        self._store.touch(match)
+        self._tiers.touch(match)
         return Base(
             kv=kv,
             n_tokens=match.n_tokens,
@@ -271,7 +269,7 @@ class Reuse:
             return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
         if stopped:
             return _STOPPED.get(stopped, ("damaged", stopped))
-        return _NOT_STORED if self._store.has_disk else _FROM_MEMORY
+        return _NOT_STORED if self._tiers.store.has_disk else _FROM_MEMORY
 
 
 def _is_lost(prompt: Prompt, n_wanted: int, n_tokens: int) -> bool:
