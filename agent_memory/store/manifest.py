@@ -71,8 +71,8 @@ class Manifest:
 
     def all_facts(self) -> dict[str, dict[str, str]]:
         """What was recorded of each identity."""
-        with self._lock:
-            rows = self._db.execute("SELECT identity, facts FROM identities").fetchall()
+        with self.database.reading() as db:
+            rows = db.execute("SELECT identity, facts FROM identities").fetchall()
         return {str(identity): json.loads(facts) for identity, facts in rows if is_facts(facts)}
 
     def layout(self, identity: str) -> str | None:
