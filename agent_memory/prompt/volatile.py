@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Literal
 
 from attrs import frozen
@@ -71,20 +71,16 @@ def volatile_spans(text: str) -> list[Volatile]:
     return kept
 
 
-def masked(text: str) -> str:
-    """The text with one sign in place of each volatile span."""
-    return cut_out(text, volatile_spans(text))
-
-
-def cut_out(text: str, spans: Sequence[Volatile]) -> str:
-    """The text with one sign in place of each of some spans."""
+def masked(text: str, kinds: Collection[Kind] = ()) -> str:
+    """The text with one sign in place of each volatile span; ``kinds``: of those alone, of all where none is given."""
     at, out = 0, []
-    for one in spans:
-        out += [text[at : one.start], _MARK]
-        at = one.stop
+    for one in volatile_spans(text):
+        if not kinds or one.kind in kinds:
+            out += [text[at : one.start], _MARK]
+            at = one.stop
     return "".join([*out, text[at:]])
 
 
-def differ_in_volatile_alone(one: str, other: str) -> bool:
-    """True if two texts differ, and in nothing but spans that look volatile."""
-    return one != other and masked(one) == masked(other)
+def differ_in_volatile_alone(one: str, other: str, *, kinds: Collection[Kind] = ()) -> bool:
+    """True if two texts differ, and in nothing but spans that look volatile; ``kinds``: in no others but those."""
+    return one != other and masked(one, kinds) == masked(other, kinds)

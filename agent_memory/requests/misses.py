@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from attrs import frozen
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.log.facts import Facts
 from agent_memory.prompt.jsontexts import differ_in_key_order_alone
-from agent_memory.prompt.volatile import differ_in_volatile_alone
+from agent_memory.prompt.volatile import Kind, differ_in_volatile_alone
 from agent_memory.prompt.written import written
 from agent_memory.requests.outline import Outline, Place
 from agent_memory.scheduler.request import Texts, Why
@@ -70,17 +71,17 @@ class Difference:
 
     def goes_on_as(self, outline: str, messages: Sequence[Message] | None = None) -> bool:
         """True if another outline leaves this prompt's where the computed text does, and goes on as that does."""
-        at = self.place.outline_at
-        if at < 0 or outline == (mine := self.outline.text):
+        place = self.place
+        if place.outline_at < 0 or place.within > _AGREE or outline == (mine := self.outline.text):
             return False
         left = _common(mine, outline)
         left = min(self.outline.mark_start(mine, left), self.outline.mark_start(outline, left))
-        if left != at + self._within:
+        if left != place.outline_at + (self._within if not place.within else 0):
             return False
-        following = self.outline.resolved(outline[left:], messages)[:_TAIL]
-        theirs = self.there[self.offset :]
-        agreed = _common(following, theirs)
-        return agreed >= min(_AGREE, len(following), len(theirs)) and agreed > 0
+        begin = self.offset - place.within - (self._within if place.within else 0)
+        theirs = self.there[begin:]
+        agreed = _common(self.outline.resolved(outline[left:], messages)[:_TAIL], theirs)
+        return agreed >= min(self.offset - begin + _AGREE, len(theirs)) > self.offset - begin
 
     @property
     def _within(self) -> int:
@@ -92,18 +93,22 @@ class Difference:
     @cached_property
     def is_volatile(self) -> bool:
         """True if the two parts differ in volatile spans alone."""
-        mine, theirs = self._parts
-        return differ_in_volatile_alone(mine, theirs)
+        return differ_in_volatile_alone(*self.segments)
+
+    @cached_property
+    def is_another_day(self) -> bool:
+        """True if the two parts differ in dates alone."""
+        return differ_in_volatile_alone(*self.segments, kinds=("date",))
 
     @cached_property
     def is_key_order(self) -> bool:
         """True if the two parts differ in the order of JSON keys alone."""
-        return differ_in_key_order_alone(*self._parts)
+        return differ_in_key_order_alone(*self.segments)
 
     @cached_property
     def is_alike(self) -> bool:
         """True if the two parts read as versions of one text."""
-        mine, theirs = (text[:_READ] for text in self._parts)
+        mine, theirs = (text[:_READ] for text in self.segments)
         if not mine or not theirs:
             return False
         shorter = min(len(mine), len(theirs))
@@ -111,11 +116,6 @@ class Difference:
             return True
         words, others = Counter(mine.split()), Counter(theirs.split())
         return (words & others).total() >= _ALIKE * max(words.total(), others.total())
-
-    @property
-    def _parts(self) -> tuple[str, str]:
-        mine, theirs = self.segments
-        return mine, theirs
 
 
 def _at_end(outline: Outline, at: int) -> DivergedAt:
@@ -157,35 +157,36 @@ def _cause(found: Difference, before: Before | None, facts: Facts) -> tuple[Miss
 
 def _by_template(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str] | None:
     """The cause where the template wrote something else than before: of the day, the tools, variables, or a turn."""
-    place = found.place.diverged
-    dropped = found.outline.composed.dropped
-    if place.message is not None and (place.message in dropped or place.message + 1 in dropped):
+    near, dropped = found.place.near, found.outline.composed.dropped
+    if near is not None and (near in dropped or near + 1 in dropped):
         detail = "the chat template leaves the reasoning of an earlier reply out of later prompts,"
         return "reasoning_dropped", f"{detail} keep_reasoning=True keeps it,"
-    if _is_dated(found, before):
+    if _is_dated(found):
         return "date_moved", "the chat template writes today's date, and it has moved,"
     if (why := _by_tools(found, before, facts)) is not None:
         return why
     if before is not None:
-        return _by_facts(before, facts)
+        return _by_facts(found, before, facts)
     if _is_reasoning_dropped(found):
         detail = "the chat template leaves the reasoning of an earlier reply out of later prompts,"
         return "reasoning_dropped", f"{detail} an agent with keep_reasoning=True keeps it,"
-    if found.place.outline_at < 0:  # inside of a message
+    if found.place.outline_at < 0 or found.place.within > _AGREE:  # inside of a message
         return None
+    if _has_other_variables(found):
+        return "template_changed", "the chat template was given other variables, which shows"
     if _has_moved(found):
         return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
     if _is_system(found):
         return "system_changed", "a system message was added or is gone"
-    piece = found.place.piece
-    if place.part == "template" and piece is not None and _is_templates_own(found):
+    if _is_templates_own(found):
         return "template_changed", "the chat template writes something else than before, by other variables,"
     return None
 
 
-def _by_facts(before: Before, facts: Facts) -> tuple[MissCause, str] | None:
-    """Of an agent whose messages are all the log's."""
-    if before.n_same < len(before.messages):
+def _by_facts(found: Difference, before: Before, facts: Facts) -> tuple[MissCause, str] | None:
+    """Of an agent whose messages are the log's up to that place."""
+    near = found.place.near
+    if before.n_same < len(before.messages) and near is not None and near >= before.n_same:
         return None
     if before.facts.tools != facts.tools:
         return "tools_changed", "the tools differ from those of the turn before"
@@ -194,15 +195,25 @@ def _by_facts(before: Before, facts: Facts) -> tuple[MissCause, str] | None:
     return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
 
 
-def _is_dated(found: Difference, before: Before | None) -> bool:
+def _is_dated(found: Difference) -> bool:
     """True if the template would have written another date there."""
     outline, at = found.outline, found.place.outline_at
-    if at < 0:
+    if at < 0 or found.place.within:
         return False
-    if before is not None:
-        return any(found.goes_on_as(outline.render(now=date)) for date in before.dates)
-    spans = [_differing(outline.text, other) for day in _OTHER_DAYS if (other := outline.render(now=day)) != outline.text]
-    return bool(spans) and min(spans)[0] <= at < max(stop for _, stop in spans)
+    others = (outline.render(now=day) for day in _OTHER_DAYS)
+    spans = [_differing(outline.text, other) for other in others if other != outline.text]
+    return bool(spans) and min(spans)[0] <= at + found._within < max(stop for _, stop in spans)
+
+
+def _has_other_variables(found: Difference) -> bool:
+    """True if the template, with a variable left out or turned, goes on as what was computed."""
+    variables = found.outline.variables
+    others: list[dict[str, Any]] = [{}] if variables else []
+    for name, value in variables.items():
+        others.append({one: v for one, v in variables.items() if one != name})
+        if isinstance(value, bool):
+            others.append({**variables, name: not value})
+    return any(found.goes_on_as(found.outline.render(variables=one)) for one in others)
 
 
 def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str] | None:
@@ -210,11 +221,13 @@ def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[M
         return None
     place, outline = found.place.diverged, found.outline
     is_there = place.part == "tools"
-    if not is_there and found.place.outline_at >= 0:
+    if not is_there and found.place.outline_at >= 0 and found.place.within <= _AGREE:
         others: tuple[Tool, ...] = () if outline.tools else (Tool("probe"),)
         is_there = found.goes_on_as(outline.render(tools=others))
     if not is_there:
         return None
+    if found.is_another_day:
+        return "date_moved", "a date differs in the tools"
     if found.is_volatile:
         return "volatile_text", "a time, an identifier or a number differs in the tools"
     is_order = found.is_key_order if before is None else before.facts.tools_sorted == facts.tools_sorted
@@ -225,13 +238,13 @@ def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[M
 
 def _is_reasoning_dropped(found: Difference) -> bool:
     """True if the computed reply goes on with reasoning, and then with what this prompt has there."""
-    place, piece = found.place.diverged, found.place.piece
-    if place.role != "assistant" or place.message is None or piece is None:
+    index = found.place.near
+    if index is None or found.place.piece is None or found.outline.messages[index].role != "assistant":
         return False
     marks = found.outline.tokenizer.reasoning
     begins = (*_REASONING, *([marks[0]] if marks else []))
     theirs = found.there
-    content = found.outline.messages[place.message].content.strip()[:200]
+    content = found.outline.messages[index].content.strip()[:200]
     at = theirs.find(content) if content else -1
     removed = theirs[:at] if at >= 0 else theirs
     mine = found.here[: found.here.find(content) if content in found.here else found.offset]
@@ -280,12 +293,15 @@ def _is_templates_own(found: Difference) -> bool:
 
 def _by_message(found: Difference, before: Before | None) -> tuple[MissCause, str]:
     place = found.place.diverged
+    if _is_volatile(found, before, ("date",)):
+        return "date_moved", "a date in the text has moved,"
     if _is_volatile(found, before):
         return "volatile_text", "a time, an identifier or a number differs"
     if before is None:
         return _anonymous(found)
     if before.n_same < len(before.messages):
-        if place.role == "system" or (not before.n_same and before.messages[0].role == "system"):
+        is_first = not before.n_same and (before.messages[0].role, place.role).count("system")
+        if is_first:
             return "system_changed", "the system prompt differs from the log's"
         n_opening = 1 if before.messages[0].role == "system" else 0
         known = {(message.role, message.content) for message in before.messages[n_opening:]}
@@ -296,24 +312,27 @@ def _by_message(found: Difference, before: Before | None) -> tuple[MissCause, st
     return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
 
 
-def _is_volatile(found: Difference, before: Before | None) -> bool:
-    """True if both sides differ in volatile spans alone: of an agent the whole messages, else their texts."""
+def _is_volatile(found: Difference, before: Before | None, kinds: Sequence[Kind] = ()) -> bool:
+    """True if both sides differ in volatile spans alone: of an agent the whole messages, else their texts.
+
+    ``kinds``: in no others but those.
+    """
     if before is None or before.n_same >= len(before.messages):
-        return found.is_volatile
+        return found.is_another_day if kinds else found.is_volatile
     messages = found.outline.messages
     if before.n_same >= len(messages):
         return False
     logged, given = before.messages[before.n_same], messages[before.n_same]
-    return logged.role == given.role and differ_in_volatile_alone(logged.content, given.content)
+    return logged.role == given.role and differ_in_volatile_alone(logged.content, given.content, kinds=kinds)
 
 
 def _anonymous(found: Difference) -> tuple[MissCause, str]:
-    place, messages = found.place.diverged, found.outline.messages
+    near, messages = found.place.near, found.outline.messages
     if found.is_key_order:
         return "key_order", "the same JSON stands there with its keys in another order, which differs"
-    if place.role == "system":
+    if near is not None and messages[near].role == "system":
         return "system_changed", "the system prompt differs from the one that was computed before"
-    if place.message is not None and place.message < len(messages) - 1:
+    if near is not None and near < len(messages) - 1:
         if found.segments[0] == found.segments[1]:
             return "never_seen", "the same text stands there in tokens that the model did not write, which differ"
         return "edited_history", "an earlier message differs from the one that was computed before"

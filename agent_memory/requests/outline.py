@@ -61,7 +61,9 @@ class Place:
     diverged: DivergedAt
     segment_start: int  #: the first token behind the special token before it
     piece: Piece | None = None
-    outline_at: int = -1
+    near: int | None = None  #: the message that it is in or, of the template's own text, that comes next
+    outline_at: int = -1  #: of a place inside of a content: where that begins
+    within: int = 0  #: characters from there
 
 
 class Outline:
@@ -77,7 +79,9 @@ class Outline:
         write: Write,
         *,
         generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
+        self.variables = variables or {}
         self.tokenizer, self.messages, self.tools = tokenizer, tuple(with_cards(messages)), tuple(tools)
         self.composed, self.write, self._closings = composed, write, closings
         self.generation_prompt = generation_prompt
@@ -150,25 +154,31 @@ class Outline:
         if not parts:
             return Place(DivergedAt(token, None, None, "template"), start)
         if (index := parts[number].message) is not None:
-            return Place(DivergedAt(token, index, self.messages[index].role, "message"), start)
+            return Place(DivergedAt(token, index, self.messages[index].role, "message"), start, near=index)
         try:
-            piece, at = self._piece(ids, number, start, token)
+            piece, closes, at, within = self._piece(ids, number, token)
         except UnsupportedParameterError:
-            piece, at = None, -1
+            piece = None
         if piece is None:
             index = self._by_text(number, token)
             role = None if index is None else self.messages[index].role
-            return Place(DivergedAt(token, index, role, "template" if index is None else "message"), start)
-        role = None if piece.message is None else self.messages[piece.message].role
+            part: PromptPart = "template" if index is None else "message"
+            return Place(DivergedAt(token, index, role, part), start, near=index)
         tool = self.tools[piece.tool].name if piece.tool is not None and piece.tool < len(self.tools) else None
-        return Place(DivergedAt(token, piece.message, role, piece.part, tool), start, piece, at)
+        ends = piece.is_content or closes
+        index = piece.message if ends else None
+        role = None if index is None else self.messages[index].role
+        diverged = DivergedAt(token, index, role, "message" if ends else piece.part, tool)
+        return Place(diverged, start, piece, piece.message, at, within)
 
     def _part_of(self, token: int) -> int:
         parts = self.composed.parts
         return max(0, next((n for n in range(len(parts) - 1, -1, -1) if parts[n].start <= token), 0))
 
-    def _piece(self, ids: Sequence[int], number: int, start: int, token: int) -> tuple[Piece | None, int]:
-        """The piece that holds a token of a part that the template wrote, and the token's place in the outline."""
+    def _piece(self, ids: Sequence[int], number: int, token: int) -> tuple[Piece | None, bool, int, int]:
+        """The piece that holds a token of a part that the template wrote; whether a content ends right there; where its
+        text stands in the outline; and characters from there.
+        """
         parts, specials = self.composed.parts, self.tokenizer.special_ids
         begin = parts[number].start
         stop = parts[number + 1].start if number + 1 < len(parts) else len(ids)
@@ -178,18 +188,23 @@ class Outline:
         if number + 1 < len(parts):  # a reply's own ids may begin before its text does
             segments = segments[: len(cuts) + 1]
         if len(cuts) != len(segments) - 1:
-            return None, -1
+            return None, False, -1, 0
         k = sum(cut < token for cut in cuts)
         first = cuts[k - 1] + 1 if k else begin
         last = cuts[k] if k < len(cuts) else stop
         text = self.tokenizer.decode(ids[first:last])
         pieces = self._walk(segments, k, text, low)
         offset = len(self.tokenizer.decode(ids[first:token]).rstrip("\ufffd"))
-        found = next((one for one in pieces if one.start <= offset < one.stop), pieces[-1] if pieces else None)
-        if found is None:
-            return None, -1
-        within = 0 if found.is_content else min(offset - found.start, found.stop - found.start)
-        return found, found.at + within if not (found.is_content and offset > found.start) else -1
+        place = next((n for n, one in enumerate(pieces) if one.start <= offset < one.stop), len(pieces) - 1)
+        if place < 0:
+            return None, False, -1, 0
+        found, before = pieces[place], pieces[place - 1] if place else None
+        closes = before is not None and before.is_content and offset == found.start and not found.is_content
+        if found.is_content:
+            return found, False, found.at, offset - found.start
+        if closes and before is not None:
+            found = attrs.evolve(found, message=before.message)
+        return found, closes, found.at + min(offset - found.start, found.stop - found.start), 0
 
     def _slice(self, number: int) -> tuple[int, int]:
         """Which characters of the outline a part of the prompt that the template wrote is."""

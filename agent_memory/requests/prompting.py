@@ -258,6 +258,7 @@ class Planner:
             closings,
             self._write,
             generation_prompt=self._how.generation_prompt,
+            variables=self._how.variables,
         )
         return explain(outline, ids, other, at, before=before, facts=self.facts)
 

@@ -169,6 +169,8 @@ class Reuse:
         """Why no more than ``n_tokens`` of a prompt are there; None where that is all there ever was of it."""
         if _is_lost(prompt, len(wanted), n_tokens):
             return Why(*self._reason(prompt, stopped))
+        if n_tokens >= len(wanted):
+            return None
         if prompt.explain is None and prompt.why is not None and n_tokens < prompt.n_logged:
             return prompt.why
         at = other[0] if other is not None else n_tokens
