@@ -26,6 +26,11 @@ _ALIKE = 0.6  #: share of equal text from which two texts are versions of one
 _READ = 4_000  #: characters compared for it
 #: Days that differ from one another, and from any other day, in all that a template may write of them.
 _OTHER_DAYS = (datetime(2001, 9, 9, 1, 46, 40), datetime(1987, 11, 28, 13, 5, 59), datetime(2033, 5, 16, 22, 37, 2))
+_DROPPED = (
+    "the chat template leaves the reasoning of an earlier reply out of later prompts, which keep_reasoning=True of an "
+    "agent prevents,"
+)
+_FOUND_BY = 48  #: characters of a reply by which it is found behind its reasoning
 _REASONING = ("<think", "analysis", "thought", "reasoning")
 
 
@@ -142,9 +147,11 @@ def explain(
     if at >= len(ids):
         detail = f"the prompt ends at token {at:,}, before what was computed ends; {lost}"
         return Why("edited_history", detail, place, found.texts)
+    cause, what = _cause(found, before, facts)
+    if cause == "template_changed":  # whatever message the template's text stands in front of
+        place = DivergedAt(at, None, None, "template")
     where = f"token {at:,}" + ("" if place.message is None else f", in message {place.message} ({place.role})")
     where += "" if place.tool is None else f", in the tool {place.tool}"
-    cause, what = _cause(found, before, facts)
     return Why(cause, f"{what} at {where}; {lost}", place, found.texts, found.is_alike)
 
 
@@ -159,17 +166,15 @@ def _by_template(found: Difference, before: Before | None, facts: Facts) -> tupl
     """The cause where the template wrote something else than before: of the day, the tools, variables, or a turn."""
     near, dropped = found.place.near, found.outline.composed.dropped
     if near is not None and (near in dropped or near + 1 in dropped):
-        detail = "the chat template leaves the reasoning of an earlier reply out of later prompts,"
-        return "reasoning_dropped", f"{detail} keep_reasoning=True keeps it,"
+        return "reasoning_dropped", _DROPPED
     if _is_dated(found):
         return "date_moved", "the chat template writes today's date, and it has moved,"
     if (why := _by_tools(found, before, facts)) is not None:
         return why
+    if _is_reasoning_dropped(found):
+        return "reasoning_dropped", _DROPPED
     if before is not None:
         return _by_facts(found, before, facts)
-    if _is_reasoning_dropped(found):
-        detail = "the chat template leaves the reasoning of an earlier reply out of later prompts,"
-        return "reasoning_dropped", f"{detail} an agent with keep_reasoning=True keeps it,"
     if found.place.outline_at < 0 or found.place.within > _AGREE:  # inside of a message
         return None
     if _has_other_variables(found):
@@ -238,17 +243,15 @@ def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[M
 
 def _is_reasoning_dropped(found: Difference) -> bool:
     """True if the computed reply goes on with reasoning, and then with what this prompt has there."""
-    index = found.place.near
-    if index is None or found.place.piece is None or found.outline.messages[index].role != "assistant":
+    index, piece = found.place.near, found.place.piece
+    if index is None or piece is None or found.outline.messages[index].role != "assistant":
         return False
+    begin = min(piece.start if piece.is_content else found.offset, found.offset)
+    mine = found.segments[0][begin:][:_FOUND_BY]
+    at = found.there.find(mine, begin + 1) if mine else -1
     marks = found.outline.tokenizer.reasoning
     begins = (*_REASONING, *([marks[0]] if marks else []))
-    theirs = found.there
-    content = found.outline.messages[index].content.strip()[:200]
-    at = theirs.find(content) if content else -1
-    removed = theirs[:at] if at >= 0 else theirs
-    mine = found.here[: found.here.find(content) if content in found.here else found.offset]
-    return at > 0 and any(mark in removed and mark not in mine for mark in begins)
+    return at > 0 and any(mark in found.there[begin:at] and mark not in mine for mark in begins)
 
 
 def _has_moved(found: Difference) -> bool:
