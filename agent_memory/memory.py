@@ -217,9 +217,7 @@ class Memory:
         return self._asking.prefill(prompt, self._log_of(agent), tools)
 
     @takes_options()
-    def explain(
-        self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]
-    ) -> CacheReport:
+    def explain(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> CacheReport:
         """Explain what a request would reuse now, and why no more; computes and changes nothing.
 
         Arguments as in ``generate``. Raises UnknownAgentError for a name that no agent has.

@@ -15,33 +15,47 @@ _MONTHS = (
     r"|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
 )
 _DAYS = r"(?:Mon|Tues?|Wed(?:nes)?|Thu(?:rs)?|Fri|Sat(?:ur)?|Sun)(?:day)?\b"
-_CLOCK = r"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[AaPp]\.?[Mm]\b\.?)?"
-_ZONE = r"(?:\s?(?:Z\b|UTC\b|GMT\b|[A-Z]{3,4}\b)?(?:\s?[+-]\d{2}:?\d{2}\b)?)"
-_NUMERIC = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2}))(?!\d)"
+_CLOCK = (
+    r"(?:\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[AaPp]\.?[Mm]\b\.?|\s?Uhr\b)?"
+    r"|\d{1,2}\s?[hH]\s?\d{2}\b|\d{1,2}\s?[AaPp]\.?[Mm]\b\.?)"
+)
+_ZONE = r"(?:\s?(?:Z\b|UTC\b|GMT\b|CES?T\b|[ECMP][SD]T\b)?(?:\s?[+-]\d{2}:?\d{2}\b)?)"
+_NUMERIC = (
+    r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2}))(?!\d)"
+    r"|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日"
+)
 _SPELLED = (
     rf"(?:{_DAYS},?\s+)?(?:{_MONTHS}\s+\d{{1,2}}(?:st|nd|rd|th)?\b|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTHS})"
     r"(?:,?\s+\d{4}\b)?"
 )
-_DATE = rf"(?:{_SPELLED}|(?:{_DAYS},?\s+)?{_NUMERIC})"
+_DATE = rf"(?:{_SPELLED}|(?:{_DAYS},?\s+)?(?:{_NUMERIC}))"
 #: Words after which a short number counts something that grows by itself.
 _COUNTED = (
-    r"(?:request|req|turn|message|msg|session|run|attempt|retry|retries|iteration|iter|round|counter|count|seq|sequence"
+    r"(?i:request|req|turn|message|msg|session|run|attempt|retry|retries|iteration|iter|round|counter|count|seq|sequence"
     r"|id|nonce|job|build|trace|ticket|call|step|revision|rev|tick|uptime|invocation|query|visit|visitor|hit|n)"
 )
+_NUMBERED = r"(?:[ _-]?(?i:number|no\.?|id|nr\.?|count))?"
+_UNTIED = r"(?<![A-Za-z0-9])"
 _PATTERNS: tuple[tuple[Kind, str], ...] = (
-    ("uuid", r"(?<![0-9A-Za-z])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![0-9A-Za-z])"),
+    ("uuid", rf"{_UNTIED}[0-9a-fA-F]{{8}}-(?:[0-9a-fA-F]{{4}}-){{3}}[0-9a-fA-F]{{12}}(?![0-9A-Za-z])"),
     ("timestamp", rf"(?<!\d){_DATE}(?:T|,?\s+(?:at\s+)?|\s*[-|]\s*){_CLOCK}{_ZONE}"),
     ("timestamp", rf"(?<![\d:]){_CLOCK}{_ZONE}\s+(?:on\s+)?{_DATE}"),
     ("timestamp", r"(?<!\d)\d{8}T\d{4,6}Z?"),
     ("date", rf"(?<![\d.]){_DATE}"),
     ("clock", rf"(?<![\d:.]){_CLOCK}(?![\d:])"),
-    ("hash", r"(?<![0-9A-Za-z])(?:0x)?(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{7,}(?![0-9A-Za-z])"),
-    ("identifier", r"(?<![A-Za-z0-9])(?=[A-Za-z]*\d)(?=[A-Za-z0-9]*\d[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{8,}(?![A-Za-z0-9])"),
-    ("identifier", r"(?<![A-Za-z0-9+/_-])(?=[A-Za-z+/_-]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[A-Za-z0-9+/_-]{20,}={0,2}"),
+    ("hash", rf"{_UNTIED}(?:0x)?(?=[a-fA-F]*\d)(?=\d*[a-fA-F])[0-9a-fA-F]{{7,}}(?![0-9A-Za-z])"),
+    ("identifier", rf"{_UNTIED}(?=[A-Za-z]*\d[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{{8,}}(?![A-Za-z0-9])"),
+    (
+        "identifier",
+        r"(?<![\w+/-])(?=[A-Za-z+/_-]*\d)(?=[^A-Z\s]*[A-Z])(?=[^a-z\s]*[a-z])[A-Za-z0-9+/_-]{20,}={0,2}",
+    ),
     ("number", r"(?<![\d.])\d{7,}(?:\.\d+)?(?!\d)"),
-    ("counter", r"(?<![\w#])#\d{1,9}\b"),
-    ("counter", rf"(?<![A-Za-z])(?i:{_COUNTED})s?(?:[ _-]?(?i:number|no\.?|id|nr\.?|count))?\s*(?:[:=#]|is\b)?\s*#?(?P<n>\d{{1,9}})(?![\d.]?\d)"),
-)  # fmt: skip
+    ("counter", r"(?<![\w#])#(?P<n>\d{1,9})\b"),
+    (
+        "counter",
+        rf"(?<![A-Za-z]){_COUNTED}s?{_NUMBERED}\s*(?:[:=#]|is\b)?\s*#?(?P<n>\d{{1,9}})(?![\d.]?\d)",
+    ),
+)
 _ALL = tuple((kind, re.compile(pattern)) for kind, pattern in _PATTERNS)
 _MARK = "\0"
 

@@ -17,4 +17,3 @@ def written(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         else:
             run.append(token)
     return "".join([*out, tokenizer.decode(run)])
-

@@ -165,7 +165,7 @@ class Outline:
             part: PromptPart = "template" if index is None else "message"
             return Place(DivergedAt(token, index, role, part), start, near=index)
         tool = self.tools[piece.tool].name if piece.tool is not None and piece.tool < len(self.tools) else None
-        ends = piece.is_content or closes
+        ends = piece.part == "message" or closes
         index = piece.message if ends else None
         role = None if index is None else self.messages[index].role
         diverged = DivergedAt(token, index, role, "message" if ends else piece.part, tool)
@@ -239,7 +239,9 @@ class Outline:
         """The pieces of segment ``k``, whose real text is ``text``."""
         start, sketch = segments[k]
         marks = list(self._mark.finditer(sketch))
-        later = next((found for _, one in segments[k + 1 :] for found in self._mark.finditer(one) if found[1] == "m"), None)
+        later = next(
+            (found for _, one in segments[k + 1 :] for found in self._mark.finditer(one) if found[1] == "m"), None
+        )
         pieces: list[Piece] = []
         cursor, at = 0, 0
         last_message: int | None = None
@@ -254,7 +256,7 @@ class Outline:
                 pieces.append(Piece(cursor, stop, base + start + mark.start(), "tools", None, number))
             else:
                 last_message = number
-                stop = self._content_stop(text, cursor, number, following, is_call="a" in mark[0][len(self._stem) :])
+                stop = self._content_stop(text, cursor, number, following, is_call=self._is_call(mark))
                 pieces.append(
                     Piece(cursor, stop, base + start + mark.start(), "message", number, None, is_content=True)
                 )
@@ -284,9 +286,15 @@ class Outline:
             return [Piece(cursor, stop, at, "tools", None, tool + (1 if is_next and not literal else 0))]
         if after is not None and after[1] == "t":
             return [Piece(cursor, stop, at, "tools", None, int(after[2]))]
+        is_call = any(mark is not None and self._is_call(mark) for mark in (before, after))
+        part: PromptPart = "message" if is_call else "template"  # how a call is spelled is the message's own
         if after is not None:
-            return [Piece(cursor, stop, at, "template", int(after[2]))]
-        return [Piece(cursor, stop, at, "template", later if last_message is None else last_message)]
+            return [Piece(cursor, stop, at, part, int(after[2]))]
+        return [Piece(cursor, stop, at, part, later if last_message is None else last_message)]
+
+    def _is_call(self, mark: re.Match[str]) -> bool:
+        """True if a mark stands for the arguments of a call."""
+        return "a" in mark[0][len(self._stem) :]
 
     def _content_stop(self, text: str, cursor: int, number: int, following: str, *, is_call: bool) -> int:
         """Where a content ends that begins at ``cursor``: as it is, trimmed, or written as JSON."""
@@ -318,4 +326,3 @@ class Outline:
                 break
             found, cursor = index, begin + len(snippet)
         return found
-

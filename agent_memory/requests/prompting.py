@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import attrs
@@ -228,7 +227,10 @@ class Planner:
         n_logged = min(log.n_kv, len(known))
         if (n_forgotten := log.facts.forgotten) is not None:
             return Prompt(
-                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=forgotten_why(n_forgotten, shared)
+                ids=tuple(ids),
+                known=min(shared, log.n_kv),
+                n_logged=n_forgotten,
+                why=forgotten_why(n_forgotten, shared),
             )
         return Prompt(
             ids=tuple(ids),

@@ -132,7 +132,11 @@ class _Play:
         self.case, self.folder, self.name = case, folder, case["template"]
         between = case["between"]
         self.what = next(iter(between)) if isinstance(between, Mapping) else between
-        self.days = [datetime.fromisoformat(day) for day in between["date_change"].values()] if self.what == "date_change" else None
+        self.days = (
+            [datetime.fromisoformat(day) for day in between["date_change"].values()]
+            if self.what == "date_change"
+            else None
+        )
         self.on_disk = self.what in ("damage", "other_model", "other_tenant", "restart")
         self.messages, self.reply = asked(case)
 
@@ -202,7 +206,7 @@ class _Play:
 
     def _damage(self, memory: Memory) -> Memory:
         memory.close()
-        for file in segment_files(self.folder)[:1]:
+        for file in segment_files(self.folder):
             file.write_bytes(file.read_bytes()[:-64])
         return self.open()
 
