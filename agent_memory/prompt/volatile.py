@@ -58,6 +58,7 @@ _PATTERNS: tuple[tuple[Kind, str], ...] = (
 )
 _ALL = tuple((kind, re.compile(pattern)) for kind, pattern in _PATTERNS)
 _MARK = "\0"
+_AROUND = 120  #: characters around a difference that are read: longer than any volatile span
 
 
 @frozen
@@ -95,6 +96,34 @@ def masked(text: str, kinds: Collection[Kind] = ()) -> str:
     return "".join([*out, text[at:]])
 
 
-def differ_in_volatile_alone(one: str, other: str, *, kinds: Collection[Kind] = ()) -> bool:
-    """True if two texts differ, and in nothing but spans that look volatile; ``kinds``: in no others but those."""
-    return one != other and masked(one, kinds) == masked(other, kinds)
+def differ_in_volatile_alone(
+    one: str, other: str, *, kinds: Collection[Kind] = (), is_open: bool = False
+) -> bool:
+    """True if two texts differ, and in nothing but spans that look volatile; ``kinds``: in no others but those.
+
+    ``is_open``: one of the texts may go on where it ends here. Reads what differs and a little around it.
+    """
+    if one == other:
+        return False
+    start = max(0, _n_common(one, other) - _AROUND)
+    same = 0 if is_open else _n_common(one[start:][::-1], other[start:][::-1])
+    mine, theirs = (text[start : len(text) - max(0, same - _AROUND)] for text in (one, other))
+    first, second = (masked(text, kinds) for text in (mine[: 3 * _AROUND], theirs[: 3 * _AROUND]))
+    if not is_open and len(mine) <= 3 * _AROUND >= len(theirs):
+        return first == second
+    if _n_common(first, second) < min(len(first), len(second)) - _AROUND:
+        return False
+    first, second = masked(mine, kinds), masked(theirs, kinds)
+    return first[: max(0, len(second) - _AROUND)] == second[: max(0, len(first) - _AROUND)] if is_open else first == second
+
+
+def _n_common(one: str, other: str) -> int:
+    """Length of the longest common prefix, by halves: O(n), and fast."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -19,7 +19,8 @@ from agent_memory.requests.outline import Outline, Place
 from agent_memory.scheduler.request import Texts, Why
 from agent_memory.types import DivergedAt, Message, MissCause, Tool
 
-_TAIL = 4_096  #: ids behind the divergence that are read, at most
+_TAIL = 2_048  #: ids behind the divergence that are read, at most
+_SPLIT = 64  #: ids in front of the divergence whose text a report shows
 _SHOWN = 400  #: characters of either text that a report shows
 _AGREE = 6  #: characters that a rendering must share with what was computed, to tell the cause
 _ALIKE = 0.6  #: share of equal text from which two texts are versions of one
@@ -48,62 +49,70 @@ class Difference:
     """Two texts around the token at which one prompt leaves what was computed of another."""
 
     def __init__(self, outline: Outline, ids: Sequence[int], other: Sequence[int], at: int) -> None:
-        self.outline, self.at = outline, at
+        self.outline = outline
         self.place: Place = outline.place(ids, at) if at < len(ids) else Place(_at_end(outline, at), at)
-        tokenizer, start = outline.tokenizer, self.place.segment_start
-        shared = list(ids[start:at])
-        self._mine, self._theirs = [*shared, *ids[at : at + _TAIL]], [*shared, *other[:_TAIL]]
-        self.is_cut = len(other) < _TAIL  #: True if what was computed ends there
-        self.here, self.there = written(tokenizer, self._mine), written(tokenizer, self._theirs)
-        self.offset = _common(self.here, self.there)
-        self.shared = written(tokenizer, list(ids[max(0, at - 64) : at]))
+        tokenizer, before = outline.tokenizer, list(ids[max(0, at - _SPLIT) : at])
+        known = written(tokenizer, before)
+        n_clean = len(known.rstrip("\ufffd"))  # a character may be split between tokens: its bytes are read again
+        self._mine, self._theirs = list(ids[at : at + _TAIL]), list(other[:_TAIL])
+        mine, theirs = (written(tokenizer, before + after)[n_clean:] for after in (self._mine, self._theirs))
+        same = _common(mine, theirs)
+        #: text from the first character that differs on, special tokens as written
+        self.here, self.there = mine[same:], theirs[same:]
+        self.shared = known[:n_clean] + mine[:same]
+        self.n_same = same  #: characters by which the texts part later than their tokens do
 
     @cached_property
     def segments(self) -> tuple[str, str]:
-        """Both texts up to the next special token; the shared beginning included."""
-        specials, decode = self.outline.tokenizer.special_ids, self.outline.tokenizer.decode
+        """Both texts from the special token before the place to the next one."""
+        specials = self.outline.tokenizer.special_ids
+        begin = self.place.before + self.shared[len(self.shared) - self.n_same :]
 
-        def first(ids: Sequence[int]) -> str:
-            stop = next((n for n, token in enumerate(ids) if token in specials), len(ids))
-            return decode(ids[:stop])
+        def first(ids: Sequence[int], text: str) -> str:
+            special = next((token for token in ids if token in specials), None)
+            return begin + (text if special is None else text.split(self.outline.tokenizer.key([special]), 1)[0])
 
-        return first(self._mine), first(self._theirs)
+        return first(self._mine, self.here), first(self._theirs, self.there)
+
+    @property
+    def is_open(self) -> bool:
+        """True if one of the segments is not known to its end."""
+        specials = self.outline.tokenizer.special_ids
+        return specials.isdisjoint(self._mine) or specials.isdisjoint(self._theirs)
 
     @property
     def texts(self) -> Texts:
         """What a report shows of both."""
-        return Texts(self.shared[-_SHOWN:], self.here[self.offset :][:_SHOWN], self.there[self.offset :][:_SHOWN])
+        return Texts(self.shared[-_SHOWN:], self.here[:_SHOWN], self.there[:_SHOWN])
 
     def goes_on_as(self, outline: str, messages: Sequence[Message] | None = None) -> bool:
         """True if another outline leaves this prompt's where the computed text does, and goes on as that does."""
         place = self.place
-        if place.outline_at < 0 or place.within > _AGREE or outline == (mine := self.outline.text):
+        if not self.is_templates or outline == (mine := self.outline.text):
             return False
         left = _common(mine, outline)
         left = min(self.outline.mark_start(mine, left), self.outline.mark_start(outline, left))
-        if left != place.outline_at + (self._within if not place.within else 0):
+        if left != place.outline_at + (0 if place.is_content else self.n_same):
             return False
-        begin = self.offset - place.within - (self._within if place.within else 0)
-        theirs = self.there[begin:]
-        agreed = _common(self.outline.resolved(outline[left:], messages)[:_TAIL], theirs)
-        return agreed >= min(self.offset - begin + _AGREE, len(theirs)) > self.offset - begin
+        n_known = place.within + self.n_same if place.is_content else 0
+        theirs = (self.shared[len(self.shared) - n_known :] if n_known else "") + self.there
+        agreed = _common(self.outline.resolved(outline[left:], messages)[:_READ], theirs)
+        return agreed >= min(n_known + _AGREE, len(theirs)) > n_known
 
     @property
-    def _within(self) -> int:
-        """Characters by which the texts part later than their tokens do."""
-        tokenizer = self.outline.tokenizer
-        before = written(tokenizer, self._mine[: self.at - self.place.segment_start])
-        return self.offset - len(before.rstrip("\ufffd"))
+    def is_templates(self) -> bool:
+        """True if the place is the template's own text, or so near to a content's beginning that its text may be."""
+        return self.place.outline_at >= 0 and self.place.within <= _AGREE
 
     @cached_property
     def is_volatile(self) -> bool:
         """True if the two parts differ in volatile spans alone."""
-        return differ_in_volatile_alone(*self.segments)
+        return differ_in_volatile_alone(*self.segments, is_open=self.is_open)
 
     @cached_property
     def is_another_day(self) -> bool:
         """True if the two parts differ in dates alone."""
-        return differ_in_volatile_alone(*self.segments, kinds=("date",))
+        return differ_in_volatile_alone(*self.segments, kinds=("date",), is_open=self.is_open)
 
     @cached_property
     def is_key_order(self) -> bool:
@@ -175,7 +184,7 @@ def _by_template(found: Difference, before: Before | None, facts: Facts) -> tupl
         return "reasoning_dropped", _DROPPED
     if before is not None:
         return _by_facts(found, before, facts)
-    if found.place.outline_at < 0 or found.place.within > _AGREE:  # inside of a message
+    if not found.is_templates:
         return None
     if _has_other_variables(found):
         return "template_changed", "the chat template was given other variables, which shows"
@@ -203,11 +212,11 @@ def _by_facts(found: Difference, before: Before, facts: Facts) -> tuple[MissCaus
 def _is_dated(found: Difference) -> bool:
     """True if the template would have written another date there."""
     outline, at = found.outline, found.place.outline_at
-    if at < 0 or found.place.within:
+    if at < 0 or found.place.is_content:
         return False
     others = (outline.render(now=day) for day in _OTHER_DAYS)
     spans = [_differing(outline.text, other) for other in others if other != outline.text]
-    return bool(spans) and min(spans)[0] <= at + found._within < max(stop for _, stop in spans)
+    return bool(spans) and min(spans)[0] <= at + found.n_same < max(stop for _, stop in spans)
 
 
 def _has_other_variables(found: Difference) -> bool:
@@ -226,7 +235,7 @@ def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[M
         return None
     place, outline = found.place.diverged, found.outline
     is_there = place.part == "tools"
-    if not is_there and found.place.outline_at >= 0 and found.place.within <= _AGREE:
+    if not is_there and found.is_templates:
         others: tuple[Tool, ...] = () if outline.tools else (Tool("probe"),)
         is_there = found.goes_on_as(outline.render(tools=others))
     if not is_there:
@@ -246,12 +255,14 @@ def _is_reasoning_dropped(found: Difference) -> bool:
     index, piece = found.place.near, found.place.piece
     if index is None or piece is None or found.outline.messages[index].role != "assistant":
         return False
-    begin = min(piece.start if piece.is_content else found.offset, found.offset)
-    mine = found.segments[0][begin:][:_FOUND_BY]
-    at = found.there.find(mine, begin + 1) if mine else -1
+    n_before = found.place.within + found.n_same if piece.is_content else 0  # of the content, in front of the place
+    mine, theirs = found.segments[0][len(found.place.before) + found.n_same - n_before :], found.there
+    begins = found.shared[len(found.shared) - n_before :] if n_before else ""
+    mine, theirs = mine[:_FOUND_BY], begins + theirs
+    at = theirs.find(mine, 1) if mine else -1
     marks = found.outline.tokenizer.reasoning
-    begins = (*_REASONING, *([marks[0]] if marks else []))
-    return at > 0 and any(mark in found.there[begin:at] and mark not in mine for mark in begins)
+    tags = (*_REASONING, *([marks[0]] if marks else []))
+    return at > 0 and any(tag in theirs[:at] and tag not in mine for tag in tags)
 
 
 def _has_moved(found: Difference) -> bool:
@@ -277,12 +288,9 @@ def _is_system(found: Difference) -> bool:
     added = (Message("system", "?"), *messages)
     text = outline.render(added)
     at = found.place.outline_at
-    if at < 0:
-        return False
     left = _common(outline.text, text)
-    theirs = found.there[found.offset :]
     following = text[left : text.find("qz", left)]
-    return left == at and bool(following) and theirs.startswith(following)
+    return left == at + found.n_same and bool(following) and found.there.startswith(following)
 
 
 def _is_templates_own(found: Difference) -> bool:

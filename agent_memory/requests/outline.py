@@ -7,6 +7,7 @@ fewer messages, at the cost of the template alone.
 from __future__ import annotations
 
 import itertools
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -22,6 +23,9 @@ from agent_memory.prompt.written import written
 from agent_memory.protocols import Tokenizer
 from agent_memory.types import Message, Tool
 from agent_memory.usage import DivergedAt, PromptPart
+
+
+_TAIL = 2_048  #: ids behind a token that are read to tell where it stands
 
 
 class Write(Protocol):
@@ -59,11 +63,16 @@ class Place:
     """Where a token stands: in which segment, which piece of it, and in the outline; -1: that is not known."""
 
     diverged: DivergedAt
-    segment_start: int  #: the first token behind the special token before it
+    before: str = ""  #: the text from the special token before it on
     piece: Piece | None = None
     near: int | None = None  #: the message that it is in or, of the template's own text, that comes next
     outline_at: int = -1  #: of a place inside of a content: where that begins
-    within: int = 0  #: characters from there
+    within: int = 0  #: characters of the content in front of it
+
+    @property
+    def is_content(self) -> bool:
+        """True if the token is in a message's content."""
+        return self.piece is not None and self.piece.is_content
 
 
 class Outline:
@@ -145,65 +154,67 @@ class Outline:
 
     def place(self, ids: Sequence[int], token: int) -> Place:
         """Where a token of the prompt stands; ``ids``: the prompt's. Renders the outline once."""
-        specials = self.tokenizer.special_ids
-        start = token
-        while start and ids[start - 1] not in specials:
-            start -= 1
-        number = self._part_of(token)
-        parts = self.composed.parts
+        parts, number = self.composed.parts, self._part_of(token)
+        before = self._text_before(ids, token)
         if not parts:
-            return Place(DivergedAt(token, None, None, "template"), start)
+            return Place(DivergedAt(token, None, None, "template"), before)
         if (index := parts[number].message) is not None:
-            return Place(DivergedAt(token, index, self.messages[index].role, "message"), start, near=index)
+            return Place(DivergedAt(token, index, self.messages[index].role, "message"), before, near=index)
         try:
-            piece, closes, at, within = self._piece(ids, number, token)
+            piece, closes, at, within = self._piece(ids, number, token, before)
         except UnsupportedParameterError:
             piece = None
         if piece is None:
             index = self._by_text(number, token)
             role = None if index is None else self.messages[index].role
             part: PromptPart = "template" if index is None else "message"
-            return Place(DivergedAt(token, index, role, part), start, near=index)
+            return Place(DivergedAt(token, index, role, part), before, near=index)
         tool = self.tools[piece.tool].name if piece.tool is not None and piece.tool < len(self.tools) else None
         ends = piece.part == "message" or closes
         index = piece.message if ends else None
         role = None if index is None else self.messages[index].role
         diverged = DivergedAt(token, index, role, "message" if ends else piece.part, tool)
-        return Place(diverged, start, piece, piece.message, at, within)
+        return Place(diverged, before, piece, piece.message, at, within)
 
     def _part_of(self, token: int) -> int:
         parts = self.composed.parts
         return max(0, next((n for n in range(len(parts) - 1, -1, -1) if parts[n].start <= token), 0))
 
-    def _piece(self, ids: Sequence[int], number: int, token: int) -> tuple[Piece | None, bool, int, int]:
+    def _text_before(self, ids: Sequence[int], token: int) -> str:
+        """The text between the special token before a token and that token, whole characters."""
+        specials, start = self.tokenizer.special_ids, token
+        while start and ids[start - 1] not in specials:
+            start -= 1
+        return self.tokenizer.decode(ids[start:token]).rstrip("\ufffd")
+
+    def _piece(self, ids: Sequence[int], number: int, token: int, before: str) -> tuple[Piece | None, bool, int, int]:
         """The piece that holds a token of a part that the template wrote; whether a content ends right there; where its
-        text stands in the outline; and characters from there.
+        text stands in the outline; and how many characters of its content are in front of the token.
         """
         parts, specials = self.composed.parts, self.tokenizer.special_ids
         begin = parts[number].start
         stop = parts[number + 1].start if number + 1 < len(parts) else len(ids)
         low, high = self._slice(number)
         segments = self._segments(self.text[low:high])
-        cuts = [n for n in range(begin, stop) if ids[n] in specials]
-        if number + 1 < len(parts):  # a reply's own ids may begin before its text does
-            segments = segments[: len(cuts) + 1]
-        if len(cuts) != len(segments) - 1:
+        if number + 1 == len(parts) and sum(map(specials.__contains__, ids[begin:stop])) != len(segments) - 1:
+            return None, False, -1, 0  # special tokens in contents
+        k = sum(map(specials.__contains__, ids[begin:token]))
+        if k >= len(segments):
             return None, False, -1, 0
-        k = sum(cut < token for cut in cuts)
-        first = cuts[k - 1] + 1 if k else begin
-        last = cuts[k] if k < len(cuts) else stop
-        text = self.tokenizer.decode(ids[first:last])
+        after = ids[token : min(stop, token + _TAIL)]
+        n_plain = next((n for n, one in enumerate(after) if one in specials), len(after))
+        text = before + self.tokenizer.decode(after[:n_plain])
         pieces = self._walk(segments, k, text, low)
-        offset = len(self.tokenizer.decode(ids[first:token]).rstrip("\ufffd"))
+        offset = len(before)
         place = next((n for n, one in enumerate(pieces) if one.start <= offset < one.stop), len(pieces) - 1)
         if place < 0:
             return None, False, -1, 0
-        found, before = pieces[place], pieces[place - 1] if place else None
-        closes = before is not None and before.is_content and offset == found.start and not found.is_content
+        found, former = pieces[place], pieces[place - 1] if place else None
         if found.is_content:
             return found, False, found.at, offset - found.start
-        if closes and before is not None:
-            found = attrs.evolve(found, message=before.message)
+        closes = former is not None and former.is_content and offset == found.start
+        if closes and former is not None:
+            found = attrs.evolve(found, message=former.message)
         return found, closes, found.at + min(offset - found.start, found.stop - found.start), 0
 
     def _slice(self, number: int) -> tuple[int, int]:
@@ -281,9 +292,10 @@ class Outline:
         before, after = (marks[n - 1] if n else None), (marks[n] if n < len(marks) else None)
         stop = cursor + len(literal)
         if before is not None and before[1] == "t":
-            tool = int(before[2])
-            is_next = after is not None and after[1] == "t"
-            return [Piece(cursor, stop, at, "tools", None, tool + (1 if is_next and not literal else 0))]
+            n_next = self._n_opening(marks, n, literal) if after is not None and after[1] == "t" else 0
+            ends = stop - n_next
+            mine = Piece(cursor, ends, at, "tools", None, int(before[2]))
+            return [mine, Piece(ends, stop, at + ends - cursor, "tools", None, int(before[2]) + 1)][: 1 + bool(n_next)]
         if after is not None and after[1] == "t":
             return [Piece(cursor, stop, at, "tools", None, int(after[2]))]
         is_call = any(mark is not None and self._is_call(mark) for mark in (before, after))
@@ -291,6 +303,12 @@ class Outline:
         if after is not None:
             return [Piece(cursor, stop, at, part, int(after[2]))]
         return [Piece(cursor, stop, at, part, later if last_message is None else last_message)]
+
+    def _n_opening(self, marks: Sequence[re.Match[str]], n: int, literal: str) -> int:
+        """How many characters at the end of a text between two tools open the second one: as before the first."""
+        first = next(place for place, mark in enumerate(marks) if mark[1] == "t")
+        text = marks[n].string[: marks[first].start()]
+        return len(os.path.commonprefix([literal[::-1], text[::-1]]))
 
     def _is_call(self, mark: re.Match[str]) -> bool:
         """True if a mark stands for the arguments of a call."""

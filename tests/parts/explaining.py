@@ -141,7 +141,7 @@ class _Play:
         self.messages, self.reply = asked(case)
 
     def open(self, *, identity: str = "echo", salt: str = "", delay_s: float = 0.0) -> Memory:
-        config = Config(chunk_tokens=16, prefill_tokens=16, salt=salt, pin_dates=self.days is None)
+        config = Config(chunk_tokens=16, prefill_tokens=16, salt=salt, pin_dates=not self.days)
         made = runner(self.name, [self.reply], identity=identity, delay_s=delay_s)
         return Memory(made, self.folder if self.on_disk else ":memory:", config=config)
 
