@@ -26,7 +26,7 @@ ADVICE: Mapping[MissCause, str] = {
     "cancelled": "Let the request finish, or give it more time with timeout_s: only what it had computed is reused.",
     "forgotten": "Nothing to do: a card of this conversation was forgotten, and its KV with it.",
     "evicted": "Give the tier more bytes, or pin the agent: see docs/tiers.md.",
-    "not_stored": "Let flush() or close() return before the process ends; stats().saves_skipped says what was not written.",
+    "not_stored": "Let close() or flush() return before the process ends, and look at stats().saves_skipped.",
     "damaged": "Run memory.verify() and look at the disk: the KV is computed again, and nothing else is lost.",
     "other_model": "Nothing to do: KV belongs to one model, and is computed anew under another.",
     "other_tenant": "Use the same Config.salt where two callers may share KV; tenants with other salts never do.",

@@ -96,9 +96,7 @@ def masked(text: str, kinds: Collection[Kind] = ()) -> str:
     return "".join([*out, text[at:]])
 
 
-def differ_in_volatile_alone(
-    one: str, other: str, *, kinds: Collection[Kind] = (), is_open: bool = False
-) -> bool:
+def differ_in_volatile_alone(one: str, other: str, *, kinds: Collection[Kind] = (), is_open: bool = False) -> bool:
     """True if two texts differ, and in nothing but spans that look volatile; ``kinds``: in no others but those.
 
     ``is_open``: one of the texts may go on where it ends here. Reads what differs and a little around it.
@@ -114,7 +112,10 @@ def differ_in_volatile_alone(
     if _n_common(first, second) < min(len(first), len(second)) - _AROUND:
         return False
     first, second = masked(mine, kinds), masked(theirs, kinds)
-    return first[: max(0, len(second) - _AROUND)] == second[: max(0, len(first) - _AROUND)] if is_open else first == second
+    if is_open:
+        n = max(0, min(len(first), len(second)) - _AROUND)
+        first, second = first[:n], second[:n]
+    return first == second
 
 
 def _n_common(one: str, other: str) -> int:

@@ -22,7 +22,8 @@ def explained(engine: Engine, planner: Planner, log: Log | None) -> CacheReport:
     if log is not None and not log.turns:  # nothing of its own: compared with all that is stored
         prompt = attrs.evolve(prompt, explain=planner.explain_as_new(prompt))
     found = engine.call(lambda: engine.look(prompt, log.name if log is not None else None))
-    return _report(prompt, found, Why("never_seen", _NEW) if found.is_new else found.why)
+    why = found.loss.why()
+    return _report(prompt, found, Why("never_seen", _NEW) if why is None and found.may_be_new else why)
 
 
 def explained_log(engine: Engine, tokenizer: Tokenizer, log: Log) -> CacheReport:
@@ -34,7 +35,7 @@ def explained_log(engine: Engine, tokenizer: Tokenizer, log: Log) -> CacheReport
     kept = tuple(np.asarray(ids[:n_kv]).tolist())
     prompt = Prompt(ids=(*kept, *kept[:1]), known=len(kept), foreign=foreign, n_logged=len(kept), why=why)
     found = engine.call(lambda: engine.look(prompt, log.name))
-    return _report(prompt, found, found.why, n_tokens=len(kept))
+    return _report(prompt, found, found.loss.why(), n_tokens=len(kept))
 
 
 def _report(prompt: Prompt, found: Found, why: Why | None, n_tokens: int | None = None) -> CacheReport:

@@ -7,7 +7,6 @@ fewer messages, at the cost of the template alone.
 from __future__ import annotations
 
 import itertools
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -23,7 +22,6 @@ from agent_memory.prompt.written import written
 from agent_memory.protocols import Tokenizer
 from agent_memory.types import Message, Tool
 from agent_memory.usage import DivergedAt, PromptPart
-
 
 _TAIL = 2_048  #: ids behind a token that are read to tell where it stands
 
@@ -308,7 +306,8 @@ class Outline:
         """How many characters at the end of a text between two tools open the second one: as before the first."""
         first = next(place for place, mark in enumerate(marks) if mark[1] == "t")
         text = marks[n].string[: marks[first].start()]
-        return len(os.path.commonprefix([literal[::-1], text[::-1]]))
+        same = zip(literal[::-1], text[::-1], strict=False)
+        return next((n for n, (one, other) in enumerate(same) if one != other), min(len(literal), len(text)))
 
     def _is_call(self, mark: re.Match[str]) -> bool:
         """True if a mark stands for the arguments of a call."""

@@ -12,31 +12,20 @@ from attrs import define, frozen
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.request import Prompt, Why
+from agent_memory.scheduler.losses import Loss, Losses, is_lost
+from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
-from agent_memory.types import MissCause, weakest
+from agent_memory.types import weakest
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
 _AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
-_NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
-_FROM_MEMORY: tuple[MissCause, str] = ("evicted", "the KV was evicted from memory, and there is no disk tier")
-_UNWRITTEN: tuple[MissCause, str] = ("not_stored", "the KV was evicted from memory and had not been written")
-_SHARE = 0.5  #: of a prompt, below which another one's beginning says nothing of it
-#: Why a stored lineage ends, as the store remembers it.
-_STOPPED: dict[str, tuple[MissCause, str]] = {
-    "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
-    "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
-    "unreadable": ("not_stored", "a stored file cannot be read just now; it stays, and is tried again"),
-    "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
-    "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
-}
 
 
 @define(eq=False, kw_only=True)
@@ -63,12 +52,12 @@ class Plan:
 
 @frozen
 class Found:
-    """What there is of a prompt's KV, and why there is no more: ``why`` None where nothing was lost or left."""
+    """What there is of a prompt's KV, and why there is no more."""
 
     n_tokens: int
     tier_tokens: Mapping[str, int]
-    why: Why | None
-    is_new: bool  #: True if nothing like the prompt was computed before, as far as is known
+    loss: Loss
+    may_be_new: bool  #: True if nothing like the prompt was computed before, where ``loss`` has no cause
     restore_s: Mapping[str, float | None]  #: by tier, as measured; None: nothing came from there yet
     prefill_s: float | None  #: of the rest of the prompt; None: nothing was computed yet
 
@@ -91,7 +80,8 @@ class Reuse:
     def __init__(
         self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
     ) -> None:
-        self._hot, self._tiers, self._saver, self._layout, self._unkept = hot, tiers, saver, layout, unkept
+        self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
+        self._losses = Losses(unkept, tiers.store, layout)
         self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
@@ -140,10 +130,9 @@ class Reuse:
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
-        if _is_lost(prompt, len(plan.wanted), base.n_tokens):
+        if is_lost(prompt, len(plan.wanted), base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-        if (why := self._why(prompt, plan.wanted, base.n_tokens, stopped, other)) is not None:
-            base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
+        base.loss = self._losses.of(prompt, plan.wanted, base.n_tokens, stopped, other)
         return base
 
     def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
@@ -153,61 +142,14 @@ class Reuse:
         tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
         other = self._other(plan) if prompt.explain is not None else None
         token_bytes = self._layout.token_bytes
-        why = self._why(prompt, plan.wanted, n_tokens, plan.stored.stopped, other)
         return Found(
             n_tokens,
             tiers,
-            why,
-            why is None and not prompt.n_logged and (not n_tokens or other is not None),
+            self._losses.of(prompt, plan.wanted, n_tokens, plan.stored.stopped, other),
+            not prompt.n_logged and (not n_tokens or other is not None),
             {tier: costs.load_s(tier, n * token_bytes) for tier, n in tiers.items()},
             costs.compute_s(len(prompt.ids) - n_tokens),
         )
-
-    def _why(
-        self, prompt: Prompt, wanted: Ids, n_tokens: int, stopped: str | None, other: tuple[int, Sequence[int]] | None
-    ) -> Why | None:
-        """Why no more than ``n_tokens`` of a prompt are there; None where that is all there ever was of it."""
-        if _is_lost(prompt, len(wanted), n_tokens):
-            return Why(*self._reason(prompt, stopped))
-        if n_tokens >= len(wanted):
-            return None
-        if prompt.explain is None and prompt.why is not None and n_tokens < prompt.n_logged:
-            return prompt.why
-        at = other[0] if other is not None else n_tokens
-        if (why := self._unkept_why(wanted, n_tokens, at)) is not None:
-            return why
-        why = prompt.explain(*other) if prompt.explain is not None and other is not None and n_tokens <= at else None
-        if why is not None and at < self._tiers.store.chunk_tokens and not why.is_alike:
-            why = None  # a few tokens that any two prompts share
-        if why is not None and why.cause != "never_seen":
-            return why
-        if prompt.explain is not None and stopped in _STOPPED:
-            return Why(*_STOPPED[stopped])
-        return self._elsewhere(wanted, max(n_tokens, at)) or why
-
-    def _unkept_why(self, wanted: Ids, n_tokens: int, at: int) -> Why | None:
-        """Why KV that was begun, or was in memory, is not there: cancelled, or evicted without a copy."""
-        found = self._unkept.longest(wanted)
-        if found is None:
-            return None
-        gone, shared = found
-        least = n_tokens + min(self._tiers.store.chunk_tokens, _SHARE * len(wanted))
-        if shared <= max(n_tokens, at) or (shared < least and shared < min(len(gone.ids), len(wanted))):
-            return None
-        n_lost = f"{shared - n_tokens:,} tokens of it are computed now"
-        if gone.reason == "cancelled":
-            return Why("cancelled", f"a request with this prompt ended before all of it was computed; {n_lost}")
-        cause, detail = _UNWRITTEN if self._tiers.store.has_disk else _FROM_MEMORY
-        return Why(cause, f"{detail}; {n_lost}")
-
-    def _elsewhere(self, wanted: Ids, n_tokens: int) -> Why | None:
-        """The same ids are stored, and are another model's or another tenant's."""
-        found = self._tiers.store.elsewhere(wanted) if n_tokens < self._tiers.store.chunk_tokens else None
-        least = min(self._tiers.store.chunk_tokens, _SHARE * len(wanted))
-        if found is None or found.n_tokens <= n_tokens or found.n_tokens < least:
-            return None
-        whose = "another model" if found.whose == "other_model" else "another tenant (Config.salt)"
-        return Why(found.whose, f"{found.n_tokens:,} of these tokens are stored as KV of {whose}, which is not shared")
 
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
         """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
@@ -261,19 +203,3 @@ class Reuse:
             tier_tokens=match.tier_tokens,
             exactness=match.exactness,
         )
-
-    def _reason(self, prompt: Prompt, stopped: str | None) -> tuple[MissCause, str]:
-        if prompt.why is not None and prompt.why.cause == "forgotten":  # the KV before the card went with it
-            return prompt.why.cause, prompt.why.detail
-        if prompt.foreign:
-            return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
-        if not self._layout.is_storable:
-            return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
-        if stopped:
-            return _STOPPED.get(stopped, ("damaged", stopped))
-        return _NOT_STORED if self._tiers.store.has_disk else _FROM_MEMORY
-
-
-def _is_lost(prompt: Prompt, n_wanted: int, n_tokens: int) -> bool:
-    """True if KV that the agent's turns had computed is not there."""
-    return n_tokens < min(prompt.known, n_wanted) or (prompt.foreign and not n_tokens)

@@ -11,10 +11,11 @@ from attrs import define, field
 
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
+from agent_memory.scheduler.losses import Loss
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.tiers.hot import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
+from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: provenance of an id's KV
 
@@ -29,9 +30,7 @@ class Base:
     tier: Tier = "none"  #: the slowest that any of it comes from
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
-    miss: MissCause | None = None
-    miss_detail: str = ""
-    diverged_at: DivergedAt | None = None
+    loss: Loss = field(factory=Loss)
 
 
 @define(eq=False, kw_only=True)
@@ -170,7 +169,8 @@ class Row:
         return "tool_calls" if parsed.tool_calls else self.finish or "length"
 
     def usage(self) -> Usage:
-        """Figures so far."""
+        """Figures so far, and the cause of a miss."""
+        why = self.base.loss.why()
         now, base = time.perf_counter(), self.base
         first = self.first_token or now
         n_later = max(0, len(self.output) - 1)
@@ -182,9 +182,9 @@ class Row:
             tier=base.tier,
             tier_tokens=base.tier_tokens,
             exactness=base.exactness,
-            miss=base.miss,
-            miss_detail=base.miss_detail,
-            diverged_at=base.diverged_at,
+            miss=None if why is None else why.cause,
+            miss_detail="" if why is None else why.detail,
+            diverged_at=None if why is None else why.at,
             ttft_s=first - self.request.created,
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,
