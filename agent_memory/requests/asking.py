@@ -1,4 +1,4 @@
-"""Asking: what a Memory and its agents are asked, from arguments to running requests."""
+"""Asking: from the arguments of a Memory's and an agent's methods to running requests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from agent_memory.types import Recall, Usage
 
 
 class Asking:
-    """Starts requests, for a Memory and for the agents that hold it. Any thread.
+    """Starts requests for a Memory and its agents. Any thread.
 
-    - What is wrong with a request raises before any work, and leaves nothing behind, not even a new agent.
+    - A wrong request raises before any work, and leaves nothing behind, not even a new agent.
     - An agent that does not exist yet is stored when its first request starts.
     """
 
@@ -41,25 +41,25 @@ class Asking:
         self._clean = self.longterm.clean if config.redact is not None else None
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.agents = Agents(store, engine, config.salt)
-        self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
+        self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates = config.pin_dates
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
 
     @property
     def identity(self) -> str:
-        """Of the model, once it is loaded."""
+        """The identity of the model's KV, once the model is loaded."""
         return self.agents.identity
 
     def ensure_open(self) -> Tokenizer:
-        """The model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
+        """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
         self._engine.ensure_ours()
         if self.is_closed:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer
 
     def log(self, name: str) -> Log:
-        """The log of the agent ``name``, or a blank one that is no agent's yet. Raises ConfigError for a bad name."""
+        """Return the log of an agent, or a blank log if it is not stored. Raises ConfigError for a bad name."""
         self.ensure_open()
         return self.agents.find_or_blank(name, identity=self.identity)
 
@@ -68,7 +68,7 @@ class Asking:
         return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
 
     def start_all(self, asked: Sequence[tuple[object, Log | None]], settings: Settings) -> list[Generation]:
-        """Start several requests, each of a prompt and a log. What is wrong with one raises before work on any."""
+        """Start several requests, each of a prompt and a log. If one is wrong, raise before work on any."""
         self._engine.ensure_places(len(asked))
         planned = [self._planned(prompt, log, settings) for prompt, log in asked]
         requests = [
@@ -85,7 +85,7 @@ class Asking:
         return handles
 
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
-        """Compute a prompt's KV and wait for it; nothing is generated or logged."""
+        """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
         tokenizer = self.ensure_open()
         offered = as_tools(tools) or (log.tools if log else ())
         how = Rendering(
@@ -98,7 +98,7 @@ class Asking:
         return self._requests.start(request).result().usage
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
-        """A request that is not yet under way."""
+        """Return a request that is not started yet."""
         tokenizer = self.ensure_open()
         recall, name = self._recall(settings, log), log.name if log else None
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
@@ -118,13 +118,13 @@ class Asking:
         return self._requests.make(planner, log, settings, calling, remember=remember)
 
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
-        """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""
+        """Return a turn's recall; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""
         if settings.raw and settings.recall:
             raise UnsupportedParameterError("raw=True takes no recall=: cards stand in front of a message")
         return None if settings.raw else chosen(settings.recall, log.facts.recall if log else None)
 
     def _with_agent(self, prompt: object, log: Log | None, settings: Settings, request: Request) -> Request:
-        """``request``, its agent stored; planned again where another thread created the agent meanwhile."""
+        """Store the request's agent; plan the request again if another thread created that agent meanwhile."""
         while log is not None and not self.agents.keep(log):
             log = self.log(log.name)
             request = self._planned(prompt, log, settings)

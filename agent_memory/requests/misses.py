@@ -1,4 +1,4 @@
-"""Why a prompt leaves the ids that were computed before it, and in which message. Nothing here runs without a miss."""
+"""Explain a miss: why a prompt differs from ids computed before, and in which message. Runs only after a miss."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from agent_memory.protocols import Tokenizer
 from agent_memory.scheduler.request import Why
 from agent_memory.types import DivergedAt, Message, MissCause
 
-_AROUND = 40  #: ids on both sides of a place that are read for what looks volatile
-_SNIPPET = 200  #: characters of a message by which it is found in the rendered text
-_SLACK = 16  #: ids by which a date may differ earlier than on the day it is compared with
+_AROUND = 40  #: ids on each side of a difference that are searched for volatile text
+_SNIPPET = 200  #: characters by which a message is found in the rendered text
+_SLACK = 16  #: ids by which a date may differ earlier than in the rendering it is compared with
 _DATE = 40  #: characters of a date, at most
-#: Times, dates, UUIDs, long numbers and digests: what differs in each request by itself.
+#: Volatile text: times, dates, UUIDs, long numbers and digests.
 _VOLATILE = re.compile(
     r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
     r"|[0-9a-fA-F]{8}-[0-9a-fA-F-]{4,27}|[0-9a-fA-F]{16,}|\d{7,}"
@@ -30,7 +30,7 @@ _VOLATILE = re.compile(
 
 @frozen
 class Planned:
-    """A prompt as it was planned: enough to tell which message a token is in."""
+    """A planned prompt, with all that is needed to find the message of a token."""
 
     tokenizer: Tokenizer
     messages: tuple[Message, ...]
@@ -38,7 +38,7 @@ class Planned:
     closings: tuple[str, ...]  #: texts that end a message
 
     def locate(self, token: int) -> DivergedAt:
-        """The message that holds a token. Renders nothing; encodes O(log messages) beginnings of the text."""
+        """Return the message that contains a token. Renders nothing; encodes O(log messages) prefixes of the text."""
         parts = self.composed.parts
         at = max(0, bisect.bisect_right([part.start for part in parts], token) - 1)
         index = parts[at].message if parts else None
@@ -47,7 +47,7 @@ class Planned:
         return DivergedAt(token, index, None if index is None else self.messages[index].role)
 
     def _in_text(self, parts: Sequence[Part], at: int, token: int) -> int | None:
-        """The message whose text holds a token of a part that the template wrote; None before the first one."""
+        """Return the message whose text contains a token that the template wrote; None before the first one."""
         replies = [index for part in parts[:at] if (index := part.message) is not None]
         later = [index for part in parts[at:] if (index := part.message) is not None]
         first, stop = (replies[-1] + 1 if replies else 0), (later[0] if later else len(self.messages))
@@ -58,7 +58,7 @@ class Planned:
         return begins[n_before - 1][1] if n_before else (replies[-1] if replies else None)
 
     def _begins(self, text: str, indices: range) -> list[tuple[int, int]]:
-        """(character, message) where each message begins in a text: behind the mark that ends the one before it."""
+        """Yield (character, message) where each message begins in a text: after the end marker of the one before."""
         begins, cursor = [], 0
         for index in indices:
             message = self.messages[index]
@@ -74,12 +74,12 @@ class Planned:
 
 @frozen
 class Before:
-    """What the agent's log says of its newest turn."""
+    """The newest turn of the agent's log."""
 
     messages: tuple[Message, ...]
-    n_same: int  #: how many leading messages of the new prompt are the log's
+    n_same: int  #: leading messages of the new prompt that are the log's
     facts: Facts
-    dates: tuple[datetime, ...]  #: that the newest turn's template may have been told
+    dates: tuple[datetime, ...]  #: dates that the newest turn's template may have had
 
 
 def explain(
@@ -92,9 +92,9 @@ def explain(
     facts: Facts,
     moved_by_date: Callable[[Sequence[datetime]], range | None],
 ) -> Why:
-    """Why ``ids`` leave ``other`` (ids from ``at`` on) there. ``before``: of an agent's log, where there is one.
+    """Explain why ``ids`` differ from ``other`` (ids from ``at`` on). ``before``: the log's newest turn, if any.
 
-    ``facts``: of the new prompt. ``moved_by_date``: the tokens in which a rendering at other dates would differ.
+    ``facts``: the new prompt's. ``moved_by_date``: returns the tokens that would differ at other dates.
     """
     place = planned.locate(at)
     lost = f"{len(other):,} tokens that were computed before are not reused"
@@ -114,7 +114,7 @@ def explain(
 
 
 def _drops(planned: Planned, place: DivergedAt) -> bool:
-    """True if the place is where a reply without its reasoning begins: its opening is still the message's before."""
+    """True if the difference is where a reply without its reasoning begins."""
     return place.message is not None and place.message + 1 in planned.composed.dropped
 
 
@@ -131,7 +131,7 @@ def _cause(
     if before is not None and before.facts.tools != facts.tools:
         if before.facts.tools_sorted == facts.tools_sorted:
             return "key_order", "the tools are the same with their keys in another order, which differs"
-        n_before = before.n_same + bool(before.facts.tools)  # messages in which tools that are new may show
+        n_before = before.n_same + bool(before.facts.tools)  # messages in which new tools may show
         if before.n_same >= len(before.messages) or (index or 0) < n_before:
             return "tools_changed", "the tools differ from those of the turn before"
     if _is_volatile(planned.tokenizer, ids, other, at):
@@ -157,7 +157,7 @@ def _cause(
 
 
 def _is_volatile(tokenizer: Tokenizer, ids: Sequence[int], other: Sequence[int], at: int) -> bool:
-    """True if both texts hold something volatile where they part."""
+    """True if both texts are volatile where they differ."""
     shared = tokenizer.decode(ids[max(0, at - _AROUND) : at])
     texts = (shared + tokenizer.decode(ids[at : at + _AROUND]), shared + tokenizer.decode(other[:_AROUND]))
     found = [any(match.start() <= len(shared) <= match.end() for match in _VOLATILE.finditer(text)) for text in texts]
@@ -165,7 +165,7 @@ def _is_volatile(tokenizer: Tokenizer, ids: Sequence[int], other: Sequence[int],
 
 
 def first_difference(tokenizer: Tokenizer, text: str, others: Sequence[str]) -> range | None:
-    """The tokens in which the text first differs from any of the others; None where it does not."""
+    """Return the tokens in which the text first differs from any of the others; None if it does not."""
     found = [_differing(text, one) for one in others if one != text]
     if not found:
         return None
@@ -174,7 +174,7 @@ def first_difference(tokenizer: Tokenizer, text: str, others: Sequence[str]) -> 
 
 
 def _differing(text: str, other: str) -> tuple[int, int]:
-    """The characters from the first that differs to the end of the word with the last, or as far as a date is long."""
+    """Return the span of differing characters, to the end of the last word in it, a date's length at most."""
     codes, others = (np.frombuffer(one.encode("utf-32-le"), np.uint32) for one in (text, other))
     start = common_prefix(codes, others)
     stop = min(len(text) - common_prefix(codes[start:][::-1], others[start:][::-1]), start + _DATE)

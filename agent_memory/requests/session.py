@@ -34,7 +34,7 @@ logger = logging.getLogger("agent_memory.requests")
 
 @frozen(eq=False, kw_only=True)
 class Session:
-    """What the engine asks while one request runs; implements ``scheduler.request.Asker``. Engine thread.
+    """The engine's callbacks for one request: implements ``scheduler.request.Asker``. Engine thread.
 
     ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
     """
@@ -48,22 +48,22 @@ class Session:
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
 
     def prompt(self) -> Prompt:
-        """The prompt, planned again where the log has moved on. Raises PromptTooLongError."""
+        """Return the prompt, planned again if the log has changed. Raises PromptTooLongError."""
         prompt = self.planner.prompt()
         if self.limit is not None and len(prompt.ids) >= self.limit:
             raise PromptTooLongError(len(prompt.ids), self.limit)
         return prompt
 
     def parser(self, prompt: Sequence[int]) -> ToolParser:
-        """A parser of the text that follows ``prompt``."""
+        """Return a parser of the text that follows ``prompt``."""
         return self.calling.parser(self.tokenizer, prompt)
 
     def value(self, outcome: Outcome) -> Any:
-        """The reply's JSON; None where it has none. Raises UnsupportedParameterError for JSON that cannot be read."""
+        """Return the reply's JSON; None if it has none. Raises UnsupportedParameterError if it cannot be read."""
         return self.calling.value(outcome)
 
     def commit(self, outcome: Outcome, value: Any) -> Reply:
-        """Write the turn to log and store, and make the reply."""
+        """Write the turn to log and store, and return the reply."""
         parsed = outcome.parsed
         message = Message(
             "assistant",
@@ -93,7 +93,7 @@ class Session:
         )
 
     def _append(self, log: Log, outcome: Outcome, reply: Message) -> None:
-        """Add one more turn to the store's queue and to the log."""
+        """Append a turn to the store's queue and to the log."""
         planner = self.planner
         if planner.n_replaced:
             logger.warning(
@@ -115,7 +115,7 @@ class Session:
         first = planner.given[0]
         system = first.content if first.role == "system" else None
         if not log.turns and log.first_system is None:
-            log.first_system = system  # a list made the agent
+            log.first_system = system  # a list created the agent
         facts = attrs.evolve(planner.facts, system=None if system == log.first_system else system)
         is_described = (system, facts) == (log.system, log.facts)
         for turn in turns:
@@ -126,7 +126,7 @@ class Session:
 
 
 class Requests:
-    """Makes requests and hands them to the engine. Any thread."""
+    """Builds requests and hands them to the engine. Any thread."""
 
     def __init__(self, runner: ModelRunner, store: Store, engine: Engine, callable_timeout_s: float) -> None:
         self._runner, self._store, self._engine = runner, store, engine
@@ -134,7 +134,7 @@ class Requests:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Of the model's tokenizer, which is there once the model is."""
+        """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
     def make(
@@ -147,10 +147,10 @@ class Requests:
         max_tokens: int | None = None,
         remember: Callable[[Sequence[Message]], None] | None = None,
     ) -> Request:
-        """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
+        """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
-        on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
+        ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
+        when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
@@ -183,14 +183,14 @@ class Requests:
         )
 
     def start(self, request: Request) -> Generation:
-        """Queue a request, and give the handle on it."""
+        """Queue a request and return its handle."""
         try:
             request.begin()
             self._engine.submit(request)
         except BaseException as error:
             request.feed.fail(error)
             raise
-        engine, running = self._engine, weakref.ref(request)  # a handle that is kept keeps nothing of what has ended
+        engine, running = self._engine, weakref.ref(request)  # a kept handle keeps no ended request
 
         def cancel() -> None:
             if (found := running()) is not None:
