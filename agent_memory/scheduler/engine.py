@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @frozen(eq=False)
 class _Submission:
-    """A request on its way into the line."""
+    """A message that puts a request in the line."""
 
     loop: Loop
     request: Request
@@ -47,7 +47,7 @@ class _Submission:
 
 @frozen(eq=False)
 class _Drain:
-    """A thread that waits until every request has ended."""
+    """A message that wakes a thread once every request has ended."""
 
     loop: Loop
     drained: threading.Event
@@ -107,7 +107,7 @@ class Engine:
         self._mail.ensure_ours()
 
     def memory_figures(self) -> dict[str, int]:
-        """Bytes of live and of warm KV, and how many lineages and pieces were evicted. Engine thread (in ``call``)."""
+        """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
         warm = self._tiers.warm
         return {
             "hot_bytes": self._loop.nbytes,
@@ -117,11 +117,11 @@ class Engine:
         }
 
     def ensure_places(self, n_asked: int = 1) -> None:
-        """Raise QueueFullError where not so many more requests may wait."""
+        """Raise QueueFullError if fewer than ``n_asked`` more requests may wait."""
         self._places.check(n_asked)
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its feed gets the deltas and the end. Raises QueueFullError or ClosedError."""
+        """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
         self._places.take(request)
         try:
             self._mail.post(_Submission(self._loop, request, self._places))
@@ -135,7 +135,7 @@ class Engine:
         self.wake()
 
     def wake(self) -> None:
-        """Let the engine look again: an event that it waits for has happened."""
+        """Wake the engine: an event that it waits for has happened."""
         self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
@@ -146,7 +146,7 @@ class Engine:
         return result
 
     def call_idle(self, work: Callable[[], T]) -> T:
-        """The same as ``call``, once no request waits or runs."""
+        """Run ``work`` like ``call``, once no request waits or runs."""
         done: Future[T] = Future()
 
         def run() -> None:
@@ -236,7 +236,7 @@ class Engine:
             loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:
-        """Run ``work``, and end every request where it raises or an exception is thrown into the thread: False then."""
+        """Run ``work``. False, and every request ended, if it raises or an exception is thrown into the thread."""
         try:
             work()
             return True

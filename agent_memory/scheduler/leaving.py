@@ -14,7 +14,7 @@ from agent_memory.tiers.hot import HotTier, Lineage
 class Leaving:
     """Takes rows out of the batch and gives their KV to the hot tier, then to the saver. Engine thread only.
 
-    - The reply first: nobody waits for KV to be put away.
+    - The reply first: no caller waits for KV to be saved.
     - A row without KV leaves nothing. A lineage that a newer one of its agent replaces is settled first.
     - Kinds of KV that cannot be stored stay hot alone.
     """

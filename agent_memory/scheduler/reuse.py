@@ -1,4 +1,4 @@
-"""Find the longest prefix of a prompt that is there already, live or stored, and why it is not longer."""
+"""Find the longest prefix of a prompt whose KV exists, live or stored, and why it is not longer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from agent_memory.types import MissCause, weakest
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
-_AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
+#: Failed restores after which the same tokens matched again, before giving up: a file may never become readable.
+_AS_LONG = 3
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
-#: Why a stored lineage ends, as the store remembers it.
+#: ``Match.stopped`` -> cause and sentence.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
     "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
     "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
@@ -37,13 +38,13 @@ _STOPPED: dict[str, tuple[MissCause, str]] = {
 
 @define(eq=False, kw_only=True)
 class Plan:
-    """The KV that a prompt could start from, before any is taken or read.
+    """The KV that a prompt could start from, before any of it is taken or read.
 
     ``lineage`` and ``row`` are never both set.
     """
 
     wanted: Ids
-    stored: Match  #: in warm and cold
+    stored: Match  #: in warm and on disk
     lineage: Lineage | None = None  #: an idle lineage in hot
     row: Row | None = None  #: a running row, whose KV is copied
     n_live: int = 0  #: tokens of the lineage or the row
@@ -53,7 +54,7 @@ class Plan:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prompt whose KV is there."""
+        """Tokens of the prompt whose KV exists."""
         return max(self.n_live, self.stored.n_tokens)
 
 
@@ -70,7 +71,7 @@ class Reuse:
     #   idle lineage, moved         hot tier         the row's alone; saved first, then truncated
     #   idle lineage, copied        hot tier         hot tier; the row has a copy
     #   running row                 row or batch     row or batch; the new row has a copy
-    #   warm, cold                  store            store; the row has a restored copy
+    #   warm, cold                  warm, disk       warm, disk; the row has a restored copy
 
     def __init__(self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
         self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
@@ -97,17 +98,17 @@ class Reuse:
         return plan
 
     def _reach(self, row: Row, n_tokens: int) -> int:
-        """Longest prefix, of at most ``n_tokens``, that can be copied from a running row.
+        """Return the longest prefix, of at most ``n_tokens``, that can be copied from a running row.
 
-        From one that decodes only where every layer can be truncated at any token.
+        From a decoding row only if every layer can be truncated at any token.
         """
         if self._layout.is_full:
             return n_tokens
         return row.kv.reach(n_tokens) if row.kv is not None else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
-        """Take or restore the KV of a plan; it is the caller's alone then. A restore that fails is a miss."""
-        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
+        """Take or restore the KV of a plan, and give it to the caller alone. A restore that fails is a miss."""
+        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is truncated
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
         n_as_long = 0
@@ -130,7 +131,7 @@ class Reuse:
         return base
 
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
-        """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
+        """Return where the prompt differs from existing KV, and the ids that this KV has from there on."""
         at, other = max(plan.n_tokens, self._tiers.store.chunk_tokens), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
@@ -193,7 +194,7 @@ class Reuse:
 
 
 def _why(prompt: Prompt, n_tokens: int, other: tuple[int, Sequence[int]] | None) -> Why | None:
-    """Why the prompt leaves its agent's log or, without an agent, what is stored; None where it leaves neither."""
+    """Explain why the prompt differs from its agent's log or, without an agent, from stored KV; None if it does not."""
     if prompt.explain is None:
         return prompt.why if n_tokens < prompt.n_logged else None
     return prompt.explain(*other) if other is not None and n_tokens <= other[0] else None
