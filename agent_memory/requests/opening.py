@@ -12,8 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
+from agent_memory.log.files import MANIFEST
 from agent_memory.protocols import ModelRunner
-from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
 from agent_memory.store.view import StoreView
 from agent_memory.tiers.tiers import Tiers
