@@ -60,14 +60,11 @@ log = logging.getLogger("agent_memory.store")
 class Store:
     """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    - ``disk_bytes``: limit on allocated bytes of everything in the folder. None: a quarter of the free space, 32 GiB at
-      most, and at least what the folder has.
+    - ``disk_bytes``: limit on allocated bytes of the folder. None: min(32 GiB, a quarter of the free space), or its size.
     - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
-    - ``codec``: of new KV files; files of every codec are read.
-    - ``files``: the calls that change the disk.
-    - Logs: any thread. KV: the engine thread.
+    - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
 
-    Raises StoreLockedError, IncompatibleStoreError, StoreError.
+    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
     def __init__(
@@ -307,8 +304,7 @@ class Store:
         - KV of an agent's turns, and of prefixes from ``Memory.prefill`` (``is_wanted``), is always worth a write.
         - ``is_turn`` False: the request ended without a reply. Its KV is written if computing it again would be dearer,
           and the heads of its agent's lineages do not move.
-        - ``Save.parts``: rows of full-attention layers. ``Save.sides``: window rows and states, as far as ``held`` has
-          them.
+        - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
         if self._catalog is None:
             return Save(None)
