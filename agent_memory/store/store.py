@@ -60,7 +60,7 @@ log = logging.getLogger("agent_memory.store")
 class Store:
     """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    - ``disk_bytes``: limit on allocated bytes of the folder. None: min(32 GiB, a quarter of the free space), or its size.
+    - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
     - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
     - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
 
