@@ -68,8 +68,8 @@ class Planner:
     """
 
     __slots__ = (
-        "_asked", "_cache", "_candidates", "_goes_on", "_how", "_log", "_now", "_seen", "_tokenizer",
-        "facts", "given", "is_branch", "n_known", "n_replaced", "recalled",
+        "_asked", "_cache", "_candidates", "_how", "_log", "_now", "_seen", "_tokenizer",
+        "facts", "given", "goes_on", "is_branch", "n_known", "n_replaced", "recalled",
     )  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, prompt: object, log: Log | None, how: Rendering = Rendering()) -> None:
@@ -78,7 +78,7 @@ class Planner:
         self._tokenizer, self._log = tokenizer, log
         self._how = attrs.evolve(how, variables=_snapshot(how.variables))
         self._seen = prompt.version if isinstance(prompt, Answers) else None
-        self._goes_on = isinstance(prompt, str | Answers)
+        self.goes_on = isinstance(prompt, str | Answers)  #: False: the prompt is a whole history
         if isinstance(prompt, Answers):
             self._asked = shapes.normalize(prompt.messages) if prompt.messages else ()  # none: a call is still open
         else:
@@ -107,6 +107,11 @@ class Planner:
             self._cache = (version, self._plan())
         return self._cache[1]
 
+    def follow(self) -> None:
+        """Go on from what the log is now: the request itself had it changed."""
+        if self._seen is not None and self._log is not None:
+            self._seen = self._log.version
+
     def _plan(self) -> Prompt:
         log = self._log
         if log and self._seen not in (None, log.version):
@@ -114,7 +119,7 @@ class Planner:
                 f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
                 f"answered already, or taken back. Look at its messages, and answer what is open there"
             )
-        given = log.full_history(self._asked, goes_on=self._goes_on) if log else self._asked
+        given = log.full_history(self._asked, goes_on=self.goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
         self._note_divergence()
@@ -131,7 +136,7 @@ class Planner:
     def _note_divergence(self) -> None:
         """Count the log's messages that the list replaces. Raises HistoryDivergedError with on_diverge="error"."""
         log = self._log
-        if log is None or self._goes_on:
+        if log is None or self.goes_on:
             return
         n_same = log.n_same(self.given)
         self.n_replaced = len(log.messages) - n_same

@@ -10,7 +10,7 @@ import attrs
 from attrs import frozen
 
 from agent_memory.config import is_text
-from agent_memory.errors import ConfigError, RequestError, repr_of
+from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
@@ -87,6 +87,7 @@ class Agents:
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
         self._store, self._engine, self._salt = store, engine, salt
         self._logs: dict[str, Log] = {}
+        self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
         self._lock = threading.Lock()
         self.identity = ""  #: identity of the model's KV, once the model is loaded
 
@@ -138,7 +139,8 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 
@@ -173,6 +175,29 @@ class Agents:
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
         return self._logs.get(name)
 
+    def ensure_free(self, name: str) -> None:
+        """Raise ConfigError where an agent has that name, or none may have it."""
+        _check_name(name)
+        with self._lock:
+            if self._names is None:
+                self._names = {info.name for info in self._store.list_agents(self._salt)}
+            if name in self._names or name in self._logs:
+                raise ConfigError(
+                    f"agent {repr_of(name)} exists already. Take another name, or memory.delete({repr_of(name)}) first"
+                )
+
+    def create_as(self, name: str, log: Log) -> int:
+        """Store a new agent with the system prompt, tools and facts of another; its number."""
+        record = self._store.create_agent(
+            self._salt, name, system=log.first_system, tools=to_json(log.tools), facts=log.facts.to_json()
+        )
+        return record.agent_id
+
+    def add(self, log: Log) -> None:
+        """Take in an agent that was made of another one; its name is free."""
+        with self._lock:
+            self._logs[log.name] = log
+
     def agent_id(self, name: str) -> int | None:
         """Return the number of an open agent."""
         with self._lock:
@@ -189,10 +214,14 @@ class Agents:
     # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer."""
+        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
+            if log.is_temporary:
+                raise UnsupportedParameterError(
+                    f"agent {repr_of(log.name)} is temporary and cannot be pinned: nothing of it is kept on disk"
+                )
             self._store.pin(log.agent_id, is_pinned)
             log.is_pinned = is_pinned
 
@@ -234,38 +263,27 @@ class Agents:
             log.replace(*found)
             self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
-    def rewind(self, log: Log, turns: int) -> None:
-        """Remove an idle agent's newest turns."""
-
-        def work() -> None:
-            log.ensure_exists()
-            self._ensure_idle(log, "rewind")
-            log.rewind(len(log.turns) - turns)
-            self._store.rewind(log.agent_id, len(log.turns))
-            system = None if log.system == log.first_system else log.system
-            if log.facts.system != system:
-                log.facts = attrs.evolve(log.facts, system=system)
-                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
-
-        self._engine.call(work)
-
     def delete(self, log: Log) -> bool:
         """Delete an idle agent in all tiers; False if it was deleted before."""
 
         def work() -> bool:
             if log.is_deleted:
                 return False
-            self._ensure_idle(log, "delete")
+            self.ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
-            self._store.delete_agent(log.agent_id)
+            if not log.is_temporary:
+                self._store.delete_agent(log.agent_id)
             log.is_deleted = True
             with self._lock:
                 self._logs.pop(log.name, None)
+                if self._names is not None:
+                    self._names.discard(log.name)
             return True
 
         return self._engine.call(work)
 
-    def _ensure_idle(self, log: Log, what: str) -> None:
+    def ensure_idle(self, log: Log, what: str) -> None:
+        """Raise RequestError while a turn of an agent waits or runs. Engine thread."""
         if self._engine.is_busy(log.name):
             raise RequestError(
                 f"cannot {what} agent {repr_of(log.name)} while a turn of it runs; await or cancel the turn first"

@@ -22,6 +22,7 @@ from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.waiting import Places
 from agent_memory.store.store import Store
+from agent_memory.tiers.hot import Heir
 from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Tier
 
@@ -139,7 +140,12 @@ class Engine:
         self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
+        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception.
+
+        On the engine thread itself it runs at once.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
@@ -162,6 +168,10 @@ class Engine:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
 
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
+        return self._loop.cancel_all_of(owner)
+
     def hand_over(self) -> bool:
         """Hand finished KV to the store, as far as the disk keeps up; True if that was all.
 
@@ -179,6 +189,19 @@ class Engine:
             self._tiers.warm.clear()
         elif to == "cold" and agent_id is not None:
             self._tiers.warm.release(agent_id)
+
+    def share(self, owner: str, heir: Heir) -> None:
+        """Let a fork share its parent's live KV until its own first turn. Engine thread (in ``call``)."""
+        self._loop.hot.share(owner, heir)
+
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle live KV of one agent be another's. Engine thread (in ``call``)."""
+        self._loop.adopt(owner, heir)
+
+    def discard(self, owner: str, agent_id: int) -> None:
+        """Drop the idle KV of an agent that is gone from memory, unsaved. Engine thread (in ``call``)."""
+        self._loop.discard(owner)
+        self._tiers.warm.release(agent_id)
 
     def drain(self, seconds: float) -> None:
         """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but

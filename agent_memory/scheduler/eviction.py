@@ -93,8 +93,12 @@ class Evictor:
         """Evict one agent's lineage, or all."""
         for lineage in self._hot:
             if owner is None or lineage.owner == owner:
+                self._saver.settle(lineage)
+                if owner is not None and self._hot.bequeath(lineage):
+                    continue  # it is not this agent's alone
                 lineage.is_offered = self._saver.is_copying(lineage)  # warm may have evicted its copy since
                 self.evict(lineage, to)
+        self._hot.disinherit(owner)
 
     def _in_order(self) -> Iterator[Lineage]:
         """Yield idle lineages, pinned ones last, the lowest worth first."""

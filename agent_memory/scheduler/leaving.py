@@ -8,7 +8,7 @@ from agent_memory.scheduler.replying import Replies
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
-from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.hot import Heir, HotTier, Lineage
 
 
 class Leaving:
@@ -67,10 +67,19 @@ class Leaving:
             self._running.remove(row)
         self._evictor.free()
 
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle KV of one agent be another's, and be saved as its own, unless that is temporary too."""
+        lineage = self._hot.of(owner)
+        if lineage is not None:
+            self._saver.settle(lineage)
+            self._hot.take(lineage)
+            lineage.owner, lineage.agent_id, lineage.is_temporary = heir.owner, heir.agent_id, heir.is_temporary
+            self._keep(lineage)
+
     def _keep(self, lineage: Lineage) -> None:
         if not len(lineage.ids):
             return
         for replaced in self._hot.put(lineage):
             self._saver.settle(replaced)
-        if self._is_storable:
+        if self._is_storable and not lineage.is_temporary:
             self._saver.begin(lineage)

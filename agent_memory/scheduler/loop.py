@@ -25,7 +25,7 @@ from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
 from agent_memory.scheduler.waiting import Places, Waiting
-from agent_memory.tiers.hot import HotTier
+from agent_memory.tiers.hot import Heir, HotTier
 from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.engine")
@@ -107,6 +107,24 @@ class Loop:
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
+
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet."""
+        for request in [*self.waiting, *(row.request for row in self.running)]:
+            if request.owner == owner:
+                request.is_cancelled = True
+        return self.is_busy(owner)
+
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle KV of one agent be another's."""
+        self._leaving.adopt(owner, heir)
+
+    def discard(self, owner: str) -> None:
+        """Drop the idle KV of an agent that is gone, unsaved."""
+        if (lineage := self.hot.of(owner)) is not None:
+            self.saver.settle(lineage)
+            self.hot.take(lineage)
+        self.hot.disinherit(owner)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""

@@ -91,6 +91,7 @@ class Request:
     builder: Guard | None = None  #: the caller's class, which makes ``Reply.parsed`` of the JSON
     owner: str | None = None  #: the agent's key: its requests run one after another, its KV is moved, not copied
     agent_id: int | None = None
+    is_temporary: bool = False  #: True if its KV must never be written to disk
     constraint: Constraint | None = None
     shows_marks: bool = False  #: True if special tokens are text for the parser
     sampling: Sampling = field(factory=Sampling)

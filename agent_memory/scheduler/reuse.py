@@ -23,8 +23,8 @@ from agent_memory.types import MissCause, weakest
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
-#: Failed restores after which the same tokens matched again, before giving up: a file may never become readable.
-_AS_LONG = 3
+_AS_LONG = 3  #: failed restores after which the same tokens matched again, before giving up
+_FRAME = 16  #: ids at the end of a turn that the next prompt may write otherwise
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
 #: ``Match.stopped`` -> cause and sentence.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
@@ -83,7 +83,7 @@ class Reuse:
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
-            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
+            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner) and self._may_move(lineage, n_tokens)
         if not self._layout.is_storable:
             return plan  # the KV of such a row cannot be truncated
         for row in rows:
@@ -96,6 +96,10 @@ class Reuse:
         if plan.n_awaited < plan.n_tokens + self._prefill_tokens:  # a step of its own costs less than waiting
             plan.awaited = None
         return plan
+
+    def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
+        """True if the forks that share a lineage can still have their part of it when its owner goes on with it."""
+        return not self._hot.is_shared(lineage) or (self._layout.is_full and n_tokens >= len(lineage.ids) - _FRAME)
 
     def _reach(self, row: Row, n_tokens: int) -> int:
         """Return the longest prefix, of at most ``n_tokens``, that can be copied from a running row.

@@ -215,4 +215,5 @@ class Row:
             agent_id=self.request.agent_id,
             is_wanted=is_turn and not self.max_tokens,
             is_turn=is_turn,
+            is_temporary=self.request.is_temporary,
         )
