@@ -3,12 +3,11 @@
 The agent of a call is the first of these that is given:
 
 - ``agent=`` of the call: ``model.invoke(messages, agent="ann")``; None is no agent.
-- ``thread_id`` or ``session_id`` of the config (LangGraph's, RunnableWithMessageHistory's), behind the model's own
-  ``agent`` and a slash where it has one: several models in one thread need names of their own.
+- ``thread_id`` or ``session_id`` of the config (LangGraph's, RunnableWithMessageHistory's), as ``agent/thread`` where
+  the model has an ``agent=``: several models in one thread need names of their own.
 - ``agent=`` of the model; without any, calls share prefixes and no log.
 
-Not supported, and refused: images and other blocks that are not text, ``n``, ``logprobs``, ``model=`` of a call. A tool
-call is streamed whole, when it ends: a call that the model has begun may turn out to be none.
+Refused: images and other content that is not text, ``n``, ``logprobs``, ``model=`` of a call. A call is streamed whole.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from agent_memory import CallEnd, Delta, Generation, Memory, Reasoning, Reply, T
 from agent_memory.integrations.shapes import choice_of, written
 
 _ROLES = {"human": "user", "ai": "assistant"}
-#: Blocks that a message repeats in other fields.
-_ELSEWHERE = ("reasoning", "thinking", "tool_call", "tool_call_chunk", "tool_use")
+_ELSEWHERE = ("reasoning", "thinking", "tool_call", "tool_call_chunk", "tool_use")  #: blocks that other fields repeat
 
 
 class ChatAgentMemory(BaseChatModel):
@@ -76,7 +74,6 @@ class ChatAgentMemory(BaseChatModel):
         return self.memory.count_tokens([_message(one) for one in messages], tools=given)
 
     def get_num_tokens(self, text: str) -> int:
-        """Return the same for a text as a user's only message."""
         return self.get_num_tokens_from_messages([HumanMessage(text)])
 
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, strict: Any = None, **kwargs: Any) -> Any:
@@ -102,17 +99,16 @@ class ChatAgentMemory(BaseChatModel):
         return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
     # LangChain passes a config, which names the thread, no further than these.
-
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         return super().invoke(input, config, **self._keyed(config, kwargs))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         return await super().ainvoke(input, config, **self._keyed(config, kwargs))
 
-    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[AIMessageChunk]:
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().stream(input, config, **self._keyed(config, kwargs))
 
-    def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[AIMessageChunk]:
+    def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return super().astream(input, config, **self._keyed(config, kwargs))
 
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -163,7 +159,7 @@ class ChatAgentMemory(BaseChatModel):
     def _figures(self, reply: Reply) -> dict[str, Any]:
         """The cost; ``response_metadata["usage"]`` says why not more was reused."""
         usage = reply.usage
-        counted = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
+        counted: Any = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
         counted |= {"total_tokens": sum(counted.values()), "input_token_details": {"cache_read": usage.cached_tokens}}
         told = {"model_name": self.model_name, "finish_reason": reply.finish, "usage": usage.to_dict()}
         return {"usage_metadata": counted, "response_metadata": told}
@@ -196,9 +192,8 @@ def _chunks(delta: Delta) -> Iterator[ChatGenerationChunk]:
         elif isinstance(event, Reasoning):
             yield _chunk("", additional_kwargs={"reasoning_content": event.text})
         elif isinstance(event, CallEnd) and event.call is not None:
-            call = event.call
-            whole = {"name": call.name, "args": written(call), "id": call.id, "index": event.index}
-            yield _chunk("", tool_call_chunks=[whole])
+            call = {"name": event.call.name, "args": written(event.call), "id": event.call.id}
+            yield _chunk("", tool_call_chunks=[{**call, "index": None}])  # a number would join it with text of that one
 
 
 def _chunk(text: str, **rest: Any) -> ChatGenerationChunk:
