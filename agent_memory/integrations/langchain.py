@@ -27,7 +27,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field
 
 from agent_memory import CallEnd, Delta, Generation, Memory, Reasoning, Reply, Text
-from agent_memory.integrations.shapes import choice_of, written
+from agent_memory.integrations.shapes import choice_of, key_of, written
 
 _ROLES = {"human": "user", "ai": "assistant"}
 _ELSEWHERE = ("reasoning", "thinking", "tool_call", "tool_call_chunk", "tool_use")  #: blocks that other fields repeat
@@ -120,7 +120,7 @@ class ChatAgentMemory(BaseChatModel):
     def _keyed(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
         named = ensure_config(config)["configurable"]
         thread = named.get("thread_id") or named.get("session_id")
-        return {"agent": f"{self.agent}/{thread}" if self.agent else str(thread), **kwargs} if thread else kwargs
+        return {"agent": key_of(self.agent, thread), **kwargs} if thread else kwargs
 
     def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
         with self._start(messages, stop, kwargs) as generation:

@@ -24,3 +24,9 @@ def choice_of(given: Any) -> ToolChoice:
 def written(call: ToolCall) -> str:
     """Return a call's arguments as JSON: as the model wrote them, where it wrote JSON."""
     return call.source or json.dumps(dict(call.arguments), ensure_ascii=False)
+
+
+def key_of(agent: str | None, thread: object) -> str | None:
+    """Return the name of a thread's agent: ``agent/thread``, or the one of them that there is."""
+    given = [str(one) for one in (agent, thread) if one]
+    return "/".join(given) or None
