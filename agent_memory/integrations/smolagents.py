@@ -11,7 +11,7 @@ smolagents writes its history as plain text. The model reads it as what it was:
 - Of a code agent's step only the model's own words stay: neither the closing tag that smolagents adds to them nor the
   call of ``python_interpreter`` that repeats their code.
 
-``ChatMessage.token_usage`` has ``cached_tokens`` too, and ``ChatMessage.raw`` is the ``Reply``. Refused: images, and JSON
+``ChatMessage.token_usage`` has ``cached_tokens`` too; ``ChatMessage.raw`` is the ``Reply``. Refused: images, and JSON
 without a schema. A call is streamed whole. An agent cannot be loaded from its saved form, which names no Memory.
 """
 
