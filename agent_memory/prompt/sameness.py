@@ -17,16 +17,21 @@ def is_same(logged: Message, given: Message) -> bool:
     - Arguments are compared as JSON values: key order and spelling do not count, 1 and 1.0 differ.
     - Ids of calls do not count: frameworks make their own. Results are in the order of their calls by then.
     - Reasoning counts where it is given: most callers send none back.
+    - Blanks around a reply do not count: some callers strip them.
     """
     if logged is given:
         return True
-    if (logged.role, logged.content, logged.name) != (given.role, given.content, given.name):
+    if (logged.role, _text(logged), logged.name) != (given.role, _text(given), given.name):
         return False
-    if given.reasoning and given.reasoning != logged.reasoning:
+    if given.reasoning and given.reasoning.strip() != logged.reasoning.strip():
         return False
     return len(logged.tool_calls) == len(given.tool_calls) and all(
         map(_is_same_call, logged.tool_calls, given.tool_calls)
     )
+
+
+def _text(message: Message) -> str:
+    return message.content.strip() if message.role == "assistant" else message.content
 
 
 def _is_same_call(logged: ToolCall, given: ToolCall) -> bool:
