@@ -28,6 +28,7 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.best_of import best_of
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.prompting import cleaned
@@ -210,7 +211,7 @@ class Memory:
         asked = with_agents(prompts, agent)
         if return_errors:
             return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
-        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
+        return replies(self._asking.start_all([(prompt, self._log_of(one), settings) for prompt, one in asked]))
 
     def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
@@ -222,7 +223,8 @@ class Memory:
 
         Arguments as in ``generate``. Raises UnknownAgentError for a name that no agent has.
         """
-        log = None if agent is None else self._known(agent)
+        self._asking.ensure_open()
+        log = None if agent is None else self._known_log(agent)
         return self._asking.explain(prompt, log, Settings.of(Memory.explain, options))
 
     def lint(self, prompts: Sequence[Prompt]) -> LintReport:
@@ -261,6 +263,18 @@ class Memory:
         clean, identity = self._asking.longterm.clean, self._asking.identity
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
+
+    @takes_options()
+    def best_of(
+        self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]
+    ) -> Reply:
+        """Draw ``n`` replies at once, with the seeds ``seed + i``, and keep the one that ``key`` is largest for.
+
+        The prompt is computed once. That reply's turn is the agent's; the others leave nothing. Raises ConfigError for
+        greedy sampling with ``n`` above 1, UnknownAgentError, StaleVersionError where the agent went on meanwhile.
+        """
+        settings = Settings.of(Memory.best_of, options)
+        return best_of(self._asking, self._known_log(agent), message, n, key, settings)
 
     @takes_options(without=["tools"])
     def run_tools(
@@ -317,9 +331,8 @@ class Memory:
         if not (agent is None or isinstance(agent, (str, Agent))):
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
-        name = None if agent is None else self._name_of(agent)
-        log = None if name is None else self._known(name)
-        agent_id = None if log is None else log.agent_id
+        log = None if agent is None else self._known_log(agent)
+        name, agent_id = (None, None) if log is None else (log.name, log.agent_id)
         self.flush()
         self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
         self._store.flush()
@@ -397,23 +410,20 @@ class Memory:
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
         return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)
 
-    def _known(self, agent: str | Agent) -> Log:
-        """The log of an agent that exists. Raises UnknownAgentError."""
-        if not isinstance(agent, (str, Agent)):
-            raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
-        self._asking.ensure_open()
-        name = self._name_of(agent)
-        log = self._asking.agents.find(name, identity=self._asking.identity)
-        if log is None:
-            raise UnknownAgentError(name)
-        return log
-
     def _name_of(self, agent: str | Agent) -> str:
         """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""
         if isinstance(agent, Agent):
             log_of(agent, self._asking)
             return agent.name
         return agent
+
+    def _known_log(self, agent: str | Agent) -> Log:
+        """The log of an agent that exists. Raises UnknownAgentError."""
+        name = self._name_of(agent)
+        log = self._asking.agents.find(name, identity=self._asking.identity) if isinstance(name, str) else None
+        if log is None:
+            raise UnknownAgentError(name)
+        return log
 
     def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
         return self._asking.start(prompt, self._log_of(agent), settings)

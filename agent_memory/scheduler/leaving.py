@@ -13,13 +13,13 @@ from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
-from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.hot import Heir, HotTier, Lineage
 
 
 class Leaving:
     """Takes rows out of the batch and gives their KV to the hot tier, then to the saver. Engine thread only.
 
-    - The reply first: nobody waits for KV to be put away.
+    - The reply first: no caller waits for KV to be saved.
     - A row without KV leaves nothing. A lineage that a newer one of its agent replaces is settled first.
     - Kinds of KV that cannot be stored stay hot alone.
     """
@@ -81,10 +81,19 @@ class Leaving:
         with contextlib.suppress(AgentMemoryError):  # a prompt that cannot be planned explains nothing
             self._unkept.note(request.owner, request.ids(request.asker.prompt()), "cancelled")
 
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle KV of one agent be another's, and be saved as its own, unless that is temporary too."""
+        lineage = self._hot.of(owner)
+        if lineage is not None:
+            self._saver.settle(lineage)
+            self._hot.take(lineage)
+            lineage.owner, lineage.agent_id, lineage.is_temporary = heir.owner, heir.agent_id, heir.is_temporary
+            self._keep(lineage)
+
     def _keep(self, lineage: Lineage) -> None:
         if not len(lineage.ids):
             return
         for replaced in self._hot.put(lineage):
             self._saver.settle(replaced)
-        if self._is_storable:
+        if self._is_storable and not lineage.is_temporary:
             self._saver.begin(lineage)

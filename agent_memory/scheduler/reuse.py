@@ -1,4 +1,4 @@
-"""Find the longest prefix of a prompt that is there already, live or stored, and why it is not longer."""
+"""Find the longest prefix of a prompt whose KV exists, live or stored, and why it is not longer."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from agent_memory.types import weakest
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
-_AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
+_AS_LONG = 3  #: failed restores after which the same tokens matched again, before giving up
+_FRAME = 16  #: ids at the end of a turn that the next prompt may write otherwise
 
 
 @define(eq=False, kw_only=True)
 class Plan:
-    """The KV that a prompt could start from, before any is taken or read.
+    """The KV that a prompt could start from, before any of it is taken or read.
 
     ``lineage`` and ``row`` are never both set.
     """
 
     wanted: Ids
-    stored: Match  #: in warm and cold
+    stored: Match  #: in warm and on disk
     lineage: Lineage | None = None  #: an idle lineage in hot
     row: Row | None = None  #: a running row, whose KV is copied
     n_live: int = 0  #: tokens of the lineage or the row
@@ -46,7 +47,7 @@ class Plan:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prompt whose KV is there."""
+        """Tokens of the prompt whose KV exists."""
         return max(self.n_live, self.stored.n_tokens)
 
 
@@ -75,7 +76,7 @@ class Reuse:
     #   idle lineage, moved         hot tier         the row's alone; saved first, then truncated
     #   idle lineage, copied        hot tier         hot tier; the row has a copy
     #   running row                 row or batch     row or batch; the new row has a copy
-    #   warm, cold                  store            store; the row has a restored copy
+    #   warm, cold                  warm, disk       warm, disk; the row has a restored copy
 
     def __init__(
         self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
@@ -90,7 +91,7 @@ class Reuse:
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
-            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner)
+            plan.is_moved = self._hot.is_moved(lineage, n_tokens, owner) and self._may_move(lineage, n_tokens)
         if not self._layout.is_storable:
             return plan  # the KV of such a row cannot be truncated
         for row in rows:
@@ -104,18 +105,22 @@ class Reuse:
             plan.awaited = None
         return plan
 
-    def _reach(self, row: Row, n_tokens: int) -> int:
-        """Longest prefix, of at most ``n_tokens``, that can be copied from a running row.
+    def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
+        """True if the forks that share a lineage can still have their part of it when its owner goes on with it."""
+        return not self._hot.is_shared(lineage) or (self._layout.is_full and n_tokens >= len(lineage.ids) - _FRAME)
 
-        From one that decodes only where every layer can be truncated at any token.
+    def _reach(self, row: Row, n_tokens: int) -> int:
+        """Return the longest prefix, of at most ``n_tokens``, that can be copied from a running row.
+
+        From a decoding row only if every layer can be truncated at any token.
         """
         if self._layout.is_full:
             return n_tokens
         return row.kv.reach(n_tokens) if row.kv is not None else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
-        """Take or restore the KV of a plan; it is the caller's alone then. A restore that fails is a miss."""
-        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
+        """Take or restore the KV of a plan, and give it to the caller alone. A restore that fails is a miss."""
+        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is truncated
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
         n_as_long = 0
@@ -152,7 +157,7 @@ class Reuse:
         )
 
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
-        """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
+        """Return where the prompt differs from existing KV, and the ids that this KV has from there on."""
         at, other = max(plan.n_tokens, 1), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
