@@ -58,7 +58,7 @@ class AgentMemoryLLM(FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex asks of a model."""
         length = self.memory.context_tokens
-        known = {} if length is None else {"context_window": length}
+        known: dict[str, Any] = {} if length is None else {"context_window": length}
         known |= {"num_output": self.max_tokens, "model_name": self.memory.model_name}
         return LLMMetadata(is_chat_model=self.is_chat, is_function_calling_model=self.is_chat, **known)
 
