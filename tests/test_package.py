@@ -18,6 +18,8 @@ from agent_memory import errors
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agent_memory"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
+#: Files that may be longer: they list every public method, each one line into its room.
+LONG_FILES = {"memory.py": 650, "store/store.py": 450}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -161,7 +163,7 @@ def test_the_core_has_no_keyword_tunnels_but_typed_options() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
-    assert source.count("\n") <= MAX_FILE_LINES
+    assert source.count("\n") <= LONG_FILES.get(path.relative_to(PACKAGE).as_posix(), MAX_FILE_LINES)
     long = {
         f"{node.name} (line {node.lineno})": (node.end_lineno or 0) - node.lineno + 1
         for node in ast.walk(ast.parse(source))
