@@ -7,7 +7,7 @@ marked as quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +49,11 @@ class Provenance:
 def made_of(piece: Piece) -> int:
     """How the KV of a restored piece's tokens was made, and whether it was decoded."""
     return piece.made | (DECODED if piece.segment.exactness == "quantized" else 0)
+
+
+def made_of_all(taken: Sequence[tuple[Piece, int]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """``made_of`` for each token that is taken of some pieces."""
+    return np.repeat(np.array([made_of(piece) for piece, _ in taken], np.uint8), [take for _, take in taken])
 
 
 @frozen

@@ -31,7 +31,7 @@ from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
-from agent_memory.store import lookup
+from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
@@ -39,19 +39,18 @@ from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
 from agent_memory.store.forgetting import delete_unowned, rewrite
 from agent_memory.store.io import IOThread
-from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
 from agent_memory.store.planning import begin_save
 from agent_memory.store.quota import Quota, default_budget
+from agent_memory.store.reading import NOTHING, Match
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
 from agent_memory.store.verifying import verify_store
-from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
@@ -59,12 +58,12 @@ log = logging.getLogger("agent_memory.store")
 
 
 class Store:
-    """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
+    """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
     ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
     least what is there.
     ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
-    ``warm_bytes`` 0: no warm tier. ``files``: how the disk is changed.
+    ``files``: how the disk is changed.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -76,17 +75,11 @@ class Store:
         disk_bytes: int | None,
         chunk_tokens: int,
         codec: Codec = "exact",
-        warm_bytes: int = 0,
-        warm_codec: Codec = "exact",
-        warm_ttl_s: float | None = None,
         bytes_per_day: int | None = None,
         files: Files | None = None,
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        costs, pins = self.costs, self._pins.agents
-        is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
-        self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
         self._health = Health()
         self._io = IOThread(health=self._health)
         self._closing, self._is_closed = threading.RLock(), False
@@ -155,7 +148,6 @@ class Store:
             self._io.drain()
             rows = self._take_rows()
             self._manifest.attach(identity, layout_json(layout), facts)
-            self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
             self._pins.load(self._logs, self._manifest)
@@ -243,7 +235,6 @@ class Store:
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
         self._io.drop_logs(agent_id)
-        self.warm.release(agent_id)
         if agent_id in self.pins:
             self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
@@ -255,38 +246,44 @@ class Store:
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
         self.flush()  # what is queued is written over then, and not after
-        self.warm.clear()
         with store_errors("forget", self._path):
             self._io.call(partial(rewrite, self._manifest, logs, kv_of))
             replaced()
             self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
     def match(self, ids: Ids) -> Match:
-        """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
-        return lookup.find(self._catalog, self.warm, ids)
+        """Return the longest prefix of ``ids`` that is on disk; O(len(ids)) hashing, in memory."""
+        return NOTHING if self._catalog is None else reading.find(self._catalog, ids)
 
     def following(self, match: Match) -> Ids | None:
-        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
-        return None if self._catalog is None else lookup.following(self._catalog, match)
+        """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else reading.following(self._catalog, match)
 
-    def source(self, match: Match, n_tokens: int) -> Source:
-        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
+    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
+        """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
 
-        Less than the whole match only where the model's layers can be cut at any token.
+        Fewer than the whole match only where every layer of the model can be truncated at any token.
         """
-        return lookup.source(self._catalog, self.warm, match, n_tokens)
+        assert self._catalog is not None, "a store without a folder matches nothing"
+        return reading.source(self._catalog, match, n_tokens, start)
 
-    def prefetch(self, match: Match) -> None:
-        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed.
+    def prefetch(self, match: Match, *, start: int = 0) -> None:
+        """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
 
-        Those whose pieces are warm are not read.
+        They are in the page cache when they are needed.
         """
-        if self._catalog is not None and match.tier == "cold":
-            self._io.submit_read(lookup.reading_ahead(self._catalog, match))
+        if self._catalog is not None and match.n_tokens:
+            self._io.submit_read(reading.reading_ahead(self._catalog, match, start))
 
     def touch(self, match: Match) -> None:
-        """The match was used now, in both tiers; what it stands on counts as used too."""
-        lookup.touch(self._catalog, self.warm, match)
+        """Note that the files of a match, and those that they depend on, were used now."""
+        if self._catalog is not None:
+            self._catalog.touch({piece.segment.number: piece.segment for piece, _ in match.pieces}.values())
+
+    def is_stored(self, piece: bytes) -> bool:
+        """True if a piece is on disk, or on its way there."""
+        index = None if self._catalog is None else self._catalog.index
+        return index is not None and piece in index.pieces
 
     def begin_save(
         self,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.prefix.index import Piece
-
-if TYPE_CHECKING:
-    from agent_memory.store.warm import Warm
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -79,19 +76,37 @@ class CopySide:
     has_state: bool
 
 
+class Keeper(Protocol):
+    """The owner of the pieces that a copy fills: the warm tier."""
+
+    def put_side(self, to: CopySide, rows: list[Bytes], state: Bytes | None, agent_id: int | None) -> bool:
+        """Give a piece its window rows and state; False, and nothing changed, where they do not fit the budget."""
+
+    def complete(self, copy: Copy) -> None:
+        """Let the pieces of a copy be found."""
+
+    def undo(self, copy: Copy) -> None:
+        """Forget the pieces that a copy entered."""
+
+
 class Copy:
-    """Made by ``Warm.begin``. Ends with ``finish`` or ``abandon``; one that no longer fits ends by itself, quietly."""
+    """A lineage on its way into the warm tier. Engine thread only.
+
+    - ``Warm.begin`` makes it; ``finish`` or ``abandon`` ends it, and later calls do nothing.
+    - Its bytes are reserved before it begins, but those of ``sides``: where these do not fit, the copy ends.
+    - Pieces that it needs are not evicted before it ends.
+    """
 
     def __init__(
         self,
-        warm: Warm,
+        keeper: Keeper,
         path: Sequence[WarmPiece],
         fresh: Sequence[WarmPiece],
         base: Base | None,
         sides: tuple[CopySide, ...],
         agent_id: int | None,
     ) -> None:
-        self._warm, self.path, self.fresh, self.base, self.sides = warm, path, fresh, base, sides
+        self._keeper, self.path, self.fresh, self.base, self.sides = keeper, path, fresh, base, sides
         self.agent_id = agent_id
         taken_stop = base.taken_stop if base is not None else 0
         self.parts = tuple(CopyPart(p, max(p.piece.start, taken_stop), p.stop, p.piece.segment.codec) for p in fresh)
@@ -120,18 +135,18 @@ class Copy:
             first_row = base.piece.first_row
             taken = [a[:, to.first - first_row : to.start - first_row] for a in base.piece.window_rows]
             rows = [np.concatenate(pair, axis=1) for pair in zip(taken, rows or [a[:, :0] for a in taken], strict=True)]
-        if not self.is_over and not self._warm.put_side(to, list(rows), state, self.agent_id):
+        if not self.is_over and not self._keeper.put_side(to, list(rows), state, self.agent_id):
             self.abandon()
 
     def finish(self) -> None:
         """Make it readable."""
         if not self._end():
-            self._warm.complete(self)
+            self._keeper.complete(self)
 
     def abandon(self) -> None:
         """Forget what was put so far."""
         if not self._end():
-            self._warm.undo(self)
+            self._keeper.undo(self)
 
     def _end(self) -> bool:
         """Let go of what it needed; whether it was over before."""

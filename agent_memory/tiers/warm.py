@@ -21,8 +21,8 @@ from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_to
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held, Needs, Plan, Side, best_plan, missing_sides, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
-from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.rows import root_id
+from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.types import Tier
 
 #: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.
@@ -357,6 +357,24 @@ class Warm:
         held.n_bytes -= n_bytes
         self.n_bytes -= n_bytes
         del self._sides[held.piece.id]
+
+    def check(self) -> list[str]:
+        """Return what is out of step, in words: bytes, leaves and index, recomputed; empty while no copy is under way.
+
+        O(pieces).
+        """
+        n_bytes = sum(held.n_bytes for held in self._held.values())
+        followed = {held.piece.parent for held in self._held.values()}
+        found = {
+            f"{self.n_bytes} bytes are counted, {n_bytes} are held": self.n_bytes != n_bytes,
+            f"{self.n_bytes} bytes are held, the budget is {self.budget_bytes}": self.n_bytes > self.budget_bytes,
+            "leaves are not the pieces that nothing follows": self._leaves.keys() != self._held.keys() - followed,
+            "a side has no piece": not self._sides.keys() <= self._held.keys(),
+            "a piece is kept by a copy that has ended": any(held.n_holds for held in self._held.values()),
+        }
+        if self._index is not None:
+            found["the index has other pieces"] = self._index.pieces.keys() != self._held.keys()
+        return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def _side_bytes(rows: list[Bytes], state: Bytes | None) -> int:
