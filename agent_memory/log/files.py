@@ -17,6 +17,7 @@ from attrs import frozen
 
 MANIFEST = "manifest.sqlite3"
 LOCK = "lock"
+KV_FOLDER = "kv"
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 

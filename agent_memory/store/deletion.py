@@ -1,22 +1,28 @@
-"""The end of an agent: pieces that only its lineages used leave the disk, shared ones stay."""
+"""The end of agents and of forgotten turns: KV that only their lineages used leaves the disk, shared KV stays.
+
+What is forgotten goes by lineage: what the agents' lineages used and no other agent's does, and whatever no agent's
+lineage uses.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-import numpy as np
-
-from agent_memory.prefix.index import Index, Piece, Segment
-from agent_memory.prefix.resume import Side
+from agent_memory.log.logs import Rewritten, replace_turns
+from agent_memory.prefix.index import Index
+from agent_memory.prefix.pieces import Piece, Segment
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
-from agent_memory.store.format import extents, new_file
+from agent_memory.store.manifest import Manifest
+from agent_memory.store.rewriting import rewrite
 from agent_memory.store.room import tidy
-from agent_memory.store.rows import facts_of, layout_of, segment_of
-from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
+from agent_memory.store.segments import WRITE_ERRORS, OpenSegment
 
 log = logging.getLogger("agent_memory.store")
+
+#: The number of an agent that never is: lineages are given to it, and end with it.
+_NOBODY = 2**40
 
 
 def delete_agent(catalog: Catalog, agent_id: int) -> None:
@@ -27,17 +33,17 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
             drop, cuts = _unused(catalog, agent_id)
         changes = _shortened(catalog, cuts, drop)
         try:
-            is_done = apply(catalog, _edit(catalog, agent_id, drop, changes))
+            is_done = apply(catalog, _edit(catalog, agent_id, drop.values(), changes))
         finally:
             for _, new in changes if not is_done else ():
-                catalog.files.unlink(catalog.path(new))
+                catalog.disk.files.unlink(catalog.disk.path(new))
     catalog.counts.unwritten.written(agent_id, None)
-    tidy(catalog, lambda: catalog.manifest.database.shrink(from_share=0.0))
+    tidy(catalog, lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
 
 
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
     """What only this agent's lineages use: segments, and of those shared in part how many pieces stay."""
-    heads = catalog.manifest.heads()
+    heads = catalog.disk.manifest.heads()
     drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
     for identity in {identity for agent, identity, _ in heads if agent == agent_id}:
@@ -65,29 +71,27 @@ def _shortened(
     return [(old, new) for old, new in changes if old.number not in drop]
 
 
-def _edit(
-    catalog: Catalog, agent_id: int, drop: Mapping[int, Segment], changes: Sequence[tuple[Segment, Segment]]
-) -> Edit:
-    stale: list[Side] = []
+def _edit(catalog: Catalog, agent_id: int, drop: Iterable[Segment], changes: Sequence[tuple[Segment, Segment]]) -> Edit:
+    stale: list[Segment] = []
     with catalog.lock:
         for old, new in changes:
             kept = {piece.id for piece in new.pieces}
-            stale += [side for side in catalog.beside(old) if side.is_ready and side.piece not in kept]
+            stale += [one for one in catalog.resume_of(old) if one.is_ready and one.parent not in kept]
     return Edit(
         add=[new for _, new in changes],
-        remove=[*drop.values(), *(old for old, _ in changes)],
-        remove_sides=stale,
+        remove=[*drop, *(old for old, _ in changes), *stale],
         ended_agent=agent_id,
     )
 
 
 def _indexes(catalog: Catalog, identity: str) -> list[Index]:
-    if identity == catalog.identity and catalog.index is not None:
-        return [catalog.index]
-    rows = catalog.manifest.segments(identity)
+    """The index of the attached model; of another, one for each size of chunks, over copies of its segments."""
+    if catalog.model is not None and identity == catalog.model.identity:
+        return [catalog.model.index]
+    rows = [s for s in catalog.disk.manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
     return [
-        catalog.build_index(identity, size, {r.segment: segment_of(r) for r in rows if _is_shown(catalog, r.segment)})
-        for size in {r.chunk_tokens for r in rows}
+        catalog.build_index(identity, size, [s for s in rows if s.chunk_tokens == size])
+        for size in {s.chunk_tokens for s in rows}
     ]
 
 
@@ -96,42 +100,17 @@ def _is_shown(catalog: Catalog, number: int) -> bool:
 
 
 def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
-    """Write a segment's first pieces as a new file; what its row becomes."""
-    layout = catalog.layout if segment.identity == catalog.identity else None
-    if layout is None:
-        layout = layout_of(catalog.manifest.layout(segment.identity) or "[]")
-    n_tokens = n_pieces * segment.chunk_tokens
-    known = [catalog.read_ids(piece) for piece in segment.pieces[:n_pieces]]
-    ids = np.concatenate([own for own in known if own is not None])
-    if len(ids) != n_tokens:
-        raise ValueError("its ids cannot be read")
-    new = Segment(
-        number=segment.number,
-        identity=segment.identity,
-        file=new_file(segment.identity),
-        parent=segment.parent,
-        parent_number=segment.parent_number,
-        start=segment.start,
-        n_tokens=n_tokens,
-        chunk_tokens=segment.chunk_tokens,
-        exactness=segment.exactness,
-        codec=segment.codec,
-        host=segment.host,
-        used_s=segment.used_s,
-        is_ready=True,
-    )
-    new.pieces = [Piece(p.id, p.parent, new, p.index, p.n_tokens, p.made, p.head) for p in segment.pieces[:n_pieces]]
-    path = catalog.path(new)
-    places = extents(layout, n_tokens, new.codec)
-    writer = SegmentWriter(catalog.files, path, places, facts_of(new).metadata, ids)
+    """Write a segment's first pieces as a new file; the segment that takes its place."""
+    disk, model = catalog.disk, catalog.model
+    is_attached = model is not None and segment.identity == model.identity
+    layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
+    new = segment.successor(segment.pieces[:n_pieces], n_tokens=n_pieces * segment.chunk_tokens)
+    source = OpenSegment(disk.path(segment), segment)
     try:
-        new.header_xxh3 = copy_prefix(catalog.path(segment), segment, writer, layout, n_tokens)
-    except BaseException:
-        writer.abandon()
-        raise
-    catalog.files.sync_folder(path.parent)
-    new.n_bytes, new.held_bytes = writer.n_bytes, writer.held_bytes
-    catalog.note_written(new.n_bytes)
+        for _ in rewrite(catalog, layout, [source], new, source.ids()[: new.n_tokens]):
+            pass
+    finally:
+        source.close()
     return new
 
 
@@ -151,3 +130,27 @@ def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[lis
         stay[number] = sum(p.id not in removed for p in segment.pieces)
     whole = [s for n, s in segments.items() if not stay[n]]
     return whole, [(s, stay[n]) for n, s in segments.items() if stay[n]]
+
+
+def forget(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None:
+    """Commit other turns of some logs, and that the KV of some agents, and of no agent, is nobody's. I/O thread."""
+    with manifest.database.transaction() as db:
+        replace_turns(db, logs)
+        for agent_id in kv_of:
+            db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (_NOBODY, agent_id))
+        ends = [
+            (_NOBODY, segment.identity, segment.piece_ids()[-1])
+            for segment in manifest.segments()
+            if segment.kind == "rows"
+        ]
+        db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
+
+
+def delete_unowned(manifest: Manifest, catalog: Catalog | None) -> None:
+    """Delete the KV that is nobody's; no file holds bytes of it, or of replaced turns, afterwards. I/O thread.
+
+    What an earlier process did not get to is deleted too.
+    """
+    if catalog is not None:
+        delete_agent(catalog, _NOBODY)
+    manifest.database.fold()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent_memory.log.logs import Logs
-from agent_memory.prefix.index import Segment
+from agent_memory.prefix.pieces import Segment
 from agent_memory.store.manifest import Manifest
 
 

@@ -18,39 +18,34 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import open_database
-from agent_memory.log.files import Files
+from agent_memory.log.files import KV_FOLDER, Files
 from agent_memory.log.health import Health, is_disk_error
 from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import AgentRecord, Turn
-from agent_memory.prefix.index import Ids
+from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
-from agent_memory.store.catalog import Catalog
-from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent
+from agent_memory.store.catalog import Catalog, Disk
+from agent_memory.store.deletion import delete_agent, delete_unowned, forget
 from agent_memory.store.edit import check
-from agent_memory.store.figures import figures
-from agent_memory.store.forgetting import delete_unowned, rewrite
+from agent_memory.store.folder import Quota, default_budget
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
-from agent_memory.store.planning import begin_save
-from agent_memory.store.quota import Quota, default_budget
+from agent_memory.store.planning import plan_save
 from agent_memory.store.reading import NOTHING, Match
-from agent_memory.store.records import SegmentRow
-from agent_memory.store.room import folder_bytes, keep
-from agent_memory.store.rows import layout_json
-from agent_memory.store.saves import Save
-from agent_memory.store.sweeping import sweep
-from agent_memory.store.verifying import verify_store
+from agent_memory.store.rewriting import Compactor
+from agent_memory.store.room import figures, folder_bytes, keep, sweep
+from agent_memory.store.save import Save
+from agent_memory.store.view import verify_store
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
@@ -103,17 +98,17 @@ class Store:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
                 written = Written.parse(self._database.meta("written"))
-                self._catalog = catalog = Catalog(
-                    path,
-                    Manifest(self._database),
-                    self._io,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
+                disk = Disk(
+                    folder=path / KV_FOLDER,
+                    manifest=Manifest(self._database),
+                    io=self._io,
                     files=files,
                     health=self._health,
-                    codec=codec,
                     place=self._place,
+                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
+                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                 )
+                self._catalog = catalog = Catalog(disk, codec=codec)
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
                 catalog.on_commit = self._compactor.wake
@@ -128,7 +123,7 @@ class Store:
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
                 raise opening_error(path, error) from error
             raise
-        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
+        log.info("store open path=%s files=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def _ensure_ours(self) -> None:
         """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
@@ -146,18 +141,10 @@ class Store:
         self._io.start()  # at opening: later an exception may strike the engine while it waits for the start
         with store_errors("record the model", self._path):
             self._io.drain()
-            rows = self._take_rows()
-            self._manifest.attach(identity, layout_json(layout), facts)
+            self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
-                self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
+                self._catalog.attach(identity, layout, host, self._chunk_tokens)
             self._pins.load(self._logs, self._manifest)
-
-    def _take_rows(self) -> list[SegmentRow] | None:
-        """What was read of the manifest at opening, once, where nobody has written to it since."""
-        if self._catalog is None or (opened := self._catalog.opened) is None:
-            return None
-        self._catalog.opened = None
-        return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
@@ -247,7 +234,7 @@ class Store:
         """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
         self.flush()  # what is queued is written over then, and not after
         with store_errors("forget", self._path):
-            self._io.call(partial(rewrite, self._manifest, logs, kv_of))
+            self._io.call(partial(forget, self._manifest, logs, kv_of))
             replaced()
             self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
@@ -282,8 +269,8 @@ class Store:
 
     def is_stored(self, piece: bytes) -> bool:
         """True if a piece is on disk, or on its way there."""
-        index = None if self._catalog is None else self._catalog.index
-        return index is not None and piece in index.pieces
+        model = None if self._catalog is None else self._catalog.model
+        return model is not None and piece in model.index.pieces
 
     def begin_save(
         self,
@@ -309,10 +296,12 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
-        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        plan = plan_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if plan is None:
+            return Save(None)
         if is_turn:
-            self._pins.note(agent_id, save.head)
-        return save
+            self._pins.note(agent_id, plan.head)
+        return Save(self._catalog, plan)
 
     @property
     def has_disk(self) -> bool:
@@ -362,9 +351,9 @@ class Store:
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.disk.folder)
         repaired = () if self._repair is None else (str(self._repair),)
-        others = () if catalog is None else catalog.quota.strangers
+        others = () if catalog is None else catalog.disk.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
@@ -380,10 +369,9 @@ class Store:
 
     def _close(self) -> None:
         try:
-            if self._catalog is not None and self._catalog.has_unwritten_uses:
-                catalog = self._catalog
+            if (catalog := self._catalog) is not None and (uses := catalog.take_uses()):
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(lambda: self._manifest.commit(used=catalog.take_uses()))
+                    self._io.submit(lambda: self._manifest.commit(used=uses))
             if self._io.is_started:
                 self.flush()
         finally:
