@@ -1,4 +1,4 @@
-"""One copy on its way into the warm tier: what of a lineage is not held there yet, handed over tensor by tensor."""
+"""One copy into the warm tier: the tokens of a lineage that warm has not got yet, handed over tensor by tensor."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @define(eq=False)
 class WarmPiece:
-    """One piece in memory. ``rows``: by layout tensor, (heads, n_tokens, row_bytes)."""
+    """One piece in memory."""
 
     piece: Piece
-    used_s: float = -math.inf  #: by the tier's clock
+    used_s: float = -math.inf  #: last use, by the tier's clock
     n_bytes: int = 0  #: allocated for it, or reserved
-    rows: list[Bytes] = field(factory=list, repr=False)
-    window_rows: list[Bytes] = field(factory=list, repr=False)  #: by window tensor: of its newest tokens
-    state: Bytes | None = field(default=None, repr=False)  #: at its end
-    users: set[int | None] = field(factory=set)  #: agents whose lineages stand on it; None: a nameless one
-    n_holds: int = 0  #: copies under way that need it
+    rows: list[Bytes] = field(factory=list, repr=False)  #: by layout tensor: (heads, n_tokens, row_bytes)
+    window_rows: list[Bytes] = field(factory=list, repr=False)  #: by window tensor: rows of its newest tokens
+    state: Bytes | None = field(default=None, repr=False)  #: recurrent state after its last token
+    users: set[int | None] = field(factory=set)  #: agents whose prefix includes it; None: anonymous requests
+    n_holds: int = 0  #: copies under way that need it; it is not evicted before they end
 
     @property
     def first_row(self) -> int:
-        """The token of its oldest window row; its end, where there is none."""
+        """Position of its oldest window row; ``stop`` if it has none."""
         return self.stop - (self.window_rows[0].shape[1] if self.window_rows else 0)
 
     @property
     def stop(self) -> int:
-        """The token after its last, counted from the lineage's first."""
+        """Position after its last token, counted from the lineage's first."""
         return self.piece.start + self.piece.n_tokens
 
 
 @frozen
 class Base:
-    """A piece whose tokens before ``stop`` are those of the first new one: the tail that it grew from, mostly.
+    """A piece that shares its tokens before ``stop`` with the first new piece: mostly the tail that this one extends.
 
-    Where those came out of a lossy codec, their bytes are taken over (``taken_stop``) and never made again.
+    Rows before ``taken_stop`` were decoded from a lossy codec: their stored bytes are reused, never encoded again.
     """
 
     piece: WarmPiece
@@ -53,7 +53,7 @@ class Base:
 
 @frozen
 class CopyPart:
-    """Tokens ``[start, stop)`` of the lineage, to be read from its live KV: the end of one piece."""
+    """Tokens ``[start, stop)`` of the lineage, read from its live KV: all of one piece, or its end."""
 
     piece: WarmPiece
     start: int
@@ -63,9 +63,9 @@ class CopyPart:
 
 @frozen
 class CopySide:
-    """Window rows ``[first, stop)`` of the lineage, to be held beside a piece, and maybe the state at ``stop``.
+    """Window rows ``[first, stop)`` of the lineage for one piece, and with ``has_state`` the state at ``stop``.
 
-    ``[start, stop)`` are to be read from its live KV; those before are taken over.
+    Rows ``[first, start)`` are those of ``Base``; ``[start, stop)`` are read from the live KV.
     """
 
     piece: WarmPiece
@@ -83,7 +83,7 @@ class Keeper(Protocol):
         """Give a piece its window rows and state; False, and nothing changed, where they do not fit the budget."""
 
     def complete(self, copy: Copy) -> None:
-        """Let the pieces of a copy be found."""
+        """Make the pieces of a copy findable."""
 
     def undo(self, copy: Copy) -> None:
         """Forget the pieces that a copy entered."""
@@ -93,9 +93,15 @@ class Copy:
     """A lineage on its way into the warm tier. Engine thread only.
 
     - ``Warm.begin`` makes it; ``finish`` or ``abandon`` ends it, and later calls do nothing.
-    - Its bytes are reserved before it begins, but those of ``sides``: where these do not fit, the copy ends.
+    - Bytes of rows are reserved before it begins. Those of ``sides`` are not: if they do not fit, it is abandoned.
     - Pieces that it needs are not evicted before it ends.
     """
+
+    # Where the rows of a new piece come from:
+    #
+    #   tokens                            rows
+    #   [piece.start, base.taken_stop)    bytes of ``base``, already encoded; the first new piece alone
+    #   [part.start, part.stop)           the lineage's live KV
 
     def __init__(
         self,
@@ -117,11 +123,11 @@ class Copy:
 
     @property
     def standing(self) -> list[WarmPiece]:
-        """The pieces of the lineage, and the one that the first new piece stands on."""
+        """The pieces of the lineage, and the base of the first new piece."""
         return [*self.path, *([self.base.piece] if self.base is not None else [])]
 
     def put(self, part: int, tensor: int, array: Bytes) -> None:
-        """One layout tensor of one part, in the order of tensors: (heads, n, row_bytes) uint8; kept, not copied."""
+        """Give one tensor of one part, in layout order: (heads, n, row_bytes) uint8; the array is kept, not copied."""
         to = self.parts[part]
         n_taken = to.start - to.piece.piece.start
         if self.base is not None and n_taken:
@@ -129,7 +135,7 @@ class Copy:
         to.piece.rows.append(array)
 
     def put_side(self, number: int, rows: Sequence[Bytes], state: Bytes | None) -> None:
-        """The window tensors of one of ``sides``, (heads, n_rows, row_bytes) each, and its state where it has one."""
+        """Give the window tensors of one of ``sides``, (heads, n_rows, row_bytes) each, and the state if it has one."""
         to, base = self.sides[number], self.base
         if base is not None and to.first < to.start:
             first_row = base.piece.first_row
@@ -139,17 +145,17 @@ class Copy:
             self.abandon()
 
     def finish(self) -> None:
-        """Make it readable."""
+        """Make its pieces findable."""
         if not self._end():
             self._keeper.complete(self)
 
     def abandon(self) -> None:
-        """Forget what was put so far."""
+        """Forget its pieces."""
         if not self._end():
             self._keeper.undo(self)
 
     def _end(self) -> bool:
-        """Let go of what it needed; whether it was over before."""
+        """Release the pieces that it needed; True if it had ended before."""
         was_over, self.is_over = self.is_over, True
         for held in () if was_over else self._needed.values():
             held.n_holds -= 1

@@ -572,6 +572,7 @@ def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
 def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     opened: Callable[..., Memory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import agent_memory.store.deletion as deletion
 
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")

@@ -154,7 +154,7 @@ def test_the_check_of_warm_sees_what_is_out_of_step() -> None:
     assert len(warm.check()) == 1
     warm.n_bytes -= 1
     warm._leaves.clear()
-    assert warm.check() == ["leaves are not the pieces that nothing follows"]
+    assert warm.check() == ["the leaves are not the pieces without a child"]
 
 
 #: Layouts whose rows a lossy codec encodes: with full attention alone, and with windows beside it.
