@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from attrs import define, evolve, field, setters
+from attrs import define, evolve, field, frozen, setters
 
 from agent_memory.config import Codec
 from agent_memory.prefix.chunks import ID_BYTES, piece_id
+from agent_memory.prefix.names import new_file
 from agent_memory.types import Exactness
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
@@ -19,15 +19,9 @@ Kind = Literal["rows", "resume"]
 
 HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
 _CHANGES = setters.NO_OP  #: of a field that changes while the segment is kept; every other one is frozen
-SUFFIX = ".safetensors"  #: of every file of KV
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
 PIECE_BYTES = _PIECE.size  #: of a piece in ``Segment.packed``
-
-
-def new_file(identity: str) -> str:
-    """Return a name that no file has, below the folder of KV."""
-    return f"{identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
 
 
 @define(eq=False, kw_only=True, on_setattr=setters.frozen)
@@ -94,6 +88,10 @@ class Segment:
             _PIECE.pack(p.id, p.made, p.head)
             for p in self.pieces  # ``pack`` pads the head
         )
+
+    def made(self) -> list[int]:
+        """Return the provenance of its pieces, as far as they are in memory."""
+        return [p.made for p in self.pieces] or [made for _, made, _ in _PIECE.iter_unpack(self.packed)]
 
     def piece_ids(self) -> list[bytes]:
         """Return the ids of its pieces, as far as they are in memory."""
@@ -194,3 +192,13 @@ class Piece:
 def sort_key(ids: Ids) -> bytes:
     """Return bytes that sort as the ids do."""
     return ids.astype(">u4").tobytes()
+
+
+@frozen
+class HeadMove:
+    """Where an agent's lineage ends now, and the former ends that it replaces."""
+
+    agent_id: int
+    identity: str
+    head: bytes
+    former: Sequence[bytes] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from threading import RLock
@@ -20,18 +20,31 @@ from attrs import define, field
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import is_lossy
 from agent_memory.kvcache.layout import Layout
-from agent_memory.log.files import Files
-from agent_memory.log.health import Health
+from agent_memory.log.damage import WRITE_ERRORS
+from agent_memory.log.files import KV_FOLDER, Files
+from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.logs import Logs
 from agent_memory.log.place import Place
 from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
-from agent_memory.store.folder import Quota
+from agent_memory.store.folder import Quota, default_budget
 from agent_memory.store.io import IOThread
 from agent_memory.store.losses import Losses
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.writing import Unwritten, WriteAdmission
+from agent_memory.store.writing import Unwritten, WriteAdmission, Written
+
+
+@define
+class Counts:
+    """What happened since the store was opened, for ``stats``."""
+
+    damage: int = 0
+    save_failures: int = 0
+    bytes_written: int = 0
+    skipped: Counter[str] = field(factory=Counter)  #: saves that were not begun or given up, by reason
+    unwritten: Unwritten = field(factory=Unwritten)
 
 
 @define
@@ -46,23 +59,76 @@ class Disk:
     place: Place
     quota: Quota
     admission: WriteAdmission
+    counts: Counts = field(factory=Counts)
     clock: Callable[[], float] = time.time
+    on_commit: Callable[[], None] = lambda: None  #: after each save, on the I/O thread
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 
     def path(self, segment: Segment) -> Path:
         """Where a segment's file is."""
         return self.folder / segment.file
 
+    def note_written(self, segment: Segment) -> None:
+        """A file was written in full. I/O thread."""
+        self.counts.bytes_written += segment.n_bytes
+        self.admission.spend(segment.n_bytes)
 
-@define
-class Counts:
-    """What happened since the store was opened, for ``stats``."""
+    def tidy(self, call: Callable[[], None]) -> None:
+        """Do what needs a disk that takes writes, and can wait for one."""
+        try:
+            call()
+        except WRITE_ERRORS as error:
+            if is_disk_error(error):
+                self.health.failed("KV", error)
 
-    damage: int = 0
-    save_failures: int = 0
-    bytes_written: int = 0
-    skipped: Counter[str] = field(factory=Counter)  #: saves that were not begun or given up, by reason
-    unwritten: Unwritten = field(factory=Unwritten)
+
+def open_disk(
+    root: Path,
+    manifest: Manifest,
+    io: IOThread,
+    files: Files,
+    health: Health,
+    place: Place,
+    *,
+    budget_bytes: int | None,
+    bytes_per_day: int | None,
+    compute_s: Callable[[int], float | None],
+) -> Disk:
+    """Return the disk of the store in the folder ``root``. ``compute_s``: seconds to compute so many tokens."""
+    written = Written.parse(manifest.database.meta("written"))
+    return Disk(
+        folder=root / KV_FOLDER,
+        manifest=manifest,
+        io=io,
+        files=files,
+        health=health,
+        place=place,
+        quota=Quota(root, budget_bytes if budget_bytes is not None else default_budget(root)),
+        admission=WriteAdmission(bytes_per_day, written, compute_s),
+    )
+
+
+class Pins:
+    """Pinned agents by number, and where their lineages end: their KV leaves memory last, and the disk not at all."""
+
+    def __init__(self) -> None:
+        self.agents: set[int] = set()
+        self._heads: set[bytes] = set()
+
+    def load(self, logs: Logs, manifest: Manifest) -> None:
+        """Read them, of all salts; again when another model is attached or a pin has changed."""
+        self.agents.clear()
+        self.agents.update(logs.pinned())
+        self._heads = {head for agent, _, head in manifest.heads() if agent in self.agents} if self.agents else set()
+
+    def note(self, agent_id: int | None, head: bytes | None) -> None:
+        """An agent's lineage ends, or will end, at ``head``."""
+        if agent_id in self.agents and head is not None:
+            self._heads.add(head)
+
+    def covers(self, segment: Segment) -> bool:
+        """True if the lineage of a pinned agent ends in a segment; all that it depends on stays with it."""
+        return bool(self._heads) and any(piece.id in self._heads for piece in segment.pieces)
 
 
 @define
@@ -89,25 +155,18 @@ class Catalog:
     - A segment depends on ``parent_number``: it is removed with that one, or before.
     """
 
-    def __init__(self, disk: Disk, *, codec: Codec = "exact") -> None:
-        self.disk, self.counts, self.losses = disk, Counts(), Losses()
+    def __init__(self, disk: Disk, pins: Pins, *, codec: Codec = "exact") -> None:
+        self.disk, self.pins, self.losses = disk, pins, Losses()
         self.lock = RLock()
-        self.on_commit: Callable[[], None] = lambda: None  # after each save, on the I/O thread
-        self.is_pinned: Callable[[Segment], bool] = lambda segment: False  # True if a segment must not be evicted
         self.segments: dict[int, Segment] = {}  # by number, both kinds
         self.resume: dict[bytes, Segment] = {}  # resume segments that can be found, by piece
         self.model: Attached | None = None
         self.held_bytes = 0  # allocated, of all that is stored
         self.hidden: deque[Collection[Segment]] = deque()  # to be removed; see ``edit.settle``
         self._codec = codec
-        self._last_number, self._resume_numbers = 0, count(-1, -1)
+        self._last_number, self._resume_numbers = 0, count(-1, -1)  # rows have numbers above 0
         self._dependents: dict[int, dict[int, Segment]] = {}  # number -> what depends on it
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
-
-    def note_written(self, n_bytes: int) -> None:
-        """A KV file of so many bytes was written. I/O thread."""
-        self.counts.bytes_written += n_bytes
-        self.disk.admission.spend(n_bytes)
 
     # opening
 
@@ -143,11 +202,6 @@ class Catalog:
             for piece in segment.unpack(segment.packed)
         )
         return index
-
-    def new_number(self) -> int:
-        """Return a number for a segment of rows; greater than all before it."""
-        self._last_number += 1
-        return self._last_number
 
     # looking up
 
@@ -226,8 +280,12 @@ class Catalog:
     # the set itself: what is entered by a save, and what ``edit.apply`` alone changes; under the lock
 
     def enter(self, segment: Segment) -> None:
-        """Enter a segment; where it is stored, its bytes count, and its pieces can be found."""
-        segment.number = segment.number or next(self._resume_numbers)
+        """Enter a segment, with a number of its own where it has none; rows get one above all before.
+
+        Where it is stored, its bytes count, and its pieces can be found.
+        """
+        if not segment.number:
+            segment.number = self._last_number + 1 if segment.kind == "rows" else next(self._resume_numbers)
         self._last_number = max(self._last_number, segment.number)
         self.segments[segment.number] = segment
         if segment.parent_number is not None:
@@ -255,13 +313,27 @@ class Catalog:
         if not siblings:
             self._dependents.pop(segment.parent_number or 0, None)
 
-    def rehang(self, old: int, new: int) -> None:
-        """Let what depends on a segment depend on the one that takes its place."""
-        moved = self._dependents.pop(old, {})
-        for other in moved.values():
-            other.parent_number = new
-        if moved:
+    def change(self, add: Sequence[Segment], remove: Sequence[Segment], rehang: Mapping[int, int]) -> list[Segment]:
+        """Let what is stored be as an Edit says; return the segments whose files nothing names any more.
+
+        ``remove``: parents first; a resume segment in ``add`` takes the place of the one of its piece.
+        """
+        left = list(remove)
+        for segment in reversed(remove):
+            self.leave(segment)
+        for old, new in rehang.items():
+            moved = self._dependents.pop(old, {})
+            for other in moved.values():
+                other.parent_number = new
             self._dependents.setdefault(new, {}).update(moved)
+        for segment in add:
+            former = self.resume.get(segment.parent) if segment.kind == "resume" else None
+            if former is not None and former is not segment:
+                self.leave(former)
+                left += [former] if former.is_ready else []
+            segment.is_ready, segment.ids = True, None
+            self.enter(segment)
+        return left
 
     def edited(self) -> None:
         """Do nothing: called after each Edit, on the I/O thread, for tests to check what is stored."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Sequence
 
+from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Rewritten, replace_turns
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Piece, Segment
@@ -16,8 +17,6 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.rewriting import rewrite
-from agent_memory.store.room import tidy
-from agent_memory.store.segments import WRITE_ERRORS, OpenSegment
 
 log = logging.getLogger("agent_memory.store")
 
@@ -37,8 +36,8 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
         finally:
             for _, new in changes if not is_done else ():
                 catalog.disk.files.unlink(catalog.disk.path(new))
-    catalog.counts.unwritten.written(agent_id, None)
-    tidy(catalog, lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
+    catalog.disk.counts.unwritten.written(agent_id, None)
+    catalog.disk.tidy(lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
 
 
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
@@ -105,12 +104,8 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     is_attached = model is not None and segment.identity == model.identity
     layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
     new = segment.successor(segment.pieces[:n_pieces], n_tokens=n_pieces * segment.chunk_tokens)
-    source = OpenSegment(disk.path(segment), segment)
-    try:
-        for _ in rewrite(catalog, layout, [source], new, source.ids()[: new.n_tokens]):
-            pass
-    finally:
-        source.close()
+    for _ in rewrite(catalog, layout, [segment], lambda _: new):
+        pass
     return new
 
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from attrs import field, frozen
 
 from agent_memory.errors import AgentMemoryError
-from agent_memory.prefix.pieces import Segment
+from agent_memory.log.damage import WRITE_ERRORS
+from agent_memory.prefix.pieces import HeadMove, Segment
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.manifest import HeadMove, row_of
-from agent_memory.store.segments import WRITE_ERRORS
 
 log = logging.getLogger("agent_memory.store")
 
@@ -113,19 +112,8 @@ def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Se
 
     What was hidden while the commit ran, or depends on it, is hidden still, and removed by the next Edit.
     """
-    left = list(removed)
     lost = [s.number for s in edit.remove if s.is_hidden and s.number in edit.replaced]
-    for segment in reversed(removed):
-        catalog.leave(segment)
-    for old, new in edit.rehang.items():
-        catalog.rehang(old, new)
-    for segment in edit.add:
-        former = catalog.resume.get(segment.parent) if segment.kind == "resume" else None
-        if former is not None and former is not segment:
-            catalog.leave(former)
-            left += [former] if former.is_ready else []
-        segment.is_ready, segment.ids = True, None
-        catalog.enter(segment)
+    left = catalog.change(edit.add, removed, edit.rehang)
     if lost:
         numbers = {edit.rehang.get(number, number) for number in lost}
         catalog.hide([catalog.segments[number] for number in numbers], None)
@@ -143,7 +131,7 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
             return
         if catalog.segments.get(segment.number) is not segment or segment.is_hidden:
             return
-        catalog.counts.damage += 1
+        catalog.disk.counts.damage += 1
         catalog.hide([segment], reason)
     what = "resume file" if segment.kind == "resume" else "segment"
     log.warning("store: a %s is %s and KV will be computed again: %s", what, reason, text)
@@ -169,12 +157,13 @@ def check(catalog: Catalog) -> list[str]:
     with catalog.lock:
         stored = {_name(s): s for s in catalog.segments.values() if s.is_ready}
         rows = {_name(s): s for s in catalog.disk.manifest.segments()}
+        differ = catalog.disk.manifest.differ
         known = {None, *catalog.segments}  # a parent may be in a save that is still being written
         n_bytes = sum(segment.held_bytes for segment in stored.values())
         found = [
             *(f"{name} is in the manifest and not in memory" for name in rows.keys() - stored.keys()),
             *(f"{name} is in memory and not in the manifest" for name in stored.keys() - rows.keys()),
-            *(f"{n}: its row is another" for n in rows.keys() & stored.keys() if _differ(rows[n], stored[n])),
+            *(f"{n}: its row is another" for n in rows.keys() & stored.keys() if differ(rows[n], stored[n])),
             *(f"{name} has no parent" for name, s in stored.items() if s.parent_number not in known),
         ]
         if n_bytes != catalog.held_bytes:
@@ -184,9 +173,3 @@ def check(catalog: Catalog) -> list[str]:
 
 def _name(segment: Segment) -> str:
     return f"segment {segment.number}" if segment.kind == "rows" else f"resume file {segment.file}"
-
-
-def _differ(row: Segment, segment: Segment) -> bool:
-    """True but for times of use, which are written later, and pieces, which only the attached identity's have."""
-    told, found = row_of(row), row_of(segment)
-    return any(told[name] != found[name] for name in told if name != "used_s" and (name != "pieces" or found[name]))

@@ -7,20 +7,22 @@ the folder is surveyed.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agent_memory.log.files import BLOCK, KV_FOLDER, LOCK, MANIFEST, Size, entries, held_bytes, size_of
-from agent_memory.prefix.pieces import SUFFIX
-from agent_memory.store.format import TEMP_SUFFIX, is_kv_name, is_own_name
+from agent_memory.log.files import BLOCK, KV_FOLDER, LOCK, MANIFEST, RECALL, Size, entries, held_bytes, size_of
+from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
 
 _OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 _MAX_DEFAULT_BYTES = 32 << 30
+_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
+_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
 
 
 def list_files(folder: Path) -> dict[str, Size]:
-    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``format.is_kv_name``.
+    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``names.is_kv_name``.
 
     Raises OSError where a folder cannot be read: then nobody knows what is missing.
     """
@@ -48,6 +50,11 @@ def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 found[name] = entry.stat(follow_symlinks=False).st_blocks * BLOCK
     return found
+
+
+def _is_own_name(name: str) -> bool:
+    """True if the store itself makes files of this name in its folder."""
+    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
 
 
 def default_budget(path: Path) -> int:
@@ -78,7 +85,7 @@ class Quota:
         found = strangers(self._root, {*_OURS, *(f"{KV_FOLDER}/{name}" for name in known)})
         left = [name for name in found if _is_kv(name)]
         self._foreign_bytes = sum(n_bytes for name, n_bytes in found.items() if name not in set(left))
-        self.strangers = tuple(sorted(name for name in found.keys() - {*left} if not is_own_name(name)))
+        self.strangers = tuple(sorted(name for name in found.keys() - {*left} if not _is_own_name(name)))
         return left
 
 

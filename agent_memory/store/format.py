@@ -1,4 +1,4 @@
-"""What the store writes, byte by byte: names of files and the header of a segment's file (docs/format.md).
+"""What the file of a segment is, byte by byte (docs/format.md).
 
 A segment is a valid safetensors file. Its header has a fixed length before its checksums are known, so that tensors
 stream to disk first and the header is written last, in place.
@@ -7,7 +7,6 @@ stream to disk first and the header is written last, in place.
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,33 +17,12 @@ from attrs import frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.log.files import LOCK, MANIFEST
-from agent_memory.prefix.pieces import SUFFIX, Segment
+from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.provenance import MADE
 
 FORMAT = "agent_memory.kv/1"
 RESUME_FORMAT = "agent_memory.side/1"  #: resume files, by their name of old
-RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
-TEMP_SUFFIX = ".tmp"
 ALIGN = 64  #: bytes; the start of every tensor, and of the data section
-
-_KV_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}(\.safetensors|\.tmp)")
-_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
-
-
-_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
-
-
-def is_kv_name(name: str, *, finished: bool = False) -> bool:
-    """True if the store itself makes files of this name below ``kv``; ``finished``: whole ones."""
-    found = _KV_NAME.fullmatch(name)
-    return found is not None and (not finished or found[1] == SUFFIX)
-
-
-def is_own_name(name: str) -> bool:
-    """True if the store itself makes files of this name in its folder."""
-    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
-
 
 _NO_SUM = "0" * 16
 
@@ -80,7 +58,7 @@ def metadata(segment: Segment) -> dict[str, str]:
         "start": str(segment.start),
         "n_tokens": str(segment.n_tokens),
         "chunk_tokens": str(segment.chunk_tokens),
-        "made": ",".join(MADE[piece.made] for piece in segment.pieces),
+        "made": ",".join(MADE.get(made, "") for made in segment.made()),
         "exactness": segment.exactness,
         "codec": segment.codec,
         "host": segment.host,

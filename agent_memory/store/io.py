@@ -18,7 +18,6 @@ log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")
 LogItem = tuple[Callable[[], object], int]  #: a write to a log, and whose
 
-ITEM_BYTES = 8 << 20  #: an item of work moves at most this much
 HIGH_WATER_BYTES = 64 << 20  #: above this, ``is_ready`` says no
 LIMIT_BYTES = 512 << 20  #: above this, no more KV is queued at all
 RETRY_S = 1.0  #: a log that could not be written is tried again this often
@@ -31,6 +30,8 @@ class IOThread:
     or log item: no later turn is written over a hole. One that fails for another reason holds up its own agent's items
     alone, until the next ``drain`` or item of that agent. Thread-safe.
     """
+
+    item_bytes = 8 << 20  #: an item of KV work moves at most this much
 
     def __init__(self, name: str = "agent_memory-io", health: Health | None = None) -> None:
         self._name, self._health = name, health or Health()

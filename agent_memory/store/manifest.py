@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from agent_memory.config import CODECS
 from agent_memory.kvcache.layout import Layout, TensorSpec
@@ -21,8 +21,8 @@ from agent_memory.log.database import Database
 from agent_memory.log.logs import end_agent
 from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
 from agent_memory.prefix.chunks import ID_BYTES
-from agent_memory.prefix.pieces import PIECE_BYTES, Segment
-from agent_memory.store.format import is_kv_name
+from agent_memory.prefix.names import is_kv_name
+from agent_memory.prefix.pieces import PIECE_BYTES, HeadMove, Segment
 from agent_memory.types import EXACTNESS
 
 #: Column -> field of a Segment, in the table of its kind. What ``sides`` lacks is that of the segment it depends on.
@@ -52,16 +52,6 @@ _RESUME = {
     "n_bytes": "n_bytes",
     "header_xxh3": "header_xxh3",
 }
-
-
-@frozen
-class HeadMove:
-    """Where an agent's lineage ends now, and the former ends that it replaces."""
-
-    agent_id: int
-    identity: str
-    head: bytes
-    former: Sequence[bytes] = ()
 
 
 class Manifest:
@@ -126,6 +116,15 @@ class Manifest:
         resume = [_completed(segment, known.get(segment.parent_number or 0)) for segment in resume]
         return [*rows, *(segment for segment in resume if identity is None or segment.identity)]
 
+    @staticmethod
+    def differ(row: Segment, segment: Segment) -> bool:
+        """True if a segment in memory is not what its row says.
+
+        Times of use are written later; pieces are in memory for the attached identity alone.
+        """
+        told, found = _row_of(row), _row_of(segment)
+        return any(told[name] != found[name] for name in told if name != "used_s" and (name != "pieces" or found[name]))
+
     def packed(self, identity: str) -> dict[int, bytes]:
         """Return the pieces of each segment of an identity, by its number."""
         with self.database.reading() as db:
@@ -178,8 +177,8 @@ class Manifest:
             return [head for (head,) in rows if isinstance(head, bytes)]
 
 
-def row_of(segment: Segment) -> dict[str, Any]:
-    """Return the row of a segment, by column."""
+def _row_of(segment: Segment) -> dict[str, Any]:
+    """The row of a segment, by column."""
     if segment.kind == "resume":
         return {column: getattr(segment, name) for column, name in _RESUME.items()}
     return {column: getattr(segment, name) for column, name in _ROWS.items()} | {"pieces": segment.pack()}
@@ -238,7 +237,7 @@ def _drop(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
 def _put(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
     """Segments that are stored from now on, or are otherwise than they were; of resume segments one a piece."""
     for kind, table in (("resume", "sides"), ("rows", "segments")):
-        rows = [row_of(s) for s in segments if s.kind == kind]
+        rows = [_row_of(s) for s in segments if s.kind == kind]
         if rows:
             names = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
             db.executemany(

@@ -18,6 +18,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from agent_memory.kvcache.coding import named
+from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import Database, open_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, refuse_dangling
 from agent_memory.log.lock import manifest_sum
@@ -26,12 +27,13 @@ from agent_memory.log.place import is_passing
 from agent_memory.log.salvage import IsSound, Salvaged, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
+from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.store.folder import list_files
-from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, is_kv_name, split_sums
+from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
-from agent_memory.store.segments import READ_ERRORS, read_header
+from agent_memory.store.segments import read_header
 from agent_memory.types import EXACTNESS
 
 log = logging.getLogger("agent_memory.store")

@@ -15,11 +15,11 @@ from agent_memory.config import Codec
 from agent_memory.kvcache.coding import token_bytes
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import n_tokens
-from agent_memory.prefix.pieces import Ids, Kind, Piece, Segment, new_file, resume_segment
+from agent_memory.prefix.names import new_file
+from agent_memory.prefix.pieces import HeadMove, Ids, Kind, Piece, Segment, resume_segment
 from agent_memory.prefix.provenance import Provenance, Run, Stored, coded_runs, missing
 from agent_memory.prefix.resume import Held, missing_resume, stale
 from agent_memory.store.catalog import Attached, Catalog
-from agent_memory.store.manifest import HeadMove
 
 log = logging.getLogger("agent_memory.store")
 
@@ -83,23 +83,9 @@ def plan_save(
     held: Held,
     *,
     is_promised: bool,
-    is_turn: bool = True,
-) -> Plan | None:
-    """Plan a save and enter its segments as not yet readable; None where it is not worth a write."""
-    with catalog.lock:
-        return _plan(catalog, ids, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
-
-
-def _plan(
-    catalog: Catalog,
-    ids: Ids,
-    lineage: Provenance,
-    agent_id: int | None,
-    held: Held,
-    *,
-    is_promised: bool,
     is_turn: bool,
 ) -> Plan | None:
+    """Plan a save and enter its segments as not yet readable; None where it is not worth a write."""
     model = catalog.model
     if model is None or not model.layout.is_storable or not len(ids):
         return None
@@ -109,9 +95,9 @@ def _plan(
     runs = list(coded_runs(missed, index, ids, lineage, model.codec))
     catalog.touch([kept.segment] if kept is not None else [])
     if reason := _refusal(catalog, model, ids, runs, is_promised):
-        catalog.counts.skipped[reason] += 1
+        catalog.disk.counts.skipped[reason] += 1
         if reason == "disk":
-            catalog.counts.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
+            catalog.disk.counts.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
         log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
         return None
     rows: list[Part] = []
@@ -146,7 +132,6 @@ def _plan_rows(
 ) -> Segment:
     own = ids[run.start : run.stop].copy()
     segment = Segment(
-        number=catalog.new_number(),
         identity=model.identity,
         file=new_file(model.identity),
         parent=before.id if before is not None else model.index.root,

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.pieces import Ids, Piece
 from agent_memory.prefix.provenance import made_of_all
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
-from agent_memory.store.segments import READ_ERRORS, checking, reason_of
-from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredSource
+from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.types import Exactness, Tier, weakest
 
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each

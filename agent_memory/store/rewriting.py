@@ -8,20 +8,21 @@ have open; who looks again finds the new ones.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
-from agent_memory.store.format import extents
 from agent_memory.store.room import NoRoomError, announce
-from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter
+from agent_memory.store.segments import OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 
@@ -102,29 +103,27 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
 
 def _join(catalog: Catalog, segments: Sequence[Segment]) -> Iterator[None]:
     """Write, commit, swap; whatever fails leaves all as it was."""
-    sources: list[OpenSegment] = []
-    joined: Segment | None = None
     assert catalog.model is not None
+    disk, n_bytes = catalog.disk, sum(segment.n_bytes for segment in segments)  # joined, they take less
+    begun: list[Segment] = []
+
+    def begin(ids: Ids) -> Segment:
+        begun.append(_joined(segments, ids))
+        announce(catalog, begun[0].file, n_bytes)
+        return begun[0]
+
     try:
-        for segment in segments:
-            sources.append(OpenSegment(catalog.disk.path(segment), segment))
-        ids = np.concatenate([source.ids() for source in sources])
-        joined = _joined(segments, ids)
-        n_bytes = sum(segment.n_bytes for segment in segments)  # the joined file is smaller than those
-        announce(catalog, joined.file, n_bytes)
-        yield from rewrite(catalog, catalog.model.layout, sources, joined, ids)
-        _store(catalog, segments, joined)
+        yield from rewrite(catalog, catalog.model.layout, segments, begin)
+        _store(catalog, segments, begun[0])
     except (*WRITE_ERRORS, NoRoomError) as error:
         if is_disk_error(error):
-            catalog.disk.health.failed("KV", error)
+            disk.health.failed("KV", error)
         log.info("store: %d segments were not joined: %s", len(segments), error)
     finally:
-        for source in sources:
-            source.close()
-        if joined is not None:
-            catalog.disk.unfinished.pop(joined.file, None)
+        for joined in begun:
+            disk.unfinished.pop(joined.file, None)
             if catalog.segments.get(joined.number) is not joined:
-                catalog.disk.files.unlink(catalog.disk.path(joined))
+                disk.files.unlink(disk.path(joined))
 
 
 def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
@@ -139,21 +138,31 @@ def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
     return joined
 
 
-def rewrite(catalog: Catalog, layout: Layout, sources: Sequence[OpenSegment], to: Segment, ids: Ids) -> Iterator[None]:
-    """Write the stored rows of some segments, as many as ``to`` has tokens, as another; a step a tensor. I/O thread."""
+def rewrite(
+    catalog: Catalog, layout: Layout, segments: Sequence[Segment], successor: Callable[[Ids], Segment]
+) -> Iterator[None]:
+    """Write the stored rows of some segments as another, a step a tensor; never decoded. I/O thread.
+
+    ``successor``: the segment that is to have their ids, or the first of them. Its file is the caller's to remove where
+    it is not stored.
+    """
     disk = catalog.disk
-    writer = SegmentWriter(disk.files, disk.path(to), to, extents(layout, to), ids)
-    try:
-        for tensor in range(len(layout.tensors)):
-            rows = np.concatenate([source.rows(layout, tensor, 0, to.n_tokens) for source in sources], axis=1)
-            writer.write(tensor, memoryview(np.ascontiguousarray(rows)).cast("B"))  # type: ignore[arg-type]
-            yield
-        writer.finish()
-    except BaseException:  # a step that is never taken, too
-        writer.abandon()
-        raise
+    with contextlib.ExitStack() as opened:
+        sources = [opened.enter_context(contextlib.closing(OpenSegment(disk.path(s), s))) for s in segments]
+        ids = np.concatenate([source.ids() for source in sources])
+        to = successor(ids)
+        writer = SegmentWriter(disk.files, disk.path(to), to, layout, ids=ids[: to.n_tokens], state_bytes=None)
+        try:
+            for tensor in range(len(layout.tensors)):
+                rows = np.concatenate([source.rows(layout, tensor, 0, to.n_tokens) for source in sources], axis=1)
+                writer.write(tensor, memoryview(np.ascontiguousarray(rows)).cast("B"))  # type: ignore[arg-type]
+                yield
+            writer.finish()
+        except BaseException:  # a step that is never taken, too
+            writer.abandon()
+            raise
     disk.files.sync_folder(disk.path(to).parent)
-    catalog.note_written(to.n_bytes)
+    disk.note_written(to)
 
 
 def _store(catalog: Catalog, segments: Sequence[Segment], joined: Segment) -> None:

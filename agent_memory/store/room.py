@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
-from agent_memory.log.health import Health, is_disk_error
-from agent_memory.prefix.pieces import SUFFIX, Segment
+from agent_memory.log.health import Health
+from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
+from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.worth import victims
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
 from agent_memory.store.folder import list_files
-from agent_memory.store.format import TEMP_SUFFIX, is_kv_name
-from agent_memory.store.segments import WRITE_ERRORS
 
 log = logging.getLogger("agent_memory.store")
 
@@ -52,7 +50,7 @@ def sweep(catalog: Catalog) -> None:
         n_bad[segment.kind] += not is_whole and (segment.kind == "rows" or has_parent)
     if bad:
         catalog.hide(bad, "missing")
-    catalog.counts.damage += sum(n_bad.values())
+    catalog.disk.counts.damage += sum(n_bad.values())
     for kind, n in n_bad.items():
         if n:
             text = "store: %d of %d files of %s are missing or have a wrong size; KV will be computed again"
@@ -85,7 +83,7 @@ def keep(catalog: Catalog) -> None:
         for name in catalog.disk.quota.survey(known_files(catalog)):
             catalog.disk.files.unlink(catalog.disk.folder.parent / name)
     remove_hidden(catalog)
-    tidy(catalog, catalog.disk.manifest.database.shrink)
+    catalog.disk.tidy(catalog.disk.manifest.database.shrink)
     make_room(catalog)
 
 
@@ -94,13 +92,13 @@ def make_room(catalog: Catalog) -> bool:
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            tidy(catalog, catalog.disk.manifest.database.fold)  # the WAL may be much of what is there
+            catalog.disk.tidy(catalog.disk.manifest.database.fold)  # the WAL may be much of what is there
             excess = _excess(catalog)
         if excess <= 0:
             return True
         if not _evict(catalog, excess + catalog.disk.quota.budget_bytes // _SLACK):
             return False
-        tidy(catalog, catalog.disk.manifest.database.fold)
+        catalog.disk.tidy(catalog.disk.manifest.database.fold)
     return _excess(catalog) <= 0
 
 
@@ -108,20 +106,11 @@ def _excess(catalog: Catalog) -> int:
     return folder_bytes(catalog) + sum(catalog.disk.unfinished.values()) - catalog.disk.quota.budget_bytes
 
 
-def tidy(catalog: Catalog, call: Callable[[], None]) -> None:
-    """What needs a disk that takes writes, and can wait for one."""
-    try:
-        call()
-    except WRITE_ERRORS as error:
-        if is_disk_error(error):
-            catalog.disk.health.failed("KV", error)
-
-
 def _evict(catalog: Catalog, excess_bytes: int) -> bool:
     with catalog.lock:
         rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
         sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
-        pinned = {s.number for s in rows if not s.is_ready or catalog.is_pinned(s)}
+        pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
         gone = victims(rows, sizes, pinned, excess_bytes, catalog.disk.clock())
         if gone:
             catalog.hide(gone, "evicted")
@@ -157,13 +146,13 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
     with catalog.lock:
         ready = [s for s in catalog.segments.values() if s.kind == "rows" and s.is_ready and not s.is_hidden]
         return found | {
-            "damage": catalog.counts.damage + log_damage,
+            "damage": catalog.disk.counts.damage + log_damage,
             "disk_bytes": folder_bytes(catalog),
-            "bytes_written": catalog.counts.bytes_written,
+            "bytes_written": catalog.disk.counts.bytes_written,
             "segments": len(ready),
             "chunks": sum(s.n_chunks for s in ready),
-            "save_failures": catalog.counts.save_failures,
-            "saves_skipped": dict(catalog.counts.skipped),
-            "unwritten_tokens": catalog.counts.unwritten.n_tokens,
+            "save_failures": catalog.disk.counts.save_failures,
+            "saves_skipped": dict(catalog.disk.counts.skipped),
+            "unwritten_tokens": catalog.disk.counts.unwritten.n_tokens,
             "unreadable": catalog.losses.n_unreadable,
         }

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.log.logs import Logs
-from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.pieces import Ids, Segment
+from agent_memory.prefix.provenance import Provenance
+from agent_memory.prefix.resume import Held
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
-from agent_memory.store.format import extents
-from agent_memory.store.io import ITEM_BYTES
-from agent_memory.store.planning import Part, Plan, lineage_of, stale_resume, superseded
+from agent_memory.store.planning import Part, Plan, lineage_of, plan_save, stale_resume, superseded
 from agent_memory.store.room import NoRoomError, announce, make_room
-from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter
+from agent_memory.store.segments import OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 
@@ -40,11 +41,6 @@ class Save:
         self.opened: dict[Part, list[OpenSegment]] = {}
         self.is_over = False
 
-    @property
-    def head(self) -> bytes | None:
-        """The last piece of the lineage."""
-        return self.plan.head
-
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
         """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied.
 
@@ -57,9 +53,10 @@ class Save:
             catalog.disk.io.submit(partial(_splice, catalog, self, to, tensor, array), array.nbytes)
             return
         data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
-        for at in range(0, len(data), ITEM_BYTES):
-            piece = data[at : at + ITEM_BYTES]
-            catalog.disk.io.submit(partial(_write, catalog, self, to, tensor, piece), len(piece))
+        io = catalog.disk.io
+        for at in range(0, len(data), io.item_bytes):
+            piece = data[at : at + io.item_bytes]
+            io.submit(partial(_write, catalog, self, to, tensor, piece), len(piece))
 
     def put_side(self, number: int, rows: Sequence[np.ndarray[Any, Any]], state: np.ndarray[Any, Any] | None) -> None:
         """Queue one of ``sides``: the window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, none where
@@ -92,10 +89,28 @@ class Save:
     def _is_slow(self, catalog: Catalog) -> bool:
         if not self._is_given_up and catalog.disk.io.is_full:
             self._is_given_up = True
-            catalog.counts.skipped["slow disk"] += 1
+            catalog.disk.counts.skipped["slow disk"] += 1
             _note_unwritten(catalog, self.plan)
             self.abandon()
         return self._is_given_up
+
+
+def begin_save(
+    catalog: Catalog,
+    ids: Ids,
+    lineage: Provenance,
+    agent_id: int | None,
+    held: Held,
+    *,
+    is_promised: bool,
+    is_turn: bool = True,
+) -> Save:
+    """Plan a save and enter its segments as not yet readable; an empty one where it is not worth a write."""
+    with catalog.lock:
+        plan = plan_save(catalog, ids, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+        if plan is not None and is_turn:
+            catalog.pins.note(agent_id, plan.head)
+    return Save(None) if plan is None else Save(catalog, plan)
 
 
 def _write(
@@ -117,8 +132,8 @@ def _write(
 
 def _writer(catalog: Catalog, segment: Segment, state_bytes: int | None = None) -> SegmentWriter:
     assert catalog.model is not None
-    places = extents(catalog.model.layout, segment, state_bytes)
-    writer = SegmentWriter(catalog.disk.files, catalog.disk.path(segment), segment, places, segment.ids)
+    disk, layout = catalog.disk, catalog.model.layout
+    writer = SegmentWriter(disk.files, disk.path(segment), segment, layout, ids=segment.ids, state_bytes=state_bytes)
     announce(catalog, segment.file, writer.n_bytes)
     return writer
 
@@ -158,11 +173,11 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     save.is_over = True
     catalog.disk.health.worked("KV")
-    catalog.counts.unwritten.written(plan.agent_id if plan.is_turn else None, plan.head)
+    catalog.disk.counts.unwritten.written(plan.agent_id if plan.is_turn else None, plan.head)
     if plan.fresh:
         catalog.disk.admission.note_commit(time.perf_counter() - started)
     make_room(catalog)
-    catalog.on_commit()
+    catalog.disk.on_commit()
 
 
 def _finish_files(catalog: Catalog, save: Save) -> None:
@@ -174,7 +189,7 @@ def _finish_files(catalog: Catalog, save: Save) -> None:
         raise ValueError("not all tensors of a save were put")
     for part in parts:
         save.writers[part].finish()
-        catalog.note_written(part.segment.n_bytes)
+        catalog.disk.note_written(part.segment)
     if parts:
         catalog.disk.files.sync_folder(catalog.disk.path(parts[0].segment).parent)
 
@@ -222,15 +237,15 @@ def _discard(catalog: Catalog, segment: Segment) -> None:
 
 def _note_unwritten(catalog: Catalog, plan: Plan) -> None:
     n_tokens = sum(segment.n_tokens for segment in plan.fresh)
-    catalog.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_tokens)
+    catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_tokens)
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
     _note_unwritten(catalog, save.plan)
     if isinstance(error, NoRoomError):
-        catalog.counts.skipped["no room"] += 1
+        catalog.disk.counts.skipped["no room"] += 1
     else:
-        catalog.counts.save_failures += 1
+        catalog.disk.counts.save_failures += 1
         if is_disk_error(error):
             catalog.disk.health.failed("KV", error)
         else:

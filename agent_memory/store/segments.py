@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.files import Files, make_folders, size_of
-from agent_memory.log.place import is_passing
+from agent_memory.prefix.names import TEMP_SUFFIX
 from agent_memory.prefix.pieces import Ids, Segment
-from agent_memory.store.format import TEMP_SUFFIX, Extent, file_sum, header, metadata, parse_header, split_sums
+from agent_memory.store.format import extents, file_sum, header, metadata, parse_header, split_sums
 
 Rows = np.ndarray[Any, np.dtype[np.uint8]]
 _IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024
 _MAX_HEADER_BYTES = 16 << 20
 
 
-class DamageError(Exception):
-    """Inside the room: a segment is not what was written, or cannot be read. ``reason``: see ``reason_of``."""
-
-    def __init__(self, reason: str, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-
-
-#: What reading a file of unknown content may raise.
-READ_ERRORS = (DamageError, OSError, ValueError, KeyError, IndexError, MemoryError, StopIteration)
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a file could not be used: "damaged", "missing", or "unreadable" where it may be readable later."""
-    if isinstance(error, DamageError):
-        return error.reason
-    return "unreadable" if is_passing(error) else "missing" if isinstance(error, OSError) else "damaged"
-
-
-WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)  #: what ends a save, and no more
-
-
 class SegmentWriter:
-    """One segment on its way to disk: tensors in the order of ``places``, each in one or more parts. I/O thread only.
+    """One segment on its way to disk: tensors in the order of ``extents``, each in one or more parts. I/O thread only.
 
-    ``ids``: of rows; resume data has none. The folder is made.
+    ``ids``: of rows; ``state_bytes``: of the state of resume data. The folder is made.
     """
 
     def __init__(
-        self, files: Files, path: Path, segment: Segment, places: Sequence[Extent], ids: Ids | None = None
+        self, files: Files, path: Path, segment: Segment, layout: Layout, *, ids: Ids | None, state_bytes: int | None
     ) -> None:
         self._files, self._path, self._temp = files, path, path.with_suffix(TEMP_SUFFIX)
-        self._segment, self._places, self._metadata = segment, places, metadata(segment)
+        self._segment, self._metadata = segment, metadata(segment)
+        self._places = places = extents(layout, segment, state_bytes)
         self._ids = b"" if ids is None else ids.astype("<u4").tobytes()
         self._by_tensor = {e.tensor: e for e in places if e.tensor >= 0}
         self._data_start = len(header(places, self._metadata))
@@ -207,36 +185,3 @@ def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
                 n -= len(group.pop(0))
             if group and n:
                 group[0] = group[0][n:]
-
-
-def checking(path: Path, segment: Segment) -> Iterator[None]:
-    """Read and check every byte of a segment's file, in steps of at most 8 MB. Raises one of READ_ERRORS."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        facts, table, data_start = read_header(fd, segment.n_bytes)
-        if facts["header_xxh3"] != segment.header_xxh3:
-            raise ValueError("the header is not the one that was written")
-        sums = iter(split_sums(facts))
-        for name, entry in table.items():
-            start, stop = entry["data_offsets"]
-            digest = xxhash.xxh3_64()
-            is_zero = True
-            for raw in _blocks(fd, data_start + start, stop - start):
-                digest.update(raw)
-                yield
-                is_zero = is_zero and name.startswith("pad.") and not any(raw)
-            if not is_zero and name.startswith("pad."):
-                raise ValueError(f"{name} is not zero")
-            if not name.startswith("pad.") and digest.hexdigest() != next(sums, None):
-                raise ValueError(f"the checksum of {name} is wrong")
-    finally:
-        os.close(fd)
-
-
-def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
-    while nbytes > 0:
-        raw = os.pread(fd, min(nbytes, 8 << 20), at)
-        if not raw:
-            raise ValueError("the file ends too early")
-        yield raw
-        at, nbytes = at + len(raw), nbytes - len(raw)

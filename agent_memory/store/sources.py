@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,12 +12,11 @@ import numpy as np
 import xxhash
 from attrs import frozen
 
-from agent_memory.config import Codec
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
-from agent_memory.store.format import Extent, extents
-from agent_memory.store.segments import READ_ERRORS, DamageError, OpenSegment, Rows, preadv, reason_of
+from agent_memory.store.segments import OpenSegment, Rows, preadv
 
 _CHECKED_BYTES = 512 << 10  #: read, then checked while they are in the core's cache: 13 % of the time, else 50 %
 
@@ -61,7 +62,6 @@ class SegmentSource:
         self._n_tokens = len(ids)
         self._lock = threading.Lock()  # of ``damage``
         self._open: list[OpenSegment] = []
-        self._places: dict[tuple[int, Codec], dict[int, Extent]] = {}
         self.damage: str | None = None
         self._cut: int = self._n_tokens  # tokens from here on are zeros
         for span in spans:
@@ -74,9 +74,6 @@ class SegmentSource:
             except READ_ERRORS as error:
                 self._note(span, error)
                 break
-            key = span.segment.n_tokens, found.codec
-            if key not in self._places:
-                self._places[key] = {e.tensor: e for e in extents(layout, span.segment)}
 
     @property
     def n_tokens(self) -> int:
@@ -130,7 +127,7 @@ class SegmentSource:
         spec, source = self._layout.tensors[tensor], self._open[i]
         row = spec.row_bytes
         n = span.segment.n_tokens
-        place = source.data_start + self._places[n, source.codec][tensor].start
+        place = source.data_start + source.table[spec.name]["data_offsets"][0]
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
@@ -285,3 +282,29 @@ class StoredSource:
         with self._lock:
             for _, source in self._spans:
                 source.close()
+
+
+def checking(path: Path, segment: Segment) -> Iterator[None]:
+    """Read and check every byte of a segment's file, in steps of at most 8 MB. Raises DamageError."""
+    with contextlib.closing(OpenSegment(path, segment)) as source:
+        sums = iter(source.sums)
+        for name, entry in source.table.items():
+            start, stop = entry["data_offsets"]
+            digest, is_padding, is_zero = xxhash.xxh3_64(), name.startswith("pad."), True
+            for raw in _blocks(source.fd, source.data_start + start, stop - start):
+                digest.update(raw)
+                yield
+                is_zero = is_zero and is_padding and not any(raw)
+            if is_padding and not is_zero:
+                raise DamageError("damaged", f"{name} is not zero")
+            if not is_padding and digest.hexdigest() != next(sums, None):
+                raise DamageError("damaged", f"the checksum of {name} is wrong")
+
+
+def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0:
+        raw = os.pread(fd, min(nbytes, 8 << 20), at)
+        if not raw:
+            raise DamageError("damaged", "the file ends too early")
+        yield raw
+        at, nbytes = at + len(raw), nbytes - len(raw)

@@ -18,7 +18,7 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import open_database
-from agent_memory.log.files import KV_FOLDER, Files
+from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
 from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
@@ -32,21 +32,17 @@ from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
-from agent_memory.store.catalog import Catalog, Disk
+from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.deletion import delete_agent, delete_unowned, forget
 from agent_memory.store.edit import check
-from agent_memory.store.folder import Quota, default_budget
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
-from agent_memory.store.pins import Pins
-from agent_memory.store.planning import plan_save
 from agent_memory.store.reading import NOTHING, Match
 from agent_memory.store.rewriting import Compactor
 from agent_memory.store.room import figures, folder_bytes, keep, sweep
-from agent_memory.store.save import Save
+from agent_memory.store.save import Save, begin_save
 from agent_memory.store.view import verify_store
-from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -97,21 +93,20 @@ class Store:
             try:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._database.meta("written"))
-                disk = Disk(
-                    folder=path / KV_FOLDER,
-                    manifest=Manifest(self._database),
-                    io=self._io,
-                    files=files,
-                    health=self._health,
-                    place=self._place,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
+                disk = open_disk(
+                    path,
+                    Manifest(self._database),
+                    self._io,
+                    files,
+                    self._health,
+                    self._place,
+                    budget_bytes=disk_bytes,
+                    bytes_per_day=bytes_per_day,
+                    compute_s=self.costs.compute_s,
                 )
-                self._catalog = catalog = Catalog(disk, codec=codec)
-                catalog.is_pinned = self._pins.covers
+                self._catalog = catalog = Catalog(disk, self._pins, codec=codec)
                 self._compactor = Compactor(catalog)
-                catalog.on_commit = self._compactor.wake
+                disk.on_commit = self._compactor.wake
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
@@ -296,12 +291,7 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
-        plan = plan_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
-        if plan is None:
-            return Save(None)
-        if is_turn:
-            self._pins.note(agent_id, plan.head)
-        return Save(self._catalog, plan)
+        return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
 
     @property
     def has_disk(self) -> bool:
@@ -333,7 +323,7 @@ class Store:
         if self._catalog is not None and not isinstance(error, GoneError):
             self._io.call(partial(keep, self._catalog))
             if self._health.state == "ok":  # else the disk was told of
-                self._catalog.counts.unwritten.tell()
+                self._catalog.disk.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
         if error is not None:

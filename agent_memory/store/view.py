@@ -13,13 +13,14 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.turns import AgentRecord
 from agent_memory.prefix.pieces import Segment
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.segments import READ_ERRORS, checking, reason_of
+from agent_memory.store.sources import checking
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
 
