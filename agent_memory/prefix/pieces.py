@@ -194,11 +194,15 @@ def sort_key(ids: Ids) -> bytes:
     return ids.astype(">u4").tobytes()
 
 
+#: The number of an agent that never is: lineages are given to it, and end with it.
+NOBODY = 2**40
+
+
 @frozen
 class HeadMove:
     """Where an agent's lineage ends now, and the former ends that it replaces."""
 
     agent_id: int
     identity: str
-    head: bytes
+    head: bytes | None  #: None: nowhere
     former: Sequence[bytes] = ()

@@ -161,6 +161,7 @@ class Catalog:
         self.segments: dict[int, Segment] = {}  # by number, both kinds
         self.resume: dict[bytes, Segment] = {}  # resume segments that can be found, by piece
         self.model: Attached | None = None
+        self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose KV is not all found; ``holders.py``
         self.held_bytes = 0  # allocated, of all that is stored
         self.hidden: deque[Collection[Segment]] = deque()  # to be removed; see ``edit.settle``
         self._codec = codec

@@ -10,7 +10,7 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -18,11 +18,11 @@ from attrs import evolve
 from agent_memory.config import CODECS
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.database import Database
-from agent_memory.log.logs import end_agent
+from agent_memory.log.logs import Rewritten, end_agent, replace_turns
 from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
 from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.prefix.names import is_kv_name
-from agent_memory.prefix.pieces import PIECE_BYTES, HeadMove, Segment
+from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
 from agent_memory.types import EXACTNESS
 
 #: Column -> field of a Segment, in the table of its kind. What ``sides`` lacks is that of the segment it depends on.
@@ -93,6 +93,12 @@ class Manifest:
             rows = db.execute("SELECT facts FROM identities ORDER BY created_s DESC").fetchall()
         found: list[dict[str, str]] = [json.loads(row[0]) for row in rows if is_facts(row[0])]
         return next((facts for facts in found if facts.get("model") == model), {})
+
+    def all_facts(self) -> dict[str, dict[str, str]]:
+        """Return what was recorded of each identity."""
+        with self.database.reading() as db:
+            rows = db.execute("SELECT identity, facts FROM identities").fetchall()
+        return {str(identity): json.loads(facts) for identity, facts in rows if is_facts(facts)}
 
     def layout(self, identity: str) -> Layout:
         """Return the full-attention tensors recorded for an identity. Raises ValueError where they make no sense."""
@@ -169,6 +175,31 @@ class Manifest:
         """Return (agent id, identity, piece id) of every lineage."""
         with self.database.reading() as db:
             return [row for row in db.execute("SELECT agent, identity, head FROM lineages") if is_lineage(*row)]
+
+    def gather(self, holders: Iterable[int], agent_id: int) -> None:
+        """Commit that what some versions held is held by their agent."""
+        rows = [(agent_id, holder) for holder in holders]
+        if rows:
+            with self.database.transaction() as db:
+                db.executemany("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", rows)
+
+    def forget(self, logs: Rewritten, kv_of: Collection[int]) -> None:
+        """Commit replaced turns, and give the KV of agents ``kv_of``, and KV of no agent, to ``NOBODY``. I/O thread."""
+        with self.database.transaction() as db:
+            replace_turns(db, logs)
+            for agent_id in kv_of:
+                db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (NOBODY, agent_id))
+            ends = [(NOBODY, s.identity, s.piece_ids()[-1]) for s in _read_rows(db, None) if _is_sound(s)]
+            db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
+
+    def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
+        """Return those of some pieces with which a lineage of another agent, or of a version, ends."""
+        wanted = set(pieces)
+        if not wanted:
+            return wanted
+        with self.database.reading() as db:
+            rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
+            return {head for (head,) in rows if head in wanted}
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """Return the heads of one agent under one identity."""
@@ -248,7 +279,8 @@ def _put(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
 def _move(db: sqlite3.Connection, move: HeadMove) -> None:
     rows = [(move.agent_id, move.identity, one) for one in move.former]
     db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", rows)
-    db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (move.agent_id, move.identity, move.head))
+    if move.head is not None:
+        db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (move.agent_id, move.identity, move.head))
 
 
 def _is_sound(segment: Segment) -> bool:

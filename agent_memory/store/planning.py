@@ -208,9 +208,9 @@ def lineage_of(catalog: Catalog, plan: Plan) -> HeadMove | None:
 
 
 def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
-    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece.
+    """Deltas whose tokens a new piece holds too, and which nothing else follows or ends with; with that piece's id.
 
-    None where an agent's log may end in one, and its KV can be resumed there alone.
+    Empty if an agent's log may end in such a delta, and KV can be resumed only there.
     """
     model = catalog.model
     found: dict[Piece, bytes] = {}
@@ -219,8 +219,9 @@ def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
     for piece in (piece for segment in plan.fresh for piece in segment.pieces):
         chains = model.index.deltas(piece.parent, model.index.ids(piece), ready=True)
         covered = {p for chain in chains for p in chain} - {piece}
+        held = catalog.disk.manifest.held_by_others((p.id for p in covered), plan.agent_id)
         for delta in sorted(covered, key=lambda p: -p.start):
-            if all(child in found for child in model.index.children(delta.id)):
+            if delta.id not in held and all(child in found for child in model.index.children(delta.id)):
                 found[delta] = piece.id
     return found
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from attrs import field, frozen
 
 from agent_memory.log.damage import READ_ERRORS, reason_of
-from agent_memory.prefix.chunks import piece_id
-from agent_memory.prefix.pieces import Ids, Piece
+from agent_memory.prefix.chunks import common_prefix, piece_id
+from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
@@ -19,7 +20,12 @@ from agent_memory.store.edit import void
 from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.types import Exactness, Tier, weakest
 
+Whose = Literal["other_model", "other_tenant"]
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
+
+_MOST_FILES = 64  #: files of other identities whose ids are read for one look-up, the newest first
+#: What the facts of a model say of how it runs, not of what it is.
+_RUNNING = frozenset({"grid"})
 
 
 @frozen
@@ -152,3 +158,52 @@ def _resume_spans(catalog: Catalog, match: Match) -> ResumeSpans:
             has_state = has_state or found.has_state
         is_whole = is_whole and has_rows and has_state
     return ResumeSpans(tuple(spans), held_from, is_whole)
+
+
+@frozen
+class Elsewhere:
+    """The longest prefix of some ids that another identity has stored, as far as one file tells."""
+
+    n_tokens: int
+    whose: Whose
+
+
+def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
+    """Return where else a prefix of ``ids`` is stored. Reads the ids of at most ``_MOST_FILES`` files."""
+    with catalog.lock:
+        identity = "" if catalog.model is None else catalog.model.identity
+        others = [s for s in catalog.segments.values() if s.kind == "rows" and s.identity != identity]
+        firsts = [s for s in others if s.start == 0 and s.is_readable and not s.is_hidden]
+    if not firsts or not len(ids):
+        return None
+    best: tuple[int, Segment] | None = None
+    for segment in sorted(firsts, key=lambda one: -one.used_s)[:_MOST_FILES]:
+        stored = _ids_of(catalog, segment)
+        shared = common_prefix(stored, ids) if len(stored) and stored[0] == ids[0] else 0
+        if shared and (best is None or shared > best[0]):
+            best = (shared, segment)
+    if best is None:
+        return None
+    facts = catalog.disk.manifest.all_facts()
+    mine, theirs = facts.get(identity, {}), facts.get(best[1].identity, {})
+    is_same_model = bool(mine) and _model(mine) == _model(theirs)
+    return Elsewhere(best[0], "other_tenant" if is_same_model else "other_model")
+
+
+def _model(facts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if name not in _RUNNING}
+
+
+def _ids_of(catalog: Catalog, segment: Segment) -> Ids:
+    """A segment's ids: the last bytes of its file; none where they cannot be read. Not verified: nothing is served."""
+    try:
+        fd = os.open(catalog.disk.path(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return np.zeros(0, np.uint32)
+    try:
+        raw = os.pread(fd, 4 * segment.n_tokens, segment.n_bytes - 4 * segment.n_tokens)
+    except OSError:
+        raw = b""
+    finally:
+        os.close(fd)
+    return np.frombuffer(raw[: len(raw) // 4 * 4], "<u4")

@@ -18,6 +18,7 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
+from agent_memory.store.holders import settle_held
 from agent_memory.store.planning import Part, Plan, lineage_of, plan_save, stale_resume, superseded
 from agent_memory.store.room import NoRoomError, announce, make_room
 from agent_memory.store.segments import OpenSegment, SegmentWriter
@@ -268,6 +269,9 @@ def _store(catalog: Catalog, plan: Plan) -> bool:
                 _leave_out(catalog, plan)
             for part in (*plan.rows, *plan.resume):
                 _discard(catalog, part.segment)
+            if plan.is_turn and plan.agent_id is not None:
+                catalog.awaited.pop(plan.agent_id, None)  # what it has saved itself is more
+            settle_held(catalog)
             _drop_stale(catalog, plan)
             return True
     return False

@@ -17,7 +17,7 @@ from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
-from agent_memory.log.turns import AgentRecord
+from agent_memory.log.versions import AgentRecord
 from agent_memory.prefix.pieces import Segment
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.sources import checking
@@ -88,7 +88,7 @@ class StoreView:
         with self._reading():
             segments = self._manifest.segments()
             heads = self._manifest.heads()
-            names = self._logs.names(self._salt)
+            names, holders = self._logs.names(self._salt), self._logs.holders()
         rows = [segment for segment in segments if segment.kind == "rows"]
         sizes: dict[int, int] = {row.number: row.n_bytes for row in rows}
         files: dict[int, int] = {row.number: 1 for row in rows}
@@ -98,8 +98,8 @@ class StoreView:
                 files[segment.parent_number] += 1
         lines = _Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
-        for agent, identity, head in heads:
-            used[agent] |= lines.ancestry(identity, head)
+        for holder, identity, head in heads:
+            used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
         for number in (number for numbers in used.values() for number in numbers):
             users[number] += 1

@@ -1,33 +1,74 @@
-"""The end of agents and of forgotten turns: KV that only their lineages used leaves the disk, shared KV stays.
+"""Who holds stored KV, and the end of KV that nobody holds. I/O thread.
 
-What is forgotten goes by lineage: what the agents' lineages used and no other agent's does, and whatever no agent's
-lineage uses.
+- A holder is an agent by its number, or a version by the number that it was given. A lineage under its number ends with
+  the last piece that is all of its ids; a fork or version finds that piece once it is stored.
+- Deleted are pieces that only the lineages of a deleted holder use; shared ones stay.
+- What is forgotten belongs to ``NOBODY``, and is deleted with it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from agent_memory.log.damage import WRITE_ERRORS
-from agent_memory.log.logs import Rewritten, replace_turns
+from agent_memory.log.logs import Logs
 from agent_memory.prefix.index import Index
-from agent_memory.prefix.pieces import Piece, Segment
+from agent_memory.prefix.pieces import NOBODY, HeadMove, Ids, Piece, Segment
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
-from agent_memory.store.manifest import Manifest
 from agent_memory.store.rewriting import rewrite
 
 log = logging.getLogger("agent_memory.store")
 
-#: The number of an agent that never is: lineages are given to it, and end with it.
-_NOBODY = 2**40
+_TRIES = 8  #: saves after which a holder's KV is not looked for any more: it was not written
+
+
+def hold(catalog: Catalog, held: Sequence[tuple[int, Ids]]) -> None:
+    """Let holders keep the stored KV of their ids, and no other; that of saves under way is found when they commit."""
+    for number, ids in held:
+        catalog.awaited[number] = (ids, _TRIES)
+    settle_held(catalog)
+
+
+def settle_held(catalog: Catalog) -> None:
+    """Look for the KV of holders that is not all found yet; each save that commits may have stored it."""
+    for number, (ids, tries) in list(catalog.awaited.items()):
+        move, n_tokens = _move(catalog, number, ids)
+        if (move.head is not None or move.former) and Logs(catalog.disk.manifest.database).has_holder(number):
+            apply(catalog, Edit(lineage=move))
+        catalog.awaited[number] = (ids, tries - 1)
+        if n_tokens == len(ids) or tries <= 1:
+            del catalog.awaited[number]
+
+
+def release(catalog: Catalog, agent_id: int, ids: Ids) -> None:
+    """Delete KV that an agent's log no longer leads to, as far as nobody else holds it. ``ids``: of its log."""
+    move, _ = _move(catalog, agent_id, ids)
+    for one in move.former:
+        apply(catalog, Edit(lineage=HeadMove(NOBODY, move.identity, one)))
+    apply(catalog, Edit(lineage=move))
+    delete_agent(catalog, NOBODY)
+
+
+def _move(catalog: Catalog, number: int, ids: Ids) -> tuple[HeadMove, int]:
+    """The lineage of a holder ends with the last stored piece that is all of these ids; and how many ids that are."""
+    head, n_tokens, identity = None, 0, ""
+    with catalog.lock:
+        if catalog.model is not None:
+            identity = catalog.model.identity
+            for piece, take in catalog.model.index.plan(ids):
+                if take < piece.n_tokens:
+                    break
+                head, n_tokens = piece.id, n_tokens + take
+    former = [one for one in catalog.disk.manifest.heads_of(number, identity) if one != head]
+    return HeadMove(number, identity, head, former), n_tokens
 
 
 def delete_agent(catalog: Catalog, agent_id: int) -> None:
-    """End an agent: its log, and the pieces that only its lineages used. I/O thread; durable when it returns."""
+    """Delete an agent's log, and the pieces that only its lineages use. I/O thread; durable when it returns."""
     is_done = False
-    while not is_done:  # again where something was found damaged meanwhile
+    while not is_done:  # again if a segment was found damaged meanwhile
         with catalog.lock:
             drop, cuts = _unused(catalog, agent_id)
         changes = _shortened(catalog, cuts, drop)
@@ -40,8 +81,23 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
     catalog.disk.tidy(lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
 
 
+def delete_agents(catalog: Catalog, agent_ids: Iterable[int]) -> None:
+    """End several agents. I/O thread."""
+    for agent_id in agent_ids:
+        delete_agent(catalog, agent_id)
+
+
+def delete_unowned(catalog: Catalog) -> None:
+    """Delete the KV of ``NOBODY``; afterwards no file contains bytes of it, or of replaced turns. I/O thread.
+
+    Also deletes KV that an earlier process gave to ``NOBODY`` and did not delete.
+    """
+    delete_agent(catalog, NOBODY)
+    catalog.disk.manifest.database.fold()
+
+
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
-    """What only this agent's lineages use: segments, and of those shared in part how many pieces stay."""
+    """Return segments that only this agent's lineages use, and (segment, pieces that stay) if shared in part."""
     heads = catalog.disk.manifest.heads()
     drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
@@ -58,7 +114,7 @@ def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[t
 def _shortened(
     catalog: Catalog, cuts: Sequence[tuple[Segment, int]], drop: dict[int, Segment]
 ) -> list[tuple[Segment, Segment]]:
-    """(segment, the shorter one that takes its place); one that cannot be rewritten is dropped, with what follows."""
+    """Return (segment, its shorter replacement); a segment that cannot be rewritten is dropped with its descendants."""
     changes: list[tuple[Segment, Segment]] = []
     for segment, n_pieces in cuts:
         try:
@@ -99,7 +155,7 @@ def _is_shown(catalog: Catalog, number: int) -> bool:
 
 
 def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
-    """Write a segment's first pieces as a new file; the segment that takes its place."""
+    """Write a segment's first pieces as a new file; return the segment that replaces it."""
     disk, model = catalog.disk, catalog.model
     is_attached = model is not None and segment.identity == model.identity
     layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
@@ -110,7 +166,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
 
 
 def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
-    """Segments that only ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
+    """Return the segments that only heads ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
     used = {p.id for head in others if head in index.pieces for p in index.ancestors(index.pieces[head])}
     removed: dict[bytes, Piece] = {}
     for head in mine:
@@ -125,27 +181,3 @@ def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[lis
         stay[number] = sum(p.id not in removed for p in segment.pieces)
     whole = [s for n, s in segments.items() if not stay[n]]
     return whole, [(s, stay[n]) for n, s in segments.items() if stay[n]]
-
-
-def forget(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None:
-    """Commit other turns of some logs, and that the KV of some agents, and of no agent, is nobody's. I/O thread."""
-    with manifest.database.transaction() as db:
-        replace_turns(db, logs)
-        for agent_id in kv_of:
-            db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (_NOBODY, agent_id))
-        ends = [
-            (_NOBODY, segment.identity, segment.piece_ids()[-1])
-            for segment in manifest.segments()
-            if segment.kind == "rows"
-        ]
-        db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
-
-
-def delete_unowned(manifest: Manifest, catalog: Catalog | None) -> None:
-    """Delete the KV that is nobody's; no file holds bytes of it, or of replaced turns, afterwards. I/O thread.
-
-    What an earlier process did not get to is deleted too.
-    """
-    if catalog is not None:
-        delete_agent(catalog, _NOBODY)
-    manifest.database.fold()
