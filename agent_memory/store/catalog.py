@@ -116,13 +116,13 @@ class Pins:
         self._heads: set[bytes] = set()
 
     def load(self, logs: Logs, manifest: Manifest) -> None:
-        """Read them, of all salts; again when another model is attached or a pin has changed."""
+        """Read the pins of all salts; again after another model is attached or a pin has changed."""
         self.agents.clear()
         self.agents.update(logs.pinned())
         self._heads = {head for agent, _, head in manifest.heads() if agent in self.agents} if self.agents else set()
 
     def note(self, agent_id: int | None, head: bytes | None) -> None:
-        """An agent's lineage ends, or will end, at ``head``."""
+        """Record that an agent's lineage ends, or will end, at ``head``."""
         if agent_id in self.agents and head is not None:
             self._heads.add(head)
 

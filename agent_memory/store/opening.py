@@ -60,13 +60,13 @@ _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name 
 
 @frozen
 class Repair:
-    """What was found instead of a whole manifest, and what became of it."""
+    """What was wrong with a manifest, and what the new one has."""
 
     what: str  #: "is missing", "is damaged (...)"
-    aside: str | None  #: the name under which the damaged one was kept
+    aside: str | None  #: name under which the damaged manifest is kept
     logs: Salvaged
-    n_segments: int  #: found again by their headers
-    n_files: int  #: KV files that there were
+    n_segments: int  #: segments that their headers prove
+    n_files: int  #: number of KV files
 
     def __str__(self) -> str:
         kept = f"; it is kept as {self.aside}" if self.aside else ""
@@ -89,7 +89,7 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
         has_kv = bool(list_files(root / KV_FOLDER))
         return (open_database(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
     if path.with_name(f"{MANIFEST}-wal").exists():
-        closed = None  # somebody wrote to it since
+        closed = None  # another program wrote to it since
     try:
         check_versions(path)
         if closed is not None and manifest_sum(path) != closed:
@@ -133,7 +133,7 @@ def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
 
 
 def _set_aside(root: Path, files: Files) -> str | None:
-    """Rename the manifest and its WAL; the new name, None where there was nothing."""
+    """Rename the manifest and its WAL; return the new name, None if there was no manifest."""
     path = root / MANIFEST
     if not path.exists():
         return None
@@ -233,7 +233,7 @@ def _written(facts: Mapping[str, str], status: os.stat_result) -> dict[str, Any]
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:
-    """Those that can be reached from a root, parents before children, numbered so."""
+    """Return the segments that a root reaches, parents before children, numbered in that order."""
     waiting: dict[bytes, list[Segment]] = {}
     for segment in segments:
         waiting.setdefault(segment.parent, []).append(segment)
@@ -245,7 +245,7 @@ def _in_order(segments: list[Segment]) -> list[Segment]:
         for segment in waiting.pop(parent, []):
             fresh = [p for p in segment.pieces if p.id not in holders]
             if len(fresh) < len(segment.pieces):
-                continue  # another file holds the same
+                continue  # another file has the same piece
             segment.number, segment.parent_number = len(kept) + 1, number
             kept.append(segment)
             for piece in segment.pieces:

@@ -112,7 +112,7 @@ def plan_save(
 
 
 def _refusal(catalog: Catalog, model: Attached, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
-    """Why a save is not begun."""
+    """Return why a save is not begun; None if it is."""
     disk, index = catalog.disk, model.index
     if not disk.health.may_save:
         return "disk"
@@ -196,7 +196,7 @@ def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Proven
 
 
 def lineage_of(catalog: Catalog, plan: Plan) -> HeadMove | None:
-    """The agent's new head, and the former ones that it continues or that are gone; of no turn, only those gone."""
+    """Return the agent's new head, and the former heads to drop: its ancestors (of a turn), and heads that are gone."""
     model, head = catalog.model, plan.head
     if model is None or plan.agent_id is None or head is None or head not in model.index.pieces:
         return None

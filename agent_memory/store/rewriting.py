@@ -26,19 +26,19 @@ from agent_memory.store.segments import OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 
-REST_S = 600.0  #: a lineage rests when nobody has used it for so long: what goes on would be joined over and over
-_SCAN_S = 60.0  #: between two looks for something to join
+REST_S = 600.0  #: seconds unused before segments are joined: those of a running conversation change too often
+_SCAN_S = 60.0  #: seconds between two searches for joins
 
 
 class Compactor:
-    """Finds what to join and joins it, a tensor of one segment at a time. I/O thread, apart from ``__init__``."""
+    """Finds joins and performs them, a tensor of one segment at a time. I/O thread, except ``__init__``."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._next_scan_s = 0.0
 
     def wake(self) -> None:
-        """Queue a look around for when the I/O thread is idle, now and then."""
+        """Queue a search for joins for when the I/O thread is idle; at most one every minute."""
         now = self._catalog.disk.clock()
         if now >= self._next_scan_s:
             self._next_scan_s = now + _SCAN_S
@@ -102,7 +102,7 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
 
 
 def _join(catalog: Catalog, segments: Sequence[Segment]) -> Iterator[None]:
-    """Write, commit, swap; whatever fails leaves all as it was."""
+    """Write, commit, swap; a failure changes nothing."""
     assert catalog.model is not None
     disk, n_bytes = catalog.disk, sum(segment.n_bytes for segment in segments)  # joined, they take less
     begun: list[Segment] = []
@@ -127,7 +127,7 @@ def _join(catalog: Catalog, segments: Sequence[Segment]) -> Iterator[None]:
 
 
 def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
-    """The segment that takes the place of the first, with pieces of its own."""
+    """Return the joined segment, which replaces the first, with pieces of its own."""
     first, last = segments[0], segments[-1]
     pieces = [piece for segment in segments for piece in segment.pieces]
     if not _is_delta(first):
@@ -166,7 +166,7 @@ def rewrite(
 
 
 def _store(catalog: Catalog, segments: Sequence[Segment], joined: Segment) -> None:
-    """Let the joined segment take the place of the others, where they are still what they were when it was begun."""
+    """Replace the segments by the joined one, if they are unchanged since the join began."""
     first, *others = segments
     is_tail = _is_delta(first)
     with catalog.lock:

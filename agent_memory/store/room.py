@@ -19,13 +19,13 @@ from agent_memory.store.folder import list_files
 
 log = logging.getLogger("agent_memory.store")
 
-_SLACK = 32  #: an eviction frees this share of the budget more than it must, so that not every save evicts
-_ROUNDS = 4  #: dropping rows grows the WAL: how often room is made anew
-_PAGE = 4096  #: file systems allocate in pages of this size, mostly
+_SLACK = 32  #: share of the budget that an eviction frees beyond what it must, so that not every save evicts
+_ROUNDS = 4  #: evictions in one call at most: removing rows grows the WAL, which counts too
+_PAGE = 4096  #: allocation unit of most file systems
 
 
 class NoRoomError(Exception):
-    """Inside the room: what else is in the folder leaves no room for this save."""
+    """Internal: the budget leaves no space for this save."""
 
 
 def sweep(catalog: Catalog) -> None:
@@ -55,19 +55,19 @@ def sweep(catalog: Catalog) -> None:
         if n:
             text = "store: %d of %d files of %s are missing or have a wrong size; KV will be computed again"
             log.warning(text, n, sum(s.kind == kind for s in rows), kind)
-    remove_hidden(catalog)  # where the disk refuses, the next Edit does it
+    remove_hidden(catalog)  # if the disk refuses, the next Edit does it
     for name in filter(is_kv_name, found.keys() - known_files(catalog)):
         disk.files.unlink(disk.folder / name)
 
 
 def folder_bytes(catalog: Catalog) -> int:
-    """Allocated bytes of all that is in the store's folder. Any thread."""
+    """Return the allocated bytes of everything in the store's folder. Any thread."""
     with catalog.lock:
         return catalog.disk.quota.others() + catalog.held_bytes
 
 
 def known_files(catalog: Catalog) -> set[str]:
-    """Every KV file that the manifest names or a save is writing, by its path below ``kv``. I/O thread."""
+    """Return every KV file that the manifest names or a save is writing, by its path below ``kv``. I/O thread."""
     with catalog.lock:
         unfinished = {*catalog.disk.unfinished}
         known = {segment.file for segment in catalog.segments.values()} | unfinished
@@ -75,11 +75,11 @@ def known_files(catalog: Catalog) -> set[str]:
 
 
 def keep(catalog: Catalog) -> None:
-    """Survey the folder, remove KV files that nothing knows, and evict what is over the budget. I/O thread.
+    """Survey the folder, remove unknown KV files, and evict until the budget holds. I/O thread.
 
-    This is the sweep of a mark and sweep: what the manifest names, or a save that is being written, is marked.
+    Mark and sweep: files that the manifest names or a running save writes are marked; all other KV files are deleted.
     """
-    with contextlib.suppress(OSError):  # it cannot be read now: the next flush looks again
+    with contextlib.suppress(OSError):  # the folder cannot be read now: the next flush tries again
         for name in catalog.disk.quota.survey(known_files(catalog)):
             catalog.disk.files.unlink(catalog.disk.folder.parent / name)
     remove_hidden(catalog)
@@ -88,7 +88,7 @@ def keep(catalog: Catalog) -> None:
 
 
 def make_room(catalog: Catalog) -> bool:
-    """Evict until what is there, and what is being written, fits the budget; whether it does. I/O thread."""
+    """Evict until stored files and those being written fit the budget; True if they do. I/O thread."""
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
@@ -119,14 +119,14 @@ def _evict(catalog: Catalog, excess_bytes: int) -> bool:
 
 
 def announce(catalog: Catalog, file: str, n_bytes: int) -> None:
-    """Make room for a file before its first byte is written. I/O thread; raises NoRoomError."""
+    """Evict to make space for a file before its first byte is written. I/O thread; raises NoRoomError."""
     catalog.disk.unfinished[file] = -(-n_bytes // _PAGE) * _PAGE
     if not make_room(catalog):
         raise NoRoomError(f"no room for {n_bytes:,} bytes")
 
 
 def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage: int) -> dict[str, Any]:
-    """Every figure by its name in ``Stats``; ``catalog`` None: there is no KV."""
+    """Return every figure by its name in ``Stats``; ``catalog`` None: no KV."""
     found: dict[str, Any] = {
         "agents": agents,
         "damage": log_damage,

@@ -45,7 +45,7 @@ class Save:
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
         """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied.
 
-        Where the disk falls so far behind that queueing more would only fill memory, the save is given up.
+        If the write queue is full, the save is abandoned.
         """
         catalog, to = self._catalog, self.parts[part]
         if catalog is None or self._is_slow(catalog):
@@ -60,8 +60,9 @@ class Save:
             io.submit(partial(_write, catalog, self, to, tensor, piece), len(piece))
 
     def put_side(self, number: int, rows: Sequence[np.ndarray[Any, Any]], state: np.ndarray[Any, Any] | None) -> None:
-        """Queue one of ``sides``: the window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, none where
-        it has no rows; and the state's bytes, where it has one.
+        """Queue one of ``sides``: window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, and the state.
+
+        ``rows`` is empty if it has no window rows; ``state``: the bytes, None if it has none.
         """
         catalog = self._catalog
         if catalog is None or self._is_slow(catalog):
@@ -82,7 +83,7 @@ class Save:
             catalog.disk.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
-        """Drop what was put so far."""
+        """Drop the tensors that were queued so far."""
         catalog = self._catalog
         if catalog is not None and (self.parts or self.sides):
             catalog.disk.io.submit(lambda: _abandon(catalog, self))
@@ -201,7 +202,7 @@ def _close(save: Save) -> None:
 
 
 def _abandon(catalog: Catalog, save: Save) -> None:
-    """Forget a save and what was to follow it. I/O thread."""
+    """Forget the pieces of a save and their descendants. I/O thread."""
     if save.is_over:
         return
     save.is_over = True
@@ -260,7 +261,7 @@ def _is_live(catalog: Catalog, plan: Plan) -> bool:
 
 
 def _store(catalog: Catalog, plan: Plan) -> bool:
-    """Apply what a save changes; False where something that it follows is to be removed."""
+    """Apply the Edit of a save; False if one of its segments or ancestors was hidden."""
     while _is_live(catalog, plan):  # again where what it removes was hidden meanwhile
         with catalog.lock:
             edit = _edit(catalog, plan)
@@ -278,7 +279,7 @@ def _store(catalog: Catalog, plan: Plan) -> bool:
 
 
 def _edit(catalog: Catalog, plan: Plan) -> Edit:
-    """What a save changes, as things are now. Under the lock."""
+    """Return the Edit of a save, as the catalog is now. Under the lock."""
     model, replaced = catalog.model, superseded(catalog, plan)
     renewed = [
         (old, part.segment)

@@ -161,7 +161,7 @@ class SegmentSource:
         return self.damage is None
 
     def close(self) -> None:
-        """Give the files back; idempotent."""
+        """Close the files; idempotent."""
         for found in self._open:
             found.close()
 
@@ -277,7 +277,7 @@ class StoredSource:
             return self._is_sound and self._segments.check()
 
     def close(self) -> None:
-        """Give the files back; idempotent."""
+        """Close the files; idempotent."""
         self._segments.close()
         with self._lock:
             for _, source in self._spans:

@@ -26,31 +26,31 @@ from agent_memory.types import AgentInfo, Message, VerifyReport
 
 @frozen(kw_only=True)
 class DiskUse:
-    """What an agent's KV takes on disk, in bytes of its files."""
+    """Bytes of the KV files of one agent."""
 
     name: str
-    own_bytes: int  #: files that nobody else's KV depends on
-    shared_bytes: int  #: files that other agents' KV depends on too
+    own_bytes: int  #: bytes of files that no other agent's KV depends on
+    shared_bytes: int  #: bytes of files that other agents' KV depends on too
     n_files: int
 
 
 @frozen(kw_only=True)
 class DiskUses:
-    """What a store takes on disk."""
+    """Bytes of a store on disk."""
 
     agents: tuple[DiskUse, ...]  #: largest first
-    kv_bytes: int  #: of all KV files that the manifest names
-    anonymous_bytes: int  #: of those that no agent's KV depends on: prompts without an agent
-    log_bytes: int  #: of the manifest and its write-ahead log
+    kv_bytes: int  #: bytes of all KV files that the manifest names
+    anonymous_bytes: int  #: bytes of KV files that no agent's KV depends on: prompts without an agent
+    log_bytes: int  #: bytes of the manifest and its write-ahead log
 
 
 @frozen(kw_only=True)
 class AgentLog:
-    """An agent as its log has it."""
+    """An agent's log as it is stored."""
 
     info: AgentInfo
     messages: tuple[Message, ...] = field(repr=False)
-    damage: str | None = None  #: the first damaged turn; what stands before it is shown
+    damage: str | None = None  #: the first damaged turn; turns before it are shown
 
 
 class StoreView:
@@ -84,7 +84,7 @@ class StoreView:
         return AgentLog(info=infos[name], messages=told, damage=damage)
 
     def du(self) -> DiskUses:
-        """Return what each agent's KV takes on disk; what agents share is counted for each of them as shared."""
+        """Return the bytes of each agent's KV files; files that agents share count as shared for each of them."""
         with self._reading():
             segments = self._manifest.segments()
             heads = self._manifest.heads()
@@ -118,7 +118,7 @@ class StoreView:
             return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
 
     def close(self) -> None:
-        """Give the file back; idempotent."""
+        """Close the file; idempotent."""
         self._database.close()
 
     def __enter__(self) -> StoreView:
@@ -145,14 +145,14 @@ class StoreView:
 
 
 class _Lines:
-    """Which segments a lineage consists of, by the piece it ends with."""
+    """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[Segment]) -> None:
         self._parents = {row.number: row.parent_number for row in rows}
         self._homes = {(row.identity, piece): row.number for row in rows for piece in row.piece_ids()}
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from the one that holds ``head`` back to the first; empty where it is gone."""
+        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
         found: set[int] = set()
         segment = self._homes.get((identity, head))
         while segment is not None and segment not in found:
@@ -174,7 +174,7 @@ def _use(
 
 
 def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
-    """Every file that the manifest names, every turn, and the manifest itself; ``folder`` None: there is no KV."""
+    """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
     damaged: list[str] = []
     unread: list[str] = []
     n_bytes = 0
