@@ -16,7 +16,7 @@ from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.longterm import LongTerm, chosen
 from agent_memory.requests.options import Settings
-from agent_memory.requests.prompting import Planner, Rendering
+from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.scheduler.engine import Engine
@@ -45,6 +45,7 @@ class Asking:
         self._pin_dates = config.pin_dates
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
+        self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
     @property
     def identity(self) -> str:
@@ -83,6 +84,13 @@ class Asking:
                 handle.cancel()
             raise
         return handles
+
+    def keep_results(self, log: Log, answers: Answers) -> None:
+        """Store results of some of the open calls, until the others have theirs; durable at the next flush."""
+        clean = self._clean or str
+        results = [(str(message.tool_call_id), clean(message.content)) for message in answers.messages]
+        assert answers.version is not None
+        self.agents.keep_results(log, answers.version, results)
 
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""

@@ -36,10 +36,13 @@ _ANOTHER_DAY = datetime(2001, 9, 9, 1, 46, 40)  #: what a template writes of the
 
 @frozen
 class Answers:
-    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
+    """Messages that continue a log: tool results, as long as it is of the ``version`` in which their calls are open.
+
+    ``version`` None: whatever the log is by then.
+    """
 
     messages: tuple[Message, ...]
-    version: int
+    version: int | None = None
 
 
 @frozen(kw_only=True)
@@ -110,10 +113,7 @@ class Planner:
     def _plan(self) -> Prompt:
         log = self._log
         if log and self._seen not in (None, log.version):
-            raise ToolResultError(
-                f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
-                f"answered already, or taken back. Look at its messages, and answer what is open there"
-            )
+            raise moved_on(log.name)
         given = log.full_history(self._asked, goes_on=self._goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
@@ -161,6 +161,7 @@ class Planner:
         return attrs.evolve(
             kept,
             forgotten=None,
+            answered=(),
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -252,6 +253,14 @@ class Planner:
         write = partial(self._write, self.given, self._how.generation_prompt)
         others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
         return first_difference(self._tokenizer, write(), others)
+
+
+def moved_on(agent: str) -> ToolResultError:
+    """The error for results whose calls are open no more."""
+    return ToolResultError(
+        f"the log of agent {agent!r} has moved on since these results were given: its open calls were answered "
+        f"already, or taken back. Look at its messages, and answer what is open there"
+    )
 
 
 def _forgotten(n_computed: int, shared: int) -> Why:

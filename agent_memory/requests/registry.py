@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 from attrs import frozen
@@ -18,6 +18,7 @@ from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.longterm import checked_recall, chosen
+from agent_memory.requests.prompting import moved_on
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
@@ -138,6 +139,21 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+        self._engine.call(work)
+
+    def keep_results(self, log: Log, version: int, results: Sequence[tuple[str, str]]) -> None:
+        """Store results of open calls, each with its call's id, until the others have theirs; nothing is generated.
+
+        Raises ToolResultError where the log has moved on from ``version``.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if log.version != version:
+                raise moved_on(log.name)
+            log.facts = attrs.evolve(log.facts, answered=tuple(results))
             self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
