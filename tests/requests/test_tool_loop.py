@@ -41,8 +41,8 @@ def told(memory: Memory, name: str = "ann") -> list[str]:
 def opened() -> Iterator[Callable[..., Memory]]:
     memories: list[Memory] = []
 
-    def open_(*replies: str, path: str | Path = ":memory:", config: Config = Config()) -> Memory:
-        memories.append(Memory(scripted(*replies), path, config=config))
+    def open_(*replies: str, path: str | Path = ":memory:", config: Config | None = None) -> Memory:
+        memories.append(Memory(scripted(*replies), path, config=config or Config()))
         return memories[-1]
 
     yield open_
@@ -424,9 +424,8 @@ def test_another_process_goes_on_days_later_and_computes_the_results_alone(way: 
             reply = ann.give(result, tools=[fetch, pay])
         assert reply.text == "All is paid."
         assert told(memory) == ["page 4", "paid on Monday"]
-        # New are the end of the model's turn, whose KV was never computed, the two results and the reply's opening.
         tokenizer = runner.tokenizer
-        new = "<|end|><|tool|>page 4<|end|><|tool|>paid on Monday<|end|><|assistant|>"
+        new = "<|tool|>page 4<|end|><|tool|>paid on Monday<|end|><|assistant|>"
         assert reply.usage.computed_tokens == len(tokenizer.encode(new)) == runner.calls.computed
-        assert reply.usage.cached_tokens == n_prompt + n_output - 1
+        assert reply.usage.cached_tokens == n_prompt + n_output
         assert (reply.usage.tier, reply.usage.exactness, reply.usage.miss) == ("cold", "exact", None)
