@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from agent_memory.errors import UnknownAgentError, UnsupportedParameterError, repr_of
-from agent_memory.requests.asking import Asking
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.log.log import Log
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tiers.tiers import Tiers
 
 
-def evict(asking: Asking, engine: Engine, tiers: Tiers, name: str | None, *, to: str) -> None:
-    """Save, and free the memory of the agent ``name``, or of all idle KV. Raises UnknownAgentError."""
+def evict(engine: Engine, tiers: Tiers, log: Log | None, *, to: str) -> None:
+    """Save, and free the memory of an agent, or of all idle KV. Raises UnsupportedParameterError."""
     if to not in ("warm", "cold"):
         raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {repr_of(to)}")
     if to == "warm" and not tiers.warm.is_on:
         raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
-    log = None if name is None else asking.agents.find(name, identity=asking.identity)
-    if name is not None and log is None:
-        raise UnknownAgentError(name)
-    agent_id = None if log is None else log.agent_id
+    name, agent_id = (None, None) if log is None else (log.name, log.agent_id)
     flush(engine, tiers.store)
     engine.call(lambda: engine.evict(name, agent_id, to=to))  # type: ignore[arg-type]  # one of the two by now
     tiers.store.flush()
