@@ -1,4 +1,4 @@
-"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
+"""From ``Memory``'s arguments to its runner, its store and its tiers; opening without blocking an event loop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
+from agent_memory.log.files import MANIFEST
 from agent_memory.protocols import ModelRunner
-from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
 from agent_memory.store.view import StoreView
+from agent_memory.tiers.tiers import Tiers
 
 
 class _Closing(Protocol):
-    """What ends with ``aclose()``, and at once with ``close()``."""
+    """An object with ``close()`` that is an async context manager."""
 
     def close(self) -> None: ...
 
@@ -80,8 +81,8 @@ class Opening(Generic[M]):
 
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
-    """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
-    if hasattr(type(model), "open_batch"):  # a ModelRunner, without asking for properties that need it opened
+    """Return the runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
+    if hasattr(type(model), "open_batch"):  # a ModelRunner; isinstance would read properties that need it opened
         if adapter is not None:
             raise ConfigError(
                 "adapter= goes with a model that this library loads; load it into the model you pass instead"
@@ -94,22 +95,20 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     return MLXRunner.named(model, config=config, adapter=adapter)
 
 
-def store_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Store:
-    """The store that ``Memory(path=)`` means, opened. Raises ConfigError and what ``Store`` does."""
-    return Store(
+def tiers_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Tiers:
+    """Open the store that ``Memory(path=)`` means, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    store = Store(
         store_path(path),
         disk_bytes=config.disk_bytes,
         chunk_tokens=config.chunk_tokens,
         bytes_per_day=config.disk_bytes_per_day,
         codec=config.cold_codec,
-        warm_bytes=warm_bytes,
-        warm_codec=config.warm_codec,
-        warm_ttl_s=config.warm_ttl_s,
     )
+    return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:
-    """The folder that ``Memory(path=)`` means; None for no disk tier. Raises ConfigError."""
+    """Return the folder that ``Memory(path=)`` means; None: no disk tier. Raises ConfigError."""
     if path is None:
         import platformdirs
 
@@ -120,7 +119,7 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
 
 
 def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
-    """Open a store to look at it: no model, no lock, nothing written; another process may hold it.
+    """Open a store for reading: no model, no lock, nothing written; another process may have it open.
 
     ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. Raises ConfigError,
     StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
@@ -134,6 +133,6 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
 
 
 def check_drain(drain_s: Any) -> None:
-    """Raises UnsupportedParameterError for what is no time to wait."""
+    """Raise UnsupportedParameterError if ``drain_s`` is not a number of seconds, 0 or more."""
     if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
         raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {repr_of(drain_s)}")

@@ -1,10 +1,10 @@
-"""Starting requests: which of those that wait may start, and the KV and the bytes that they start with."""
+"""Starting requests: which waiting requests may start, with which KV and which reserved bytes."""
 
 from __future__ import annotations
 
 import time
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from attrs import frozen
 
@@ -19,15 +19,13 @@ from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.waiting import AGE_S, Waiting
-from agent_memory.store.tiers import Lineage
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
+from agent_memory.tiers.hot import Lineage
+from agent_memory.tiers.tiers import Tiers
 
 #: How an attempt to start a request ended.
 Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
-#: Of the requests that cannot start yet, the first few have their segments read ahead.
+#: Number of waiting requests whose segments are read ahead.
 _PREFETCHED = 2
 
 
@@ -46,7 +44,7 @@ class _Prefix:
 
 @frozen(eq=False)
 class _Bytes:
-    """Lineages that are evicted once they are copied to warm."""
+    """Bytes of lineages that are evicted once they are copied to warm."""
 
     saver: Saver
     leaving: tuple[Lineage, ...]
@@ -73,7 +71,7 @@ class Starting:
     def __init__(
         self,
         runner: ModelRunner,
-        store: Store,
+        tiers: Tiers,
         admission: Admission,
         running: Running,
         waiting: Waiting,
@@ -85,14 +83,14 @@ class Starting:
         max_batch: int,
         target_gap_s: float,
     ) -> None:
-        self._runner, self._store, self._admission = runner, store, admission
+        self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
         self._max_batch, self._target_gap_s = max_batch, target_gap_s
         self._numbers = count()
 
     def step(self, busy: set[str | None]) -> bool:
-        """Start what may start; True if any request was started. ``busy``: agents whose next request must wait."""
+        """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started = time.perf_counter(), 0, False
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
@@ -103,7 +101,7 @@ class Starting:
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
-            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+            except Exception as error:  # noqa: BLE001 - a request that cannot start fails alone, and is not tried for ever
                 request.feed.fail(stripped(error))
                 start = "ended"
             if start in ("started", "ended"):
@@ -144,11 +142,11 @@ class Starting:
         return "started"
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
-        """A row with the KV that the plan found, taken or restored."""
+        """Return a row with the KV of the plan, taken or restored."""
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
-        self._store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
+        self._tiers.store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
         return Row(
             number=next(self._numbers),
             request=request,
@@ -166,4 +164,4 @@ class Starting:
     def _prefetch(self, request: Request) -> None:
         if not request.is_prefetched:
             request.is_prefetched = True
-            self._store.prefetch(self._store.match(request.ids(request.asker.prompt())[:-1]))
+            self._tiers.prefetch(self._tiers.match(request.ids(request.asker.prompt())[:-1]))

@@ -1,4 +1,4 @@
-"""The list of segments, made anew from the segment and side files themselves: their headers and ids, both verified."""
+"""Rebuild the list of segments from the headers and ids of segment and side files, both verified."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.kvcache.coding import named
+from agent_memory.log.place import is_passing
+from agent_memory.log.salvage import IsSound
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import HEAD_IDS, Ids, Piece, Segment, sort_key
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.resume import Side
-from agent_memory.store.files import list_files
+from agent_memory.store.folder import list_files
 from agent_memory.store.format import FORMAT, SIDE_FORMAT, file_sum, is_kv_name, split_sums
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.place import is_passing
 from agent_memory.store.rows import row_of
 from agent_memory.store.segments import READ_ERRORS, read_header
+from agent_memory.store.soundness import is_lineage, is_model
 from agent_memory.types import EXACTNESS
+
+#: Table of KV that no file vouches for -> which of its rows are trusted, given the agents that there are.
+SALVAGED: Mapping[str, IsSound] = {
+    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
+    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
+}
 
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
 
 
 @frozen
 class Vouched:
-    """What KV files say of themselves: segments in order, side files, and how many files there are."""
+    """The contents of verified KV files: segments in order, side files, and the number of files."""
 
     segments: list[Segment]
     sides: list[Side]
@@ -62,7 +70,7 @@ def read_files(folder: Path) -> Vouched:
 
 
 def rebuild(found: Vouched, manifest: Manifest) -> int:
-    """Enter what files vouch for into a new manifest; how many."""
+    """Enter verified files into a new manifest; return how many."""
     manifest.commit(add=[row_of(s) for s in found.segments], add_sides=found.sides)
     return len(found.segments) + len(found.sides)
 
@@ -117,7 +125,7 @@ def _segment(name: str, facts: Mapping[str, Any], ids: Ids, found: os.stat_resul
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:
-    """Those that can be reached from a root, parents before children, numbered so."""
+    """Return the segments that a root reaches, parents before children, numbered in that order."""
     waiting: dict[bytes, list[Segment]] = {}
     for segment in segments:
         waiting.setdefault(segment.parent, []).append(segment)
@@ -129,7 +137,7 @@ def _in_order(segments: list[Segment]) -> list[Segment]:
         for segment in waiting.pop(parent, []):
             fresh = [p for p in segment.pieces if p.id not in holders]
             if len(fresh) < len(segment.pieces):
-                continue  # another file holds the same
+                continue  # another file has the same piece
             segment.number, segment.parent_number = len(kept) + 1, number
             kept.append(segment)
             for piece in segment.pieces:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,40 +17,43 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.database import open_database
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.lock import Lock
+from agent_memory.log.logs import Described, Logs, Rewritten
+from agent_memory.log.place import GoneError, Place
+from agent_memory.log.refusals import as_store_error, opening_error, store_errors
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Change
 from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
-from agent_memory.store import lookup
+from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent
+from agent_memory.store.deletion import delete_agent, delete_agents
 from agent_memory.store.edit import check
+from agent_memory.store.elsewhere import Elsewhere, elsewhere
 from agent_memory.store.figures import figures
-from agent_memory.store.files import Files
-from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
-from agent_memory.store.health import Health, is_disk_error
+from agent_memory.store.forgetting import delete_unowned, rewrite
+from agent_memory.store.holding import hold, release
 from agent_memory.store.io import IOThread
-from agent_memory.store.lock import Lock
-from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
-from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planning import begin_save
 from agent_memory.store.quota import Quota, default_budget
+from agent_memory.store.reading import NOTHING, Match
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
-from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
-from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
@@ -58,12 +61,11 @@ log = logging.getLogger("agent_memory.store")
 
 
 class Store:
-    """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
+    """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
-    least what is there.
-    ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
-    ``warm_bytes`` 0: no warm tier. ``files``: how the disk is changed.
+    - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
+    - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
+    - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -75,17 +77,11 @@ class Store:
         disk_bytes: int | None,
         chunk_tokens: int,
         codec: Codec = "exact",
-        warm_bytes: int = 0,
-        warm_codec: Codec = "exact",
-        warm_ttl_s: float | None = None,
         bytes_per_day: int | None = None,
         files: Files | None = None,
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        costs, pins = self.costs, self._pins.agents
-        is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
-        self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
         self._health = Health()
         self._io = IOThread(health=self._health)
         self._closing, self._is_closed = threading.RLock(), False
@@ -95,29 +91,30 @@ class Store:
         self._place: Place | None = None
         self._log_damage = 0
         if path is None:
-            self._manifest = Manifest(None)
-            return
-        self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+            self._database = open_database(None)
+        else:
+            self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
             self._lock = Lock(path, files)
-            self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
-                place = self._place = Place.of(path)
+                self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._manifest.meta("written"))
+                written = Written.parse(self._database.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
-                    self._manifest,
+                    Manifest(self._database),
                     self._io,
                     quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
                     admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
                     health=self._health,
                     codec=codec,
-                    place=place,
+                    place=self._place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -125,7 +122,7 @@ class Store:
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
-                self._manifest.close()
+                self._database.close()
                 raise
         except BaseException as error:
             if self._lock is not None:
@@ -136,49 +133,47 @@ class Store:
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def _ensure_ours(self) -> None:
-        """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
+        """Called before every change of the folder. Raises GoneError if the folder is not the one that was opened."""
         if self._place is not None and self._lock is not None:
             self._place.check()
             self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
-        """What ``attach`` was told of a model of this name; {} for one that was never used here."""
+        """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""
         with store_errors("read what is known of the model", self._path):
             return self._manifest.facts(model)
 
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
-        """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
-        self._io.start()  # at opening: later an exception may strike the engine while it waits for the start
+        """Load the index of one identity and record its facts; call it again for another model. ~2 us a chunk."""
+        self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
             rows = self._take_rows()
             self._manifest.attach(identity, layout_json(layout), facts)
-            self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
-            self._pins.load(self._manifest)
+            self._pins.load(self._logs, self._manifest)
 
     def _take_rows(self) -> list[SegmentRow] | None:
-        """What was read of the manifest at opening, once, where nobody has written to it since."""
-        opened = None if self._catalog is None else self._catalog.opened
-        if self._catalog is None or opened is None:
+        """Return the rows read at opening, once, if nothing was committed since; else None."""
+        if self._catalog is None or (opened := self._catalog.opened) is None:
             return None
         self._catalog.opened = None
-        return opened[1] if opened[0] == self._manifest.commits else None
+        return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
-        """Identities of the models under which this agent has stored KV."""
+        """Return the identities of the models under which an agent has stored KV."""
         with store_errors("read the agent", self._path):
             return self._manifest.lineage_identities(agent_id)
 
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
-        """An agent and its log, up to the first damaged turn. Waits for queued log writes.
+        """Return an agent and its log, up to the first damaged turn. Waits for queued log writes.
 
-        Raises OutOfSpaceError or StoreError where the disk does not take what was appended to it.
+        Raises OutOfSpaceError or StoreError if the disk refuses turns that were appended to this log.
         """
         error = self._io.drain(logs_only=True)
         with store_errors("read the agent", self._path):
-            found = self._manifest.load_agent(salt, name)
+            found = self._logs.load_agent(salt, name)
         if found is None:
             return None
         record, damage = found
@@ -187,105 +182,157 @@ class Store:
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
-        return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
+        return record
 
     def create_agent(
         self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
     ) -> AgentRecord:
-        """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
+        """Create an agent; committed when this returns. Raises StoreError if it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
+            return self._logs.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
-        """All agents of a salt, by name; those whose log waits for the disk as they are there."""
+        """Return all agents of a salt, by name; turns that the disk refuses are not counted."""
         self._io.drain(logs_only=True)
         with store_errors("list agents", self._path):
-            return self._manifest.list_agents(salt, self.pins)
+            return self._logs.list_agents(salt)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
-        """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
+        """Pin or unpin an agent; committed when this returns. Pinned KV leaves memory last, and stays on disk."""
         with store_errors("pin the agent", self._path):
-            self._pins.set(self._manifest, agent_id, is_pinned)
+            self._logs.pin(agent_id, is_pinned)
+            self._pins.load(self._logs, self._manifest)
 
     @property
     def pins(self) -> Set[int]:
-        """The agents that are pinned."""
+        """The numbers of pinned agents."""
         return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
-        ``described``: first system prompt and facts of the agent from now on, where they changed; committed with it.
+        ``described``: the agent's new first system prompt and facts, committed with the turn; None: unchanged.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
-        messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+        messages = to_json(turn.messages)  # now: the caller may change its messages later
+        self._io.submit_log(lambda: self._logs.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Queue another first system prompt and facts of an agent."""
-        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
+        """Queue a new first system prompt and new facts of an agent."""
+        self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
-    def rewind(self, agent_id: int, n_turns: int) -> None:
-        """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
+    def new_number(self) -> int:
+        """Return a number that no agent, branch or version has."""
+        return self._logs.new_number()
+
+    def fork(self, salt: str, record: AgentRecord, n_shared: int, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a new agent whose log begins with ``n_shared`` turns of others. ``held``: as for ``change``."""
+        turns = [(turn, to_json(turn.messages)) for turn in record.turns[n_shared:]]
+        self._io.submit_log(lambda: self._logs.fork(salt, record, turns), record.agent_id)
+        self._hold(held)
+
+    def change(self, change: Change, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a change of an agent's log; the KV that only dropped versions held is deleted behind it.
+
+        ``held``: agents and versions by number, and the ids whose KV each holds from now on.
+        """
+        turns = [(turn, to_json(turn.messages)) for turn in change.turns]
+        self._io.submit_log(partial(self._change, change, turns), change.agent_id)
+        self._hold(held)
+
+    def _change(self, change: Change, turns: Sequence[tuple[Turn, str]]) -> None:
+        holders = self._logs.change(change, turns)
+        catalog = self._catalog
+        if catalog is not None and holders:
+            self._io.submit(partial(delete_agents, catalog, holders))
+
+    def release(self, agent_id: int, ids: Ids) -> None:
+        """Queue the end of KV that an agent's log no longer leads to, but what others hold. ``ids``: of its log."""
+        if self._catalog is not None:
+            self._io.submit(partial(release, self._catalog, agent_id, ids))
+
+    def _hold(self, held: Sequence[tuple[int, Ids]]) -> None:
+        catalog = self._catalog
+        if catalog is not None and held:
+            self._io.submit(lambda: hold(catalog, held))
 
     def behind(self, work: Callable[[], object]) -> None:
-        """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
+        """Queue work of another room on the I/O thread; ``flush`` waits for it. ``work`` handles its own errors."""
         self._io.submit(work)
 
     def delete_agent(self, agent_id: int) -> None:
-        """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
+        """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
         self._io.drop_logs(agent_id)
-        self.warm.release(agent_id)
         if agent_id in self.pins:
             self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                catalog = self._catalog
-                self._io.call(lambda: delete_agent(catalog, agent_id))
+                self._io.call(partial(self._delete, self._catalog, agent_id))
+
+    def _delete(self, catalog: Catalog, agent_id: int) -> None:
+        """End an agent, its versions, and the KV that they alone hold. I/O thread."""
+        holders = [holder for holder, agent in self._logs.holders().items() if agent == agent_id]
+        for number in (agent_id, *holders):
+            catalog.awaited.pop(number, None)
+        hold(catalog, [*self._logs.without_kv().items()])
+        self._manifest.gather(holders, agent_id)
+        delete_agent(catalog, agent_id)
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
-        """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
-        self.flush()  # what is queued is written over then, and not after
-        self.warm.clear()
+        """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.
+
+        All of it is gone from disk when this returns.
+        """
+        self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
             self._io.call(partial(rewrite, self._manifest, logs, kv_of))
             replaced()
             self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
     def match(self, ids: Ids) -> Match:
-        """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
-        return lookup.find(self._catalog, self.warm, ids)
+        """Return the longest prefix of ``ids`` that is on disk; O(len(ids)) hashing, in memory."""
+        return NOTHING if self._catalog is None else reading.find(self._catalog, ids)
 
     def following(self, match: Match) -> Ids | None:
-        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
-        return None if self._catalog is None else lookup.following(self._catalog, match)
+        """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else reading.following(self._catalog, match)
 
-    def source(self, match: Match, n_tokens: int) -> Source:
-        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
+    def elsewhere(self, ids: Ids) -> Elsewhere | None:
+        """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
+        return None if self._catalog is None else elsewhere(self._catalog, self._manifest, ids)
 
-        Less than the whole match only where the model's layers can be cut at any token.
+    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
+        """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
+
+        Fewer than the whole match only where every layer of the model can be truncated at any token.
         """
-        return lookup.source(self._catalog, self.warm, match, n_tokens)
+        assert self._catalog is not None, "a store without a folder matches nothing"
+        return reading.source(self._catalog, match, n_tokens, start)
 
-    def prefetch(self, match: Match) -> None:
-        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed.
+    def prefetch(self, match: Match, *, start: int = 0) -> None:
+        """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
 
-        Those whose pieces are warm are not read.
+        They are in the page cache when they are needed.
         """
-        if self._catalog is not None and match.tier == "cold":
-            self._io.submit_read(lookup.reading_ahead(self._catalog, match))
+        if self._catalog is not None and match.n_tokens:
+            self._io.submit_read(reading.reading_ahead(self._catalog, match, start))
 
     def touch(self, match: Match) -> None:
-        """The match was used now, in both tiers; what it stands on counts as used too."""
-        lookup.touch(self._catalog, self.warm, match)
+        """Note that the files of a match, and those that they depend on, were used now."""
+        if self._catalog is not None:
+            self._catalog.touch({piece.segment.number: piece.segment for piece, _ in match.pieces}.values())
+
+    def is_stored(self, piece: bytes) -> bool:
+        """True if a piece is on disk, or on its way there."""
+        index = None if self._catalog is None else self._catalog.index
+        return index is not None and piece in index.pieces
 
     def begin_save(
         self,
@@ -299,12 +346,12 @@ class Store:
         is_wanted: bool = False,
         is_turn: bool = True,
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
+        """Plan a save of ``ids[:n_tokens]``: tokens that are neither stored nor being saved, if they are worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
-        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
-        lineages stay where they were.
-        ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
+        - KV of an agent's turns, and of prefixes from ``Memory.prefill`` (``is_wanted``), is always worth a write.
+        - ``is_turn`` False: the request ended without a reply. Its KV is written if computing it again would be dearer,
+          and the heads of its agent's lineages do not move.
+        - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
         if self._catalog is None:
             return Save(None)
@@ -318,7 +365,7 @@ class Store:
 
     @property
     def has_disk(self) -> bool:
-        """Whether KV outlives the process."""
+        """True if KV outlives the process."""
         return self._catalog is not None
 
     @property
@@ -328,7 +375,7 @@ class Store:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the disk keeps up with what is put; while not, more would only cost memory."""
+        """False while the write queue is above its high-water mark: queueing more would only use memory."""
         return self._io.is_ready
 
     def wait_ready(self) -> None:
@@ -338,45 +385,44 @@ class Store:
     def flush(self) -> None:
         """Return when everything queued before is durable and the folder is within its budget.
 
-        Raises OutOfSpaceError or StoreError where a log could not be written: it stays queued, and is written when the
-        disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
-        no error: it is counted in ``stats``, and told once.
+        - Raises OutOfSpaceError or StoreError if a log could not be written. It stays queued until the disk takes it.
+        - Raises StoreError if the folder was deleted, moved or replaced.
+        - KV that could not be written is no error: ``stats`` counts it, and one warning says so.
         """
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
-            catalog = self._catalog
-            self._io.call(lambda: keep(catalog))
-            if self._health.state == "ok":  # else the disk was told of
-                catalog.counts.unwritten.tell()
+            self._io.call(partial(keep, self._catalog))
+            if self._health.state == "ok":  # else a warning about the disk was logged
+                self._catalog.counts.unwritten.tell()
         if self._lock is not None:
-            self._lock.acknowledge(self._manifest.commits)
+            self._lock.acknowledge(self._database.commits)
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
 
     def compact(self, rest_s: float = 0.0) -> None:
-        """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
+        """Join the small segments of lineages unused for ``rest_s``, now instead of in idle time."""
         if self._catalog is not None:
             self._io.call(lambda: [None for _ in self._compactor.steps(rest_s)])
 
     def verify(self) -> VerifyReport:
-        """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
+        """Read and check every stored byte, at the disk's speed. Raises as ``flush`` does."""
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, None if catalog is None else catalog.folder)
-        repaired = [] if self._repair is None else [str(self._repair)]
-        strangers = () if catalog is None else catalog.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
+        repaired = () if self._repair is None else (str(self._repair),)
+        others = () if catalog is None else catalog.quota.strangers
+        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the store was opened, and its size and the disk's state now."""
-        return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
+        """Return counters since the store was opened, its size and the disk's state."""
+        return figures(self._catalog, self._health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
-        with self._closing:  # reentrant: what is collected while it closes may close it too
+        """Flush, end the I/O thread, release the lock; later calls wait for it. Raises as ``flush``, once closed."""
+        with self._closing:  # reentrant: a finalizer that runs meanwhile may close the store too
             if not self._is_closed:
                 self._is_closed = True
                 self._close()
@@ -391,10 +437,10 @@ class Store:
                 self.flush()
         finally:
             self._io.close()
-            self._manifest.close()
+            self._database.close()
             if self._lock is not None:
                 is_here = self._place is not None and self._place.lost is None
-                self._lock.release(is_whole=is_here and self._manifest.is_whole)
+                self._lock.release(is_whole=is_here and self._database.is_whole)
             if self._place is not None:
-                self._files.guard = Files.guard  # the folder is somebody else's again
+                self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)

@@ -1,10 +1,9 @@
-"""A store looked at: no model, no lock, no write; another process may hold it and write meanwhile."""
+"""A read-only view of a store: no model, no lock, no write; another process may write meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from types import TracebackType
 from attrs import field, frozen
 
 from agent_memory.config import as_path
-from agent_memory.errors import IncompatibleStoreError, StoreError, UnknownAgentError
-from agent_memory.log.turns import AgentRecord, blob_text, salt_digest
-from agent_memory.store.files import Files
-from agent_memory.store.format import KV_FOLDER, MANIFEST, READ_VERSION, WRITE_VERSION
+from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.database import view_database
+from agent_memory.log.files import MANIFEST
+from agent_memory.log.logs import Logs
+from agent_memory.log.versions import AgentRecord
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.pins import Pins
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.rows import unpack
 from agent_memory.store.verifying import verify_store
@@ -27,31 +27,31 @@ from agent_memory.types import AgentInfo, Message, VerifyReport
 
 @frozen(kw_only=True)
 class DiskUse:
-    """What an agent's KV takes on disk, in bytes of its files."""
+    """Bytes of the KV files of one agent."""
 
     name: str
-    own_bytes: int  #: files that nobody else's KV depends on
-    shared_bytes: int  #: files that other agents' KV depends on too
+    own_bytes: int  #: bytes of files that no other agent's KV depends on
+    shared_bytes: int  #: bytes of files that other agents' KV depends on too
     n_files: int
 
 
 @frozen(kw_only=True)
 class DiskUses:
-    """What a store takes on disk."""
+    """Bytes of a store on disk."""
 
     agents: tuple[DiskUse, ...]  #: largest first
-    kv_bytes: int  #: of all KV files that the manifest names
-    anonymous_bytes: int  #: of those that no agent's KV depends on: prompts without an agent
-    log_bytes: int  #: of the manifest and its write-ahead log
+    kv_bytes: int  #: bytes of all KV files that the manifest names
+    anonymous_bytes: int  #: bytes of KV files that no agent's KV depends on: prompts without an agent
+    log_bytes: int  #: bytes of the manifest and its write-ahead log
 
 
 @frozen(kw_only=True)
 class AgentLog:
-    """An agent as its log has it."""
+    """An agent's log as it is stored."""
 
     info: AgentInfo
     messages: tuple[Message, ...] = field(repr=False)
-    damage: str | None = None  #: the first damaged turn; what stands before it is shown
+    damage: str | None = None  #: the first damaged turn; turns before it are shown
 
 
 class StoreView:
@@ -63,8 +63,8 @@ class StoreView:
 
     def __init__(self, path: Path, salt: str) -> None:
         self.path, self._salt = as_path(path, "path"), salt
-        self._manifest = _Reading(self.path / MANIFEST)
-        self._pins = Pins()
+        self._database = view_database(self.path / MANIFEST)
+        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
 
     def __repr__(self) -> str:
         return f"StoreView({str(self.path)!r})"
@@ -72,8 +72,7 @@ class StoreView:
     def agents(self) -> list[AgentInfo]:
         """Return every agent, newest use first."""
         with self._reading():
-            self._pins.load(self._manifest)
-            found = self._manifest.list_agents(self._salt, self._pins.agents)
+            found = self._logs.list_agents(self._salt)
         return sorted(found, key=lambda info: -info.used_s)
 
     def show(self, name: str) -> AgentLog:
@@ -86,11 +85,11 @@ class StoreView:
         return AgentLog(info=infos[name], messages=told, damage=damage)
 
     def du(self) -> DiskUses:
-        """Return what each agent's KV takes on disk; what agents share is counted for each of them as shared."""
+        """Return the bytes of each agent's KV files; files that agents share count as shared for each of them."""
         with self._reading():
             rows, sides = self._manifest.segments(), self._manifest.sides()
             heads = self._manifest.heads()
-            names = self._manifest.names(self._salt)
+            names, holders = self._logs.names(self._salt), self._logs.holders()
         sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
         files: dict[int, int] = {row.segment: 1 for row in rows}
         for side in sides:
@@ -99,8 +98,8 @@ class StoreView:
                 files[side.segment] += 1
         lines = _Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
-        for agent, identity, head in heads:
-            used[agent] |= lines.ancestry(identity, head)
+        for holder, identity, head in heads:
+            used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
         for segments in used.values():
             for segment in segments:
@@ -117,11 +116,11 @@ class StoreView:
         """Read and check every stored byte, logs included. Reads the disk at its speed."""
         with self._reading():
             folder = self.path / KV_FOLDER
-            return verify_store(self._manifest, folder if folder.is_dir() else None)
+            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
 
     def close(self) -> None:
-        """Give the file back; idempotent."""
-        self._manifest.close()
+        """Close the file; idempotent."""
+        self._database.close()
 
     def __enter__(self) -> StoreView:
         return self
@@ -133,7 +132,7 @@ class StoreView:
 
     def _record(self, name: str) -> tuple[AgentRecord, str | None]:
         with self._reading():
-            found = self._manifest.load_agent(self._salt, name)
+            found = self._logs.load_agent(self._salt, name)
             if found is None:
                 raise UnknownAgentError(name)
         return found
@@ -147,14 +146,14 @@ class StoreView:
 
 
 class _Lines:
-    """Which segments a lineage consists of, by the piece it ends with."""
+    """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[SegmentRow]) -> None:
         self._parents = {row.segment: row.parent_segment for row in rows}
         self._homes = {(row.identity, piece): row.segment for row in rows for piece, _, _ in unpack(row.pieces)}
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from the one that holds ``head`` back to the first; empty where it is gone."""
+        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
         found: set[int] = set()
         segment = self._homes.get((identity, head))
         while segment is not None and segment not in found:
@@ -173,55 +172,3 @@ def _use(
         shared_bytes=sum(sizes[segment] for segment in segments) - own,
         n_files=sum(files[segment] for segment in segments),
     )
-
-
-class _Reading(Manifest):
-    """A manifest that is only read: any thread, beside the process that writes it."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._files, self._path = Files(), path
-        self._db = _connect(path)
-
-    def names(self, salt: str) -> dict[int, str]:
-        """Return the agents of a salt by number."""
-        with self._lock:
-            rows = self._db.execute("SELECT agent, name FROM agents WHERE salt = ?", (salt_digest(salt),))
-            return {number: blob_text(name) for number, name in rows}
-
-    def close(self) -> None:
-        """Close; nothing is folded back."""
-        with self._lock:
-            self._db.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. Where the folder takes no file, SQLite reads the manifest as immutable."""
-    errors = []
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
-        try:
-            db.execute("PRAGMA query_only=ON")
-            db.execute("PRAGMA busy_timeout=2000")
-            _check_versions(path, dict(db.execute("SELECT key, value FROM meta")))
-        except sqlite3.Error as error:
-            db.close()
-            errors.append(error)
-        except BaseException:
-            db.close()
-            raise
-        else:
-            return db
-    raise StoreError(f"cannot read {path}: {errors[0]}. Let its folder be read, or open it with Memory to repair it")
-
-
-def _check_versions(path: Path, meta: Mapping[str, str]) -> None:
-    try:
-        read, write = int(meta["read_version"]), int(meta.get("write_version", 1))
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"{path} says nothing of its version: it is no manifest of this library") from error
-    if read > READ_VERSION or write > WRITE_VERSION:
-        raise IncompatibleStoreError(
-            f"{path.parent} was written with read version {read} and write version {write}; this version of "
-            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory."
-        )

@@ -15,7 +15,7 @@ from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
-from tests.parts.kvmodel import opened
+from tests.parts.kvmodel import opened, rewind
 
 TOOLS = '[["look", "", {"type": "object"}, false]]'
 NAMES = ["../../etc/passwd", "A", "a", "nul\0", "\ud800", "🦆 " * 200, "'; DROP TABLE agents; --"]
@@ -63,13 +63,15 @@ def test_turns_are_seen_at_once_and_rewind_then_append_replaces(tmp_path, on_dis
         for number in range(4):
             store.append_turn(agent, number, turn(number))
         assert [len(store.load_agent("", "a").turns), store.list_agents("")[0].n_turns] == [4, 4]
-        store.rewind(agent, 2)
+        rewind(store, agent, 1)
+        store.append_turn(agent, 1, turn(1, 9))
         store.append_turn(agent, 2, turn(2, 9))
         store.append_turn(agent, 1, turn(1, 7))
         found = store.load_agent("", "a")
         assert [is_same(a, b) for a, b in zip(found.turns, [turn(0), turn(1, 7)], strict=True)] == [True, True]
         assert found.ids.tolist() == [0, 1, 2, 3, 4, *range(1, 8)]
         assert [m.content for m in found.messages][2] == "question 1"
+        assert [store.list_agents("")[0].n_turns, store.stats()["agents"]] == [2, 1]
         info = store.list_agents("")[0]
         assert (info.n_turns, info.n_messages, info.n_tokens) == (2, 4, 12)
 
@@ -96,18 +98,18 @@ def test_a_damaged_turn_ends_the_log_and_is_counted(tmp_path, column, caplog):
 def test_a_log_write_that_failed_is_raised_by_flush_and_tried_again(tmp_path, monkeypatch):
     with opened(tmp_path) as store:
         agent = store.create_agent("", "a", system=None, tools="[]").agent_id
-        real = store._manifest.append_turn
+        real = store._logs.append_turn
 
         def full(*args):
             raise sqlite3.OperationalError("database or disk is full")
 
-        monkeypatch.setattr(store._manifest, "append_turn", full)
+        monkeypatch.setattr(store._logs, "append_turn", full)
         store.append_turn(agent, 0, turn(0))
         store.append_turn(agent, 1, turn(1))
         for _ in range(2):
             with pytest.raises(OutOfSpaceError, match="full"):
                 store.flush()
-        monkeypatch.setattr(store._manifest, "append_turn", real)
+        monkeypatch.setattr(store._logs, "append_turn", real)
         store.flush()
         assert len(store.load_agent("", "a").turns) == 2
 
@@ -126,14 +128,14 @@ def test_a_turn_that_can_never_be_written_is_refused_before_it_is_queued(tmp_pat
 def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch):
     with opened(tmp_path) as store:
         bad, good = (store.create_agent("", name, system=None, tools="[]").agent_id for name in "ab")
-        real = store._manifest.append_turn
+        real = store._logs.append_turn
 
         def odd(agent_id, *args):
             if agent_id == bad:
                 raise TypeError("no such row")
             real(agent_id, *args)
 
-        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        monkeypatch.setattr(store._logs, "append_turn", odd)
         for number in range(3):
             store.append_turn(bad, number, turn(number))
             store.append_turn(good, number, turn(number))
@@ -143,9 +145,9 @@ def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch
         assert len(store.load_agent("", "b").turns) == 3
         with pytest.raises(StoreError, match="no such row"):
             store.load_agent("", "a")
-        store.rewind(good, 2)
+        rewind(store, good, 2)
         assert len(store.load_agent("", "b").turns) == 2
-        monkeypatch.setattr(store._manifest, "append_turn", real)
+        monkeypatch.setattr(store._logs, "append_turn", real)
         store.flush()  # nothing was written over a hole
         assert [len(store.load_agent("", name).turns) for name in "ab"] == [3, 2]
 
@@ -157,7 +159,7 @@ def test_an_agent_whose_log_can_never_be_written_can_be_deleted(tmp_path, monkey
         def odd(*args):
             raise TypeError("no such row")
 
-        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        monkeypatch.setattr(store._logs, "append_turn", odd)
         store.append_turn(agent, 0, turn(0))
         store.delete_agent(agent)
         store.flush()
