@@ -10,10 +10,12 @@ the first two chats of BEAM; "tuned" and "apart" are reported on their own.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import re
 import resource
+import sqlite3
 import statistics
 import time
 from collections import defaultdict
@@ -22,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from attrs import frozen
 
 from agent_memory import ContextMemory, Embedder
@@ -120,6 +123,25 @@ def _flat(value: Any) -> list[Any]:
     return (
         [one for part in value for one in _flat(part)] if isinstance(value, list) else [] if value is None else [value]
     )
+
+
+class Kept:
+    """An embedder whose vectors lie in a file: a run that was stopped goes on, and weights are tried without it."""
+
+    def __init__(self, embedder: Embedder, path: Path) -> None:
+        self._embedder, self.dim, self.fingerprint = embedder, embedder.dim, embedder.fingerprint
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        keys = [hashlib.blake2b(f"{self.fingerprint} {text}".encode(), digest_size=16).digest() for text in texts]
+        sql = "SELECT value FROM vectors WHERE key = ?"
+        known = [self._db.execute(sql, (key,)).fetchone() for key in keys]
+        if missing := [i for i, row in enumerate(known) if row is None]:
+            for i, vector in zip(missing, self._embedder.embed([texts[i] for i in missing]), strict=True):
+                known[i] = (np.asarray(vector, np.float32).tobytes(),)
+            self._db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(keys[i], *known[i]) for i in missing])
+        return np.stack([np.frombuffer(row[0], np.float32) for row in known])
 
 
 def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[ContextMemory, dict[int, Turn]]:
@@ -380,6 +402,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="*", default=[6_000])
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
     parser.add_argument("--embedder", type=Path, help="a folder with a sentence model of BERT's architecture")
+    parser.add_argument("--vectors", type=Path, help="a file that keeps the embedder's vectors from run to run")
     parser.add_argument("--json")
     parser.add_argument("--png")
     arguments = parser.parse_args()
@@ -388,6 +411,8 @@ def main() -> None:
         from agent_memory.recall.sentence_model import SentenceModel
 
         embedder = SentenceModel(arguments.embedder)
+        if arguments.vectors:
+            embedder = Kept(embedder, arguments.vectors)
     results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
     if "quality" in arguments.what:
         results["quality"] = quality(embedder)

@@ -34,10 +34,9 @@ def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, vi
         found = search.find(
             db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
         )
-        found = found.best(4 * n, standing).existing(db)
         if found.has_frequent:
             n = max(FILTERED_FREQUENT_CANDIDATES if is_filtered else FREQUENT_CANDIDATES, 2 * question.k)
-        found = found.best(n, standing)
+        found = found.best_existing(db, n, standing)
         found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
