@@ -94,6 +94,7 @@ def _delete_one(db: sqlite3.Connection, scope: Scope, text: int) -> set[str]:
     db.executemany("UPDATE items SET merged_into = NULL WHERE merged_into = ?", ids)
     db.executemany("UPDATE items SET superseded_by = NULL, superseded_at = NULL WHERE superseded_by = ?", ids)
     db.execute("DELETE FROM items WHERE text = ? AND workspace = ?", (text, scope.workspace))
+    db.execute("DELETE FROM unread WHERE text = ? AND workspace = ?", (text, scope.workspace))
     db.execute("DELETE FROM texts WHERE text = ? AND workspace = ?", (text, scope.workspace))
     n_passages = sum(bool(is_passage) for _, _, is_passage, *_ in items)
     n_typed = sum(is_in_typed_view(kind, bool(is_passage)) for _, kind, is_passage, *_ in items)
