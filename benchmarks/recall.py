@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from agent_memory import ContextMemory, Embedder
+from agent_memory import ContextMemory, Embedder, Weights
 from benchmarks.common import write_json
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -158,7 +158,9 @@ def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[C
     return memory, owners
 
 
-def asked_all(conversations: Sequence[Conversation], embedder: Embedder | None) -> list[dict[str, Any]]:
+def asked_all(
+    conversations: Sequence[Conversation], embedder: Embedder | None, weights: Weights
+) -> list[dict[str, Any]]:
     """One row a question: recall of its evidence turns, reciprocal rank, whether a session was hit, milliseconds."""
     rows = []
     for conversation in conversations:
@@ -166,7 +168,7 @@ def asked_all(conversations: Sequence[Conversation], embedder: Embedder | None) 
         sessions = {turn.id: turn.session for turn in conversation.turns}
         for asked in conversation.questions:
             start = time.perf_counter()
-            hits = memory.recall(asked.question, k=20)
+            hits = memory.recall(asked.question, k=20, weights=weights)
             ms = (time.perf_counter() - start) * 1e3
             got = [owners[hit.item.id] for hit in hits]
             ids = [turn.id for turn in got]
@@ -196,13 +198,13 @@ def summed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             "p50_ms": round(statistics.median(row["ms"] for row in rows), 2)}  # fmt: skip
 
 
-def quality(embedder: Embedder | None) -> dict[str, Any]:
+def quality(embedder: Embedder | None, weights: Weights) -> dict[str, Any]:
     results: dict[str, Any] = {}
     print(f"{'':26s} {'n':>5s} {'R@5':>6s} {'R@10':>6s} {'MRR':>6s} {'ses@5':>6s} {'ses@10':>6s} {'ms':>6s}")
     for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
         if not conversations:
             continue
-        rows = asked_all(conversations, embedder)
+        rows = asked_all(conversations, embedder, weights)
         parts = {
             "all": rows,
             "tuned": [row for row in rows if row["name"] in TUNED],
@@ -396,26 +398,37 @@ def draw(path: str, results: dict[str, Any]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def opened(name: str) -> Embedder:
+    """A sentence model's folder, or that of a table of vectors; ``:rank`` behind it: by rank."""
+    from agent_memory.recall.sentence_model import SentenceModel
+    from agent_memory.recall.static_model import StaticModel
+
+    folder, _, rank = name.partition(":")
+    config = Path(folder, "config.json")
+    if config.exists() and "model_type" in json.loads(config.read_text(encoding="utf-8")):
+        return SentenceModel(folder)
+    return StaticModel(folder, by_rank=rank == "rank")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="*", default=["quality", "facts", "typed", "sets", "speed"])
     parser.add_argument("--items", type=int, nargs="*", default=[6_000])
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
-    parser.add_argument("--embedder", type=Path, help="a folder with a sentence model of BERT's architecture")
+    parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors")
+    parser.add_argument("--similarity", type=float, default=Weights().similarity, help="what vectors count")
     parser.add_argument("--vectors", type=Path, help="a file that keeps the embedder's vectors from run to run")
     parser.add_argument("--json")
     parser.add_argument("--png")
     arguments = parser.parse_args()
     embedder = None
     if arguments.embedder:
-        from agent_memory.recall.sentence_model import SentenceModel
-
-        embedder = SentenceModel(arguments.embedder)
+        embedder = opened(arguments.embedder)
         if arguments.vectors:
             embedder = Kept(embedder, arguments.vectors)
     results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
     if "quality" in arguments.what:
-        results["quality"] = quality(embedder)
+        results["quality"] = quality(embedder, Weights(similarity=arguments.similarity))
     if "facts" in arguments.what:
         results["facts"] = facts()
     if "typed" in arguments.what:

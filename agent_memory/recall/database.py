@@ -101,6 +101,23 @@ class Database:
                     db.execute("COMMIT")
                 self._give_back(db)
 
+    @contextmanager
+    def if_free(self) -> Iterator[bool]:
+        """Hold the writer where nobody else does, here or in another process: False instead of waiting.
+
+        A write inside raises StoreError where another process holds the file at that moment.
+        """
+        if self._is_closed or not self._lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            self._writer.execute("PRAGMA busy_timeout=0")
+            yield True
+        finally:
+            if not self._is_closed:
+                self._writer.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1e3)}")
+            self._lock.release()
+
     def merge_words(self) -> int | None:
         """Merge a few parts of the full-text indexes: every write adds one. Return pages written; None: nothing is due.
 

@@ -14,9 +14,10 @@ from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
-from agent_memory.requests.longterm import LongTerm, chosen
+from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
+from agent_memory.requests.recalled import chosen
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.scheduler.engine import Engine
@@ -37,9 +38,10 @@ class Asking:
         self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
     ) -> None:
         self._runner, self._engine = runner, engine
-        self.longterm = LongTerm(path, config, runner, store)
-        self._clean = self.longterm.clean if config.redact is not None else None
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
+        self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
+        engine.do_when_idle(self.longterm.upkeep)
+        self._clean = self.longterm.clean if config.redact is not None else None
         self.agents = Agents(store, engine, config.salt)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
         self._pin_dates = config.pin_dates
@@ -100,6 +102,7 @@ class Asking:
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """A request that is not yet under way."""
         tokenizer = self.ensure_open()
+        self.longterm.let_pass()
         recall, name = self._recall(settings, log), log.name if log else None
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
         how = Rendering(

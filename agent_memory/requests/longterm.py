@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from agent_memory.config import Config
-from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
+from agent_memory.errors import AgentMemoryError
 from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
+from agent_memory.requests.embedding import ResidentEmbedder
+from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
+from agent_memory.scheduler.engine import Engine
 from agent_memory.store.format import RECALL
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.database import Database
     from agent_memory.recall.episodes import EpisodicMemory
     from agent_memory.recall.protocols import Redacted
+    from agent_memory.requests.session import Requests
 
 logger = logging.getLogger("agent_memory.requests")
 
@@ -50,10 +55,14 @@ class LongTerm:
       comes first. ``Store.flush`` waits for them.
     """
 
-    def __init__(self, path: Path | None, config: Config, runner: ModelRunner, store: Store) -> None:
+    def __init__(
+        self, path: Path | None, config: Config, runner: ModelRunner, store: Store, engine: Engine, requests: Requests
+    ) -> None:
         self._path: Path | str = ":memory:" if path is None else path / RECALL
         self._salt = salt_digest(config.salt).hex()
-        self._redact, self._runner, self._store = config.redact, runner, store
+        self._redact, self._runner, self._store, self._engine = config.redact, runner, store, engine
+        self._embedder = ResidentEmbedder(runner, engine) if config.embedder == "resident" else config.embedder
+        self._reader = Reader(requests, runner.name) if config.extract else None
         self._lock = threading.RLock()
         self._database: Database | None = None
         self._contexts: dict[str, ContextMemory] = {}
@@ -129,6 +138,39 @@ class LongTerm:
                     self.n_failed += 1
                     logger.warning("an exchange was not remembered workspace=%r: %s", said.workspace, error)
 
+    def let_pass(self) -> None:
+        """Stop reading remembered texts: a request comes."""
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def upkeep(self, max_s: float) -> bool:
+        """Do idle work on what is open, for about ``max_s``; True: more is left. Engine thread.
+
+        Never waits for whoever writes to the file: False then, and their writing notes that there is work again.
+        """
+        if self._database is None or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            contexts = list(self._contexts.values())
+        finally:
+            self._lock.release()
+        with self._database.if_free() as is_free:
+            try:
+                return is_free and self._maintained(contexts, max_s)
+            except AgentMemoryError as error:
+                logger.warning("idle work on long-term memory failed and is tried after the next change: %s", error)
+            except Exception as error:  # noqa: BLE001 - an embedder of the host's may raise anything
+                logger.warning("idle work on long-term memory failed: %s", type(error).__name__)
+        return False
+
+    def _maintained(self, contexts: Sequence[ContextMemory], max_s: float) -> bool:
+        started = time.perf_counter()
+        for context in contexts:
+            left_s = max_s - (time.perf_counter() - started)
+            if left_s <= 0 or not context.maintain(left_s * 1e3, extract=False).is_done:
+                return True
+        return self._reader is not None and self._reader.step(contexts)
+
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
@@ -146,12 +188,17 @@ class LongTerm:
                     salt=self._salt,
                     redact=self._redact or "rules",
                     tokenizer=self._runner.tokenizer,
+                    embedder=self._embedder,
+                    extractor=self._reader,
                     on_forget=self._forget,
+                    on_remember=self._engine.note_idle_work,
                 )
+                self._engine.note_idle_work()  # for what an earlier process left
             return self._contexts[workspace]
 
     def _forget(self, workspace: str, items: Collection[int]) -> None:
         """Take items out of what waits to be asked, and out of agents' logs."""
+        self.let_pass()
         self._forgotten.update((workspace, item) for item in items)
         if self.on_forget is not None:
             self.on_forget(workspace, items)
@@ -174,23 +221,3 @@ def _without(cards: Sequence[str], text: str) -> str:
 def source_of(agent: str) -> str:
     """Return the source under which an agent's exchanges are remembered."""
     return f"agent:{agent}"
-
-
-def checked_recall(recall: object) -> bool | Recall | None:
-    """Return what ``recall=`` says, or raise UnsupportedParameterError, also for kinds that no item has."""
-    if isinstance(recall, Recall) and recall.kinds:
-        from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
-
-        if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
-            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
-    if recall is None or isinstance(recall, (bool, Recall)):
-        return recall
-    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {repr_of(recall)}")
-
-
-def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
-    """Return what a turn recalls: what is asked for, else what is ``kept`` with the agent; None: nothing."""
-    if isinstance(recall, Recall):
-        return recall
-    return (kept or Recall()) if recall or (recall is None and kept is not None) else None

@@ -17,7 +17,7 @@ from agent_memory.log.log import Log
 from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
-from agent_memory.requests.longterm import checked_recall, chosen
+from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json

@@ -132,6 +132,11 @@ class Requests:
         self._runner, self._store, self._engine = runner, store, engine
         self._callable_timeout_s = callable_timeout_s
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, once it is loaded."""
+        return self._runner.tokenizer
+
     @cached_property
     def grammars(self) -> Grammars:
         """Of the model's tokenizer, which is there once the model is."""

@@ -17,6 +17,7 @@ from agent_memory.errors import ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Request
@@ -83,6 +84,7 @@ class Engine:
         self.counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        self._idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3)
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
@@ -139,12 +141,25 @@ class Engine:
         """Let the engine look again: an event that it waits for has happened."""
         self._mail.wake()
 
+    def do_when_idle(self, work: Callable[[float], bool]) -> None:
+        """Set what is done while nothing waits or runs, as ``Idle`` says."""
+        self._idle.work = work
+
+    def note_idle_work(self) -> None:
+        """Say that there may be idle work. Never raises."""
+        if self._idle.note():
+            self.wake()
+
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
         return result
+
+    def call_here(self, work: Callable[[], T]) -> T:
+        """The same as ``call``; on the engine thread at once."""
+        return work() if threading.current_thread() is self._thread else self.call(work)
 
     def call_idle(self, work: Callable[[], T]) -> T:
         """The same as ``call``, once no request waits or runs."""
@@ -215,6 +230,7 @@ class Engine:
                 target_gap_s=self._config.target_gap_s,
                 counters=self.counters,
                 places=self._places,
+                idle=self._idle,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()
