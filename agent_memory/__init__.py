@@ -65,9 +65,10 @@ if TYPE_CHECKING:
         TaskContext,
     )
     from agent_memory.recall.episodes import EpisodicMemory
-    from agent_memory.recall.protocols import Embedder, Redactor
+    from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor
     from agent_memory.recall.redaction import RuleRedactor
     from agent_memory.recall.sentence_model import SentenceModel
+    from agent_memory.recall.static_model import StaticModel
     from agent_memory.recall.types import (
         AuditRow,
         CheckReport,
@@ -154,6 +155,8 @@ __all__ = [
     "Event",
     "Exactness",
     "Expansion",
+    "Extracted",
+    "Extractor",
     "Finish",
     "Generation",
     "HistoryDivergedError",
@@ -198,6 +201,7 @@ __all__ = [
     "Score",
     "SentenceModel",
     "State",
+    "StaticModel",
     "Stats",
     "StepRecorder",
     "StoreError",
@@ -261,6 +265,8 @@ _HOMES = {
     "Event": "types",
     "Exactness": "usage",
     "Expansion": "recall.types",
+    "Extracted": "recall.protocols",
+    "Extractor": "recall.protocols",
     "Finish": "types",
     "Generation": "generation",
     "HistoryDivergedError": "errors",
@@ -305,6 +311,7 @@ _HOMES = {
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
     "State": "generation",
+    "StaticModel": "recall.static_model",
     "Stats": "types",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",

@@ -9,6 +9,7 @@ import numpy as np
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
+from agent_memory.recall.around import Ids
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
 from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
@@ -111,7 +112,7 @@ def _similar(db: sqlite3.Connection, vector: Floats, view: VectorView) -> dict[i
     return {item: max(0.0, cosine - least) for item, cosine in cosines.items()}
 
 
-def _standing(db: sqlite3.Connection, scope: Scope) -> search.Ids:
+def _standing(db: sqlite3.Connection, scope: Scope) -> Ids:
     """The newest standing instructions: raised later, so looked at even where many passages have more of the words."""
     sql = "SELECT item FROM items WHERE workspace = ? AND is_standing ORDER BY item DESC LIMIT ?"
     rows = db.execute(sql, (scope.workspace, _MOST_STANDING)).fetchall()

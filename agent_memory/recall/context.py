@@ -79,7 +79,8 @@ class ContextMemory:
         checked_name(workspace)
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
-        self._salt, self._clock, self._on_forget, self._on_remember = salt, clock, on_forget, on_remember
+        self._salt, self._clock, self._on_forget = salt, clock, on_forget
+        self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
         with self._database.write() as db:
             ensure_index(db)
@@ -135,7 +136,8 @@ class ContextMemory:
             texts.extend(prepare(piece) for piece in split(clean))
         with self._database.write() as db:
             filed = file_texts(db, self._scope, texts, now)
-            self._mark_unread(db, filed.texts)
+            if self._extractor is not None:
+                extraction.mark(db, self._scope, filed.texts)
             detail = {
                 "texts": filed.n_texts,
                 "duplicates": filed.n_duplicates,
@@ -144,7 +146,7 @@ class ContextMemory:
                 "superseded": len(filed.superseded),
             }
             audit.note(db, self._scope, now, "remember", None, detail)
-        self._tell_remembered()
+        self._on_remember()
         return IngestReport(
             ids=tuple(filed.ids),
             n_texts=filed.n_texts,
@@ -350,10 +352,10 @@ class ContextMemory:
         now = self._clock()
         with self._database.write() as db:
             texts = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
-            n = len(texts)
-            self._mark_unread(db, texts)
-            audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
-        return n
+            if self._extractor is not None:
+                extraction.mark(db, self._scope, texts)
+            audit.note(db, self._scope, now, "import", None, {"texts": len(texts), "redactions": dict(redactions)})
+        return len(texts)
 
     def tools(self) -> tools.Functions:
         """Return functions ``recall`` and ``remember`` for ``Memory.run_tools``: the model itself decides then."""
@@ -389,14 +391,6 @@ class ContextMemory:
             ids = [what] if isinstance(what, int) else list(what)
             texts = forgetting.texts_of_items(db, self._scope, ids)
         return texts | (forgetting.texts_of_source(db, self._scope, source) if source is not None else set())
-
-    def _mark_unread(self, db: sqlite3.Connection, texts: Sequence[int]) -> None:
-        if self._extractor is not None:
-            extraction.mark(db, self._scope, texts)
-
-    def _tell_remembered(self) -> None:
-        if self._on_remember is not None:
-            self._on_remember()
 
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:

@@ -52,7 +52,7 @@ class VectorView:
 
     def query(self, text: str) -> Floats:
         """Return the vector of a question. Before a transaction: an embedder may wait for others."""
-        [vector] = unit(self.embedder, [text])
+        vector: Floats = unit(self.embedder, [text])[0]
         return vector
 
     def nearest(self, db: sqlite3.Connection, query: Floats, n: int) -> dict[int, float]:

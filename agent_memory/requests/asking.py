@@ -40,7 +40,7 @@ class Asking:
         self._runner, self._engine = runner, engine
         self._requests = Requests(runner, store, engine, config.callable_timeout_s)
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
-        engine.do_when_idle(self.longterm.upkeep)
+        engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
         self.agents = Agents(store, engine, config.salt)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.errors import UnsupportedModelError
@@ -73,7 +73,7 @@ class ResidentEmbedder:
         if early_states is None:
             raise UnsupportedModelError(f"{self._runner.name}: this runner has no early_states(), so it embeds nothing")
         rows = [tokenizer.encode(text)[:MOST_TOKENS] or [0] for text in texts]
-        return np.stack([self._engine.call_here(lambda row=row: early_states(row, DEPTH)) for row in rows])
+        return np.stack([self._engine.call(partial(early_states, row, DEPTH)) for row in rows])
 
 
 #: Of many kinds, so that what all sentences share is told from what tells them apart.

@@ -21,6 +21,7 @@ from agent_memory.requests.embedding import ResidentEmbedder
 from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
+from agent_memory.scheduler.idle import QUIET_S
 from agent_memory.store.format import RECALL
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
@@ -143,25 +144,29 @@ class LongTerm:
         if self._reader is not None:
             self._reader.cancel()
 
-    def upkeep(self, max_s: float) -> bool:
-        """Do idle work on what is open, for about ``max_s``; True: more is left. Engine thread.
+    def upkeep(self, max_s: float) -> float | None:
+        """Do idle work on what is open, for about ``max_s``; return the seconds after which to go on. Engine thread.
 
-        Never waits for whoever writes to the file: False then, and their writing notes that there is work again.
+        None: nothing is left. Never waits for whoever uses the file: it looks again a little later.
         """
-        if self._database is None or not self._lock.acquire(blocking=False):
-            return False
+        if self._database is None:
+            return None
+        if not self._lock.acquire(blocking=False):
+            return QUIET_S
         try:
             contexts = list(self._contexts.values())
         finally:
             self._lock.release()
         with self._database.if_free() as is_free:
             try:
-                return is_free and self._maintained(contexts, max_s)
+                if not is_free:
+                    return QUIET_S
+                return 0.0 if self._maintained(contexts, max_s) else None
             except AgentMemoryError as error:
                 logger.warning("idle work on long-term memory failed and is tried after the next change: %s", error)
             except Exception as error:  # noqa: BLE001 - an embedder of the host's may raise anything
                 logger.warning("idle work on long-term memory failed: %s", type(error).__name__)
-        return False
+        return None
 
     def _maintained(self, contexts: Sequence[ContextMemory], max_s: float) -> bool:
         started = time.perf_counter()
@@ -191,9 +196,9 @@ class LongTerm:
                     embedder=self._embedder,
                     extractor=self._reader,
                     on_forget=self._forget,
-                    on_remember=self._engine.note_idle_work,
+                    on_remember=self._engine.idle.note,
                 )
-                self._engine.note_idle_work()  # for what an earlier process left
+                self._engine.idle.note()  # for what an earlier process left
             return self._contexts[workspace]
 
     def _forget(self, workspace: str, items: Collection[int]) -> None:

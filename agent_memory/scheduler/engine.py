@@ -84,7 +84,7 @@ class Engine:
         self.counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
-        self._idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3)
+        self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
@@ -141,25 +141,17 @@ class Engine:
         """Let the engine look again: an event that it waits for has happened."""
         self._mail.wake()
 
-    def do_when_idle(self, work: Callable[[float], bool]) -> None:
-        """Set what is done while nothing waits or runs, as ``Idle`` says."""
-        self._idle.work = work
-
-    def note_idle_work(self) -> None:
-        """Say that there may be idle work. Never raises."""
-        if self._idle.note():
-            self.wake()
-
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
+        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception.
+
+        On that thread itself, as in idle work, it runs at once.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
         return result
-
-    def call_here(self, work: Callable[[], T]) -> T:
-        """The same as ``call``; on the engine thread at once."""
-        return work() if threading.current_thread() is self._thread else self.call(work)
 
     def call_idle(self, work: Callable[[], T]) -> T:
         """The same as ``call``, once no request waits or runs."""
@@ -230,7 +222,7 @@ class Engine:
                 target_gap_s=self._config.target_gap_s,
                 counters=self.counters,
                 places=self._places,
-                idle=self._idle,
+                idle=self.idle,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()

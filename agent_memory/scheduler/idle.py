@@ -15,12 +15,13 @@ class Idle:
 
     - ``note`` says that there may be work. Without it the thread sleeps: nothing is polled.
     - A step takes about ``max_s``: no request that comes meanwhile waits longer.
-    - ``work`` takes the seconds that it may use; True: more is left. It handles its own errors.
+    - ``work`` takes the seconds that it may use, and returns those after which it wants to go on; None: nothing is
+      left. It handles its own errors.
     """
 
-    def __init__(self, max_s: float | None) -> None:
-        self._max_s = max_s
-        self.work: Callable[[float], bool] | None = None
+    def __init__(self, max_s: float | None, wake: Callable[[], None]) -> None:
+        self._max_s, self._wake = max_s, wake
+        self.work: Callable[[float], float | None] | None = None
         self._due: float | None = None
         self._lock = threading.Lock()
 
@@ -35,13 +36,14 @@ class Idle:
         due = self._due
         return None if due is None else max(0.0, due - time.perf_counter())
 
-    def note(self) -> bool:
-        """Say that there may be work; True if that is news to the thread. Any thread."""
+    def note(self) -> None:
+        """Say that there may be work. Any thread; never raises."""
         if self._max_s is None or self.work is None:
-            return False
+            return
         with self._lock:
             is_news, self._due = self._due is None, time.perf_counter() + QUIET_S
-        return is_news
+        if is_news:
+            self._wake()
 
     def put_off(self) -> None:
         """Wait anew: something else runs."""
@@ -55,6 +57,7 @@ class Idle:
             return
         with self._lock:
             self._due = None
-        if self.work(self._max_s):
-            with self._lock:
-                self._due = time.perf_counter()
+        wait_s = self.work(self._max_s)
+        with self._lock:
+            if wait_s is not None and self._due is None:
+                self._due = time.perf_counter() + wait_s
