@@ -116,6 +116,20 @@ class LongTerm:
             found.append(Candidate(shown, hit.item.text.strip(), count(text), is_own))
         return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END), self._forgotten)
 
+    def working_set(self, task: str, recall: Recall, agent: str, *, budget_tokens: int = 4096) -> tuple[Card, ...]:
+        """Return the cards that ``task`` needs, for a log of ``agent`` that begins anew: pinned ones first, then in the
+        order of their first recall, so that the next one begins alike.
+
+        For ``Message.recalled`` of the log's first message: as cards they are forgotten where their texts are. Within
+        ``budget_tokens``, head included. Counts as use. Raises StoreError and UnsupportedParameterError.
+        """
+        from agent_memory.recall.cards import card, without_marks_of
+
+        style = without_marks_of(self._runner.tokenizer, card)
+        context = self.context(recall.workspace)
+        found = context.working_set(task, budget_tokens=budget_tokens, window=source_of(agent))
+        return tuple(Card(item.id, style(item), recall.workspace, 0.0, {}) for item in found.items)
+
     def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
         """Queue an exchange to be remembered: what was asked and answered, without cards, calls and results."""
         cards = [HEAD, *(card.text for message in messages for card in message.recalled)]

@@ -670,3 +670,19 @@ def test_law_16_after_random_operations_no_file_holds_what_was_forgotten(seed: i
     memory.close()
     for word in forgotten:
         assert _files_with(tmp_path, word, encode(word)) == [], (seed, word)
+
+
+def test_a_working_set_for_an_agent_is_cards_in_an_order_that_stays(opened: Callable[..., Memory]) -> None:
+    memory = opened(EchoRunner(lambda asked, ids: "I see."))
+    notes(memory)
+    memory.context.remember("The kiln is fired with alder wood.")
+    longterm, recall = memory._asking.longterm, Recall()
+    count = memory._runner.tokenizer.encode
+    first = longterm.working_set(question(2), recall, "ann")
+    second = longterm.working_set("What of quokka2, and of the kiln?", recall, "ann")
+    assert first
+    assert [card.text for card in second[: len(first)]] == [card.text for card in first]
+    assert "alder wood" in second[-1].text
+    assert all(card.workspace == "default" and card.text.endswith("\n") for card in second)
+    small = longterm.working_set("Which wood fires the kiln?", recall, "bob", budget_tokens=60)
+    assert len(count("".join((HEAD, *(card.text for card in small))))) <= 60
