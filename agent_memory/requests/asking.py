@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner, Rendering
@@ -24,7 +27,7 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
-from agent_memory.types import Recall, Usage
+from agent_memory.types import Recall, Tool, Usage
 
 
 class Asking:
@@ -89,7 +92,7 @@ class Asking:
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and wait for it; nothing is generated or logged."""
         tokenizer = self.ensure_open()
-        offered = as_tools(tools) or (log.tools if log else ())
+        offered = self._tools(tools) or (log.tools if log else ())
         how = Rendering(
             clock=self.clock, pin_dates=self._pin_dates, tools=offered, generation_prompt=False, clean=self._clean
         )
@@ -103,6 +106,8 @@ class Asking:
         """A request that is not yet under way."""
         tokenizer = self.ensure_open()
         self.longterm.let_pass()
+        if self._clean is not None and settings.tools:
+            settings = attrs.evolve(settings, tools=self._tools(settings.tools))
         recall, name = self._recall(settings, log), log.name if log else None
         calling = calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
         how = Rendering(
@@ -119,6 +124,11 @@ class Asking:
         planner = Planner(tokenizer, prompt, log, how)
         remember = partial(self.longterm.note, recall=recall, agent=name) if recall else None
         return self._requests.make(planner, log, settings, calling, remember=remember)
+
+    def _tools(self, tools: Sequence[Any]) -> tuple[Tool, ...]:
+        """Tools as values, without secrets where there is a redactor."""
+        given = as_tools(tools)
+        return given if self._clean is None else of_tools(given, self._clean)
 
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
         """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""

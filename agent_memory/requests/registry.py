@@ -17,6 +17,7 @@ from agent_memory.log.log import Log
 from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
+from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -61,7 +62,7 @@ class AgentSpec:
             told = checked.content
             told = clean(told)
         history = paired(shapes.normalize(messages), may_end_open=True) if messages is not None else ()
-        history = tuple(attrs.evolve(one, content=clean(one.content)) for one in history)
+        history = tuple(without_secrets(one, clean) for one in history)
         if history and history[0].role == "system":
             if told not in (None, history[0].content):
                 raise ConfigError("system= differs from the system message of messages=; give one of them")
@@ -73,7 +74,7 @@ class AgentSpec:
                 f"messages= must end with an assistant's message, got one of role {repr_of(history[-1].role)}: "
                 "say() what comes after it"
             )
-        return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
+        return cls(told, of_tools(as_tools(tools), clean), history, keep_reasoning, checked_recall(recall))
 
     def facts(self, kept: Facts) -> Facts:
         """The agent's facts with what this says of them."""
