@@ -165,7 +165,7 @@ def main() -> None:
         for look in LOOKS:
             results[look.name] = measured(memory, look, asked)
             print(f"{look.name:20s}", results[look.name], flush=True)
-    write_json(arguments.json, looks=results)
+            write_json(arguments.json, looks=results)
     if arguments.png:
         draw(arguments.png, results)
 

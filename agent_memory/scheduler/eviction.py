@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Tier
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
 
 #: Share of the hot tier that may be full before the next lineages to be evicted are copied to warm ahead of need.
 _FILLED = 0.75
@@ -31,9 +28,10 @@ class Evictor:
     """
 
     def __init__(
-        self, hot: HotTier, store: Store, saver: Saver, admission: Admission, *, ttl_s: float | None = None
+        self, hot: HotTier, tiers: Tiers, saver: Saver, admission: Admission, *, ttl_s: float | None = None
     ) -> None:
-        self._hot, self._store, self._saver, self._admission, self._ttl_s = hot, store, saver, admission, ttl_s
+        self._hot, self._store, self._warm = hot, tiers.store, tiers.warm
+        self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
         self.n_evicted = 0
         self._due_s: float | None = None  # when a lineage or a warm piece may be too old, by the tier's clock
         self._set_alarm(hot.clock(), ())
@@ -78,7 +76,7 @@ class Evictor:
         """Evict until idle and reserved bytes fit the budget; copy the next lineages to warm ahead of need."""
         idle_bytes = self._hot.nbytes
         to_evict, to_copy = self._admission.shortfall(0, idle_bytes), 0
-        if self._store.warm.is_on:
+        if self._warm.is_on:
             to_copy = idle_bytes + self._admission.reserved_bytes - int(_FILLED * self._admission.limit_bytes)
         if max(to_evict, to_copy) <= 0:
             return
@@ -108,7 +106,7 @@ class Evictor:
 
     def _worth(self, lineage: Lineage, now: float) -> float:
         is_stored = self._store.has_disk and lineage.is_saved
-        after: Tier = "warm" if self._store.warm.is_on else "cold" if is_stored else "none"
+        after: Tier = "warm" if self._warm.is_on else "cold" if is_stored else "none"
         n_bytes = lineage.kv.nbytes
         cost_s = self._store.costs.back_s(after, len(lineage.ids), n_bytes)
         return worth(cost_s, n_bytes, now - lineage.used_s)
@@ -130,7 +128,7 @@ class Evictor:
         no copy of yet is evicted a little later.
         """
         now = self._hot.clock()
-        sleeps = [self._store.warm.expire()]
+        sleeps = [self._warm.expire()]
         for lineage in self._hot if self._ttl_s is not None else ():
             idle_s = now - lineage.used_s
             if self._ttl_s is None or self._is_pinned(lineage):
@@ -147,5 +145,5 @@ class Evictor:
 
     def _set_alarm(self, now: float, sleeps: Iterable[float | None]) -> None:
         """Be due after the shortest of ``sleeps``, and no later than KV that comes meanwhile may be too old."""
-        known = [sleep for sleep in (*sleeps, self._ttl_s, self._store.warm.ttl_s) if sleep is not None]
+        known = [sleep for sleep in (*sleeps, self._ttl_s, self._warm.ttl_s) if sleep is not None]
         self._due_s = now + min(known) if known else None
