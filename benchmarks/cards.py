@@ -1,6 +1,6 @@
 """Which look of recalled cards a small model uses most and copies least, against the same facts in plain prose.
 
-    python -m benchmarks.cards [--facts 40] [--requests 20] [--json F] [--png F]
+    python -m benchmarks.cards [--facts 24] [--requests 12] [--json F] [--png F]
 
 Each prompt has three cards in front of a message. Of half of the messages one card is the answer: does the reply use
 it? The others ask for something else: what of the cards turns up in the reply all the same? A reply copies the frame
@@ -116,7 +116,7 @@ def _fact(chance: random.Random, name: str) -> tuple[str, str, str]:
     return f"The code of room {name} is {value}.", f"What is the code of room {name}?", value
 
 
-def measured(memory: Memory, look: Look, asked: Sequence[Case], max_tokens: int = 32) -> dict[str, Any]:
+def measured(memory: Memory, look: Look, asked: Sequence[Case], max_tokens: int = 24) -> dict[str, Any]:
     replies = memory.batch([look.write(case.facts, case.asked) for case in asked], max_tokens=max_tokens)
     used, copied, strayed = [], [], []
     for case, reply in zip(asked, replies, strict=True):
@@ -155,8 +155,8 @@ def draw(path: str, results: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--facts", type=int, default=40)
-    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--facts", type=int, default=24)
+    parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--json")
     parser.add_argument("--png")
     arguments = parser.parse_args()

@@ -79,13 +79,15 @@ class Database:
     def shrink(self, from_share: float = 0.25) -> None:
         """Give the pages back that deleted rows left, from that share of the file on. I/O thread; a commit and a fold.
 
-        All of them: what was deleted is in no file of the folder afterwards.
+        All of them (0.0): what was deleted is in no file of the folder afterwards, the WAL included.
         """
         with self._lock:
             free, total = free_pages(self._db)
-            if free > total * from_share:
+            is_due = free > total * from_share
+            if is_due:
                 with self.transaction() as db:
                     give_back(db, free)
+            if is_due or not from_share:  # a row that was deleted may have freed no page
                 self._files.fold(self._db)
 
     def examine(self) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,6 +23,7 @@ from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare
 from agent_memory.recall.indexing import ensure_index
 from agent_memory.recall.learning import count_use
+from agent_memory.recall.listening import Listener, OnForget
 from agent_memory.recall.maintenance import Maintenance
 from agent_memory.recall.places import MOST_NEIGHBOURS
 from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor, TokenCounter
@@ -73,19 +73,20 @@ class ContextMemory:
         tokenizer: Tokenizer | TokenCounter | None = None,
         extractor: Extractor | None = None,
         clock: Callable[[], float] = time.time,
-        on_forget: Callable[[str, Collection[int]], None] | None = None,
+        on_forget: OnForget | None = None,
         on_remember: Callable[[], None] | None = None,
     ) -> None:
         checked_name(workspace)
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
-        self._salt, self._clock, self._on_forget = salt, clock, on_forget
+        self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
         with self._database.write() as db:
             ensure_index(db)
             self._scope = open_scope(db, salt, workspace, clock())
             self._redactor = chosen_redactor(redact, db)
+        self._listener = Listener(self._database, self._scope, on_forget)
         self._vectors = None if embedder is None else VectorView(self._scope, embedder)
 
     @property
@@ -104,7 +105,7 @@ class ContextMemory:
             tokenizer=self._tokenizer,
             extractor=self._extractor,
             clock=self._clock,
-            on_forget=self._on_forget,
+            on_forget=self._listener.on_forget,
             on_remember=self._on_remember,
         )
 
@@ -260,23 +261,20 @@ class ContextMemory:
         ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
         """
         with self._database.read() as db:
-            texts = self._texts_to_forget(db, what, source, everything)
-            items = forgetting.items_of_texts(db, self._scope, texts)
-        self._tell_forgotten(items)  # first: after a crash, the call finds the texts again
+            texts = forgetting.chosen_texts(db, self._scope, what, source, everything)
+        items = self._listener.items(texts)
+        self._listener.tell(items)  # first: after a crash, the call finds the texts again
         with self._database.write() as db:
-            texts = self._texts_to_forget(db, what, source, everything)
+            texts = forgetting.chosen_texts(db, self._scope, what, source, everything)
             if texts:
-                items |= forgetting.items_of_texts(db, self._scope, texts)
+                items |= dict.fromkeys(forgetting.items_of_texts(db, self._scope, texts) - items.keys(), "")
+                self._listener.note(db, items)
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
                 self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
-        self._tell_forgotten(items)  # again: a turn may have recalled them meanwhile
+        self._listener.tell(items)  # again: a turn may have recalled them meanwhile
         return len(texts)
-
-    def _tell_forgotten(self, items: Collection[int]) -> None:
-        if self._on_forget is not None and items:
-            self._on_forget(self._scope.name, items)
 
     def consolidate(self, *, dry_run: bool = False) -> Plan:
         """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""
@@ -294,13 +292,17 @@ class ContextMemory:
     def maintain(self, max_ms: float = 200, *, retain_days: float | None = None, extract: bool = True) -> Maintained:
         """Do idle work for about ``max_ms``: the index, vectors, extraction, retention, audit.
 
-        ``retain_days``: forget older texts, pinned ones excepted. ``extract`` False leaves out the extractor, of which
-        one step takes as long as it takes. Call it when the process has time; ``is_done`` False: call again.
+        ``retain_days``: forget older texts, as ``forget`` does, pinned ones excepted. ``extract`` False leaves out the
+        extractor, of which one step takes as long as it takes. ``is_done`` False: call again.
         """
         retain_s = None if retain_days is None else retain_days * 86_400.0
         extractor = self._extractor if extract else None
         now, max_s = self._clock(), max_ms / 1e3
-        return Maintenance(self._database, self._scope, self._embedder, extractor, now, retain_s, max_s).run()
+        return Maintenance(self._listener, self._embedder, extractor, now, retain_s, max_s).run()
+
+    def catch_up(self) -> None:
+        """Tell ``on_forget`` what others on the same file have forgotten."""
+        self._listener.catch_up()
 
     def unread(self) -> extraction.Unread | None:
         """Return the next piece of a text for an extractor that runs elsewhere; None where all was read."""
@@ -377,20 +379,6 @@ class ContextMemory:
 
     def __repr__(self) -> str:
         return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
-
-    def _texts_to_forget(
-        self, db: sqlite3.Connection, what: int | str | Collection[int], source: str | None, everything: bool
-    ) -> set[int]:
-        if everything:
-            return forgetting.all_texts(db, self._scope)
-        if isinstance(what, str):
-            if not what.strip():
-                raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
-            texts = forgetting.texts_with(db, self._scope, what)
-        else:
-            ids = [what] if isinstance(what, int) else list(what)
-            texts = forgetting.texts_of_items(db, self._scope, ids)
-        return texts | (forgetting.texts_of_source(db, self._scope, source) if source is not None else set())
 
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:

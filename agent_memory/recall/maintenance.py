@@ -14,6 +14,7 @@ from attrs import define, field
 
 from agent_memory.recall import audit, extraction, forgetting, vectors
 from agent_memory.recall.database import Database
+from agent_memory.recall.listening import Listener
 from agent_memory.recall.protocols import Embedder, Extractor
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.types import Maintained
@@ -28,8 +29,7 @@ _EXPIRED_AT_ONCE = 200
 class Maintenance:
     """One call's work. Goes on while there is time, by what the step before took."""
 
-    database: Database
-    scope: Scope
+    listener: Listener
     embedder: Embedder | None
     extractor: Extractor | None
     now: float
@@ -39,6 +39,16 @@ class Maintenance:
     _n_failures: int = field(default=0, init=False)
     _n_at_once: int = field(default=1, init=False)
     _is_merged: bool = field(default=False, init=False)
+
+    @property
+    def database(self) -> Database:
+        """The file."""
+        return self.listener.database
+
+    @property
+    def scope(self) -> Scope:
+        """The workspace."""
+        return self.listener.scope
 
     def run(self) -> Maintained:
         """Do what is due, the most needed first; at least one step of each kind that has any."""
@@ -85,9 +95,15 @@ class Maintenance:
     def _expire(self) -> int | None:
         if self.retain_s is None:
             return None
+        before = self.now - self.retain_s
+        with self.database.read() as db:
+            texts = forgetting.texts_before(db, self.scope, before, _EXPIRED_AT_ONCE)
+        items = self.listener.items(texts)
+        self.listener.tell(items)  # first: after a crash, the next call finds the texts again
         with self.database.write() as db:
-            texts = forgetting.texts_before(db, self.scope, self.now - self.retain_s, _EXPIRED_AT_ONCE)
+            texts &= forgetting.texts_before(db, self.scope, before, _EXPIRED_AT_ONCE)  # some were told again
             if texts:
+                self.listener.note(db, items)
                 forgetting.delete_texts(db, self.scope, texts, self.now, "expire")
                 self.database.owe_scrub(db)
         return len(texts) or None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from agent_memory.recall.context_tables import CONTEXT_TABLES, EXTRACTION_TABLES
+from agent_memory.recall.context_tables import CONTEXT_TABLES, LATER_TABLES
 from agent_memory.recall.episode_tables import EPISODE_TABLES
 
 Part = Literal["context", "episodes"]
@@ -35,5 +35,5 @@ class Step:
 STEPS: tuple[Step, ...] = (
     Step(1, "context", CONTEXT_TABLES),
     Step(2, "episodes", EPISODE_TABLES),
-    Step(3, "context", EXTRACTION_TABLES),
+    Step(3, "context", LATER_TABLES),
 )

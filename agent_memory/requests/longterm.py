@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ class LongTerm:
         self._contexts: dict[str, ContextMemory] = {}
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
-        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: takes a workspace and items of it
+        self.on_forget: Callable[[str, Mapping[int, str]], None] | None = None  #: takes a workspace and items of it
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
@@ -77,7 +77,9 @@ class LongTerm:
         """Return the context memory of a workspace, with everything in it that was said before. Raises StoreError."""
         with self._lock:
             self.settle()
-            return self._context(workspace)
+            context = self._context(workspace)
+        context.catch_up()  # without the lock: it may wait until requests have ended
+        return context
 
     def episodes(self) -> EpisodicMemory:
         """Return the episodes. Raises StoreError."""
@@ -215,12 +217,14 @@ class LongTerm:
                 self._engine.idle.note()  # for what an earlier process left
             return self._contexts[workspace]
 
-    def _forget(self, workspace: str, items: Collection[int]) -> None:
+    def _forget(self, workspace: str, items: Mapping[int, str]) -> None:
         """Take items out of what waits to be asked, and out of agents' logs."""
+        from agent_memory.recall.cards import escaped
+
         self.let_pass()
         self._forgotten.update((workspace, item) for item in items)
         if self.on_forget is not None:
-            self.on_forget(workspace, items)
+            self.on_forget(workspace, {item: escaped(text) for item, text in items.items()})
 
     def _open(self) -> Database:
         from agent_memory.recall.database import Database

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 from attrs import frozen
@@ -199,14 +199,16 @@ class Agents:
 
         self._engine.call(work)
 
-    def forget_cards(self, workspace: str, items: Collection[int]) -> None:
-        """Take cards of forgotten items out of every log, and delete the KV that may have been computed on them.
+    def forget_cards(self, workspace: str, forgotten: Mapping[int, str]) -> None:
+        """Take cards of ``forgotten`` items out of every log, and delete the KV that may have been computed on them.
+
+        Their texts are taken out of results of tools too, and of what the model said behind them.
 
         Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
         """
 
         def is_forgotten(card: Card) -> bool:
-            return card.workspace == workspace and card.id in gone
+            return card.workspace == workspace and card.id in forgotten
 
         def work() -> None:
             self._engine.evict(None, None, to="cold")
@@ -218,14 +220,15 @@ class Agents:
                     log = self._find(info.name, self.identity)
                 if log is None:
                     continue
-                if log.facts.recall is not None or shows_cards(log.turns):
-                    kv_of.append(log.agent_id)
-                if (found := without_cards(log.turns, is_forgotten)) is not None:
+                found = without_cards(log.turns, is_forgotten, texts)
+                if found is not None:
                     rewritten[log] = found
+                if found or log.facts.recall is not None or log.facts.has_shown or shows_cards(log.turns):
+                    kv_of.append(log.agent_id)
             turns = {log.agent_id: found for log, found in rewritten.items()}
             self._store.forget(turns, kv_of, lambda: self._replace(rewritten))
 
-        gone = frozenset(items)
+        texts = frozenset(forgotten.values())
         self._engine.call_idle(work)
 
     def _replace(self, rewritten: Mapping[Log, tuple[int, tuple[Turn, ...]]]) -> None:
