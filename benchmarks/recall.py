@@ -1,6 +1,6 @@
 """What context memory recalls, how fast, and what its working sets cost a prompt.
 
-    python -m benchmarks.recall [quality] [lift] [facts] [typed] [speed] [sets]
+    python -m benchmarks.recall [quality] [lift] [cap] [facts] [typed] [speed] [sets]
         [--items N] [--embedder FOLDER] [--json F]
 
 Retrieval is measured on the development halves in ``../shared/data`` (see the README there); what is absent is skipped
@@ -220,6 +220,39 @@ def quality(embedder: Embedder | None, weights: Weights) -> dict[str, Any]:
             results[f"{corpus}: {part}"] = got
             figures = " ".join(f"{got[key]:6.3f}" for key in ("r5", "r10", "rr", "s5", "s10"))
             print(f"{corpus + ': ' + part:36.36s} {got['n']:5d} {figures} {got['p50_ms']:6.2f}")
+    return results
+
+
+def cap(share: float = 0.03) -> dict[str, Any]:
+    """What is lost where words that more than ``share`` of the rows have only add to what others found.
+
+    All conversations of a corpus in one workspace: more rows, and more that look alike. The defaults' cap is no share
+    of so few rows, so nothing is frequent without this.
+    """
+    from agent_memory.recall import search
+
+    kept, results = (search.FREQUENT_ITEMS, search.FREQUENT_SHARE), {}
+    for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
+        if not conversations:
+            continue
+        turns = [
+            Turn((one.name, turn.id), turn.role, turn.speaker, turn.text, turn.at, f"{one.name} {turn.session}")
+            for one in conversations
+            for turn in one.turns
+        ]
+        asked = [
+            Asked(question.question, frozenset((one.name, id) for id in question.evidence), question.category)
+            for one in conversations
+            for question in one.questions
+        ]
+        together = [Conversation("all", turns, asked)]
+        for name, limits in (("no word is frequent", (10**9, 1.0)), (f"frequent from {share:.0%} on", (0, share))):
+            search.FREQUENT_ITEMS, search.FREQUENT_SHARE = limits
+            try:
+                results[f"{corpus}: {name}"] = summed(asked_all(together, None, Weights()))
+            finally:
+                search.FREQUENT_ITEMS, search.FREQUENT_SHARE = kept
+            print(f"{corpus}: {name}", results[f"{corpus}: {name}"])
     return results
 
 
@@ -457,7 +490,7 @@ def opened(name: str) -> Embedder:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["quality", "lift", "facts", "typed", "sets", "speed"])
+    parser.add_argument("what", nargs="*", default=["quality", "lift", "cap", "facts", "typed", "sets", "speed"])
     parser.add_argument("--items", type=int, nargs="*", default=[6_000])
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
     parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors")
@@ -476,6 +509,8 @@ def main() -> None:
         results["quality"] = quality(embedder, Weights(similarity=arguments.similarity))
     if "lift" in arguments.what:
         results["lift"] = lift()
+    if "cap" in arguments.what:
+        results["cap"] = cap()
     if "facts" in arguments.what:
         results["facts"] = facts()
     if "typed" in arguments.what:

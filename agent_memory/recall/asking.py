@@ -20,7 +20,7 @@ from agent_memory.recall.words import asks_about_replies, asks_for_course, quest
 MOST_HITS = 1_000
 CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
-FREQUENT_CANDIDATES, FILTERED_FREQUENT_CANDIDATES = 50, 600  #: where words are looked up around each of them
+FILTERED_FREQUENT_CANDIDATES = 600  #: the same where words are looked up around each of them
 NEAREST = 100  #: items that vectors find
 _MOST_STANDING = 100
 
@@ -72,8 +72,8 @@ def ask(
         found = search.find(
             db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
         )
-        if found.has_frequent:
-            n = max(FILTERED_FREQUENT_CANDIDATES if is_filtered else FREQUENT_CANDIDATES, 2 * question.k)
+        if found.has_frequent and is_filtered:
+            n = max(FILTERED_FREQUENT_CANDIDATES, 2 * question.k)
         found = found.best_existing(db, n, standing)
         found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
