@@ -1,6 +1,6 @@
 """Which look of recalled cards a small model uses most and copies least, against the same facts in plain prose.
 
-    python -m benchmarks.cards [--facts 24] [--requests 12] [--json F] [--png F]
+    python -m benchmarks.cards [--facts 24] [--requests 12] [--go-on] [--json F] [--png F]
 
 Each prompt has three cards in front of a message. Of half of the messages one card is the answer: does the reply use
 it? The others ask for something else: what of the cards turns up in the reply all the same? A reply copies the frame
@@ -10,10 +10,12 @@ where it has its head, its tags or the brackets of a card in it. Greedy, the sta
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -157,12 +159,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--facts", type=int, default=24)
     parser.add_argument("--requests", type=int, default=12)
+    parser.add_argument("--go-on", action="store_true", help="measure the looks that the JSON lacks")
     parser.add_argument("--json")
     parser.add_argument("--png")
     arguments = parser.parse_args()
     asked, results = cases(arguments.facts, arguments.requests), {}
+    if arguments.go_on and Path(arguments.json).exists():
+        results = json.loads(Path(arguments.json).read_text(encoding="utf-8"))["looks"]
     with Memory(path=":memory:") as memory:
         for look in LOOKS:
+            if look.name in results:
+                continue
             results[look.name] = measured(memory, look, asked)
             print(f"{look.name:20s}", results[look.name], flush=True)
             write_json(arguments.json, looks=results)

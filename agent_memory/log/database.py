@@ -83,11 +83,10 @@ class Database:
         """
         with self._lock:
             free, total = free_pages(self._db)
-            is_due = free > total * from_share
-            if is_due:
+            if free > total * from_share:
                 with self.transaction() as db:
                     give_back(db, free)
-            if is_due or not from_share:  # a row that was deleted may have freed no page
+            if free > total * from_share or not from_share:  # else the WAL holds rows that were deleted
                 self._files.fold(self._db)
 
     def examine(self) -> str | None:

@@ -32,8 +32,7 @@ def without_cards(
     n_ids = 0
     for turn in turns[:first]:
         n_ids = min(n_ids, turn.keep) + len(turn.ids)
-    shown = [_body(card) for turn in turns[first:] for card in _cards(turn) if is_forgotten(card)]
-    phrases = _phrases([*texts, *shown])
+    phrases = _phrases(texts)
     out = []
     for turn in turns[first:]:
         n_ids = min(n_ids, turn.keep)
@@ -46,6 +45,12 @@ def without_cards(
 def shows_cards(turns: Sequence[Turn]) -> bool:
     """True if a turn shows any card."""
     return any(_cards(turn) for turn in turns)
+
+
+def bodies(turns: Iterable[Turn], is_forgotten: Callable[[Card], bool]) -> set[str]:
+    """Return the texts of the forgotten cards that ``turns`` show, without dash and head."""
+    cards = [card for turn in turns for card in _cards(turn)]
+    return {card.text.partition(") ")[2].strip() for card in cards if is_forgotten(card)}
 
 
 def _shows(turn: Turn, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> bool:
@@ -65,11 +70,6 @@ def _without(message: Message, is_forgotten: Callable[[Card], bool]) -> Message:
         return message
     cards = tuple(FORGOTTEN if is_forgotten(card) else card for card in message.recalled)
     return attrs.evolve(message, recalled=cards)
-
-
-def _body(card: Card) -> str:
-    """A card's text without its dash and head."""
-    return card.text.partition(") ")[2].strip()
 
 
 def _phrases(texts: Iterable[str]) -> list[str]:

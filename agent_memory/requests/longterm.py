@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("agent_memory.requests")
 
-_RELEVANT = 0.2  #: of the best answer's score: less is noise
-_OWN_SHARE = 4  #: so many times ``k`` are asked for: many answers are what the agent itself was told
+_RELEVANT = 0.2  #: share of the best answer's score; answers below it are noise
+_OWN_SHARE = 4  #: answers asked for, as a multiple of ``k``: many repeat the agent's own conversation
 
 
 @frozen
@@ -49,7 +49,7 @@ class _Said:
 
 
 class LongTerm:
-    """What is worth knowing later, in one file of the store's folder; in memory where the store has none.
+    """Context memory and episodes in one file of the store's folder; in memory if the store has none.
 
     - Opened, and its code imported, on first use. Any thread.
     - Exchanges are remembered behind the reply, on the store's I/O thread, or before the next question: whichever
@@ -69,12 +69,12 @@ class LongTerm:
         self._contexts: dict[str, ContextMemory] = {}
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
-        self.on_forget: Callable[[str, Mapping[int, str]], None] | None = None  #: takes a workspace and items of it
+        self.on_forget: Callable[[str, Mapping[int, str]], None] | None = None  #: gets a workspace and its items
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
     def context(self, workspace: str = "default") -> ContextMemory:
-        """Return the context memory of a workspace, with everything in it that was said before. Raises StoreError."""
+        """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
         with self._lock:
             self.settle()
             context = self._context(workspace)
@@ -91,7 +91,7 @@ class LongTerm:
             return self._episodes
 
     def clean(self, text: str) -> str:
-        """Return a text without what the redactor of ``Config.redact`` finds; as it is where there is none."""
+        """Return a text without the secrets that ``Config.redact`` finds; unchanged if that is not set."""
         if self._redact is None:
             return text
         if self._redact == "rules":
@@ -133,7 +133,7 @@ class LongTerm:
         return tuple(Card(item.id, style(item), recall.workspace, 0.0, {}) for item in found.items)
 
     def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
-        """Queue an exchange to be remembered: what was asked and answered, without cards, calls and results."""
+        """Queue an exchange to be remembered: question and answer, without cards, calls and results."""
         cards = [HEAD, *(card.text for message in messages for card in message.recalled)]
         said = tuple(
             Message(message.role, text)
@@ -145,7 +145,7 @@ class LongTerm:
             self._store.behind(self.settle)
 
     def settle(self) -> None:
-        """Remember what is queued. What cannot be remembered is counted and warned of: a reply never depends on it."""
+        """Remember queued exchanges. One that fails is counted and logged as a warning: no reply depends on it."""
         with self._lock:
             while self._pending:
                 said = self._pending.popleft()
@@ -218,7 +218,7 @@ class LongTerm:
             return self._contexts[workspace]
 
     def _forget(self, workspace: str, items: Mapping[int, str]) -> None:
-        """Take items out of what waits to be asked, and out of agents' logs."""
+        """Take forgotten items out of waiting requests and out of agents' logs."""
         from agent_memory.recall.cards import escaped
 
         self.let_pass()
@@ -235,7 +235,7 @@ class LongTerm:
 
 
 def _without(cards: Sequence[str], text: str) -> str:
-    """A text without the cards that a model has copied into it."""
+    """Return a text without the cards that a model has copied into it."""
     for card in cards:
         text = text.replace(card, "")
     return text.strip()

@@ -29,7 +29,7 @@ class Prefill:
         self._passed = False  # True if the last step was of a row that passed an older one
 
     def next_row(self) -> Row:
-        """The row whose step is next; there must be one that prefills."""
+        """Return the row whose step is next; at least one row prefills."""
         now = time.perf_counter()
         prefilling = self._running.prefilling
         first = max(effective_priority(row.request, now) for row in prefilling)
@@ -40,7 +40,7 @@ class Prefill:
         return shortest if self._passed else rows[0]
 
     def step(self, row: Row) -> float:
-        """Feed one prefill chunk of a row; the seconds that took. At its end the row joins the batch, or ends."""
+        """Feed one prefill chunk of a row; return its seconds. After the last one the row joins the batch, or ends."""
         started = time.perf_counter()
         try:
             self._feed(row)
@@ -51,7 +51,7 @@ class Prefill:
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
             log.warning("prefill failed: %s", type(error).__name__)
             row.request.feed.fail(stripped(error))
-            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has taken what was there
+            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has made the KV unsound
                 self._leaving.retire([row])
             else:
                 self._running.remove(row)

@@ -1,4 +1,4 @@
-"""Starting requests: which of those that wait may start, and the KV and the bytes that they start with."""
+"""Starting requests: which waiting requests may start, with which KV and which reserved bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from agent_memory.tiers.tiers import Tiers
 #: How an attempt to start a request ended.
 Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
-#: Of the requests that cannot start yet, the first few have their segments read ahead.
+#: Number of waiting requests whose segments are read ahead.
 _PREFETCHED = 2
 
 
@@ -44,7 +44,7 @@ class _Prefix:
 
 @frozen(eq=False)
 class _Bytes:
-    """Lineages that are evicted once they are copied to warm."""
+    """Bytes of lineages that are evicted once they are copied to warm."""
 
     saver: Saver
     leaving: tuple[Lineage, ...]
@@ -90,7 +90,7 @@ class Starting:
         self._numbers = count()
 
     def step(self, busy: set[str | None]) -> bool:
-        """Start what may start; True if any request was started. ``busy``: agents whose next request must wait."""
+        """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started = time.perf_counter(), 0, False
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
@@ -101,7 +101,7 @@ class Starting:
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
-            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+            except Exception as error:  # noqa: BLE001 - a request that cannot start fails alone, and is not tried for ever
                 request.feed.fail(stripped(error))
                 start = "ended"
             if start in ("started", "ended"):
@@ -142,7 +142,7 @@ class Starting:
         return "started"
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
-        """A row with the KV that the plan found, taken or restored."""
+        """Return a row with the KV of the plan, taken or restored."""
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
