@@ -151,3 +151,58 @@ def test_everything_of_a_large_workspace_is_told_at_once() -> None:
         assert agent.say("What does crate 7 hold?").recalled
         assert memory.context.forget(everything=True) == 3_000
         assert {card.text for card in agent.messages[0].recalled} == {"- [forgotten]\n"}
+
+
+def test_forks_versions_and_checkpoints_forget_too(opened: Callable[..., Memory]) -> None:
+    copied = "As noted: The heron vault opens with the word bramblewick! Good luck."
+    memory = opened(copied, *["I see."] * 30)
+    memory.context.remember(SECRET)
+    memory.context.remember("The heron vault lies behind nine lamps.")
+    agent = memory.agent("ann", system="You keep the ponds. " * 8, recall=Recall(remember=False))
+    agent.say("How does the heron vault open?")
+    agent.checkpoint("asked")
+    fork = agent.fork("bob")
+    agent.say("Thank you, and a good day to you.")
+    fork.say("What lies behind the lamps?")
+    agent.checkpoint("thanked")
+    agent.rewind(to="asked")
+    agent.say("And what else?")
+    passing = agent.fork("cid", temporary=True)
+    passing.say("Who keeps the lamps?")
+    memory.flush()
+    assert files_with_the_word(memory), "it was there"
+
+    assert memory.context.forget(WORD) == 1
+
+    assert files_with_the_word(memory) == []
+    for one in (agent, fork, passing):
+        assert any("[forgotten]" in card.text for m in one.messages for card in m.recalled)
+        assert WORD not in str([(m.content, m.recalled) for m in one.messages])
+    for version in agent.history():
+        assert WORD not in str([(m.content, m.recalled) for m in agent.at(version).messages])
+    agent.rewind(to="thanked")
+    assert [m.content for m in agent.messages][-1] == "I see."
+    for one in (agent, fork, passing):
+        assert one.say("And now?").text
+    assert files_with_the_word(memory) == []
+    assert memory.verify().ok
+    memory.close()
+    again = opened("Yes.", "Yes.")
+    assert WORD not in str([(m.content, m.recalled) for m in again.agent("bob").messages])
+    assert again.agent("bob").say("Still there?").text == "Yes."
+    assert files_with_the_word(again) == []
+
+
+def test_a_deleted_agent_leaves_no_word_in_forks_that_it_had_not(opened: Callable[..., Memory]) -> None:
+    memory = opened("I see.", "I see.", "Yes.")
+    agent = memory.agent("ann", system="You keep the ponds. " * 8)
+    agent.say("Good morning to you, and a good day.")
+    agent.checkpoint("early")
+    fork = agent.fork("bob")
+    agent.say(SECRET)
+    agent.checkpoint("late")
+    agent.rewind(to="early")
+    assert files_with_the_word(memory), "it was there"
+    assert memory.delete("ann")
+    assert files_with_the_word(memory) == []
+    assert fork.say("Still there?").usage.cached_tokens > 0
