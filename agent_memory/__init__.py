@@ -67,9 +67,10 @@ if TYPE_CHECKING:
         TaskContext,
     )
     from agent_memory.recall.episodes import EpisodicMemory
-    from agent_memory.recall.protocols import Embedder, Redactor
+    from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor
     from agent_memory.recall.redaction import RuleRedactor
     from agent_memory.recall.sentence_model import SentenceModel
+    from agent_memory.recall.static_model import StaticModel
     from agent_memory.recall.types import (
         AuditRow,
         CheckReport,
@@ -158,6 +159,8 @@ __all__ = [
     "Event",
     "Exactness",
     "Expansion",
+    "Extracted",
+    "Extractor",
     "Finish",
     "Generation",
     "HistoryDivergedError",
@@ -205,6 +208,7 @@ __all__ = [
     "Score",
     "SentenceModel",
     "State",
+    "StaticModel",
     "Stats",
     "StepRecorder",
     "StoreError",
@@ -269,6 +273,8 @@ _HOMES = {
     "Event": "types",
     "Exactness": "usage",
     "Expansion": "recall.types",
+    "Extracted": "recall.protocols",
+    "Extractor": "recall.protocols",
     "Finish": "types",
     "Generation": "generation",
     "HistoryDivergedError": "errors",
@@ -316,6 +322,7 @@ _HOMES = {
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
     "State": "generation",
+    "StaticModel": "recall.static_model",
     "Stats": "types",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",

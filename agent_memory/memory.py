@@ -29,10 +29,14 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
+<<<<<<< HEAD
 from agent_memory.requests.evicting import evict, flush
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
+=======
+from agent_memory.requests.cleaning import cleaned, of_tools
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_path, tiers_for
+>>>>>>> recall
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
-from agent_memory.requests.prompting import cleaned
 from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine, shut, until_shut
@@ -237,9 +241,9 @@ class Memory:
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
-        given = cleaned(shapes.normalize(prompt), (), self._asking.longterm.clean)
-        messages = paired(given, may_end_open=True)
-        return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
+        clean = self._asking.longterm.clean
+        messages = paired(cleaned(shapes.normalize(prompt), (), clean), may_end_open=True)
+        return len(prompt_ids(self._asking.ensure_open(), messages, tools=of_tools(as_tools(tools), clean)))
 
     def agent(
         self,

@@ -35,6 +35,9 @@ WRONG: dict[str, list[Any]] = {
     "blas": ["openblas", True, 0],
     "progress": ["yes", 1],
     "redact": ["rule", 7, True, object()],
+    "upkeep_ms": [0, -1, "50", math.nan, True],
+    "extract": [None, "yes", 1],
+    "embedder": ["minilm", 7, True, object()],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -61,6 +64,9 @@ RIGHT: dict[str, list[Any]] = {
     "blas": [None, "auto"],
     "progress": [None, True, False],
     "redact": [None, "rules"],
+    "upkeep_ms": [None, 20, 0.5],
+    "extract": [True, False],
+    "embedder": [None, "resident"],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -136,6 +142,9 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_BLAS": "",
         "AGENT_MEMORY_PROGRESS": "false",
         "AGENT_MEMORY_REDACT": "rules",
+        "AGENT_MEMORY_UPKEEP_MS": "20",
+        "AGENT_MEMORY_EXTRACT": "1",
+        "AGENT_MEMORY_EMBEDDER": "resident",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
     assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
@@ -159,6 +168,9 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         blas=None,
         progress=False,
         redact="rules",
+        upkeep_ms=20.0,
+        extract=True,
+        embedder="resident",
         trust_remote_code=True,
     )
 

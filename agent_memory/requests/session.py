@@ -155,6 +155,11 @@ class Requests:
         self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, once it is loaded."""
+        return self._runner.tokenizer
+
     @cached_property
     def grammars(self) -> Grammars:
         """The grammars of the model's tokenizer, once the model is loaded."""

@@ -17,6 +17,7 @@ from agent_memory.errors import ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.request import Prompt, Request
@@ -84,6 +85,7 @@ class Engine:
         self.counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
@@ -246,6 +248,7 @@ class Engine:
                 target_gap_s=self._config.target_gap_s,
                 counters=self.counters,
                 places=self._places,
+                idle=self.idle,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()

@@ -16,6 +16,7 @@ from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
@@ -58,6 +59,7 @@ class Loop:
         target_gap_s: float,
         counters: Counters,
         places: Places,
+        idle: Idle,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
@@ -88,18 +90,24 @@ class Loop:
             target_gap_s=target_gap_s,
         )
         self._pacer = Pacer(target_gap_s)
+        self._idle = idle
         self._at_idle: list[Callable[[], None]] = []
 
     @property
     def has_work(self) -> bool:
         """True if a tick would do something."""
+        return self._is_needed or self._idle.is_due
+
+    @property
+    def _is_needed(self) -> bool:
+        """True if a request or a tier has work to be done."""
         has_requests = bool(self.waiting or self.running) or self.replies.sleep_s == 0
         return has_requests or self.saver.can_step or self.evictor.is_due
 
     @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
-        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s
+        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s, self._idle.sleep_s
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property
@@ -139,7 +147,11 @@ class Loop:
         self._note_idle()
 
     def tick(self) -> None:
-        """Run one round: sweep, start, prefill, decode, save, expire."""
+        """Run one round: sweep, start, prefill, decode, save, expire; idle work where nothing else is to be done."""
+        if not self._is_needed and not self.replies:
+            self._idle.step()
+            return
+        self._idle.put_off()
         self._sweep()
         if self.waiting and self._starting.step(self._busy_owners()) and self._can_gather():
             return
