@@ -44,9 +44,11 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
+    from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.episode import Episode
@@ -93,7 +95,6 @@ if TYPE_CHECKING:
         CallStart,
         Card,
         Delta,
-        Doctor,
         Event,
         Finish,
         Markup,
@@ -105,7 +106,6 @@ if TYPE_CHECKING:
         RejectedCall,
         Reply,
         Sampling,
-        Stats,
         Text,
         Tool,
         ToolCall,
@@ -132,6 +132,7 @@ __all__ = [
     "CancelledError",
     "Card",
     "CheckReport",
+    "Choice",
     "ClosedError",
     "Codec",
     "CodecReport",
@@ -156,6 +157,8 @@ __all__ = [
     "Expansion",
     "Finish",
     "Generation",
+    "Health",
+    "Histogram",
     "HistoryDivergedError",
     "Hit",
     "IncompatibleStoreError",
@@ -212,6 +215,7 @@ __all__ = [
     "ToolLike",
     "ToolResult",
     "ToolResultError",
+    "Trace",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -239,6 +243,7 @@ _HOMES = {
     "CancelledError": "errors",
     "Card": "types",
     "CheckReport": "recall.types",
+    "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
     "CodecReport": "observe.codec_quality",
@@ -249,7 +254,7 @@ _HOMES = {
     "DamagedModelError": "errors",
     "Delta": "types",
     "DivergedAt": "usage",
-    "Doctor": "types",
+    "Doctor": "figures",
     "EchoRunner": "echo.runner",
     "Embedder": "recall.protocols",
     "Episode": "recall.episode",
@@ -263,6 +268,8 @@ _HOMES = {
     "Expansion": "recall.types",
     "Finish": "types",
     "Generation": "generation",
+    "Health": "figures",
+    "Histogram": "figures",
     "HistoryDivergedError": "errors",
     "Hit": "recall.types",
     "IncompatibleStoreError": "errors",
@@ -305,7 +312,7 @@ _HOMES = {
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
     "State": "generation",
-    "Stats": "types",
+    "Stats": "figures",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
@@ -319,6 +326,7 @@ _HOMES = {
     "ToolLike": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "Trace": "observe.trace",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

@@ -70,6 +70,15 @@ def _redactor(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse("redact", "'rules', an object with a method redact(text), or None", value)
 
 
+def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not callable(value):
+        raise _refuse(attribute.name, "a function that takes a Reply, or None", value)
+
+
+def _as_recorder(value: Any) -> Path | None:
+    return None if value is None else as_path(value, "recorder")
+
+
 def _as_float(value: Any) -> Any:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
@@ -177,6 +186,10 @@ class Config:
     #: what takes secrets out of every prompt before the model and the log see it: "rules", or an object with a method
     #: ``redact(text)`` (``Redactor``); long-term memory redacts by rules where this is None
     redact: Any = field(default=None, validator=_redactor, repr=False)
+    #: a file for one line of JSON a step of each request, without any text; None: none is kept
+    recorder: Path | None = field(default=None, converter=_as_recorder)
+    #: called with each ``Reply`` on a thread of its own; what it raises is logged and counted
+    on_reply: Callable[[Any], object] | None = field(default=None, validator=_callable_or_none, repr=False)
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
@@ -219,6 +232,8 @@ def _parse(key: str, name: str, text: str) -> Any:
     """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
+    if name == "on_reply":
+        raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
     try:

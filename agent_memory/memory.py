@@ -17,8 +17,8 @@ from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
-from agent_memory.observe import doctor as checkup
-from agent_memory.observe.codec_quality import CodecReport, measure
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.reports import Reporting, Reports
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
@@ -35,11 +35,9 @@ from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
-    Doctor,
     Prompt,
     Recall,
     Reply,
-    Stats,
     ToolLike,
     ToolResult,
     Usage,
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.episodes import EpisodicMemory
 
 
-class Memory:
+class Memory(Reporting):
     """Agents that share one local model and never compute their context twice.
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
@@ -77,13 +75,16 @@ class Memory:
         hot_bytes, warm_bytes = memory_budgets(config)
         self._path = store_path(path)
         self._store = store_for(self._path or ":memory:", config, warm_bytes)
-        self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config)
-        self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
         try:
-            self._engine.open(self._store.recorded(self._model), self._attach)
+            observing = Observing(config)
+            self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config, observer=observing)
+            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            recorded = self._store.recorded(self._model)
+            self._engine.open(recorded, self._attach)
         except BaseException:
             self._store.close()
             raise
+        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, recorded)
         # A Memory that nobody closed still saves and ends its threads when it and its agents are collected, or the
         # interpreter exits.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
@@ -308,30 +309,10 @@ class Memory:
         self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
         self._store.flush()
 
-    def stats(self) -> Stats:
-        """Return counters since this Memory was opened, and bytes now."""
-        held = self._engine.call(self._engine.memory_figures)
-        stored = {**self._store.stats(), "remember_failures": self._asking.longterm.n_failed}
-        return self._engine.counters.stats(held, stored)
-
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
         return self._store.verify()
-
-    def doctor(self) -> Doctor:
-        """Return what was found on this machine, and what would make it faster."""
-        self._asking.ensure_open()
-        return checkup.examine(self._runner, self._config)
-
-    def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
-        """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
-        the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
-
-        Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
-        """
-        self._asking.ensure_open()
-        return measure(self._engine, self._runner, self._config.chunk_tokens, name, texts)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""

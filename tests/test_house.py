@@ -11,7 +11,7 @@ MAX_MEMBERS = 12
 WIDE = {
     "store.catalog.Catalog": (49, "the set of segments in memory, the attached model and the disk behind it"),
     "store.manifest.Manifest": (23, "agents, logs and segments in one class"),
-    "store.store.Store": (25, "the store as the engine sees it: one method for each thing asked of a disk"),
+    "store.store.Store": (27, "the store as the engine sees it: one method for each thing asked of a disk"),
     "scheduler.request.Request": (15, "what was asked, read field by field where a row runs"),
     "prefix.index.Segment": (19, "a value that is written by hand for its size"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 
 from agent_memory.config import Config, memory_budgets, total_memory_bytes
 from agent_memory.kvcache.coding import fallbacks, token_bytes
@@ -14,7 +15,7 @@ from agent_memory.types import Doctor
 _GIB = 1 << 30
 
 
-def examine(runner: ModelRunner, config: Config) -> Doctor:
+def examine(runner: ModelRunner, config: Config, *, recorded: Mapping[str, str], explain: bool = False) -> Doctor:
     """Facts of the machine and the opened model, with advice."""
     hot_bytes, warm_bytes = memory_budgets(config)
     calls, tags = choice_of(runner.tokenizer), runner.tokenizer.reasoning

@@ -8,7 +8,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import frozen
 
@@ -19,15 +20,26 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.waiting import Places
-from agent_memory.types import Tier
+from agent_memory.types import Stats, Tier
 
 if TYPE_CHECKING:
     from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.engine")
 T = TypeVar("T")
+
+
+@frozen
+class Pulse:
+    """The engine's state at one moment."""
+
+    is_live: bool  #: True if its thread runs, in this process
+    n_waiting: int
+    n_running: int
+    lacks_bytes: bool  #: True if a request waits because the bytes that it may need are not free
 
 
 @frozen(eq=False)
@@ -76,11 +88,13 @@ class Engine:
         *,
         hot_bytes: int,
         config: Config,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._runner, self._store, self._hot_bytes, self._config = runner, store, hot_bytes, config
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
-        self.counters = Counters()
+        self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
         self._loop: Loop  # the engine thread's
@@ -107,7 +121,19 @@ class Engine:
         """Raise ClosedError in a forked child."""
         self._mail.ensure_ours()
 
-    def memory_figures(self) -> dict[str, int]:
+    @property
+    def pulse(self) -> Pulse:
+        """The engine's state now. Any thread; never waits."""
+        thread, loop = self._thread, self._loop
+        is_live = self.is_ours and thread is not None and thread.is_alive()
+        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes)
+
+    def stats(self, stored: Callable[[], Mapping[str, Any]]) -> Stats:
+        """Return the sums over requests and the bytes in memory now, with the store's figures (``stored``)."""
+        live = self.call(self._memory_figures)
+        return self._counters.stats(live, stored())
+
+    def _memory_figures(self) -> dict[str, int]:
         """Bytes of live and of warm KV, and how many lineages and pieces were evicted. Engine thread (in ``call``)."""
         warm = self._store.warm
         return {
@@ -115,6 +141,8 @@ class Engine:
             "warm_bytes": warm.n_bytes,
             "hot_evictions": self._loop.evictor.n_evicted,
             "warm_evictions": warm.n_evicted,
+            "waiting": len(self._loop.waiting),
+            "running": len(self._loop.running),
         }
 
     def ensure_places(self, n_asked: int = 1) -> None:
@@ -123,6 +151,8 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request; its feed gets the deltas and the end. Raises QueueFullError or ClosedError."""
+        self._observer.queued(request)
+        request.feed.at_end(partial(self._observer.ended, request))
         self._places.take(request)
         try:
             self._mail.post(_Submission(self._loop, request, self._places))
@@ -213,11 +243,13 @@ class Engine:
                 max_batch=self._config.max_batch,
                 prefill_tokens=self._config.prefill_tokens or self._runner.prefill_tokens,
                 target_gap_s=self._config.target_gap_s,
-                counters=self.counters,
+                counters=self._counters,
                 places=self._places,
+                observer=self._observer,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()
+            self._observer.closed()
             ready.set_exception(error)
             return
         ready.set_result(None)
@@ -228,6 +260,7 @@ class Engine:
         for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
+        self._observer.closed()
         self._runner.close()
 
     def _serve(self) -> None:
@@ -246,6 +279,7 @@ class Engine:
         while True:
             try:
                 log.error("the engine was interrupted and every request ends: %r", failure, exc_info=failure)
+                self._observer.faulted(failure)
                 self._loop.fail_all(stripped(failure))
                 self._mail.fail(failure)
                 return False

@@ -18,6 +18,7 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.replying import Replies
@@ -59,20 +60,21 @@ class Loop:
         target_gap_s: float,
         counters: Counters,
         places: Places,
+        observer: Observer,
     ) -> None:
         layout, self._store, self._target_gap_s = runner.layout, store, target_gap_s
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
         admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(store.chunk_tokens), admission, counters)
-        self.saver = Saver(store, layout, counters)
-        self.evictor = Evictor(self.hot, store, self.saver, admission, ttl_s=hot_ttl_s)
+        self.saver = Saver(store, layout, counters, observer)
+        self.evictor = Evictor(self.hot, store, self.saver, admission, ttl_s=hot_ttl_s, observer=observer)
         reuse = Reuse(self.hot, store, self.saver, layout, prefill_tokens)
         self._leaving = Leaving(
             self.running, self.replies, self.hot, self.saver, self.evictor, is_storable=layout.is_storable
         )
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens)
-        self._decode = Decode(self.running, self._leaving)
+        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer)
+        self._decode = Decode(self.running, self._leaving, observer)
         self._starting = Starting(
             runner,
             store,
@@ -83,6 +85,7 @@ class Loop:
             self.evictor,
             self.saver,
             self._prefill,
+            observer,
             max_batch=max_batch,
             target_gap_s=target_gap_s,
         )
@@ -105,6 +108,11 @@ class Loop:
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare capacity included."""
         return self.hot.nbytes + self.running.nbytes
+
+    @property
+    def lacks_bytes(self) -> bool:
+        """True if a request waits because the bytes that it may need are not free. Any thread."""
+        return bool(self.waiting) and self._starting.lacks_bytes
 
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits, runs or is being replied to."""

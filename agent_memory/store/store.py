@@ -86,8 +86,8 @@ class Store:
         costs, pins = self.costs, self._pins.agents
         is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
         self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
-        self._health = Health()
-        self._io = IOThread(health=self._health)
+        self.health = Health()
+        self._io = IOThread(health=self.health)
         self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
@@ -115,7 +115,7 @@ class Store:
                     quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
                     admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
-                    health=self._health,
+                    health=self.health,
                     codec=codec,
                     place=place,
                 )
@@ -346,7 +346,7 @@ class Store:
         if self._catalog is not None and not isinstance(error, GoneError):
             catalog = self._catalog
             self._io.call(lambda: keep(catalog))
-            if self._health.state == "ok":  # else the disk was told of
+            if self.health.state == "ok":  # else the disk was told of
                 catalog.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._manifest.commits)
@@ -372,7 +372,7 @@ class Store:
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
-        return figures(self._catalog, self._health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
+        return figures(self._catalog, self.health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
