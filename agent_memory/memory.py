@@ -26,7 +26,7 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
-from agent_memory.requests.opening import Opening, check_drain, runner_for, store_for, store_path
+from agent_memory.requests.opening import Opening, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.prompting import cleaned
 from agent_memory.requests.registry import AgentSpec
@@ -74,10 +74,11 @@ class Memory(Reporting):
         self._model = self._runner.name
         hot_bytes, warm_bytes = memory_budgets(config)
         self._path = store_path(path)
-        self._store = store_for(self._path or ":memory:", config, warm_bytes)
+        self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
+        self._store = self._tiers.store
         try:
             observing = Observing(config)
-            self._engine = Engine(self._runner, self._store, hot_bytes=hot_bytes, config=config, observer=observing)
+            self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
             self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
             recorded = self._store.recorded(self._model)
             self._engine.open(recorded, self._attach)
@@ -85,8 +86,7 @@ class Memory(Reporting):
             self._store.close()
             raise
         self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, recorded)
-        # A Memory that nobody closed still saves and ends its threads when it and its agents are collected, or the
-        # interpreter exits.
+        # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
     @classmethod
@@ -295,7 +295,7 @@ class Memory(Reporting):
         """
         if to not in ("warm", "cold"):
             raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {repr_of(to)}")
-        if to == "warm" and not self._store.warm.is_on:
+        if to == "warm" and not self._tiers.warm.is_on:
             raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
         if not (agent is None or isinstance(agent, (str, Agent))):
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
@@ -357,7 +357,7 @@ class Memory(Reporting):
         grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
         facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
         self._asking.agents.identity = identity
-        self._store.attach(identity, self._runner.layout, self._runner.host, facts)
+        self._tiers.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
         return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)

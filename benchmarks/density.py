@@ -24,8 +24,10 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.protocols import KV
-from agent_memory.store import lookup
-from agent_memory.store.warm import Warm
+from agent_memory.store.reading import NOTHING
+from agent_memory.tiers import lookup
+from agent_memory.tiers.sources import WarmSource
+from agent_memory.tiers.warm import Warm
 
 CHUNK = 256
 
@@ -59,9 +61,9 @@ def held(runner: MLXRunner, kv: KV, codec: Codec, budget_bytes: int) -> dict[str
         copy_s.append(copied(warm, layout, kv, ids, len(copy_s)))
         sizes.append(warm.n_bytes)
         began = time.perf_counter()
-        match = lookup.find(None, warm, ids)
+        match = lookup.find(warm, NOTHING, ids)
         assert match.n_tokens == kv.n_tokens
-        batch.restore(lookup.source(None, warm, match, match.n_tokens))
+        batch.restore(WarmSource(warm, match, match.n_tokens, None))
         restore_s.append(time.perf_counter() - began)
     batch.close()
     return {

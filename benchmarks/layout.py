@@ -23,7 +23,8 @@ import numpy as np
 import xxhash
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.store.store import Match, Store
+from agent_memory.store.reading import Match
+from agent_memory.store.store import Store
 
 IDENTITY = "ab" * 32
 

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.log.files import Files
 from agent_memory.store import segments
-from agent_memory.store.files import Files
-from agent_memory.store.store import Match, Store
+from agent_memory.store.reading import Match
+from agent_memory.store.store import Store
 from benchmarks.common import drop_page_cache, median, timed, write_json
 
 IDENTITY = "ab" * 32

@@ -12,7 +12,6 @@ from agent_memory.errors import AgentDeletedError
 from agent_memory.log.facts import Facts
 from agent_memory.log.said import Said
 from agent_memory.log.turns import AgentRecord, Turn
-from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prompt.sameness import is_same, renamed
 from agent_memory.protocols import Tokenizer
 from agent_memory.tools import from_json as tools_from_json
@@ -133,7 +132,7 @@ class Log:
         The last turn is the request's own. Replies that ``given`` brings along are turns of their own before it.
         """
         all_ids = np.array(ids, np.uint32)
-        keep = common_prefix(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
+        keep = _n_same_ids(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
         seeded = self.seeded(given, tokenizer=tokenizer, keep=keep)
         same = seeded[-1].n_messages_kept + len(seeded[-1].messages) if seeded else self.n_same(given)
         own = Turn(
@@ -199,3 +198,9 @@ class Log:
             used_s=self.used_s,
             is_pinned=self.is_pinned,
         )
+
+
+def _n_same_ids(before: np.ndarray[Any, Any], now: np.ndarray[Any, Any]) -> int:
+    n = min(len(before), len(now))
+    differs = before[:n] != now[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -1,8 +1,7 @@
 """The index of what is stored, and the longest stored prefix of some ids. Pure: no file is opened here.
 
 A look-up walks full chunks by hash, then every chain of tail deltas, then takes the longest token prefix of one more
-piece; which of these paths is the best is the caller's to say. O(tokens) hashing, plus a bisection among the children
-of one piece.
+piece. The caller chooses among these paths. O(tokens) hashing, plus a bisection among the children of one piece.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.types import Exactness
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
-HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
-_MAX_VISITS = 256  #: chains of deltas looked at in one tail
+#: Leading ids of a piece that are kept in memory: siblings that share a template's first ids still differ in them.
+HEAD_IDS = 16
+_MAX_VISITS = 256  #: chains of deltas that are tried in one tail
 
 
 class Segment:
@@ -112,17 +112,17 @@ class Piece:
 
 
 def sort_key(ids: Ids) -> bytes:
-    """Bytes that sort as the ids do."""
+    """Return bytes that sort as the ids do."""
     return ids.astype(">u4").tobytes()
 
 
 def n_tokens(path: Sequence[tuple[Piece, int]]) -> int:
-    """How many tokens a path covers."""
+    """Return how many tokens a path covers."""
     return sum(take for _, take in path)
 
 
 class _Siblings:
-    """Children of one piece, by head; those of one head are put in full order when that is first needed."""
+    """Children of one piece, sorted by head; children with one head are sorted by all ids when that is first needed."""
 
     __slots__ = ("deltas", "ordered", "pieces")
 
@@ -137,9 +137,9 @@ class _Siblings:
 
 
 class Index:
-    """Pieces of one identity by id, and by parent. Not thread-safe: the store guards it.
+    """Pieces of one identity by id, and by parent. Not thread-safe: its owner guards it.
 
-    ``read_ids`` gives the ids of a piece, or None where its file is gone.
+    ``read_ids`` returns the ids of a piece, or None if its file is gone.
     """
 
     def __init__(self, root: bytes, chunk_tokens: int, read_ids: Callable[[Piece], Ids | None]) -> None:
@@ -150,11 +150,11 @@ class Index:
     # changing
 
     def add(self, piece: Piece, ids: Ids | None = None) -> None:
-        """Enter a piece; its parent must be known. ``ids``: its own, where at hand."""
+        """Add a piece; its parent is the root or in the index. ``ids``: the piece's own, if at hand."""
         self.pieces[piece.id] = piece
         parent = self.pieces.get(piece.parent)
         if parent is not None:
-            piece.parent = parent.id  # one bytes object for all that mention it
+            piece.parent = parent.id  # one bytes object for all references
         found = self._children.get(piece.parent)
         if found is None:
             self._children[piece.parent] = piece
@@ -168,7 +168,7 @@ class Index:
         self._insert(siblings, piece, ids)
 
     def fill(self, pieces: Iterable[Piece]) -> None:
-        """Enter many pieces, parents before children, into an empty index: siblings are sorted once."""
+        """Add many pieces, parents before children, to an empty index: siblings are sorted once."""
         known, children = self.pieces, self._children
         crowds: dict[bytes, list[Piece]] = {}
         for piece in pieces:
@@ -195,7 +195,7 @@ class Index:
             siblings.deltas[piece.n_tokens] = siblings.deltas.get(piece.n_tokens, 0) + 1
 
     def remove(self, piece: Piece) -> None:
-        """Take a piece out; its children become unreachable."""
+        """Remove a piece; its children become unreachable."""
         del self.pieces[piece.id]
         found = self._children[piece.parent]
         if isinstance(found, Piece):
@@ -210,12 +210,12 @@ class Index:
             del self._children[piece.parent]
 
     def children(self, parent: bytes) -> list[Piece]:
-        """The pieces that follow ``parent``."""
+        """Return the pieces that follow ``parent``."""
         found = self._children.get(parent)
         return [] if found is None else [found] if isinstance(found, Piece) else list(found.pieces)
 
     def descendants(self, pieces: list[Piece]) -> list[Piece]:
-        """``pieces`` and all that follows them, parents before children."""
+        """Return ``pieces`` and all their descendants, parents before children."""
         found = {p.id: p for p in pieces}
         queue = list(found.values())
         for piece in queue:
@@ -225,7 +225,7 @@ class Index:
         return queue
 
     def ancestors(self, piece: Piece) -> Iterator[Piece]:
-        """``piece`` and all before it."""
+        """Yield ``piece`` and all its ancestors."""
         at: Piece | None = piece
         while at is not None:
             yield at
@@ -234,7 +234,7 @@ class Index:
     # looking up
 
     def chunks(self, ids: Ids, *, ready: bool) -> list[Piece]:
-        """The stored full chunks at the head of ``ids``; ``ready``: only those that can be read."""
+        """Return the stored full chunks of the longest prefix of ``ids``; ``ready``: only those that can be read."""
         found: list[Piece] = []
         parent = self.root
         for start in range(0, len(ids) - self.chunk_tokens + 1, self.chunk_tokens):
@@ -246,7 +246,7 @@ class Index:
         return found
 
     def deltas(self, parent: bytes, rest: Ids, *, ready: bool) -> list[list[Piece]]:
-        """Every chain of whole deltas after ``parent`` that is a prefix of ``rest``; the empty one comes first."""
+        """Return every chain of whole deltas after ``parent`` that is a prefix of ``rest``; the empty chain first."""
         chains: list[list[Piece]] = [[]]
         for chain in chains:
             if len(chains) > _MAX_VISITS:
@@ -262,9 +262,9 @@ class Index:
         return chains
 
     def paths(self, ids: Ids, *, ready: bool = True, every_end: bool = False) -> Iterator[list[tuple[Piece, int]]]:
-        """Ways to cover a prefix of ``ids``: pieces in order, with how many tokens of each. One at least.
+        """Yield the paths that cover a prefix of ``ids``: pieces in order, with tokens taken of each. At least one.
 
-        ``every_end``: those too that end inside a chunk that another lineage fills.
+        ``every_end``: also paths that end inside a chunk that another lineage fills.
         """
         chunks = self.chunks(ids, ready=ready)
         plan = [(piece, piece.n_tokens) for piece in chunks]
@@ -282,7 +282,7 @@ class Index:
                     yield [*plan[:number], *((p, p.n_tokens) for p in chain)]
 
     def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
-        """Pieces that cover the longest stored prefix of ``ids``, with how many tokens of each."""
+        """Return the pieces of the longest stored prefix of ``ids``, with tokens taken of each."""
         return max(self.paths(ids, ready=ready), key=n_tokens)
 
     def _delta_lengths(self, parent: bytes) -> list[int]:
@@ -292,7 +292,7 @@ class Index:
         return [] if found is None else list(found.deltas)
 
     def _partial(self, parent: bytes, rest: Ids, ready: bool) -> tuple[Piece | None, int]:
-        """The child that shares the longest prefix with ``rest``, and that length."""
+        """Return the child that shares the longest prefix with ``rest``, and that length."""
         found = self._children.get(parent)
         if found is None or not len(rest):
             return None, 0
@@ -308,7 +308,7 @@ class Index:
         return best, best_take
 
     def _neighbours(self, siblings: _Siblings, rest: Ids, ready: bool) -> Iterator[Piece]:
-        """The nearest usable pieces on both sides of where ``rest`` would stand: one shares the longest prefix."""
+        """Yield the nearest usable pieces before and after ``rest`` in order: one shares the longest prefix."""
         head = sort_key(rest[:HEAD_IDS])
         low, high = siblings.tied(head)
         at = low
@@ -316,7 +316,7 @@ class Index:
             if head not in siblings.ordered:
                 keys = {p.id: sort_key(self._ids(p)) for p in siblings.pieces[low:high]}
                 siblings.pieces[low:high] = sorted(siblings.pieces[low:high], key=lambda p: keys[p.id])
-                if all(keys.values()):  # else some could not be read, and the order is not the true one
+                if all(keys.values()):  # else some ids could not be read, and the order is unknown
                     siblings.ordered.add(head)
             at = bisect.bisect_left(siblings.pieces, sort_key(rest), low, high, key=lambda p: sort_key(self._ids(p)))
         for side in (range(at, len(siblings.pieces)), range(at - 1, -1, -1)):

@@ -1,13 +1,12 @@
-"""How KV came about, token by token, and so in which codec it may be stored. Pure.
+"""Provenance: how the KV of each token came about, and so in which codec it may be stored. Pure.
 
-What is stored quantized stays what it was stored as: rows that came out of such a record are never encoded again. Where
-a new piece holds them too, their stored bytes are taken over; where those are gone, the values are stored as they are,
-marked as quantized.
+Rows decoded from a lossy codec are never encoded again. Where a new piece includes them, their stored bytes are reused;
+if those bytes are gone, the values are stored exactly, marked as quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,36 +18,40 @@ from agent_memory.types import Exactness
 
 Made = Literal[1, 2, 3]
 MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
-#: Added to how a token's KV was made: it came out of a quantized record, and is never encoded again.
+#: Flag added to a token's provenance: its KV was decoded from a lossy codec, and is never encoded again.
 DECODED = 4
 SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
-MAX_DELTAS = (
-    16  #: tail deltas before they are merged; turns of 16 tokens and more never get there, and stay within 2x bytes
-)
+#: Tail deltas before they are merged. Turns of 16 tokens and more never reach it and write at most twice their bytes.
+MAX_DELTAS = 16
 
 Stored = tuple[tuple[Piece, int], ...]
 
 
 @frozen
 class Provenance:
-    """How the KV of a lineage came about."""
+    """How the KV of a lineage's tokens came about."""
 
     made: np.ndarray[Any, np.dtype[np.uint8]] = field(eq=False, repr=False)  #: per token; see ``MADE``
-    exactness: Exactness  #: the weakest promise of all of it
+    exactness: Exactness  #: the weakest of all tokens
 
     def n_decoded(self, start: int, stop: int) -> int:
-        """How many of these tokens came out of a quantized record."""
+        """Count the tokens of ``[start, stop)`` whose KV was decoded from a lossy codec."""
         return int(np.count_nonzero(self.made[start:stop] & DECODED))
 
     def made_by(self, start: int, stop: int) -> int:
-        """Prefill, decoding, or both: a key of ``prefix.provenance.MADE``."""
+        """Return prefill, decode or mixed for tokens ``[start, stop)``: a key of ``MADE``."""
         kinds = {int(m) for m in np.unique(self.made[start:stop] & ~np.uint8(DECODED))}
         return kinds.pop() if len(kinds) == 1 else 3
 
 
 def made_of(piece: Piece) -> int:
-    """How the KV of a restored piece's tokens was made, and whether it was decoded."""
+    """Return the provenance of the tokens of a restored piece."""
     return piece.made | (DECODED if piece.segment.exactness == "quantized" else 0)
+
+
+def made_of_all(taken: Sequence[tuple[Piece, int]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the provenance of each token taken of some pieces."""
+    return np.repeat(np.array([made_of(piece) for piece, _ in taken], np.uint8), [take for _, take in taken])
 
 
 @frozen
@@ -57,16 +60,18 @@ class Run:
 
     start: int
     stop: int
-    before: Piece | None  #: None: the last piece of the run before this one, or nothing
+    before: Piece | None  #: the piece that it follows; None: the last piece of the run before this one, or the root
     codec: Codec = "exact"
-    #: pieces whose rows are taken over for the first tokens, with how many of each
+    #: pieces whose stored rows are reused for the first tokens, with how many of each
     stored: Stored = ()
 
 
 def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], bytes, Piece | None]:
-    """What of ``ids`` is neither stored nor being saved, head so far, last stored piece.
+    """Return the runs of ``ids`` that are neither stored nor being saved, the head if there are none, and the last
+    stored piece.
 
-    ``is_cuttable``: a longer piece of another lineage stands for a tail.
+
+    ``is_cuttable``: every layer can be truncated at any token, so a longer piece of another lineage covers a tail.
     """
     chunks = index.chunks(ids, ready=False)
     size = index.chunk_tokens
@@ -92,7 +97,7 @@ def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], by
 
 
 def coded_runs(runs: Iterable[Run], index: Index, ids: Ids, lineage: Provenance, codec: Codec) -> Iterator[Run]:
-    """The runs cut where they must be stored in different ways. Every run starts at a piece."""
+    """Split runs where their codec changes. Every run starts at a piece."""
     for run in runs:
         if codec == "exact" or not lineage.n_decoded(run.start, run.stop):
             yield evolve(run, codec=codec)
@@ -109,7 +114,7 @@ def coded_runs(runs: Iterable[Run], index: Index, ids: Ids, lineage: Provenance,
 
 
 def _part(start: int, stop: int, index: Index, ids: Ids, lineage: Provenance, codec: Codec) -> Run:
-    """One piece: encoded where nothing of it was decoded, or where all that was is stored and comes first."""
+    """Plan one piece: encoded if none of its rows were decoded, or if those that were come first and are stored."""
     n = lineage.n_decoded(start, stop)
     if not n:
         return Run(start, stop, None, codec)

@@ -1,8 +1,8 @@
-"""Where stored KV can be taken up again. Pure.
+"""Resume points: the positions at which stored KV can be restored. Pure.
 
-Full-attention rows can be cut at any token. Sliding-window layers need the rows of the window before that token, layers
-that keep a state need their state at that token: both lie in side files, one for a piece, which come and go while the
-piece stays. A prefix is restorable where its side files are.
+- Full-attention rows can be truncated at any token.
+- Sliding-window layers need the rows of the window before that token; recurrent layers need their state at that token.
+- Both are in side files, at most one for a piece. A side file may be deleted while its piece stays.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from agent_memory.prefix.index import Index, Piece, n_tokens
 
 @frozen
 class Held:
-    """What a live KV holds beside its full-attention rows."""
+    """The window rows and states that a live KV has, beside its full-attention rows."""
 
-    held_from: int = 0  #: the first token whose window rows it holds
-    snapshots: Collection[int] = field(default=())  #: numbers of tokens at which it holds a state
+    held_from: int = 0  #: the first token whose window rows it has
+    snapshots: Collection[int] = field(default=())  #: positions at which it has a state
 
 
 @define(eq=False)
@@ -50,38 +50,38 @@ class Side:
 
 @frozen
 class Needs:
-    """What a restore needs beside full-attention rows."""
+    """The window rows and states that a restore needs, beside full-attention rows."""
 
-    window: int  #: tokens that a window attends to; 0: there is none
+    window: int  #: tokens in a window; 0: no layer has one
     state: bool
     chunk_tokens: int
 
     @classmethod
     def of(cls, layout: Layout, chunk_tokens: int) -> Needs:
-        """Those of a model."""
+        """Return the needs of a model."""
         return cls(layout.window if layout.windows else 0, bool(layout.snapshots), chunk_tokens)
 
     def first_row(self, n_tokens: int) -> int:
-        """The first token whose window rows a restore at ``n_tokens`` needs."""
+        """Return the first token whose window rows a restore at ``n_tokens`` needs."""
         return max(0, n_tokens - self.window + 1) if self.window else n_tokens
 
     def boundary_row(self, n_tokens: int) -> int:
-        """The first token whose window rows a restore at the chunk boundary before ``n_tokens`` needs."""
+        """Return the first token whose window rows a restore at the last chunk boundary up to ``n_tokens`` needs."""
         return self.first_row(n_tokens // self.chunk_tokens * self.chunk_tokens)
 
     def wants_rows(self, start: int, stop: int, point: int) -> bool:
-        """Whether window rows ``[start, stop)`` are kept for a lineage that ends at ``point``.
+        """True if window rows ``[start, stop)`` are kept for a lineage that ends at ``point``.
 
-        What the restore there needs, and older ones while all together stay within the window and one chunk.
+        Those that a restore at ``point`` needs, and older ones within a window and a chunk of it.
         """
         if not self.window or start >= stop:
             return False
         return stop > self.first_row(point) or start >= point - self.window - self.chunk_tokens
 
     def wants_state(self, at: int, point: int) -> bool:
-        """Whether the state at ``at`` is kept for a lineage that ends at ``point``: there, and by ``is_kept``.
+        """True if the state at ``at`` is kept for a lineage that ends at ``point``: at its end, and by ``is_kept``.
 
-        Beside windows older states are of no use, their rows are gone: then the newest boundary's alone.
+        In a model with windows, only that at the newest chunk boundary: older window rows are gone.
         """
         if not self.state or at == point:
             return self.state
@@ -92,8 +92,10 @@ class Needs:
 def missing_sides(
     index: Index, sides: Mapping[bytes, Side], needs: Needs, head: bytes, point: int, held: Held
 ) -> Iterator[tuple[Piece, int, bool]]:
-    """What a lineage of ``point`` tokens with its last piece ``head`` should have, has not, and can be given by
-    ``held``, the last first: pieces, the first window row of each (its end: none), and whether its state.
+    """Yield what side files of a lineage of ``point`` tokens lack and ``held`` can give, the last piece first.
+
+    Each: a piece, the position of its first window row (the piece's end: no rows), True if its state is needed.
+    ``head``: the lineage's last piece.
     """
     for piece in index.ancestors(index.pieces[head]):
         stop = piece.start + piece.n_tokens
@@ -108,9 +110,7 @@ def missing_sides(
 
 
 def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], needs: Needs) -> tuple[int, int]:
-    """The longest prefix of ``path`` (pieces with tokens taken of each) that can be restored, and from which token on
-    its window rows are there; O(pieces).
-    """
+    """Return the longest restorable prefix of a path of pieces, and its first token with window rows; O(pieces)."""
     best = (0, 0)
     rows_from = at = 0  # window rows [rows_from, at) are stored without a gap
     for piece, take in path:
@@ -133,12 +133,12 @@ class Plan:
     """Pieces to restore from, with how many tokens are taken of each."""
 
     pieces: list[tuple[Piece, int]]
-    rows_from: int = 0  #: the first token whose window rows are there
-    is_cut: bool = False  #: whether more is stored, with no place to restore at
+    rows_from: int = 0  #: the first token whose window rows are stored
+    is_cut: bool = False  #: True if more is stored, with no resume point in it
 
 
 def best_plan(paths: Iterable[list[tuple[Piece, int]]], sides: Mapping[bytes, Side], needs: Needs) -> Plan:
-    """The one that restores most, cut where it can be restored."""
+    """Return the path with the longest restorable prefix, truncated to it."""
     best, longest = (0, 0), 0
     chosen: list[tuple[Piece, int]] = []
     for path in paths:
@@ -157,10 +157,10 @@ def stale(
     former: int,
     is_point: Callable[[Piece], bool],
 ) -> list[Side]:
-    """The side files that a lineage no longer needs; ``lineage``: its pieces, the last first.
+    """Return the side files that a lineage no longer needs; ``lineage``: its pieces, the last first.
 
-    What a restore needs is kept for the end of a lineage, for places where lineages fork or end, and for ``former``,
-    where this one ended before its last turn: that turn may be taken back, or its reply be told otherwise.
+    - Kept: what restores need at the lineage's end, and where lineages fork or end (``is_point``).
+    - Kept: what a restore needs at ``former``, the end before the last turn: that turn may be rewound or replaced.
     """
     gone: list[Side] = []
     newest = point = 0

@@ -1,7 +1,7 @@
-"""What leaves a tier first, in all three: the lowest worth, and within a lineage its tail. Pure.
+"""The order of eviction in all three tiers: the lowest worth first, and within a lineage the tail first. Pure.
 
-Worth is the cost to get something back per byte held and second unused. Of two things that cost the same per byte, the
-longer unused goes first (LRU); one that costs ten times as much stays ten times as long unused. The order is that of
+Worth is the cost to get KV back, per allocated byte and second unused. Of two lineages that cost the same per byte, the
+longer unused goes first (LRU); one that costs ten times as much stays ten times as long. The order is that of
 hyperbolic caching (Blankstein, Sen and Freedman, USENIX ATC 2017) without its count of uses.
 """
 
@@ -18,57 +18,57 @@ from agent_memory.types import Tier
 
 T = TypeVar("T")
 
-#: Until it is measured: seconds to compute a token, and bytes a second that come back from a tier.
+#: Used until measured: seconds to compute a token, and bytes a second read from a tier.
 _COMPUTE_S = 1e-3
 _LOAD_RATES: dict[Tier, float] = {"warm": 4e9, "cold": 1e9}
-#: The share of a new measurement in what is believed.
+#: Weight of a new measurement in the moving average.
 _NEWS = 0.2
 _LEAST_IDLE_S = 1e-6
 
 
 @define
 class Costs:
-    """Seconds to get KV back, by what was measured so far. Engine thread only."""
+    """Seconds to get KV back, from moving averages of what was measured. Engine thread only."""
 
     _token_s: float = field(default=_COMPUTE_S, init=False)
     _byte_s: dict[Tier, float] = field(
         factory=lambda: {tier: 1 / rate for tier, rate in _LOAD_RATES.items()}, init=False
     )
 
-    is_measured: bool = field(default=False, init=False)  #: whether computing was
+    is_measured: bool = field(default=False, init=False)  #: True once a prefill was measured
 
     def computed(self, n_tokens: int, seconds: float) -> None:
-        """So many tokens took so long to prefill."""
+        """Record one measured prefill."""
         if n_tokens:
             self.is_measured = True
             self._token_s += _NEWS * (seconds / n_tokens - self._token_s)
 
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
-        """So many bytes of live KV took so long to come from a tier."""
+        """Record one measured restore of ``n_bytes`` of live KV from a tier."""
         if n_bytes and tier in self._byte_s:
             self._byte_s[tier] += _NEWS * (seconds / n_bytes - self._byte_s[tier])
 
     def compute_s(self, n_tokens: int) -> float | None:
-        """What so many tokens cost to compute; None while nobody knows."""
+        """Return the seconds to compute ``n_tokens``; None until a prefill was measured."""
         return self._token_s * n_tokens if self.is_measured else None
 
     def back_s(self, tier: Tier, n_tokens: int, n_bytes: int) -> float:
-        """What KV that is in ``tier`` costs to make live; ``none``: to compute again."""
+        """Return the seconds to restore KV from ``tier``; "none": to compute it again."""
         return self._byte_s[tier] * n_bytes if tier in self._byte_s else self._token_s * n_tokens
 
 
 def worth(cost_s: float, n_bytes: int, idle_s: float) -> float:
-    """Return what is gained by keeping something: whatever has least goes first."""
+    """Return seconds to get KV back, per byte and second unused; the lowest worth is evicted first."""
     return cost_s / (max(1, n_bytes) * max(_LEAST_IDLE_S, idle_s))
 
 
 def leaves_first(
     leaves: Iterable[T], order: Callable[[T], tuple[Any, ...]], freed: Callable[[T], T | None] = lambda one: None
 ) -> Iterator[T]:
-    """Give what is to leave, one by one: of what nothing depends on, the first in ``order``.
+    """Yield items to evict, one by one: of those that no other depends on, the first in ``order``.
 
-    The caller lets each leave before it asks for the next; ``freed`` then gives what nothing depends on any more, if
-    that may leave. O(log n) for each.
+    The caller evicts each before it asks for the next; ``freed`` then returns the parent, if it has become a leaf and
+    may be evicted. O(log n) for each.
     """
     heap = [(order(one), number, one) for number, one in enumerate(leaves)]
     heapq.heapify(heap)
@@ -83,20 +83,20 @@ def leaves_first(
 
 @frozen
 class Candidate:
-    """A segment on disk as eviction sees it."""
+    """What eviction needs to know of a segment on disk."""
 
     number: int
-    parent: int | None  #: the segment that holds the piece before its first
-    nbytes: int  #: allocated, side files included
+    parent: int | None  #: number of the segment that its first piece follows
+    nbytes: int  #: allocated bytes, side files included
     used_s: float
-    n_tokens: int = 1  #: what would have to be computed again
-    is_pinned: bool = False  #: not to be evicted (being saved, or wanted to stay); neither are its ancestors
+    n_tokens: int = 1  #: tokens to compute again if it is evicted
+    is_pinned: bool = False  #: never evicted (being saved, or an agent's that is pinned); its ancestors neither
 
 
 def victims(candidates: Iterable[Candidate], excess_bytes: int, now_s: float) -> list[int]:
-    """Return the segments to remove so that ``excess_bytes`` are freed (or all that may be); O(n log n).
+    """Return the numbers of segments to evict so that ``excess_bytes`` are freed, or of all that may be; O(n log n).
 
-    A segment costs its tokens to get back, once for each of the lineages that depend on it, or did until now.
+    The cost of a segment is its tokens times the lineages that depend on it, those evicted by this call included.
     """
     if excess_bytes <= 0:
         return []
@@ -126,7 +126,7 @@ def victims(candidates: Iterable[Candidate], excess_bytes: int, now_s: float) ->
 
 
 def _lineages(known: Mapping[int, Candidate], children: Counter[int]) -> Counter[int]:
-    """How many lineages depend on each segment: the leaves below it. Parents have smaller numbers."""
+    """Count the lineages that depend on each segment: its leaves. Parents have smaller numbers than children."""
     found = Counter({number: 1 for number in known if not children[number]})
     for number in sorted(known, reverse=True):
         if (parent := known[number].parent) is not None:

@@ -12,10 +12,11 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
+from agent_memory.log.files import MANIFEST
 from agent_memory.protocols import ModelRunner
-from agent_memory.store.format import MANIFEST
 from agent_memory.store.store import Store
 from agent_memory.store.view import StoreView
+from agent_memory.tiers.tiers import Tiers
 
 
 class _Closing(Protocol):
@@ -94,18 +95,16 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     return MLXRunner.named(model, config=config, adapter=adapter)
 
 
-def store_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Store:
-    """The store that ``Memory(path=)`` means, opened. Raises ConfigError and what ``Store`` does."""
-    return Store(
+def tiers_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Tiers:
+    """Open the store that ``Memory(path=)`` means, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    store = Store(
         store_path(path),
         disk_bytes=config.disk_bytes,
         chunk_tokens=config.chunk_tokens,
         bytes_per_day=config.disk_bytes_per_day,
         codec=config.cold_codec,
-        warm_bytes=warm_bytes,
-        warm_codec=config.warm_codec,
-        warm_ttl_s=config.warm_ttl_s,
     )
+    return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from attrs import frozen
 
@@ -23,10 +23,9 @@ from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.waiting import Places
+from agent_memory.store.store import Store
+from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Stats, Tier
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.engine")
 T = TypeVar("T")
@@ -84,14 +83,14 @@ class Engine:
     def __init__(
         self,
         runner: ModelRunner,
-        store: Store,
+        tiers: Tiers,
         *,
         hot_bytes: int,
         config: Config,
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
-        self._runner, self._store, self._hot_bytes, self._config = runner, store, hot_bytes, config
+        self._runner, self._tiers, self._hot_bytes, self._config = runner, tiers, hot_bytes, config
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
         self._counters = Counters()
@@ -135,7 +134,7 @@ class Engine:
 
     def _memory_figures(self) -> dict[str, int]:
         """Bytes of live and of warm KV, and how many lineages and pieces were evicted. Engine thread (in ``call``)."""
-        warm = self._store.warm
+        warm = self._tiers.warm
         return {
             "hot_bytes": self._loop.nbytes,
             "warm_bytes": warm.n_bytes,
@@ -207,9 +206,9 @@ class Engine:
         """
         self._loop.evictor.evict_idle(owner, to)
         if to == "cold" and owner is None:
-            self._store.warm.clear()
+            self._tiers.warm.clear()
         elif to == "cold" and agent_id is not None:
-            self._store.warm.release(agent_id)
+            self._tiers.warm.release(agent_id)
 
     def drain(self, seconds: float) -> None:
         """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but
@@ -237,7 +236,7 @@ class Engine:
             boot.pop()()
             self._loop = Loop(
                 self._runner,
-                self._store,
+                self._tiers,
                 hot_bytes=self._hot_bytes,
                 hot_ttl_s=self._config.hot_ttl_s,
                 max_batch=self._config.max_batch,

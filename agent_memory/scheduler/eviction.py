@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Tier
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
 
 #: Share of the hot tier that may be full before the next lineages to be evicted are copied to warm ahead of need.
 _FILLED = 0.75
@@ -35,15 +32,16 @@ class Evictor:
     def __init__(
         self,
         hot: HotTier,
-        store: Store,
+        tiers: Tiers,
         saver: Saver,
         admission: Admission,
         *,
         ttl_s: float | None = None,
         observer: Observer | None = None,
     ) -> None:
+        self._hot, self._store, self._warm = hot, tiers.store, tiers.warm
+        self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
         self._observer = observer or Observer()
-        self._hot, self._store, self._saver, self._admission, self._ttl_s = hot, store, saver, admission, ttl_s
         self.n_evicted = 0
         self._due_s: float | None = None  # when a lineage or a warm piece may be too old, by the tier's clock
         self._set_alarm(hot.clock(), ())
@@ -58,7 +56,7 @@ class Evictor:
             self._saver.settle(lineage)
         self._hot.take(lineage)
         self.n_evicted += 1
-        kept_in = self._next_tier(lineage, has_warm=to == "warm" and self._store.warm.is_on)
+        kept_in = self._next_tier(lineage, has_warm=to == "warm" and self._warm.is_on)
         self._observer.evicted(lineage.owner, len(lineage.ids), lineage.kv.nbytes, kept_in, began)
 
     def make_room(self, n_bytes: int, plan: Plan, *, hurry: bool) -> list[Lineage]:
@@ -91,7 +89,7 @@ class Evictor:
         """Evict until idle and reserved bytes fit the budget; copy the next lineages to warm ahead of need."""
         idle_bytes = self._hot.nbytes
         to_evict, to_copy = self._admission.shortfall(0, idle_bytes), 0
-        if self._store.warm.is_on:
+        if self._warm.is_on:
             to_copy = idle_bytes + self._admission.reserved_bytes - int(_FILLED * self._admission.limit_bytes)
         if max(to_evict, to_copy) <= 0:
             return
@@ -120,7 +118,7 @@ class Evictor:
         return lineage.agent_id in self._store.pins
 
     def _worth(self, lineage: Lineage, now: float) -> float:
-        after, n_bytes = self._next_tier(lineage, has_warm=self._store.warm.is_on), lineage.kv.nbytes
+        after, n_bytes = self._next_tier(lineage, has_warm=self._warm.is_on), lineage.kv.nbytes
         cost_s = self._store.costs.back_s(after, len(lineage.ids), n_bytes)
         return worth(cost_s, n_bytes, now - lineage.used_s)
 
@@ -145,7 +143,7 @@ class Evictor:
         no copy of yet is evicted a little later.
         """
         now = self._hot.clock()
-        sleeps = [self._store.warm.expire()]
+        sleeps = [self._warm.expire()]
         for lineage in self._hot if self._ttl_s is not None else ():
             idle_s = now - lineage.used_s
             if self._ttl_s is None or self._is_pinned(lineage):
@@ -162,5 +160,5 @@ class Evictor:
 
     def _set_alarm(self, now: float, sleeps: Iterable[float | None]) -> None:
         """Be due after the shortest of ``sleeps``, and no later than KV that comes meanwhile may be too old."""
-        known = [sleep for sleep in (*sleeps, self._ttl_s, self._store.warm.ttl_s) if sleep is not None]
+        known = [sleep for sleep in (*sleeps, self._ttl_s, self._warm.ttl_s) if sleep is not None]
         self._due_s = now + min(known) if known else None

@@ -8,7 +8,7 @@ from agent_memory.scheduler.replying import Replies
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
 
 
 class Leaving:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission
@@ -27,10 +26,8 @@ from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
 from agent_memory.scheduler.waiting import Places, Waiting
-from agent_memory.store.tiers import HotTier
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
+from agent_memory.tiers.hot import HotTier
+from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.engine")
 
@@ -51,7 +48,7 @@ class Loop:
     def __init__(
         self,
         runner: ModelRunner,
-        store: Store,
+        tiers: Tiers,
         *,
         hot_bytes: int,
         hot_ttl_s: float | None,
@@ -62,14 +59,15 @@ class Loop:
         places: Places,
         observer: Observer,
     ) -> None:
-        layout, self._store, self._target_gap_s = runner.layout, store, target_gap_s
-        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, store.chunk_tokens)
+        layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
+        chunk_tokens = tiers.store.chunk_tokens
+        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
         admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
-        self.running = Running(lambda: runner.open_batch(store.chunk_tokens), admission, counters)
-        self.saver = Saver(store, layout, counters, observer)
-        self.evictor = Evictor(self.hot, store, self.saver, admission, ttl_s=hot_ttl_s, observer=observer)
-        reuse = Reuse(self.hot, store, self.saver, layout, prefill_tokens)
+        self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
+        self.saver = Saver(tiers, layout, counters, observer)
+        self.evictor = Evictor(self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, observer=observer)
+        reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens)
         self._leaving = Leaving(
             self.running, self.replies, self.hot, self.saver, self.evictor, is_storable=layout.is_storable
         )
@@ -77,7 +75,7 @@ class Loop:
         self._decode = Decode(self.running, self._leaving, observer)
         self._starting = Starting(
             runner,
-            store,
+            tiers,
             admission,
             self.running,
             self.waiting,
@@ -200,7 +198,7 @@ class Loop:
         seconds = self._prefill.step(row)
         is_late = any(0 < other.first_token < row.request.created for other in others)
         self._pacer.prefilled(seconds, is_last=row.is_ready, is_alone=not others, is_late=is_late)
-        self._store.costs.computed(row.fed - n_fed, seconds)
+        self._costs.computed(row.fed - n_fed, seconds)
 
     def _busy_owners(self) -> set[str | None]:
         return ({row.request.owner for row in self.running} | self.replies.owners) - {None}

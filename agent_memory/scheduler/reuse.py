@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from attrs import define
@@ -15,12 +15,10 @@ from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.lookup import Match
+from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import MissCause, weakest
-
-if TYPE_CHECKING:
-    from agent_memory.store.lookup import Match
-    from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
@@ -74,13 +72,13 @@ class Reuse:
     #   running row                 row or batch     row or batch; the new row has a copy
     #   warm, cold                  store            store; the row has a restored copy
 
-    def __init__(self, hot: HotTier, store: Store, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
-        self._hot, self._store, self._saver, self._layout = hot, store, saver, layout
+    def __init__(self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
+        self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
         self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
         """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
-        plan = Plan(wanted=wanted, stored=self._store.match(wanted))
+        plan = Plan(wanted=wanted, stored=self._tiers.match(wanted))
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
             plan.lineage, plan.n_live = lineage, n_tokens
@@ -117,7 +115,7 @@ class Reuse:
             while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
                 if base is None:  # damaged: the store has forgotten those pieces by now and matches less
-                    failed, stored = stored, self._store.match(plan.wanted)
+                    failed, stored = stored, self._tiers.match(plan.wanted)
                     n_as_long += stored.n_tokens >= failed.n_tokens
                     stopped = stored.stopped if n_as_long < _AS_LONG else "unreadable"
         except Exception as error:  # noqa: BLE001 - a restore that raises is a miss: the log has all it takes
@@ -133,13 +131,13 @@ class Reuse:
 
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
         """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
-        at, other = max(plan.n_tokens, self._store.chunk_tokens), None
+        at, other = max(plan.n_tokens, self._tiers.store.chunk_tokens), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
                 at, other = shared, lineage.ids[shared:]
         if other is None and at == plan.stored.n_tokens < len(plan.wanted):
-            other = self._store.following(plan.stored)
+            other = self._tiers.following(plan.stored)
         return None if other is None else (at, other.tolist())
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
@@ -167,14 +165,14 @@ class Reuse:
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
         """Restore a match from the store; None where a checksum was wrong, before anything was computed on it."""
-        source = self._store.source(match, match.n_tokens)
+        source = self._tiers.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)
             if not source.check():
                 return None
         finally:
             source.close()
-        self._store.touch(match)
+        self._tiers.touch(match)
         return Base(
             kv=kv,
             n_tokens=match.n_tokens,

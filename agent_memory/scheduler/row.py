@@ -12,7 +12,7 @@ from attrs import define, field
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.request import Outcome, Prompt, Request
-from agent_memory.store.tiers import Lineage
+from agent_memory.tiers.hot import Lineage
 from agent_memory.toolcall import ToolParser
 from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
@@ -13,12 +13,10 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.observer import Observer
-from agent_memory.store.copies import Copy
 from agent_memory.store.saves import Save
-from agent_memory.store.tiers import Lineage
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
+from agent_memory.tiers.copies import Copy
+from agent_memory.tiers.hot import Lineage
+from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.saving")
 
@@ -68,8 +66,8 @@ class Saver:
     #
     # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
-    def __init__(self, store: Store, layout: Layout, counters: Counters, observer: Observer | None = None) -> None:
-        self._store, self._layout, self._counters = store, layout, counters
+    def __init__(self, tiers: Tiers, layout: Layout, counters: Counters, observer: Observer | None = None) -> None:
+        self._store, self._warm, self._layout, self._counters = tiers.store, tiers.warm, layout, counters
         self._observer = observer or Observer()
         self._saves: Jobs = {}
         self._copies: Jobs = {}
@@ -93,7 +91,7 @@ class Saver:
         """Copy a lineage that is to be evicted into warm; once, even where warm refuses it."""
         if not lineage.is_offered:
             lineage.is_offered = True
-            if self._store.warm.is_on and self._layout.is_storable:
+            if self._warm.is_on and self._layout.is_storable:
                 self._copies[id(lineage)] = (lineage, self._copy(lineage))
 
     def is_copying(self, lineage: Lineage) -> bool:
@@ -162,7 +160,7 @@ class Saver:
         yield from self._export(lineage, save)
 
     def _copy(self, lineage: Lineage) -> Job:
-        copy = self._store.warm.begin(
+        copy = self._warm.begin(
             lineage.ids,
             Provenance(lineage.made, lineage.exactness),
             Held(lineage.kv.held_from, lineage.kv.snapshots),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from attrs import frozen
 
@@ -20,10 +20,8 @@ from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.waiting import AGE_S, Waiting
-from agent_memory.store.tiers import Lineage
-
-if TYPE_CHECKING:
-    from agent_memory.store.store import Store
+from agent_memory.tiers.hot import Lineage
+from agent_memory.tiers.tiers import Tiers
 
 #: How an attempt to start a request ended.
 Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
@@ -74,7 +72,7 @@ class Starting:
     def __init__(
         self,
         runner: ModelRunner,
-        store: Store,
+        tiers: Tiers,
         admission: Admission,
         running: Running,
         waiting: Waiting,
@@ -87,7 +85,7 @@ class Starting:
         max_batch: int,
         target_gap_s: float,
     ) -> None:
-        self._runner, self._store, self._admission = runner, store, admission
+        self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
         self._observer = observer
@@ -155,7 +153,7 @@ class Starting:
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
-        self._store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
+        self._tiers.store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
         return Row(
             number=next(self._numbers),
             request=request,
@@ -173,4 +171,4 @@ class Starting:
     def _prefetch(self, request: Request) -> None:
         if not request.is_prefetched:
             request.is_prefetched = True
-            self._store.prefetch(self._store.match(request.ids(request.asker.prompt())[:-1]))
+            self._tiers.prefetch(self._tiers.match(request.ids(request.asker.prompt())[:-1]))

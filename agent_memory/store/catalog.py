@@ -20,14 +20,14 @@ from attrs import define, field
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import is_lossy
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health
+from agent_memory.log.place import Place
 from agent_memory.prefix.index import Ids, Index, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, Side, best_plan
-from agent_memory.store.files import Files
 from agent_memory.store.format import KV_FOLDER
-from agent_memory.store.health import Health
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.place import Place
 from agent_memory.store.quota import Quota
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.rows import root_id, unpack

@@ -15,13 +15,13 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.kvcache.coding import coded
+from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import HEAD_IDS, Ids, Piece, Segment, sort_key
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
 from agent_memory.store.format import extents, new_file
-from agent_memory.store.health import is_disk_error
 from agent_memory.store.room import NoRoomError, announce
 from agent_memory.store.rows import facts_of
 from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter

@@ -32,7 +32,7 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
             for _, new in changes if not is_done else ():
                 catalog.files.unlink(catalog.path(new))
     catalog.counts.unwritten.written(agent_id, None)
-    tidy(catalog, lambda: catalog.manifest.shrink(from_share=0.0))
+    tidy(catalog, lambda: catalog.manifest.database.shrink(from_share=0.0))
 
 
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent_memory.log.health import Health
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.health import Health
 from agent_memory.store.room import folder_bytes
 
 

@@ -5,30 +5,22 @@ KV goes by lineage: what these agents' lineages used and no other agent's does, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
-from agent_memory.log.turns import Turn
-from agent_memory.prompt.messages import to_json
+from agent_memory.log.logs import Rewritten, replace_turns
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.rows import unpack
-from agent_memory.store.tables import end_turns, put_turn
 
 #: The number of an agent that never is: lineages are given to it, and end with it.
 _NOBODY = 2**40
 
-#: For each agent the number of a turn, and the turns that stand from there on.
-Rewritten = Mapping[int, tuple[int, Sequence[Turn]]]
-
 
 def rewrite(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None:
     """Commit other turns of some logs, and that the KV of some agents, and of no agent, is nobody's. I/O thread."""
-    with manifest.transaction() as db:
-        for agent_id, (first, turns) in logs.items():
-            end_turns(db, agent_id, first)
-            for number, turn in enumerate(turns, first):
-                put_turn(db, agent_id, number, turn, to_json(turn.messages))
+    with manifest.database.transaction() as db:
+        replace_turns(db, logs)
         for agent_id in kv_of:
             db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (_NOBODY, agent_id))
         ends = [
@@ -45,4 +37,4 @@ def delete_unowned(manifest: Manifest, catalog: Catalog | None) -> None:
     """
     if catalog is not None:
         delete_agent(catalog, _NOBODY)
-    manifest.fold()
+    manifest.database.fold()

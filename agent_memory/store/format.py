@@ -19,17 +19,12 @@ from attrs import frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.log.files import LOCK, MANIFEST
 from agent_memory.prefix.provenance import MADE
 from agent_memory.types import Exactness
 
-READ_VERSION = 1  #: a store that says more cannot be read by this code
-#: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
-#: ids of a turn the model wrote
-WRITE_VERSION = 4
 FORMAT = "agent_memory.kv/1"
 SIDE_FORMAT = "agent_memory.side/1"
-MANIFEST = "manifest.sqlite3"
-LOCK = "lock"
 RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
 KV_FOLDER = "kv"
 SUFFIX = ".safetensors"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from agent_memory.errors import AgentMemoryError, ClosedError
-from agent_memory.store.health import Health, is_disk_error
+from agent_memory.log.health import Health, is_disk_error
 
 log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")

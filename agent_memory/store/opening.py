@@ -13,14 +13,17 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.files import Files, list_files, refuse_dangling
-from agent_memory.store.format import KV_FOLDER, MANIFEST
-from agent_memory.store.lock import manifest_sum
+from agent_memory.log.database import Database, open_database
+from agent_memory.log.files import MANIFEST, Files, refuse_dangling
+from agent_memory.log.lock import manifest_sum
+from agent_memory.log.logs import Logs
+from agent_memory.log.salvage import Salvaged, salvage
+from agent_memory.log.schema import check_versions
+from agent_memory.log.soundness import BAD_JSON
+from agent_memory.store.folder import list_files
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.rebuilding import read_files, rebuild
-from agent_memory.store.salvage import Salvaged, salvage
-from agent_memory.store.schema import check_versions
-from agent_memory.store.soundness import BAD_JSON
+from agent_memory.store.rebuilding import SALVAGED, read_files, rebuild
 
 log = logging.getLogger("agent_memory.store")
 
@@ -54,9 +57,10 @@ class Repair:
         )
 
 
-def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0) -> tuple[Manifest, Repair | None]:
-    """The manifest of a store, repaired where that is needed. ``closed``: its checksum when the store was closed;
-    ``commits``: how many of its transactions were acknowledged.
+def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0) -> tuple[Database, Repair | None]:
+    """Return the manifest of a store, repaired where that is needed.
+
+    ``closed``: its checksum when the store was closed; ``commits``: how many of its transactions were acknowledged.
 
     Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
     """
@@ -64,32 +68,32 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
     refuse_dangling(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         has_kv = bool(list_files(root / KV_FOLDER))
-        return (Manifest(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
+        return (open_database(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
     if path.with_name(f"{MANIFEST}-wal").exists():
         closed = None  # somebody wrote to it since
     try:
         check_versions(path)
         if closed is not None and manifest_sum(path) != closed:
             return _repair(root, files, "is damaged (its checksum is wrong)")
-        manifest = Manifest(path, files)
+        database = open_database(path, files)
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
         return _repair(root, files, f"is damaged ({error})")
-    if closed is None and (found := _examine(manifest, commits)) is not None:
-        manifest.close()
+    if closed is None and (found := _examine(database, commits)) is not None:
+        database.close()
         return _repair(root, files, f"is damaged ({found})")
-    return manifest, None
+    return database, None
 
 
-def _examine(manifest: Manifest, commits: int) -> str | None:
+def _examine(database: Database, commits: int) -> str | None:
     try:
-        if lost := max(0, commits - manifest.commits):
+        if lost := max(0, commits - database.commits):
             return f"{lost} of {commits} acknowledged changes are lost"
-        return manifest.examine()
+        return database.examine() or Logs(database).examine() or Manifest(database).examine()
     except (*BAD_JSON, sqlite3.DatabaseError) as error:
         if isinstance(error, sqlite3.Error) and not _is_damage(error):
-            manifest.close()
+            database.close()
             raise
         return str(error)
 
@@ -98,14 +102,14 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
 
 
-def _repair(root: Path, files: Files, what: str) -> tuple[Manifest, Repair]:
+def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
     kv = read_files(root / KV_FOLDER)  # first: where it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
-    manifest = Manifest(root / MANIFEST, files)
-    logs = salvage(root / aside, manifest) if aside is not None else Salvaged()
-    repair = Repair(what, aside, logs, rebuild(kv, manifest), kv.n_files)
+    database = open_database(root / MANIFEST, files)
+    logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
+    repair = Repair(what, aside, logs, rebuild(kv, Manifest(database)), kv.n_files)
     log.warning("store: %s", repair)
-    return manifest, repair
+    return database, repair
 
 
 def _set_aside(root: Path, files: Files) -> str | None:

@@ -10,8 +10,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agent_memory.store.files import held_bytes, strangers
-from agent_memory.store.format import KV_FOLDER, LOCK, MANIFEST, is_kv_name, is_own_name
+from agent_memory.log.files import LOCK, MANIFEST, held_bytes
+from agent_memory.store.folder import strangers
+from agent_memory.store.format import KV_FOLDER, is_kv_name, is_own_name
 
 _OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 

@@ -11,17 +11,25 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.kvcache.coding import named
+from agent_memory.log.place import is_passing
+from agent_memory.log.salvage import IsSound
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import HEAD_IDS, Ids, Piece, Segment, sort_key
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.resume import Side
-from agent_memory.store.files import list_files
+from agent_memory.store.folder import list_files
 from agent_memory.store.format import FORMAT, SIDE_FORMAT, file_sum, is_kv_name, split_sums
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.place import is_passing
 from agent_memory.store.rows import row_of
 from agent_memory.store.segments import READ_ERRORS, read_header
+from agent_memory.store.soundness import is_lineage, is_model
 from agent_memory.types import EXACTNESS
+
+#: Table of KV that no file vouches for -> which of its rows are trusted, given the agents that there are.
+SALVAGED: Mapping[str, IsSound] = {
+    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
+    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
+}
 
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
 

@@ -9,13 +9,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.index import Segment
 from agent_memory.prefix.resume import Side
 from agent_memory.prefix.worth import Candidate, victims
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
 from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
-from agent_memory.store.health import is_disk_error
 from agent_memory.store.segments import WRITE_ERRORS
 
 log = logging.getLogger("agent_memory.store")
@@ -52,7 +52,7 @@ def keep(catalog: Catalog) -> None:
         for name in catalog.quota.survey(known_files(catalog)):
             catalog.files.unlink(catalog.folder.parent / name)
     remove_hidden(catalog)
-    tidy(catalog, catalog.manifest.shrink)
+    tidy(catalog, catalog.manifest.database.shrink)
     make_room(catalog)
 
 
@@ -61,13 +61,13 @@ def make_room(catalog: Catalog) -> bool:
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            tidy(catalog, catalog.manifest.fold)  # the WAL may be much of what is there
+            tidy(catalog, catalog.manifest.database.fold)  # the WAL may be much of what is there
             excess = _excess(catalog)
         if excess <= 0:
             return True
         if not _evict(catalog, excess + catalog.quota.budget_bytes // _SLACK):
             return False
-        tidy(catalog, catalog.manifest.fold)
+        tidy(catalog, catalog.manifest.database.fold)
     return _excess(catalog) <= 0
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec
+from agent_memory.log.health import is_disk_error
+from agent_memory.log.logs import Logs
 from agent_memory.prefix.index import Piece, Segment, n_tokens
 from agent_memory.prefix.provenance import Run, Stored
 from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
-from agent_memory.store.health import is_disk_error
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.renewal import Renewal, still_wanted
 from agent_memory.store.room import NoRoomError, announce, make_room
@@ -184,7 +185,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         return
     started = time.perf_counter()
     try:
-        is_wanted = save.agent_id is None or catalog.manifest.has_agent(save.agent_id)
+        is_wanted = save.agent_id is None or Logs(catalog.manifest.database).has_agent(save.agent_id)
         if is_wanted and _is_live(catalog, save):
             _finish_files(catalog, save)
         if not is_wanted or not _store(catalog, save):  # something before it was found damaged, maybe meanwhile

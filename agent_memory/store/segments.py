@@ -18,11 +18,11 @@ from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError
 from agent_memory.kvcache.coding import Encoded, coded, coding, named
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.files import Files, make_folders, size_of
+from agent_memory.log.place import is_passing
 from agent_memory.prefix.index import Segment
 from agent_memory.prefix.resume import Side
-from agent_memory.store.files import Files, make_folders, size_of
 from agent_memory.store.format import TEMP_SUFFIX, Extent, extents, file_sum, header, parse_header, split_sums
-from agent_memory.store.place import is_passing
 from agent_memory.store.rows import facts_of
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]

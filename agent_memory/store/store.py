@@ -17,6 +17,13 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.log.database import open_database
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.lock import Lock
+from agent_memory.log.logs import Described, Logs, Rewritten
+from agent_memory.log.place import GoneError, Place
+from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import AgentRecord, Turn
 from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
@@ -24,33 +31,26 @@ from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
-from agent_memory.store import lookup
+from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
 from agent_memory.store.deletion import delete_agent
 from agent_memory.store.edit import check
 from agent_memory.store.figures import figures
-from agent_memory.store.files import Files
-from agent_memory.store.forgetting import Rewritten, delete_unowned, rewrite
-from agent_memory.store.health import Health, is_disk_error
+from agent_memory.store.forgetting import delete_unowned, rewrite
 from agent_memory.store.io import IOThread
-from agent_memory.store.lock import Lock
-from agent_memory.store.lookup import Match
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
 from agent_memory.store.pins import Pins
-from agent_memory.store.place import GoneError, Place
 from agent_memory.store.planning import begin_save
 from agent_memory.store.quota import Quota, default_budget
+from agent_memory.store.reading import NOTHING, Match
 from agent_memory.store.records import SegmentRow
-from agent_memory.store.refusals import as_store_error, opening_error, store_errors
 from agent_memory.store.room import folder_bytes, keep
 from agent_memory.store.rows import layout_json
 from agent_memory.store.saves import Save
 from agent_memory.store.sweeping import sweep
-from agent_memory.store.tables import Described
 from agent_memory.store.verifying import verify_store
-from agent_memory.store.warm import Warm
 from agent_memory.store.writing import WriteAdmission, Written
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
@@ -58,12 +58,12 @@ log = logging.getLogger("agent_memory.store")
 
 
 class Store:
-    """Logs and KV, on disk and warm in memory. ``path`` None: logs in memory, no disk tier.
+    """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
     ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
     least what is there.
     ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
-    ``warm_bytes`` 0: no warm tier. ``files``: how the disk is changed.
+    ``files``: how the disk is changed.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -75,17 +75,11 @@ class Store:
         disk_bytes: int | None,
         chunk_tokens: int,
         codec: Codec = "exact",
-        warm_bytes: int = 0,
-        warm_codec: Codec = "exact",
-        warm_ttl_s: float | None = None,
         bytes_per_day: int | None = None,
         files: Files | None = None,
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        costs, pins = self.costs, self._pins.agents
-        is_stored: Callable[[bytes], bool] = lambda piece: lookup.is_on_disk(self._catalog, piece)  # noqa: E731
-        self.warm = Warm(warm_bytes, codec=warm_codec, ttl_s=warm_ttl_s, costs=costs, pins=pins, is_stored=is_stored)
         self.health = Health()
         self._io = IOThread(health=self.health)
         self._closing, self._is_closed = threading.RLock(), False
@@ -95,29 +89,30 @@ class Store:
         self._place: Place | None = None
         self._log_damage = 0
         if path is None:
-            self._manifest = Manifest(None)
-            return
-        self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+            self._database = open_database(None)
+        else:
+            self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
             self._lock = Lock(path, files)
-            self._manifest, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
             self._log_damage += self._repair is not None
             try:
-                place = self._place = Place.of(path)
+                self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._manifest.meta("written"))
+                written = Written.parse(self._database.meta("written"))
                 self._catalog = catalog = Catalog(
                     path,
-                    self._manifest,
+                    Manifest(self._database),
                     self._io,
                     quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
                     admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
                     files=files,
                     health=self.health,
                     codec=codec,
-                    place=place,
+                    place=self._place,
                 )
                 catalog.is_pinned = self._pins.covers
                 self._compactor = Compactor(catalog)
@@ -125,7 +120,7 @@ class Store:
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
-                self._manifest.close()
+                self._database.close()
                 raise
         except BaseException as error:
             if self._lock is not None:
@@ -153,18 +148,16 @@ class Store:
             self._io.drain()
             rows = self._take_rows()
             self._manifest.attach(identity, layout_json(layout), facts)
-            self.warm.attach(identity, layout, host, self._chunk_tokens)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
-            self._pins.load(self._manifest)
+            self._pins.load(self._logs, self._manifest)
 
     def _take_rows(self) -> list[SegmentRow] | None:
         """What was read of the manifest at opening, once, where nobody has written to it since."""
-        opened = None if self._catalog is None else self._catalog.opened
-        if self._catalog is None or opened is None:
+        if self._catalog is None or (opened := self._catalog.opened) is None:
             return None
         self._catalog.opened = None
-        return opened[1] if opened[0] == self._manifest.commits else None
+        return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Identities of the models under which this agent has stored KV."""
@@ -178,7 +171,7 @@ class Store:
         """
         error = self._io.drain(logs_only=True)
         with store_errors("read the agent", self._path):
-            found = self._manifest.load_agent(salt, name)
+            found = self._logs.load_agent(salt, name)
         if found is None:
             return None
         record, damage = found
@@ -187,7 +180,7 @@ class Store:
         if damage is not None:
             self._log_damage += 1
             log.warning("store: damage in an agent's log at %s; %d turns before it are used", damage, len(record.turns))
-        return attrs.evolve(record, is_pinned=record.agent_id in self.pins)
+        return record
 
     def create_agent(
         self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
@@ -196,18 +189,19 @@ class Store:
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
-            return self._manifest.create_agent(salt, name, system=system, tools=tools, facts=facts)
+            return self._logs.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """All agents of a salt, by name; those whose log waits for the disk as they are there."""
         self._io.drain(logs_only=True)
         with store_errors("list agents", self._path):
-            return self._manifest.list_agents(salt, self.pins)
+            return self._logs.list_agents(salt)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
         with store_errors("pin the agent", self._path):
-            self._pins.set(self._manifest, agent_id, is_pinned)
+            self._logs.pin(agent_id, is_pinned)
+            self._pins.load(self._logs, self._manifest)
 
     @property
     def pins(self) -> Set[int]:
@@ -221,15 +215,15 @@ class Store:
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
         messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
-        self._io.submit_log(lambda: self._manifest.append_turn(agent_id, number, turn, messages, described), agent_id)
+        self._io.submit_log(lambda: self._logs.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
         """Queue another first system prompt and facts of an agent."""
-        self._io.submit_log(lambda: self._manifest.describe(agent_id, described), agent_id)
+        self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
     def rewind(self, agent_id: int, n_turns: int) -> None:
         """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._manifest.rewind(agent_id, n_turns), agent_id)
+        self._io.submit_log(lambda: self._logs.rewind(agent_id, n_turns), agent_id)
 
     def behind(self, work: Callable[[], object]) -> None:
         """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
@@ -241,51 +235,55 @@ class Store:
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
         self._io.drop_logs(agent_id)
-        self.warm.release(agent_id)
         if agent_id in self.pins:
             self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                catalog = self._catalog
-                self._io.call(lambda: delete_agent(catalog, agent_id))
+                self._io.call(partial(delete_agent, self._catalog, agent_id))
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
         self.flush()  # what is queued is written over then, and not after
-        self.warm.clear()
         with store_errors("forget", self._path):
             self._io.call(partial(rewrite, self._manifest, logs, kv_of))
             replaced()
             self._io.call(partial(delete_unowned, self._manifest, self._catalog))
 
     def match(self, ids: Ids) -> Match:
-        """The longest stored prefix of ``ids``, warm or cold; O(len(ids)) hashing, in memory."""
-        return lookup.find(self._catalog, self.warm, ids)
+        """Return the longest prefix of ``ids`` that is on disk; O(len(ids)) hashing, in memory."""
+        return NOTHING if self._catalog is None else reading.find(self._catalog, ids)
 
     def following(self, match: Match) -> Ids | None:
-        """Ids with which a stored lineage goes on after a match otherwise than the prompt; None where none does."""
-        return None if self._catalog is None else lookup.following(self._catalog, match)
+        """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
+        return None if self._catalog is None else reading.following(self._catalog, match)
 
-    def source(self, match: Match, n_tokens: int) -> Source:
-        """The first ``n_tokens`` of a match, ready to be read; opens its files. Damage is noted there, never raised.
+    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
+        """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
 
-        Less than the whole match only where the model's layers can be cut at any token.
+        Fewer than the whole match only where every layer of the model can be truncated at any token.
         """
-        return lookup.source(self._catalog, self.warm, match, n_tokens)
+        assert self._catalog is not None, "a store without a folder matches nothing"
+        return reading.source(self._catalog, match, n_tokens, start)
 
-    def prefetch(self, match: Match) -> None:
-        """Read a match's files on the I/O thread, before any write: checked, and in the page cache when needed.
+    def prefetch(self, match: Match, *, start: int = 0) -> None:
+        """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
 
-        Those whose pieces are warm are not read.
+        They are in the page cache when they are needed.
         """
-        if self._catalog is not None and match.tier == "cold":
-            self._io.submit_read(lookup.reading_ahead(self._catalog, match))
+        if self._catalog is not None and match.n_tokens:
+            self._io.submit_read(reading.reading_ahead(self._catalog, match, start))
 
     def touch(self, match: Match) -> None:
-        """The match was used now, in both tiers; what it stands on counts as used too."""
-        lookup.touch(self._catalog, self.warm, match)
+        """Note that the files of a match, and those that they depend on, were used now."""
+        if self._catalog is not None:
+            self._catalog.touch({piece.segment.number: piece.segment for piece, _ in match.pieces}.values())
+
+    def is_stored(self, piece: bytes) -> bool:
+        """True if a piece is on disk, or on its way there."""
+        index = None if self._catalog is None else self._catalog.index
+        return index is not None and piece in index.pieces
 
     def begin_save(
         self,
@@ -344,12 +342,11 @@ class Store:
         """
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
-            catalog = self._catalog
-            self._io.call(lambda: keep(catalog))
+            self._io.call(partial(keep, self._catalog))
             if self.health.state == "ok":  # else the disk was told of
-                catalog.counts.unwritten.tell()
+                self._catalog.counts.unwritten.tell()
         if self._lock is not None:
-            self._lock.acknowledge(self._manifest.commits)
+            self._lock.acknowledge(self._database.commits)
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
@@ -365,14 +362,14 @@ class Store:
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, None if catalog is None else catalog.folder)
-        repaired = [] if self._repair is None else [str(self._repair)]
-        strangers = () if catalog is None else catalog.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=strangers)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
+        repaired = () if self._repair is None else (str(self._repair),)
+        others = () if catalog is None else catalog.quota.strangers
+        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
         """Counters since the store was opened, and its size and the disk's state now."""
-        return figures(self._catalog, self.health, agents=self._manifest.n_agents(), log_damage=self._log_damage)
+        return figures(self._catalog, self.health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
@@ -391,10 +388,10 @@ class Store:
                 self.flush()
         finally:
             self._io.close()
-            self._manifest.close()
+            self._database.close()
             if self._lock is not None:
                 is_here = self._place is not None and self._place.lost is None
-                self._lock.release(is_whole=is_here and self._manifest.is_whole)
+                self._lock.release(is_whole=is_here and self._database.is_whole)
             if self._place is not None:
                 self._files.guard = Files.guard  # the folder is somebody else's again
         log.info("store closed path=%s", self._path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+from agent_memory.log.files import Size
 from agent_memory.prefix.index import Segment
 from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
-from agent_memory.store.files import Size, list_files
+from agent_memory.store.folder import list_files
 from agent_memory.store.format import is_kv_name
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.room import known_files
@@ -24,7 +25,7 @@ def sweep(catalog: Catalog) -> None:
     _take_up(catalog, rows, found)
     _take_up_sides(catalog, found)
     remove_hidden(catalog)  # where the disk refuses, the next Edit does it
-    catalog.opened = catalog.manifest.commits, rows
+    catalog.opened = catalog.manifest.database.commits, rows
     for name in filter(is_kv_name, found.keys() - known_files(catalog)):
         catalog.files.unlink(catalog.folder / name)
 

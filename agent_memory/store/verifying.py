@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xxhash
 
+from agent_memory.log.logs import Logs
 from agent_memory.prefix.resume import Side
 from agent_memory.store.format import split_sums
 from agent_memory.store.manifest import Manifest
@@ -16,7 +17,7 @@ from agent_memory.store.segments import READ_ERRORS, read_header, reason_of
 from agent_memory.types import VerifyReport
 
 
-def verify_store(manifest: Manifest, folder: Path | None) -> VerifyReport:
+def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
     """Every file that the manifest names, every turn, and the manifest itself; ``folder`` None: there is no KV."""
     damaged: list[str] = []
     unread: list[str] = []
@@ -32,7 +33,7 @@ def verify_store(manifest: Manifest, folder: Path | None) -> VerifyReport:
             if _is_named(manifest, file):  # else it was evicted, or joined to another, meanwhile
                 found = unread if reason_of(error) == "unreadable" else damaged
                 found.append(f"{kind} {file.file}: {error}")
-    turns, bad_logs = manifest.damaged_turns()
+    turns, bad_logs = logs.damaged_turns()
     return VerifyReport(
         segments=len(segments),
         chunks=sum(-(-row.n_tokens // row.chunk_tokens) for row in segments),

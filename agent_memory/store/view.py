@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from types import TracebackType
 from attrs import field, frozen
 
 from agent_memory.config import as_path
-from agent_memory.errors import IncompatibleStoreError, StoreError, UnknownAgentError
-from agent_memory.log.turns import AgentRecord, blob_text, salt_digest
-from agent_memory.store.files import Files
-from agent_memory.store.format import KV_FOLDER, MANIFEST, READ_VERSION, WRITE_VERSION
+from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.database import view_database
+from agent_memory.log.files import MANIFEST
+from agent_memory.log.logs import Logs
+from agent_memory.log.turns import AgentRecord
+from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.pins import Pins
 from agent_memory.store.records import SegmentRow
 from agent_memory.store.rows import unpack
 from agent_memory.store.verifying import verify_store
@@ -63,8 +63,8 @@ class StoreView:
 
     def __init__(self, path: Path, salt: str) -> None:
         self.path, self._salt = as_path(path, "path"), salt
-        self._manifest = _Reading(self.path / MANIFEST)
-        self._pins = Pins()
+        self._database = view_database(self.path / MANIFEST)
+        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
 
     def __repr__(self) -> str:
         return f"StoreView({str(self.path)!r})"
@@ -72,8 +72,7 @@ class StoreView:
     def agents(self) -> list[AgentInfo]:
         """Return every agent, newest use first."""
         with self._reading():
-            self._pins.load(self._manifest)
-            found = self._manifest.list_agents(self._salt, self._pins.agents)
+            found = self._logs.list_agents(self._salt)
         return sorted(found, key=lambda info: -info.used_s)
 
     def show(self, name: str) -> AgentLog:
@@ -90,7 +89,7 @@ class StoreView:
         with self._reading():
             rows, sides = self._manifest.segments(), self._manifest.sides()
             heads = self._manifest.heads()
-            names = self._manifest.names(self._salt)
+            names = self._logs.names(self._salt)
         sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
         files: dict[int, int] = {row.segment: 1 for row in rows}
         for side in sides:
@@ -117,11 +116,11 @@ class StoreView:
         """Read and check every stored byte, logs included. Reads the disk at its speed."""
         with self._reading():
             folder = self.path / KV_FOLDER
-            return verify_store(self._manifest, folder if folder.is_dir() else None)
+            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
 
     def close(self) -> None:
         """Give the file back; idempotent."""
-        self._manifest.close()
+        self._database.close()
 
     def __enter__(self) -> StoreView:
         return self
@@ -133,7 +132,7 @@ class StoreView:
 
     def _record(self, name: str) -> tuple[AgentRecord, str | None]:
         with self._reading():
-            found = self._manifest.load_agent(self._salt, name)
+            found = self._logs.load_agent(self._salt, name)
             if found is None:
                 raise UnknownAgentError(name)
         return found
@@ -173,55 +172,3 @@ def _use(
         shared_bytes=sum(sizes[segment] for segment in segments) - own,
         n_files=sum(files[segment] for segment in segments),
     )
-
-
-class _Reading(Manifest):
-    """A manifest that is only read: any thread, beside the process that writes it."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._files, self._path = Files(), path
-        self._db = _connect(path)
-
-    def names(self, salt: str) -> dict[int, str]:
-        """Return the agents of a salt by number."""
-        with self._lock:
-            rows = self._db.execute("SELECT agent, name FROM agents WHERE salt = ?", (salt_digest(salt),))
-            return {number: blob_text(name) for number, name in rows}
-
-    def close(self) -> None:
-        """Close; nothing is folded back."""
-        with self._lock:
-            self._db.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. Where the folder takes no file, SQLite reads the manifest as immutable."""
-    errors = []
-    for options in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
-        try:
-            db.execute("PRAGMA query_only=ON")
-            db.execute("PRAGMA busy_timeout=2000")
-            _check_versions(path, dict(db.execute("SELECT key, value FROM meta")))
-        except sqlite3.Error as error:
-            db.close()
-            errors.append(error)
-        except BaseException:
-            db.close()
-            raise
-        else:
-            return db
-    raise StoreError(f"cannot read {path}: {errors[0]}. Let its folder be read, or open it with Memory to repair it")
-
-
-def _check_versions(path: Path, meta: Mapping[str, str]) -> None:
-    try:
-        read, write = int(meta["read_version"]), int(meta.get("write_version", 1))
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"{path} says nothing of its version: it is no manifest of this library") from error
-    if read > READ_VERSION or write > WRITE_VERSION:
-        raise IncompatibleStoreError(
-            f"{path.parent} was written with read version {read} and write version {write}; this version of "
-            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory."
-        )

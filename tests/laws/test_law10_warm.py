@@ -80,7 +80,7 @@ def test_what_was_decoded_and_is_held_no_more_is_let_go_rather_than_encoded_agai
         answer(memory, prompt, max_tokens=1)
         memory.evict(to="warm")
         answer(memory, prompt + text(2, 50))
-        memory._engine.call(memory._store.warm.clear)
+        memory._engine.call(memory._tiers.warm.clear)
         memory.evict(to="warm")
         assert memory.stats().warm_bytes == 0
         assert max(encoded.values()) == 1

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent_memory.store.files import Files
+from agent_memory.log.files import Files
 
 CHANGES = ("create", "write", "sync", "rename", "unlink", "make_folder", "sync_folder", "commit", "fold")
 CODES = {errno.ENOSPC: 13, errno.EROFS: 8, errno.EIO: 10}

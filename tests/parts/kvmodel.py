@@ -15,8 +15,10 @@ import numpy as np
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
+from agent_memory.store.reading import Match
 from agent_memory.store.saves import Save
-from agent_memory.store.store import Match, Store
+from agent_memory.store.store import Store
+from agent_memory.tiers.tiers import Tiers
 
 IDENTITY = "ab" * 32
 OTHER = "cd" * 32
@@ -53,13 +55,24 @@ def opened(
     disk_bytes=None,
     chunk_tokens=16,
     host="h",
-    warm_bytes=0,
     files=None,
 ):
-    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens, warm_bytes=warm_bytes, files=files)
+    store = Store(path, disk_bytes=disk_bytes, chunk_tokens=chunk_tokens, files=files)
     try:
         store.attach(identity, layout, host, {"model": "plain"})
         yield store
+    finally:
+        store.close()
+
+
+@contextlib.contextmanager
+def tiered(path: Path | None, warm_bytes: int, *, layout: Layout = SMALL, chunk_tokens: int = 16):
+    """A store with a warm tier in front of it."""
+    store = Store(path, disk_bytes=None, chunk_tokens=chunk_tokens)
+    try:
+        tiers = Tiers(store, warm_bytes=warm_bytes)
+        tiers.attach(IDENTITY, layout, "h", {"model": "plain"})
+        yield tiers
     finally:
         store.close()
 
@@ -100,7 +113,7 @@ def save(
 
 
 def copy(
-    store: Store,
+    tiers: Tiers,
     ids: np.ndarray,
     *,
     layout: Layout = SMALL,
@@ -110,7 +123,7 @@ def copy(
     used_s: float | None = None,
 ) -> bool:
     """A lineage into warm; whether there was room for it."""
-    found = store.warm.begin(
+    found = tiers.warm.begin(
         ids,
         Provenance(np.full(len(ids), 1, np.uint8), "exact"),
         Held(held_from, {*snapshots, len(ids)}),
@@ -128,10 +141,10 @@ def copy(
             number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
         )
     found.finish()
-    return store.warm.find(found.path[-1].piece.id) is not None
+    return tiers.warm.find(found.path[-1].piece.id) is not None
 
 
-def load(store: Store, match: Match, n_tokens: int | None = None, *, layout: Layout = SMALL, spare: int = 5):
+def load(store: Store | Tiers, match: Match, n_tokens: int | None = None, *, layout: Layout = SMALL, spare: int = 5):
     """(KV as a list of arrays, whether check() held); the spare room must stay untouched."""
     n = match.n_tokens if n_tokens is None else n_tokens
     source = store.source(match, n)
@@ -146,7 +159,7 @@ def load(store: Store, match: Match, n_tokens: int | None = None, *, layout: Lay
     return found, sound
 
 
-def load_beside(store: Store, match: Match, ids: np.ndarray, layout: Layout) -> bool:
+def load_beside(store: Store | Tiers, match: Match, ids: np.ndarray, layout: Layout) -> bool:
     """Whether all that a match gives is right, rows and states; False where the check did not hold."""
     source = store.source(match, match.n_tokens)
     n, first = match.n_tokens, source.held_from

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory, OutOfSpaceError, StoreError
+from agent_memory.log.files import Files
+from agent_memory.log.health import Health, state_of
 from agent_memory.log.turns import Turn
-from agent_memory.store.files import Files
-from agent_memory.store.health import Health, state_of
 from agent_memory.store.store import Store
 from agent_memory.types import Message
 from tests.parts.breaking import CODES, TEXTS, Refusing
@@ -30,7 +30,7 @@ BUDGET = 400_000
 @pytest.fixture
 def soon(monkeypatch):
     """What the disk refused is tried again at once."""
-    monkeypatch.setattr("agent_memory.store.health.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("agent_memory.log.health.FIRST_WAIT_S", 0.0)
     monkeypatch.setattr("agent_memory.store.io.RETRY_S", 0.01)
 
 
@@ -213,13 +213,13 @@ def test_a_refusal_names_the_store_and_says_what_helps(tmp_path, code, advice):
 def test_sqlites_own_full_is_full_too(tmp_path):
     store = open_store(tmp_path, Files())
     agent = store.create_agent("", "a", system=None, tools="[]").agent_id
-    pages = store._manifest._db.execute("PRAGMA page_count").fetchone()[0]
-    store._manifest._db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store._database._db.execute("PRAGMA page_count").fetchone()[0]
+    store._database._db.execute(f"PRAGMA max_page_count = {pages}")
     store.append_turn(agent, 0, turn(0, 0, draw(np.random.default_rng(0), 9_000)))
     with pytest.raises(OutOfSpaceError, match="full"):
         store.flush()
     assert store.stats()["disk_state"] == "full"
-    store._manifest._db.execute("PRAGMA max_page_count = 1000000")
+    store._database._db.execute("PRAGMA max_page_count = 1000000")
     store.flush()
     assert len(store.load_agent("", "a").turns) == 1
     store.close()

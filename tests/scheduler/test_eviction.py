@@ -15,9 +15,10 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
-from agent_memory.store.lookup import NOTHING
 from agent_memory.store.store import Store
-from agent_memory.store.tiers import HotTier, Lineage
+from agent_memory.tiers.hot import HotTier, Lineage
+from agent_memory.tiers.lookup import Match
+from agent_memory.tiers.tiers import Tiers
 from tests.parts.waiting import wait_for
 
 TEXT = "The lamp is lit at dusk and put out at dawn; the log notes wind, sea and every ship that passes. " * 8
@@ -32,13 +33,13 @@ class Scene:
         self.runner = EchoRunner()
         self.layout = self.runner.layout
         self.now_s = 0.0
-        self.store = Store(None, disk_bytes=None, chunk_tokens=CHUNK, warm_bytes=warm_bytes, warm_ttl_s=ttl_s)
-        self.store.warm._clock = lambda: self.now_s
-        self.store.attach(identity_of(self.runner.identity, "", CHUNK), self.layout, "h", {"model": "echo"})
+        self.store = Store(None, disk_bytes=None, chunk_tokens=CHUNK)
+        self.tiers = Tiers(self.store, warm_bytes=warm_bytes, warm_ttl_s=ttl_s, clock=lambda: self.now_s)
+        self.tiers.attach(identity_of(self.runner.identity, "", CHUNK), self.layout, "h", {"model": "echo"})
         self.hot = HotTier(clock=lambda: self.now_s)
-        self.saver = Saver(self.store, self.layout, Counters())
+        self.saver = Saver(self.tiers, self.layout, Counters())
         self.admission = Admission(hot_tokens * self.layout.token_bytes, self.layout.token_bytes, 1 << 30)
-        self.evictor = Evictor(self.hot, self.store, self.saver, self.admission, ttl_s=ttl_s)
+        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, ttl_s=ttl_s)
         self.batch = self.runner.open_batch(CHUNK)
 
     def idle(self, number: int, n_tokens: int = 200) -> Lineage:
@@ -56,10 +57,10 @@ class Scene:
         return sorted(lineage.agent_id or 0 for lineage in self.hot)
 
     def warm_tokens(self, lineage: Lineage) -> int:
-        return sum(take for _, take in self.store.warm.plan(lineage.ids).pieces)
+        return sum(take for _, take in self.tiers.warm.plan(lineage.ids).pieces)
 
     def room(self, n_tokens: int, *, hurry: bool = False) -> list[Lineage]:
-        plan = Plan(wanted=np.zeros(0, np.uint32), stored=NOTHING)
+        plan = Plan(wanted=np.zeros(0, np.uint32), stored=Match(0, (), np.zeros(0, np.uint8)))
         return self.evictor.make_room(n_tokens * self.layout.token_bytes, plan, hurry=hurry)
 
 
@@ -103,9 +104,9 @@ def test_a_lineage_that_goes_on_while_it_is_copied_leaves_nothing_half_done() ->
     lineage = scene.idle(0)
     scene.saver.copy(lineage)
     scene.saver._advance(scene.saver._copies[id(lineage)][1])
-    assert scene.store.warm.n_bytes > 0
+    assert scene.tiers.warm.n_bytes > 0
     scene.saver.settle(lineage)
-    assert (scene.store.warm.n_bytes, scene.saver.busy) == (0, False)
+    assert (scene.tiers.warm.n_bytes, scene.saver.busy) == (0, False)
     scene.evictor.evict(lineage)
     assert scene.warm_tokens(lineage) == 200
 

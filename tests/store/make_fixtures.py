@@ -13,8 +13,9 @@ import zipfile
 from pathlib import Path
 
 from agent_memory import Config, EchoRunner, Memory
+from agent_memory.log.files import LOCK, MANIFEST
+from agent_memory.log.schema import WRITE_VERSION
 from agent_memory.log.turns import Turn
-from agent_memory.store.format import LOCK, MANIFEST, WRITE_VERSION
 from agent_memory.types import Message
 from tests.parts.kvmodel import MIXED, draw, opened, save
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent_memory.log.files import Files
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, check, void
-from agent_memory.store.files import Files
 from agent_memory.store.store import Store
 from tests.parts.breaking import Counted, Refusing
 from tests.parts.kvmodel import MIXED, SMALL, draw, is_right, kv_files, load, load_beside, opened, save
@@ -40,17 +40,17 @@ def edit(store: Store, one: Edit) -> bool:
 
 
 def lose_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("DELETE FROM segments WHERE segment = 4")
 
 
 def change_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("UPDATE segments SET start = start + 1 WHERE segment = 4")
 
 
 def lose_a_side_row(catalog: Catalog) -> None:
-    with catalog.manifest.transaction() as db:
+    with catalog.manifest.database.transaction() as db:
         db.execute("DELETE FROM sides WHERE rowid = (SELECT max(rowid) FROM sides)")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent_memory import IncompatibleStoreError, Memory
-from agent_memory.store.format import MANIFEST, WRITE_VERSION
+from agent_memory.log.files import MANIFEST
+from agent_memory.log.schema import WRITE_VERSION
 from tests.parts.kvmodel import MIXED, load_beside, opened, save
 from tests.store.make_fixtures import CONFIG, FOLDER, SAID, ids_beside, main, runner
 

@@ -96,18 +96,18 @@ def test_a_damaged_turn_ends_the_log_and_is_counted(tmp_path, column, caplog):
 def test_a_log_write_that_failed_is_raised_by_flush_and_tried_again(tmp_path, monkeypatch):
     with opened(tmp_path) as store:
         agent = store.create_agent("", "a", system=None, tools="[]").agent_id
-        real = store._manifest.append_turn
+        real = store._logs.append_turn
 
         def full(*args):
             raise sqlite3.OperationalError("database or disk is full")
 
-        monkeypatch.setattr(store._manifest, "append_turn", full)
+        monkeypatch.setattr(store._logs, "append_turn", full)
         store.append_turn(agent, 0, turn(0))
         store.append_turn(agent, 1, turn(1))
         for _ in range(2):
             with pytest.raises(OutOfSpaceError, match="full"):
                 store.flush()
-        monkeypatch.setattr(store._manifest, "append_turn", real)
+        monkeypatch.setattr(store._logs, "append_turn", real)
         store.flush()
         assert len(store.load_agent("", "a").turns) == 2
 
@@ -126,14 +126,14 @@ def test_a_turn_that_can_never_be_written_is_refused_before_it_is_queued(tmp_pat
 def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch):
     with opened(tmp_path) as store:
         bad, good = (store.create_agent("", name, system=None, tools="[]").agent_id for name in "ab")
-        real = store._manifest.append_turn
+        real = store._logs.append_turn
 
         def odd(agent_id, *args):
             if agent_id == bad:
                 raise TypeError("no such row")
             real(agent_id, *args)
 
-        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        monkeypatch.setattr(store._logs, "append_turn", odd)
         for number in range(3):
             store.append_turn(bad, number, turn(number))
             store.append_turn(good, number, turn(number))
@@ -145,7 +145,7 @@ def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch
             store.load_agent("", "a")
         store.rewind(good, 2)
         assert len(store.load_agent("", "b").turns) == 2
-        monkeypatch.setattr(store._manifest, "append_turn", real)
+        monkeypatch.setattr(store._logs, "append_turn", real)
         store.flush()  # nothing was written over a hole
         assert [len(store.load_agent("", name).turns) for name in "ab"] == [3, 2]
 
@@ -157,7 +157,7 @@ def test_an_agent_whose_log_can_never_be_written_can_be_deleted(tmp_path, monkey
         def odd(*args):
             raise TypeError("no such row")
 
-        monkeypatch.setattr(store._manifest, "append_turn", odd)
+        monkeypatch.setattr(store._logs, "append_turn", odd)
         store.append_turn(agent, 0, turn(0))
         store.delete_agent(agent)
         store.flush()

@@ -115,7 +115,7 @@ def test_a_store_that_was_opened_where_this_one_was_is_not_touched(tmp_path, is_
 
 
 def test_a_folder_that_is_moved_back_takes_what_waited(tmp_path, monkeypatch):
-    monkeypatch.setattr("agent_memory.store.health.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("agent_memory.log.health.FIRST_WAIT_S", 0.0)
     store, agent = running(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     go_on(store, agent, 1, 80)

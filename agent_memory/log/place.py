@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.format import LOCK, MANIFEST
+from agent_memory.log.files import LOCK, MANIFEST
 
 _OWN = ("", LOCK, MANIFEST)  #: the folder itself, and the two files that are there as long as the store is open
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from agent_memory.store.place import GoneError
+from agent_memory.log.place import GoneError
 
 log = logging.getLogger("agent_memory.store")
 

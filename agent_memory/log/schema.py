@@ -1,4 +1,14 @@
-"""The manifest's tables, and what each write version added to them (docs/format.md says what they mean)."""
+"""The manifest's tables, and what each write version added to them (docs/format.md says what they mean).
+
+To add a table or a column:
+
+- here: raise ``WRITE_VERSION`` and append its statements to ``MIGRATIONS``; a new store runs them all, an older one
+  those that it lacks. Nothing else creates or alters a table.
+- ``logs.py`` (or the KV room's ``tables.py``): the statements that read and write its rows, and ``_OF_AGENT`` where
+  they end with their agent.
+- ``salvage.py``: which of its rows are trusted when the file is damaged; ``_ADDED`` for a column without a default.
+- ``docs/format.md``, and a fixture of the version before (``tests/store/make_fixtures.py``).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +16,15 @@ import contextlib
 import functools
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from agent_memory.errors import IncompatibleStoreError
-from agent_memory.store.format import READ_VERSION, WRITE_VERSION
+from agent_memory.errors import IncompatibleStoreError, StoreError
+
+READ_VERSION = 1  #: a store that says more cannot be read by this code
+#: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
+#: ids of a turn the model wrote
+WRITE_VERSION = 4
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -169,16 +183,30 @@ def check_versions(path: Path) -> None:
             raise sqlite3.DatabaseError("its schema is not what any version makes: meta")
         found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('read_version', 'write_version')"))
         try:
-            read, write = int(found["read_version"]), int(found.get("write_version", 1))
+            write = _ensure_supported(path, found)
         except (KeyError, ValueError, TypeError) as error:
             raise sqlite3.DatabaseError(f"its versions are {found}") from error
-        if read > READ_VERSION or write > WRITE_VERSION:
-            raise IncompatibleStoreError(
-                f"{path.parent} was written with read version {read} and write version {write}; this version of "
-                f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
-                "folder."
-            )
         check_schema(db, write)
+
+
+def ensure_readable(path: Path, meta: Mapping[str, str]) -> None:
+    """Raise IncompatibleStoreError for what a newer version wrote, StoreError for what says nothing of its version."""
+    try:
+        _ensure_supported(path, meta)
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{path} says nothing of its version: it is no manifest of this library") from error
+
+
+def _ensure_supported(path: Path, meta: Mapping[str, str]) -> int:
+    """Return the write version."""
+    read, write = int(meta["read_version"]), int(meta.get("write_version", 1))
+    if read > READ_VERSION or write > WRITE_VERSION:
+        raise IncompatibleStoreError(
+            f"{path.parent} was written with read version {read} and write version {write}; this version of "
+            f"agent_memory supports up to {READ_VERSION} and {WRITE_VERSION}. Use a newer agent_memory, or another "
+            "folder."
+        )
+    return write
 
 
 def _for_reading(path: Path) -> sqlite3.Connection:

@@ -10,13 +10,13 @@ import errno
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import frozen
 
-from agent_memory.store.format import KV_FOLDER, SUFFIX, TEMP_SUFFIX
-
+MANIFEST = "manifest.sqlite3"
+LOCK = "lock"
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 
@@ -99,37 +99,6 @@ def held_bytes(path: Path) -> int:
         return os.stat(path, follow_symlinks=False).st_blocks * BLOCK
     except OSError:
         return 0
-
-
-def list_files(folder: Path) -> dict[str, Size]:
-    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``format.is_kv_name``.
-
-    Raises OSError where a folder cannot be read: then nobody knows what is missing.
-    """
-    found: dict[str, Size] = {}
-    for sub in entries(folder):
-        if sub.is_dir(follow_symlinks=False):
-            for entry in entries(Path(sub.path)):
-                if entry.name.endswith((SUFFIX, TEMP_SUFFIX)):
-                    with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                        found[f"{sub.name}/{entry.name}"] = size_of(entry.stat(follow_symlinks=False))
-    return found
-
-
-def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str, int]:
-    """Return the allocated bytes of every file below ``folder`` that is not among ``known``, by its path below it.
-
-    One ``scandir`` a folder; known files are not looked at. Of links only ``kv`` itself is followed. Raises OSError.
-    """
-    found: dict[str, int] = {}
-    for entry in entries(folder / below):
-        name = f"{below}/{entry.name}" if below else entry.name
-        if entry.is_dir(follow_symlinks=name == KV_FOLDER):
-            found |= strangers(folder, known, name)
-        elif name not in known:
-            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                found[name] = entry.stat(follow_symlinks=False).st_blocks * BLOCK
-    return found
 
 
 def refuse_links(*paths: Path) -> None:

@@ -21,11 +21,11 @@ from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_to
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held, Needs, Plan, Side, best_plan, missing_sides, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
-from agent_memory.store.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.store.rows import root_id
+from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.types import Tier
 
-#: What a piece costs beside its arrays' bytes: its entries here and in the index; then each array's own head.
+#: Bytes of a piece's entries here and in the index, and of each array's header.
 _PIECE_BYTES = 2048
 _ARRAY_BYTES = 176
 
@@ -33,9 +33,11 @@ _ARRAY_BYTES = 176
 class Warm:
     """Pieces of one identity in memory. Engine thread only.
 
-    Policy: what is worth least goes first (``worth.py``), a lineage from its end on, what another one shares or an
-    agent in ``pins`` uses after all else; what nobody pinned never pushes out what somebody did. A lineage that does
-    not fit as a whole is not taken. ``ttl_s``: pieces unused for so long go, pinned ones stay.
+    - Evict the lowest worth first (``prefix/worth.py``), within a lineage the tail first; so a shared prefix goes last.
+    - Pieces that a pinned agent (``pins``) uses are evicted after all others, and only for a pinned agent.
+    - A lineage that does not fit whole is refused.
+    - Pieces unused for ``ttl_s`` are evicted, except pinned ones.
+    - ``n_bytes <= budget_bytes`` after every call.
     """
 
     def __init__(
@@ -54,30 +56,30 @@ class Warm:
         self.n_bytes = self.n_evicted = 0
         self.layout: Layout | None = None
         self.needs: Needs | None = None
-        self.codings: tuple[Coding | None, ...] = ()  #: how the rows of each tensor, windows last, are encoded
-        self._token_bytes = 0  # of an encoded token
+        self.codings: tuple[Coding | None, ...] = ()  #: of each tensor's rows, windows last; None: not encoded
+        self._token_bytes = 0  # bytes of one encoded token
         self._index: Index | None = None
         self._identity = self._host = ""
         self._held: dict[bytes, WarmPiece] = {}
-        self._leaves: dict[bytes, WarmPiece] = {}  # those that nothing follows
+        self._leaves: dict[bytes, WarmPiece] = {}  # pieces without a child
         self._sides: dict[bytes, Side] = {}
-        self._heads: dict[int | None, bytes] = {}  # where each agent's newest lineage ends
+        self._heads: dict[int | None, bytes] = {}  # last piece of each agent's newest lineage
 
     @property
     def is_lossy(self) -> bool:
-        """Whether anything is encoded otherwise than exactly."""
+        """True if any tensor is stored by a lossy codec."""
         return any(form is not None for form in self.codings)
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a warm tier."""
+        """True if there is a warm tier."""
         return self.budget_bytes > 0
 
     def __len__(self) -> int:
         return len(self._held)
 
     def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
-        """Start empty, for the KV of one identity."""
+        """Drop everything, and take KV of one identity from now on."""
         self.n_bytes = 0
         self._held, self._leaves, self._sides, self._heads = {}, {}, {}, {}
         self._identity, self._host, self.layout = identity, host, layout
@@ -89,7 +91,7 @@ class Warm:
     # looking up
 
     def plan(self, ids: Ids) -> Plan:
-        """What to restore the longest prefix of ``ids`` from that can be restored."""
+        """Return the pieces of the longest prefix of ``ids`` that can be restored."""
         if self._index is None or not self._held:
             return Plan([])
         if self.needs is None:
@@ -97,12 +99,12 @@ class Warm:
         return best_plan(self._index.paths(ids), self._sides, self.needs)
 
     def find(self, piece: bytes) -> WarmPiece | None:
-        """A piece that can be read, by its id."""
+        """Return a piece by its id; None if it is unknown or still being copied."""
         found = self._held.get(piece)
         return found if found is not None and found.piece.segment.is_ready else None
 
     def touch(self, pieces: Iterable[WarmPiece], used_s: float | None = None) -> None:
-        """Used now, or at ``used_s``; with a piece, name all before it."""
+        """Record a use of pieces, now or at ``used_s``. ``pieces`` includes the ancestors of each."""
         used_s = self._clock() if used_s is None else used_s
         for held in pieces:
             held.used_s = max(held.used_s, used_s)
@@ -118,17 +120,17 @@ class Warm:
         agent_id: int | None,
         used_s: float | None = None,
     ) -> Copy | None:
-        """Plan a copy of a lineage: what of it is not held yet enters, not yet readable, and its bytes are reserved.
+        """Plan a copy of a lineage: enter its missing pieces, not findable yet, and reserve their bytes.
 
-        None where there is no room for it. ``used_s``: its last use. What was decoded from a lossy codec is not encoded
-        again: where it is not held any more, the copy ends before it.
+        None if they do not fit. ``used_s``: the lineage's last use. Rows decoded from a lossy codec are never encoded
+        again: if warm no longer has their bytes, the copy ends before them.
         """
         index, layout = self._index, self.layout
         if not self.is_on or index is None or layout is None or not layout.is_storable or not len(ids):
             return None
         covered = index.plan(ids) if self.needs is None else []
         base, fresh = None, list[WarmPiece]()
-        if n_tokens(covered) == len(ids):  # a longer tail of another lineage may cover this one's
+        if n_tokens(covered) == len(ids):  # a longer tail of another lineage may cover this tail
             path = [self._held[piece.id] for piece, _ in covered]
         else:
             path, fresh, base = self._walk(index, ids, lineage)
@@ -152,7 +154,7 @@ class Warm:
         lineage: Provenance,
         held: Held,
     ) -> tuple[CopySide, ...]:
-        """What the pieces of a path are to hold beside their rows; window rows that ``base`` has are taken over."""
+        """Plan window rows and states for the pieces of a path; rows that ``base`` has are reused."""
         sides: list[CopySide] = []
         if self._index is None or self.needs is None:
             return ()
@@ -163,7 +165,7 @@ class Warm:
             if base is not None and to is fresh[0] and base.piece.window_rows and first < base.taken_stop:
                 first = max(first, base.piece.first_row)
                 start = max(first, base.taken_stop)
-            if self.is_lossy and lineage.n_decoded(start, to.stop):  # not to be encoded again
+            if self.is_lossy and lineage.n_decoded(start, to.stop):  # lossy rows are never encoded again
                 first = start = to.stop
             if first < to.stop or has_state:
                 sides.append(CopySide(to, first, start, to.stop, self.codec, has_state))
@@ -172,7 +174,7 @@ class Warm:
     def _walk(
         self, index: Index, ids: Ids, lineage: Provenance
     ) -> tuple[list[WarmPiece], list[WarmPiece], Base | None]:
-        """The pieces of a lineage, those entered now, and what the first of these stands on."""
+        """Return the pieces of a lineage, the new ones among them, and the base of the first new one."""
         path: list[WarmPiece] = []
         fresh: list[WarmPiece] = []
         base, parent = None, index.root
@@ -180,7 +182,7 @@ class Warm:
             own = ids[start : start + index.chunk_tokens]
             held = self._held.get(piece_id(parent, own))
             if held is not None and not (held.piece.segment.is_ready or held.n_holds):
-                self._forget([held.piece])  # its copy was struck while it began
+                self._forget([held.piece])  # an exception struck its copy while it began
                 held = None
             if held is None:
                 base = base if fresh else self._base(index.plan(ids[: start + len(own)]), start, lineage)
@@ -229,7 +231,7 @@ class Warm:
         return held
 
     def put_side(self, to: CopySide, rows: list[Bytes], state: Bytes | None, agent_id: int | None) -> bool:
-        """What a piece holds beside its rows, in place of what it held; False, and unchanged, where it does not fit."""
+        """Replace the window rows and state of a piece; False, and nothing changed, if they do not fit."""
         held = to.piece
         added = _side_bytes(rows, state) - _side_bytes(held.window_rows, held.state)
         self.n_bytes += added
@@ -244,9 +246,9 @@ class Warm:
         return True
 
     def complete(self, copy: Copy) -> None:
-        """Make a copy readable, and let go of what its lineage has moved past."""
+        """Make the pieces of a copy findable, and drop window rows and states that its lineage no longer needs."""
         if any(self._held.get(held.piece.id) is not held for held in copy.path):
-            self.undo(copy)  # something before it was given up meanwhile
+            self.undo(copy)  # an ancestor was forgotten meanwhile
             return
         for held in copy.fresh:
             held.piece.segment.is_ready = True
@@ -268,7 +270,7 @@ class Warm:
                 self._drop_side(self._held[side.piece])
 
     def undo(self, copy: Copy) -> None:
-        """Forget the pieces that a copy entered, and whatever was to follow them."""
+        """Forget the pieces that a copy entered, and their descendants."""
         self._forget([held.piece for held in copy.fresh if self._held.get(held.piece.id) is held])
 
     def _forget(self, pieces: list[Piece]) -> None:
@@ -276,10 +278,10 @@ class Warm:
         for piece in reversed(self._index.descendants(pieces)):
             self._remove(self._held[piece.id])
 
-    # losing
+    # evicting
 
     def release(self, agent_id: int) -> None:
-        """Let go of what only this agent's lineages stand on."""
+        """Evict the pieces that no other agent's prefix includes."""
         mine = [held for held in self._held.values() if agent_id in held.users]
         for held in mine:
             held.users.discard(agent_id)
@@ -287,11 +289,11 @@ class Warm:
         self._drop([held for held in mine if not held.users])
 
     def clear(self) -> None:
-        """Let go of all but what copies under way need."""
+        """Evict everything but what copies under way need."""
         self._drop(self._held.values())
 
     def expire(self) -> float | None:
-        """Let go of what was unused for ``ttl_s``; seconds until more may have to, None where nothing will."""
+        """Evict pieces unused for ``ttl_s``; return the seconds until the next is due, None if none will be."""
         if self.ttl_s is None or not self._held:
             return None
         now = self._clock()
@@ -305,7 +307,7 @@ class Warm:
                 self._remove(held)
 
     def _fit(self, agent_id: int | None) -> bool:
-        """Let the pieces worth least go until all fits; False where what ``agent_id`` may push out does not suffice."""
+        """Evict the lowest worth until the budget holds; False if all that ``agent_id`` may evict is not enough."""
         if self.n_bytes <= self.budget_bytes:
             return True
         now, is_pinned = self._clock(), agent_id in self._pins
@@ -336,7 +338,7 @@ class Warm:
         return not self._pins.isdisjoint(held.users)
 
     def _may_go(self, held: WarmPiece, *, is_pinned: bool) -> bool:
-        """Whether nothing follows it or is being made of it and, unless ``is_pinned``, nobody pins it."""
+        """True if a piece has no child and no copy needs it; a pinned one only with ``is_pinned``."""
         is_free = held.piece.id in self._leaves and not held.n_holds
         return is_free and (is_pinned or not self._is_pinned(held))
 
@@ -357,6 +359,21 @@ class Warm:
         held.n_bytes -= n_bytes
         self.n_bytes -= n_bytes
         del self._sides[held.piece.id]
+
+    def check(self) -> list[str]:
+        """Return the invariants that do not hold, in words. While no copy is under way; O(pieces)."""
+        n_bytes = sum(held.n_bytes for held in self._held.values())
+        followed = {held.piece.parent for held in self._held.values()}
+        found = {
+            f"{self.n_bytes} bytes are counted, {n_bytes} are held": self.n_bytes != n_bytes,
+            f"{self.n_bytes} bytes are held, the budget is {self.budget_bytes}": self.n_bytes > self.budget_bytes,
+            "the leaves are not the pieces without a child": self._leaves.keys() != self._held.keys() - followed,
+            "window rows or a state without a piece": not self._sides.keys() <= self._held.keys(),
+            "a piece is kept for a copy that has ended": any(held.n_holds for held in self._held.values()),
+        }
+        if self._index is not None:
+            found["the index names other pieces"] = self._index.pieces.keys() != self._held.keys()
+        return [text for text, is_wrong in found.items() if is_wrong]
 
 
 def _side_bytes(rows: list[Bytes], state: Bytes | None) -> int:

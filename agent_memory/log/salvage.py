@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from agent_memory.store.manifest import Manifest
-from agent_memory.store.schema import guard
-from agent_memory.store.soundness import (
-    BAD_JSON,
-    is_count,
-    is_facts,
-    is_identity,
-    is_layout,
-    is_lineage,
-    is_time,
-    sound_agent,
-)
-from agent_memory.store.tables import checked_turn
+from agent_memory.log.database import Database
+from agent_memory.log.logs import is_whole_turn
+from agent_memory.log.schema import guard
+from agent_memory.log.soundness import is_count, sound_agent
 
-_TABLES = ("identities", "agents", "lineages", "turns")
 _ADDED = {("agents", "facts"), ("turns", "n_reply")}  #: columns without a default that older versions did not write
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
+
+#: True if a row of a table outside this room is trusted, given the numbers of the agents found.
+IsSound = Callable[[Row, Collection[int]], bool]
 
 
 @frozen
@@ -42,35 +35,32 @@ class Salvaged:
         return f"{self.n_agents} agents with {self.n_turns} turns"
 
 
-def salvage(path: Path, manifest: Manifest) -> Salvaged:
-    """Copy what can be trusted of the damaged file into a new, empty manifest, in one transaction.
+def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Salvaged:
+    """Copy what can be trusted of the damaged file into a new, empty database, in one transaction.
 
     A turn is trusted where its checksum and those of all before it hold. An agent's own record keeps its checksum,
-    right or wrong, so that damage in it is noted whenever the agent is opened.
+    right or wrong, so that damage in it is noted whenever the agent is opened. ``others``: tables of other rooms, and
+    which of their rows are trusted.
     """
-    found: dict[str, list[Row]] = {table: [] for table in _TABLES}
-    with manifest.transaction() as new:
-        columns = {table: _columns(new, table) for table in _TABLES}
+    tables = ("agents", "turns", *others)
+    found: dict[str, list[Row]] = {table: [] for table in tables}
+    with database.reading() as new:
+        columns = {table: _columns(new, table) for table in tables}
     with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
         guard(db)
-        for table in _TABLES:
+        for table in tables:
             found[table] = list(_readable(db, table, columns[table]))
     sound = [agent for row in found["agents"] if is_count(row["agent"]) and (agent := sound_agent(row)) is not None]
     agents = {row["agent"] for row in sound}
-    turns = _sound_turns(found["turns"], agents)
-    rows = {
-        "identities": [row for row in found["identities"] if _is_identity(row)],
-        "agents": sound,
-        "lineages": [row for row in found["lineages"] if row["agent"] in agents and is_lineage(*row.values())],
-        "turns": turns,
-    }
-    with manifest.transaction() as db:
+    rows = {"agents": sound, "turns": _sound_turns(found["turns"], agents)}
+    rows |= {table: [row for row in found[table] if is_sound(row, agents)] for table, is_sound in others.items()}
+    with database.transaction() as db:
         for table, wanted in rows.items():
             for row in wanted:
                 names, marks = ", ".join(row), ", ".join("?" * len(row))
                 with suppress(sqlite3.IntegrityError, OverflowError):
                     db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
-    return Salvaged(len(rows["agents"]), len(turns))
+    return Salvaged(len(rows["agents"]), len(rows["turns"]))
 
 
 def _columns(db: sqlite3.Connection, table: str) -> dict[str, bool]:
@@ -102,15 +92,10 @@ def _readable(db: sqlite3.Connection, table: str, columns: Mapping[str, bool]) -
             last, misses = last + 1, misses + 1
 
 
-def _is_identity(row: Row) -> bool:
-    is_readable = is_facts(row["facts"]) and is_layout(row["layout"])
-    return is_readable and is_identity(row["identity"]) and is_time(row["created_s"])
-
-
 def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
     by_agent: dict[int, dict[int, Row]] = {agent: {} for agent in agents}
     for row in rows:
-        if row["agent"] in by_agent and _is_sound(row):
+        if row["agent"] in by_agent and is_whole_turn(row):
             by_agent[row["agent"]][row["number"]] = row
     found: list[Row] = []
     for turns in by_agent.values():
@@ -119,24 +104,3 @@ def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
                 break
             found.append(turns[number])
     return found
-
-
-def _is_sound(row: Row) -> bool:
-    try:
-        checked_turn(
-            row["agent"],
-            row["number"],
-            row["messages"],
-            row["keep"],
-            row["ids"],
-            row["tokenizer"],
-            row["finish"],
-            row["created_s"],
-            row["n_messages_kept"],
-            row["n_kv"],
-            row.get("n_reply"),
-            row["xxh3"],
-        )
-    except BAD_JSON:
-        return False
-    return True

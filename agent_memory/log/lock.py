@@ -13,10 +13,9 @@ from typing import Any
 import xxhash
 
 from agent_memory.errors import StoreLockedError
-from agent_memory.store.files import Files, refuse_links
-from agent_memory.store.format import LOCK, MANIFEST
-from agent_memory.store.health import state_of
-from agent_memory.store.refusals import opening_error
+from agent_memory.log.files import LOCK, MANIFEST, Files, refuse_links
+from agent_memory.log.health import state_of
+from agent_memory.log.refusals import opening_error
 
 _BLOCK = 1 << 20
 

@@ -13,28 +13,28 @@ from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV
 from agent_memory.types import Exactness
 
-#: Of a nameless lineage at least this share must be wanted for its KV to be moved; else it is copied and stays.
+#: The KV of an anonymous lineage is moved if a request wants at least this share of its tokens; else it is copied.
 _MOVE_SHARE = 0.5
 
 
 @define(eq=False, slots=True)
 class Lineage:
-    """A run of ids with its live KV. ``len(ids) == kv.n_tokens``, always."""
+    """A sequence of ids with its live KV. ``len(ids) == kv.n_tokens``, always."""
 
     owner: str | None
     ids: np.ndarray[Any, Any] = field(repr=False)
-    made: np.ndarray[Any, Any] = field(repr=False)  #: per id: see ``prefix.provenance.MADE`` and ``DECODED``
+    made: np.ndarray[Any, Any] = field(repr=False)  #: provenance of each id's KV
     kv: KV = field(repr=False)
     exactness: Exactness = "exact"
     agent_id: int | None = None
-    used_s: float = 0.0  #: when it was put or touched, by the tier's clock
-    is_saved: bool = False  #: whether it is on disk, or on its way there
-    is_offered: bool = False  #: whether warm was given a copy, which it may have refused
-    is_wanted: bool = False  #: computed ahead of need: to be stored, whatever that costs
-    is_turn: bool = True  #: False: of a request that ended without a reply, so its agent's log ends elsewhere
+    used_s: float = 0.0  #: last use, by the tier's clock
+    is_saved: bool = False  #: True if it is on disk, or on its way there
+    is_offered: bool = False  #: True if a copy was offered to warm, even if warm refused it
+    is_wanted: bool = False  #: computed ahead of need: always saved
+    is_turn: bool = True  #: False if its request ended without a reply: the agent's log ends elsewhere
 
     def trim(self, n_tokens: int) -> bool:
-        """Cut to the first ``n_tokens``; False where the KV cannot be cut."""
+        """Truncate to the first ``n_tokens``; False if the KV cannot be truncated."""
         if not self.kv.trim(n_tokens):
             return False
         self.ids, self.made = self.ids[:n_tokens], self.made[:n_tokens]
@@ -42,10 +42,13 @@ class Lineage:
 
 
 class HotTier:
-    """Idle lineages in order of last use, the oldest first. Owned by the engine thread.
+    """Idle lineages in order of last use, the oldest first. Engine thread only.
 
-    Policy: a lineage that its own agent continues is moved (no byte is copied); one that somebody else wants a prefix
-    of is copied. Each agent has at most one; a nameless lineage that a newer one extends is dropped.
+    - A lineage that its own agent continues is moved: no byte is copied. Other requests copy a prefix of it.
+    - An agent has at most one lineage; a newer one replaces it.
+    - An anonymous lineage that is a prefix of a newer one is dropped.
+
+    ``scheduler/eviction.py`` keeps the budget.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,11 +60,11 @@ class HotTier:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of all lineages, spare room included."""
+        """Allocated bytes of all lineages, spare capacity included."""
         return sum(one.kv.nbytes for one in self._lineages.values())
 
     def match(self, ids: np.ndarray[Any, Any], owner: str | None) -> tuple[Lineage | None, int]:
-        """The lineage that reaches the longest prefix of ``ids``, an own one first among equals, and that length."""
+        """Return the lineage with the longest prefix of ``ids`` and that length; of equal ones ``owner``'s own."""
         best: Lineage | None = None
         best_len = 0
         for one in self._lineages.values():
@@ -71,22 +74,22 @@ class HotTier:
         return best, best_len
 
     def is_moved(self, lineage: Lineage, n_tokens: int, owner: str | None) -> bool:
-        """Whether ``owner`` may take the lineage itself for its first ``n_tokens``, or must copy them."""
+        """True if ``owner`` takes the lineage itself for its first ``n_tokens``; False if it copies them."""
         if lineage.owner != owner:
             return False
         return owner is not None or n_tokens >= _MOVE_SHARE * len(lineage.ids)
 
     def take(self, lineage: Lineage) -> Lineage:
-        """Remove a lineage, for its next turn or for good."""
+        """Remove a lineage and return it."""
         return self._lineages.pop(id(lineage))
 
     def touch(self, lineage: Lineage) -> None:
-        """Note a use."""
+        """Record a use."""
         lineage.used_s = self.clock()
         self._lineages[id(lineage)] = self._lineages.pop(id(lineage))
 
     def put(self, lineage: Lineage) -> list[Lineage]:
-        """Add a lineage; returns those it replaces, already removed."""
+        """Add a lineage; return those that it replaces, already removed."""
         replaced = []
         for one in self:
             same_agent = lineage.owner is not None and one.owner == lineage.owner
@@ -98,9 +101,9 @@ class HotTier:
         return replaced
 
     def of(self, owner: str) -> Lineage | None:
-        """An agent's lineage."""
+        """Return an agent's lineage."""
         return next((one for one in self._lineages.values() if one.owner == owner), None)
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all lineages."""
         self._lineages.clear()

@@ -19,9 +19,11 @@ from agent_memory.kvcache.layout import Layout, TensorSpec, is_kept
 from agent_memory.prefix.provenance import DECODED, Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
-from agent_memory.store import lookup
-from agent_memory.store.store import Store
-from agent_memory.store.warm import Warm
+from agent_memory.store.reading import NOTHING
+from agent_memory.tiers import lookup
+from agent_memory.tiers.sources import WarmSource
+from agent_memory.tiers.tiers import Tiers
+from agent_memory.tiers.warm import Warm
 from tests.parts.kvmodel import (
     IDENTITY,
     KINDS,
@@ -31,10 +33,10 @@ from tests.parts.kvmodel import (
     is_right,
     load,
     load_beside,
-    opened,
     rows,
     save,
     segment_files,
+    tiered,
 )
 
 CHUNK, WINDOW = 16, 24
@@ -84,24 +86,25 @@ def marks(n_tokens: int) -> list[int]:
     return [b * CHUNK for b in range(1, newest + 1) if is_kept(b, newest)]
 
 
-def keep(store: Store, ids: np.ndarray, layout: Layout, agent_id: int | None = None, *, to_disk: bool = False) -> None:
+def keep(tiers: Tiers, ids: np.ndarray, layout: Layout, agent_id: int | None = None, *, to_disk: bool = False) -> None:
     """A live KV of all of ``ids`` into warm or onto disk."""
-    first = max(0, len(ids) // CHUNK * CHUNK - WINDOW + 1)
-    (save if to_disk else copy)(
-        store, ids, layout=layout, agent_id=agent_id, held_from=first, snapshots=marks(len(ids))
-    )
+    first, states = max(0, len(ids) // CHUNK * CHUNK - WINDOW + 1), marks(len(ids))
+    if to_disk:
+        save(tiers.store, ids, layout=layout, agent_id=agent_id, held_from=first, snapshots=states)
+    else:
+        copy(tiers, ids, layout=layout, agent_id=agent_id, held_from=first, snapshots=states)
 
 
 @pytest.mark.parametrize("kind", ["full", *KINDS])
 def test_a_lineage_that_grows_is_found_whole_at_every_length(kind: str) -> None:
     layout, ids = ({"full": SMALL} | KINDS)[kind], draw(np.random.default_rng(0), 340)
-    with opened(None, layout=layout, warm_bytes=ROOM) as store:
+    with tiered(None, ROOM, layout=layout) as tiers:
         for n in (1, 15, 16, 17, 40, 41, 47, 100, 128, 300, 331, 332):
-            keep(store, ids[:n], layout, 7)
-            match = store.match(ids)
+            keep(tiers, ids[:n], layout, 7)
+            match = tiers.match(ids)
             assert (match.n_tokens, match.tier, match.tier_tokens) == (n, "warm", {"warm": n})
-            assert load_beside(store, match, ids, layout)
-        tails = [p for p in store.warm._held.values() if p.piece.n_tokens < CHUNK]
+            assert load_beside(tiers, match, ids, layout)
+        tails = [p for p in tiers.warm._held.values() if p.piece.n_tokens < CHUNK]
         assert len(tails) == 1, "a tail that has grown leaves nothing of what it was"
 
 
@@ -118,8 +121,10 @@ def test_whatever_goes_in_and_out_what_is_found_is_right_and_bytes_are_counted(
     layout, rng = ({"full": SMALL} | KINDS)[kind], np.random.default_rng(seed)
     with TemporaryDirectory() as folder:
         path = Path(folder) if rng.random() < 0.5 else None
-        with opened(path, layout=layout, warm_bytes=budget) as store:
-            agents = {n: store.create_agent("", name, system=None, tools="[]").agent_id for n, name in enumerate("abc")}
+        with tiered(path, budget, layout=layout) as tiers:
+            agents = {
+                n: tiers.store.create_agent("", name, system=None, tools="[]").agent_id for n, name in enumerate("abc")
+            }
             known = {n: draw(rng, int(rng.integers(1, 60))) for n in range(3)}
             for _ in range(n_steps):
                 n = int(rng.integers(3))
@@ -127,20 +132,29 @@ def test_whatever_goes_in_and_out_what_is_found_is_right_and_bytes_are_counted(
                 cut = int(rng.integers(1, len(base) + 1)) if rng.random() < 0.3 else len(base)
                 known[n] = np.concatenate([base[:cut], draw(rng, int(rng.integers(1, 70)))])
                 if path is not None and rng.random() < 0.6:
-                    keep(store, known[n], layout, agents[n], to_disk=True)
-                    store.flush()
+                    keep(tiers, known[n], layout, agents[n], to_disk=True)
+                    tiers.store.flush()
                 if rng.random() < 0.7:
-                    keep(store, known[n], layout, agents[n])
+                    keep(tiers, known[n], layout, agents[n])
                 if rng.random() < 0.15:
-                    store.warm.release(agents[int(rng.integers(3))])
+                    tiers.warm.release(agents[int(rng.integers(3))])
                 for ids in known.values():
-                    match = store.match(ids)
-                    assert not match.n_tokens or load_beside(store, match, ids, layout)
-                assert store.warm.n_bytes <= budget
-                assert store.warm.n_bytes == sum(piece.n_bytes for piece in store.warm._held.values())
-                assert not any(piece.n_holds for piece in store.warm._held.values())
-            store.warm.clear()
-            assert (store.warm.n_bytes, len(store.warm), store.warm._sides) == (0, 0, {})
+                    match = tiers.match(ids)
+                    assert not match.n_tokens or load_beside(tiers, match, ids, layout)
+                assert tiers.warm.check() == []
+            tiers.warm.clear()
+            assert (tiers.warm.n_bytes, len(tiers.warm), tiers.warm.check()) == (0, 0, [])
+
+
+def test_the_check_of_warm_sees_what_is_out_of_step() -> None:
+    warm, _ = bare(ROOM)
+    assert put(warm, draw(np.random.default_rng(14), 40))
+    assert warm.check() == []
+    warm.n_bytes += 1
+    assert len(warm.check()) == 1
+    warm.n_bytes -= 1
+    warm._leaves.clear()
+    assert warm.check() == ["the leaves are not the pieces without a child"]
 
 
 #: Layouts whose rows a lossy codec encodes: with full attention alone, and with windows beside it.
@@ -186,8 +200,8 @@ def test_what_was_decoded_is_never_encoded_again_and_its_bytes_stay(kind: str, s
     for _ in range(12):
         cut = int(rng.integers(1, len(known) + 1)) if rng.random() < 0.4 else len(known)
         known = np.concatenate([known[:cut], draw(rng, int(rng.integers(0, 40)))])
-        match = lookup.find(None, warm, known)
-        source = lookup.source(None, warm, match, match.n_tokens) if match.n_tokens else None
+        match = lookup.find(warm, NOTHING, known)
+        source = WarmSource(warm, match, match.n_tokens, None) if match.n_tokens else None
         for tensor, spec in enumerate(specs) if source is not None else ():
             first = 0 if tensor < len(layout.tensors) else source.held_from
             (span,) = source.encoded(tensor) if first < match.n_tokens else [None]
@@ -255,15 +269,15 @@ def test_what_is_longest_unused_goes_first_from_its_end_and_what_others_share_la
 def test_what_the_disk_has_goes_before_what_would_be_computed_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     stored, alone = draw(rng, 4 * CHUNK), draw(rng, 4 * CHUNK)
-    with opened(tmp_path, warm_bytes=ROOM) as store:
-        save(store, stored)
-        store.flush()
-        assert copy(store, alone, used_s=1.0)
-        assert copy(store, stored, used_s=2.0)
-        store.warm.budget_bytes = store.warm.n_bytes
-        assert copy(store, draw(rng, 4 * CHUNK), used_s=3.0)
-        assert store.match(alone).tier_tokens == {"warm": len(alone)}
-        assert store.match(stored).tier_tokens == {"cold": len(stored)}
+    with tiered(tmp_path, ROOM) as tiers:
+        save(tiers.store, stored)
+        tiers.store.flush()
+        assert copy(tiers, alone, used_s=1.0)
+        assert copy(tiers, stored, used_s=2.0)
+        tiers.warm.budget_bytes = tiers.warm.n_bytes
+        assert copy(tiers, draw(rng, 4 * CHUNK), used_s=3.0)
+        assert tiers.match(alone).tier_tokens == {"warm": len(alone)}
+        assert tiers.match(stored).tier_tokens == {"cold": len(stored)}
 
 
 def test_what_is_pinned_goes_last_and_makes_no_room_for_what_is_not() -> None:
@@ -356,40 +370,40 @@ def test_what_is_struck_while_it_begins_leaves_nothing_that_stays() -> None:
 def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     ids = draw(rng, 20 * CHUNK)  # on disk: files of 8, 8 and 4 chunks
-    with opened(tmp_path, warm_bytes=ROOM) as store:
-        save(store, ids)
-        assert copy(store, ids[: 12 * CHUNK])
-        store.flush()
-        match = store.match(ids)
+    with tiered(tmp_path, ROOM) as tiers:
+        save(tiers.store, ids)
+        assert copy(tiers, ids[: 12 * CHUNK])
+        tiers.store.flush()
+        match = tiers.match(ids)
         assert match.tier_tokens == {"warm": 8 * CHUNK, "cold": 12 * CHUNK}
         assert (match.tier, match.n_tokens) == ("cold", len(ids))
         segment_files(tmp_path)[0].stat()
-        first = store._catalog.path(match.pieces[0][0].segment)  # type: ignore[union-attr]
+        first = tiers.store._catalog.path(match.pieces[0][0].segment)  # type: ignore[union-attr]
         first.unlink()
         for n in (len(ids), 17 * CHUNK + 3, 8 * CHUNK, 40):
-            kv, sound = load(store, match, n)
+            kv, sound = load(tiers, match, n)
             assert sound
             assert is_right(kv, ids[:n])
-        store.prefetch(match)
-        store.flush()
-        assert store.stats()["damage"] == 0, "the file that is gone was never looked for"
-        later = store._catalog.path(match.pieces[-1][0].segment)  # type: ignore[union-attr]
+        tiers.prefetch(match)
+        tiers.store.flush()
+        assert tiers.store.stats()["damage"] == 0, "the file that is gone was never looked for"
+        later = tiers.store._catalog.path(match.pieces[-1][0].segment)  # type: ignore[union-attr]
         later.write_bytes(later.read_bytes()[:-8])
-        _, sound = load(store, match)
+        _, sound = load(tiers, match)
         assert not sound
-        assert store.match(ids).n_tokens == 16 * CHUNK
+        assert tiers.match(ids).n_tokens == 16 * CHUNK
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prefix_in_memory_and_the_rest_on_disk_make_one_kv(kind: str, tmp_path: Path) -> None:
     layout, ids = KINDS[kind], draw(np.random.default_rng(10), 20 * CHUNK + 5)
-    with opened(tmp_path, layout=layout, warm_bytes=ROOM) as store:
-        keep(store, ids, layout, to_disk=True)
-        store.flush()
-        keep(store, ids[: 9 * CHUNK], layout)
-        match = store.match(ids)
+    with tiered(tmp_path, ROOM, layout=layout) as tiers:
+        keep(tiers, ids, layout, to_disk=True)
+        tiers.store.flush()
+        keep(tiers, ids[: 9 * CHUNK], layout)
+        match = tiers.match(ids)
         assert match.tier_tokens == {"warm": 8 * CHUNK, "cold": 12 * CHUNK + 5}
-        assert load_beside(store, match, ids, layout)
+        assert load_beside(tiers, match, ids, layout)
 
 
 def test_the_bytes_counted_are_at_least_those_allocated_and_little_more() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
-from agent_memory.store.format import MANIFEST
-from agent_memory.store.health import DiskState, is_disk_error, state_of
+from agent_memory.log.files import MANIFEST
+from agent_memory.log.health import DiskState, is_disk_error, state_of
 
 _ADVICE: dict[DiskState, str] = {
     "ok": "",

@@ -1,0 +1,156 @@
+"""The manifest's database: the one SQLite file of a store (``schema`` has its tables). A save exists once it commits.
+
+- One connection under one lock: any thread.
+- Every change is a ``transaction``: all of it or nothing, durable when it returns, and counted in ``commits``.
+- ``Logs`` and the KV room read and write their own rows through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent_memory.errors import StoreError
+from agent_memory.log.files import Files
+from agent_memory.log.schema import (
+    WRITE_VERSION,
+    connect,
+    ensure_readable,
+    free_pages,
+    give_back,
+    migrate,
+    version_of,
+)
+
+_COUNT_COMMIT = (
+    "INSERT INTO meta VALUES ('commits', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+)
+
+
+class Database:
+    """An open manifest. Raises sqlite3.Error and OSError as they come."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path | None, files: Files, *, is_read_only: bool = False) -> None:
+        self._db, self._path, self._files, self._is_read_only = db, path, files, is_read_only
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for statements that change nothing."""
+        with self._lock:
+            yield self._db
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for one change: all or nothing, durable when the block ends."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute(_COUNT_COMMIT)
+                self._files.commit(self._db)
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Fold the WAL back, unless the database is only read, and close."""
+        with self._lock:
+            if not self._is_read_only:
+                with contextlib.suppress(sqlite3.Error):
+                    self._files.fold(self._db)
+            self._db.close()
+
+    @property
+    def is_whole(self) -> bool:
+        """True if, once closed, the file holds everything and there is no WAL beside it."""
+        return self._path is not None and not self._path.with_name(f"{self._path.name}-wal").exists()
+
+    def fold(self) -> None:
+        """Fold the WAL back, so that it takes no bytes. I/O thread; two fsyncs."""
+        with self._lock:
+            self._files.fold(self._db)
+
+    def shrink(self, from_share: float = 0.25) -> None:
+        """Give the pages back that deleted rows left, from that share of the file on. I/O thread; a commit and a fold.
+
+        All of them: what was deleted is in no file of the folder afterwards.
+        """
+        with self._lock:
+            free, total = free_pages(self._db)
+            if free > total * from_share:
+                with self.transaction() as db:
+                    give_back(db, free)
+                self._files.fold(self._db)
+
+    def examine(self) -> str | None:
+        """Return what SQLite finds wrong with the file; None: nothing. Reads all of it."""
+        with self._lock:
+            check = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        return None if check == "ok" else str(check)
+
+    @property
+    def commits(self) -> int:
+        """How many transactions there have been: a lost one shows here."""
+        try:
+            return int(self.meta("commits") or 0)
+        except ValueError:
+            return 0
+
+    def meta(self, key: str) -> str | None:
+        """Return a fact about the store itself."""
+        with self._lock:
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def meta_keys(self, prefix: str) -> list[str]:
+        """Return the names of the facts of the store that begin with ``prefix``."""
+        with self._lock:
+            return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
+
+
+def open_database(path: Path | None, files: Files | None = None) -> Database:
+    """Open a manifest to read and write it, upgraded to this write version. ``path`` None: in memory; else a file that
+    ``check_versions`` found whole, or none yet.
+    """
+    if path is not None and not (path.exists() and path.stat().st_size):
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(path, flags, 0o600))  # SQLite gives its side files the same mode
+    db = connect(path)
+    database = Database(db, path, files or Files())
+    try:
+        if version_of(db) < WRITE_VERSION:
+            with database.transaction():
+                migrate(db)
+    except BaseException:
+        db.close()
+        raise
+    return database
+
+
+def view_database(path: Path) -> Database:
+    """Open a manifest only to read it, beside the process that writes it.
+
+    Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError.
+    """
+    errors = []
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA query_only=ON")
+            db.execute("PRAGMA busy_timeout=2000")
+            ensure_readable(path, dict(db.execute("SELECT key, value FROM meta")))
+        except sqlite3.Error as error:
+            db.close()
+            errors.append(error)
+        except BaseException:
+            db.close()
+            raise
+        else:
+            return Database(db, path, Files(), is_read_only=True)
+    raise StoreError(f"cannot read {path}: {errors[0]}. Let its folder be read, or open it with Memory to repair it")

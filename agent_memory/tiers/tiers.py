@@ -1,0 +1,80 @@
+"""The stored KV of one model, in warm and on disk, as the scheduler sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from agent_memory.config import Codec
+from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.index import Ids
+from agent_memory.protocols import Source
+from agent_memory.store.store import Store
+from agent_memory.tiers import lookup
+from agent_memory.tiers.lookup import Match
+from agent_memory.tiers.sources import WarmSource
+from agent_memory.tiers.warm import Warm
+
+
+class Tiers:
+    """A store and the warm tier in front of it. Engine thread only.
+
+    - ``warm_bytes`` 0: no warm tier; everything is found on disk.
+    - The longest prefix wins; of equal ones that in warm, which is not read from disk.
+    - ``warm`` needs no store behind it: a store without a folder finds nothing.
+    - What is deleted from the store is evicted from warm first; the caller does that.
+
+    ``warm_ttl_s``: pieces unused for so long leave warm.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        warm_bytes: int = 0,
+        warm_codec: Codec = "exact",
+        warm_ttl_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.warm = Warm(
+            warm_bytes,
+            codec=warm_codec,
+            ttl_s=warm_ttl_s,
+            costs=store.costs,
+            pins=store.pins,
+            is_stored=store.is_stored,
+            clock=clock,
+        )
+
+    def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
+        """Open the KV of one model: ``Store.attach``, and an empty warm tier."""
+        self.store.attach(identity, layout, host, facts)
+        self.warm.attach(identity, layout, host, self.store.chunk_tokens)
+
+    def match(self, ids: Ids) -> Match:
+        """Return the longest stored prefix of ``ids``; O(len(ids)) hashing, in memory."""
+        return lookup.find(self.warm, self.store.match(ids), ids)
+
+    def source(self, match: Match, n_tokens: int) -> Source:
+        """Open the first ``n_tokens`` of a match for reading. Damage is noted by the source, never raised.
+
+        Fewer than the whole match only where every layer of the model can be truncated at any token.
+        """
+        n_warm = match.n_warm
+        rest = self.store.source(match, n_tokens, start=n_warm) if n_tokens > n_warm else None
+        return rest if rest is not None and not n_warm else WarmSource(self.warm, match, n_tokens, rest)
+
+    def prefetch(self, match: Match) -> None:
+        """Read the files that a match needs, before they are needed; returns at once."""
+        if match.tier == "cold":
+            self.store.prefetch(match, start=match.n_warm)
+
+    def touch(self, match: Match) -> None:
+        """Note that a match, and the pieces that it depends on, were used now."""
+        self.warm.touch(held for held, _ in match.warm)
+        self.store.touch(match)
+
+    def following(self, match: Match) -> Ids | None:
+        """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
+        return self.store.following(match)
