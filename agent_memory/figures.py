@@ -123,20 +123,13 @@ class Doctor(AsDict):
         return {one.name: one for one in self.choices}[name]
 
     def __str__(self) -> str:
-        chosen = {one.name: one for one in self.choices}
-        lines = [
-            f"{name}: {value}{f' ({chosen[name].source})' if name in chosen else ''}"
-            for name, value in self.facts.items()
-        ]
-        lines += [f"{one.name}: {one.value} ({one.source})" for one in self.choices if one.name not in self.facts]
-        if self.is_explained:
-            lines.append("")
-            for one in self.choices:
-                lines += [
-                    f"{one.name} = {one.value}",
-                    f"    from {one.source}: {one.why}",
-                    f"    to change: {one.change}",
-                ]
+        sources = {one.name: one.source for one in self.choices}
+        lines = ["found"] + [f"  {name}: {value}" for name, value in self.facts.items() if name not in sources]
+        lines.append("chosen")
+        for one in self.choices:
+            lines.append(f"  {one.name}: {_human(one.name, one.value)} ({one.source})")
+            if self.is_explained:
+                lines += [f"      why: {one.why}", f"      to change it: {one.change}"]
         return "\n".join(lines + [f"advice: {one}" for one in self.advice])
 
     def __getattr__(self, name: str) -> Any:
@@ -144,3 +137,8 @@ class Doctor(AsDict):
             return self.facts[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+def _human(name: str, value: Any) -> str:
+    is_size = name.endswith("_bytes") and isinstance(value, int) and value >= 1 << 20
+    return f"{value:,} ({value / (1 << 30):.1f} GiB)" if is_size else str(value)

@@ -13,6 +13,7 @@ from agent_memory.config import Config, memory_budgets
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
+from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
@@ -123,7 +124,9 @@ class Reports:
 
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
-        return checkup.examine(self.runner, self.config, recorded=self._recorded, explain=explain)
+        disk_bytes = self._store.stats()["disk_budget_bytes"]
+        at = Circumstances(runner=self.runner, config=self.config, recorded=self._recorded, disk_bytes=disk_bytes)
+        return checkup.examine(at, explain=explain)
 
     def _pseudonym(self, name: str) -> str:
         """The same for a name and a salt in every process; whoever does not know the salt cannot test a guess."""
