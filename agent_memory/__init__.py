@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from agent_memory.generation import Generation, State, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
+    from agent_memory.observe.explain import CacheReport
+    from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
@@ -125,6 +127,7 @@ __all__ = [
     "AgentMemoryError",
     "AuditRow",
     "BackendMissingError",
+    "CacheReport",
     "CallArguments",
     "CallEnd",
     "CallRejected",
@@ -166,6 +169,8 @@ __all__ = [
     "Insight",
     "Item",
     "ItemNotFoundError",
+    "LintReport",
+    "LintSpan",
     "LogitsProcessor",
     "MLXRunner",
     "Maintained",
@@ -236,6 +241,7 @@ _HOMES = {
     "AgentMemoryError": "errors",
     "AuditRow": "recall.types",
     "BackendMissingError": "errors",
+    "CacheReport": "observe.explain",
     "CallArguments": "types",
     "CallEnd": "types",
     "CallRejected": "types",
@@ -277,6 +283,8 @@ _HOMES = {
     "Insight": "recall.episode_types",
     "Item": "recall.types",
     "ItemNotFoundError": "errors",
+    "LintReport": "observe.lint",
+    "LintSpan": "observe.lint",
     "LogitsProcessor": "protocols",
     "MLXRunner": "runner.mlx",
     "Maintained": "recall.types",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Unpack
 
 from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.log.versions import Version
+from agent_memory.observe.explain import CacheReport
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import result_message
 from agent_memory.requests.asking import Asking
+from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.requests.prompting import Answers
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolResult
@@ -30,6 +34,8 @@ class Agent:
     def __repr__(self) -> str:
         log = self._log
         state = "deleted" if log.is_deleted else f"turns={len(log.turns)} tokens={len(log.ids):,}"
+        if log.viewed is not None:
+            state += f", version {log.viewed[1]}, read-only"
         return f"Agent({log.name!r} {state})"
 
     @property
@@ -37,6 +43,17 @@ class Agent:
         """The log. Raises AgentDeletedError."""
         self._log.ensure_exists()
         return self._log
+
+    @property
+    def _own(self) -> Log:
+        """The log, to be changed. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
+        log = self._live
+        if log.viewed is not None:
+            raise UnsupportedParameterError(
+                f"this is a read-only view of version {log.viewed[1]} of agent {repr_of(log.name)}: fork it, or rewind "
+                "the agent to it"
+            )
+        return log
 
     @property
     def name(self) -> str:
@@ -66,13 +83,13 @@ class Agent:
     @takes_options()
     def say(self, message: Prompt, **options: Unpack[Options]) -> Reply:
         """Take one more turn and wait for the reply. Raises as ``Memory.generate`` does; the log is intact then."""
-        with self._asking.start(message, self._live, Settings.of(Agent.say, options)) as handle:
+        with self._asking.start(message, self._own, Settings.of(Agent.say, options)) as handle:
             return handle.result()
 
     @takes_options()
     def stream(self, message: Prompt, **options: Unpack[Options]) -> Generation:
         """Start one more turn and return its handle."""
-        return self._asking.start(message, self._live, Settings.of(Agent.stream, options))
+        return self._asking.start(message, self._own, Settings.of(Agent.stream, options))
 
     @takes_options()
     def give(self, *results: ToolResult, **options: Unpack[Options]) -> Reply:
@@ -82,27 +99,86 @@ class Agent:
         two threads that answer the same calls, the second gets it.
         """
         settings = Settings.of(Agent.give, options)
-        with self._asking.start(self._answers(results), self._live, settings) as handle:
+        with self._asking.start(self._answers(results), self._own, settings) as handle:
             return handle.result()
 
-    def rewind(self, turns: int = 1) -> None:
-        """Forget the newest ``turns``: messages and ids, durable at the next flush; their KV is reused up to there.
+    @takes_options()
+    def explain(self, messages: Prompt | None = None, **options: Unpack[Options]) -> CacheReport:
+        """Explain what a turn with ``messages`` would reuse, and why no more; computes and changes nothing.
 
-        Raises UnsupportedParameterError for a number beyond the agent's turns, RequestError while a turn runs.
+        ``messages``: a str goes on, a list is the whole history, as in ``Memory.generate``; None: the conversation as
+        it stands. Raises UnknownAgentError for an agent that is not stored yet.
         """
-        n_turns = len(self._live.turns)
-        if not isinstance(turns, int) or isinstance(turns, bool) or not 1 <= turns <= n_turns:
-            raise UnsupportedParameterError(
-                f"turns must be between 1 and {n_turns}, the agent's turns: {repr_of(turns)}"
-            )
-        self._asking.agents.rewind(self._live, turns)
+        return self._asking.explain(messages, self._live, Settings.of(Agent.explain, options))
+
+    def fork(self, name: str, *, at: int | str | Version | None = None, temporary: bool = False) -> Agent:
+        """Return a new agent that goes on from here; no KV is copied before it says something.
+
+        ``at``: the number of turns to begin with, the label of a checkpoint, or a version; None: all finished turns.
+        System prompt, tools, settings, and the checkpoints on the way come along. Durable at the next flush.
+        ``temporary``: never on disk, gone when the Memory closes. Raises ConfigError where the name is taken.
+        """
+        fork = self._asking.versions.fork(self._live, name, at, is_temporary=bool(temporary))
+        return Agent(self._asking, fork)
+
+    def checkpoint(self, label: str) -> Version:
+        """Keep this moment under a label, for ``rewind(to=label)`` and ``fork(at=label)``, and return its version.
+
+        It stays until ``prune`` or a checkpoint of the same label. Durable at the next flush; costs no KV.
+        """
+        return self._asking.versions.checkpoint(self._own, label)
+
+    def rewind(self, turns: int = 1, *, to: str | Version | None = None) -> None:
+        """Take the newest ``turns`` back, or go to a checkpoint's label or a version, whether it is earlier or not.
+
+        What is left behind stays in ``history()``, and its KV is reused when you go back there. Durable at the next
+        flush. Raises UnsupportedParameterError for turns beyond the agent's, RequestError while a turn runs.
+        """
+        versions, log = self._asking.versions, self._own
+        if to is not None:
+            versions.rewind_to(log, to)
+        else:
+            versions.rewind(log, turns)
+
+    def history(self) -> list[Version]:
+        """Return what the agent was at earlier moments, the oldest first: checkpoints, and what was left behind."""
+        return self._asking.versions.history(self._live)
+
+    def at(self, version: int | str | Version) -> Agent:
+        """Return a read-only view of a version: its messages, tokens and info. It can be forked, and says nothing.
+
+        ``version``: its number, its label, or what ``history`` listed.
+        """
+        return Agent(self._asking, self._asking.versions.view(self._own, version))
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Return a context manager: where its block raises, the agent is again what it was before, log and KV.
+
+        What the block had said stays in ``history()`` as rolled back. A turn that still runs then is cancelled.
+        """
+        return self._asking.versions.transaction(self._own)
+
+    def prune(self, keep: int = 0, *, checkpoints: bool = False) -> int:
+        """Drop all versions but the newest ``keep``, and with ``checkpoints`` those too; return how many.
+
+        Messages and KV that nothing else refers to leave the disk.
+        """
+        return self._asking.versions.prune(self._own, keep, checkpoints=checkpoints)
+
+    def compact(self, keep_turns: int = KEEP_TURNS, summary: Summary = None) -> None:
+        """Go on from the newest turns: the system prompt, a summary of the older ones, and the last ``keep_turns``.
+
+        ``summary``: a text, or a function that makes one of the messages that are left out. The older turns stay in
+        ``history()``. Nothing changes where there are no more turns. Raises RequestError while a turn runs.
+        """
+        self._asking.compacting.compact(self._own, keep_turns, summary)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
 
         Durable when it returns. Budgets hold: pins say what goes last, and reserve nothing.
         """
-        self._asking.agents.pin(self._live, bool(is_pinned))
+        self._asking.agents.pin(self._own, bool(is_pinned))
 
     def delete(self) -> bool:
         """Delete the agent in all tiers; True when it existed.
@@ -110,10 +186,12 @@ class Agent:
         Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
         AgentDeletedError. ``memory.agent(name)`` then makes a new agent; old handles stay dead.
         """
+        if self._log.viewed is not None:
+            return self._asking.agents.delete(self._own)
         return self._asking.agents.delete(self._log)
 
     def _answers(self, results: Sequence[ToolResult]) -> Answers:
-        log = self._live
+        log = self._own
         version, messages = log.version, log.messages  # in this order: a turn in between is noticed later
         if not (messages and messages[-1].tool_calls):
             raise ToolResultError(f"agent {repr_of(self.name)} has no open tool calls; got {len(results)} results")
@@ -131,7 +209,7 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
     if not isinstance(agent, Agent):
         return asking.log(agent)
     ensure_of(agent, asking)
-    return agent._live
+    return agent._own
 
 
 def ensure_of(agent: Agent, asking: Asking) -> None:

@@ -179,6 +179,11 @@ class Config:
     pin_dates: bool = field(default=True, validator=_kind(bool))
     #: how the model writes calls, one of ``toolcall.FORMATS``; None: as its chat template and vocabulary tell
     tool_format: str | None = field(default=None, validator=_kind(str, type(None)))
+    #: versions of an agent that are kept beside its checkpoints, the oldest go first; None: all, until ``prune``
+    keep_versions: int | None = field(default=32, validator=_whole(0, or_none=True))
+    #: what a turn does whose conversation is longer than the model's context: raise PromptTooLongError, or go on from
+    #: the newest turns that fit (``Agent.compact``)
+    on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: None: bars when a person watches
@@ -223,7 +228,7 @@ class Config:
 
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
-_INTS |= {"max_waiting"}
+_INTS |= {"keep_versions", "max_waiting"}
 _FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
 _BOOLS = {"pin_dates", "progress", "trust_remote_code"}
 

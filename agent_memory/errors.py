@@ -15,6 +15,7 @@
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ StaleVersionError              the agent went on while a change of it was prepared
      │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
      │  ├ OutOfBudgetError               needed, budget (bytes)
@@ -98,11 +99,16 @@ class PromptTooLongError(RequestError, ValueError):
         self.n_tokens, self.limit = n_tokens, limit
         super().__init__(
             f"prompt is {n_tokens:,} tokens; the model's context is {limit:,} and one token must stay free "
-            f"for the reply. Shorten it, or rewind the agent to an earlier turn."
+            "for the reply. Shorten it; or go on from an earlier turn with agent.rewind(turns) or agent.fork(name, "
+            "at=turns), or from the newest turns alone with agent.compact(), which Config(on_full='compact') does then."
         )
 
     def __reduce__(self) -> tuple[type[PromptTooLongError], tuple[int, int]]:
         return type(self), (self.n_tokens, self.limit)
+
+
+class StaleVersionError(RequestError):
+    """The agent's conversation went on while a change of it was prepared; nothing was changed."""
 
 
 class UnsupportedParameterError(RequestError, ValueError):

@@ -17,6 +17,8 @@ from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.reports import Reporting, Reports
 from agent_memory.prefix.chunks import identity_of
@@ -26,6 +28,7 @@ from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
+from agent_memory.requests.best_of import best_of
 from agent_memory.requests.opening import Opening, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.prompting import cleaned
@@ -209,11 +212,28 @@ class Memory(Reporting):
         asked = with_agents(prompts, agent)
         if return_errors:
             return outcomes([partial(self._start, prompt, one, settings) for prompt, one in asked])
-        return replies(self._asking.start_all([(prompt, self._log_of(one)) for prompt, one in asked], settings))
+        return replies(self._asking.start_all([(prompt, self._log_of(one), settings) for prompt, one in asked]))
 
     def prefill(self, prompt: Prompt, *, agent: str | Agent | None = None, tools: Sequence[ToolLike] = ()) -> Usage:
         """Compute a prefix ahead of need, e.g. a shared system prompt; nothing is generated or logged."""
         return self._asking.prefill(prompt, self._log_of(agent), tools)
+
+    @takes_options()
+    def explain(self, prompt: Prompt, *, agent: str | Agent | None = None, **options: Unpack[Options]) -> CacheReport:
+        """Explain what a request would reuse now, and why no more; computes and changes nothing.
+
+        Arguments as in ``generate``. Raises UnknownAgentError for a name that no agent has.
+        """
+        self._asking.ensure_open()
+        log = None if agent is None else self._known_log(agent)
+        return self._asking.explain(prompt, log, Settings.of(Memory.explain, options))
+
+    def lint(self, prompts: Sequence[Prompt]) -> LintReport:
+        """Find text that makes each of some prompts miss the cache: what differs by itself, such as a clock.
+
+        Give prompts of one kind, as they are sent on several occasions. Compares texts; nothing is computed.
+        """
+        return self._asking.lint(prompts)
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
@@ -244,6 +264,18 @@ class Memory(Reporting):
         clean, identity = self._asking.longterm.clean, self._asking.identity
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
+
+    @takes_options()
+    def best_of(
+        self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]
+    ) -> Reply:
+        """Draw ``n`` replies at once, with the seeds ``seed + i``, and keep the one that ``key`` is largest for.
+
+        The prompt is computed once. That reply's turn is the agent's; the others leave nothing. Raises ConfigError for
+        greedy sampling with ``n`` above 1, UnknownAgentError, StaleVersionError where the agent went on meanwhile.
+        """
+        settings = Settings.of(Memory.best_of, options)
+        return best_of(self._asking, self._known_log(agent), message, n, key, settings)
 
     @takes_options(without=["tools"])
     def run_tools(
@@ -300,11 +332,8 @@ class Memory(Reporting):
         if not (agent is None or isinstance(agent, (str, Agent))):
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
-        name = None if agent is None else self._name_of(agent)
-        log = None if name is None else self._asking.agents.find(name, identity=self._asking.identity)
-        if name is not None and log is None:
-            raise UnknownAgentError(name)
-        agent_id = None if log is None else log.agent_id
+        log = None if agent is None else self._known_log(agent)
+        name, agent_id = (None, None) if log is None else (log.name, log.agent_id)
         self.flush()
         self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
         self._store.flush()
@@ -368,6 +397,14 @@ class Memory(Reporting):
             log_of(agent, self._asking)
             return agent.name
         return agent
+
+    def _known_log(self, agent: str | Agent) -> Log:
+        """The log of an agent that exists. Raises UnknownAgentError."""
+        name = self._name_of(agent)
+        log = self._asking.agents.find(name, identity=self._asking.identity) if isinstance(name, str) else None
+        if log is None:
+            raise UnknownAgentError(name)
+        return log
 
     def _start(self, prompt: Prompt, agent: str | Agent | None, settings: Settings) -> Generation:
         return self._asking.start(prompt, self._log_of(agent), settings)

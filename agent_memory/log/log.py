@@ -6,27 +6,32 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 
 from agent_memory.errors import AgentDeletedError
 from agent_memory.log.facts import Facts
 from agent_memory.log.said import Said
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Kept, Reason, Span, State, Version, n_same_ids
 from agent_memory.prompt.sameness import is_same, renamed
 from agent_memory.protocols import Tokenizer
 from agent_memory.tools import from_json as tools_from_json
+from agent_memory.tools import to_json as tools_to_json
 from agent_memory.types import AgentInfo, Finish, Message
 
 
 class Log:
     """An agent's turns: the messages, and the ids that they became under one tokenizer.
 
-    Read from any thread; changed on the engine thread alone (``append``, ``rewind``, ``is_deleted``), as whole tuples.
+    Read from any thread; changed on the engine thread alone (``append``, ``restore``, ``keep``, ``is_deleted``), as
+    whole tuples.
     """
 
     __slots__ = (
-        "agent_id", "created_s", "facts", "first_system", "ids", "is_deleted", "is_foreign", "is_pinned", "messages",
-        "n_kv", "name", "said", "tools", "turns", "used_s", "version",
+        "agent_id", "created_s", "facts", "first_system", "ids", "is_deleted", "is_foreign", "is_pinned",
+        "is_temporary", "kept", "messages", "n_kv", "n_versions", "name", "said", "spans", "tools", "turns", "used_s",
+        "version", "viewed",
     )  # fmt: skip
 
     def __init__(self, record: AgentRecord, *, is_foreign: bool = False) -> None:
@@ -37,6 +42,12 @@ class Log:
         self.tools = tools_from_json(record.tools)
         self.created_s, self.used_s, self.is_pinned = record.created_s, record.used_s, record.is_pinned
         self.is_deleted = False  #: for good: an agent of the same name that is made later has a log of its own
+        self.is_temporary = False  #: True if nothing of it ever reaches the disk
+        self.viewed: tuple[Log, int] | None = None  #: of a read-only view: the agent's log, and the version's number
+        self.kept: tuple[Kept, ...] = record.kept  #: its versions, the oldest first
+        #: the highest number that a version was given
+        self.n_versions = max((kept.version.number for kept in record.kept), default=0)
+        self.spans: tuple[Span, ...] = record.spans or (Span(record.agent_id, 0),)
         self.version = 0
         self._replay(record.turns)
 
@@ -66,11 +77,62 @@ class Log:
     def stored_as(self, record: AgentRecord) -> None:
         """A blank log is an agent's from now on."""
         self.agent_id, self.created_s, self.used_s = record.agent_id, record.created_s, record.used_s
+        self.spans = (Span(record.agent_id, 0),)
 
     def ensure_exists(self) -> None:
         """Raises AgentDeletedError once the agent was deleted."""
-        if self.is_deleted:
+        if self.is_deleted or (self.viewed is not None and self.viewed[0].is_deleted):
             raise AgentDeletedError(self.name)
+
+    @property
+    def state(self) -> State:
+        """What the log is now."""
+        return State(turns=self.turns, spans=self.spans, system=self.first_system, facts=self.facts)
+
+    def forked(self, name: str, agent_id: int) -> Log:
+        """A log of another name with the same conversation, which shares every value; O(1)."""
+        log: Log = Log.__new__(Log)
+        for slot in Log.__slots__:
+            setattr(log, slot, getattr(self, slot))
+        log.name, log.agent_id = name, agent_id
+        log.created_s = log.used_s = time.time()
+        log.is_deleted, log.is_pinned, log.is_temporary, log.viewed = False, False, False, None
+        log.kept, log.n_versions, log.version = (), 0, 0
+        return log
+
+    def restore(self, state: State) -> None:
+        """Let the log be what it was at another moment, with the settings that the agent has now."""
+        keep_reasoning, recall = self.facts.keep_reasoning, self.facts.recall
+        self.first_system, self.spans = state.system, state.spans
+        self._replay(state.turns)
+        system = None if self.system == self.first_system else self.system
+        self.facts = attrs.evolve(state.facts, system=system, keep_reasoning=keep_reasoning, recall=recall)
+
+    def keep(self, state: State, reason: Reason, label: str | None = None, *, holder: int = 0) -> Kept:
+        """Keep a state of this log as its newest version. ``holder``: the number that its KV is held under."""
+        self.n_versions += 1
+        state = state.first(len(state.turns))
+        version = Version(
+            number=self.n_versions, n_turns=len(state.turns), created_s=time.time(), label=label, reason=reason
+        )
+        kept = Kept(version, state, holder)
+        self.kept = (*self.kept, kept)
+        return kept
+
+    def record(self) -> AgentRecord:
+        """The log as it is stored."""
+        return AgentRecord(
+            self.agent_id,
+            self.name,
+            self.first_system,
+            tools_to_json(self.tools),
+            self.turns,
+            self.created_s,
+            self.used_s,
+            facts=self.facts.to_json(),
+            spans=self.spans,
+            kept=self.kept,
+        )
 
     @property
     def system(self) -> str | None:
@@ -132,7 +194,7 @@ class Log:
         The last turn is the request's own. Replies that ``given`` brings along are turns of their own before it.
         """
         all_ids = np.array(ids, np.uint32)
-        keep = _n_same_ids(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
+        keep = n_same_ids(self.ids, all_ids) if self.tokenizer in (None, tokenizer) else 0
         seeded = self.seeded(given, tokenizer=tokenizer, keep=keep)
         same = seeded[-1].n_messages_kept + len(seeded[-1].messages) if seeded else self.n_same(given)
         own = Turn(
@@ -177,14 +239,6 @@ class Log:
         self._add(turn)
         self.used_s = turn.created_s
 
-    def replace(self, first: int, turns: Sequence[Turn]) -> None:
-        """Let other turns stand from number ``first`` on."""
-        self._replay((*self.turns[:first], *turns))
-
-    def rewind(self, n_turns: int) -> None:
-        """Keep the first ``n_turns``."""
-        self._replay(self.turns[:n_turns])
-
     @property
     def info(self) -> AgentInfo:
         """The agent at a glance."""
@@ -198,9 +252,3 @@ class Log:
             used_s=self.used_s,
             is_pinned=self.is_pinned,
         )
-
-
-def _n_same_ids(before: np.ndarray[Any, Any], now: np.ndarray[Any, Any]) -> int:
-    n = min(len(before), len(now))
-    differs = before[:n] != now[:n]
-    return int(differs.argmax()) if differs.any() else n

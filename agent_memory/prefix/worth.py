@@ -36,6 +36,7 @@ class Costs:
     )
 
     is_measured: bool = field(default=False, init=False)  #: True once a prefill was measured
+    measured: set[Tier] = field(factory=set, init=False)  #: tiers from which a restore was measured
 
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Record one measured prefill."""
@@ -46,11 +47,18 @@ class Costs:
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
         """Record one measured restore of ``n_bytes`` of live KV from a tier."""
         if n_bytes and tier in self._byte_s:
+            self.measured.add(tier)
             self._byte_s[tier] += _NEWS * (seconds / n_bytes - self._byte_s[tier])
 
     def compute_s(self, n_tokens: int) -> float | None:
         """Return the seconds to compute ``n_tokens``; None until a prefill was measured."""
         return self._token_s * n_tokens if self.is_measured else None
+
+    def load_s(self, tier: Tier, n_bytes: int) -> float | None:
+        """What so many bytes cost to come from a tier, as far as it was measured; 0 from hot, which moves them."""
+        if tier == "hot":
+            return 0.0
+        return self._byte_s[tier] * n_bytes if tier in self.measured else None
 
     def back_s(self, tier: Tier, n_tokens: int, n_bytes: int) -> float:
         """Return the seconds to restore KV from ``tier``; "none": to compute it again."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("agent_memory.requests")
 
-_RELEVANT = 0.2  #: of the best answer's score: less is noise
-_OWN_SHARE = 4  #: so many times ``k`` are asked for: many answers are what the agent itself was told
+_RELEVANT = 0.2  #: share of the best answer's score; answers below it are noise
+_OWN_SHARE = 4  #: answers asked for, as a multiple of ``k``: many repeat the agent's own conversation
 
 
 @frozen
@@ -43,7 +43,7 @@ class _Said:
 
 
 class LongTerm:
-    """What is worth knowing later, in one file of the store's folder; in memory where the store has none.
+    """Context memory and episodes in one file of the store's folder; in memory if the store has none.
 
     - Opened, and its code imported, on first use. Any thread.
     - Exchanges are remembered behind the reply, on the store's I/O thread, or before the next question: whichever
@@ -59,12 +59,12 @@ class LongTerm:
         self._contexts: dict[str, ContextMemory] = {}
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
-        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: takes a workspace and items of it
+        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: gets a workspace and its items
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
     def context(self, workspace: str = "default") -> ContextMemory:
-        """Return the context memory of a workspace, with everything in it that was said before. Raises StoreError."""
+        """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
         with self._lock:
             self.settle()
             return self._context(workspace)
@@ -79,7 +79,7 @@ class LongTerm:
             return self._episodes
 
     def clean(self, text: str) -> str:
-        """Return a text without what the redactor of ``Config.redact`` finds; as it is where there is none."""
+        """Return a text without the secrets that ``Config.redact`` finds; unchanged if that is not set."""
         if self._redact is None:
             return text
         if self._redact == "rules":
@@ -107,7 +107,7 @@ class LongTerm:
         return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END), self._forgotten)
 
     def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
-        """Queue an exchange to be remembered: what was asked and answered, without cards, calls and results."""
+        """Queue an exchange to be remembered: question and answer, without cards, calls and results."""
         cards = [HEAD, *(card.text for message in messages for card in message.recalled)]
         said = tuple(
             Message(message.role, text)
@@ -119,7 +119,7 @@ class LongTerm:
             self._store.behind(self.settle)
 
     def settle(self) -> None:
-        """Remember what is queued. What cannot be remembered is counted and warned of: a reply never depends on it."""
+        """Remember queued exchanges. One that fails is counted and logged as a warning: no reply depends on it."""
         with self._lock:
             while self._pending:
                 said = self._pending.popleft()
@@ -151,7 +151,7 @@ class LongTerm:
             return self._contexts[workspace]
 
     def _forget(self, workspace: str, items: Collection[int]) -> None:
-        """Take items out of what waits to be asked, and out of agents' logs."""
+        """Take forgotten items out of waiting requests and out of agents' logs."""
         self._forgotten.update((workspace, item) for item in items)
         if self.on_forget is not None:
             self.on_forget(workspace, items)
@@ -165,7 +165,7 @@ class LongTerm:
 
 
 def _without(cards: Sequence[str], text: str) -> str:
-    """A text without the cards that a model has copied into it."""
+    """Return a text without the cards that a model has copied into it."""
     for card in cards:
         text = text.replace(card, "")
     return text.strip()
@@ -177,7 +177,7 @@ def source_of(agent: str) -> str:
 
 
 def checked_recall(recall: object) -> bool | Recall | None:
-    """Return what ``recall=`` says, or raise UnsupportedParameterError, also for kinds that no item has."""
+    """Return ``recall=`` checked. Raises UnsupportedParameterError, also for kinds that no item has."""
     if isinstance(recall, Recall) and recall.kinds:
         from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
 
@@ -190,7 +190,7 @@ def checked_recall(recall: object) -> bool | Recall | None:
 
 
 def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
-    """Return what a turn recalls: what is asked for, else what is ``kept`` with the agent; None: nothing."""
+    """Return what a turn recalls: the request's ``recall``, else the agent's (``kept``); None: nothing."""
     if isinstance(recall, Recall):
         return recall
     return (kept or Recall()) if recall or (recall is None and kept is not None) else None

@@ -1,4 +1,4 @@
-"""Which recalled cards a turn adds to its prompt: those of the best answers that the conversation does not show yet."""
+"""Which recalled cards a turn adds to its prompt: the best answers that the conversation does not show yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from agent_memory.types import Card, Message
 
-_PLACEHOLDER = "[REDACTED:"  #: a text with one differs from the message that it was taken from
+_PLACEHOLDER = "[REDACTED:"  #: a text that contains it was redacted, so it differs from the message it was taken from
 
 
 @frozen
@@ -18,7 +18,7 @@ class Candidate:
     card: Card
     text: str
     n_tokens: int  #: of the card
-    is_own: bool  #: whether it was said in the same agent's conversation
+    is_own: bool  #: True if it was said in the same agent's conversation
 
 
 @frozen
@@ -27,14 +27,14 @@ class Candidates:
 
     found: tuple[Candidate, ...]
     k: int
-    budget_tokens: int  #: for the cards of one turn, their frame taken off
-    #: (workspace, item) of what was forgotten since, also while a request waits; grows
+    budget_tokens: int  #: tokens for the cards of one turn, less their frame
+    #: (workspace, item) of items forgotten since, also while a request waits; grows
     forgotten: Set[tuple[str, int]] = field(default=frozenset(), repr=False)
 
     def fresh(self, messages: Sequence[Message]) -> tuple[Card, ...]:
         """Return the cards to add to a conversation: of the ``k`` best answers, those that it does not show.
 
-        An answer that is in one of the messages, word for word, is none: the model reads it there.
+        An answer that stands word for word in one of the messages is skipped: the model reads it there.
         """
         shown = [card for message in messages for card in message.recalled]
         ids = {(card.workspace, card.id) for card in shown}

@@ -1,20 +1,20 @@
-"""The agents of one store that are open here: each log once, whoever asks for it."""
+"""The open agents of one store: one log for each, shared by all handles."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 from attrs import frozen
 
 from agent_memory.config import is_text
-from agent_memory.errors import ConfigError, RequestError, repr_of
+from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.longterm import checked_recall, chosen
@@ -23,17 +23,17 @@ from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
 
-#: The number of a log that no agent has yet; the store counts from 1.
+#: ``agent_id`` of a log without an agent; the store counts from 1.
 NOT_STORED = 0
 
 
 @frozen
 class AgentSpec:
-    """What ``memory.agent`` says of an agent, checked; None and nothing: as the agent has it."""
+    """The arguments of ``memory.agent``, checked; None or empty: unchanged."""
 
     system: str | None = None
     tools: tuple[Tool, ...] = ()
-    messages: tuple[Message, ...] = ()  #: the history it begins with, its system message first
+    messages: tuple[Message, ...] = ()  #: the history that it begins with, its system message first
     keep_reasoning: bool | None = None
     recall: bool | Recall | None = None
 
@@ -47,9 +47,9 @@ class AgentSpec:
         recall: object = None,
         clean: Callable[[str], str] = str,
     ) -> AgentSpec:
-        """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls.
+        """Check arguments. Raises ConfigError, UnsupportedParameterError, or ToolResultError for results without calls.
 
-        ``clean``: takes secrets out of texts.
+        ``clean``: redacts secrets in texts.
         """
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
             raise ConfigError(f"keep_reasoning must be a bool or None, got {repr_of(keep_reasoning)}")
@@ -76,7 +76,7 @@ class AgentSpec:
         return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
 
     def facts(self, kept: Facts) -> Facts:
-        """The agent's facts with what this says of them."""
+        """Return the agent's facts with these arguments applied."""
         keeps = kept.keep_reasoning if self.keep_reasoning is None else self.keep_reasoning
         return attrs.evolve(kept, keep_reasoning=keeps, recall=chosen(self.recall, kept.recall))
 
@@ -85,15 +85,16 @@ class Agents:
     """Logs by name, of one salt. Any thread."""
 
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
-        self._store, self._engine, self._salt = store, engine, salt
+        self._store, self._engine, self.salt = store, engine, salt
         self._logs: dict[str, Log] = {}
+        self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
         self._lock = threading.Lock()
-        self.identity = ""  #: of the model, once it is loaded
+        self.identity = ""  #: identity of the model's KV, once the model is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
-        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
+        """Return the log of an agent, loaded or created. Raises ConfigError if it differs from ``spec``.
 
-        ``identity``: of the model that is open. ``tokenizer``: its digest.
+        ``identity``: the open model's. ``tokenizer``: the digest of its tokenizer.
         """
         _check_name(name)
         system = spec.system
@@ -102,7 +103,7 @@ class Agents:
             if log is None:
                 facts = spec.facts(Facts())
                 record = self._store.create_agent(
-                    self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
+                    self.salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
                 )
                 log = Log(record)
                 self._seed(log, spec.messages, tokenizer)
@@ -133,73 +134,94 @@ class Agents:
             log.append(turn)
 
     def _describe(self, log: Log, spec: AgentSpec) -> None:
-        """Store how an agent's turns are asked from now on."""
+        """Store the options of an agent's turns from now on."""
 
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
 
     def find(self, name: str, *, identity: str) -> Log | None:
-        """The log of an agent that exists."""
+        """Return the log of an agent that exists; None if it does not."""
         with self._lock:
             return self._find(name, identity)
 
     def find_or_blank(self, name: str, *, identity: str) -> Log:
-        """The log of an agent, or a blank one that is no agent's until ``keep``. Raises ConfigError for a bad name."""
+        """Return the log of an agent, or a blank log until ``keep`` stores it. Raises ConfigError for a bad name."""
         _check_name(name)
         now = time.time()
         blank = AgentRecord(NOT_STORED, name, None, to_json(()), (), now, now)
         return self.find(name, identity=identity) or Log(blank)
 
     def keep(self, log: Log) -> bool:
-        """Store the agent of a blank log; False where there is one of that name by now, which has another log."""
+        """Store the agent of a blank log; False if another thread has created an agent of that name."""
         if log.agent_id != NOT_STORED:
             return True
         with self._lock:
             if log.name in self._logs:
                 return False
-            record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
+            record = self._store.create_agent(self.salt, log.name, system=None, tools=to_json(()))
             log.stored_as(record)
             self._logs[log.name] = log
             return True
 
     def _find(self, name: str, identity: str) -> Log | None:
-        """The same, under the lock."""
-        if name not in self._logs and (record := self._store.load_agent(self._salt, name)) is not None:
+        """``find``, under the lock."""
+        if name not in self._logs and (record := self._store.load_agent(self.salt, name)) is not None:
             stored = self._store.lineage_identities(record.agent_id)
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
         return self._logs.get(name)
 
+    def ensure_free(self, name: str) -> None:
+        """Raise ConfigError where an agent has that name, or none may have it."""
+        _check_name(name)
+        with self._lock:
+            if self._names is None:
+                self._names = {info.name for info in self._store.list_agents(self.salt)}
+            if name in self._names or name in self._logs:
+                raise ConfigError(
+                    f"agent {repr_of(name)} exists already. Take another name, or memory.delete({repr_of(name)}) first"
+                )
+
+    def add(self, log: Log) -> None:
+        """Take in an agent that was made of another one; its name is free."""
+        with self._lock:
+            self._logs[log.name] = log
+
     def agent_id(self, name: str) -> int | None:
-        """The number of an agent that was opened here."""
+        """Return the number of an open agent."""
         with self._lock:
             log = self._logs.get(name)
         return None if log is None else log.agent_id
 
     def infos(self) -> list[AgentInfo]:
-        """Every agent in the store, newest use first."""
-        listed = {info.name: info for info in self._store.list_agents(self._salt)}
+        """Return every agent in the store, newest use first."""
+        listed = {info.name: info for info in self._store.list_agents(self.salt)}
         with self._lock:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
-    # what changes a log, and what hangs on it: on the engine thread, between two ticks
+    # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer."""
+        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
+            if log.is_temporary:
+                raise UnsupportedParameterError(
+                    f"agent {repr_of(log.name)} is temporary and cannot be pinned: nothing of it is kept on disk"
+                )
             self._store.pin(log.agent_id, is_pinned)
             log.is_pinned = is_pinned
 
         self._engine.call(work)
 
     def forget_cards(self, workspace: str, items: Collection[int]) -> None:
-        """Take cards of forgotten items out of every log, and delete the KV that may have been computed on them.
+        """Take forgotten cards out of every log, and delete the KV that may have been computed on them.
 
         Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
         """
@@ -209,67 +231,82 @@ class Agents:
 
         def work() -> None:
             self._engine.evict(None, None, to="cold")
+            self._engine.forget(None)
             while not self._engine.hand_over():
                 self._store.wait_ready()
-            rewritten, kv_of = {}, []
-            for info in self._store.list_agents(self._salt):
-                with self._lock:  # it stays open: who opens it meanwhile gets the log that is changed here
-                    log = self._find(info.name, self.identity)
-                if log is None:
-                    continue
-                if log.facts.recall is not None or shows_cards(log.turns):
-                    kv_of.append(log.agent_id)
-                if (found := without_cards(log.turns, is_forgotten)) is not None:
+            rewritten: dict[Log, list[State | None]] = {}
+            kv_of: list[int] = []
+            for log in self._all():
+                states = [log.state, *(kept.state for kept in log.kept)]
+                if log.facts.recall is not None or any(shows_cards(state.turns) for state in states):
+                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
+                found = [_without_cards(state, is_forgotten) for state in states]
+                if any(found):
                     rewritten[log] = found
-            turns = {log.agent_id: found for log, found in rewritten.items()}
-            self._store.forget(turns, kv_of, lambda: self._replace(rewritten))
+            turns = {
+                (state.branch_of(number), number): turn
+                for log, found in rewritten.items()
+                for state in found
+                if state is not None and not log.is_temporary
+                for number, turn in enumerate(state.turns)
+            }
+            self._store.forget(turns, [n for n in kv_of if n > 0], lambda: self._replace(rewritten))
 
         gone = frozenset(items)
         self._engine.call_idle(work)
 
-    def _replace(self, rewritten: Mapping[Log, tuple[int, tuple[Turn, ...]]]) -> None:
-        """Let logs be in memory what they are on disk by now: other turns from a number on."""
-        for log, found in rewritten.items():
-            log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
-            log.replace(*found)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+    def _all(self) -> list[Log]:
+        """Every agent's log, opened; it stays open: who opens it meanwhile gets the log that is changed here."""
+        infos = self._store.list_agents(self.salt)
+        with self._lock:
+            stored = [log for info in infos if (log := self._find(info.name, self.identity)) is not None]
+            return [*stored, *(log for log in self._logs.values() if log.is_temporary)]
 
-    def rewind(self, log: Log, turns: int) -> None:
-        """Take an idle agent's newest turns back."""
-
-        def work() -> None:
-            log.ensure_exists()
-            self._ensure_idle(log, "rewind")
-            log.rewind(len(log.turns) - turns)
-            self._store.rewind(log.agent_id, len(log.turns))
-            system = None if log.system == log.first_system else log.system
-            if log.facts.system != system:
-                log.facts = attrs.evolve(log.facts, system=system)
-                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
-
-        self._engine.call(work)
+    def _replace(self, rewritten: Mapping[Log, Sequence[State | None]]) -> None:
+        """Let logs be in memory what they are on disk by now: now, and in each version."""
+        for log, (now, *before) in rewritten.items():
+            log.kept = tuple(
+                kept if state is None else attrs.evolve(kept, state=state)
+                for kept, state in zip(log.kept, before, strict=True)
+            )
+            if now is not None:
+                forgotten = max(log.n_kv, log.facts.forgotten or 0) or None
+                log.restore(attrs.evolve(now, facts=attrs.evolve(now.facts, forgotten=forgotten)))
+                if not log.is_temporary:
+                    self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
     def delete(self, log: Log) -> bool:
-        """End an idle agent, in all tiers; False where it has ended before."""
+        """Delete an idle agent in all tiers; False if it was deleted before."""
 
         def work() -> bool:
             if log.is_deleted:
                 return False
-            self._ensure_idle(log, "delete")
+            self.ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
-            self._store.delete_agent(log.agent_id)
+            self._engine.forget(log.name)
+            if not log.is_temporary:
+                self._store.delete_agent(log.agent_id)
             log.is_deleted = True
             with self._lock:
                 self._logs.pop(log.name, None)
+                if self._names is not None:
+                    self._names.discard(log.name)
             return True
 
         return self._engine.call(work)
 
-    def _ensure_idle(self, log: Log, what: str) -> None:
+    def ensure_idle(self, log: Log, what: str) -> None:
+        """Raise RequestError while a turn of an agent waits or runs. Engine thread."""
         if self._engine.is_busy(log.name):
             raise RequestError(
                 f"cannot {what} agent {repr_of(log.name)} while a turn of it runs; await or cancel the turn first"
             )
+
+
+def _without_cards(state: State, is_forgotten: Callable[[Card], bool]) -> State | None:
+    """A state without forgotten cards; None where it shows none."""
+    found = without_cards(state.turns, is_forgotten)
+    return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 
 
 def _check_name(name: object) -> None:

@@ -20,12 +20,13 @@ from agent_memory.log.log import Log
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling
+from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Planner
+from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.callables import Guard, guarded
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Outcome, Prompt, Request
-from agent_memory.store.store import Store
 from agent_memory.toolcall import ToolParser
 from agent_memory.types import Message, Reply
 
@@ -34,7 +35,7 @@ logger = logging.getLogger("agent_memory.requests")
 
 @frozen(eq=False, kw_only=True)
 class Session:
-    """What the engine asks while one request runs; implements ``scheduler.request.Asker``. Engine thread.
+    """The engine's callbacks for one request: implements ``scheduler.request.Asker``. Engine thread.
 
     ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
     """
@@ -43,28 +44,54 @@ class Session:
     planner: Planner
     calling: Calling
     log: Log | None
-    store: Store
+    versions: Versions
     tokenizer: Tokenizer
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
+    compacting: Compacting | None = None  #: of conversations that are too long; None: those raise
+    is_prefix: bool = False  #: True: all of the prompt but its last id is computed, ahead of requests that end with it
 
-    def prompt(self) -> Prompt:
-        """The prompt, planned again where the log has moved on. Raises PromptTooLongError."""
-        prompt = self.planner.prompt()
-        if self.limit is not None and len(prompt.ids) >= self.limit:
-            raise PromptTooLongError(len(prompt.ids), self.limit)
+    def check(self) -> Prompt:
+        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError where no compaction helps."""
+        prompt, limit = self.planner.prompt(), self.limit
+        is_too_long = limit is not None and len(prompt.ids) >= limit
+        if limit is not None and is_too_long and not self._compacts(len(prompt.ids), limit, is_asked=True):
+            raise PromptTooLongError(len(prompt.ids), limit)
         return prompt
 
+    def prompt(self) -> Prompt:
+        """Return the prompt, planned again if the log has changed or was compacted. Raises PromptTooLongError."""
+        prompt, limit = self.planner.prompt(), self.limit
+        if limit is not None and len(prompt.ids) >= limit:
+            if self._compacts(len(prompt.ids), limit):
+                prompt = self.planner.prompt()
+            if len(prompt.ids) >= limit:
+                raise PromptTooLongError(len(prompt.ids), limit)
+        if self.is_prefix and len(prompt.ids) > 1:
+            n_ids = len(prompt.ids) - 1
+            prompt = attrs.evolve(prompt, ids=prompt.ids[:n_ids], known=min(prompt.known, n_ids))
+        return prompt
+
+    def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
+        """Compact the conversation, or only ask whether that would help; False where it does not."""
+        if self.compacting is None or self.log is None or not self.planner.goes_on:
+            return False
+        if is_asked:
+            return self.compacting.can_make_room(self.log, n_prompt, limit)
+        has_room = self.compacting.make_room(self.log, n_prompt, limit)
+        self.planner.follow()
+        return has_room
+
     def parser(self, prompt: Sequence[int]) -> ToolParser:
-        """A parser of the text that follows ``prompt``."""
+        """Return a parser of the text that follows ``prompt``."""
         return self.calling.parser(self.tokenizer, prompt)
 
     def value(self, outcome: Outcome) -> Any:
-        """The reply's JSON; None where it has none. Raises UnsupportedParameterError for JSON that cannot be read."""
+        """Return the reply's JSON; None if it has none. Raises UnsupportedParameterError if it cannot be read."""
         return self.calling.value(outcome)
 
     def commit(self, outcome: Outcome, value: Any) -> Reply:
-        """Write the turn to log and store, and make the reply."""
+        """Write the turn to log and store, and return the reply."""
         parsed = outcome.parsed
         message = Message(
             "assistant",
@@ -96,7 +123,7 @@ class Session:
         )
 
     def _append(self, log: Log, outcome: Outcome, reply: Message) -> None:
-        """Add one more turn to the store's queue and to the log."""
+        """Append a turn to the store's queue and to the log."""
         planner = self.planner
         if planner.n_replaced:
             logger.warning(
@@ -119,26 +146,22 @@ class Session:
         first = planner.given[0]
         system = first.content if first.role == "system" else None
         if not log.turns and log.first_system is None:
-            log.first_system = system  # a list made the agent
+            log.first_system = system  # a list created the agent
         facts = attrs.evolve(planner.facts, system=None if system == log.first_system else system)
         is_described = (system, facts) == (log.system, log.facts)
-        for turn in turns:
-            described = None if is_described or turn is not turns[-1] else (log.first_system, facts.to_json())
-            self.store.append_turn(log.agent_id, len(log.turns), turn, described)
-            log.append(turn)
-        log.facts = facts
+        self.versions.append(log, turns, None if is_described else facts)
 
 
 class Requests:
-    """Makes requests and hands them to the engine. Any thread."""
+    """Builds requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, store: Store, engine: Engine, callable_timeout_s: float) -> None:
-        self._runner, self._store, self._engine = runner, store, engine
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+        self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
     @cached_property
     def grammars(self) -> Grammars:
-        """Of the model's tokenizer, which is there once the model is."""
+        """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
     def make(
@@ -150,11 +173,15 @@ class Requests:
         *,
         max_tokens: int | None = None,
         remember: Callable[[Sequence[Message]], None] | None = None,
+        is_temporary: bool = False,
+        compacting: Compacting | None = None,
+        is_prefix: bool = False,
     ) -> Request:
-        """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
+        """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
-        on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
+        ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
+        when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
+        ``is_temporary``: its KV never reaches the disk. ``is_prefix``: all of the prompt but its last id.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
@@ -165,12 +192,14 @@ class Requests:
             planner=planner,
             calling=calling,
             log=log,
-            store=self._store,
+            versions=self._versions,
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
             remember=remember,
+            compacting=compacting,
+            is_prefix=is_prefix,
         )
-        constraint = calling.constraint(self.grammars, session.prompt().ids)
+        constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
             feed=feed,
             asker=session,
@@ -179,6 +208,7 @@ class Requests:
             shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log and not planner.is_branch else None,
             agent_id=log.agent_id if log and not planner.is_branch else None,
+            is_temporary=is_temporary,
             sampling=settings.sampling,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             stop=settings.stop,
@@ -189,14 +219,14 @@ class Requests:
         )
 
     def start(self, request: Request) -> Generation:
-        """Queue a request, and give the handle on it."""
+        """Queue a request and return its handle."""
         try:
             request.begin()
             self._engine.submit(request)
         except BaseException as error:
             request.feed.fail(error)
             raise
-        engine, running = self._engine, weakref.ref(request)  # a handle that is kept keeps nothing of what has ended
+        engine, running = self._engine, weakref.ref(request)  # a kept handle keeps no ended request
 
         def cancel() -> None:
             if (found := running()) is not None:

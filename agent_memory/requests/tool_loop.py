@@ -25,7 +25,7 @@ def run_rounds(
     options: Mapping[str, Any],
     episode: StepRecorder | None = None,
 ) -> Reply:
-    """Say ``message``, run what the model calls, give it the results, until it calls nothing or the rounds are over.
+    """Say ``message``, run the calls of the reply and give their results, until it calls nothing or rounds run out.
 
     ``episode`` records each call as a step.
     """
@@ -42,7 +42,7 @@ def run_rounds(
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
     by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
     how = {**options, "tools": tools}
-    reply = say(message, **how)  # of a new agent nothing is left where this is refused
+    reply = say(message, **how)  # a refusal here leaves no new agent behind
     for _ in range(max_rounds):
         if not reply.tool_calls:
             break
@@ -52,7 +52,7 @@ def run_rounds(
 
 
 def _recorded(call: ToolCall, tool: Tool, function: Callable[..., Any], episode: StepRecorder | None) -> ToolResult:
-    """The result of one call, which ``episode`` has recorded."""
+    """Return the result of one call, recorded by ``episode``."""
     started = time.perf_counter()
     result = run_call(call, tool, function)
     if episode is not None:
@@ -67,7 +67,7 @@ def _recorded(call: ToolCall, tool: Tool, function: Callable[..., Any], episode:
 
 
 def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolResult:
-    """The result of one call; what it raises, and arguments that do not fit the function's types, are its error."""
+    """Return the result of one call; an exception, and arguments of a wrong type, become its error text."""
     properties = tool.parameters.get("properties", {})
     unknown = [name for name in call.arguments if name not in properties]
     missing = [name for name in tool.parameters.get("required", ()) if name not in call.arguments]
@@ -92,5 +92,5 @@ def _described(error: Exception) -> str:
 
 
 def _readable(text: str) -> str:
-    """``text`` with lone surrogates (a file's name may have some) written as escapes: no prompt can hold them."""
+    """Return ``text`` with lone surrogates (as in file names) written as escapes: no prompt can contain them."""
     return text.encode("utf-8", "backslashreplace").decode()

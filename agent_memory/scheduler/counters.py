@@ -54,7 +54,7 @@ class Counters:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
     def stats(self, live: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
-        """The sums so far, with the engine's figures of its memory (``live``) and the store's own."""
+        """Return the sums so far, with the engine's memory figures (``live``) and the store's figures."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,

@@ -1,4 +1,4 @@
-"""Decoding: one step of every group of rows, and what its tokens mean for each row."""
+"""Decoding: one step of every group of rows; each row takes its token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Decode:
         self._running, self._leaving, self._observer = running, leaving, observer
 
     def step(self) -> float:
-        """One decode step of every group; the seconds that took."""
+        """Run one decode step of every group; return its seconds."""
         started = time.perf_counter()
         decoding, batch = self._running.decoding, self._running.batch
         for group in sorted({row.group for row in decoding.values()}):

@@ -21,9 +21,11 @@ from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.observer import Observer
-from agent_memory.scheduler.request import Request
+from agent_memory.scheduler.request import Prompt, Request
+from agent_memory.scheduler.reuse import Found
 from agent_memory.scheduler.waiting import Places
 from agent_memory.store.store import Store
+from agent_memory.tiers.hot import Heir
 from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Stats, Tier
 
@@ -43,7 +45,7 @@ class Pulse:
 
 @frozen(eq=False)
 class _Submission:
-    """A request on its way into the line."""
+    """A message that puts a request in the line."""
 
     loop: Loop
     request: Request
@@ -59,7 +61,7 @@ class _Submission:
 
 @frozen(eq=False)
 class _Drain:
-    """A thread that waits until every request has ended."""
+    """A message that wakes a thread once every request has ended."""
 
     loop: Loop
     drained: threading.Event
@@ -133,7 +135,7 @@ class Engine:
         return self._counters.stats(live, stored())
 
     def _memory_figures(self) -> dict[str, int]:
-        """Bytes of live and of warm KV, and how many lineages and pieces were evicted. Engine thread (in ``call``)."""
+        """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
         warm = self._tiers.warm
         return {
             "hot_bytes": self._loop.nbytes,
@@ -145,11 +147,11 @@ class Engine:
         }
 
     def ensure_places(self, n_asked: int = 1) -> None:
-        """Raise QueueFullError where not so many more requests may wait."""
+        """Raise QueueFullError if fewer than ``n_asked`` more requests may wait."""
         self._places.check(n_asked)
 
     def submit(self, request: Request) -> None:
-        """Queue a request; its feed gets the deltas and the end. Raises QueueFullError or ClosedError."""
+        """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
         self._observer.queued(request)
         request.feed.at_end(partial(self._observer.ended, request))
         self._places.take(request)
@@ -165,18 +167,23 @@ class Engine:
         self.wake()
 
     def wake(self) -> None:
-        """Let the engine look again: an event that it waits for has happened."""
+        """Wake the engine: an event that it waits for has happened."""
         self._mail.wake()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception."""
+        """Run ``work`` on the engine thread between two ticks; return its result, or raise its exception.
+
+        On the engine thread itself it runs at once.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
         call = Call(work)
         self._mail.post(call)
         result: T = call.done.result()
         return result
 
     def call_idle(self, work: Callable[[], T]) -> T:
-        """The same as ``call``, once no request waits or runs."""
+        """Run ``work`` like ``call``, once no request waits or runs."""
         done: Future[T] = Future()
 
         def run() -> None:
@@ -191,6 +198,18 @@ class Engine:
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
+
+    def look(self, prompt: Prompt, owner: str | None) -> Found:
+        """What a request would find of its prompt now, and why no more. Engine thread (in ``call``)."""
+        return self._loop.look(prompt, owner)
+
+    def forget(self, owner: str | None) -> None:
+        """Drop what is remembered of prompts without KV: an agent's, or all. Engine thread (in ``call``)."""
+        self._loop.unkept.forget(owner)
+
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
+        return self._loop.cancel_all_of(owner)
 
     def hand_over(self) -> bool:
         """Hand finished KV to the store, as far as the disk keeps up; True if that was all.
@@ -209,6 +228,19 @@ class Engine:
             self._tiers.warm.clear()
         elif to == "cold" and agent_id is not None:
             self._tiers.warm.release(agent_id)
+
+    def share(self, owner: str, heir: Heir) -> None:
+        """Let a fork share its parent's live KV until its own first turn. Engine thread (in ``call``)."""
+        self._loop.hot.share(owner, heir)
+
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle live KV of one agent be another's. Engine thread (in ``call``)."""
+        self._loop.adopt(owner, heir)
+
+    def discard(self, owner: str, agent_id: int) -> None:
+        """Drop the idle KV of an agent that is gone from memory, unsaved. Engine thread (in ``call``)."""
+        self._loop.discard(owner)
+        self._tiers.warm.release(agent_id)
 
     def drain(self, seconds: float) -> None:
         """Return when no request waits or runs, or after ``seconds``, or at ``end_drain`` or ``close``. Any thread but
@@ -269,7 +301,7 @@ class Engine:
             loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:
-        """Run ``work``, and end every request where it raises or an exception is thrown into the thread: False then."""
+        """Run ``work``. False, and every request ended, if it raises or an exception is thrown into the thread."""
         try:
             work()
             return True

@@ -1,4 +1,4 @@
-"""What the engine thread does between two messages: one tick after another.
+"""The engine thread's loop: one tick after another, between messages.
 
 A tick ends requests that are over, starts those that may start (``starting.py``), runs at most one prefill step
 (``prefill.py``) and one decode step (``decode.py``), and hands a little finished KV to the store. Rows end in
@@ -21,19 +21,21 @@ from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.replying import Replies
-from agent_memory.scheduler.reuse import Reuse
+from agent_memory.scheduler.request import Prompt
+from agent_memory.scheduler.reuse import Found, Reuse
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.scheduler.waiting import Places, Waiting
-from agent_memory.tiers.hot import HotTier
+from agent_memory.tiers.hot import Heir, HotTier
 from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.engine")
 
-#: For models that do not say how long their context is.
+#: Context length assumed for models that name none.
 _LONG_TOKENS = 32_768
-#: While the saver waits for a disk, it is asked again after this long.
+#: Seconds between two attempts of the saver while it waits for the disk.
 _DISK_SLEEP_S = 0.002
 
 
@@ -41,7 +43,7 @@ class Loop:
     """Requests and rows of one model. Engine thread only.
 
     - Every request is in the line (``waiting``), in a row (``running``), being replied to (``replies``), or has ended.
-    - A prefill step and a decode step are each as long as they are: ``Pacer`` says how many of one follow the other.
+    - The length of a prefill step does not depend on load; ``Pacer`` says how many decode steps follow it.
     - ``prefill_tokens``: the prefill chunk.
     """
 
@@ -66,10 +68,13 @@ class Loop:
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
-        self.evictor = Evictor(self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, observer=observer)
-        reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens)
+        self.unkept = Unkept()
+        self.evictor = Evictor(
+            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer
+        )
+        self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
-            self.running, self.replies, self.hot, self.saver, self.evictor, is_storable=layout.is_storable
+            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer)
         self._decode = Decode(self.running, self._leaving, observer)
@@ -116,13 +121,35 @@ class Loop:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
+    def look(self, prompt: Prompt, owner: str | None) -> Found:
+        """What a request would find of its prompt now, and why no more; changes nothing."""
+        return self._reuse.look(prompt, owner, self.running)
+
+    def cancel_all_of(self, owner: str) -> bool:
+        """Cancel an agent's requests; True if one of them has not ended yet."""
+        for request in [*self.waiting, *(row.request for row in self.running)]:
+            if request.owner == owner:
+                request.is_cancelled = True
+        return self.is_busy(owner)
+
+    def adopt(self, owner: str, heir: Heir) -> None:
+        """Let the idle KV of one agent be another's."""
+        self._leaving.adopt(owner, heir)
+
+    def discard(self, owner: str) -> None:
+        """Drop the idle KV of an agent that is gone, unsaved."""
+        if (lineage := self.hot.of(owner)) is not None:
+            self.saver.settle(lineage)
+            self.hot.take(lineage)
+        self.hot.disinherit(owner)
+
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""
         self._at_idle.append(call)
         self._note_idle()
 
     def tick(self) -> None:
-        """One round of all that there is to do."""
+        """Run one round: sweep, start, prefill, decode, save, expire."""
         self._sweep()
         if self.waiting and self._starting.step(self._busy_owners()) and self._can_gather():
             return
@@ -176,18 +203,20 @@ class Loop:
         assert all(len(one.ids) == one.kv.n_tokens for one in self.hot), "a lineage whose ids are not its KV's"
 
     def _sweep(self) -> None:
-        """End what was cancelled or ran out of time, in every state."""
+        """End requests that were cancelled or are past their deadline, in every state."""
         now = time.perf_counter()
         for request in self.waiting:
             if request.ends(now):
                 self.waiting.remove(request)
+                self._leaving.note_unstarted(request)
         if over := [row for row in self.running if row.request.ends(now)]:
             self._leaving.retire(over)
         self.replies.step()
 
     def _can_gather(self) -> bool:
-        """True if a first step may wait for requests that came while others were restored: they share it, and a row
-        that joins a moment later would cost a step and a copy of everybody's KV. No row that decodes waits.
+        """True if the first step may wait for requests that arrived during restores, to decode them together.
+
+        A row that joins a moment later costs a step of its own and a copy of the batch's KV. No decoding row waits.
         """
         since = min((row.started for row in self.running), default=0.0)
         return time.perf_counter() - since < self._target_gap_s / 2

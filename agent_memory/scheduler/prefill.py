@@ -31,7 +31,7 @@ class Prefill:
         self._passed = False  # True if the last step was of a row that passed an older one
 
     def next_row(self) -> Row:
-        """The row whose step is next; there must be one that prefills."""
+        """Return the row whose step is next; at least one row prefills."""
         now = time.perf_counter()
         prefilling = self._running.prefilling
         first = max(effective_priority(row.request, now) for row in prefilling)
@@ -42,7 +42,7 @@ class Prefill:
         return shortest if self._passed else rows[0]
 
     def step(self, row: Row) -> float:
-        """Feed one prefill chunk of a row; the seconds that took. At its end the row joins the batch, or ends."""
+        """Feed one prefill chunk of a row; return its seconds. After the last one the row joins the batch, or ends."""
         started = time.perf_counter()
         try:
             self._feed(row)
@@ -54,7 +54,7 @@ class Prefill:
             log.warning("prefill failed request=%s: %s", row.request.feed.id, type(error).__name__)
             self._observer.faulted(error)
             row.request.feed.fail(stripped(error))
-            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has taken what was there
+            if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has made the KV unsound
                 self._leaving.retire([row])
             else:
                 self._running.remove(row)

@@ -20,7 +20,7 @@ from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.saving")
 
-#: While others decode, one tick of saving takes about this long.
+#: Seconds of saving in one tick while rows decode.
 _SLICE_S = 0.004
 
 Job = Generator[None, None, None]
@@ -28,7 +28,7 @@ Jobs = dict[int, tuple[Lineage, Job]]
 
 
 class _Rows(Protocol):
-    """Tokens ``[start, stop)`` to be read, in a codec."""
+    """Tokens ``[start, stop)`` to be read and encoded."""
 
     @property
     def start(self) -> int: ...
@@ -48,7 +48,7 @@ class _Beside(_Rows, Protocol):
 
 
 class Saver:
-    """Lineages whose KV is on its way to the store. Engine thread only.
+    """Hands the KV of idle lineages to the store and to warm. Engine thread only.
 
     - Saves to disk come first, copies into warm after them.
     - The live arrays are copied to the host here, O(new tokens) bytes, because the next turn may change them in place.
@@ -57,10 +57,10 @@ class Saver:
     - While the disk does not keep up, saves wait and copies go on.
     """
 
-    # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
+    # Who else has the KV of a lineage's tokens while it is saved or copied. The live arrays have all of it.
     #
     #   tokens                       before ``put``              from ``put`` on
-    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until a commit, or warm's
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until commit, or warm's
     #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
     #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
     #
@@ -74,12 +74,12 @@ class Saver:
 
     @property
     def can_step(self) -> bool:
-        """True if something is left to hand over that need not wait for the disk."""
+        """True if KV is left to hand over that need not wait for the disk."""
         return bool(self._copies) or (bool(self._saves) and self._store.is_ready)
 
     @property
     def busy(self) -> bool:
-        """True if something is left to hand over."""
+        """True if KV is left to hand over."""
         return bool(self._saves or self._copies)
 
     def begin(self, lineage: Lineage) -> None:
@@ -88,7 +88,7 @@ class Saver:
         self._saves[id(lineage)] = (lineage, self._save(lineage))
 
     def copy(self, lineage: Lineage) -> None:
-        """Copy a lineage that is to be evicted into warm; once, even where warm refuses it."""
+        """Copy a lineage that is soon evicted into warm; once, even if warm refuses it."""
         if not lineage.is_offered:
             lineage.is_offered = True
             if self._warm.is_on and self._layout.is_storable:
@@ -99,14 +99,14 @@ class Saver:
         return id(lineage) in self._copies
 
     def settle(self, lineage: Lineage) -> None:
-        """Hand over all that is left to save of one lineage, now and without waiting for the disk; give up its copy."""
+        """Hand over all that is left to save of a lineage, without waiting for the disk; abandon its copy to warm."""
         self._finish(self._saves, lineage)
         if id(lineage) in self._copies:
             self._copies.pop(id(lineage))[1].close()
             lineage.is_offered = False
 
     def finish(self, lineage: Lineage) -> None:
-        """Hand over all that is left of one lineage, to disk and to warm."""
+        """Hand over all that is left of a lineage, to disk and to warm."""
         self._finish(self._saves, lineage)
         self._finish(self._copies, lineage)
 

@@ -1,4 +1,4 @@
-"""Starting requests: which of those that wait may start, and the KV and the bytes that they start with."""
+"""Starting requests: which waiting requests may start, with which KV and which reserved bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from agent_memory.tiers.tiers import Tiers
 #: How an attempt to start a request ended.
 Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
-#: Of the requests that cannot start yet, the first few have their segments read ahead.
+#: Number of waiting requests whose segments are read ahead.
 _PREFETCHED = 2
 
 
@@ -45,7 +45,7 @@ class _Prefix:
 
 @frozen(eq=False)
 class _Bytes:
-    """Lineages that are evicted once they are copied to warm."""
+    """Bytes of lineages that are evicted once they are copied to warm."""
 
     saver: Saver
     leaving: tuple[Lineage, ...]
@@ -94,7 +94,7 @@ class Starting:
         self.lacks_bytes = False  #: True if a request could not start in the last step because its bytes were not free
 
     def step(self, busy: set[str | None]) -> bool:
-        """Start what may start; True if any request was started. ``busy``: agents whose next request must wait."""
+        """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
@@ -105,7 +105,7 @@ class Starting:
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
-            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+            except Exception as error:  # noqa: BLE001 - a request that cannot start fails alone, and is not tried for ever
                 request.feed.fail(stripped(error))
                 start = "ended"
             if start in ("started", "ended"):
@@ -149,7 +149,7 @@ class Starting:
         return "started"
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
-        """A row with the KV that the plan found, taken or restored."""
+        """Return a row with the KV of the plan, taken or restored."""
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()

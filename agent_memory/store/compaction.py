@@ -1,9 +1,10 @@
-"""Small segments of lineages at rest are joined into full ones, in idle time.
+"""Compaction: join the small segments of idle lineages into full ones, in idle time.
 
-Turns leave short segments and tail deltas behind; a restore reads each of them. What nobody has used for a while is
-rewritten once: consecutive segments of chunks into segments of eight, a chain of deltas into one. Order of writing as
-for a save: the new file whole and durable, then one commit, then the old files go. Readers keep the files that they
-have open; who looks again finds the new ones.
+- Turns leave short segments and tail deltas; a restore opens each of them.
+- Segments that no request has used for a while are rewritten once: consecutive segments of chunks into segments of
+  eight chunks, a chain of deltas into one.
+- Order of writing, as for a save: the new file whole and durable, one commit, the old files unlinked. Open readers keep
+  their files; later look-ups find the new one.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from agent_memory.store.segments import WRITE_ERRORS, OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 
-REST_S = 600.0  #: a lineage rests when nobody has used it for so long: what goes on would be joined over and over
-_SCAN_S = 60.0  #: between two looks for something to join
+REST_S = 600.0  #: seconds unused before segments are joined: those of a running conversation change too often
+_SCAN_S = 60.0  #: seconds between two searches for joins
 
 
 @frozen
 class Join:
-    """Consecutive segments, the first being the parent of the second and so on, and whether they are tail deltas."""
+    """Consecutive segments, each the parent of the next. ``is_tail``: they are tail deltas."""
 
     segments: tuple[Segment, ...]
     is_tail: bool
 
 
 class Compactor:
-    """Finds what to join and joins it, a tensor of one segment at a time. I/O thread, apart from ``__init__``."""
+    """Finds joins and performs them, a tensor of one segment at a time. I/O thread, except ``__init__``."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._next_scan_s = 0.0
 
     def wake(self) -> None:
-        """Queue a look around for when the I/O thread is idle, now and then."""
+        """Queue a search for joins for when the I/O thread is idle; at most one every minute."""
         now = self._catalog.clock()
         if now >= self._next_scan_s:
             self._next_scan_s = now + _SCAN_S
@@ -68,13 +69,13 @@ class Compactor:
 
 
 def find(catalog: Catalog, number: int, before_s: float) -> Join | None:
-    """The join that begins with a segment, where it and what follows were last used before a time. Under the lock."""
+    """Return the join that begins with a segment, of segments last used before a time; None if none. Under the lock."""
     index, first = catalog.index, catalog.segments.get(number)
     if index is None or first is None or not _may_join(catalog, first, before_s):
         return None
     is_tail = _is_delta(first)
     if is_tail and catalog.needs is not None:
-        return None  # their side files belong to the ends of the deltas
+        return None  # their side files belong to the deltas' ends
     found, n_tokens = [first], first.n_tokens
     limit = first.chunk_tokens * (1 if is_tail else SEGMENT_CHUNKS)
     while True:
@@ -100,7 +101,7 @@ def _is_delta(segment: Segment) -> bool:
 
 
 def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
-    """Whether nothing follows a chain of deltas, nothing precedes it in its tail, and no lineage ends inside it."""
+    """True if a chain of deltas is a whole tail: nothing before or after it, and no lineage ends inside it."""
     index = catalog.index
     assert index is not None
     before = index.pieces.get(found[0].parent)
@@ -111,7 +112,7 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
 
 
 def _perform(catalog: Catalog, join: Join) -> Iterator[None]:
-    """Write, commit, swap; whatever fails leaves all as it was."""
+    """Write, commit, swap; a failure changes nothing."""
     sources: list[OpenSegment] = []
     made: Segment | None = None
     try:
@@ -135,7 +136,7 @@ def _perform(catalog: Catalog, join: Join) -> Iterator[None]:
 
 
 def _joined(join: Join, ids: Ids) -> Segment:
-    """The segment that takes the place of the first, with pieces of its own."""
+    """Return the joined segment, which replaces the first, with pieces of its own."""
     first, last = join.segments[0], join.segments[-1]
     made = Segment(
         number=first.number,
@@ -180,7 +181,7 @@ def _write(catalog: Catalog, join: Join, sources: Sequence[OpenSegment], made: S
                     writer.write(tensor, part[head * run : (head + 1) * run])
             yield
         made.header_xxh3 = writer.finish()
-    except BaseException:  # a step that is never taken, too
+    except BaseException:  # also if the generator is closed
         writer.abandon()
         raise
     made.n_bytes, made.held_bytes = writer.n_bytes, writer.held_bytes
@@ -189,7 +190,7 @@ def _write(catalog: Catalog, join: Join, sources: Sequence[OpenSegment], made: S
 
 
 def _store(catalog: Catalog, join: Join, made: Segment) -> None:
-    """Let the joined segment take the place of the others, where they are still what they were when it was begun."""
+    """Replace the segments by the joined one, if they are unchanged since the join began."""
     first, *others = join.segments
     with catalog.lock:
         made.parent_number = first.parent_number

@@ -1,9 +1,9 @@
-"""The end of an agent: pieces that only its lineages used leave the disk, shared ones stay."""
+"""Deletion of an agent: pieces that only its lineages use leave the disk, shared ones stay."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,11 +18,14 @@ from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
 
 log = logging.getLogger("agent_memory.store")
 
+#: The number of an agent that never is: lineages are given to it, and end with it.
+NOBODY = 2**40
+
 
 def delete_agent(catalog: Catalog, agent_id: int) -> None:
-    """End an agent: its log, and the pieces that only its lineages used. I/O thread; durable when it returns."""
+    """Delete an agent's log, and the pieces that only its lineages use. I/O thread; durable when it returns."""
     is_done = False
-    while not is_done:  # again where something was found damaged meanwhile
+    while not is_done:  # again if a segment was found damaged meanwhile
         with catalog.lock:
             drop, cuts = _unused(catalog, agent_id)
         changes = _shortened(catalog, cuts, drop)
@@ -35,8 +38,14 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
     tidy(catalog, lambda: catalog.manifest.database.shrink(from_share=0.0))
 
 
+def delete_agents(catalog: Catalog, agent_ids: Iterable[int]) -> None:
+    """End several agents. I/O thread."""
+    for agent_id in agent_ids:
+        delete_agent(catalog, agent_id)
+
+
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
-    """What only this agent's lineages use: segments, and of those shared in part how many pieces stay."""
+    """Return segments that only this agent's lineages use, and (segment, pieces that stay) if shared in part."""
     heads = catalog.manifest.heads()
     drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
@@ -53,7 +62,7 @@ def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[t
 def _shortened(
     catalog: Catalog, cuts: Sequence[tuple[Segment, int]], drop: dict[int, Segment]
 ) -> list[tuple[Segment, Segment]]:
-    """(segment, the shorter one that takes its place); one that cannot be rewritten is dropped, with what follows."""
+    """Return (segment, its shorter replacement); a segment that cannot be rewritten is dropped with its descendants."""
     changes: list[tuple[Segment, Segment]] = []
     for segment, n_pieces in cuts:
         try:
@@ -96,7 +105,7 @@ def _is_shown(catalog: Catalog, number: int) -> bool:
 
 
 def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
-    """Write a segment's first pieces as a new file; what its row becomes."""
+    """Write a segment's first pieces as a new file; return the segment that replaces it."""
     layout = catalog.layout if segment.identity == catalog.identity else None
     if layout is None:
         layout = layout_of(catalog.manifest.layout(segment.identity) or "[]")
@@ -136,7 +145,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
 
 
 def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
-    """Segments that only ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
+    """Return the segments that only heads ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
     used = {p.id for head in others if head in index.pieces for p in index.ancestors(index.pieces[head])}
     removed: dict[bytes, Piece] = {}
     for head in mine:

@@ -1,4 +1,4 @@
-"""What a store says of itself: counters since it was opened, its size and the disk's state now."""
+"""Figures of the store for ``stats()``: counters since it was opened, its size and the disk's state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent_memory.store.room import folder_bytes
 
 
 def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage: int) -> dict[str, Any]:
-    """Every figure by its name in ``Stats``; ``catalog`` None: there is no KV."""
+    """Return every figure by its name in ``Stats``; ``catalog`` None: no KV."""
     found: dict[str, Any] = {
         "agents": agents,
         "damage": log_damage,

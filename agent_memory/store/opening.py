@@ -1,8 +1,8 @@
-"""Opening a manifest that may be damaged or lost: what can still be trusted of it becomes a new one.
+"""Opening a manifest that may be damaged or lost; if it is, a new one is made from everything that can be verified.
 
-A closed manifest has a checksum in the lock file. One that was not closed is examined by SQLite and row by row. What is
-damaged is set aside, never changed; logs whose checksums hold are taken over, and the list of segments is made anew
-from the segments' own headers.
+- A closed manifest has its checksum in the lock file. One that was not closed is examined by SQLite, and row by row.
+- A damaged manifest is set aside, never changed.
+- The new one gets the logs whose checksums hold, and the list of segments from the segments' own headers.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _NOT_DAMAGE = {
 
 @frozen
 class Repair:
-    """What was found instead of a whole manifest, and what became of it."""
+    """What was wrong with a manifest, and what the new one has."""
 
     what: str  #: "is missing", "is damaged (...)"
-    aside: str | None  #: the name under which the damaged one was kept
+    aside: str | None  #: name under which the damaged manifest is kept
     logs: Salvaged
-    n_segments: int  #: found again by their headers
-    n_files: int  #: KV files that there were
+    n_segments: int  #: segments that their headers prove
+    n_files: int  #: number of KV files
 
     def __str__(self) -> str:
         kept = f"; it is kept as {self.aside}" if self.aside else ""
@@ -70,7 +70,7 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
         has_kv = bool(list_files(root / KV_FOLDER))
         return (open_database(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
     if path.with_name(f"{MANIFEST}-wal").exists():
-        closed = None  # somebody wrote to it since
+        closed = None  # another program wrote to it since
     try:
         check_versions(path)
         if closed is not None and manifest_sum(path) != closed:
@@ -103,7 +103,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
-    kv = read_files(root / KV_FOLDER)  # first: where it cannot be read now, nothing is changed
+    kv = read_files(root / KV_FOLDER)  # first: if it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
     database = open_database(root / MANIFEST, files)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
@@ -113,7 +113,7 @@ def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
 
 
 def _set_aside(root: Path, files: Files) -> str | None:
-    """Rename the manifest and its WAL; the new name, None where there was nothing."""
+    """Rename the manifest and its WAL; return the new name, None if there was no manifest."""
     path = root / MANIFEST
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What a save has to write, planned and entered on the engine thread before its first byte is put."""
+"""The plan of a save: which segments and side files it writes, entered in the catalog before its first byte."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def begin_save(
     is_promised: bool,
     is_turn: bool = True,
 ) -> Save:
-    """Plan a save and enter its pieces as not yet readable; an empty one where it is not worth a write."""
+    """Plan a save and enter its pieces, not findable yet; an empty save if it is not worth a write. Engine thread."""
     with catalog.lock:
         index, layout = catalog.index, catalog.layout
         if index is None or layout is None or not layout.is_storable or not len(ids):
@@ -68,7 +68,7 @@ def begin_save(
 def _refusal(
     catalog: Catalog, index: Index, layout: Layout, ids: Ids, runs: Sequence[Run], is_promised: bool
 ) -> str | None:
-    """Why a save is not begun."""
+    """Return why a save is not begun; None if it is."""
     if not catalog.health.may_save:
         return "disk"
     if not runs:
@@ -85,7 +85,7 @@ def _refusal(
 def _plan_segment(catalog: Catalog, index: Index, ids: Ids, lineage: Provenance, run: Run) -> Segment:
     start, stop, before = run.start, run.stop, run.before
     if before is None and start:
-        before = catalog.segments[catalog.last_number].pieces[-1]  # the part planned just before this one
+        before = catalog.segments[catalog.last_number].pieces[-1]  # the segment planned just before this one
     catalog.last_number += 1
     parent = before.id if before is not None else index.root
     segment = Segment(

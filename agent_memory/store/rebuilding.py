@@ -1,4 +1,4 @@
-"""The list of segments, made anew from the segment and side files themselves: their headers and ids, both verified."""
+"""Rebuild the list of segments from the headers and ids of segment and side files, both verified."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name 
 
 @frozen
 class Vouched:
-    """What KV files say of themselves: segments in order, side files, and how many files there are."""
+    """The contents of verified KV files: segments in order, side files, and the number of files."""
 
     segments: list[Segment]
     sides: list[Side]
@@ -70,7 +70,7 @@ def read_files(folder: Path) -> Vouched:
 
 
 def rebuild(found: Vouched, manifest: Manifest) -> int:
-    """Enter what files vouch for into a new manifest; how many."""
+    """Enter verified files into a new manifest; return how many."""
     manifest.commit(add=[row_of(s) for s in found.segments], add_sides=found.sides)
     return len(found.segments) + len(found.sides)
 
@@ -125,7 +125,7 @@ def _segment(name: str, facts: Mapping[str, Any], ids: Ids, found: os.stat_resul
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:
-    """Those that can be reached from a root, parents before children, numbered so."""
+    """Return the segments that a root reaches, parents before children, numbered in that order."""
     waiting: dict[bytes, list[Segment]] = {}
     for segment in segments:
         waiting.setdefault(segment.parent, []).append(segment)
@@ -137,7 +137,7 @@ def _in_order(segments: list[Segment]) -> list[Segment]:
         for segment in waiting.pop(parent, []):
             fresh = [p for p in segment.pieces if p.id not in holders]
             if len(fresh) < len(segment.pieces):
-                continue  # another file holds the same
+                continue  # another file has the same piece
             segment.number, segment.parent_number = len(kept) + 1, number
             kept.append(segment)
             for piece in segment.pieces:

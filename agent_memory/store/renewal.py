@@ -1,6 +1,6 @@
-"""An exact copy takes the place of a quantized one: the same segment, in another file.
+"""Renewal: an exact copy replaces a quantized one, as the same segment in another file.
 
-Where every layer is full attention, and the lineage that was computed anew covers the whole segment.
+Only if every layer is full attention, and a lineage that was computed again covers the whole segment.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from agent_memory.store.format import new_file
 
 @frozen
 class Renewal:
-    """A segment as it is, and as it will be."""
+    """A quantized segment and its exact replacement."""
 
     old: Segment
     new: Segment
 
 
 def plan_renewals(catalog: Catalog, chunks: Sequence[Piece], ids: Ids, lineage: Provenance) -> tuple[Renewal, ...]:
-    """The quantized segments among the stored ``chunks`` of an exact lineage. Under the catalog's lock."""
+    """Plan renewals of the quantized segments among the ``chunks`` of an exact lineage. Under the catalog's lock."""
     if catalog.codec != "exact" or catalog.needs is not None or lineage.exactness == "quantized":
         return ()
     covered = {piece.id for piece in chunks}
@@ -60,5 +60,5 @@ def _renewed(catalog: Catalog, old: Segment, ids: Ids, lineage: Provenance) -> S
 
 
 def still_wanted(catalog: Catalog, renewals: Iterable[Renewal]) -> list[Renewal]:
-    """Those whose segment is still there. Under the catalog's lock."""
+    """Return the renewals whose segment is still stored. Under the catalog's lock."""
     return [r for r in renewals if catalog.segments.get(r.old.number) is r.old and not r.old.is_hidden]

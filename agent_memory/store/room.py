@@ -1,6 +1,6 @@
-"""Which segments go to keep the folder within its budget, and which files nothing names.
+"""The disk budget: which segments are evicted to keep it, and which files are removed because nothing names them.
 
-Logs are always written: where they and strangers' files alone exceed the budget, no KV is kept.
+Logs are always written: if they and strangers' files alone exceed the budget, no KV is kept.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from agent_memory.store.segments import WRITE_ERRORS
 
 log = logging.getLogger("agent_memory.store")
 
-_SLACK = 32  #: an eviction frees this share of the budget more than it must, so that not every save evicts
-_ROUNDS = 4  #: dropping rows grows the WAL: how often room is made anew
-_PAGE = 4096  #: file systems allocate in pages of this size, mostly
+_SLACK = 32  #: share of the budget that an eviction frees beyond what it must, so that not every save evicts
+_ROUNDS = 4  #: evictions in one call at most: removing rows grows the WAL, which counts too
+_PAGE = 4096  #: allocation unit of most file systems
 
 
 class NoRoomError(Exception):
-    """Inside the room: what else is in the folder leaves no room for this save."""
+    """Internal: the budget leaves no space for this save."""
 
 
 def folder_bytes(catalog: Catalog) -> int:
-    """Allocated bytes of all that is in the store's folder. Any thread."""
+    """Return the allocated bytes of everything in the store's folder. Any thread."""
     with catalog.lock:
         return catalog.quota.others() + catalog.held_bytes
 
 
 def known_files(catalog: Catalog) -> set[str]:
-    """Every KV file that the manifest names or a save is writing, by its path below ``kv``. I/O thread."""
+    """Return every KV file that the manifest names or a save is writing, by its path below ``kv``. I/O thread."""
     with catalog.lock:
         held: list[Segment | Side] = [*catalog.segments.values(), *catalog.all_sides()]
         known = {one.file for one in held} | {*catalog.unfinished}
@@ -44,11 +44,11 @@ def known_files(catalog: Catalog) -> set[str]:
 
 
 def keep(catalog: Catalog) -> None:
-    """Survey the folder, remove KV files that nothing knows, and evict what is over the budget. I/O thread.
+    """Survey the folder, remove unknown KV files, and evict until the budget holds. I/O thread.
 
-    This is the sweep of a mark and sweep: what the manifest names, or a save that is being written, is marked.
+    Mark and sweep: files that the manifest names or a running save writes are marked; all other KV files are deleted.
     """
-    with contextlib.suppress(OSError):  # it cannot be read now: the next flush looks again
+    with contextlib.suppress(OSError):  # the folder cannot be read now: the next flush tries again
         for name in catalog.quota.survey(known_files(catalog)):
             catalog.files.unlink(catalog.folder.parent / name)
     remove_hidden(catalog)
@@ -57,11 +57,11 @@ def keep(catalog: Catalog) -> None:
 
 
 def make_room(catalog: Catalog) -> bool:
-    """Evict until what is there, and what is being written, fits the budget; whether it does. I/O thread."""
+    """Evict until stored files and those being written fit the budget; True if they do. I/O thread."""
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            tidy(catalog, catalog.manifest.database.fold)  # the WAL may be much of what is there
+            tidy(catalog, catalog.manifest.database.fold)  # the WAL may be a large share of the bytes
             excess = _excess(catalog)
         if excess <= 0:
             return True
@@ -76,7 +76,7 @@ def _excess(catalog: Catalog) -> int:
 
 
 def tidy(catalog: Catalog, call: Callable[[], None]) -> None:
-    """What needs a disk that takes writes, and can wait for one."""
+    """Run work that needs a writable disk; if the disk refuses, a later call does it."""
     try:
         call()
     except WRITE_ERRORS as error:
@@ -106,7 +106,7 @@ def _evict(catalog: Catalog, excess_bytes: int) -> bool:
 
 
 def announce(catalog: Catalog, file: str, n_bytes: int) -> None:
-    """Make room for a file before its first byte is written. I/O thread; raises NoRoomError."""
+    """Evict to make space for a file before its first byte is written. I/O thread; raises NoRoomError."""
     catalog.unfinished[file] = -(-n_bytes // _PAGE) * _PAGE
     if not make_room(catalog):
         raise NoRoomError(f"no room for {n_bytes:,} bytes")

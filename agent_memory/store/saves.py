@@ -1,4 +1,4 @@
-"""One save: the pieces of a lineage that are not stored yet, handed over tensor by tensor and committed as one."""
+"""One save: the tokens of a lineage that are not stored yet, handed over tensor by tensor and committed as one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
+from agent_memory.store.holding import settle_held
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.renewal import Renewal, still_wanted
 from agent_memory.store.room import NoRoomError, announce, make_room
@@ -35,9 +36,9 @@ SAVE_ERRORS = (*WRITE_ERRORS, NoRoomError)
 
 @frozen
 class Part:
-    """Tokens ``[start, stop)`` of the lineage, encoded by ``codec``: what is to be put of one segment.
+    """Tokens ``[start, stop)`` of the lineage, read from its live KV and encoded by ``codec``, of one segment.
 
-    ``stored``: pieces whose rows come before them.
+    ``stored``: pieces whose stored rows come first in that segment.
     """
 
     start: int
@@ -47,9 +48,10 @@ class Part:
 
 
 class Save:
-    """Made by ``Store.begin_save``; engine thread. Ends with ``finish`` or ``abandon``.
+    """A save from its plan to its commit. Engine thread.
 
-    A write that fails abandons the save quietly: it is counted, logged, and never reaches the caller.
+    - ``Store.begin_save`` makes it; ``finish`` or ``abandon`` ends it.
+    - A write that fails abandons the save: it is counted and logged, and raises nothing.
     """
 
     def __init__(
@@ -65,19 +67,19 @@ class Save:
         agent_id: int | None = None,
         is_turn: bool = True,
     ) -> None:
-        #: how many tokens of the lineage were stored before
+        #: tokens of the lineage that were stored before
         self.former = former
         self._catalog, self.segments, self.sides, self.head, self.agent_id = catalog, segments, sides, head, agent_id
-        #: whether the agent's log ends where the lineage does
+        #: True if the agent's log ends where the lineage does
         self.is_turn = is_turn
         self.renewals = renewals
-        #: what becomes a segment file, in the order of ``parts``
+        #: the segments to be written, in the order of ``parts``
         self.files = (*segments, *(r.new for r in renewals))
         parts = [Part(r.start + n_tokens(r.stored), r.stop, r.codec, r.stored) for r in runs]
         parts += [Part(r.new.start, r.new.start + r.new.n_tokens, r.new.codec, ()) for r in renewals]
         self.parts = tuple(parts)
         self._is_given_up = False
-        self.writers: list[SegmentWriter] = []  # I/O thread, as everything below
+        self.writers: list[SegmentWriter] = []  # this and all below: I/O thread
         self.side_writers: dict[int, SegmentWriter] = {}
         self.splices: dict[int, Splice] = {}
         self.is_over = False
@@ -85,7 +87,7 @@ class Save:
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
         """Queue one layout tensor of one part: (heads, n_tokens, row_bytes) uint8, C-contiguous; not copied.
 
-        Where the disk falls so far behind that queueing more would only fill memory, the save is given up.
+        If the write queue is full, the save is abandoned.
         """
         catalog = self._catalog
         if catalog is None or self._is_slow(catalog):
@@ -99,8 +101,9 @@ class Save:
             catalog.io.submit(partial(_write, catalog, self, part, tensor, piece), len(piece))
 
     def put_side(self, number: int, rows: Sequence[np.ndarray[Any, Any]], state: np.ndarray[Any, Any] | None) -> None:
-        """Queue one of ``sides``: the window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, none where
-        it has no rows; and the state's bytes, where it has one.
+        """Queue one of ``sides``: window tensors in layout order, (heads, n_rows, row_bytes) uint8 each, and the state.
+
+        ``rows`` is empty if it has no window rows; ``state``: the bytes, None if it has none.
         """
         catalog = self._catalog
         if catalog is None or self._is_slow(catalog):
@@ -121,7 +124,7 @@ class Save:
             catalog.io.submit(lambda: _commit(catalog, self))
 
     def abandon(self) -> None:
-        """Drop what was put so far."""
+        """Drop the tensors that were queued so far."""
         catalog = self._catalog
         if catalog is not None and (self.files or self.sides):
             catalog.io.submit(lambda: _abandon(catalog, self))
@@ -188,7 +191,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         is_wanted = save.agent_id is None or Logs(catalog.manifest.database).has_agent(save.agent_id)
         if is_wanted and _is_live(catalog, save):
             _finish_files(catalog, save)
-        if not is_wanted or not _store(catalog, save):  # something before it was found damaged, maybe meanwhile
+        if not is_wanted or not _store(catalog, save):  # an ancestor was found damaged, maybe meanwhile
             _abandon(catalog, save)
             return
     except SAVE_ERRORS as error:
@@ -205,7 +208,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
 
 def _finish_files(catalog: Catalog, save: Save) -> None:
     _close_splices(save)
-    if catalog.layout is not None and not catalog.layout.tensors:  # then nothing was put: the ids are all there is
+    if catalog.layout is not None and not catalog.layout.tensors:  # then no tensor was put: the file has ids alone
         save.writers += [_writer(catalog, segment) for segment in save.files]
     if len(save.writers) != len(save.files) or len(save.side_writers) != len(save.sides):
         raise ValueError("not all tensors of a save were put")
@@ -224,7 +227,7 @@ def _close_splices(save: Save) -> None:
 
 
 def _abandon(catalog: Catalog, save: Save) -> None:
-    """Forget a save and what was to follow it. I/O thread."""
+    """Forget the pieces of a save and their descendants. I/O thread."""
     if save.is_over:
         return
     save.is_over = True
@@ -244,7 +247,7 @@ def _abandon(catalog: Catalog, save: Save) -> None:
 
 
 def _leave_out(catalog: Catalog, sides: Sequence[Side]) -> None:
-    """Side files that were planned and are not wanted. I/O thread; under the lock."""
+    """Forget side files that were planned and are not stored. I/O thread; under the lock."""
     for side in sides:
         if not side.is_ready:
             catalog.leave_side(side)
@@ -296,8 +299,8 @@ def _announced(catalog: Catalog, file: Segment | Side, writer: SegmentWriter) ->
 
 
 def _store(catalog: Catalog, save: Save) -> bool:
-    """Apply what a save changes; False where something that it follows is to be removed."""
-    while _is_live(catalog, save):  # again where what it removes was hidden meanwhile
+    """Apply the Edit of a save; False if one of its segments or ancestors was hidden."""
+    while _is_live(catalog, save):  # again if a segment that it removes was hidden meanwhile
         with catalog.lock:
             edit = _edit(catalog, save)
         if apply(catalog, edit):
@@ -307,13 +310,16 @@ def _store(catalog: Catalog, save: Save) -> bool:
                 _discard(catalog, renewal.new)
             for name in (*(s.file for s in save.files), *(part.side.file for part in save.sides)):
                 catalog.unfinished.pop(name, None)
+            if save.is_turn and save.agent_id is not None:
+                catalog.awaited.pop(save.agent_id, None)  # what it has saved itself is more
+            settle_held(catalog)
             _drop_stale(catalog, save)
             return True
     return False
 
 
 def _edit(catalog: Catalog, save: Save) -> Edit:
-    """What a save changes, as things are now. Under the lock."""
+    """Return the Edit of a save, as the catalog is now. Under the lock."""
     superseded = _superseded(catalog, save)
     renewals = still_wanted(catalog, save.renewals)
     sides = [part.side for part in save.sides if catalog.index is not None and part.side.piece in catalog.index.pieces]
@@ -328,8 +334,9 @@ def _edit(catalog: Catalog, save: Save) -> Edit:
 
 
 def _drop_stale(catalog: Catalog, save: Save) -> None:
-    """End the side files that the saved lineage has moved past. An Edit of its own: after a crash before it they are
-    too many, which the next save of that lineage mends.
+    """Remove side files that the saved lineage no longer needs.
+
+    An Edit of its own: a crash before it leaves too many files, and the next save of that lineage removes them.
     """
     if catalog.needs is not None and save.head is not None:
         with catalog.lock:
@@ -339,7 +346,7 @@ def _drop_stale(catalog: Catalog, save: Save) -> None:
 
 
 def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
-    """The agent's new head, and the former ones that it continues or that are gone; of no turn, only those gone."""
+    """Return the agent's new head, and the former heads to drop: its ancestors (of a turn), and heads that are gone."""
     index, agent_id, head = catalog.index, save.agent_id, save.head
     if index is None or agent_id is None or head is None or head not in index.pieces:
         return None
@@ -350,9 +357,9 @@ def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
-    """Deltas whose tokens a new piece holds too, and which nothing else follows; with the id of that new piece.
+    """Deltas whose tokens a new piece holds too, and which nothing else follows or ends with; with that piece's id.
 
-    None where an agent's log may end in one, and its KV can be resumed there alone.
+    Empty if an agent's log may end in such a delta, and KV can be resumed only there.
     """
     index = catalog.index
     found: dict[Piece, bytes] = {}
@@ -364,7 +371,8 @@ def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
             assert ids is not None
             chains = index.deltas(piece.parent, ids, ready=True)
             covered = {p for chain in chains for p in chain} - {piece}
+            held = catalog.manifest.held_by_others((p.id for p in covered), save.agent_id)
             for delta in sorted(covered, key=lambda p: -p.start):
-                if all(child in found for child in index.children(delta.id)):
+                if delta.id not in held and all(child in found for child in index.children(delta.id)):
                     found[delta] = piece.id
     return found

@@ -1,4 +1,4 @@
-"""Encoded rows of stored pieces on their way into another file: taken over byte by byte, never decoded."""
+"""Encoded rows of stored pieces, copied byte by byte into another file, never decoded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Splice:
             raise
 
     def joined(self, tensor: int, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The stored rows of one layout tensor, checked, and ``rows`` after them: (heads, n, row_bytes) uint8."""
+        """Return the stored rows of one layout tensor, checked, then ``rows``: (heads, n, row_bytes) uint8."""
         parts = []
         for source, piece, take in self._spans:
             spec = coded(self._layout.tensors[tensor], source.codec)
@@ -38,6 +38,6 @@ class Splice:
         return np.concatenate([*parts, rows], axis=1)
 
     def close(self) -> None:
-        """Give the files back; idempotent."""
+        """Close the files; idempotent."""
         for source, _, _ in self._spans:
             source.close()

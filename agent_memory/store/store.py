@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Change
 from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
@@ -34,10 +35,12 @@ from agent_memory.protocols import Source
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent
+from agent_memory.store.deletion import delete_agent, delete_agents
 from agent_memory.store.edit import check
+from agent_memory.store.elsewhere import Elsewhere, elsewhere
 from agent_memory.store.figures import figures
 from agent_memory.store.forgetting import delete_unowned, rewrite
+from agent_memory.store.holding import hold, release
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
@@ -60,10 +63,9 @@ log = logging.getLogger("agent_memory.store")
 class Store:
     """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
-    least what is there.
-    ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
-    ``files``: how the disk is changed.
+    - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
+    - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
+    - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -131,19 +133,19 @@ class Store:
         log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def _ensure_ours(self) -> None:
-        """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
+        """Called before every change of the folder. Raises GoneError if the folder is not the one that was opened."""
         if self._place is not None and self._lock is not None:
             self._place.check()
             self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
-        """What ``attach`` was told of a model of this name; {} for one that was never used here."""
+        """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""
         with store_errors("read what is known of the model", self._path):
             return self._manifest.facts(model)
 
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
-        """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
-        self._io.start()  # at opening: later an exception may strike the engine while it waits for the start
+        """Load the index of one identity and record its facts; call it again for another model. ~2 us a chunk."""
+        self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
             rows = self._take_rows()
@@ -153,21 +155,21 @@ class Store:
             self._pins.load(self._logs, self._manifest)
 
     def _take_rows(self) -> list[SegmentRow] | None:
-        """What was read of the manifest at opening, once, where nobody has written to it since."""
+        """Return the rows read at opening, once, if nothing was committed since; else None."""
         if self._catalog is None or (opened := self._catalog.opened) is None:
             return None
         self._catalog.opened = None
         return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
-        """Identities of the models under which this agent has stored KV."""
+        """Return the identities of the models under which an agent has stored KV."""
         with store_errors("read the agent", self._path):
             return self._manifest.lineage_identities(agent_id)
 
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
-        """An agent and its log, up to the first damaged turn. Waits for queued log writes.
+        """Return an agent and its log, up to the first damaged turn. Waits for queued log writes.
 
-        Raises OutOfSpaceError or StoreError where the disk does not take what was appended to it.
+        Raises OutOfSpaceError or StoreError if the disk refuses turns that were appended to this log.
         """
         error = self._io.drain(logs_only=True)
         with store_errors("read the agent", self._path):
@@ -185,52 +187,83 @@ class Store:
     def create_agent(
         self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
     ) -> AgentRecord:
-        """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
+        """Create an agent; committed when this returns. Raises StoreError if it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
             return self._logs.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
-        """All agents of a salt, by name; those whose log waits for the disk as they are there."""
+        """Return all agents of a salt, by name; turns that the disk refuses are not counted."""
         self._io.drain(logs_only=True)
         with store_errors("list agents", self._path):
             return self._logs.list_agents(salt)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
-        """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
+        """Pin or unpin an agent; committed when this returns. Pinned KV leaves memory last, and stays on disk."""
         with store_errors("pin the agent", self._path):
             self._logs.pin(agent_id, is_pinned)
             self._pins.load(self._logs, self._manifest)
 
     @property
     def pins(self) -> Set[int]:
-        """The agents that are pinned."""
+        """The numbers of pinned agents."""
         return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
-        ``described``: first system prompt and facts of the agent from now on, where they changed; committed with it.
+        ``described``: the agent's new first system prompt and facts, committed with the turn; None: unchanged.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
-        messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
+        messages = to_json(turn.messages)  # now: the caller may change its messages later
         self._io.submit_log(lambda: self._logs.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Queue another first system prompt and facts of an agent."""
+        """Queue a new first system prompt and new facts of an agent."""
         self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
-    def rewind(self, agent_id: int, n_turns: int) -> None:
-        """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._logs.rewind(agent_id, n_turns), agent_id)
+    def new_number(self) -> int:
+        """Return a number that no agent, branch or version has."""
+        return self._logs.new_number()
+
+    def fork(self, salt: str, record: AgentRecord, n_shared: int, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a new agent whose log begins with ``n_shared`` turns of others. ``held``: as for ``change``."""
+        turns = [(turn, to_json(turn.messages)) for turn in record.turns[n_shared:]]
+        self._io.submit_log(lambda: self._logs.fork(salt, record, turns), record.agent_id)
+        self._hold(held)
+
+    def change(self, change: Change, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a change of an agent's log; the KV that only dropped versions held is deleted behind it.
+
+        ``held``: agents and versions by number, and the ids whose KV each holds from now on.
+        """
+        turns = [(turn, to_json(turn.messages)) for turn in change.turns]
+        self._io.submit_log(partial(self._change, change, turns), change.agent_id)
+        self._hold(held)
+
+    def _change(self, change: Change, turns: Sequence[tuple[Turn, str]]) -> None:
+        holders = self._logs.change(change, turns)
+        catalog = self._catalog
+        if catalog is not None and holders:
+            self._io.submit(partial(delete_agents, catalog, holders))
+
+    def release(self, agent_id: int, ids: Ids) -> None:
+        """Queue the end of KV that an agent's log no longer leads to, but what others hold. ``ids``: of its log."""
+        if self._catalog is not None:
+            self._io.submit(partial(release, self._catalog, agent_id, ids))
+
+    def _hold(self, held: Sequence[tuple[int, Ids]]) -> None:
+        catalog = self._catalog
+        if catalog is not None and held:
+            self._io.submit(lambda: hold(catalog, held))
 
     def behind(self, work: Callable[[], object]) -> None:
-        """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
+        """Queue work of another room on the I/O thread; ``flush`` waits for it. ``work`` handles its own errors."""
         self._io.submit(work)
 
     def delete_agent(self, agent_id: int) -> None:
-        """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
+        """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
@@ -241,11 +274,23 @@ class Store:
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                self._io.call(partial(delete_agent, self._catalog, agent_id))
+                self._io.call(partial(self._delete, self._catalog, agent_id))
+
+    def _delete(self, catalog: Catalog, agent_id: int) -> None:
+        """End an agent, its versions, and the KV that they alone hold. I/O thread."""
+        holders = [holder for holder, agent in self._logs.holders().items() if agent == agent_id]
+        for number in (agent_id, *holders):
+            catalog.awaited.pop(number, None)
+        hold(catalog, [*self._logs.without_kv().items()])
+        self._manifest.gather(holders, agent_id)
+        delete_agent(catalog, agent_id)
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
-        """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
-        self.flush()  # what is queued is written over then, and not after
+        """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.
+
+        All of it is gone from disk when this returns.
+        """
+        self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
             self._io.call(partial(rewrite, self._manifest, logs, kv_of))
             replaced()
@@ -258,6 +303,10 @@ class Store:
     def following(self, match: Match) -> Ids | None:
         """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
         return None if self._catalog is None else reading.following(self._catalog, match)
+
+    def elsewhere(self, ids: Ids) -> Elsewhere | None:
+        """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
+        return None if self._catalog is None else elsewhere(self._catalog, self._manifest, ids)
 
     def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
         """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
@@ -297,12 +346,12 @@ class Store:
         is_wanted: bool = False,
         is_turn: bool = True,
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
+        """Plan a save of ``ids[:n_tokens]``: tokens that are neither stored nor being saved, if they are worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
-        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
-        lineages stay where they were.
-        ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
+        - KV of an agent's turns, and of prefixes from ``Memory.prefill`` (``is_wanted``), is always worth a write.
+        - ``is_turn`` False: the request ended without a reply. Its KV is written if computing it again would be dearer,
+          and the heads of its agent's lineages do not move.
+        - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
         if self._catalog is None:
             return Save(None)
@@ -316,7 +365,7 @@ class Store:
 
     @property
     def has_disk(self) -> bool:
-        """Whether KV outlives the process."""
+        """True if KV outlives the process."""
         return self._catalog is not None
 
     @property
@@ -326,7 +375,7 @@ class Store:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the disk keeps up with what is put; while not, more would only cost memory."""
+        """False while the write queue is above its high-water mark: queueing more would only use memory."""
         return self._io.is_ready
 
     def wait_ready(self) -> None:
@@ -336,14 +385,14 @@ class Store:
     def flush(self) -> None:
         """Return when everything queued before is durable and the folder is within its budget.
 
-        Raises OutOfSpaceError or StoreError where a log could not be written: it stays queued, and is written when the
-        disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
-        no error: it is counted in ``stats``, and told once.
+        - Raises OutOfSpaceError or StoreError if a log could not be written. It stays queued until the disk takes it.
+        - Raises StoreError if the folder was deleted, moved or replaced.
+        - KV that could not be written is no error: ``stats`` counts it, and one warning says so.
         """
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             self._io.call(partial(keep, self._catalog))
-            if self.health.state == "ok":  # else the disk was told of
+            if self.health.state == "ok":  # else a warning about the disk was logged
                 self._catalog.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
@@ -352,12 +401,12 @@ class Store:
             raise as_store_error(doing, self._path, error) from error
 
     def compact(self, rest_s: float = 0.0) -> None:
-        """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
+        """Join the small segments of lineages unused for ``rest_s``, now instead of in idle time."""
         if self._catalog is not None:
             self._io.call(lambda: [None for _ in self._compactor.steps(rest_s)])
 
     def verify(self) -> VerifyReport:
-        """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
+        """Read and check every stored byte, at the disk's speed. Raises as ``flush`` does."""
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
@@ -368,12 +417,12 @@ class Store:
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the store was opened, and its size and the disk's state now."""
+        """Return counters since the store was opened, its size and the disk's state."""
         return figures(self._catalog, self.health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
-        with self._closing:  # reentrant: what is collected while it closes may close it too
+        """Flush, end the I/O thread, release the lock; later calls wait for it. Raises as ``flush``, once closed."""
+        with self._closing:  # reentrant: a finalizer that runs meanwhile may close the store too
             if not self._is_closed:
                 self._is_closed = True
                 self._close()
@@ -393,5 +442,5 @@ class Store:
                 is_here = self._place is not None and self._place.lost is None
                 self._lock.release(is_whole=is_here and self._database.is_whole)
             if self._place is not None:
-                self._files.guard = Files.guard  # the folder is somebody else's again
+                self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)

@@ -1,4 +1,4 @@
-"""Opening a store's KV: what the manifest names and the folder has is taken up, the rest is forgotten or removed."""
+"""Opening a store's KV: enter segments that both manifest and folder have; forget rows and remove files of others."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ log = logging.getLogger("agent_memory.store")
 
 
 def sweep(catalog: Catalog) -> None:
-    """Read the manifest, forget segments whose file is gone, remove files that it does not know."""
+    """Read the manifest, forget segments whose file is missing, remove KV files that it does not name."""
     rows, found = catalog.manifest.segments(), list_files(catalog.folder)
     _take_up(catalog, rows, found)
     _take_up_sides(catalog, found)
-    remove_hidden(catalog)  # where the disk refuses, the next Edit does it
+    remove_hidden(catalog)  # if the disk refuses, the next Edit does it
     catalog.opened = catalog.manifest.database.commits, rows
     for name in filter(is_kv_name, found.keys() - known_files(catalog)):
         catalog.files.unlink(catalog.folder / name)
 
 
 def _take_up(catalog: Catalog, rows: Sequence[SegmentRow], found: Mapping[str, Size]) -> None:
-    """Enter all segments; hide those whose file is not as it was written, and what follows them."""
+    """Enter all segments; hide those whose file is missing or has a wrong size, and their descendants."""
     bad: list[Segment] = []
     lost: set[int] = set()
     n_damaged = 0
@@ -59,7 +59,7 @@ def _take_up(catalog: Catalog, rows: Sequence[SegmentRow], found: Mapping[str, S
 
 
 def _take_up_sides(catalog: Catalog, found: Mapping[str, Size]) -> None:
-    """The same for side files: a missing one costs a place to restore at."""
+    """Enter all side files but those missing or of a wrong size; each costs a resume point."""
     lost: list[Side] = []
     for side in catalog.manifest.sides():
         size, segment = found.get(side.file), catalog.segments.get(side.segment)

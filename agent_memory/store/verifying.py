@@ -1,4 +1,4 @@
-"""Reading and checking every stored byte, beside whatever else goes on."""
+"""Verification: read and check every stored byte, while other work goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent_memory.types import VerifyReport
 
 
 def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
-    """Every file that the manifest names, every turn, and the manifest itself; ``folder`` None: there is no KV."""
+    """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
     damaged: list[str] = []
     unread: list[str] = []
     n_bytes = 0
@@ -30,7 +30,7 @@ def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyR
         try:
             n_bytes += check_file(folder / file.file, file.n_bytes, file.header_xxh3)
         except READ_ERRORS as error:
-            if _is_named(manifest, file):  # else it was evicted, or joined to another, meanwhile
+            if _is_named(manifest, file):  # else it was evicted or joined meanwhile
                 found = unread if reason_of(error) == "unreadable" else damaged
                 found.append(f"{kind} {file.file}: {error}")
     turns, bad_logs = logs.damaged_turns()
@@ -51,14 +51,14 @@ def _is_named(manifest: Manifest, file: SegmentRow | Side) -> bool:
 
 
 def check_file(path: Path, n_bytes: int, header_xxh3: str) -> int:
-    """Read and check every byte of one segment; the bytes read. Raises OSError or ValueError saying what is wrong."""
+    """Check every byte of one file; return the bytes read. Raises OSError or ValueError that says what is wrong."""
     for _ in checking(path, n_bytes, header_xxh3):
         pass
     return n_bytes
 
 
 def checking(path: Path, n_bytes: int, header_xxh3: str) -> Iterator[None]:
-    """The same in steps of at most 8 MB."""
+    """``check_file`` in steps of at most 8 MB."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         metadata, table, data_start = read_header(fd, n_bytes)

@@ -1,4 +1,4 @@
-"""A store looked at: no model, no lock, no write; another process may hold it and write meanwhile."""
+"""A read-only view of a store: no model, no lock, no write; another process may write meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_memory.errors import StoreError, UnknownAgentError
 from agent_memory.log.database import view_database
 from agent_memory.log.files import MANIFEST
 from agent_memory.log.logs import Logs
-from agent_memory.log.turns import AgentRecord
+from agent_memory.log.versions import AgentRecord
 from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.records import SegmentRow
@@ -27,31 +27,31 @@ from agent_memory.types import AgentInfo, Message, VerifyReport
 
 @frozen(kw_only=True)
 class DiskUse:
-    """What an agent's KV takes on disk, in bytes of its files."""
+    """Bytes of the KV files of one agent."""
 
     name: str
-    own_bytes: int  #: files that nobody else's KV depends on
-    shared_bytes: int  #: files that other agents' KV depends on too
+    own_bytes: int  #: bytes of files that no other agent's KV depends on
+    shared_bytes: int  #: bytes of files that other agents' KV depends on too
     n_files: int
 
 
 @frozen(kw_only=True)
 class DiskUses:
-    """What a store takes on disk."""
+    """Bytes of a store on disk."""
 
     agents: tuple[DiskUse, ...]  #: largest first
-    kv_bytes: int  #: of all KV files that the manifest names
-    anonymous_bytes: int  #: of those that no agent's KV depends on: prompts without an agent
-    log_bytes: int  #: of the manifest and its write-ahead log
+    kv_bytes: int  #: bytes of all KV files that the manifest names
+    anonymous_bytes: int  #: bytes of KV files that no agent's KV depends on: prompts without an agent
+    log_bytes: int  #: bytes of the manifest and its write-ahead log
 
 
 @frozen(kw_only=True)
 class AgentLog:
-    """An agent as its log has it."""
+    """An agent's log as it is stored."""
 
     info: AgentInfo
     messages: tuple[Message, ...] = field(repr=False)
-    damage: str | None = None  #: the first damaged turn; what stands before it is shown
+    damage: str | None = None  #: the first damaged turn; turns before it are shown
 
 
 class StoreView:
@@ -85,11 +85,11 @@ class StoreView:
         return AgentLog(info=infos[name], messages=told, damage=damage)
 
     def du(self) -> DiskUses:
-        """Return what each agent's KV takes on disk; what agents share is counted for each of them as shared."""
+        """Return the bytes of each agent's KV files; files that agents share count as shared for each of them."""
         with self._reading():
             rows, sides = self._manifest.segments(), self._manifest.sides()
             heads = self._manifest.heads()
-            names = self._logs.names(self._salt)
+            names, holders = self._logs.names(self._salt), self._logs.holders()
         sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
         files: dict[int, int] = {row.segment: 1 for row in rows}
         for side in sides:
@@ -98,8 +98,8 @@ class StoreView:
                 files[side.segment] += 1
         lines = _Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
-        for agent, identity, head in heads:
-            used[agent] |= lines.ancestry(identity, head)
+        for holder, identity, head in heads:
+            used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
         for segments in used.values():
             for segment in segments:
@@ -119,7 +119,7 @@ class StoreView:
             return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
 
     def close(self) -> None:
-        """Give the file back; idempotent."""
+        """Close the file; idempotent."""
         self._database.close()
 
     def __enter__(self) -> StoreView:
@@ -146,14 +146,14 @@ class StoreView:
 
 
 class _Lines:
-    """Which segments a lineage consists of, by the piece it ends with."""
+    """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[SegmentRow]) -> None:
         self._parents = {row.segment: row.parent_segment for row in rows}
         self._homes = {(row.identity, piece): row.segment for row in rows for piece, _, _ in unpack(row.pieces)}
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from the one that holds ``head`` back to the first; empty where it is gone."""
+        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
         found: set[int] = set()
         segment = self._homes.get((identity, head))
         while segment is not None and segment not in found:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from attrs import define, field
+from attrs import define, field, frozen
 
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV
@@ -32,6 +32,7 @@ class Lineage:
     is_offered: bool = False  #: True if a copy was offered to warm, even if warm refused it
     is_wanted: bool = False  #: computed ahead of need: always saved
     is_turn: bool = True  #: False if its request ended without a reply: the agent's log ends elsewhere
+    is_temporary: bool = False  #: True if it must never be written to disk
 
     def trim(self, n_tokens: int) -> bool:
         """Truncate to the first ``n_tokens``; False if the KV cannot be truncated."""
@@ -41,11 +42,22 @@ class Lineage:
         return True
 
 
+@frozen(eq=False)
+class Heir:
+    """A fork that has KV of its own only once it runs: until then its parent's lineage is its own too."""
+
+    owner: str
+    agent_id: int
+    ids: np.ndarray[Any, Any] = field(repr=False)  #: of its log
+    is_temporary: bool = False
+
+
 class HotTier:
     """Idle lineages in order of last use, the oldest first. Engine thread only.
 
     - A lineage that its own agent continues is moved: no byte is copied. Other requests copy a prefix of it.
     - An agent has at most one lineage; a newer one replaces it.
+    - A fork shares its parent's lineage until its first turn, and inherits it where the parent leaves it.
     - An anonymous lineage that is a prefix of a newer one is dropped.
 
     ``scheduler/eviction.py`` keeps the budget.
@@ -54,6 +66,7 @@ class HotTier:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._lineages: dict[int, Lineage] = {}  # by id(), oldest use first
+        self._heirs: dict[str, dict[str, Heir]] = {}  # owner of a lineage -> the forks that share it, by name
 
     def __iter__(self) -> Iterator[Lineage]:
         return iter(list(self._lineages.values()))
@@ -94,11 +107,40 @@ class HotTier:
         for one in self:
             same_agent = lineage.owner is not None and one.owner == lineage.owner
             extended = one.owner is None and common_prefix(one.ids, lineage.ids) == len(one.ids)
-            if same_agent or extended:
+            if extended or (same_agent and not self.bequeath(one)):
                 replaced.append(self.take(one))
+        self.disinherit(lineage.owner)
         lineage.used_s = self.clock()
         self._lineages[id(lineage)] = lineage
         return replaced
+
+    def share(self, owner: str, heir: Heir) -> None:
+        """Let a fork share the lineage that its parent owns or shares; nothing where there is none. O(lineages)."""
+        owners = (parent for parent, heirs in self._heirs.items() if owner in heirs)
+        holder = owner if self.of(owner) is not None else next(owners, None)
+        if holder is not None:
+            self._heirs.setdefault(holder, {})[heir.owner] = heir
+
+    def disinherit(self, owner: str | None) -> None:
+        """Note that a fork has KV of its own, or is gone."""
+        for heirs in self._heirs.values():
+            heirs.pop(owner or "", None)
+
+    def is_shared(self, lineage: Lineage) -> bool:
+        """True if a fork shares a lineage."""
+        return bool(self._heirs.get(lineage.owner or ""))
+
+    def bequeath(self, lineage: Lineage) -> bool:
+        """Give a lineage whose owner leaves it to a fork that shares it, truncated; False where none can have it."""
+        heirs = self._heirs.pop(lineage.owner or "", {})
+        while heirs:
+            heir = heirs.pop(next(iter(heirs)))
+            n_tokens = lineage.kv.reach(common_prefix(lineage.ids, heir.ids))
+            if n_tokens and lineage.trim(n_tokens):
+                lineage.owner, lineage.agent_id, lineage.is_temporary = heir.owner, heir.agent_id, heir.is_temporary
+                self._heirs[heir.owner] = heirs
+                return True
+        return False
 
     def of(self, owner: str) -> Lineage | None:
         """Return an agent's lineage."""
@@ -107,3 +149,4 @@ class HotTier:
     def clear(self) -> None:
         """Drop all lineages."""
         self._lineages.clear()
+        self._heirs.clear()

@@ -1,0 +1,69 @@
+"""``Memory.best_of``: several replies to one message, of which the best becomes the agent's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from agent_memory.errors import ConfigError, UnsupportedParameterError, repr_of
+from agent_memory.log.log import Log
+from agent_memory.requests.asking import Asking
+from agent_memory.requests.batching import replies
+from agent_memory.requests.options import Settings
+from agent_memory.types import Reply, Usage, weakest
+
+
+def best_of(
+    asking: Asking, log: Log, message: object, n: object, key: Callable[[Reply], Any], settings: Settings
+) -> Reply:
+    """Return the reply that ``key`` is largest for, of ``n`` drawn with as many seeds; the first among equals.
+
+    - The prompt is computed once, but for its last id, from which each reply starts; the replies decode together.
+    - Each reply is the turn of a temporary fork. The best one's turn becomes the agent's, its KV with it.
+    - The agent is as it was after every exception, those of ``key`` included.
+    """
+    asking.ensure_open()
+    seeded = _seeded(n, key, settings)
+    version, forks = asking.versions.scratch(log, len(seeded))
+    try:
+        usage = asking.prepare(message, forks[0], settings)
+        found = replies(asking.start_all([(message, *one) for one in zip(forks, seeded, strict=True)]))
+        best = max(range(len(found)), key=lambda number: key(found[number]))
+        added = asking.versions.adopt(log, forks[best], version)
+    finally:
+        asking.versions.discard(forks)
+    asking.note(log, settings, added)
+    return attrs.evolve(found[best], usage=_joined(usage, found[best].usage))
+
+
+def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
+    """The settings of each request."""
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UnsupportedParameterError(f"n must be an int of at least 1, got {repr_of(n)}")
+    if not callable(key):
+        raise UnsupportedParameterError(f"key must be a function of a Reply, got {repr_of(key)}")
+    sampling = settings.sampling
+    if sampling.is_greedy and n > 1:
+        raise ConfigError(f"best_of draws {n} replies, and greedy sampling makes {n} equal ones: give a temperature=")
+    seeds = [None if sampling.seed is None else sampling.seed + i for i in range(n)]
+    return [attrs.evolve(settings, sampling=attrs.evolve(sampling, seed=seed)) for seed in seeds]
+
+
+def _joined(prompt: Usage, reply: Usage) -> Usage:
+    """The usage of a reply whose prompt was computed ahead, for all of them."""
+    return attrs.evolve(
+        reply,
+        cached_tokens=prompt.cached_tokens,
+        computed_tokens=reply.prompt_tokens - prompt.cached_tokens,
+        tier=prompt.tier,
+        tier_tokens=prompt.tier_tokens,
+        exactness=weakest(prompt.exactness, reply.exactness),
+        miss=prompt.miss,
+        miss_detail=prompt.miss_detail,
+        diverged_at=prompt.diverged_at,
+        ttft_s=prompt.ttft_s + reply.ttft_s,
+        restore_s=prompt.restore_s,
+        prefill_s=prompt.prefill_s + reply.prefill_s,
+    )

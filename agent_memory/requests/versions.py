@@ -1,0 +1,358 @@
+"""Agents as versioned state: forks, checkpoints, rewinds, and what they left behind. No KV is copied here."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from agent_memory.config import is_text
+from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParameterError, repr_of
+from agent_memory.log.facts import Facts
+from agent_memory.log.log import Log
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, squashed
+from agent_memory.requests.registry import Agents
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.store import Store
+from agent_memory.tiers.hot import Heir
+from agent_memory.types import Message
+
+_HIDDEN = "\ud800"  #: no agent's name begins so: it is no valid Unicode
+_AGAIN_S = 0.002  #: a turn that was cancelled is looked at again after so long
+
+
+class Versions:
+    """What agents' logs were at earlier moments. Any thread; a log is changed on the engine thread, between two ticks.
+
+    - A fork shares its parent's turns and chunks: neither is copied. A busy agent is forked at its last finished turn.
+    - What a rewind, a list, a compaction or a failed transaction leaves behind is a version, and so is a checkpoint.
+    - Of an agent's versions the newest ``n_kept`` stay; its checkpoints stay until ``prune``, and are not counted.
+    """
+
+    def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
+        self._agents, self._store, self._engine, self._n_kept = agents, store, engine, n_kept
+        self._temporary = itertools.count(-1, -1)  # numbers of temporary agents and of their branches
+        self._hidden = itertools.count(1)
+
+    def fork(self, log: Log, name: str, at: object = None, *, is_temporary: bool = False) -> Log:
+        """Make an agent that goes on from a moment of another one. Raises ConfigError where the name is taken."""
+
+        def work() -> Log:
+            log.ensure_exists()
+            self._agents.ensure_free(name)
+            fork = self._forked(log, self._state_at(log, at), name, is_temporary=is_temporary)
+            self._agents.add(fork)
+            self._engine.share(log.name, Heir(name, fork.agent_id, fork.ids[: fork.n_kv], is_temporary))
+            return fork
+
+        return self._engine.call(work)
+
+    def checkpoint(self, log: Log, label: str) -> Version:
+        """Keep what an agent is now under a label, which then names this checkpoint alone."""
+        if not is_text(label) or not label:
+            raise UnsupportedParameterError(f"label must be a non-empty str of valid Unicode, got {repr_of(label)}")
+
+        def work() -> Version:
+            log.ensure_exists()
+            former = [kept.version.number for kept in log.kept if kept.version.label == label]
+            kept = log.keep(log.state, "checkpoint", label, holder=self._new_number(log))
+            self._drop(log, former)
+            self._store_change(log, kept=(kept,), dropped=former)
+            return kept.version
+
+        return self._engine.call(work)
+
+    def rewind(self, log: Log, n_turns: int) -> None:
+        """Take an idle agent's newest turns back."""
+        most = len(log.turns)
+        if not isinstance(n_turns, int) or isinstance(n_turns, bool) or not 1 <= n_turns <= most:
+            raise UnsupportedParameterError(
+                f"turns must be between 1 and {most}, the agent's turns: {repr_of(n_turns)}"
+            )
+
+        def work() -> None:
+            log.ensure_exists()
+            self._agents.ensure_idle(log, "rewind")
+            self._restore(log, log.state.first(max(0, len(log.turns) - n_turns)), "rewind")
+
+        self._engine.call(work)
+
+    def rewind_to(self, log: Log, to: object) -> None:
+        """Take an idle agent to one of its versions."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._agents.ensure_idle(log, "rewind")
+            self._restore(log, self._kept(log, to).state, "rewind")
+
+        self._engine.call(work)
+
+    def replace(self, log: Log, state: State, reason: Reason, version: int, *, is_own_turn: bool = False) -> None:
+        """Let an idle agent's log be another one, whose turns are stored anew. Raises RequestError while a turn runs.
+
+        ``version``: of the log that ``state`` was made from; StaleVersionError where it has moved on since.
+        ``is_own_turn``: a turn that has not started yet asks for it.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if not is_own_turn:
+                self._agents.ensure_idle(log, "compact")
+            _ensure_unchanged(log, version)
+            self._restore(log, state, reason, is_new=True)
+
+        self._engine.call(work)
+
+    def history(self, log: Log) -> list[Version]:
+        """Return an agent's versions, the oldest first."""
+        return [kept.version for kept in log.kept]
+
+    def view(self, log: Log, version: object) -> Log:
+        """Return a read-only log of one version."""
+        kept = self._kept(log, version)
+        view = log.forked(log.name, log.agent_id)
+        view.restore(kept.state)
+        view.viewed = (log, kept.version.number)
+        return view
+
+    def scratch(self, log: Log, n: int) -> tuple[int, list[Log]]:
+        """Return the version of a log, and ``n`` temporary forks that no name finds, to be ended with ``discard``."""
+
+        def work() -> tuple[int, list[Log]]:
+            log.ensure_exists()
+            names = [f"{_HIDDEN}{next(self._hidden)} of {log.name}" for _ in range(n)]
+            return log.version, [self._forked(log, log.state, name, is_temporary=True) for name in names]
+
+        return self._engine.call(work)
+
+    def adopt(self, log: Log, fork: Log, version: int) -> tuple[Message, ...]:
+        """Let an idle agent have the turns and the KV of a fork that was made of its ``version``; the new messages.
+
+        Raises StaleVersionError where the agent has gone on since, RequestError while a turn of it runs.
+        """
+
+        def work() -> tuple[Message, ...]:
+            log.ensure_exists()
+            _ensure_unchanged(log, version)
+            self._agents.ensure_idle(log, "add the best reply to")
+            n_turns = len(log.turns)
+            if fork.spans[: len(log.spans)] == log.spans or not n_turns:
+                self.append(log, fork.turns[n_turns:], fork.facts)
+            else:  # it was compacted meanwhile
+                self._restore(log, fork.state, "compacted", is_new=True)
+            self._engine.adopt(fork.name, Heir(log.name, log.agent_id, log.ids, log.is_temporary))
+            return tuple(message for turn in fork.turns[-1:] for message in turn.messages)
+
+        return self._engine.call(work)
+
+    def discard(self, forks: Sequence[Log]) -> None:
+        """End temporary forks: their requests, and their KV."""
+
+        def work() -> bool:
+            is_busy = [self._engine.cancel_all_of(fork.name) for fork in forks]
+            for fork in forks if not any(is_busy) else ():
+                fork.is_deleted = True
+                self._engine.discard(fork.name, fork.agent_id)
+            return not any(is_busy)
+
+        with contextlib.suppress(ClosedError):
+            while not self._engine.call(work):
+                time.sleep(_AGAIN_S)
+
+    @contextlib.contextmanager
+    def transaction(self, log: Log) -> Iterator[None]:
+        """Take the agent back to what it is now if the block raises; its turns that run then are cancelled."""
+        state, version = log.state, log.version
+        try:
+            yield
+        except BaseException:
+            while not self._engine.call(lambda: self._roll_back(log, state, version)):
+                time.sleep(_AGAIN_S)
+            raise
+
+    def prune(self, log: Log, n_kept: int, *, checkpoints: bool) -> int:
+        """Drop all versions but the newest ``n_kept``; the checkpoints too where that is asked for. How many.
+
+        Turns that a list replaced, and that no version shows any more, leave the log as well.
+        """
+        if not isinstance(n_kept, int) or isinstance(n_kept, bool) or n_kept < 0:
+            raise UnsupportedParameterError(f"keep must be an int of 0 or more, got {repr_of(n_kept)}")
+
+        def drop() -> int:
+            log.ensure_exists()
+            found = [k.version for k in log.kept if checkpoints or k.version.reason != "checkpoint"]
+            numbers = [version.number for version in found[: max(0, len(found) - n_kept)]]
+            self._drop(log, numbers)
+            turns = squashed(log.turns, log.first_system)
+            if len(turns) < len(log.turns) and not any(k.version.reason == "replaced" for k in log.kept):
+                self._rewrite(log, turns)
+            self._store_change(log, dropped=numbers)
+            return len(numbers)
+
+        def release() -> None:
+            if not log.is_temporary and not log.is_deleted:
+                self._store.release(log.agent_id, log.ids[: log.n_kv])
+
+        n_dropped = self._engine.call(drop)
+        while not self._engine.call(self._engine.hand_over):  # what is saved after a release would be there for good
+            self._store.wait_ready()
+        self._engine.call(release)
+        return n_dropped
+
+    # engine thread
+
+    def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
+        """Add turns to a log and to the store's queue. ``facts``: of the agent from now on, where they change."""
+        if turns and turns[0].n_messages_kept < len(log.messages):
+            kept, dropped = self._leave(log, "replaced")
+            self._store_change(log, kept=kept, dropped=dropped)
+        for turn in turns:
+            if not log.is_temporary:
+                is_told = facts is not None and turn is turns[-1]
+                described = (log.first_system, facts.to_json()) if facts is not None and is_told else None
+                self._store.append_turn(log.agent_id, len(log.turns), turn, described)
+            log.append(turn)
+        log.facts = log.facts if facts is None else facts
+
+    def _forked(self, log: Log, state: State, name: str, *, is_temporary: bool) -> Log:
+        number = next(self._temporary) if is_temporary else self._store.new_number()
+        fork = log.forked(name, number)
+        if state.turns is not log.turns:
+            fork.restore(state)
+        fork.is_temporary = is_temporary
+        n_stored = next((span.start for span in fork.spans if span.branch < 0), len(fork.turns))
+        fork.spans = fork.state.first(len(fork.turns) if is_temporary else n_stored).on(number).spans
+        self._inherit(fork, state, log)
+        if not is_temporary:
+            held = [(number, fork.ids[: fork.n_kv])]
+            self._store.fork(self._agents.salt, fork.record(), n_stored, held)
+        return fork
+
+    def _inherit(self, fork: Log, state: State, parent: Log) -> None:
+        """Let a fork have the checkpoints of its parent that it can be taken back to."""
+        for kept in parent.kept:
+            n_turns = kept.version.n_turns
+            is_past = n_turns <= len(state.turns) and kept.state.is_same(state.first(n_turns))
+            if kept.version.reason == "checkpoint" and is_past:
+                fork.keep(fork.state.first(n_turns), "checkpoint", kept.version.label)
+
+    def _restore(self, log: Log, state: State, reason: Reason, *, is_new: bool = False) -> None:
+        """Let a log be what it was, or could be, and keep what it is now as a version. ``is_new``: it never was."""
+        ids, kept, dropped = log.ids[: log.n_kv], *self._leave(log, reason)
+        number = self._new_number(log)
+        base = state.first(len(state.turns)).spans[-1].branch
+        log.restore(attrs.evolve(state, spans=(Span(number, 0),)) if is_new else state.on(number))
+        self._store_change(
+            log,
+            branch=number,
+            base=None if is_new else Span(base, len(state.turns)),
+            turns=state.turns if is_new else (),
+            kept=kept,
+            dropped=dropped,
+            ids=ids,
+        )
+
+    def _leave(self, log: Log, reason: Reason) -> tuple[tuple[Kept, ...], list[int]]:
+        """Keep what a log is now as a version, unless it is one already, and drop those that are too many.
+
+        Returns the new version, and the numbers of those dropped.
+        """
+        left = log.state.first(len(log.turns))
+        is_kept = any(kept.state.is_same(left) for kept in log.kept)
+        kept = () if is_kept else (log.keep(left, reason, holder=self._new_number(log)),)
+        dropped = self._beyond(log)
+        self._drop(log, dropped)
+        return tuple(one for one in kept if one.version.number not in dropped), dropped
+
+    def _roll_back(self, log: Log, state: State, version: int) -> bool:
+        """Undo what an agent did since a moment; False where a turn of it still runs, which is cancelled."""
+        if log.is_deleted:
+            return True
+        if self._engine.cancel_all_of(log.name):
+            return False
+        if log.version != version:
+            self._restore(log, state, "rolled_back")
+        return True
+
+    def _state_at(self, log: Log, at: object) -> State:
+        """The state that ``at=`` means. Raises UnsupportedParameterError."""
+        if at is None:
+            return log.state
+        if isinstance(at, int) and not isinstance(at, bool):
+            if not 0 <= at <= len(log.turns):
+                raise UnsupportedParameterError(f"at must be between 0 and {len(log.turns)}, the agent's turns: {at}")
+            return log.state.first(at)
+        return self._kept(log, at).state
+
+    def _kept(self, log: Log, which: object) -> Kept:
+        """The version of a number, a label, or one that ``history`` listed. Raises UnsupportedParameterError."""
+        number = which.number if isinstance(which, Version) else which
+        if isinstance(number, int | str) and not isinstance(number, bool):
+            for kept in reversed(log.kept):
+                if number in (kept.version.number, kept.version.label):
+                    return kept
+        labels = [kept.version.label for kept in log.kept if kept.version.label is not None]
+        raise UnsupportedParameterError(
+            f"agent {repr_of(log.name)} has no version {repr_of(number)}: it has {len(log.kept)} versions, labels "
+            f"{repr_of(labels)}. history() lists them"
+        )
+
+    def _beyond(self, log: Log) -> list[int]:
+        """The numbers of the oldest versions that are too many."""
+        numbers = [kept.version.number for kept in log.kept if kept.version.reason != "checkpoint"]
+        return [] if self._n_kept is None else numbers[: max(0, len(numbers) - self._n_kept)]
+
+    def _drop(self, log: Log, numbers: Collection[int]) -> None:
+        if numbers:
+            log.kept = tuple(kept for kept in log.kept if kept.version.number not in numbers)
+
+    def _new_number(self, log: Log) -> int:
+        return next(self._temporary) if log.is_temporary else self._store.new_number()
+
+    def _store_change(
+        self,
+        log: Log,
+        *,
+        branch: int | None = None,
+        base: Span | None = None,
+        turns: tuple[Turn, ...] = (),
+        kept: tuple[Kept, ...] = (),
+        dropped: Sequence[int] = (),
+        ids: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        """Queue a change of a log that is done in memory. ``ids``: those of ``kept`` that have had their KV."""
+        if log.is_temporary:
+            return
+        change = Change(
+            agent_id=log.agent_id,
+            branch=branch,
+            base=base,
+            turns=turns,
+            system=log.first_system,
+            facts=log.facts.to_json(),
+            kept=kept,
+            dropped=tuple(dropped),
+        )
+        held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
+        if branch is not None:
+            held.append((log.agent_id, log.ids[: log.n_kv]))
+        self._store.change(change, held)
+
+    def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
+        """Let a log have other turns that say the same, in a new branch."""
+        number = self._new_number(log)
+        log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
+        self._store_change(log, branch=number, turns=turns)
+
+
+def _ensure_unchanged(log: Log, version: int) -> None:
+    if log.version != version:
+        raise StaleVersionError(
+            f"agent {repr_of(log.name)} had another turn meanwhile, and was left as it is now. Do it again"
+        )
