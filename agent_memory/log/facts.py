@@ -30,11 +30,8 @@ class Facts:
     recall: Recall | None = None  #: what each turn recalls; None: nothing
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
     system: str | None = None
-<<<<<<< HEAD
     answered: tuple[tuple[str, str], ...] = ()
-=======
     has_shown: bool | None = None  #: True once cards were shown, also in turns that were taken back
->>>>>>> recall
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""

@@ -24,12 +24,8 @@ from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import explained, explained_log
 from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
-<<<<<<< HEAD
 from agent_memory.requests.prompting import Answers, Planner, Rendering
-=======
-from agent_memory.requests.prompting import Planner, Rendering
 from agent_memory.requests.recalled import chosen
->>>>>>> recall
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions

@@ -166,11 +166,8 @@ class Planner:
         return attrs.evolve(
             kept,
             forgotten=None,
-<<<<<<< HEAD
             answered=(),
-=======
             has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
->>>>>>> recall
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
