@@ -131,7 +131,7 @@ class HotTier:
         return bool(self._heirs.get(lineage.owner or ""))
 
     def bequeath(self, lineage: Lineage) -> bool:
-        """Give a lineage that its owner leaves to a fork, truncated to the log of the fork; False if none can have it."""
+        """Give a lineage that its owner leaves to a fork, truncated to the log of that fork; False if none fits."""
         heirs = self._heirs.pop(lineage.owner or "", {})
         while heirs:
             heir = heirs.pop(next(iter(heirs)))
