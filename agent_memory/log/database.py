@@ -86,6 +86,7 @@ class Database:
             if free > total * from_share:
                 with self.transaction() as db:
                     give_back(db, free)
+            if free > total * from_share or not from_share:  # else the WAL holds rows that were deleted
                 self._files.fold(self._db)
 
     def examine(self) -> str | None:

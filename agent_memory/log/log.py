@@ -12,11 +12,12 @@ import numpy as np
 from agent_memory.errors import AgentDeletedError
 from agent_memory.log.facts import Facts
 from agent_memory.log.said import Said
-from agent_memory.log.turns import AgentRecord, Turn
-from agent_memory.log.versions import Kept, Reason, Span, State, Version, n_same_ids
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Kept, Reason, Span, State, Version, n_same_ids
 from agent_memory.prompt.sameness import is_same, renamed
 from agent_memory.protocols import Tokenizer
 from agent_memory.tools import from_json as tools_from_json
+from agent_memory.tools import to_json as tools_to_json
 from agent_memory.types import AgentInfo, Finish, Message
 
 
@@ -43,9 +44,10 @@ class Log:
         self.is_deleted = False  #: for good: an agent of the same name that is made later has a log of its own
         self.is_temporary = False  #: True if nothing of it ever reaches the disk
         self.viewed: tuple[Log, int] | None = None  #: of a read-only view: the agent's log, and the version's number
-        self.kept: tuple[Kept, ...] = ()  #: its versions, the oldest first
-        self.n_versions = 0  #: the highest number that a version was given
-        self.spans: tuple[Span, ...] = (Span(record.agent_id, 0),)
+        self.kept: tuple[Kept, ...] = record.kept  #: its versions, the oldest first
+        #: the highest number that a version was given
+        self.n_versions = max((kept.version.number for kept in record.kept), default=0)
+        self.spans: tuple[Span, ...] = record.spans or (Span(record.agent_id, 0),)
         self.version = 0
         self._replay(record.turns)
 
@@ -106,15 +108,31 @@ class Log:
         system = None if self.system == self.first_system else self.system
         self.facts = attrs.evolve(state.facts, system=system, keep_reasoning=keep_reasoning, recall=recall)
 
-    def keep(self, state: State, reason: Reason, label: str | None = None) -> Version:
-        """Keep a state of this log as its newest version."""
+    def keep(self, state: State, reason: Reason, label: str | None = None, *, holder: int = 0) -> Kept:
+        """Keep a state of this log as its newest version. ``holder``: the number that its KV is held under."""
         self.n_versions += 1
         state = state.first(len(state.turns))
         version = Version(
             number=self.n_versions, n_turns=len(state.turns), created_s=time.time(), label=label, reason=reason
         )
-        self.kept = (*self.kept, Kept(version, state))
-        return version
+        kept = Kept(version, state, holder)
+        self.kept = (*self.kept, kept)
+        return kept
+
+    def record(self) -> AgentRecord:
+        """The log as it is stored."""
+        return AgentRecord(
+            self.agent_id,
+            self.name,
+            self.first_system,
+            tools_to_json(self.tools),
+            self.turns,
+            self.created_s,
+            self.used_s,
+            facts=self.facts.to_json(),
+            spans=self.spans,
+            kept=self.kept,
+        )
 
     @property
     def system(self) -> str | None:
@@ -220,10 +238,6 @@ class Log:
         self.is_foreign = False
         self._add(turn)
         self.used_s = turn.created_s
-
-    def replace(self, first: int, turns: Sequence[Turn]) -> None:
-        """Let other turns stand from number ``first`` on."""
-        self._replay((*self.turns[:first], *turns))
 
     @property
     def info(self) -> AgentInfo:

@@ -10,26 +10,51 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
 import numpy as np
 
 from agent_memory.errors import StoreError
+from agent_memory.log.branches import (
+    LIVE,
+    REFERRED,
+    collect,
+    drop_versions,
+    put_branch,
+    put_version,
+    read_turns,
+    read_versions,
+)
 from agent_memory.log.database import Database
 from agent_memory.log.facts import Facts
-from agent_memory.log.soundness import BAD_JSON, is_count, is_turn, sound_agent
-from agent_memory.log.turns import AgentRecord, Turn, agent_sum, blob_text, salt_digest, text_blob, turn_sum
-from agent_memory.prompt.messages import from_json, to_json
+from agent_memory.log.soundness import is_count, sound_agent
+from agent_memory.log.turn_rows import end_turns, put_turn
+from agent_memory.log.turns import Turn, agent_sum, blob_text, salt_digest, text_blob
+from agent_memory.log.versions import AgentRecord, Change, Span, ids_of
+from agent_memory.prompt.messages import to_json
 from agent_memory.types import AgentInfo
 
 #: An agent's system prompt and facts.
 Described = tuple[str | None, str | None]
 
-#: For each agent the number of a turn, and the turns that stand from there on.
-Rewritten = Mapping[int, tuple[int, Sequence[Turn]]]
+#: Turns that take the place of others, by branch and number.
+Rewritten = Mapping[tuple[int, int], Turn]
 
-_AGENT = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "facts", "xxh3")
-_OF_AGENT = ("agents", "turns")  #: tables of this room whose rows end with their agent
-_ORPHANS = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+_AGENT = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "facts", "branch", "xxh3")
+_ORPHANS = f"SELECT count(*) FROM turns WHERE agent NOT IN ({REFERRED})"
+_OLD_ORPHANS = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
+_LAST_NUMBERS = (
+    "SELECT seq FROM sqlite_sequence UNION SELECT max(branch) FROM branches UNION SELECT max(base) FROM branches UNION "
+    "SELECT max(branch) FROM versions UNION SELECT max(holder) FROM versions UNION SELECT max(branch) FROM agents "
+    "UNION SELECT max(agent) FROM turns"
+)
+#: Of each agent the last turn ``t``: of its branch or, where that has none of its own, of the branch's base.
+_LAST_TURNS = (
+    f"LEFT JOIN branches b ON b.branch = {LIVE} LEFT JOIN turns t ON t.rowid = coalesce("
+    f"(SELECT rowid FROM turns WHERE agent = {LIVE} ORDER BY number DESC LIMIT 1), "
+    "(SELECT rowid FROM turns WHERE agent = b.base AND number = b.n_base - 1))"
+)
+_OLD_LAST_TURNS = (
+    "LEFT JOIN turns t ON t.agent = a.agent AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent)"
+)
 _PINNED = "pinned "  #: and an agent's number: the fact of the store that it is pinned
 
 
@@ -42,32 +67,40 @@ class Logs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._last_number: int | None = None
+        with database.reading() as db:  # one that is only read may be of an older version
+            there = {name for _, name, *_ in db.execute("PRAGMA table_info(agents)")}
+        self._has_versions = "branch" in there
+        self._agent_columns = ", ".join(f"a.{name}" if name in there else f"NULL AS {name}" for name in _AGENT)
+        self._last_turns = _LAST_TURNS if self._has_versions else _OLD_LAST_TURNS
 
     def load_agent(self, salt: str, name: str) -> tuple[AgentRecord, str | None] | None:
         """Return the agent with its log up to the first damaged turn, and what was damaged."""
         with self._database.reading() as db:
             row = db.execute(
-                f"SELECT {', '.join(_AGENT)} FROM agents WHERE salt = ? AND name = ?",
+                f"SELECT {self._agent_columns} FROM agents a WHERE salt = ? AND name = ?",
                 (salt_digest(salt), text_blob(name)),
             ).fetchone()
             if row is None:
                 return None
-            turns, damage = _read_turns(db, row[0])
-        agent, is_whole = _read_agent(row)
-        if agent is None or not is_whole:
-            damage = "the agent's own record"
-        if agent is None:
-            return None
+            agent, is_whole = _read_agent(row)
+            if agent is None:
+                return None
+            state, damage = read_turns(db, _live(agent))
+            kept, lost = read_versions(db, agent["agent"]) if self._has_versions else ((), None)
+        damage = (damage or lost) if is_whole else "the agent's own record"
         record = AgentRecord(
             agent["agent"],
             name,
             None if agent["system"] is None else blob_text(agent["system"]),
             blob_text(agent["tools"]),
-            turns,
+            state.turns,
             agent["created_s"],
             agent["used_s"],
             agent["agent"] in self.pinned(),
             facts=agent["facts"],
+            spans=state.spans,
+            kept=kept,
         )
         return record, damage
 
@@ -76,28 +109,58 @@ class Logs:
     ) -> AgentRecord:
         """Commit a new agent. Raises StoreError where it exists."""
         now = time.time()
-        digest = agent_sum(name, system, tools, now, facts)
-        told = None if system is None else text_blob(system)
-        row = (salt_digest(salt), text_blob(name), told, text_blob(tools), now, now, digest, facts)
+        record = AgentRecord(self.new_number(), name, system, tools, (), now, now, facts=facts)
         try:
             with self._database.transaction() as db:
-                agent = db.execute(
-                    "INSERT INTO agents (salt, name, system, tools, created_s, used_s, xxh3, facts) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    row,
-                ).lastrowid
+                _put_agent(db, salt, record)
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
-        assert agent is not None
-        return AgentRecord(agent, name, system, tools, (), now, now, facts=facts)
+        return record
+
+    def new_number(self) -> int:
+        """Return a number that no agent, branch or version has, nor will have in this process."""
+        with self._database.reading() as db:
+            if self._last_number is None:
+                found = [n for (n,) in db.execute(_LAST_NUMBERS) if is_count(n)]
+                self._last_number = max(found, default=0)
+            self._last_number += 1
+            return self._last_number
+
+    def fork(self, salt: str, record: AgentRecord, turns: Sequence[tuple[Turn, str]]) -> None:
+        """Commit a new agent whose log begins with another one's; ``turns``: its last ones, which are its own."""
+        with self._database.transaction() as db:
+            _put_agent(db, salt, record)
+            put_branch(db, record.agent_id, _base(record.spans), turns)
+            for kept in record.kept:
+                put_version(db, record.agent_id, kept)
+
+    def change(self, change: Change, turns: Sequence[tuple[Turn, str]] = ()) -> list[int]:
+        """Commit a change of a log; nothing where the agent is gone. ``turns``: the change's, with their JSON.
+
+        Returns the numbers under which the KV of dropped versions was held.
+        """
+        with self._database.transaction() as db:
+            told = (change.agent_id,)
+            if db.execute("SELECT 1 FROM agents WHERE agent = ?", told).fetchone() is None:
+                return []
+            for kept in change.kept:
+                put_version(db, change.agent_id, kept)
+            left = []
+            if change.branch is not None:
+                left = [b for (b,) in db.execute(f"SELECT {LIVE} FROM agents a WHERE agent = ?", told)]
+                db.execute("UPDATE agents SET branch = ? WHERE agent = ?", (change.branch, change.agent_id))
+                put_branch(db, change.branch, change.base, turns)
+            _describe_agent(db, change.agent_id, (change.system, change.facts))
+            holders = [h for n in change.dropped for h in _holders(db, change.agent_id, n)]
+            collect(db, [*left, *drop_versions(db, change.agent_id, change.dropped)])
+        return holders
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """Return all agents of one salt, by name."""
         with self._database.reading() as db:
             rows = db.execute(
-                f"SELECT {', '.join(f'a.{name}' for name in _AGENT)}, t.number, t.n_messages, t.n_tokens "
-                "FROM agents a LEFT JOIN turns t ON t.agent = a.agent "
-                "AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent) WHERE a.salt = ?",
+                f"SELECT {self._agent_columns}, t.number, t.n_messages, t.n_tokens "
+                f"FROM agents a {self._last_turns} WHERE a.salt = ?",
                 (salt_digest(salt),),
             ).fetchall()
         pinned = self.pinned()
@@ -147,8 +210,9 @@ class Logs:
         with self._database.transaction() as db:
             if not db.execute("UPDATE agents SET used_s = ? WHERE agent = ?", (time.time(), agent_id)).rowcount:
                 return
-            _end_turns(db, agent_id, number)
-            _put_turn(db, agent_id, number, turn, messages)
+            (branch,) = db.execute(f"SELECT {LIVE} FROM agents a WHERE agent = ?", (agent_id,)).fetchone()
+            end_turns(db, branch, number)
+            put_turn(db, branch, number, turn, messages)
             if described is not None:
                 _describe_agent(db, agent_id, described)
 
@@ -157,15 +221,32 @@ class Logs:
         with self._database.transaction() as db:
             _describe_agent(db, agent_id, described)
 
-    def rewind(self, agent_id: int, n_turns: int) -> None:
-        """Commit the removal of every turn after the first ``n_turns``."""
-        with self._database.transaction() as db:
-            _end_turns(db, agent_id, n_turns)
-
     def has_agent(self, agent_id: int) -> bool:
         """True if the agent exists."""
         with self._database.reading() as db:
             return db.execute("SELECT 1 FROM agents WHERE agent = ?", (agent_id,)).fetchone() is not None
+
+    def has_holder(self, number: int) -> bool:
+        """True if an agent or a version has that number."""
+        with self._database.reading() as db:
+            held = "SELECT 1 FROM agents WHERE agent = ? UNION SELECT 1 FROM versions WHERE holder = ?"
+            return db.execute(held, (number, number)).fetchone() is not None
+
+    def holders(self) -> dict[int, int]:
+        """Return the agent of each version, by the number that the version's KV is held under."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT holder, agent FROM versions") if self._has_versions else ()
+            return {holder: agent for holder, agent in rows if is_count(holder) and holder}
+
+    def without_kv(self) -> dict[int, np.ndarray[Any, Any]]:
+        """Return the ids of every fork under whose number no KV is held, as far as they had their KV."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                f"SELECT a.agent, b.branch FROM agents a JOIN branches b ON b.branch = {LIVE} "
+                "WHERE NOT EXISTS (SELECT 1 FROM lineages l WHERE l.agent = a.agent)"
+            ).fetchall()
+            found = {agent: read_turns(db, branch)[0].turns for agent, branch in rows}
+        return {agent: ids_of(turns)[: turns[-1].n_kv] for agent, turns in found.items() if turns}
 
     def n_agents(self) -> int:
         """Return how many agents there are, of all salts."""
@@ -177,15 +258,15 @@ class Logs:
         found = []
         with self._database.reading() as db:
             total = int(db.execute("SELECT count(*) FROM turns").fetchone()[0])
-            for row in db.execute(f"SELECT {', '.join(_AGENT)} FROM agents").fetchall():
-                _, damage = _read_turns(db, row[0])
+            for row in db.execute(f"SELECT {self._agent_columns} FROM agents a").fetchall():
                 agent, is_whole = _read_agent(row)
-                if agent is None or not is_whole:
-                    damage = "its own record"
+                _, damage = read_turns(db, row[0] if agent is None else _live(agent))
+                _, lost = read_versions(db, row[0]) if self._has_versions else ((), None)
+                damage = (damage or lost) if is_whole else "its own record"
                 if damage is not None:
                     who = repr(blob_text(agent["name"])) if agent is not None else f"number {row[0]}"
                     found.append(f"agent {who}: {damage} is damaged")
-            if n_orphans := db.execute(_ORPHANS).fetchone()[0]:
+            if n_orphans := db.execute(_ORPHANS if self._has_versions else _OLD_ORPHANS).fetchone()[0]:
                 found.append(f"{n_orphans} turns are of no agent")
             check = db.execute("PRAGMA quick_check").fetchone()[0]
         return total, found if check == "ok" else [*found, f"manifest: {check}"]
@@ -193,7 +274,7 @@ class Logs:
     def examine(self) -> str | None:
         """Return what is wrong with the rows, beyond what a log's checksums say when it is read; None: nothing."""
         with self._database.reading() as db:
-            rows = db.execute(f"SELECT {', '.join(_AGENT)} FROM agents").fetchall()
+            rows = db.execute(f"SELECT {self._agent_columns} FROM agents a").fetchall()
             numbers = db.execute("SELECT seq FROM sqlite_sequence").fetchall()
             n_orphans = db.execute(_ORPHANS).fetchone()[0]
         if n_orphans:
@@ -206,39 +287,17 @@ class Logs:
 
 
 def end_agent(db: sqlite3.Connection, agent_id: int) -> None:
-    """Delete an agent's record and its log. Inside a transaction."""
-    for table in _OF_AGENT:
-        db.execute(f"DELETE FROM {table} WHERE agent = ?", (agent_id,))
+    """Delete an agent's record, its log and its versions, but what other agents' logs share. Inside a transaction."""
+    branches = [b for (b,) in db.execute(f"SELECT {LIVE} FROM agents a WHERE agent = ?", (agent_id,))]
+    db.execute("DELETE FROM agents WHERE agent = ?", (agent_id,))
+    collect(db, [*branches, *drop_versions(db, agent_id, None)])
 
 
-def replace_turns(db: sqlite3.Connection, logs: Rewritten) -> None:
-    """Let other turns stand in some logs. Inside a transaction."""
-    for agent_id, (first, turns) in logs.items():
-        _end_turns(db, agent_id, first)
-        for number, turn in enumerate(turns, first):
-            _put_turn(db, agent_id, number, turn, to_json(turn.messages))
-
-
-def is_whole_turn(row: Mapping[str, Any]) -> bool:
-    """True if the checksum of a turn's row holds; columns by name, those of newer versions may be missing."""
-    try:
-        _checked_turn(
-            row["agent"],
-            row["number"],
-            row["messages"],
-            row["keep"],
-            row["ids"],
-            row["tokenizer"],
-            row["finish"],
-            row["created_s"],
-            row["n_messages_kept"],
-            row["n_kv"],
-            row.get("n_reply"),
-            row["xxh3"],
-        )
-    except BAD_JSON:
-        return False
-    return True
+def replace_turns(db: sqlite3.Connection, turns: Rewritten) -> None:
+    """Let other turns stand in some branches. Inside a transaction."""
+    for (branch, number), turn in turns.items():
+        db.execute("DELETE FROM turns WHERE agent = ? AND number = ?", (branch, number))
+        put_turn(db, branch, number, turn, to_json(turn.messages))
 
 
 def _read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:
@@ -247,7 +306,8 @@ def _read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:
     if found is None:
         return None, False
     system = None if found["system"] is None else blob_text(found["system"])
-    digest = agent_sum(blob_text(found["name"]), system, blob_text(found["tools"]), found["created_s"], found["facts"])
+    tools = blob_text(found["tools"])
+    digest = agent_sum(blob_text(found["name"]), system, tools, found["created_s"], found["facts"], found["branch"])
     return found, digest == found["xxh3"]
 
 
@@ -257,85 +317,45 @@ def _system_now(agent: Mapping[str, Any]) -> str | None:
     return later if later is not None or agent["system"] is None else blob_text(agent["system"])
 
 
-def _read_turns(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Turn, ...], str | None]:
-    """A log up to its first damaged turn, and which that is."""
-    turns: list[Turn] = []
-    rows = db.execute(
-        "SELECT number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, n_reply, xxh3 "
-        "FROM turns WHERE agent = ? ORDER BY number",
-        (agent_id,),
-    )
-    for number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, n_reply, digest in rows:
-        try:
-            turn = _checked_turn(
-                agent_id, number, messages, keep, ids, tokenizer, finish, created_s, kept, n_kv, n_reply, digest
-            )
-            if number != len(turns):
-                raise ValueError("it does not follow the turn before it")
-            turn = attrs.evolve(turn, messages=from_json(messages))
-        except BAD_JSON:
-            return tuple(turns), f"turn {len(turns)}"
-        turns.append(turn)
-    return tuple(turns), None
-
-
-def _checked_turn(
-    agent_id: Any,
-    number: Any,
-    messages: Any,
-    keep: Any,
-    ids: Any,
-    tokenizer: Any,
-    finish: Any,
-    created_s: Any,
-    kept: Any,
-    n_kv: Any,
-    n_reply: Any,
-    digest: Any,
-) -> Turn:
-    """The turn of a row, its messages not taken apart yet. Raises one of BAD_JSON where its checksum is wrong."""
-    is_typed = isinstance(n_reply, int | None) and isinstance(tokenizer, str)
-    if not is_typed or not is_turn((agent_id, number, keep, kept, n_kv), ids, created_s):
-        raise ValueError("its values could not have been written")
-    turn = Turn((), keep, np.frombuffer(ids, "<u4"), tokenizer, finish, created_s, kept, n_kv, n_reply)
-    if turn_sum(agent_id, number, turn, messages) != digest or n_kv > keep + len(turn.ids):
-        raise ValueError("its checksum is wrong")
-    return turn
-
-
-def _put_turn(db: sqlite3.Connection, agent_id: int, number: int, turn: Turn, messages: str) -> None:
-    """Add a turn of a log; ``messages``: JSON of its own."""
-    row = (
-        agent_id,
-        number,
-        messages,
-        turn.n_messages_kept,
-        turn.n_messages_kept + len(turn.messages),
-        turn.keep,
-        turn.keep + len(turn.ids),
-        turn.tokenizer,
-        turn.finish,
-        turn.created_s,
-        turn.n_kv,
-        turn_sum(agent_id, number, turn, messages),
-        turn.ids.astype("<u4").tobytes(),
-        turn.n_reply,
-    )
-    db.execute(f"INSERT INTO turns VALUES ({','.join('?' * len(row))})", row)
-
-
 def _describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:
     """Give an agent another first system prompt and facts, under a new checksum; nothing where the agent is gone."""
     system, facts = described
-    row = db.execute("SELECT name, tools, created_s FROM agents WHERE agent = ?", (agent_id,)).fetchone()
+    row = db.execute("SELECT name, tools, created_s, branch FROM agents WHERE agent = ?", (agent_id,)).fetchone()
     if row is not None:
         name, tools, created_s = blob_text(row[0]), blob_text(row[1]), row[2]
         told = None if system is None else text_blob(system)
-        digest = agent_sum(name, system, tools, created_s, facts)
+        digest = agent_sum(name, system, tools, created_s, facts, row[3])
         db.execute("UPDATE agents SET system = ?, facts = ?, xxh3 = ? WHERE agent = ?", (told, facts, digest, agent_id))
 
 
-def _end_turns(db: sqlite3.Connection, agent_id: int, n_turns: int) -> None:
-    """A log has its first turns alone. Rows whose number could not have been written would hide what comes later."""
-    odd = "number < 0 OR typeof(number) != 'integer'"
-    db.execute(f"DELETE FROM turns WHERE agent = ? AND (number >= ? OR {odd})", (agent_id, n_turns))
+def _live(agent: Mapping[str, Any]) -> int:
+    """The branch that an agent's next turn is added to."""
+    branch: int = agent["agent"] if agent["branch"] is None else agent["branch"]
+    return branch
+
+
+def _base(spans: Sequence[Span]) -> Span | None:
+    """Where a log's last branch leaves another one."""
+    return Span(spans[-2].branch, spans[-1].start) if len(spans) > 1 else None
+
+
+def _holders(db: sqlite3.Connection, agent_id: int, number: int) -> list[int]:
+    rows = db.execute("SELECT holder FROM versions WHERE agent = ? AND number = ?", (agent_id, number))
+    return [holder for (holder,) in rows if is_count(holder) and holder]
+
+
+def _put_agent(db: sqlite3.Connection, salt: str, record: AgentRecord) -> None:
+    digest = agent_sum(record.name, record.system, record.tools, record.created_s, record.facts)
+    row = (
+        record.agent_id,
+        salt_digest(salt),
+        text_blob(record.name),
+        None if record.system is None else text_blob(record.system),
+        text_blob(record.tools),
+        record.created_s,
+        record.used_s,
+        digest,
+        record.facts,
+    )
+    names = "agent, salt, name, system, tools, created_s, used_s, xxh3, facts"
+    db.execute(f"INSERT INTO agents ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)

@@ -10,17 +10,19 @@ from typing import Any
 
 from attrs import frozen
 
+from agent_memory.log.branches import is_whole_branch, is_whole_version
 from agent_memory.log.database import Database
-from agent_memory.log.logs import is_whole_turn
 from agent_memory.log.schema import guard
 from agent_memory.log.soundness import is_count, sound_agent
+from agent_memory.log.turn_rows import is_whole_turn
 
-_ADDED = {("agents", "facts"), ("turns", "n_reply")}  #: columns without a default that older versions did not write
+#: columns without a default that older versions did not write
+_ADDED = {("agents", "facts"), ("agents", "branch"), ("turns", "n_reply")}
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
 
-#: True if a row of a table outside this room is trusted, given the numbers of the agents found.
+#: True if a row of a table outside this room is trusted, given the numbers of the agents and versions found.
 IsSound = Callable[[Row, Collection[int]], bool]
 
 
@@ -38,11 +40,11 @@ class Salvaged:
 def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Salvaged:
     """Copy what can be trusted of the damaged file into a new, empty database, in one transaction.
 
-    A turn is trusted where its checksum and those of all before it hold. An agent's own record keeps its checksum,
-    right or wrong, so that damage in it is noted whenever the agent is opened. ``others``: tables of other rooms, and
-    which of their rows are trusted.
+    A turn is trusted where its checksum and those of all before it in its branch hold. An agent's own record keeps its
+    checksum, right or wrong, so that damage in it is noted whenever the agent is opened. ``others``: tables of other
+    rooms, and which of their rows are trusted.
     """
-    tables = ("agents", "turns", *others)
+    tables = ("agents", "branches", "versions", "turns", *others)
     found: dict[str, list[Row]] = {table: [] for table in tables}
     with database.reading() as new:
         columns = {table: _columns(new, table) for table in tables}
@@ -52,15 +54,22 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
             found[table] = list(_readable(db, table, columns[table]))
     sound = [agent for row in found["agents"] if is_count(row["agent"]) and (agent := sound_agent(row)) is not None]
     agents = {row["agent"] for row in sound}
-    rows = {"agents": sound, "turns": _sound_turns(found["turns"], agents)}
-    rows |= {table: [row for row in found[table] if is_sound(row, agents)] for table, is_sound in others.items()}
+    branches = [row for row in found["branches"] if is_whole_branch(row)]
+    versions = [row for row in found["versions"] if is_whole_version(row) and row["agent"] in agents]
+    starts = {row["branch"]: row["n_base"] for row in branches}
+    live = {row["agent"] if row.get("branch") is None else row["branch"] for row in sound}
+    referred = live | {row["base"] for row in branches} | {row["branch"] for row in versions}
+    turns = _sound_turns(found["turns"], {branch: starts.get(branch, 0) for branch in referred})
+    rows = {"agents": sound, "branches": branches, "versions": versions, "turns": turns}
+    owners = agents | {row["holder"] for row in versions}
+    rows |= {table: [row for row in found[table] if is_sound(row, owners)] for table, is_sound in others.items()}
     with database.transaction() as db:
         for table, wanted in rows.items():
             for row in wanted:
                 names, marks = ", ".join(row), ", ".join("?" * len(row))
                 with suppress(sqlite3.IntegrityError, OverflowError):
                     db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
-    return Salvaged(len(rows["agents"]), len(rows["turns"]))
+    return Salvaged(len(sound), len(turns))
 
 
 def _columns(db: sqlite3.Connection, table: str) -> dict[str, bool]:
@@ -92,14 +101,15 @@ def _readable(db: sqlite3.Connection, table: str, columns: Mapping[str, bool]) -
             last, misses = last + 1, misses + 1
 
 
-def _sound_turns(rows: list[Row], agents: set[int]) -> list[Row]:
-    by_agent: dict[int, dict[int, Row]] = {agent: {} for agent in agents}
+def _sound_turns(rows: list[Row], starts: Mapping[int, int]) -> list[Row]:
+    """The turns of each branch, from the number that it starts at, up to the first that is missing."""
+    by_branch: dict[int, dict[int, Row]] = {branch: {} for branch in starts}
     for row in rows:
-        if row["agent"] in by_agent and is_whole_turn(row):
-            by_agent[row["agent"]][row["number"]] = row
+        if row["agent"] in by_branch and is_whole_turn(row):
+            by_branch[row["agent"]][row["number"]] = row
     found: list[Row] = []
-    for turns in by_agent.values():
-        for number in range(len(turns)):
+    for branch, turns in by_branch.items():
+        for number in range(starts[branch], starts[branch] + len(turns)):
             if number not in turns:
                 break
             found.append(turns[number])

@@ -23,8 +23,8 @@ from agent_memory.errors import IncompatibleStoreError, StoreError
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
 #: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
-#: ids of a turn the model wrote
-WRITE_VERSION = 4
+#: ids of a turn the model wrote, 5 branches and versions
+WRITE_VERSION = 5
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -57,8 +57,18 @@ ALTER TABLE agents ADD COLUMN facts TEXT;
 ALTER TABLE turns ADD COLUMN n_reply INTEGER;
 """
 
+_VERSIONS = """
+ALTER TABLE agents ADD COLUMN branch INTEGER;
+CREATE TABLE branches (branch INTEGER PRIMARY KEY, base INTEGER NOT NULL, n_base INTEGER NOT NULL, xxh3 BLOB NOT NULL);
+CREATE INDEX branches_base ON branches (base);
+CREATE TABLE versions (agent INTEGER NOT NULL, number INTEGER NOT NULL, branch INTEGER NOT NULL,
+    n_turns INTEGER NOT NULL, created_s REAL NOT NULL, label BLOB, reason TEXT NOT NULL, system BLOB, facts TEXT,
+    holder INTEGER NOT NULL, xxh3 BLOB NOT NULL, PRIMARY KEY (agent, number));
+CREATE INDEX versions_branch ON versions (branch);
+"""
+
 #: What each write version added, in order: a new store takes them all, an older one those that it lacks.
-MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS))
+MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS), (5, _VERSIONS))
 
 
 _AUTO_VACUUM = 2  #: incremental

@@ -34,6 +34,8 @@ def sound_agent(row: Mapping[str, Any]) -> dict[str, Any] | None:
         found["tools"] = b"[]"
     if not is_agent_facts(row.get("facts")):
         found["facts"] = None
+    if not (row.get("branch") is None or is_count(row["branch"])):
+        found["branch"] = None
     if not isinstance(row["xxh3"], bytes):
         found["xxh3"] = b""
     times = [row[name] for name in ("created_s", "used_s") if is_time(row[name])]

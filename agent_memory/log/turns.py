@@ -1,4 +1,4 @@
-"""Turns and agents as values, with their checksums. Pure."""
+"""Turns as values, the checksums of logs, and what is stored of texts. Pure."""
 
 from __future__ import annotations
 
@@ -29,37 +29,6 @@ class Turn:
     n_reply: int | None = None  #: how many of the ids, the last ones, the model wrote; None: not known
 
 
-@frozen
-class AgentRecord:
-    """An agent and its whole log."""
-
-    agent_id: int
-    name: str
-    system: str | None
-    tools: str  #: JSON
-    turns: tuple[Turn, ...]
-    created_s: float
-    used_s: float
-    is_pinned: bool = False
-    facts: str | None = None  #: JSON: how its turns are rendered (``log.facts``); None: nothing is kept
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The messages after the last turn."""
-        found: tuple[Message, ...] = ()
-        for turn in self.turns:
-            found = found[: turn.n_messages_kept] + turn.messages
-        return found
-
-    @property
-    def ids(self) -> Array:
-        """The ids after the last turn (u32)."""
-        found = np.zeros(0, np.uint32)
-        for turn in self.turns:
-            found = np.concatenate([found[: turn.keep], turn.ids])
-        return found
-
-
 def text_blob(text: str) -> bytes:
     """UTF-8; a name may be any str, lone surrogates and NUL included."""
     return text.encode("utf-8", "surrogatepass")
@@ -86,9 +55,13 @@ def turn_sum(agent_id: int, number: int, turn: Turn, messages: str) -> bytes:
     return xxhash.xxh3_64_digest(json.dumps(facts).encode() + messages.encode() + turn.ids.astype("<u4").tobytes())
 
 
-def agent_sum(name: str, system: str | None, tools: str, created_s: float, facts: str | None = None) -> bytes:
+def agent_sum(
+    name: str, system: str | None, tools: str, created_s: float, facts: str | None = None, branch: int | None = None
+) -> bytes:
     """The checksum of an agent's own record."""
-    kept = [name, system, tools, created_s]
+    kept: list[Any] = [name, system, tools, created_s]
     if facts is not None:  # records of older versions have none, and keep their checksum
         kept.append(facts)
+    if branch is not None:  # likewise
+        kept.append({"branch": branch})
     return xxhash.xxh3_64_digest(json.dumps(kept).encode())

@@ -52,6 +52,10 @@ class State:
     system: str | None  #: the system prompt before the first turn
     facts: Facts
 
+    def branch_of(self, number: int) -> int:
+        """The branch that holds a turn."""
+        return next(span.branch for span in reversed(self.spans) if span.start <= number)
+
     def first(self, n_turns: int) -> State:
         """The state after the first ``n_turns``, whose branch may hold more of them."""
         spans = tuple(one for one in self.spans if one.start < n_turns) or self.spans[:1]
@@ -69,10 +73,59 @@ class State:
 
 @frozen
 class Kept:
-    """A version with the state that it keeps."""
+    """A version with the state that it keeps. ``holder``: the number that its KV is held under; 0: none is."""
 
     version: Version
     state: State = field(repr=False)
+    holder: int = 0
+
+
+@frozen
+class AgentRecord:
+    """An agent and its whole log."""
+
+    agent_id: int
+    name: str
+    system: str | None
+    tools: str  #: JSON
+    turns: tuple[Turn, ...]
+    created_s: float
+    used_s: float
+    is_pinned: bool = False
+    facts: str | None = None  #: JSON: how its turns are rendered (``log.facts``); None: nothing is kept
+    spans: tuple[Span, ...] = ()  #: where the turns are stored; (): all in the branch of the agent's own number
+    kept: tuple[Kept, ...] = ()  #: its versions, the oldest first
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The messages after the last turn."""
+        found: tuple[Message, ...] = ()
+        for turn in self.turns:
+            found = found[: turn.n_messages_kept] + turn.messages
+        return found
+
+    @property
+    def ids(self) -> np.ndarray[Any, Any]:
+        """The ids after the last turn (u32)."""
+        return ids_of(self.turns)
+
+
+@frozen(kw_only=True)
+class Change:
+    """One change of an agent's log, beside a turn that is added: committed whole or not at all.
+
+    ``branch``: the one that turns are added to from now on; None: as it was. It begins with the turns up to ``base``,
+    where there is one, and ``turns`` after them.
+    """
+
+    agent_id: int
+    branch: int | None = None
+    base: Span | None = None  #: the branch that holds the turn before number ``start``
+    turns: tuple[Turn, ...] = ()
+    system: str | None = None  #: before the first turn; with ``facts`` what the agent has from now on
+    facts: str | None = None
+    kept: tuple[Kept, ...] = ()  #: new versions
+    dropped: tuple[int, ...] = ()  #: numbers of versions that end
 
 
 def squashed(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
@@ -95,6 +148,16 @@ def squashed(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
         kept.append(attrs.evolve(turn, messages=messages[n_messages:], n_messages_kept=n_messages, keep=keep, ids=own))
         ends.append((len(messages), ids))
     return tuple(kept)
+
+
+def ids_of(turns: Sequence[Turn]) -> np.ndarray[Any, Any]:
+    """Return the ids (u32) of a conversation after its last turn."""
+    ids = np.zeros(max((turn.keep + len(turn.ids) for turn in turns), default=0), np.uint32)
+    n_ids = 0
+    for turn in turns:
+        n_ids = min(turn.keep, n_ids) + len(turn.ids)
+        ids[n_ids - len(turn.ids) : n_ids] = turn.ids
+    return ids[:n_ids]
 
 
 def n_same_ids(before: np.ndarray[Any, Any], now: np.ndarray[Any, Any]) -> int:

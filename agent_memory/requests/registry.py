@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 from attrs import frozen
@@ -14,7 +14,7 @@ from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterE
 from agent_memory.log.facts import Facts
 from agent_memory.log.forgetting import shows_cards, without_cards
 from agent_memory.log.log import Log
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.longterm import checked_recall, chosen
@@ -85,7 +85,7 @@ class Agents:
     """Logs by name, of one salt. Any thread."""
 
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
-        self._store, self._engine, self._salt = store, engine, salt
+        self._store, self._engine, self.salt = store, engine, salt
         self._logs: dict[str, Log] = {}
         self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class Agents:
             if log is None:
                 facts = spec.facts(Facts())
                 record = self._store.create_agent(
-                    self._salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
+                    self.salt, name, system=system, tools=to_json(spec.tools), facts=facts.to_json()
                 )
                 log = Log(record)
                 self._seed(log, spec.messages, tokenizer)
@@ -163,14 +163,14 @@ class Agents:
         with self._lock:
             if log.name in self._logs:
                 return False
-            record = self._store.create_agent(self._salt, log.name, system=None, tools=to_json(()))
+            record = self._store.create_agent(self.salt, log.name, system=None, tools=to_json(()))
             log.stored_as(record)
             self._logs[log.name] = log
             return True
 
     def _find(self, name: str, identity: str) -> Log | None:
         """``find``, under the lock."""
-        if name not in self._logs and (record := self._store.load_agent(self._salt, name)) is not None:
+        if name not in self._logs and (record := self._store.load_agent(self.salt, name)) is not None:
             stored = self._store.lineage_identities(record.agent_id)
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
         return self._logs.get(name)
@@ -180,18 +180,11 @@ class Agents:
         _check_name(name)
         with self._lock:
             if self._names is None:
-                self._names = {info.name for info in self._store.list_agents(self._salt)}
+                self._names = {info.name for info in self._store.list_agents(self.salt)}
             if name in self._names or name in self._logs:
                 raise ConfigError(
                     f"agent {repr_of(name)} exists already. Take another name, or memory.delete({repr_of(name)}) first"
                 )
-
-    def create_as(self, name: str, log: Log) -> int:
-        """Store a new agent with the system prompt, tools and facts of another; its number."""
-        record = self._store.create_agent(
-            self._salt, name, system=log.first_system, tools=to_json(log.tools), facts=log.facts.to_json()
-        )
-        return record.agent_id
 
     def add(self, log: Log) -> None:
         """Take in an agent that was made of another one; its name is free."""
@@ -206,7 +199,7 @@ class Agents:
 
     def infos(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
-        listed = {info.name: info for info in self._store.list_agents(self._salt)}
+        listed = {info.name: info for info in self._store.list_agents(self.salt)}
         with self._lock:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
@@ -241,28 +234,46 @@ class Agents:
             self._engine.forget(None)
             while not self._engine.hand_over():
                 self._store.wait_ready()
-            rewritten, kv_of = {}, []
-            for info in self._store.list_agents(self._salt):
-                with self._lock:  # it stays open: a handle opened meanwhile shares the log that is changed here
-                    log = self._find(info.name, self.identity)
-                if log is None:
-                    continue
-                if log.facts.recall is not None or shows_cards(log.turns):
-                    kv_of.append(log.agent_id)
-                if (found := without_cards(log.turns, is_forgotten)) is not None:
+            rewritten: dict[Log, list[State | None]] = {}
+            kv_of: list[int] = []
+            for log in self._all():
+                states = [log.state, *(kept.state for kept in log.kept)]
+                if log.facts.recall is not None or any(shows_cards(state.turns) for state in states):
+                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
+                found = [_without_cards(state, is_forgotten) for state in states]
+                if any(found):
                     rewritten[log] = found
-            turns = {log.agent_id: found for log, found in rewritten.items()}
-            self._store.forget(turns, kv_of, lambda: self._replace(rewritten))
+            turns = {
+                (state.branch_of(number), number): turn
+                for log, found in rewritten.items()
+                for state in found
+                if state is not None and not log.is_temporary
+                for number, turn in enumerate(state.turns)
+            }
+            self._store.forget(turns, [n for n in kv_of if n > 0], lambda: self._replace(rewritten))
 
         gone = frozenset(items)
         self._engine.call_idle(work)
 
-    def _replace(self, rewritten: Mapping[Log, tuple[int, tuple[Turn, ...]]]) -> None:
-        """Replace turns of logs in memory, as they were replaced on disk, from a turn's number on."""
-        for log, found in rewritten.items():
-            log.facts = attrs.evolve(log.facts, forgotten=max(log.n_kv, log.facts.forgotten or 0) or None)
-            log.replace(*found)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+    def _all(self) -> list[Log]:
+        """Every agent's log, opened; it stays open: who opens it meanwhile gets the log that is changed here."""
+        infos = self._store.list_agents(self.salt)
+        with self._lock:
+            stored = [log for info in infos if (log := self._find(info.name, self.identity)) is not None]
+            return [*stored, *(log for log in self._logs.values() if log.is_temporary)]
+
+    def _replace(self, rewritten: Mapping[Log, Sequence[State | None]]) -> None:
+        """Let logs be in memory what they are on disk by now: now, and in each version."""
+        for log, (now, *before) in rewritten.items():
+            log.kept = tuple(
+                kept if state is None else attrs.evolve(kept, state=state)
+                for kept, state in zip(log.kept, before, strict=True)
+            )
+            if now is not None:
+                forgotten = max(log.n_kv, log.facts.forgotten or 0) or None
+                log.restore(attrs.evolve(now, facts=attrs.evolve(now.facts, forgotten=forgotten)))
+                if not log.is_temporary:
+                    self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
     def delete(self, log: Log) -> bool:
         """Delete an idle agent in all tiers; False if it was deleted before."""
@@ -290,6 +301,12 @@ class Agents:
             raise RequestError(
                 f"cannot {what} agent {repr_of(log.name)} while a turn of it runs; await or cancel the turn first"
             )
+
+
+def _without_cards(state: State, is_forgotten: Callable[[Card], bool]) -> State | None:
+    """A state without forgotten cards; None where it shows none."""
+    found = without_cards(state.turns, is_forgotten)
+    return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 
 
 def _check_name(name: object) -> None:

@@ -6,15 +6,17 @@ import contextlib
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import attrs
+import numpy as np
 
 from agent_memory.config import is_text
 from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
 from agent_memory.log.turns import Turn
-from agent_memory.log.versions import Kept, Reason, Span, State, Version
+from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, squashed
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -36,7 +38,6 @@ class Versions:
     def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
         self._agents, self._store, self._engine, self._n_kept = agents, store, engine, n_kept
         self._temporary = itertools.count(-1, -1)  # numbers of temporary agents and of their branches
-        self._branches = itertools.count(1 << 30)
         self._hidden = itertools.count(1)
 
     def fork(self, log: Log, name: str, at: object = None, *, is_temporary: bool = False) -> Log:
@@ -60,9 +61,10 @@ class Versions:
         def work() -> Version:
             log.ensure_exists()
             former = [kept.version.number for kept in log.kept if kept.version.label == label]
-            version = log.keep(log.state, "checkpoint", label)
+            kept = log.keep(log.state, "checkpoint", label, holder=self._new_number(log))
             self._drop(log, former)
-            return version
+            self._store_change(log, kept=(kept,), dropped=former)
+            return kept.version
 
         return self._engine.call(work)
 
@@ -175,23 +177,41 @@ class Versions:
             raise
 
     def prune(self, log: Log, n_kept: int, *, checkpoints: bool) -> int:
-        """Drop all versions but the newest ``n_kept``; the checkpoints too where that is asked for. How many."""
+        """Drop all versions but the newest ``n_kept``; the checkpoints too where that is asked for. How many.
 
-        def work() -> int:
+        Turns that a list replaced, and that no version shows any more, leave the log as well.
+        """
+        if not isinstance(n_kept, int) or isinstance(n_kept, bool) or n_kept < 0:
+            raise UnsupportedParameterError(f"keep must be an int of 0 or more, got {repr_of(n_kept)}")
+
+        def drop() -> int:
             log.ensure_exists()
             found = [k.version for k in log.kept if checkpoints or k.version.reason != "checkpoint"]
             numbers = [version.number for version in found[: max(0, len(found) - n_kept)]]
             self._drop(log, numbers)
+            turns = squashed(log.turns, log.first_system)
+            if len(turns) < len(log.turns) and not any(k.version.reason == "replaced" for k in log.kept):
+                self._rewrite(log, turns)
+            self._store_change(log, dropped=numbers)
             return len(numbers)
 
-        return self._engine.call(work)
+        def release() -> None:
+            if not log.is_temporary and not log.is_deleted:
+                self._store.release(log.agent_id, log.ids[: log.n_kv])
+
+        n_dropped = self._engine.call(drop)
+        while not self._engine.call(self._engine.hand_over):  # what is saved after a release would be there for good
+            self._store.wait_ready()
+        self._engine.call(release)
+        return n_dropped
 
     # engine thread
 
     def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
         """Add turns to a log and to the store's queue. ``facts``: of the agent from now on, where they change."""
         if turns and turns[0].n_messages_kept < len(log.messages):
-            self._leave(log, "replaced")
+            kept, dropped = self._leave(log, "replaced")
+            self._store_change(log, kept=kept, dropped=dropped)
         for turn in turns:
             if not log.is_temporary:
                 is_told = facts is not None and turn is turns[-1]
@@ -201,7 +221,7 @@ class Versions:
         log.facts = log.facts if facts is None else facts
 
     def _forked(self, log: Log, state: State, name: str, *, is_temporary: bool) -> Log:
-        number = next(self._temporary) if is_temporary else self._agents.create_as(name, log)
+        number = next(self._temporary) if is_temporary else self._store.new_number()
         fork = log.forked(name, number)
         if state.turns is not log.turns:
             fork.restore(state)
@@ -209,7 +229,9 @@ class Versions:
         n_stored = next((span.start for span in fork.spans if span.branch < 0), len(fork.turns))
         fork.spans = fork.state.first(len(fork.turns) if is_temporary else n_stored).on(number).spans
         self._inherit(fork, state, log)
-        self._store_state(fork)
+        if not is_temporary:
+            held = [(number, fork.ids[: fork.n_kv])]
+            self._store.fork(self._agents.salt, fork.record(), n_stored, held)
         return fork
 
     def _inherit(self, fork: Log, state: State, parent: Log) -> None:
@@ -222,17 +244,31 @@ class Versions:
 
     def _restore(self, log: Log, state: State, reason: Reason, *, is_new: bool = False) -> None:
         """Let a log be what it was, or could be, and keep what it is now as a version. ``is_new``: it never was."""
-        self._leave(log, reason)
-        number = self._new_number(log.is_temporary)
+        ids, kept, dropped = log.ids[: log.n_kv], *self._leave(log, reason)
+        number = self._new_number(log)
+        base = state.first(len(state.turns)).spans[-1].branch
         log.restore(attrs.evolve(state, spans=(Span(number, 0),)) if is_new else state.on(number))
-        self._store_state(log)
+        self._store_change(
+            log,
+            branch=number,
+            base=None if is_new else Span(base, len(state.turns)),
+            turns=state.turns if is_new else (),
+            kept=kept,
+            dropped=dropped,
+            ids=ids,
+        )
 
-    def _leave(self, log: Log, reason: Reason) -> None:
-        """Keep what a log is now as a version, unless it is one already, and drop those that are too many."""
+    def _leave(self, log: Log, reason: Reason) -> tuple[tuple[Kept, ...], list[int]]:
+        """Keep what a log is now as a version, unless it is one already, and drop those that are too many.
+
+        Returns the new version, and the numbers of those dropped.
+        """
         left = log.state.first(len(log.turns))
-        if not any(kept.state.is_same(left) for kept in log.kept):
-            log.keep(left, reason)
-        self._drop(log, self._beyond(log))
+        is_kept = any(kept.state.is_same(left) for kept in log.kept)
+        kept = () if is_kept else (log.keep(left, reason, holder=self._new_number(log)),)
+        dropped = self._beyond(log)
+        self._drop(log, dropped)
+        return tuple(one for one in kept if one.version.number not in dropped), dropped
 
     def _roll_back(self, log: Log, state: State, version: int) -> bool:
         """Undo what an agent did since a moment; False where a turn of it still runs, which is cancelled."""
@@ -276,15 +312,43 @@ class Versions:
         if numbers:
             log.kept = tuple(kept for kept in log.kept if kept.version.number not in numbers)
 
-    def _new_number(self, is_temporary: bool) -> int:
-        return next(self._temporary) if is_temporary else next(self._branches)
+    def _new_number(self, log: Log) -> int:
+        return next(self._temporary) if log.is_temporary else self._store.new_number()
 
-    def _store_state(self, log: Log) -> None:
-        if not log.is_temporary:
-            self._store.rewind(log.agent_id, 0)
-            for number, turn in enumerate(log.turns):
-                self._store.append_turn(log.agent_id, number, turn)
-            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+    def _store_change(
+        self,
+        log: Log,
+        *,
+        branch: int | None = None,
+        base: Span | None = None,
+        turns: tuple[Turn, ...] = (),
+        kept: tuple[Kept, ...] = (),
+        dropped: Sequence[int] = (),
+        ids: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        """Queue a change of a log that is done in memory. ``ids``: those of ``kept`` that have had their KV."""
+        if log.is_temporary:
+            return
+        change = Change(
+            agent_id=log.agent_id,
+            branch=branch,
+            base=base,
+            turns=turns,
+            system=log.first_system,
+            facts=log.facts.to_json(),
+            kept=kept,
+            dropped=tuple(dropped),
+        )
+        held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
+        if branch is not None:
+            held.append((log.agent_id, log.ids[: log.n_kv]))
+        self._store.change(change, held)
+
+    def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
+        """Let a log have other turns that say the same, in a new branch."""
+        number = self._new_number(log)
+        log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
+        self._store_change(log, branch=number, turns=turns)
 
 
 def _ensure_unchanged(log: Log, version: int) -> None:

@@ -83,6 +83,7 @@ class Catalog:
         self.segments: dict[int, Segment] = {}
         self.sides: dict[bytes, Side] = {}  # those that can be found, by piece
         self.abandoned: set[bytes] = set()  # pieces that only turns since told otherwise have led to
+        self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose KV is not all found; ``holding.py``
         self.unfinished: dict[str, int] = {}  # bytes of files that are being written; I/O thread
         self.counts = Counts()
         self.index: Index | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from agent_memory.store.rows import facts_of, layout_of, segment_of
 from agent_memory.store.segments import WRITE_ERRORS, SegmentWriter, copy_prefix
 
 log = logging.getLogger("agent_memory.store")
+
+#: The number of an agent that never is: lineages are given to it, and end with it.
+NOBODY = 2**40
 
 
 def delete_agent(catalog: Catalog, agent_id: int) -> None:
@@ -33,6 +36,12 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
                 catalog.files.unlink(catalog.path(new))
     catalog.counts.unwritten.written(agent_id, None)
     tidy(catalog, lambda: catalog.manifest.database.shrink(from_share=0.0))
+
+
+def delete_agents(catalog: Catalog, agent_ids: Iterable[int]) -> None:
+    """End several agents. I/O thread."""
+    for agent_id in agent_ids:
+        delete_agent(catalog, agent_id)
 
 
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:

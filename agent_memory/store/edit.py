@@ -30,7 +30,7 @@ class HeadMove:
 
     agent_id: int
     identity: str
-    head: bytes
+    head: bytes | None  #: None: nowhere
     former: Sequence[bytes] = ()
 
 
@@ -106,7 +106,7 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     return True
 
 
-def _row_of(lineage: HeadMove) -> tuple[int, str, bytes, Sequence[bytes]]:
+def _row_of(lineage: HeadMove) -> tuple[int, str, bytes | None, Sequence[bytes]]:
     return lineage.agent_id, lineage.identity, lineage.head, lineage.former
 
 

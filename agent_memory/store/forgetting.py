@@ -9,12 +9,9 @@ from collections.abc import Collection
 
 from agent_memory.log.logs import Rewritten, replace_turns
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.deletion import delete_agent
+from agent_memory.store.deletion import NOBODY, delete_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.rows import unpack
-
-#: The number of no agent: lineages are given to it and deleted with it.
-_NOBODY = 2**40
 
 
 def rewrite(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None:
@@ -22,9 +19,9 @@ def rewrite(manifest: Manifest, logs: Rewritten, kv_of: Collection[int]) -> None
     with manifest.database.transaction() as db:
         replace_turns(db, logs)
         for agent_id in kv_of:
-            db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (_NOBODY, agent_id))
+            db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (NOBODY, agent_id))
         ends = [
-            (_NOBODY, identity, unpack(pieces)[-1][0])
+            (NOBODY, identity, unpack(pieces)[-1][0])
             for identity, pieces in db.execute("SELECT identity, pieces FROM segments").fetchall()
         ]
         db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
@@ -36,5 +33,5 @@ def delete_unowned(manifest: Manifest, catalog: Catalog | None) -> None:
     Also deletes KV that an earlier process gave to ``NOBODY`` and did not delete.
     """
     if catalog is not None:
-        delete_agent(catalog, _NOBODY)
+        delete_agent(catalog, NOBODY)
     manifest.database.fold()

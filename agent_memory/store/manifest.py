@@ -99,7 +99,7 @@ class Manifest:
         rehang: Mapping[int, int] | None = None,
         add_sides: Iterable[Side] = (),
         remove_sides: Iterable[Side] = (),
-        lineage: tuple[int, str, bytes, Iterable[bytes]] | None = None,
+        lineage: tuple[int, str, bytes | None, Iterable[bytes]] | None = None,
         heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
         used: Mapping[int, float] | None = None,
@@ -133,6 +133,22 @@ class Manifest:
         """(agent id, identity, piece id) of every lineage."""
         with self.database.reading() as db:
             return [row for row in db.execute("SELECT agent, identity, head FROM lineages") if is_lineage(*row)]
+
+    def gather(self, holders: Iterable[int], agent_id: int) -> None:
+        """Commit that what some versions held is held by their agent."""
+        rows = [(agent_id, holder) for holder in holders]
+        if rows:
+            with self.database.transaction() as db:
+                db.executemany("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", rows)
+
+    def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
+        """Return those of some pieces with which a lineage of another agent, or of a version, ends."""
+        wanted = set(pieces)
+        if not wanted:
+            return wanted
+        with self.database.reading() as db:
+            rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
+            return {head for (head,) in rows if head in wanted}
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """The heads of one agent under one identity."""

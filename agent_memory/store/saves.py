@@ -20,6 +20,7 @@ from agent_memory.prefix.resume import Side
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, HeadMove, apply, remove_hidden
 from agent_memory.store.format import extents
+from agent_memory.store.holding import settle_held
 from agent_memory.store.io import ITEM_BYTES
 from agent_memory.store.renewal import Renewal, still_wanted
 from agent_memory.store.room import NoRoomError, announce, make_room
@@ -309,6 +310,9 @@ def _store(catalog: Catalog, save: Save) -> bool:
                 _discard(catalog, renewal.new)
             for name in (*(s.file for s in save.files), *(part.side.file for part in save.sides)):
                 catalog.unfinished.pop(name, None)
+            if save.is_turn and save.agent_id is not None:
+                catalog.awaited.pop(save.agent_id, None)  # what it has saved itself is more
+            settle_held(catalog)
             _drop_stale(catalog, save)
             return True
     return False
@@ -353,7 +357,7 @@ def _lineage(catalog: Catalog, save: Save) -> HeadMove | None:
 
 
 def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
-    """Map each superseded delta to the id of the new piece that has all its tokens; nothing else follows the delta.
+    """Deltas whose tokens a new piece holds too, and which nothing else follows or ends with; with that piece's id.
 
     Empty if an agent's log may end in such a delta, and KV can be resumed only there.
     """
@@ -367,7 +371,8 @@ def _superseded(catalog: Catalog, save: Save) -> dict[Piece, bytes]:
             assert ids is not None
             chains = index.deltas(piece.parent, ids, ready=True)
             covered = {p for chain in chains for p in chain} - {piece}
+            held = catalog.manifest.held_by_others((p.id for p in covered), save.agent_id)
             for delta in sorted(covered, key=lambda p: -p.start):
-                if all(child in found for child in index.children(delta.id)):
+                if delta.id not in held and all(child in found for child in index.children(delta.id)):
                     found[delta] = piece.id
     return found

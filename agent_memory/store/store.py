@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
-from agent_memory.log.turns import AgentRecord, Turn
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Change
 from agent_memory.prefix.index import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
@@ -34,11 +35,12 @@ from agent_memory.protocols import Source
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent
+from agent_memory.store.deletion import delete_agent, delete_agents
 from agent_memory.store.edit import check
 from agent_memory.store.elsewhere import Elsewhere, elsewhere
 from agent_memory.store.figures import figures
 from agent_memory.store.forgetting import delete_unowned, rewrite
+from agent_memory.store.holding import hold, release
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
@@ -221,9 +223,40 @@ class Store:
         """Queue a new first system prompt and new facts of an agent."""
         self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
-    def rewind(self, agent_id: int, n_turns: int) -> None:
-        """Queue the removal of every turn after the first ``n_turns``."""
-        self._io.submit_log(lambda: self._logs.rewind(agent_id, n_turns), agent_id)
+    def new_number(self) -> int:
+        """Return a number that no agent, branch or version has."""
+        return self._logs.new_number()
+
+    def fork(self, salt: str, record: AgentRecord, n_shared: int, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a new agent whose log begins with ``n_shared`` turns of others. ``held``: as for ``change``."""
+        turns = [(turn, to_json(turn.messages)) for turn in record.turns[n_shared:]]
+        self._io.submit_log(lambda: self._logs.fork(salt, record, turns), record.agent_id)
+        self._hold(held)
+
+    def change(self, change: Change, held: Sequence[tuple[int, Ids]] = ()) -> None:
+        """Queue a change of an agent's log; the KV that only dropped versions held is deleted behind it.
+
+        ``held``: agents and versions by number, and the ids whose KV each holds from now on.
+        """
+        turns = [(turn, to_json(turn.messages)) for turn in change.turns]
+        self._io.submit_log(partial(self._change, change, turns), change.agent_id)
+        self._hold(held)
+
+    def _change(self, change: Change, turns: Sequence[tuple[Turn, str]]) -> None:
+        holders = self._logs.change(change, turns)
+        catalog = self._catalog
+        if catalog is not None and holders:
+            self._io.submit(partial(delete_agents, catalog, holders))
+
+    def release(self, agent_id: int, ids: Ids) -> None:
+        """Queue the end of KV that an agent's log no longer leads to, but what others hold. ``ids``: of its log."""
+        if self._catalog is not None:
+            self._io.submit(partial(release, self._catalog, agent_id, ids))
+
+    def _hold(self, held: Sequence[tuple[int, Ids]]) -> None:
+        catalog = self._catalog
+        if catalog is not None and held:
+            self._io.submit(lambda: hold(catalog, held))
 
     def behind(self, work: Callable[[], object]) -> None:
         """Queue work of another room on the I/O thread; ``flush`` waits for it. ``work`` handles its own errors."""
@@ -241,7 +274,16 @@ class Store:
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                self._io.call(partial(delete_agent, self._catalog, agent_id))
+                self._io.call(partial(self._delete, self._catalog, agent_id))
+
+    def _delete(self, catalog: Catalog, agent_id: int) -> None:
+        """End an agent, its versions, and the KV that they alone hold. I/O thread."""
+        holders = [holder for holder, agent in self._logs.holders().items() if agent == agent_id]
+        for number in (agent_id, *holders):
+            catalog.awaited.pop(number, None)
+        hold(catalog, [*self._logs.without_kv().items()])
+        self._manifest.gather(holders, agent_id)
+        delete_agent(catalog, agent_id)
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.

@@ -63,11 +63,14 @@ def rehang_segments(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
     db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
 
 
-def move_lineage(db: sqlite3.Connection, agent_id: int, identity: str, head: bytes, former: Iterable[bytes]) -> None:
-    """An agent's lineage ends with another piece, and no longer with some former ones."""
+def move_lineage(
+    db: sqlite3.Connection, agent_id: int, identity: str, head: bytes | None, former: Iterable[bytes]
+) -> None:
+    """An agent's lineage ends with another piece, or with none, and no longer with some former ones."""
     rows = [(agent_id, identity, one) for one in former]
     db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", rows)
-    db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
+    if head is not None:
+        db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (agent_id, identity, head))
 
 
 def end_lineages(db: sqlite3.Connection, agent_id: int) -> None:

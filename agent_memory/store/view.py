@@ -16,7 +16,7 @@ from agent_memory.errors import StoreError, UnknownAgentError
 from agent_memory.log.database import view_database
 from agent_memory.log.files import MANIFEST
 from agent_memory.log.logs import Logs
-from agent_memory.log.turns import AgentRecord
+from agent_memory.log.versions import AgentRecord
 from agent_memory.store.format import KV_FOLDER
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.records import SegmentRow
@@ -89,7 +89,7 @@ class StoreView:
         with self._reading():
             rows, sides = self._manifest.segments(), self._manifest.sides()
             heads = self._manifest.heads()
-            names = self._logs.names(self._salt)
+            names, holders = self._logs.names(self._salt), self._logs.holders()
         sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
         files: dict[int, int] = {row.segment: 1 for row in rows}
         for side in sides:
@@ -98,8 +98,8 @@ class StoreView:
                 files[side.segment] += 1
         lines = _Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
-        for agent, identity, head in heads:
-            used[agent] |= lines.ancestry(identity, head)
+        for holder, identity, head in heads:
+            used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
         for segments in used.values():
             for segment in segments:

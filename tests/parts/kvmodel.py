@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.log.versions import Change, Span
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.store.reading import Match
@@ -196,6 +197,11 @@ def held_bytes(path: Path) -> int:
 
 def kv_files(path: Path) -> list[Path]:
     return sorted(path.glob("kv/*/*"))
+
+
+def rewind(store: Store, agent_id: int, n_turns: int) -> None:
+    """Take the log of an agent that was never rewound back to its first turns, keeping no version of it."""
+    store.change(Change(agent_id=agent_id, branch=store.new_number(), base=Span(agent_id, n_turns)))
 
 
 def draw(rng: np.random.Generator, n: int, vocabulary: int = 50_000) -> np.ndarray:

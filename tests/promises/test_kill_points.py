@@ -25,6 +25,7 @@ from tests.parts.kvmodel import (
     is_right,
     load,
     load_beside,
+    rewind,
     save,
 )
 
@@ -79,7 +80,7 @@ class Play:
 
     def rewind(self, name: str, n_turns: int) -> None:
         self.turns[name].append(self.turns[name][-1][:n_turns])
-        self.store.rewind(self.agents[name], n_turns)
+        rewind(self.store, self.agents[name], n_turns)
         self.flush()
 
     def delete(self, name: str) -> None:

@@ -13,7 +13,7 @@ from agent_memory.log.turns import Turn
 from agent_memory.prefix.worth import Candidate, victims
 from agent_memory.types import Message
 from tests.parts.breaking import Counted
-from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, save, segment_files
+from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, rewind, save, segment_files
 
 ROOM = 220_000  #: for the manifest, its WAL and the lock, while a test's budget is for KV
 
@@ -168,7 +168,7 @@ def test_what_a_rewind_leaves_of_the_manifest_is_given_back(tmp_path):
             store.append_turn(agent, number, told(number, "ann"))
         store.flush()
         before = store.stats()["disk_bytes"]
-        store.rewind(agent, 1)
+        rewind(store, agent, 1)
         store.flush()
         assert store.stats()["disk_bytes"] == held_bytes(tmp_path) < before / 2
         assert len(store.load_agent("", "ann").turns) == 1

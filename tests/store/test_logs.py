@@ -15,7 +15,7 @@ from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import from_json, to_json
 from agent_memory.store.store import Store
 from agent_memory.types import Message, ToolCall
-from tests.parts.kvmodel import opened
+from tests.parts.kvmodel import opened, rewind
 
 TOOLS = '[["look", "", {"type": "object"}, false]]'
 NAMES = ["../../etc/passwd", "A", "a", "nul\0", "\ud800", "🦆 " * 200, "'; DROP TABLE agents; --"]
@@ -63,13 +63,15 @@ def test_turns_are_seen_at_once_and_rewind_then_append_replaces(tmp_path, on_dis
         for number in range(4):
             store.append_turn(agent, number, turn(number))
         assert [len(store.load_agent("", "a").turns), store.list_agents("")[0].n_turns] == [4, 4]
-        store.rewind(agent, 2)
+        rewind(store, agent, 1)
+        store.append_turn(agent, 1, turn(1, 9))
         store.append_turn(agent, 2, turn(2, 9))
         store.append_turn(agent, 1, turn(1, 7))
         found = store.load_agent("", "a")
         assert [is_same(a, b) for a, b in zip(found.turns, [turn(0), turn(1, 7)], strict=True)] == [True, True]
         assert found.ids.tolist() == [0, 1, 2, 3, 4, *range(1, 8)]
         assert [m.content for m in found.messages][2] == "question 1"
+        assert [store.list_agents("")[0].n_turns, store.stats()["agents"]] == [2, 1]
         info = store.list_agents("")[0]
         assert (info.n_turns, info.n_messages, info.n_tokens) == (2, 4, 12)
 
@@ -143,7 +145,7 @@ def test_a_log_that_can_never_be_written_holds_up_no_other(tmp_path, monkeypatch
         assert len(store.load_agent("", "b").turns) == 3
         with pytest.raises(StoreError, match="no such row"):
             store.load_agent("", "a")
-        store.rewind(good, 2)
+        rewind(store, good, 2)
         assert len(store.load_agent("", "b").turns) == 2
         monkeypatch.setattr(store._logs, "append_turn", real)
         store.flush()  # nothing was written over a hole

@@ -14,7 +14,7 @@ import pytest
 
 from agent_memory.errors import ClosedError, IncompatibleStoreError, StoreError, StoreLockedError
 from agent_memory.store.store import Store
-from tests.parts.kvmodel import draw, is_right, load, opened, save, segment_files
+from tests.parts.kvmodel import draw, is_right, load, opened, rewind, save, segment_files
 
 HOLD = """
 import sys; from pathlib import Path; from agent_memory.store.store import Store
@@ -106,13 +106,13 @@ def test_opening_starts_no_thread_and_closing_ends_it_twice(tmp_path):
     store = Store(tmp_path, disk_bytes=None, chunk_tokens=16)
     assert threading.active_count() == before
     agent = store.create_agent("", "a", system=None, tools="[]")
-    store.rewind(agent.agent_id, 0)
+    rewind(store, agent.agent_id, 0)
     assert threading.active_count() == before + 1
     store.close()
     store.close()
     assert threading.active_count() == before
     with pytest.raises(ClosedError):
-        store.rewind(agent.agent_id, 0)
+        store.describe(agent.agent_id, (None, None))
 
 
 def test_two_identities_keep_their_kv_apart_in_one_folder(tmp_path):
