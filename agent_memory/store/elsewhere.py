@@ -1,4 +1,4 @@
-"""Ids that are stored under another identity: another model's or another tenant's. Reads, changes nothing."""
+"""Ids that are stored under another identity: of another model, or of another tenant. Reads, changes nothing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from agent_memory.store.manifest import Manifest
 
 Whose = Literal["other_model", "other_tenant"]
 
-_MOST_FILES = 64  #: files of other identities that one look-up reads, the newest first
-#: Facts of a model that say how it runs, not what it is.
+_MOST_FILES = 64  #: files of other identities whose ids are read for one look-up, the newest first
+#: What the facts of a model say of how it runs, not of what it is.
 _RUNNING = frozenset({"grid"})
 
 
 @frozen
 class Elsewhere:
-    """The longest prefix of some ids that one file of another identity has."""
+    """The longest prefix of some ids that another identity has stored, as far as one file tells."""
 
     n_tokens: int
     whose: Whose
 
 
 def elsewhere(catalog: Catalog, manifest: Manifest, ids: Ids) -> Elsewhere | None:
-    """Return where else a prefix of ``ids`` is stored. Reads the ids of at most ``_MOST_FILES`` files."""
+    """Where else a prefix of ``ids`` is stored. Reads the ids of at most ``_MOST_FILES`` files."""
     with catalog.lock:
         firsts = [
             one
@@ -57,7 +57,7 @@ def _model(facts: dict[str, str]) -> dict[str, str]:
 
 
 def _ids_of(catalog: Catalog, segment: Segment) -> Ids:
-    """Return a segment's ids, the last bytes of its file; none if unreadable. Not verified: they serve no KV."""
+    """A segment's ids: the last bytes of its file; none where they cannot be read. Not verified: nothing is served."""
     try:
         fd = os.open(catalog.path(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
