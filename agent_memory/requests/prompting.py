@@ -90,7 +90,7 @@ class Planner:
         self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[tuple[int, int], Prompt] | None = None
-        self._composed_last = Composed([])  #: what the newest prompt was made of
+        self._composed_last = Composed([])  #: the parts of the newest prompt
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: the agent's, once this turn is in its log
         self.is_branch = False  #: True if the log stays unchanged: the list has another history and branches off
@@ -111,7 +111,7 @@ class Planner:
         return self._cache[1]
 
     def follow(self) -> None:
-        """Go on from what the log is now: the request itself had it changed."""
+        """Accept the log's new version: the request itself changed it."""
         if self._seen is not None and self._log is not None:
             self._seen = self._log.version
 
@@ -193,7 +193,7 @@ class Planner:
         tools: Sequence[Tool] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The template's text; what is None as this request has it."""
+        """Return the template's text; an argument that is None is this request's own."""
         how = self._how
         return render(
             self._tokenizer,
@@ -249,7 +249,7 @@ class Planner:
         )
 
     def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
-        """Says why a prompt leaves other ids at a position, as of a request without a log."""
+        """Return a function that explains why a prompt without a log differs from other ids at a position."""
         composed, ids = self._composed_last, prompt.ids
         return lambda at, other: self._why(composed, ids, other, at)
 
@@ -282,7 +282,7 @@ def moved_on(agent: str) -> ToolResultError:
 
 
 def forgotten_why(n_computed: int, shared: int) -> Why:
-    """Why KV is gone that had been computed before a card of the conversation was forgotten."""
+    """Return the cause of KV that is gone because a card of the conversation was forgotten."""
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")

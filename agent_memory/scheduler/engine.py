@@ -202,11 +202,11 @@ class Engine:
         return self._loop.is_busy(owner)
 
     def look(self, prompt: Prompt, owner: str | None) -> Found:
-        """What a request would find of its prompt now, and why no more. Engine thread (in ``call``)."""
+        """Return the KV that a request with ``prompt`` would find now, and why no more. Engine thread (in ``call``)."""
         return self._loop.look(prompt, owner)
 
     def forget(self, owner: str | None) -> None:
-        """Drop what is remembered of prompts without KV: an agent's, or all. Engine thread (in ``call``)."""
+        """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""
         self._loop.unkept.forget(owner)
 
     def cancel_all_of(self, owner: str) -> bool:
@@ -236,7 +236,7 @@ class Engine:
         self._loop.hot.share(owner, heir)
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle live KV of one agent be another's. Engine thread (in ``call``)."""
+        """Give the idle live KV of one agent to another. Engine thread (in ``call``)."""
         self._loop.adopt(owner, heir)
 
     def discard(self, owner: str, agent_id: int) -> None:

@@ -112,7 +112,7 @@ class Evictor:
             if owner is None or lineage.owner == owner:
                 self._saver.settle(lineage)
                 if owner is not None and self._hot.bequeath(lineage):
-                    continue  # it is not this agent's alone
+                    continue  # a fork shares it
                 lineage.is_offered = self._saver.is_copying(lineage)  # warm may have evicted its copy since
                 self.evict(lineage, to)
         self._hot.disinherit(owner)

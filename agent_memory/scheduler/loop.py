@@ -130,7 +130,7 @@ class Loop:
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
     def look(self, prompt: Prompt, owner: str | None) -> Found:
-        """What a request would find of its prompt now, and why no more; changes nothing."""
+        """Return the KV that a request with ``prompt`` would find now, and why no more; changes nothing."""
         return self._reuse.look(prompt, owner, self.running)
 
     def cancel_all_of(self, owner: str) -> bool:
@@ -141,11 +141,11 @@ class Loop:
         return self.is_busy(owner)
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle KV of one agent be another's."""
+        """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
     def discard(self, owner: str) -> None:
-        """Drop the idle KV of an agent that is gone, unsaved."""
+        """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
