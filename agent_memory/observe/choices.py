@@ -35,14 +35,19 @@ EFFECTS: Mapping[str, str] = {
     "callable_timeout_s": "more patience for your own functions; one that hangs holds its request as long",
     "pin_dates": "False: a template that writes today's date makes each day's first turn compute everything",
     "tool_format": "one of toolcall.FORMATS: calls are read in that form alone",
+    "keep_versions": "more keeps more of what rewinds and replaced histories left behind, on disk too",
+    "on_full": "'compact' goes on from a conversation's newest turns when it reaches the model's context",
     "blas": "None leaves the BLAS of mlx as it is: float32 prefill on Linux CPUs is then many times slower",
     "progress": "True shows bars always, False never",
     "redact": "'rules' or an object with redact(text): secrets reach neither the model nor the log",
+    "upkeep_ms": "less lets a request wait less for idle work of long-term memory; None leaves it to maintain()",
+    "extract": "True lets the model read what is remembered, while no request runs, for items that rules miss",
+    "embedder": "'resident' or an Embedder: search by meaning beside words",
     "recorder": "a file: one line of JSON for each step of each request",
     "on_reply": "a function: called with each reply",
     "trust_remote_code": "True runs Python code that comes with a model",
 }
-_SECRET = ("salt", "redact", "on_reply")  #: said to be set or not, and no more
+_SECRET = ("salt", "redact", "embedder", "on_reply")  #: said to be set or not, and no more
 
 
 @frozen

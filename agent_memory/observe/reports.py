@@ -34,6 +34,7 @@ class _LongTerm(Protocol):
 
 class _Asking(Protocol):
     is_closed: bool
+    n_tools_abandoned: int
 
     @property
     def longterm(self) -> _LongTerm: ...

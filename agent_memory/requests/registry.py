@@ -325,15 +325,9 @@ class Agents:
             )
 
 
-<<<<<<< HEAD
 def _without_cards(state: State, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> State | None:
-    """A state without forgotten cards and texts; None where it shows none."""
+    """Return a state without forgotten cards and texts; None if it shows none."""
     found = without_cards(state.turns, is_forgotten, texts)
-=======
-def _without_cards(state: State, is_forgotten: Callable[[Card], bool]) -> State | None:
-    """Return a state without forgotten cards; None if it has none."""
-    found = without_cards(state.turns, is_forgotten)
->>>>>>> tiers
     return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 
 
