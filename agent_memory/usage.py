@@ -48,6 +48,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+#: The part of a prompt in which a token lies: a message, the tools, or what the chat template writes around both.
+PromptPart = Literal["message", "tools", "template"]
+
+
 @frozen
 class DivergedAt:
     """The place where a prompt diverged from what was computed before: the first different token, and its message."""
@@ -55,6 +59,8 @@ class DivergedAt:
     token: int  #: position in the prompt
     message: int | None = None  #: index in the prompt's messages, the system message included; None: in none of them
     role: Role | None = None
+    part: PromptPart = "message"
+    tool: str | None = None  #: the name of the tool in whose definition it lies
 
 
 @frozen(kw_only=True)

@@ -221,7 +221,7 @@ def test_line_1_mistral_moves_its_tools_and_the_cost_is_stated(opened: Callable[
     usage = agent.say("Is it there?").usage
     assert usage.miss == "template_moved"
     assert usage.diverged_at is not None
-    assert usage.diverged_at.message == 0
+    assert (usage.diverged_at.message, usage.diverged_at.part) == (None, "template")
     assert f"{len(before) - usage.diverged_at.token:,} tokens" in usage.miss_detail
     assert memory.stats().misses == {"template_moved": 1}
     call = spelled(tokenizer, "compact")[:-1]
@@ -437,13 +437,13 @@ def test_line_4_another_conversation_under_the_same_key(opened: Callable[..., Me
     assert (usage.miss, usage.replaced_messages) == ("replaced_history", 2)
 
 
-def test_line_4_a_list_that_ends_earlier_says_so(opened: Callable[..., Memory]) -> None:
+def test_line_4_a_list_that_ends_earlier_reuses_all_that_it_has(opened: Callable[..., Memory]) -> None:
     memory = opened(EchoRunner())
     agent = memory.agent("a", system=LONG)
     agent.say("one")
     agent.say("two")
     usage = memory.generate(lists(LONG, "one"), agent="a").usage
-    assert (usage.miss, usage.replaced_messages) == ("edited_history", 3)
+    assert (usage.miss, usage.replaced_messages, usage.computed_tokens) == (None, 3, 1)
 
 
 def test_line_4_a_first_request_and_one_that_goes_on_miss_nothing(opened: Callable[..., Memory]) -> None:

@@ -539,7 +539,8 @@ def test_figures_can_be_written_as_json(tmp_path: Path) -> None:
     assert doctor.to_dict()["facts"]["hot_bytes"] == doctor.hot_bytes
     assert report.to_dict()["damaged"] == []
     nested = attrs.evolve(reply.usage, diverged_at=DivergedAt(3, 1, "user"))
-    assert nested.to_dict()["diverged_at"] == {"token": 3, "message": 1, "role": "user"}
+    place = {"token": 3, "message": 1, "role": "user", "part": "message", "tool": None}
+    assert nested.to_dict()["diverged_at"] == place
 
 
 def test_the_events_of_a_reply_can_be_told_apart_by_their_public_classes() -> None:

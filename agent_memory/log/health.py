@@ -1,4 +1,4 @@
-"""Whether the disk takes what is written to it, what of that a user is told, and when to try again. Pure."""
+"""The disk's health: does it take writes, which warning the user gets, and when to try again. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("agent_memory.store")
 DiskState = Literal["ok", "full", "read-only", "failing", "gone"]
 What = Literal["logs", "KV"]
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  #: between two attempts to write KV to a disk that refused it
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0  #: seconds between two attempts to write KV to a disk that refused it
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BY_CODE: dict[int, DiskState] = {sqlite3.SQLITE_FULL: "full", sqlite3.SQLITE_READONLY: "read-only"}
 _ADVICE: dict[DiskState, str] = {
@@ -30,12 +30,12 @@ _ADVICE: dict[DiskState, str] = {
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether it was the disk that refused, and not what was to be written."""
+    """True if an error is the disk's refusal, and not a fault of what was written."""
     return isinstance(error, OSError | sqlite3.OperationalError)
 
 
 def state_of(error: BaseException) -> DiskState:
-    """What an error says of the disk."""
+    """Return the state of the disk that an error tells."""
     if isinstance(error, GoneError):
         return "gone"
     if isinstance(error, OSError):
@@ -47,7 +47,7 @@ def state_of(error: BaseException) -> DiskState:
 
 
 class Health:
-    """One warning when the disk begins to refuse, one line when it is well again. Thread-safe.
+    """Logs one warning when the disk begins to refuse, one line when it recovers. Thread-safe.
 
     Logs and KV fail and recover apart: a full disk may have room for a log's few bytes and none for a segment.
     """
@@ -57,22 +57,22 @@ class Health:
         self._lock = threading.Lock()
         self._failing: dict[What, DiskState] = {}
         self._wait_s, self._retry_at = FIRST_WAIT_S, 0.0
-        self.failures = 0  #: refused writes
+        self.failures = 0  #: number of refused writes
 
     @property
     def state(self) -> DiskState:
-        """How the disk was when it was last written to; the logs' state counts more."""
+        """The state of the disk at its last write; that of logs goes before that of KV."""
         with self._lock:
             return self._failing.get("logs") or self._failing.get("KV") or "ok"
 
     @property
     def may_save(self) -> bool:
-        """Whether KV is worth an attempt: the disk took the last one, or it is time to try again."""
+        """True if a save may be tried: the disk took the last one, or it is time to try again."""
         with self._lock:
             return "KV" not in self._failing or self._clock() >= self._retry_at
 
     def failed(self, what: What, error: BaseException) -> None:
-        """A write was refused."""
+        """Record a refused write."""
         state = state_of(error)
         with self._lock:
             self.failures += 1
@@ -93,7 +93,7 @@ class Health:
             log.debug("store: %s could not be written: %s", what, error)
 
     def worked(self, what: What) -> None:
-        """A write of this kind succeeded."""
+        """Record that a write of this kind succeeded."""
         with self._lock:
             was = self._failing.pop(what, None)
             is_well = was is not None and not self._failing

@@ -1,4 +1,4 @@
-"""The lock file: who holds a store, and what its manifest was when it was closed."""
+"""The lock file: which process has a store open, and the manifest's checksum when it was closed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _BLOCK = 1 << 20
 
 
 class Lock:
-    """Makes the folder ours alone and locks it. Raises StoreError, StoreLockedError naming the holder."""
+    """Creates the folder with mode 0700 and locks it exclusively.
+
+    Raises StoreError, or StoreLockedError naming the holder.
+    """
 
     def __init__(self, path: Path, files: Files) -> None:
         self._path, self._files = path, files
@@ -46,30 +49,30 @@ class Lock:
             raise opening_error(path, error) from error
 
     def _take(self, found: dict[str, Any]) -> None:
-        """Note what the last holder left, and that the store is held."""
-        #: checksum of the manifest when the store was closed; None: it was not, or nobody knows
+        """Read the last holder's notes, and write that the store is open."""
+        #: checksum of the manifest when the store was closed; None: not closed, or unknown
         self.closed = closed if isinstance(closed := found.get("closed"), str) else None
-        #: how many of the manifest's transactions were acknowledged; 0: nobody knows
+        #: acknowledged transactions of the manifest; 0: unknown
         self.commits = n if isinstance(n := found.get("commits"), int) else 0
         self._is_marked = False
         try:
             self.mark()
         except OSError as error:
-            if state_of(error) != "full":  # a full disk opens, to be read
+            if state_of(error) != "full":  # a store on a full disk opens, for reading
                 raise
 
     def mark(self) -> None:
-        """Note that the store is held, where that is not noted yet: before anything in it changes. Raises OSError."""
+        """Write that the store is open, if the file does not say so: before any change. Raises OSError."""
         if not self._is_marked:
             self._write()
             if self.closed is not None:
-                self._files.sync(self._fd)  # it must not seem closed to whoever comes after a power cut
+                self._files.sync(self._fd)  # after a power cut the store must not seem closed
             self._is_marked = True
 
     def acknowledge(self, commits: int) -> None:
-        """Note how many transactions are durable: should some be missing at the next open, that is damage.
+        """Write how many transactions are durable: if the next open finds fewer, the manifest is damaged.
 
-        Not synced: after a power cut the note may be old, and says less.
+        Not synced: after a power cut the number may be an older, smaller one.
         """
         if commits != self.commits:
             self.commits = commits
@@ -77,10 +80,10 @@ class Lock:
                 self._write()
 
     def release(self, *, is_whole: bool) -> None:
-        """Give the store back; ``is_whole``: the manifest is closed and holds everything."""
+        """Release the lock. ``is_whole``: the manifest is closed and has all transactions."""
         try:
             if is_whole and self._is_marked:
-                with contextlib.suppress(OSError):  # then the next open looks closer
+                with contextlib.suppress(OSError):  # then the next open examines the manifest
                     self._write(manifest_sum(self._path / MANIFEST))
         finally:
             os.close(self._fd)
@@ -99,14 +102,14 @@ class Lock:
 
 
 def _make_ours(path: Path) -> None:
-    """Make the folder, the owner's alone. The mode of one that was there, with files of others in it, is theirs."""
+    """Create the folder with mode 0700. A folder that had other files before keeps its mode."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.listdir(path):
         os.chmod(path, 0o700)
 
 
 def _holder(found: dict[str, Any]) -> str:
-    """Who holds a store, and how that ends; ``found`` is what the lock file says."""
+    """Say who has the store open, and how to close it; ``found``: the text of the lock file."""
     if not {"pid", "host"} <= found.keys():
         return "another process. Close it there"
     if (found["pid"], found["host"]) != (os.getpid(), socket.gethostname()):
@@ -118,7 +121,7 @@ def _holder(found: dict[str, Any]) -> str:
 
 
 def manifest_sum(path: Path) -> str:
-    """xxh3 of a closed manifest; "" where there is none. Reads it at the disk's speed."""
+    """Return the xxh3 of a closed manifest; "" if there is none. Reads it at the disk's speed."""
     digest = xxhash.xxh3_64()
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The folder of a running store: whether it is still the one that was opened, and still where it was."""
+"""The folder of an open store: is it still the one that was opened, at the same path."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from attrs import frozen
 
 from agent_memory.log.files import LOCK, MANIFEST
 
-_OWN = ("", LOCK, MANIFEST)  #: the folder itself, and the two files that are there as long as the store is open
+_OWN = ("", LOCK, MANIFEST)  #: the folder, and the two files that exist as long as the store is open
 
-#: What an OSError means when it says that a file is not there, or is no file; any other one says nothing of the bytes.
+#: Error numbers that mean that a file is missing, or no file. Others say nothing about the bytes.
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 
 
 class GoneError(OSError):
-    """Inside the room: the folder was deleted, moved or replaced since it was opened."""
+    """Internal: the folder was deleted, moved or replaced since it was opened."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(errno.ENOENT, f"{path} {what} while the store was open; nothing is written there any more")
 
 
 def is_passing(error: BaseException) -> bool:
-    """True if reading may succeed later: the error says nothing of the bytes (EMFILE, EACCES, EIO, ESTALE ...)."""
+    """True if reading may succeed later: the error is not about the bytes (EMFILE, EACCES, EIO, ESTALE ...)."""
     if isinstance(error, GoneError | MemoryError):
         return True
     return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABSENT
@@ -44,7 +44,7 @@ class Place:
         return cls(root, {name: _inode(root, name) for name in _OWN})
 
     def check(self) -> None:
-        """Raise GoneError where the folder is not the one that was opened; three calls of ``stat``."""
+        """Raise GoneError if the folder is not the one that was opened; three calls of ``stat``."""
         for name, known in self._known.items():
             try:
                 found = _inode(self.root, name)
@@ -57,12 +57,12 @@ class Place:
 
     @property
     def lost(self) -> GoneError | None:
-        """Why the folder is not the one that was opened; None where it is, as far as can be told now."""
+        """The error if the folder is not the one that was opened; None if it is, or that cannot be told now."""
         try:
             self.check()
         except GoneError as error:
             return error
-        except OSError:  # nobody knows: the next write says
+        except OSError:  # unknown: the next write finds out
             pass
         return None
 

@@ -1,4 +1,4 @@
-"""What a caller is told of a store that could not do something: what, where, why, and what helps."""
+"""Errors of a store that could not do something: what, where, why, and what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_THE_DISK = "The disk did not refuse it: no other agent is touched, and Memo
 _MINE = "This process has as many files open as it may ({limit}): close some, or raise its limit (ulimit -n)"
 _NO_LOCKS = "The file system has no locks, as some network file systems have none: give a path on a local disk"
 _PERMISSION = "Give the user that runs this the right to read and write the folder and the files in it"
-_SQLITE_FILES = 4  #: that it opens for one database: the file, its WAL and index, the folder
+_SQLITE_FILES = 4  #: file descriptors of one database: the file, its WAL and index, the folder
 _BY_ERRNO: dict[int, str] = {
     errno.EMFILE: _MINE,
     errno.ENFILE: "The system has as many files open as it may: close some, or raise its limit (fs.file-max)",
@@ -45,7 +45,7 @@ _BY_ERRNO: dict[int, str] = {
 
 @contextlib.contextmanager
 def store_errors(doing: str, path: Path | None) -> Iterator[None]:
-    """Raises what the disk or SQLite raises inside as a StoreError. ``path``: the store's folder, None in memory."""
+    """Turn errors of the disk and SQLite into StoreError. ``path``: the store's folder, None in memory."""
     try:
         yield
     except AgentMemoryError:
@@ -55,7 +55,7 @@ def store_errors(doing: str, path: Path | None) -> Iterator[None]:
 
 
 def as_store_error(doing: str, path: Path | None, error: BaseException) -> StoreError:
-    """The StoreError, or OutOfSpaceError, of an error."""
+    """Return the StoreError or OutOfSpaceError for an error."""
     state = state_of(error)
     kind = OutOfSpaceError if state == "full" else StoreError
     advice = _ADVICE[state] if is_disk_error(error) or state == "full" else _NOT_THE_DISK
@@ -66,7 +66,7 @@ def as_store_error(doing: str, path: Path | None, error: BaseException) -> Store
 
 
 def opening_error(path: Path, error: BaseException) -> StoreError:
-    """The StoreError, or OutOfSpaceError, of an error that opening a store met."""
+    """Return the StoreError or OutOfSpaceError for an error while a store is opened."""
     cause = _beneath(path, error) if isinstance(error, sqlite3.Error) else error
     advice = _by_errno(cause) or "Give another path, or ':memory:'"
     kind = OutOfSpaceError if state_of(cause) == "full" else StoreError
@@ -77,7 +77,7 @@ def opening_error(path: Path, error: BaseException) -> StoreError:
 
 
 def _beneath(path: Path, error: BaseException) -> BaseException:
-    """What the system says of the file that SQLite could not open: SQLite's own error does not."""
+    """Return the system's error for the file that SQLite could not open: SQLite's own error lacks it."""
     opened: list[int] = []
     try:
         for _ in range(_SQLITE_FILES):

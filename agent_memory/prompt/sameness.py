@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,23 +11,43 @@ import attrs
 
 from agent_memory.types import Message, ToolCall
 
+#: Reasoning as callers send it back that keep a reply's whole text: in a pair of tags at its beginning.
+_TAGGED = re.compile(r"\s*<(?P<tag>[\w:-]+)>(?P<thought>.*?)</(?P=tag)>", re.S)
+
 
 def is_same(logged: Message, given: Message) -> bool:
     """True if ``given`` says what ``logged`` does: equal role, text, calls and results.
 
     - Arguments are compared as JSON values: key order and spelling do not count, 1 and 1.0 differ.
     - Ids of calls do not count: frameworks make their own. Results are in the order of their calls by then.
-    - Reasoning counts where it is given: most callers send none back.
+    - Reasoning counts where it is given: most callers send none back. In its tags in front of the text it is reasoning.
+    - Blanks around a reply do not count: some callers strip them.
     """
     if logged is given:
         return True
-    if (logged.role, logged.content, logged.name) != (given.role, given.content, given.name):
+    if (logged.role, logged.name) != (given.role, given.name) or not _is_same_text(logged, given):
         return False
-    if given.reasoning and given.reasoning != logged.reasoning:
+    if given.reasoning and given.reasoning.strip() != logged.reasoning.strip():
         return False
     return len(logged.tool_calls) == len(given.tool_calls) and all(
         map(_is_same_call, logged.tool_calls, given.tool_calls)
     )
+
+
+def _is_same_text(logged: Message, given: Message) -> bool:
+    """True if the texts are equal, or the given one is the logged one behind its reasoning in tags."""
+    if _text(logged) == _text(given):
+        return True
+    thought = _TAGGED.match(given.content) if logged.reasoning and not given.reasoning else None
+    return (
+        thought is not None
+        and thought["thought"].strip() == logged.reasoning.strip()
+        and given.content[thought.end() :].strip() == logged.content.strip()
+    )
+
+
+def _text(message: Message) -> str:
+    return message.content.strip() if message.role == "assistant" else message.content
 
 
 def _is_same_call(logged: ToolCall, given: ToolCall) -> bool:

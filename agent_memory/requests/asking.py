@@ -1,23 +1,31 @@
-"""Asking: what a Memory and its agents are asked, from arguments to running requests."""
+"""Asking: from the arguments of a Memory's and an agent's methods to running requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.lint import LintReport, lint
+from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
-from agent_memory.requests.longterm import LongTerm, chosen
+from agent_memory.requests.explaining import explained, explained_log
+from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
-from agent_memory.requests.prompting import Planner, Rendering
+from agent_memory.requests.prompting import Answers, Planner, Rendering
+from agent_memory.requests.recalled import chosen
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
@@ -29,9 +37,9 @@ from agent_memory.types import Message, Recall, Tool, Usage
 
 
 class Asking:
-    """Starts requests, for a Memory and for the agents that hold it. Any thread.
+    """Starts requests for a Memory and its agents. Any thread.
 
-    - What is wrong with a request raises before any work, and leaves nothing behind, not even a new agent.
+    - A wrong request raises before any work, and leaves nothing behind, not even a new agent.
     - An agent that does not exist yet is stored when its first request starts.
     """
 
@@ -39,31 +47,33 @@ class Asking:
         self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
     ) -> None:
         self._runner, self._engine = runner, engine
-        self.longterm = LongTerm(path, config, runner, store)
-        self._clean = self.longterm.clean if config.redact is not None else None
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
-        self.clock: Callable[[], datetime] = datetime.now  #: the local time that chat templates are told
+        self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
+        engine.idle.work = self.longterm.upkeep
+        self._clean = self.longterm.clean if config.redact is not None else None
+        self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
+        self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
     @property
     def identity(self) -> str:
-        """Of the model, once it is loaded."""
+        """The identity of the model's KV, once the model is loaded."""
         return self.agents.identity
 
     def ensure_open(self) -> Tokenizer:
-        """The model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
+        """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
         self._engine.ensure_ours()
         if self.is_closed:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer
 
     def log(self, name: str) -> Log:
-        """The log of the agent ``name``, or a blank one that is no agent's yet. Raises ConfigError for a bad name."""
+        """Return the log of an agent, or a blank log if it is not stored. Raises ConfigError for a bad name."""
         self.ensure_open()
         return self.agents.find_or_blank(name, identity=self.identity)
 
@@ -72,9 +82,7 @@ class Asking:
         return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
-        """Start several requests, each of a prompt, a log and settings. What is wrong with one raises before work on
-        any.
-        """
+        """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
         self._engine.ensure_places(len(asked))
         planned = [self._planned(*one) for one in asked]
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
@@ -87,10 +95,17 @@ class Asking:
             raise
         return handles
 
+    def keep_results(self, log: Log, answers: Answers) -> None:
+        """Store results of some of the open calls, until the others have theirs; durable at the next flush."""
+        clean = self._clean or str
+        results = [(str(message.tool_call_id), clean(message.content)) for message in answers.messages]
+        assert answers.version is not None
+        self.agents.keep_results(log, answers.version, results)
+
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
-        """Compute a prompt's KV and wait for it; nothing is generated or logged."""
+        """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
         tokenizer = self.ensure_open()
-        offered = as_tools(tools) or (log.tools if log else ())
+        offered = self._tools(tools) or (log.tools if log else ())
         planner = Planner(tokenizer, prompt, log, self._how_read(offered))
         request = self._requests.make(
             planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
@@ -98,6 +113,21 @@ class Asking:
         if log is not None:
             self.agents.keep(log)
         return self._requests.start(request).result().usage
+
+    def explain(self, prompt: object, log: Log | None, settings: Settings) -> CacheReport:
+        """Explain what a request would reuse; of None, what the next turn of the agent would."""
+        tokenizer = self.ensure_open()
+        if prompt is None and log is not None:
+            return explained_log(self._engine, tokenizer, log)
+        planner = self._planner(prompt, log, settings, self._calling(log, settings))
+        return explained(self._engine, planner, log)
+
+    def lint(self, prompts: Sequence[object]) -> LintReport:
+        """Find volatile text across prompts."""
+        self.ensure_open()
+        if isinstance(prompts, str | Mapping | Message) or not isinstance(prompts, Sequence):
+            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
+        return lint([shapes.normalize(prompt) for prompt in prompts])
 
     def prepare(self, prompt: object, log: Log, settings: Settings) -> Usage:
         """Compute the KV of a turn's prompt but its last id, in memory alone, and wait for it; nothing is logged."""
@@ -122,7 +152,8 @@ class Asking:
         return self._how_read(log.tools)
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
-        """A request that is not yet under way."""
+        """Return a request that is not started yet."""
+        self.longterm.let_pass()
         calling = self._calling(log, settings)
         is_temporary = bool(log and log.is_temporary)
         return self._requests.make(
@@ -137,6 +168,8 @@ class Asking:
 
     def _calling(self, log: Log | None, settings: Settings) -> Calling:
         self.ensure_open()
+        if self._clean is not None and settings.tools:
+            settings = attrs.evolve(settings, tools=self._tools(settings.tools))
         return calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
@@ -158,14 +191,19 @@ class Asking:
         recall = None if log and log.is_temporary else self._recall(settings, log)
         return partial(self.longterm.note, recall=recall, agent=log.name if log else None) if recall else None
 
+    def _tools(self, tools: Sequence[Any]) -> tuple[Tool, ...]:
+        """Tools as values, without secrets where there is a redactor."""
+        given = as_tools(tools)
+        return given if self._clean is None else of_tools(given, self._clean)
+
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
-        """What a turn recalls; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""
+        """Return a turn's recall; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""
         if settings.raw and settings.recall:
             raise UnsupportedParameterError("raw=True takes no recall=: cards stand in front of a message")
         return None if settings.raw else chosen(settings.recall, log.facts.recall if log else None)
 
     def _with_agent(self, prompt: object, log: Log | None, settings: Settings, request: Request) -> Request:
-        """``request``, its agent stored; planned again where another thread created the agent meanwhile."""
+        """Store the request's agent; plan the request again if another thread created that agent meanwhile."""
         while log is not None and not self.agents.keep(log):
             log = self.log(log.name)
             request = self._planned(prompt, log, settings)

@@ -1,4 +1,4 @@
-"""Several prompts at once: whose each is, and how the batch ends."""
+"""Several prompts at once: the agent of each, and how the batch ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ P = TypeVar("P")
 
 
 def with_agents(prompts: Iterable[P], agent: Any) -> list[tuple[P, Any]]:
-    """Each prompt with its agent. Raises UnsupportedParameterError for no list, or lists of different lengths."""
+    """Pair each prompt with its agent. Raises UnsupportedParameterError for no list, or lists of different lengths."""
     if isinstance(prompts, (str, bytes, Mapping, Message)) or not isinstance(prompts, Iterable):
         raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
     given = list(prompts)
@@ -28,7 +28,7 @@ def with_agents(prompts: Iterable[P], agent: Any) -> list[tuple[P, Any]]:
 
 
 def replies(handles: Sequence[Generation]) -> list[Reply]:
-    """The replies in order. Raises the first error, and cancels the other requests then."""
+    """Return the replies in order. Raises the first error, after cancelling the other requests."""
     try:
         return [handle.result() for handle in handles]
     finally:
@@ -37,7 +37,7 @@ def replies(handles: Sequence[Generation]) -> list[Reply]:
 
 
 def outcomes(starts: Sequence[Callable[[], Generation]]) -> list[Reply | BaseException]:
-    """Start requests, and wait for all of them: each reply, or the error that stands in its place."""
+    """Start requests and wait for all of them; return for each its reply or its error."""
     handles: list[Generation | AgentMemoryError] = []
     try:
         for start in starts:

@@ -1,4 +1,4 @@
-"""What a request says of tools and of its reply's shape: checked at the door, before any work."""
+"""Tools, tool choice and schema of a request: checked before any work; how the reply is parsed and constrained."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from agent_memory.types import Tool
 
 @frozen(kw_only=True)
 class Calling:
-    """How a reply is to be read, and held. ``offered`` tools are in the prompt, ``tools`` may be called."""
+    """How a reply is parsed and constrained. ``offered`` tools are in the prompt, ``tools`` may be called."""
 
     offered: tuple[Tool, ...] = ()
     tools: tuple[Tool, ...] = ()
-    max_calls: int | None = None  #: generation ends after so many
-    is_raw: bool = False  #: no template, so neither tools nor marks of reasoning
-    grammar: str | None = field(default=None, repr=False)  #: of the whole reply
-    held: tuple[Tool, ...] = ()  #: instead of a grammar: what calls are held to, once the model opens one
-    format: str | None = None  #: of its calls; None: by the model's template, or any JSON form
+    max_calls: int | None = None  #: generation ends after so many calls
+    is_raw: bool = False  #: no template: neither tools nor reasoning tags
+    grammar: str | None = field(default=None, repr=False)  #: grammar of the whole reply
+    held: tuple[Tool, ...] = ()  #: in place of ``grammar``: constrains a call, once the model opens one
+    format: str | None = None  #: format of its calls; None: the model's template decides, or any JSON form
     is_value: bool = False  #: True if the reply is JSON, to be read
     build: Callable[[Any], Any] | None = None  #: the caller's class, which makes ``Reply.parsed`` of that JSON
 
     def parser(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> ToolParser:
-        """A parser of the text that follows ``prompt``."""
+        """Return a parser of the text that follows ``prompt``."""
         marks = None if self.is_raw else tokenizer.reasoning
         return ToolParser(
             self.tools,
@@ -56,7 +56,7 @@ class Calling:
         return bool(self.tools or tokenizer.reasoning or _own_format(tokenizer) == "harmony")
 
     def constraint(self, grammars: Grammars, prompt: Sequence[int]) -> Constraint | None:
-        """What holds the reply to ``prompt``; None where it is free. Compiles.
+        """Return the constraint of the reply to ``prompt``; None if it is free. Compiles grammars.
 
         Raises UnsupportedParameterError or MissingExtraError.
         """
@@ -71,14 +71,14 @@ class Calling:
         return Forced(grammars.matcher(self.grammar, follows_text=bool(closing)), tokenizer, closing)
 
     def _opened(self, grammars: Grammars) -> Callable[[Form], Matcher | None]:
-        """The matcher of a call that the model has opened in a form."""
+        """Return the matcher of a call that the model has opened in a form."""
         is_single = self.max_calls == 1
 
         def matcher(form: Form) -> Matcher | None:
             try:
                 grammar = call_grammar(self.held, form, grammars.tokenizer, is_open=True, is_single=is_single)
                 return grammars.matcher(grammar)
-            except UnsupportedParameterError:  # JSON is held in any case; other ways of writing may not be
+            except UnsupportedParameterError:  # JSON is constrained in any case; other forms may not be
                 if isinstance(form, (ObjectForm, FramedForm)) or any(tool.strict for tool in self.held):
                     raise
                 return None
@@ -86,7 +86,7 @@ class Calling:
         return matcher
 
     def value(self, outcome: Outcome) -> Any:
-        """The reply's JSON: None without a schema, and where the reply was cut short.
+        """Return the reply's JSON; None without a schema, and if the reply was cut short.
 
         Raises UnsupportedParameterError for JSON that Python cannot read (a number of thousands of digits, say).
         """
@@ -99,7 +99,7 @@ class Calling:
 
 
 def calling_of(settings: Settings, *, grammars: Grammars, kept: tuple[Tool, ...] = ()) -> Calling:
-    """What a request's options say of its reply, with the agent's own tools (``kept``) where none are given.
+    """Return how a request's reply is parsed and constrained. ``kept``: the agent's own tools, if none are given.
 
     Raises UnsupportedParameterError, and MissingExtraError where they need constrained decoding and it is missing.
     """
@@ -125,16 +125,16 @@ def calling_of(settings: Settings, *, grammars: Grammars, kept: tuple[Tool, ...]
     try:
         grammar = call_grammar(closed, forms(format)[0], tokenizer)
         grammars.matcher(grammar)
-    except UnsupportedParameterError:  # JSON can hold what this format cannot
+    except UnsupportedParameterError:  # JSON can constrain schemas that this format cannot
         format = forced_format(None, knows_tools=knows_tools)
         grammar = call_grammar(closed, forms(format)[0], tokenizer)
     return attrs.evolve(calling, max_calls=1, grammar=grammar, format=format)
 
 
 def _held(calling: Calling, grammars: Grammars) -> Calling:
-    """``calling`` with what its calls are held to once the model opens one, compiled.
+    """Return ``calling`` with the compiled grammar of a call, which applies once the model opens one.
 
-    What cannot be held is refused where a tool is strict; else the calls, or the arguments of that tool, stay free.
+    A schema that no grammar expresses is refused if its tool is strict; else the arguments of that tool stay free.
     """
     if not calling.tools:
         return calling
@@ -153,7 +153,7 @@ def _held(calling: Calling, grammars: Grammars) -> Calling:
 
 
 def _closed_if_strict(tool: Tool, grammars: Grammars) -> Tool:
-    """A tool as a grammar holds it; with any object for arguments where it is not strict and its schema is too much."""
+    """Return a tool for a grammar; with any object as arguments if its schema is not strict and not expressible."""
     try:
         return _closed(tool, grammars)
     except UnsupportedParameterError:
@@ -167,7 +167,7 @@ def _closed(tool: Tool, grammars: Grammars) -> Tool:
 
 
 def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    """The tools of which one must be called: none, all, or the one that is named."""
+    """Return the tools of which one must be called: none, all, or the named one."""
     if choice in ("auto", "none"):
         return ()
     if choice in ("required", "any"):
@@ -184,12 +184,12 @@ def _forced(choice: object, offered: tuple[Tool, ...]) -> tuple[Tool, ...]:
 
 
 def _own_format(tokenizer: Tokenizer) -> str | None:
-    """The format in which the template writes calls; None where it knows none."""
+    """Return the format in which the template writes calls; None if it has none."""
     return tokenizer.tool_format if tokenizer.has_template and tokenizer.knows_tools else None
 
 
 def _ends_inside(prompt: Sequence[int], tokenizer: Tokenizer, marks: tuple[str, str]) -> bool:
-    """True if the template opened the reasoning itself: the prompt ends with the opening mark."""
+    """True if the template opened the reasoning itself: the prompt ends with the opening tag."""
     opening = tokenizer.key(tokenizer.encode(marks[0]))
     tail = tokenizer.key(prompt[-len(opening) - 8 :])
     blanks = tokenizer.key(tokenizer.encode("\n")) + " \n"

@@ -2,74 +2,37 @@
 
 from __future__ import annotations
 
-import bisect
-import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
+from typing import Any
 
-import numpy as np
 from attrs import frozen
 
+from agent_memory.errors import UnsupportedParameterError
 from agent_memory.log.facts import Facts
-from agent_memory.prefix.chunks import common_prefix
-from agent_memory.prompt.own_words import Composed, Part
-from agent_memory.protocols import Tokenizer
-from agent_memory.scheduler.request import Why
-from agent_memory.types import DivergedAt, Message, MissCause
+from agent_memory.prompt.jsontexts import differ_in_key_order_alone
+from agent_memory.prompt.volatile import Kind, differ_in_volatile_alone
+from agent_memory.prompt.written import written
+from agent_memory.requests.outline import Outline, Place
+from agent_memory.scheduler.request import Texts, Why
+from agent_memory.types import DivergedAt, Message, MissCause, Tool
 
-_AROUND = 40  #: ids on both sides of a place that are read for what looks volatile
-_SNIPPET = 200  #: characters of a message by which it is found in the rendered text
-_SLACK = 16  #: ids by which a date may differ earlier than on the day it is compared with
-_DATE = 40  #: characters of a date, at most
-#: Times, dates, UUIDs, long numbers and digests: what differs in each request by itself.
-_VOLATILE = re.compile(
-    r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?|\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?"
-    r"|[0-9a-fA-F]{8}-[0-9a-fA-F-]{4,27}|[0-9a-fA-F]{16,}|\d{7,}"
+_TAIL = 2_048  #: ids behind the divergence that are read, at most
+_SPLIT = 64  #: ids in front of the divergence whose text a report shows
+_SHOWN = 400  #: characters of either text that a report shows
+_AGREE = 6  #: characters that a rendering must share with what was computed, to tell the cause
+_ALIKE = 0.6  #: share of equal text from which two texts are versions of one
+_READ = 4_000  #: characters compared for it
+#: Days that differ from one another, and from any other day, in all that a template may write of them.
+_OTHER_DAYS = (datetime(2001, 9, 9, 1, 46, 40), datetime(1987, 11, 28, 13, 5, 59), datetime(2033, 5, 16, 22, 37, 2))
+_DROPPED = (
+    "the chat template leaves the reasoning of an earlier reply out of later prompts, which keep_reasoning=True of an "
+    "agent prevents,"
 )
-
-
-@frozen
-class Planned:
-    """A prompt as it was planned: enough to tell which message a token is in."""
-
-    tokenizer: Tokenizer
-    messages: tuple[Message, ...]
-    composed: Composed
-    closings: tuple[str, ...]  #: texts that end a message
-
-    def locate(self, token: int) -> DivergedAt:
-        """The message that holds a token. Renders nothing; encodes O(log messages) beginnings of the text."""
-        parts = self.composed.parts
-        at = max(0, bisect.bisect_right([part.start for part in parts], token) - 1)
-        index = parts[at].message if parts else None
-        if parts and index is None:
-            index = self._in_text(parts, at, token)
-        return DivergedAt(token, index, None if index is None else self.messages[index].role)
-
-    def _in_text(self, parts: Sequence[Part], at: int, token: int) -> int | None:
-        """The message whose text holds a token of a part that the template wrote; None before the first one."""
-        replies = [index for part in parts[:at] if (index := part.message) is not None]
-        later = [index for part in parts[at:] if (index := part.message) is not None]
-        first, stop = (replies[-1] + 1 if replies else 0), (later[0] if later else len(self.messages))
-        text, begins = parts[at].text, self._begins(parts[at].text, range(first, stop))
-        n_before = bisect.bisect_right(
-            begins, token - parts[at].start, key=lambda begin: len(self.tokenizer.encode(text[: begin[0]]))
-        )
-        return begins[n_before - 1][1] if n_before else (replies[-1] if replies else None)
-
-    def _begins(self, text: str, indices: range) -> list[tuple[int, int]]:
-        """(character, message) where each message begins in a text: behind the mark that ends the one before it."""
-        begins, cursor = [], 0
-        for index in indices:
-            message = self.messages[index]
-            snippet = message.content.strip()[:_SNIPPET] or "".join(call.name for call in message.tool_calls[:1])
-            found = text.find(snippet, cursor) if snippet else -1
-            if found >= 0:
-                ends = [end + len(one) for one in self.closings if (end := text.rfind(one, cursor, found)) >= 0]
-                is_first = not index and self.messages[0].role == "system"
-                begins.append((0 if is_first else max(ends, default=cursor), index))
-                cursor = found + len(snippet)
-        return begins
+_FOUND_BY = 48  #: characters of a reply by which it is found behind its reasoning
+_REASONING = ("<think", "analysis", "thought", "reasoning")
 
 
 @frozen
@@ -82,102 +45,327 @@ class Before:
     dates: tuple[datetime, ...]  #: that the newest turn's template may have been told
 
 
+class Difference:
+    """Two texts around the token at which one prompt leaves what was computed of another."""
+
+    def __init__(self, outline: Outline, ids: Sequence[int], other: Sequence[int], at: int) -> None:
+        self.outline = outline
+        self.place: Place = outline.place(ids, at) if at < len(ids) else Place(_at_end(outline, at), at)
+        tokenizer, before = outline.tokenizer, list(ids[max(0, at - _SPLIT) : at])
+        known = written(tokenizer, before)
+        n_clean = len(known.rstrip("\ufffd"))  # a character may be split between tokens: its bytes are read again
+        self._mine, self._theirs = list(ids[at : at + _TAIL]), list(other[:_TAIL])
+        mine, theirs = (written(tokenizer, before + after)[n_clean:] for after in (self._mine, self._theirs))
+        same = _common(mine, theirs)
+        #: text from the first character that differs on, special tokens as written
+        self.here, self.there = mine[same:], theirs[same:]
+        self.shared = known[:n_clean] + mine[:same]
+        self.n_same = same  #: characters by which the texts part later than their tokens do
+
+    @cached_property
+    def segments(self) -> tuple[str, str]:
+        """Both texts from the special token before the place to the next one."""
+        specials = self.outline.tokenizer.special_ids
+        begin = self.place.before + self.shared[len(self.shared) - self.n_same :]
+
+        def first(ids: Sequence[int], text: str) -> str:
+            special = next((token for token in ids if token in specials), None)
+            return begin + (text if special is None else text.split(self.outline.tokenizer.key([special]), 1)[0])
+
+        return first(self._mine, self.here), first(self._theirs, self.there)
+
+    @property
+    def is_open(self) -> bool:
+        """True if one of the segments is not known to its end."""
+        specials = self.outline.tokenizer.special_ids
+        return specials.isdisjoint(self._mine) or specials.isdisjoint(self._theirs)
+
+    @property
+    def texts(self) -> Texts:
+        """What a report shows of both."""
+        return Texts(self.shared[-_SHOWN:], self.here[:_SHOWN], self.there[:_SHOWN])
+
+    def goes_on_as(self, outline: str, messages: Sequence[Message] | None = None) -> bool:
+        """True if another outline leaves this prompt's where the computed text does, and goes on as that does."""
+        place = self.place
+        if not self.is_templates or outline == (mine := self.outline.text):
+            return False
+        left = _common(mine, outline)
+        left = min(self.outline.mark_start(mine, left), self.outline.mark_start(outline, left))
+        if left != place.outline_at + (0 if place.is_content else self.n_same):
+            return False
+        n_known = place.within + self.n_same if place.is_content else 0
+        theirs = (self.shared[len(self.shared) - n_known :] if n_known else "") + self.there
+        agreed = _common(self.outline.resolved(outline[left:], messages)[:_READ], theirs)
+        return agreed >= min(n_known + _AGREE, len(theirs)) > n_known
+
+    @property
+    def is_templates(self) -> bool:
+        """True if the place is the template's own text, or so near to a content's beginning that its text may be."""
+        return self.place.outline_at >= 0 and self.place.within <= _AGREE
+
+    @cached_property
+    def is_volatile(self) -> bool:
+        """True if the two parts differ in volatile spans alone."""
+        return differ_in_volatile_alone(*self.segments, is_open=self.is_open)
+
+    @cached_property
+    def is_another_day(self) -> bool:
+        """True if the two parts differ in dates alone."""
+        return differ_in_volatile_alone(*self.segments, kinds=("date",), is_open=self.is_open)
+
+    @cached_property
+    def is_key_order(self) -> bool:
+        """True if the two parts differ in the order of JSON keys alone."""
+        return differ_in_key_order_alone(*self.segments)
+
+    @cached_property
+    def is_alike(self) -> bool:
+        """True if the two parts read as versions of one text."""
+        mine, theirs = (text[:_READ] for text in self.segments)
+        if not mine or not theirs:
+            return False
+        shorter = min(len(mine), len(theirs))
+        if _common(mine, theirs) + _common(mine[::-1], theirs[::-1]) >= _ALIKE * shorter:
+            return True
+        words, others = Counter(mine.split()), Counter(theirs.split())
+        return (words & others).total() >= _ALIKE * max(words.total(), others.total())
+
+
+def _at_end(outline: Outline, at: int) -> DivergedAt:
+    n = len(outline.messages) - 1
+    return DivergedAt(at, n if n >= 0 else None, outline.messages[n].role if n >= 0 else None, "template")
+
+
 def explain(
-    planned: Planned,
+    outline: Outline,
     ids: Sequence[int],
     other: Sequence[int],
     at: int,
     *,
     before: Before | None,
     facts: Facts,
-    moved_by_date: Callable[[Sequence[datetime]], range | None],
 ) -> Why:
     """Why ``ids`` leave ``other`` (ids from ``at`` on) there. ``before``: of an agent's log, where there is one.
 
-    ``facts``: of the new prompt. ``moved_by_date``: the tokens in which a rendering at other dates would differ.
+    ``facts``: of the new prompt.
     """
-    place = planned.locate(at)
+    found = Difference(outline, ids, other, at)
+    place = found.place.diverged
     lost = f"{len(other):,} tokens that were computed before are not reused"
-    if place.token >= len(ids):
-        return Why("edited_history", f"the prompt ends at token {at:,}, before what was computed ends; {lost}", place)
+    if at >= len(ids):
+        detail = f"the prompt ends at token {at:,}, before what was computed ends; {lost}"
+        return Why("edited_history", detail, place, found.texts)
+    cause, what = _cause(found, before, facts)
+    if cause == "template_changed":  # whatever message the template's text stands in front of
+        place = DivergedAt(at, None, None, "template")
     where = f"token {at:,}" + ("" if place.message is None else f", in message {place.message} ({place.role})")
-    if place.message in planned.composed.dropped or _drops(planned, place):
-        detail = (
-            f"the chat template leaves the reasoning of an earlier reply out of later prompts, from {where}; {lost}"
-        )
-        return Why("reasoning_dropped", f"{detail}. keep_reasoning=True keeps it", place)
-    dated = moved_by_date(before.dates if before is not None else ())
-    if dated is not None and dated.start - _SLACK <= at < dated.stop:
-        return Why("date_moved", f"the chat template writes today's date, and it has moved, at {where}; {lost}", place)
-    cause, what = _cause(planned, ids, other, at, place, before, facts)
-    return Why(cause, f"{what} at {where}; {lost}", place)
+    where += "" if place.tool is None else f", in the tool {place.tool}"
+    return Why(cause, f"{what} at {where}; {lost}", place, found.texts, found.is_alike)
 
 
-def _drops(planned: Planned, place: DivergedAt) -> bool:
-    """True if the place is where a reply without its reasoning begins: its opening is still the message's before."""
-    return place.message is not None and place.message + 1 in planned.composed.dropped
+def _cause(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str]:
+    try:
+        return _by_template(found, before, facts) or _by_message(found, before)
+    except UnsupportedParameterError:  # the template refuses the outline: what is left are the messages
+        return _by_message(found, before)
 
 
-def _cause(
-    planned: Planned,
-    ids: Sequence[int],
-    other: Sequence[int],
-    at: int,
-    place: DivergedAt,
-    before: Before | None,
-    facts: Facts,
-) -> tuple[MissCause, str]:
-    index = place.message
-    if before is not None and before.facts.tools != facts.tools:
-        if before.facts.tools_sorted == facts.tools_sorted:
-            return "key_order", "the tools are the same with their keys in another order, which differs"
-        n_before = before.n_same + bool(before.facts.tools)  # messages in which tools that are new may show
-        if before.n_same >= len(before.messages) or (index or 0) < n_before:
-            return "tools_changed", "the tools differ from those of the turn before"
-    if _is_volatile(planned.tokenizer, ids, other, at):
-        return "volatile_text", "a time, an identifier or a long number differs"
-    if before is None:
-        if place.role == "system":
-            return "system_changed", "the system prompt differs from the one that was computed before"
-        if index is not None and index < len(planned.messages) - 1:
-            return "edited_history", "an earlier message differs from the one that was computed before"
-        return "never_seen", "the text from there on was never computed before"
-    if before.n_same < len(before.messages):
-        if place.role == "system" or (not before.n_same and before.messages[0].role == "system"):
-            return "system_changed", "the system prompt differs from the log's"
-        n_opening = 1 if before.messages[0].role == "system" else 0
-        known = {(message.role, message.content) for message in before.messages[n_opening:]}
-        shares = any((message.role, message.content) in known for message in planned.messages)
-        if before.n_same <= n_opening and not shares:
-            return "replaced_history", "the list shares no message with the agent's log and differs"
-        return "edited_history", f"message {before.n_same} differs from the agent's log, which shows"
+def _by_template(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str] | None:
+    """The cause where the template wrote something else than before: of the day, the tools, variables, or a turn."""
+    near, dropped = found.place.near, found.outline.composed.dropped
+    if near is not None and (near in dropped or near + 1 in dropped):
+        return "reasoning_dropped", _DROPPED
+    if _is_dated(found):
+        return "date_moved", "the chat template writes today's date, and it has moved,"
+    if (why := _by_tools(found, before, facts)) is not None:
+        return why
+    if _is_reasoning_dropped(found):
+        return "reasoning_dropped", _DROPPED
+    if before is not None:
+        return _by_facts(found, before, facts)
+    if not found.is_templates:
+        return None
+    if _has_other_variables(found):
+        return "template_changed", "the chat template was given other variables, which shows"
+    if _has_moved(found):
+        return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
+    if _is_system(found):
+        return "system_changed", "a system message was added or is gone"
+    if _is_templates_own(found):
+        return "template_changed", "the chat template writes something else than before, by other variables,"
+    return None
+
+
+def _by_facts(found: Difference, before: Before, facts: Facts) -> tuple[MissCause, str] | None:
+    """Of an agent whose messages are the log's up to that place."""
+    near = found.place.near
+    if before.n_same < len(before.messages) and near is not None and near >= before.n_same:
+        return None
+    if before.facts.tools != facts.tools:
+        return "tools_changed", "the tools differ from those of the turn before"
     if before.facts.variables != facts.variables:
         return "template_changed", "the chat template was given other variables, which shows"
     return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
 
 
-def _is_volatile(tokenizer: Tokenizer, ids: Sequence[int], other: Sequence[int], at: int) -> bool:
-    """True if both texts hold something volatile where they part."""
-    shared = tokenizer.decode(ids[max(0, at - _AROUND) : at])
-    texts = (shared + tokenizer.decode(ids[at : at + _AROUND]), shared + tokenizer.decode(other[:_AROUND]))
-    found = [any(match.start() <= len(shared) <= match.end() for match in _VOLATILE.finditer(text)) for text in texts]
-    return all(found) and texts[0] != texts[1]
+def _is_dated(found: Difference) -> bool:
+    """True if the template would have written another date there."""
+    outline, at = found.outline, found.place.outline_at
+    if at < 0 or found.place.is_content:
+        return False
+    others = (outline.render(now=day) for day in _OTHER_DAYS)
+    spans = [_differing(outline.text, other) for other in others if other != outline.text]
+    return bool(spans) and min(spans)[0] <= at + found.n_same < max(stop for _, stop in spans)
 
 
-def first_difference(tokenizer: Tokenizer, text: str, others: Sequence[str]) -> range | None:
-    """The tokens in which the text first differs from any of the others; None where it does not."""
-    found = [_differing(text, one) for one in others if one != text]
-    if not found:
+def _has_other_variables(found: Difference) -> bool:
+    """True if the template, with a variable left out or turned, goes on as what was computed."""
+    variables = found.outline.variables
+    others: list[dict[str, Any]] = [{}] if variables else []
+    for name, value in variables.items():
+        others.append({one: v for one, v in variables.items() if one != name})
+        if isinstance(value, bool):
+            others.append({**variables, name: not value})
+    return any(found.goes_on_as(found.outline.render(variables=one)) for one in others)
+
+
+def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str] | None:
+    if before is not None and before.facts.tools == facts.tools:
         return None
-    start, stop = min(found)
-    return range(len(tokenizer.encode(text[:start])), len(tokenizer.encode(text[:stop])))
+    place, outline = found.place.diverged, found.outline
+    is_there = place.part == "tools"
+    if not is_there and found.is_templates:
+        others: tuple[Tool, ...] = () if outline.tools else (Tool("probe"),)
+        is_there = found.goes_on_as(outline.render(tools=others))
+    if not is_there:
+        return None
+    if found.is_another_day:
+        return "date_moved", "a date differs in the tools"
+    if found.is_volatile:
+        return "volatile_text", "a time, an identifier or a number differs in the tools"
+    is_order = found.is_key_order if before is None else before.facts.tools_sorted == facts.tools_sorted
+    if is_order:
+        return "key_order", "the tools are the same with their keys in another order, which differs"
+    return "tools_changed", "the tools differ from those that were computed before"
+
+
+def _is_reasoning_dropped(found: Difference) -> bool:
+    """True if the computed reply goes on with reasoning, and then with what this prompt has there."""
+    index, piece = found.place.near, found.place.piece
+    if index is None or piece is None or found.outline.messages[index].role != "assistant":
+        return False
+    n_before = found.place.within + found.n_same if piece.is_content else 0  # of the content, in front of the place
+    mine, theirs = found.segments[0][len(found.place.before) + found.n_same - n_before :], found.there
+    begins = found.shared[len(found.shared) - n_before :] if n_before else ""
+    mine, theirs = mine[:_FOUND_BY], begins + theirs
+    at = theirs.find(mine, 1) if mine else -1
+    marks = found.outline.tokenizer.reasoning
+    tags = (*_REASONING, *([marks[0]] if marks else []))
+    return at > 0 and any(tag in theirs[:at] and tag not in mine for tag in tags)
+
+
+def _has_moved(found: Difference) -> bool:
+    """True if the template wrote the first messages as they were computed as long as no later ones followed."""
+    outline, messages = found.outline, found.outline.messages
+    for n in range(len(messages) - 1, 0, -1):
+        if messages[n - 1].role in ("user", "tool"):
+            try:
+                if found.goes_on_as(outline.render(messages[:n]), messages[:n]):
+                    return True
+            except UnsupportedParameterError:
+                continue
+    return False
+
+
+def _is_system(found: Difference) -> bool:
+    """True if one of the prompts has a system message and the other has none."""
+    outline, messages = found.outline, found.outline.messages
+    if not messages:
+        return False
+    if messages[0].role == "system":
+        return len(messages) > 1 and found.goes_on_as(outline.render(messages[1:]), messages[1:])
+    added = (Message("system", "?"), *messages)
+    text = outline.render(added)
+    at = found.place.outline_at
+    left = _common(outline.text, text)
+    following = text[left : text.find("qz", left)]
+    return left == at + found.n_same and bool(following) and found.there.startswith(following)
+
+
+def _is_templates_own(found: Difference) -> bool:
+    """True if the template's text before the first message or behind the last one differs."""
+    piece, outline = found.place.piece, found.outline
+    if piece is None or piece.is_content:
+        return False
+    first, last = outline.text.find("m0qz"), outline.text.rfind(f"m{len(outline.messages) - 1}qz")
+    return piece.at < first or piece.at > last
+
+
+def _by_message(found: Difference, before: Before | None) -> tuple[MissCause, str]:
+    place = found.place.diverged
+    if _is_volatile(found, before, ("date",)):
+        return "date_moved", "a date in the text has moved,"
+    if _is_volatile(found, before):
+        return "volatile_text", "a time, an identifier or a number differs"
+    if before is None:
+        return _anonymous(found)
+    if before.n_same < len(before.messages):
+        is_first = not before.n_same and (before.messages[0].role, place.role).count("system")
+        if is_first:
+            return "system_changed", "the system prompt differs from the log's"
+        n_opening = 1 if before.messages[0].role == "system" else 0
+        known = {(message.role, message.content) for message in before.messages[n_opening:]}
+        shares = any((message.role, message.content) in known for message in found.outline.messages)
+        if before.n_same <= n_opening and not shares:
+            return "replaced_history", "the list shares no message with the agent's log and differs"
+        return "edited_history", f"message {before.n_same} differs from the agent's log, which shows"
+    return "template_moved", "the chat template writes the earlier turns otherwise now that a turn was added,"
+
+
+def _is_volatile(found: Difference, before: Before | None, kinds: Sequence[Kind] = ()) -> bool:
+    """True if both sides differ in volatile spans alone: of an agent the whole messages, else their texts.
+
+    ``kinds``: in no others but those.
+    """
+    if before is None or before.n_same >= len(before.messages):
+        return found.is_another_day if kinds else found.is_volatile
+    messages = found.outline.messages
+    if before.n_same >= len(messages):
+        return False
+    logged, given = before.messages[before.n_same], messages[before.n_same]
+    return logged.role == given.role and differ_in_volatile_alone(logged.content, given.content, kinds=kinds)
+
+
+def _anonymous(found: Difference) -> tuple[MissCause, str]:
+    near, messages = found.place.near, found.outline.messages
+    if found.is_key_order:
+        return "key_order", "the same JSON stands there with its keys in another order, which differs"
+    if near is not None and messages[near].role == "system":
+        return "system_changed", "the system prompt differs from the one that was computed before"
+    if near is not None and near < len(messages) - 1:
+        if found.segments[0] == found.segments[1]:
+            return "never_seen", "the same text stands there in tokens that the model did not write, which differ"
+        return "edited_history", "an earlier message differs from the one that was computed before"
+    return "never_seen", "the text from there on was never computed before"
+
+
+def _common(one: str, other: str) -> int:
+    """Length of the longest common prefix; O(n), by halves."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _differing(text: str, other: str) -> tuple[int, int]:
-    """The characters from the first that differs to the end of the word with the last, or as far as a date is long."""
-    codes, others = (np.frombuffer(one.encode("utf-32-le"), np.uint32) for one in (text, other))
-    start = common_prefix(codes, others)
-    stop = min(len(text) - common_prefix(codes[start:][::-1], others[start:][::-1]), start + _DATE)
+    """The characters from the first that differs to the end of the word with the last."""
+    start = _common(text, other)
+    stop = len(text) - _common(text[start:][::-1], other[start:][::-1])
     while stop < len(text) and text[stop].isalnum():
         stop += 1
     return start, stop

@@ -1,4 +1,4 @@
-"""From what ``Memory`` is given to the runner and the store that it opens, and how long it may take to close."""
+"""From ``Memory``'s arguments to its runner, its store and its tiers; opening without blocking an event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent_memory.tiers.tiers import Tiers
 
 
 class _Closing(Protocol):
-    """What ends with ``aclose()``, and at once with ``close()``."""
+    """An object with ``close()`` that is an async context manager."""
 
     def close(self) -> None: ...
 
@@ -81,8 +81,8 @@ class Opening(Generic[M]):
 
 
 def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
-    """The runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
-    if hasattr(type(model), "open_batch"):  # a ModelRunner, without asking for properties that need it opened
+    """Return the runner that ``Memory(model)`` means. Raises ConfigError or ModelError; loads nothing."""
+    if hasattr(type(model), "open_batch"):  # a ModelRunner; isinstance would read properties that need it opened
         if adapter is not None:
             raise ConfigError(
                 "adapter= goes with a model that this library loads; load it into the model you pass instead"
@@ -108,7 +108,7 @@ def tiers_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int)
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:
-    """The folder that ``Memory(path=)`` means; None for no disk tier. Raises ConfigError."""
+    """Return the folder that ``Memory(path=)`` means; None: no disk tier. Raises ConfigError."""
     if path is None:
         import platformdirs
 
@@ -119,7 +119,7 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
 
 
 def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
-    """Open a store to look at it: no model, no lock, nothing written; another process may hold it.
+    """Open a store for reading: no model, no lock, nothing written; another process may have it open.
 
     ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. Raises ConfigError,
     StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
@@ -132,7 +132,13 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     return StoreView(folder, salt)
 
 
+def check_config(config: object) -> None:
+    """Raises ConfigError for what is no Config."""
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+
+
 def check_drain(drain_s: Any) -> None:
-    """Raises UnsupportedParameterError for what is no time to wait."""
+    """Raise UnsupportedParameterError if ``drain_s`` is not a number of seconds, 0 or more."""
     if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:
         raise UnsupportedParameterError(f"drain_s must be a number of seconds, 0 or more, got {repr_of(drain_s)}")

@@ -18,7 +18,7 @@ from attrs import field, frozen
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor
-from agent_memory.requests.longterm import checked_recall
+from agent_memory.requests.recalled import checked_recall
 from agent_memory.scheduler.callables import checked
 from agent_memory.types import OnDiverge, Recall, Sampling, ToolChoice, ToolLike
 
@@ -27,7 +27,7 @@ _Check = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 class Options(TypedDict, total=False):
-    """Names and types of the options that ``generate``, ``say`` and all other ways to ask take as keywords."""
+    """Names and types of the options that ``generate``, ``say`` and the other request methods take as keywords."""
 
     tools: Sequence[ToolLike]
     tool_choice: ToolChoice
@@ -57,12 +57,12 @@ DRAWING = ("temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty
 
 
 def _says(sentence: str) -> dict[str, str]:
-    """What help() says of an option."""
+    """Return the line of help() for an option."""
     return {"sentence": sentence}
 
 
 def _must(be: str, is_right: Callable[[Any], bool]) -> _Check:
-    """A validator that raises UnsupportedParameterError."""
+    """Return a validator that raises UnsupportedParameterError."""
 
     def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not is_right(value):
@@ -147,7 +147,7 @@ class Settings:
 
     @classmethod
     def of(cls, method: Callable[..., Any], options: Mapping[str, Any]) -> Settings:
-        """The options that ``method`` was called with. Raises UnsupportedParameterError, before any work."""
+        """Return the options that ``method`` was called with. Raises UnsupportedParameterError, before any work."""
         known = attrs.fields_dict(cls)
         for name in options:
             if name not in known:
@@ -164,7 +164,7 @@ class Settings:
 
 
 def unknown_option(method: Callable[..., Any], name: str) -> UnsupportedParameterError:
-    """The error for a keyword that ``method`` does not have: names the method, and the nearest keyword it has."""
+    """Return the error for a keyword that ``method`` does not have: names the method and its nearest keyword."""
     parameters = inspect.signature(method).parameters.values()
     known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
     nearest = difflib.get_close_matches(name, known, n=1)
@@ -196,6 +196,6 @@ def takes_options(*, without: Iterable[str] = ()) -> Callable[[F], F]:
 
 
 def _type_of(option: attrs.Attribute[Any]) -> str:
-    """An option's type as ``Options`` spells it."""
+    """Return an option's type as ``Options`` spells it."""
     spelled = Options.__annotations__[option.name]
     return str(getattr(spelled, "__forward_arg__", spelled))

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import attrs
@@ -21,54 +20,56 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.frame import closings_of
 from agent_memory.prompt.own_words import Composed, Part, compose
 from agent_memory.prompt.results import paired
-from agent_memory.prompt.sameness import is_same
 from agent_memory.prompt.template import raw_ids, render, writes_calls
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
-from agent_memory.requests.misses import Before, Planned, explain, first_difference
+from agent_memory.requests.cleaning import cleaned, of_value
+from agent_memory.requests.misses import Before, explain
+from agent_memory.requests.outline import Outline
 from agent_memory.requests.recalled import NOTHING, Candidates
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.tools import as_functions
 from agent_memory.types import Card, Message, OnDiverge, Tool
 
-_ANOTHER_DAY = datetime(2001, 9, 9, 1, 46, 40)  #: what a template writes of the date differs between this and today
-
 
 @frozen
 class Answers:
-    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
+    """Messages that continue a log: tool results, as long as it is of the ``version`` in which their calls are open.
+
+    ``version`` None: whatever the log is by then.
+    """
 
     messages: tuple[Message, ...]
-    version: int
+    version: int | None = None
 
 
 @frozen(kw_only=True)
 class Rendering:
-    """How a request's prompt is written, beside its messages."""
+    """How a request's messages are rendered."""
 
     tools: tuple[Tool, ...] = ()
     variables: Mapping[str, Any] | None = None
     raw: bool = False
     generation_prompt: bool = True
-    keep_reasoning: bool | None = None  #: None: as the agent has it, else what the template does
+    keep_reasoning: bool | None = None  #: None: the agent's, else the template's own way
     on_diverge: OnDiverge = "replace"
     clock: Callable[[], datetime] = datetime.now  #: local time
     pin_dates: bool = True
-    clean: Callable[[str], str] | None = None  #: takes secrets out of a text, before the model and the log see it
-    recalls: Callable[[str], Candidates] | None = None  #: what a question recalls
+    clean: Callable[[str], str] | None = None  #: redacts secrets in a text, before the model and the log see it
+    recalls: Callable[[str], Candidates] | None = None  #: looks up what a question recalls
 
 
 class Planner:
     """Makes a request's prompt from what the caller gave and, for an agent, from its log at that moment.
 
-    - What the caller gave is copied at once: he may do with it what he likes while the request waits.
-    - Secrets are taken out of it, and what its question recalls is looked up, there and then, on the caller's thread.
-    - Replies that the log has, unchanged, stand as the model wrote them; the template writes the rest.
-    - A list that is another history than the log's replaces it, branches off, or is refused (``on_diverge``).
+    - Arguments are copied at once: the caller may change them while the request waits.
+    - Secrets are redacted, and recall is looked up, at once and on the caller's thread.
+    - Unchanged replies of the log keep the ids that the model wrote; the template renders everything else.
+    - A list with another history than the log's replaces it, branches off, or is refused (``on_diverge``).
     """
 
     __slots__ = (
-        "_asked", "_cache", "_candidates", "_how", "_log", "_now", "_seen", "_tokenizer",
+        "_asked", "_cache", "_candidates", "_composed_last", "_how", "_log", "_now", "_seen", "_tokenizer",
         "facts", "given", "goes_on", "is_branch", "n_known", "n_replaced", "recalled",
     )  # fmt: skip
 
@@ -76,11 +77,12 @@ class Planner:
         if how.raw and not isinstance(prompt, str):
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
         self._tokenizer, self._log = tokenizer, log
-        self._how = attrs.evolve(how, variables=_snapshot(how.variables))
+        variables = _snapshot(how.variables)
+        self._how = attrs.evolve(how, variables=variables if how.clean is None else of_value(variables, how.clean))
         self._seen = prompt.version if isinstance(prompt, Answers) else None
         self.goes_on = isinstance(prompt, str | Answers)  #: False: the prompt is a whole history
         if isinstance(prompt, Answers):
-            self._asked = shapes.normalize(prompt.messages) if prompt.messages else ()  # none: a call is left open
+            self._asked = shapes.normalize(prompt.messages) if prompt.messages else ()  # none: a call is still open
         else:
             self._asked = shapes.normalize(prompt)
         if how.clean is not None:
@@ -88,11 +90,12 @@ class Planner:
         self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[tuple[int, int], Prompt] | None = None
+        self._composed_last = Composed([])  #: the parts of the newest prompt
         self.given: tuple[Message, ...] = ()
-        self.facts = Facts()  #: of the agent, once this turn is part of its log
-        self.is_branch = False  #: True if the log stays as it is: the list was another history, and branches off
-        self.n_replaced = 0  #: messages of the log that are not in the list
-        self.n_known = 0  #: messages in front of what is new: the log's, or those up to the newest reply
+        self.facts = Facts()  #: the agent's, once this turn is in its log
+        self.is_branch = False  #: True if the log stays unchanged: the list has another history and branches off
+        self.n_replaced = 0  #: messages of the log that the list replaces
+        self.n_known = 0  #: messages before the new ones: the log's, or those up to the newest reply
         self.recalled: tuple[Card, ...] = ()  #: the cards that this turn adds
 
     def prompt(self) -> Prompt:
@@ -108,17 +111,14 @@ class Planner:
         return self._cache[1]
 
     def follow(self) -> None:
-        """Go on from what the log is now: the request itself had it changed."""
+        """Accept the log's new version: the request itself changed it."""
         if self._seen is not None and self._log is not None:
             self._seen = self._log.version
 
     def _plan(self) -> Prompt:
         log = self._log
         if log and self._seen not in (None, log.version):
-            raise ToolResultError(
-                f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
-                f"answered already, or taken back. Look at its messages, and answer what is open there"
-            )
+            raise moved_on(log.name)
         given = log.full_history(self._asked, goes_on=self.goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
@@ -134,7 +134,7 @@ class Planner:
         return self._finished(reuse(composed.ids, known.tolist(), self._tokenizer), known, composed)
 
     def _note_divergence(self) -> None:
-        """Set what of the log the list leaves out. Raises HistoryDivergedError where that was to be an error."""
+        """Count the log's messages that the list replaces. Raises HistoryDivergedError with on_diverge="error"."""
         log = self._log
         if log is None or self.goes_on:
             return
@@ -145,14 +145,14 @@ class Planner:
         self.is_branch = self.is_branch or bool(self.n_replaced and self._how.on_diverge == "branch")
 
     def _recall(self) -> Candidates:
-        """What the new message recalls: the text of a user; nothing where results or a call come last."""
+        """Look up what the new user message recalls; nothing if results or a call come last."""
         last = self._asked[-1] if self._asked else None
         if self._how.recalls is None or last is None or last.role != "user":
             return NOTHING
         return self._how.recalls(last.content)
 
     def _show_recalled(self) -> None:
-        """Put the cards that the conversation does not show yet in front of the new message."""
+        """Put recalled cards that the conversation does not show yet in front of the new message."""
         self.recalled = ()
         if len(self.given) > self.n_known and self.given[-1].role == "user":
             last = self.given[-1]
@@ -160,12 +160,14 @@ class Planner:
             self.given = (*self.given[:-1], attrs.evolve(last, recalled=(*last.recalled, *self.recalled)))
 
     def _facts(self) -> Facts:
-        """The agent's facts with this turn: its date is that of its first turn, where dates are pinned."""
+        """Return the agent's facts with this turn; with pinned dates, its date is that of its first turn."""
         functions = as_functions(self._how.tools)
         kept = self._log.facts if self._log else Facts()
         return attrs.evolve(
             kept,
             forgotten=None,
+            answered=(),
+            has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -174,27 +176,36 @@ class Planner:
 
     @property
     def _date(self) -> datetime:
-        """The local time that the template is told: of the agent's first turn where dates are pinned."""
+        """Return the local time for the template; with pinned dates, that of the agent's first turn."""
         log = self._log
         if log is None or not self._how.pin_dates:
             return self._now
-        if log.facts.date is None and log.turns:  # a log of an older version: as its newest turn was rendered
+        if log.facts.date is None and log.turns:  # a log of an older release: its newest turn's time
             return datetime.fromtimestamp(log.turns[-1].created_s)
         return log.facts.date or self._now
 
-    def _write(self, messages: Sequence[Message], generation_prompt: bool, *, now: datetime | None = None) -> str:
+    def _write(
+        self,
+        messages: Sequence[Message],
+        generation_prompt: bool,
+        *,
+        now: datetime | None = None,
+        tools: Sequence[Tool] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the template's text; an argument that is None is this request's own."""
         how = self._how
         return render(
             self._tokenizer,
             messages,
-            tools=how.tools,
-            variables=how.variables,
+            tools=how.tools if tools is None else tools,
+            variables=how.variables if variables is None else variables,
             generation_prompt=generation_prompt,
             now=now or self._date,
         )
 
     def _composed(self) -> Composed:
-        """The prompt with the log's replies as the model wrote them, or as the template writes all of it."""
+        """Return the prompt with the log's replies as the model wrote them, or rendered whole by the template."""
         log, how, tokenizer = self._log, self._how, self._tokenizer
         replies = log.said_in(tokenizer, log.n_same(self.given)) if log else {}
         keeps = how.keep_reasoning if how.keep_reasoning is not None else bool(self.facts.keep_reasoning)
@@ -216,14 +227,18 @@ class Planner:
 
     def _finished(self, ids: Sequence[int], known: np.ndarray[Any, Any], composed: Composed) -> Prompt:
         log = self._log
+        self._composed_last = composed
         if log is None:
-            why = partial(self._why, composed, tuple(ids))
-            return Prompt(ids=tuple(ids), explain=lambda at, other: why(other, at))
+            prompt = Prompt(ids=tuple(ids))
+            return attrs.evolve(prompt, explain=self.explain_as_new(prompt))
         shared = common_prefix(known, np.array(ids, np.uint32))
         n_logged = min(log.n_kv, len(known))
         if (n_forgotten := log.facts.forgotten) is not None:
             return Prompt(
-                ids=tuple(ids), known=min(shared, log.n_kv), n_logged=n_forgotten, why=_forgotten(n_forgotten, shared)
+                ids=tuple(ids),
+                known=min(shared, log.n_kv),
+                n_logged=n_forgotten,
+                why=forgotten_why(n_forgotten, shared),
             )
         return Prompt(
             ids=tuple(ids),
@@ -233,49 +248,48 @@ class Planner:
             why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
         )
 
+    def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
+        """Return a function that explains why a prompt without a log differs from other ids at a position."""
+        composed, ids = self._composed_last, prompt.ids
+        return lambda at, other: self._why(composed, ids, other, at)
+
     def _why(self, composed: Composed, ids: Sequence[int], other: Sequence[int], at: int) -> Why:
         log, tokenizer = self._log, self._tokenizer
-        closings = closings_of(tokenizer, partial(self._write)) if tokenizer.has_template else ()
+        closings = closings_of(tokenizer, self._write) if tokenizer.has_template else ()
         before = None
-        if log is not None:
+        if log is not None and log.turns:
             dates = {datetime.fromtimestamp(turn.created_s) for turn in log.turns[-1:]} | {log.facts.date}
             before = Before(log.messages, log.n_same(self.given), log.facts, tuple(filter(None, dates)))
-        return explain(
-            Planned(tokenizer, self.given, composed, closings),
-            ids,
-            other,
-            at,
-            before=before,
-            facts=self.facts,
-            moved_by_date=self._moved_by_date,
+        outline = Outline(
+            tokenizer,
+            self.given,
+            self._how.tools,
+            composed,
+            closings,
+            self._write,
+            generation_prompt=self._how.generation_prompt,
+            variables=self._how.variables,
         )
-
-    def _moved_by_date(self, dates: Sequence[datetime]) -> range | None:
-        """The tokens that the template would write otherwise on one of some dates, or on any other day."""
-        if self._how.raw:
-            return None
-        write = partial(self._write, self.given, self._how.generation_prompt)
-        others = [write(now=date) for date in dates or (_ANOTHER_DAY,)]
-        return first_difference(self._tokenizer, write(), others)
+        return explain(outline, ids, other, at, before=before, facts=self.facts)
 
 
-def _forgotten(n_computed: int, shared: int) -> Why:
+def moved_on(agent: str) -> ToolResultError:
+    """Return the error for results whose calls are open no more."""
+    return ToolResultError(
+        f"the log of agent {agent!r} has moved on since these results were given: its open calls were answered "
+        f"already, or taken back. Look at its messages, and answer what is open there"
+    )
+
+
+def forgotten_why(n_computed: int, shared: int) -> Why:
+    """Return the cause of KV that is gone because a card of the conversation was forgotten."""
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")
 
 
-def cleaned(given: Sequence[Message], logged: Sequence[Message], clean: Callable[[str], str]) -> tuple[Message, ...]:
-    """Messages without secrets. Replies that the log has stand as they are: the ids of their secrets are its own."""
-    out = []
-    for index, message in enumerate(given):
-        is_logged = index < len(logged) and message.role == "assistant" and is_same(logged[index], message)
-        out.append(message if is_logged else attrs.evolve(message, content=clean(message.content)))
-    return tuple(out)
-
-
 def _n_answered(messages: Sequence[Message]) -> int:
-    """How many messages there are up to the newest reply."""
+    """Return the number of messages up to the newest reply."""
     return next((n for n in range(len(messages), 0, -1) if messages[n - 1].role == "assistant"), 0)
 
 
@@ -284,7 +298,7 @@ def _digest(value: object, *, sort_keys: bool = True) -> str:
 
 
 def _snapshot(variables: object) -> Mapping[str, Any] | None:
-    """The variables as values of their own: nothing of the caller's is called while a prompt is rendered."""
+    """Return a deep copy of template variables: no code of the caller's runs while a prompt is rendered."""
     if variables is None:
         return None
     if not isinstance(variables, Mapping):

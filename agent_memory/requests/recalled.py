@@ -1,4 +1,4 @@
-"""Which recalled cards a turn adds to its prompt: those of the best answers that the conversation does not show yet."""
+"""What a turn recalls, as callers say it, and which cards it adds: those that the conversation does not show yet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence, Set
 
 from attrs import field, frozen
 
-from agent_memory.types import Card, Message
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.types import Card, Message, Recall
 
-_PLACEHOLDER = "[REDACTED:"  #: a text with one differs from the message that it was taken from
+_PLACEHOLDER = "[REDACTED:"  #: a text that contains it was redacted, so it differs from the message it was taken from
 
 
 @frozen
@@ -18,7 +19,7 @@ class Candidate:
     card: Card
     text: str
     n_tokens: int  #: of the card
-    is_own: bool  #: whether it was said in the same agent's conversation
+    is_own: bool  #: True if it was said in the same agent's conversation
 
 
 @frozen
@@ -27,14 +28,14 @@ class Candidates:
 
     found: tuple[Candidate, ...]
     k: int
-    budget_tokens: int  #: for the cards of one turn, their frame taken off
-    #: (workspace, item) of what was forgotten since, also while a request waits; grows
+    budget_tokens: int  #: tokens for the cards of one turn, less their frame
+    #: (workspace, item) of items forgotten since, also while a request waits; grows
     forgotten: Set[tuple[str, int]] = field(default=frozenset(), repr=False)
 
     def fresh(self, messages: Sequence[Message]) -> tuple[Card, ...]:
         """Return the cards to add to a conversation: of the ``k`` best answers, those that it does not show.
 
-        An answer that is in one of the messages, word for word, is none: the model reads it there.
+        An answer that stands word for word in one of the messages is skipped: the model reads it there.
         """
         shown = [card for message in messages for card in message.recalled]
         ids = {(card.workspace, card.id) for card in shown}
@@ -58,3 +59,23 @@ class Candidates:
 
 
 NOTHING = Candidates((), 0, 0)
+
+
+def checked_recall(recall: object) -> bool | Recall | None:
+    """Return what ``recall=`` says, or raise UnsupportedParameterError, also for kinds that no item has."""
+    if isinstance(recall, Recall) and recall.kinds:
+        from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
+
+        if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
+            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
+            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
+    if recall is None or isinstance(recall, (bool, Recall)):
+        return recall
+    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {repr_of(recall)}")
+
+
+def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
+    """Return what a turn recalls: what is asked for, else what is ``kept`` with the agent; None: nothing."""
+    if isinstance(recall, Recall):
+        return recall
+    return (kept or Recall()) if recall or (recall is None and kept is not None) else None

@@ -1,4 +1,4 @@
-"""The agents of one store that are open here: each log once, whoever asks for it."""
+"""The open agents of one store: one log for each, shared by all handles."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
-from agent_memory.log.forgetting import shows_cards, without_cards
+from agent_memory.log.forgetting import bodies, shows_cards, without_cards
 from agent_memory.log.log import Log
 from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
-from agent_memory.requests.longterm import checked_recall, chosen
+from agent_memory.requests.cleaning import of_tools, without_secrets
+from agent_memory.requests.prompting import moved_on
+from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
 
-#: The number of a log that no agent has yet; the store counts from 1.
+#: ``agent_id`` of a log without an agent; the store counts from 1.
 NOT_STORED = 0
 
 
 @frozen
 class AgentSpec:
-    """What ``memory.agent`` says of an agent, checked; None and nothing: as the agent has it."""
+    """The arguments of ``memory.agent``, checked; None or empty: unchanged."""
 
     system: str | None = None
     tools: tuple[Tool, ...] = ()
-    messages: tuple[Message, ...] = ()  #: the history it begins with, its system message first
+    messages: tuple[Message, ...] = ()  #: the history that it begins with, its system message first
     keep_reasoning: bool | None = None
     recall: bool | Recall | None = None
 
@@ -47,9 +49,9 @@ class AgentSpec:
         recall: object = None,
         clean: Callable[[str], str] = str,
     ) -> AgentSpec:
-        """Raises ConfigError or UnsupportedParameterError, and ToolResultError for results without their calls.
+        """Check arguments. Raises ConfigError, UnsupportedParameterError, or ToolResultError for results without calls.
 
-        ``clean``: takes secrets out of texts.
+        ``clean``: redacts secrets in texts.
         """
         if keep_reasoning is not None and not isinstance(keep_reasoning, bool):
             raise ConfigError(f"keep_reasoning must be a bool or None, got {repr_of(keep_reasoning)}")
@@ -61,7 +63,7 @@ class AgentSpec:
             told = checked.content
             told = clean(told)
         history = paired(shapes.normalize(messages), may_end_open=True) if messages is not None else ()
-        history = tuple(attrs.evolve(one, content=clean(one.content)) for one in history)
+        history = tuple(without_secrets(one, clean) for one in history)
         if history and history[0].role == "system":
             if told not in (None, history[0].content):
                 raise ConfigError("system= differs from the system message of messages=; give one of them")
@@ -73,10 +75,10 @@ class AgentSpec:
                 f"messages= must end with an assistant's message, got one of role {repr_of(history[-1].role)}: "
                 "say() what comes after it"
             )
-        return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
+        return cls(told, of_tools(as_tools(tools), clean), history, keep_reasoning, checked_recall(recall))
 
     def facts(self, kept: Facts) -> Facts:
-        """The agent's facts with what this says of them."""
+        """Return the agent's facts with these arguments applied."""
         keeps = kept.keep_reasoning if self.keep_reasoning is None else self.keep_reasoning
         return attrs.evolve(kept, keep_reasoning=keeps, recall=chosen(self.recall, kept.recall))
 
@@ -87,14 +89,14 @@ class Agents:
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
         self._store, self._engine, self.salt = store, engine, salt
         self._logs: dict[str, Log] = {}
-        self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
+        self._names: set[str] | None = None  # names of all agents on disk, once one was looked up
         self._lock = threading.Lock()
-        self.identity = ""  #: of the model, once it is loaded
+        self.identity = ""  #: identity of the model's KV, once the model is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
-        """The log of an agent, loaded or created. Raises ConfigError where it is another than ``spec`` says.
+        """Return the log of an agent, loaded or created. Raises ConfigError if it differs from ``spec``.
 
-        ``identity``: of the model that is open. ``tokenizer``: its digest.
+        ``identity``: the open model's. ``tokenizer``: the digest of its tokenizer.
         """
         _check_name(name)
         system = spec.system
@@ -134,7 +136,7 @@ class Agents:
             log.append(turn)
 
     def _describe(self, log: Log, spec: AgentSpec) -> None:
-        """Store how an agent's turns are asked from now on."""
+        """Store the options of an agent's turns from now on."""
 
         def work() -> None:
             log.ensure_exists()
@@ -144,20 +146,36 @@ class Agents:
 
         self._engine.call(work)
 
+    def keep_results(self, log: Log, version: int, results: Sequence[tuple[str, str]]) -> None:
+        """Store results of open calls, each with its call's id, until the others have theirs; nothing is generated.
+
+        Raises ToolResultError where the log has moved on from ``version``.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if log.version != version:
+                raise moved_on(log.name)
+            log.facts = attrs.evolve(log.facts, answered=tuple(results))
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+        self._engine.call(work)
+
     def find(self, name: str, *, identity: str) -> Log | None:
-        """The log of an agent that exists."""
+        """Return the log of an agent that exists; None if it does not."""
         with self._lock:
             return self._find(name, identity)
 
     def find_or_blank(self, name: str, *, identity: str) -> Log:
-        """The log of an agent, or a blank one that is no agent's until ``keep``. Raises ConfigError for a bad name."""
+        """Return the log of an agent, or a blank log until ``keep`` stores it. Raises ConfigError for a bad name."""
         _check_name(name)
         now = time.time()
         blank = AgentRecord(NOT_STORED, name, None, to_json(()), (), now, now)
         return self.find(name, identity=identity) or Log(blank)
 
     def keep(self, log: Log) -> bool:
-        """Store the agent of a blank log; False where there is one of that name by now, which has another log."""
+        """Store the agent of a blank log; False if another thread has created an agent of that name."""
         if log.agent_id != NOT_STORED:
             return True
         with self._lock:
@@ -169,14 +187,14 @@ class Agents:
             return True
 
     def _find(self, name: str, identity: str) -> Log | None:
-        """The same, under the lock."""
+        """``find``, under the lock."""
         if name not in self._logs and (record := self._store.load_agent(self.salt, name)) is not None:
             stored = self._store.lineage_identities(record.agent_id)
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
         return self._logs.get(name)
 
     def ensure_free(self, name: str) -> None:
-        """Raise ConfigError where an agent has that name, or none may have it."""
+        """Raise ConfigError if an agent has that name, or if it is no valid name."""
         _check_name(name)
         with self._lock:
             if self._names is None:
@@ -187,27 +205,27 @@ class Agents:
                 )
 
     def add(self, log: Log) -> None:
-        """Take in an agent that was made of another one; its name is free."""
+        """Add an agent that was forked from another one; its name is free."""
         with self._lock:
             self._logs[log.name] = log
 
     def agent_id(self, name: str) -> int | None:
-        """The number of an agent that was opened here."""
+        """Return the number of an open agent."""
         with self._lock:
             log = self._logs.get(name)
         return None if log is None else log.agent_id
 
     def infos(self) -> list[AgentInfo]:
-        """Every agent in the store, newest use first."""
+        """Return every agent in the store, newest use first."""
         listed = {info.name: info for info in self._store.list_agents(self.salt)}
         with self._lock:
             listed.update({name: log.info for name, log in self._logs.items()})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
-    # what changes a log, and what hangs on it: on the engine thread, between two ticks
+    # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
+        """Pin or unpin an agent. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
@@ -220,28 +238,34 @@ class Agents:
 
         self._engine.call(work)
 
-    def forget_cards(self, workspace: str, items: Collection[int]) -> None:
-        """Take cards of forgotten items out of every log, and delete the KV that may have been computed on them.
+    def forget_cards(self, workspace: str, forgotten: Mapping[int, str]) -> None:
+        """Take forgotten cards out of every log, and delete the KV that may have been computed on them.
+
+        Their texts are taken out of tools' results too, and of what the model said after them.
 
         Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
         """
 
         def is_forgotten(card: Card) -> bool:
-            return card.workspace == workspace and card.id in gone
+            return card.workspace == workspace and card.id in forgotten
 
         def work() -> None:
             self._engine.evict(None, None, to="cold")
+            self._engine.forget(None)
             while not self._engine.hand_over():
                 self._store.wait_ready()
+            logs = {log: [log.state, *(kept.state for kept in log.kept)] for log in self._all()}
+            every = [turn for states in logs.values() for state in states for turn in state.turns]
+            texts = {*forgotten.values(), *bodies(every, is_forgotten)}
             rewritten: dict[Log, list[State | None]] = {}
             kv_of: list[int] = []
-            for log in self._all():
-                states = [log.state, *(kept.state for kept in log.kept)]
-                if log.facts.recall is not None or any(shows_cards(state.turns) for state in states):
-                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
-                found = [_without_cards(state, is_forgotten) for state in states]
+            for log, states in logs.items():
+                found = [_without_cards(state, is_forgotten, texts) for state in states]
                 if any(found):
                     rewritten[log] = found
+                shows = log.facts.recall is not None or log.facts.has_shown
+                if any(found) or shows or any(shows_cards(state.turns) for state in states):
+                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
             turns = {
                 (state.branch_of(number), number): turn
                 for log, found in rewritten.items()
@@ -251,18 +275,17 @@ class Agents:
             }
             self._store.forget(turns, [n for n in kv_of if n > 0], lambda: self._replace(rewritten))
 
-        gone = frozenset(items)
         self._engine.call_idle(work)
 
     def _all(self) -> list[Log]:
-        """Every agent's log, opened; it stays open: who opens it meanwhile gets the log that is changed here."""
+        """Return every agent's log, opened. It stays open: a handle opened meanwhile shares the log changed here."""
         infos = self._store.list_agents(self.salt)
         with self._lock:
             stored = [log for info in infos if (log := self._find(info.name, self.identity)) is not None]
             return [*stored, *(log for log in self._logs.values() if log.is_temporary)]
 
     def _replace(self, rewritten: Mapping[Log, Sequence[State | None]]) -> None:
-        """Let logs be in memory what they are on disk by now: now, and in each version."""
+        """Replace turns of logs in memory, in the present state and in each version, as they were replaced on disk."""
         for log, (now, *before) in rewritten.items():
             log.kept = tuple(
                 kept if state is None else attrs.evolve(kept, state=state)
@@ -275,13 +298,14 @@ class Agents:
                     self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
     def delete(self, log: Log) -> bool:
-        """End an idle agent, in all tiers; False where it has ended before."""
+        """Delete an idle agent in all tiers; False if it was deleted before."""
 
         def work() -> bool:
             if log.is_deleted:
                 return False
             self.ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
+            self._engine.forget(log.name)
             if not log.is_temporary:
                 self._store.delete_agent(log.agent_id)
             log.is_deleted = True
@@ -301,9 +325,9 @@ class Agents:
             )
 
 
-def _without_cards(state: State, is_forgotten: Callable[[Card], bool]) -> State | None:
-    """A state without forgotten cards; None where it shows none."""
-    found = without_cards(state.turns, is_forgotten)
+def _without_cards(state: State, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> State | None:
+    """Return a state without forgotten cards and texts; None if it shows none."""
+    found = without_cards(state.turns, is_forgotten, texts)
     return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 
 

@@ -35,11 +35,12 @@ logger = logging.getLogger("agent_memory.requests")
 
 @frozen(eq=False, kw_only=True)
 class Session:
-    """What the engine asks while one request runs; implements ``scheduler.request.Asker``. Engine thread.
+    """The engine's callbacks for one request: implements ``scheduler.request.Asker``. Engine thread.
 
     ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
     """
 
+    id: str  #: of the request
     planner: Planner
     calling: Calling
     log: Log | None
@@ -47,11 +48,11 @@ class Session:
     tokenizer: Tokenizer
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
-    compacting: Compacting | None = None  #: of conversations that are too long; None: those raise
-    is_prefix: bool = False  #: True: all of the prompt but its last id is computed, ahead of requests that end with it
+    compacting: Compacting | None = None  #: compacts conversations that are too long; None: they raise
+    is_prefix: bool = False  #: True: computes the prompt except its last id, for later requests
 
     def check(self) -> Prompt:
-        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError where no compaction helps."""
+        """Return the prompt as it is now, on the caller's thread. Raises PromptTooLongError if no compaction helps."""
         prompt, limit = self.planner.prompt(), self.limit
         is_too_long = limit is not None and len(prompt.ids) >= limit
         if limit is not None and is_too_long and not self._compacts(len(prompt.ids), limit, is_asked=True):
@@ -59,7 +60,7 @@ class Session:
         return prompt
 
     def prompt(self) -> Prompt:
-        """The prompt, planned again where the log has moved on, or was compacted for it. Raises PromptTooLongError."""
+        """Return the prompt, planned again if the log has changed or was compacted. Raises PromptTooLongError."""
         prompt, limit = self.planner.prompt(), self.limit
         if limit is not None and len(prompt.ids) >= limit:
             if self._compacts(len(prompt.ids), limit):
@@ -72,7 +73,7 @@ class Session:
         return prompt
 
     def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
-        """Compact the conversation, or only ask whether that would help; False where it does not."""
+        """Compact the conversation, or only check whether that would help; False if it does not."""
         if self.compacting is None or self.log is None or not self.planner.goes_on:
             return False
         if is_asked:
@@ -82,15 +83,15 @@ class Session:
         return has_room
 
     def parser(self, prompt: Sequence[int]) -> ToolParser:
-        """A parser of the text that follows ``prompt``."""
+        """Return a parser of the text that follows ``prompt``."""
         return self.calling.parser(self.tokenizer, prompt)
 
     def value(self, outcome: Outcome) -> Any:
-        """The reply's JSON; None where it has none. Raises UnsupportedParameterError for JSON that cannot be read."""
+        """Return the reply's JSON; None if it has none. Raises UnsupportedParameterError if it cannot be read."""
         return self.calling.value(outcome)
 
     def commit(self, outcome: Outcome, value: Any) -> Reply:
-        """Write the turn to log and store, and make the reply."""
+        """Write the turn to log and store, and return the reply."""
         parsed = outcome.parsed
         message = Message(
             "assistant",
@@ -104,6 +105,8 @@ class Session:
         if self.remember is not None and not self.planner.is_branch:
             self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
+            id=self.id,
+            agent=None if self.log is None or self.planner.is_branch else self.log.name,
             text=parsed.text,
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
@@ -120,12 +123,13 @@ class Session:
         )
 
     def _append(self, log: Log, outcome: Outcome, reply: Message) -> None:
-        """Add one more turn to the store's queue and to the log."""
+        """Append a turn to the store's queue and to the log."""
         planner = self.planner
         if planner.n_replaced:
             logger.warning(
-                "a list replaced an agent's history agent=%r replaced_messages=%d kept_messages=%d: another agent= for "
-                'another conversation, or on_diverge="branch" or "error", keeps it',
+                "a list replaced an agent's history request=%s agent=%r replaced_messages=%d kept_messages=%d: another "
+                'agent= for another conversation, or on_diverge="branch" or "error", keeps it',
+                self.id,
                 log.name,
                 planner.n_replaced,
                 len(log.messages) - planner.n_replaced,
@@ -142,22 +146,27 @@ class Session:
         first = planner.given[0]
         system = first.content if first.role == "system" else None
         if not log.turns and log.first_system is None:
-            log.first_system = system  # a list made the agent
+            log.first_system = system  # a list created the agent
         facts = attrs.evolve(planner.facts, system=None if system == log.first_system else system)
         is_described = (system, facts) == (log.system, log.facts)
         self.versions.append(log, turns, None if is_described else facts)
 
 
 class Requests:
-    """Makes requests and hands them to the engine. Any thread."""
+    """Builds requests and hands them to the engine. Any thread."""
 
     def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
         self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, once it is loaded."""
+        return self._runner.tokenizer
+
     @cached_property
     def grammars(self) -> Grammars:
-        """Of the model's tokenizer, which is there once the model is."""
+        """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
     def make(
@@ -173,16 +182,18 @@ class Requests:
         compacting: Compacting | None = None,
         is_prefix: bool = False,
     ) -> Request:
-        """A request that is not yet under way. What is wrong with its prompt raises here, before any work.
+        """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the agent's, for the turn to be added to it. The prompt is planned now and, where the log has moved
-        on by the time it starts, again. ``max_tokens``: in place of the settings'; 0 is prefill alone.
-        ``is_temporary``: its KV never reaches the disk. ``is_prefix``: all of the prompt but its last id.
+        ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
+        when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
+        ``is_temporary``: its KV is never written to disk. ``is_prefix``: compute the prompt except its last id.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
         tokenizer = self._runner.tokenizer
+        feed = Feed()
         session = Session(
+            id=feed.id,
             planner=planner,
             calling=calling,
             log=log,
@@ -195,7 +206,7 @@ class Requests:
         )
         constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
-            feed=Feed(),
+            feed=feed,
             asker=session,
             builder=self._builder(calling),
             constraint=constraint,
@@ -213,14 +224,14 @@ class Requests:
         )
 
     def start(self, request: Request) -> Generation:
-        """Queue a request, and give the handle on it."""
+        """Queue a request and return its handle."""
         try:
             request.begin()
             self._engine.submit(request)
         except BaseException as error:
             request.feed.fail(error)
             raise
-        engine, running = self._engine, weakref.ref(request)  # a handle that is kept keeps nothing of what has ended
+        engine, running = self._engine, weakref.ref(request)  # a kept handle keeps no ended request
 
         def cancel() -> None:
             if (found := running()) is not None:

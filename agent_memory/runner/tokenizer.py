@@ -97,6 +97,9 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens, byte for byte."""
+        if (pieces := self._pieces) is not None:
+            n, hidden = len(pieces), self._hidden
+            return b"".join([pieces[one] for one in ids if one < n and one not in hidden]).decode("utf-8", "replace")
         stream = self.detokenizer()
         return "".join(map(stream.add, ids)) + stream.end()
 

@@ -12,10 +12,10 @@ _STEP = 256
 
 @frozen
 class Place:
-    """The group that a request would decode in, and the bytes that it would add to the reserved ones."""
+    """The group that a request would decode in, and the bytes that it would reserve."""
 
     group: int
-    tokens: int  #: the most that it may have
+    tokens: int  #: the most that its buffers may have
     n_bytes: int
 
 
@@ -37,7 +37,7 @@ class Admission:
 
     @property
     def rows(self) -> set[int]:
-        """Rows that have reserved bytes."""
+        """The rows that have reserved bytes."""
         return {row for rows in self._groups.values() for row in rows}
 
     @property
@@ -48,7 +48,7 @@ class Admission:
         return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
-        """The most tokens that a row's buffers may have. Raises OutOfBudgetError where it could never run.
+        """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.
 
         A growing cache is copied layer by layer: the old and the new buffer of one layer exist together, which the
         capacity of one more step covers.
@@ -60,7 +60,7 @@ class Admission:
         return tokens
 
     def place(self, tokens: int) -> Place:
-        """The group in which a row of ``tokens`` adds the fewest bytes. O(groups)."""
+        """Return the group in which a row of ``tokens`` adds the fewest bytes. O(groups)."""
         alone = tokens * self._token_bytes + self._row_bytes
         best = Place(self._n_groups, tokens, alone)
         free = self.limit_bytes - self.reserved_bytes
@@ -89,5 +89,5 @@ class Admission:
         return needed_bytes + self.reserved_bytes <= self.limit_bytes
 
     def shortfall(self, needed_bytes: int, idle_bytes: int) -> int:
-        """Bytes of ``idle_bytes`` that must be evicted for ``needed_bytes`` more."""
+        """Return the bytes of ``idle_bytes`` that must be evicted for ``needed_bytes`` more."""
         return max(0, needed_bytes + self.reserved_bytes + idle_bytes - self.limit_bytes)

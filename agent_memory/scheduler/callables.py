@@ -18,7 +18,7 @@ _Answer = SimpleQueue[tuple[Any, Exception | None]]
 
 
 def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...]:
-    """The processors as a tuple: an iterator would be empty for a second request.
+    """Return the processors as a tuple: an iterator would be empty for a second request.
 
     Raises UnsupportedParameterError for an item that cannot be called.
     """
@@ -32,7 +32,7 @@ def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...
 
 
 def guarded(processors: Sequence[LogitsProcessor], timeout_s: float) -> tuple[Guard, ...]:
-    """A guard for each processor. Its thread makes an array of the result too, which may run the user's code."""
+    """Return a guard for each processor. Its thread also makes an array of the result: that may run the user's code."""
     return tuple(Guard("a logits processor", _floats_of(one), timeout_s) for one in processors)
 
 
@@ -60,7 +60,7 @@ class Guard:
 
     def start(self) -> None:
         """Start the thread; once. Caller's thread."""
-        work, self._work = self._work, None  # the thread's from now on, and gone with it
+        work, self._work = self._work, None  # the thread's alone from now on
         threading.Thread(
             target=_serve, args=(self._what, work, self._calls, self._after), name="agent_memory-callable", daemon=True
         ).start()
@@ -123,7 +123,7 @@ def _serve(
             call.answer.put((work(*call.args), None))
         except BaseException as error:  # noqa: BLE001 - not this thread's: raised again where the answer is read
             call.answer.put((None, error if isinstance(error, Exception) else _ordinary(what, error)))
-        del call  # it holds logits
+        del call  # the arguments contain logits
         if after is not None:
             after()
 

@@ -54,7 +54,7 @@ class Counters:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
     def stats(self, live: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
-        """The sums so far, with the engine's figures of its memory (``live``) and the store's own."""
+        """Return the sums so far, with the engine's memory figures (``live``) and the store's figures."""
         return Stats(
             requests=self.requests,
             prompt_tokens=self.prompt_tokens,
@@ -68,7 +68,11 @@ class Counters:
             evictions={"hot": live["hot_evictions"], "warm": live["warm_evictions"]},
             hot_bytes=live["hot_bytes"],
             warm_bytes=live["warm_bytes"],
+            waiting=live["waiting"],
+            running=live["running"],
             save_failures=self.save_failures + stored["save_failures"],
+            budgets={"cold": stored["disk_budget_bytes"]},
             remember_failures=stored.get("remember_failures", 0),
+            tools_abandoned=stored.get("tools_abandoned", 0),
             **{name: stored[name] for name in _STORED},
         )

@@ -1,25 +1,28 @@
-"""Eviction from the hot tier: the one place where live KV of idle lineages is given up."""
+"""Eviction from the hot tier: which idle lineages leave it, when, and to which tier."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Tier
 
 #: Share of the hot tier that may be full before the next lineages to be evicted are copied to warm ahead of need.
 _FILLED = 0.75
-#: When to look again at a lineage that is due and still being copied.
+#: Seconds until a due lineage that is still being copied is tried again.
 _AGAIN_S = 0.05
 
 
 class Evictor:
-    """Evicts idle lineages from hot to warm, where that is enabled, finishing their saves first. Engine thread only.
+    """Evicts idle lineages from hot to warm (if enabled), finishing their saves first. Engine thread only.
 
     - The lowest worth first (``prefix/worth.py``); lineages of pinned agents last.
     - The next ones to be evicted are copied to warm ahead of need. No row that decodes waits for a copy.
@@ -28,23 +31,37 @@ class Evictor:
     """
 
     def __init__(
-        self, hot: HotTier, tiers: Tiers, saver: Saver, admission: Admission, *, ttl_s: float | None = None
+        self,
+        hot: HotTier,
+        tiers: Tiers,
+        saver: Saver,
+        admission: Admission,
+        *,
+        ttl_s: float | None = None,
+        unkept: Unkept | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._hot, self._store, self._warm = hot, tiers.store, tiers.warm
         self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
+        self._unkept = unkept if unkept is not None else Unkept()
+        self._observer = observer or Observer()
         self.n_evicted = 0
-        self._due_s: float | None = None  # when a lineage or a warm piece may be too old, by the tier's clock
+        self._due_s: float | None = None  # when KV may be past its time to live, by the tier's clock
         self._set_alarm(hot.clock(), ())
 
     def evict(self, lineage: Lineage, to: Tier = "warm") -> None:
         """Evict a lineage now; ``to``: "warm", or "cold" for the disk alone."""
+        began = time.perf_counter()
         if to == "warm":
             self._saver.copy(lineage)
             self._saver.finish(lineage)
         else:
             self._saver.settle(lineage)
         self._hot.take(lineage)
+        self._unkept.note(lineage.owner, lineage.ids, "evicted")
         self.n_evicted += 1
+        kept_in = self._next_tier(lineage, has_warm=to == "warm" and self._warm.is_on)
+        self._observer.evicted(lineage.owner, len(lineage.ids), lineage.kv.nbytes, kept_in, began)
 
     def make_room(self, n_bytes: int, plan: Plan, *, hurry: bool) -> list[Lineage]:
         """Evict idle lineages until ``n_bytes`` fit. The plan's own lineage stays; where its bytes and those of a copy
@@ -95,13 +112,13 @@ class Evictor:
             if owner is None or lineage.owner == owner:
                 self._saver.settle(lineage)
                 if owner is not None and self._hot.bequeath(lineage):
-                    continue  # it is not this agent's alone
+                    continue  # a fork shares it
                 lineage.is_offered = self._saver.is_copying(lineage)  # warm may have evicted its copy since
                 self.evict(lineage, to)
         self._hot.disinherit(owner)
 
     def _in_order(self) -> Iterator[Lineage]:
-        """Idle lineages, the lowest worth first; none of them depends on another."""
+        """Yield idle lineages, pinned ones last, the lowest worth first."""
         now = self._hot.clock()
         return leaves_first(self._hot, lambda one: (self._is_pinned(one), self._worth(one, now)))
 
@@ -109,17 +126,19 @@ class Evictor:
         return lineage.agent_id in self._store.pins
 
     def _worth(self, lineage: Lineage, now: float) -> float:
-        is_stored = self._store.has_disk and lineage.is_saved
-        after: Tier = "warm" if self._warm.is_on else "cold" if is_stored else "none"
-        n_bytes = lineage.kv.nbytes
+        after, n_bytes = self._next_tier(lineage, has_warm=self._warm.is_on), lineage.kv.nbytes
         cost_s = self._store.costs.back_s(after, len(lineage.ids), n_bytes)
         return worth(cost_s, n_bytes, now - lineage.used_s)
+
+    def _next_tier(self, lineage: Lineage, *, has_warm: bool) -> Tier:
+        """The fastest tier that has the KV of a lineage once it has left hot."""
+        return "warm" if has_warm else "cold" if self._store.has_disk and lineage.is_saved else "none"
 
     # age
 
     @property
     def is_due(self) -> bool:
-        """True if a lineage or a warm piece may be too old."""
+        """True if a lineage or a warm piece may be past its time to live."""
         return self._due_s is not None and self._hot.clock() >= self._due_s
 
     @property
@@ -128,8 +147,8 @@ class Evictor:
         return None if self._due_s is None else max(0.0, self._due_s - self._hot.clock())
 
     def expire(self, *, hurry: bool) -> None:
-        """Evict what was unused for too long, from hot and warm. With ``hurry`` (rows decode), a lineage that warm has
-        no copy of yet is evicted a little later.
+        """Evict lineages and warm pieces past their time to live. With ``hurry`` (rows decode), a lineage that is still
+        being copied to warm is evicted a little later.
         """
         now = self._hot.clock()
         sleeps = [self._warm.expire()]
@@ -148,6 +167,6 @@ class Evictor:
         self._set_alarm(now, sleeps)
 
     def _set_alarm(self, now: float, sleeps: Iterable[float | None]) -> None:
-        """Be due after the shortest of ``sleeps``, and no later than KV that comes meanwhile may be too old."""
+        """Be due after the shortest of ``sleeps``, and before KV that comes meanwhile may be past its time to live."""
         known = [sleep for sleep in (*sleeps, self._ttl_s, self._warm.ttl_s) if sleep is not None]
         self._due_s = now + min(known) if known else None

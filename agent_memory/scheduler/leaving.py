@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from agent_memory.errors import AgentMemoryError
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.replying import Replies
+from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import Heir, HotTier, Lineage
 
 
 class Leaving:
     """Takes rows out of the batch and gives their KV to the hot tier, then to the saver. Engine thread only.
 
-    - The reply first: nobody waits for KV to be put away.
+    - The reply first: no caller waits for KV to be saved.
     - A row without KV leaves nothing. A lineage that a newer one of its agent replaces is settled first.
     - Kinds of KV that cannot be stored stay hot alone.
     """
@@ -42,10 +47,11 @@ class Leaving:
         hot: HotTier,
         saver: Saver,
         evictor: Evictor,
+        unkept: Unkept,
         *,
         is_storable: bool,
     ) -> None:
-        self._running, self._replies, self._evictor = running, replies, evictor
+        self._running, self._replies, self._evictor, self._unkept = running, replies, evictor, unkept
         self._hot, self._saver, self._is_storable = hot, saver, is_storable
 
     def finish(self, rows: list[Row]) -> None:
@@ -61,14 +67,22 @@ class Leaving:
 
     def retire(self, rows: list[Row], *, have_failed: bool = False) -> None:
         """End rows that have no reply; their requests have ended. ``have_failed``: in a decode step."""
+        for row in rows:
+            if not row.is_ready:
+                self._unkept.note(row.request.owner, row.ids, "cancelled")
         for row, kv in zip(rows, self._running.take_kv(rows), strict=True):
             if not have_failed or row.cut_to_sound(kv):
                 self._keep(row.lineage(kv, is_turn=False))
             self._running.remove(row)
         self._evictor.free()
 
+    def note_unstarted(self, request: Request) -> None:
+        """Record that a request ended in the line, before any of its prompt was computed."""
+        with contextlib.suppress(AgentMemoryError):  # a prompt that cannot be planned explains nothing
+            self._unkept.note(request.owner, request.ids(request.asker.prompt()), "cancelled")
+
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle KV of one agent be another's, and be saved as its own, unless that is temporary too."""
+        """Give the idle KV of one agent to another, and save it as the other's, unless that one is temporary."""
         lineage = self._hot.of(owner)
         if lineage is not None:
             self._saver.settle(lineage)

@@ -1,4 +1,4 @@
-"""The way from callers' threads to the engine's: a message queue with a condition variable. Refuses forked children."""
+"""A message queue with a condition variable, from callers' threads to the engine's. Refuses use in forked children."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from agent_memory.errors import ClosedError
 
 
 class Message(Protocol):
-    """Work for the owner thread. It is run, or failed."""
+    """Work for the owner thread; either ``run`` or ``fail`` ends it."""
 
     def run(self) -> None:
         """Do the work. Owner thread."""
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error, where it has not ended. Any thread."""
+        """End the message with an error, if it has not ended. Any thread."""
 
 
 @define(eq=False)
@@ -32,7 +32,7 @@ class Call:
     done: Future[Any] = field(factory=Future)
 
     def run(self) -> None:
-        """Hand over the result of ``work``, or the exception that it raises."""
+        """Run ``work``; hand its result or its exception to the waiting thread."""
         try:
             result = self.work()
         except Exception as error:  # noqa: BLE001 - handed to the thread that asked
@@ -41,7 +41,7 @@ class Call:
             self.done.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Raise ``error`` in the thread that waits."""
+        """Raise ``error`` in the waiting thread."""
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -50,7 +50,7 @@ class Mailbox:
     """Messages from any thread to an owner thread, which sleeps while there are none.
 
     - Messages run in the order in which they were posted.
-    - A message leaves the box only when it has run: whatever ends the owner finds it there, and fails it.
+    - A message leaves the box only after it has run; if the owner ends, it is failed.
     """
 
     def __init__(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-#: Decode steps may add this share to a long prompt's time: its first token stays near the time that it takes alone.
+#: Decode steps may add this share to a long prompt's prefill time, so that its first token is not much later.
 _DECODE_SHARE = 0.4
-#: Prefill steps in a row of one prompt among several that arrived together. A decode step that only some of them share
-#: comes on top of the steps that all share.
+#: Prefill steps in a row for one of several prompts that arrived together: a decode step that only some of them share
+#: is a step more for the others.
 _CROWD_STEPS = 2
 
 
@@ -35,9 +35,9 @@ class Pacer:
         return self._owed <= 0
 
     def prefilled(self, seconds: float, *, is_last: bool, is_alone: bool = False, is_late: bool = True) -> None:
-        """Note a prefill step of ``seconds``.
+        """Record a prefill step of ``seconds``.
 
-        ``is_last``: of its prompt. ``is_alone``: no row decodes. ``is_late``: one decoded before the prompt was asked.
+        ``is_last``: the prompt's last step. ``is_alone``: no row decodes. ``is_late``: one decoded before it arrived.
         """
         self._spent_s = seconds if is_alone else self._spent_s + seconds
         self._steps += 1
@@ -48,15 +48,15 @@ class Pacer:
             self._owed = self.decode_steps(self._spent_s)
 
     def decoded(self, seconds: float) -> None:
-        """Note a decode step of all groups, of ``seconds``."""
+        """Record a decode step of all groups that took ``seconds``."""
         self._decode_s = seconds if not self._decode_s else 0.8 * self._decode_s + 0.2 * seconds
         self._owed -= 1
         self._spent_s = 0.0
         self._steps = 0
 
     def decode_steps(self, prefill_s: float) -> int:
-        """Decode steps that follow ``prefill_s`` of prefill."""
-        spare = self._target_gap_s - self._decode_s  # what a step may lend to the prefill
+        """Return the number of decode steps after ``prefill_s`` of prefill."""
+        spare = self._target_gap_s - self._decode_s  # what each decode step leaves for prefill
         if prefill_s <= spare or not self._decode_s:
             return 1
         most = max(1, int(_DECODE_SHARE * prefill_s / self._decode_s))

@@ -1,4 +1,4 @@
-"""From a row's outcome to its reply, without anybody else waiting for the caller's own code."""
+"""From a row's outcome to its reply, while a caller's own class may run, and no other request waits for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_memory.scheduler.request import Outcome, Request
 
 @frozen(eq=False)
 class _Building:
-    """A reply for which the caller's class is building the value."""
+    """A reply whose value the caller's class is building."""
 
     request: Request
     outcome: Outcome
@@ -44,7 +44,7 @@ class Replies:
 
     @property
     def sleep_s(self) -> float | None:
-        """Seconds until one of them ends at the latest, 0 where one has; None: there are none."""
+        """Seconds until the next request must end, 0 if one is over; None: there are none."""
         if any(one.call.is_over or one.request.is_cancelled for one in self._building):
             return 0.0
         ends = [end for one in self._building for end in (one.call.deadline, one.request.deadline) if end is not None]
@@ -74,7 +74,7 @@ class Replies:
                 self._building.remove(one)
 
     def fail_all(self, error: BaseException) -> None:
-        """End all of them with ``error``."""
+        """End all requests with ``error``."""
         for one in self._building:
             one.request.feed.fail(error)
         self._building.clear()

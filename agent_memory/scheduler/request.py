@@ -1,4 +1,4 @@
-"""Requests on their way to a reply, and what the engine asks of whoever made them."""
+"""Requests, and the callbacks by which the engine asks whoever made them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ from agent_memory.types import DivergedAt, Finish, MissCause, Reply, Sampling, U
 
 
 @frozen
+class Texts:
+    """Text around a difference of two prompts: the shared text before it, then this prompt's and the computed one's."""
+
+    shared: str = field(default="", repr=False)
+    here: str = field(default="", repr=False)
+    there: str = field(default="", repr=False)
+
+
+@frozen
 class Why:
-    """Why a prompt leaves what was computed before it, and where."""
+    """Why a prompt differs from ids computed before it, and where."""
 
     cause: MissCause
     detail: str  #: one sentence, without any of the prompt's text
     at: DivergedAt | None = None
+    texts: Texts = field(default=Texts(), repr=False)  #: for reports only, never logged
+    is_alike: bool = True  #: True if the two prompts look like versions of one text at the difference
 
 
 @frozen(kw_only=True)
@@ -34,8 +45,8 @@ class Prompt:
     known: int = 0  #: leading ids whose KV was computed in earlier turns
     foreign: bool = False  #: True if those turns ran under another model
     n_logged: int = 0  #: ids of the agent's log whose KV was computed, whether or not the prompt begins so
-    why: Why | None = None  #: why the prompt leaves the log before ``n_logged``
-    #: for prompts without an agent: why they leave other ids at a position; both from that position on
+    why: Why | None = None  #: why the prompt differs from the log before ``n_logged``
+    #: for prompts without an agent: explains why they differ from other ids, from a position on
     explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, eq=False, repr=False)
 
 
@@ -44,11 +55,11 @@ class Outcome:
     """A finished row, before it becomes a Reply: the text, and the ids that the log keeps."""
 
     prompt: Prompt
-    text: str  #: all of it, calls and special tokens included
-    parsed: Parsed  #: the events of the text
+    text: str  #: the whole text, calls and special tokens included
+    parsed: Parsed  #: the parser's events
     #: output ids that the log keeps: generated ones, then the re-encoded text between them and a stop string
     kept: tuple[int, ...]
-    n_kv: int  #: of prompt ids and ``kept``, those that the KV covers
+    n_kv: int  #: number of ids, of the prompt's and ``kept``, that the KV covers
     finish: Finish
     stopped: str | None  #: the stop string that ended the text
     usage: Usage
@@ -62,24 +73,24 @@ class Asker(Protocol):
     """
 
     def prompt(self) -> Prompt:
-        """The prompt, rendered and tokenized again only where the agent's log has moved on."""
+        """Return the prompt, rendered and tokenized again only if the agent's log has changed."""
 
     def parser(self, prompt: Sequence[int]) -> ToolParser:
-        """A parser of the text that follows ``prompt``."""
+        """Return a parser of the text that follows ``prompt``."""
 
     def value(self, outcome: Outcome) -> Any:
-        """The JSON that the text is; None where it is none."""
+        """Return the text's JSON; None if the request has no schema or was cut short."""
 
     def commit(self, outcome: Outcome, value: Any) -> Reply:
-        """Write the turn to the log, and make the reply, with ``value`` as ``Reply.parsed``."""
+        """Write the turn to the log and return the reply, with ``value`` as ``Reply.parsed``."""
 
 
 class Awaited(Protocol):
-    """Something that a request waits for, beside its turn in the line."""
+    """An event that a request waits for, beside its turn in the line."""
 
     @property
     def is_coming(self) -> bool:
-        """True as long as waiting pays. Asked each tick."""
+        """True while waiting pays. Read each tick."""
 
 
 @define(eq=False, kw_only=True)

@@ -1,50 +1,43 @@
-"""Find the longest prefix of a prompt that is there already, live or stored, and why it is not longer."""
+"""Find the longest prefix of a prompt whose KV exists, live or stored, and why it is not longer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from attrs import define
+from attrs import define, frozen
 
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.request import Prompt, Why
+from agent_memory.scheduler.losses import Loss, Losses, is_lost
+from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
-from agent_memory.types import MissCause, weakest
+from agent_memory.types import weakest
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
-_AS_LONG = 3  #: restores that may fail without making what is stored shorter: a file may seem readable, and never be
-_FRAME = 16  #: ids at the end of a turn that the next prompt may write otherwise
-_NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
-#: Why a stored lineage ends, as the store remembers it.
-_STOPPED: dict[str, tuple[MissCause, str]] = {
-    "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
-    "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
-    "unreadable": ("not_stored", "a stored file cannot be read just now; it stays, and is tried again"),
-    "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
-    "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
-}
+_AS_LONG = 3  #: failed restores after which the same tokens matched again, before giving up
+_FRAME = 16  #: ids at the end of a turn that the next prompt may render otherwise
 
 
 @define(eq=False, kw_only=True)
 class Plan:
-    """The KV that a prompt could start from, before any is taken or read.
+    """The KV that a prompt could start from, before any of it is taken or read.
 
     ``lineage`` and ``row`` are never both set.
     """
 
     wanted: Ids
-    stored: Match  #: in warm and cold
+    stored: Match  #: in warm and on disk
     lineage: Lineage | None = None  #: an idle lineage in hot
     row: Row | None = None  #: a running row, whose KV is copied
     n_live: int = 0  #: tokens of the lineage or the row
@@ -54,8 +47,20 @@ class Plan:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the prompt whose KV is there."""
+        """Tokens of the prompt whose KV exists."""
         return max(self.n_live, self.stored.n_tokens)
+
+
+@frozen
+class Found:
+    """The KV that exists of a prompt, and why there is no more."""
+
+    n_tokens: int
+    tier_tokens: Mapping[str, int]
+    loss: Loss
+    may_be_new: bool  #: True if, without a cause in ``loss``, no similar prompt was computed before
+    restore_s: Mapping[str, float | None]  #: seconds by tier, as measured; None: not measured yet
+    prefill_s: float | None  #: seconds for the remaining tokens; None: not measured yet
 
 
 class Reuse:
@@ -71,10 +76,13 @@ class Reuse:
     #   idle lineage, moved         hot tier         the row's alone; saved first, then truncated
     #   idle lineage, copied        hot tier         hot tier; the row has a copy
     #   running row                 row or batch     row or batch; the new row has a copy
-    #   warm, cold                  store            store; the row has a restored copy
+    #   warm, cold                  warm, disk       warm, disk; the row has a restored copy
 
-    def __init__(self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int) -> None:
+    def __init__(
+        self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
+    ) -> None:
         self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
+        self._losses = Losses(unkept, tiers.store, layout)
         self._prefill_tokens = prefill_tokens
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
@@ -98,28 +106,28 @@ class Reuse:
         return plan
 
     def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
-        """True if the forks that share a lineage can still have their part of it when its owner goes on with it."""
+        """True if forks that share a lineage can still copy their prefix once its owner continues it."""
         return not self._hot.is_shared(lineage) or (self._layout.is_full and n_tokens >= len(lineage.ids) - _FRAME)
 
     def _reach(self, row: Row, n_tokens: int) -> int:
-        """Longest prefix, of at most ``n_tokens``, that can be copied from a running row.
+        """Return the longest prefix, of at most ``n_tokens``, that can be copied from a running row.
 
-        From one that decodes only where every layer can be truncated at any token.
+        From a decoding row only if every layer can be truncated at any token.
         """
         if self._layout.is_full:
             return n_tokens
         return row.kv.reach(n_tokens) if row.kv is not None else 0
 
     def take(self, batch: Batch, plan: Plan, prompt: Prompt) -> Base:
-        """Take or restore the KV of a plan; it is the caller's alone then. A restore that fails is a miss."""
-        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is cut
+        """Take or restore the KV of a plan, and give it to the caller alone. A restore that fails is a miss."""
+        other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is truncated
         base, stopped = self._live(batch, plan), plan.stored.stopped
         stored = plan.stored
         n_as_long = 0
         try:
             while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
-                if base is None:  # damaged: the store has forgotten those pieces by now and matches less
+                if base is None:  # damaged: the store has hidden those pieces by now and matches fewer tokens
                     failed, stored = stored, self._tiers.match(plan.wanted)
                     n_as_long += stored.n_tokens >= failed.n_tokens
                     stopped = stored.stopped if n_as_long < _AS_LONG else "unreadable"
@@ -127,16 +135,30 @@ class Reuse:
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
-        if base.n_tokens < min(prompt.known, len(plan.wanted)) or (prompt.foreign and not base.n_tokens):
+        if is_lost(prompt, len(plan.wanted), base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
-            base.miss, base.miss_detail = self._reason(prompt, stopped)
-        elif (why := _why(prompt, base.n_tokens, other)) is not None:
-            base.miss, base.miss_detail, base.diverged_at = why.cause, why.detail, why.at
+        base.loss = self._losses.of(prompt, plan.wanted, base.n_tokens, stopped, other)
         return base
 
+    def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
+        """Return the KV that a request with this prompt would find, and why no more. Reads no KV, changes nothing."""
+        plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
+        n_tokens, costs = plan.n_tokens, self._tiers.store.costs
+        tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
+        other = self._other(plan) if prompt.explain is not None else None
+        token_bytes = self._layout.token_bytes
+        return Found(
+            n_tokens,
+            tiers,
+            self._losses.of(prompt, plan.wanted, n_tokens, plan.stored.stopped, other),
+            not prompt.n_logged and (not n_tokens or other is not None),
+            {tier: costs.load_s(tier, n * token_bytes) for tier, n in tiers.items()},
+            costs.compute_s(len(prompt.ids) - n_tokens),
+        )
+
     def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
-        """Where the prompt leaves KV that is there and goes on otherwise, and the ids with which that goes on."""
-        at, other = max(plan.n_tokens, self._tiers.store.chunk_tokens), None
+        """Return where the prompt differs from existing KV, and the ids that this KV has from there on."""
+        at, other = max(plan.n_tokens, 1), None
         for lineage in self._hot:
             shared = common_prefix(lineage.ids, plan.wanted)
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
@@ -169,7 +191,7 @@ class Reuse:
         return lineage.kv.copy(n_tokens)
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
-        """Restore a match from the store; None where a checksum was wrong, before anything was computed on it."""
+        """Restore a match; None if a checksum is wrong: then nothing was computed on it."""
         source = self._tiers.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)
@@ -186,19 +208,3 @@ class Reuse:
             tier_tokens=match.tier_tokens,
             exactness=match.exactness,
         )
-
-    def _reason(self, prompt: Prompt, stopped: str | None) -> tuple[MissCause, str]:
-        if prompt.why is not None and prompt.why.cause == "forgotten":  # the KV before the card went with it
-            return prompt.why.cause, prompt.why.detail
-        if prompt.foreign:
-            return "other_model", "the agent's turns so far ran under another model, whose KV is no use to this one"
-        if not self._layout.is_storable:
-            return "not_stored", f"KV of the kind {self._layout.unstored[0]} can be neither stored nor truncated"
-        return _STOPPED.get(stopped or "", ("damaged", stopped or "") if stopped else _NOT_STORED)
-
-
-def _why(prompt: Prompt, n_tokens: int, other: tuple[int, Sequence[int]] | None) -> Why | None:
-    """Why the prompt leaves its agent's log or, without an agent, what is stored; None where it leaves neither."""
-    if prompt.explain is None:
-        return prompt.why if n_tokens < prompt.n_logged else None
-    return prompt.explain(*other) if other is not None and n_tokens <= other[0] else None

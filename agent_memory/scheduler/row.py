@@ -11,10 +11,11 @@ from attrs import define, field
 
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
+from agent_memory.scheduler.losses import Loss
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.tiers.hot import Lineage
 from agent_memory.toolcall import ToolParser
-from agent_memory.types import Delta, DivergedAt, Exactness, Finish, MissCause, Text, Tier, Usage
+from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: provenance of an id's KV
 
@@ -23,15 +24,13 @@ PREFILL, DECODE = 1, 2  #: provenance of an id's KV
 class Base:
     """KV of the first ``n_tokens`` of a row's prompt, and the tier that it comes from."""
 
-    kv: KV | None = field(repr=False)  #: the row's own from its start on
+    kv: KV | None = field(repr=False)  #: owned by the row from its start on
     n_tokens: int = 0
     made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
-    tier: Tier = "none"  #: the slowest that any of it comes from
+    tier: Tier = "none"  #: the slowest tier of its tokens
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
-    miss: MissCause | None = None
-    miss_detail: str = ""
-    diverged_at: DivergedAt | None = None
+    loss: Loss = field(factory=Loss)
 
 
 @define(eq=False, kw_only=True)
@@ -92,7 +91,7 @@ class Row:
 
     @property
     def exactness(self) -> Exactness:
-        """The weakest promise of the KV that it has so far."""
+        """The weakest promise of its KV so far."""
         return self.base.exactness
 
     @property
@@ -113,16 +112,16 @@ class Row:
         return self.n_prompt - (1 if self.max_tokens else 0)
 
     def next_step(self, chunk_tokens: int) -> int:
-        """Where the next prefill step ends: at a multiple of ``chunk_tokens``, counted from the prompt's start."""
+        """Return where the next prefill step ends: at a multiple of ``chunk_tokens`` from the prompt's start."""
         return min((self.fed // chunk_tokens + 1) * chunk_tokens, self.n_prefill)
 
     def advance(self, stop: int) -> None:
-        """Note that the prompt ids ``[fed, stop)`` were fed."""
+        """Record that the prompt ids ``[fed, stop)`` were fed."""
         assert self.fed <= stop <= self.n_prompt, (self.fed, stop, self.n_prompt)
         self.fed = stop
 
     def accept(self, token: int) -> None:
-        """Take one sampled token: text, stop strings, limits. Sets ``finish`` where it is the last."""
+        """Take one sampled token: text, stop strings, limits. Sets ``finish`` if it is the last."""
         if not self.output:
             self.first_token = time.perf_counter()
         self.output.append(token)
@@ -144,12 +143,12 @@ class Row:
         self.request.feed.emit(Delta(visible, (token,), tuple(events)), (len(self.output), self.max_tokens))
 
     def outcome(self, kv: KV) -> Outcome:
-        """The finished row. Truncates ``kv`` to the last id that the log keeps, where it can be truncated."""
+        """Return the finished row. Truncates ``kv`` to the last id that the log keeps, if it can be truncated."""
         kept, n_ids = tuple(self.output), len(self.output)
         if self.stream.stopped is not None:
             n_ids, tail = self.stream.kept()
             kept = (*self.output[:n_ids], *self.tokenizer.encode(tail))
-            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))  # else it covers ids that the log does not keep
+            kv.trim(min(kv.n_tokens, self.n_prompt + n_ids))  # else the KV covers ids that the log does not keep
         n_kv = min(kv.n_tokens, self.n_prompt + n_ids)
         return Outcome(
             prompt=self.prompt,
@@ -163,14 +162,15 @@ class Row:
         )
 
     def _outcome_finish(self) -> Finish:
-        """Why it ended, as callers see it: "length" where a call was cut short, even after complete ones."""
+        """Return ``Reply.finish``: "length" if a call was cut short, even after complete ones."""
         parsed = self.parser.parsed
         if parsed.is_truncated:
             return "length"
         return "tool_calls" if parsed.tool_calls else self.finish or "length"
 
     def usage(self) -> Usage:
-        """Figures so far."""
+        """Return the figures so far, and the cause of a miss."""
+        why = self.base.loss.why()
         now, base = time.perf_counter(), self.base
         first = self.first_token or now
         n_later = max(0, len(self.output) - 1)
@@ -182,9 +182,9 @@ class Row:
             tier=base.tier,
             tier_tokens=base.tier_tokens,
             exactness=base.exactness,
-            miss=base.miss,
-            miss_detail=base.miss_detail,
-            diverged_at=base.diverged_at,
+            miss=None if why is None else why.cause,
+            miss_detail="" if why is None else why.detail,
+            diverged_at=None if why is None else why.at,
             ttft_s=first - self.request.created,
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,
@@ -202,7 +202,7 @@ class Row:
         return n_tokens > 0 and kv.trim(n_tokens) and kv.is_finite
 
     def lineage(self, kv: KV, *, is_turn: bool = True) -> Lineage:
-        """The KV with the ids that it covers, for the hot tier. ``is_turn``: the row ended with a reply."""
+        """Return the KV with the ids that it covers, for the hot tier. ``is_turn``: the row ended with a reply."""
         n = kv.n_tokens
         ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
         made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])

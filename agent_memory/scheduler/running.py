@@ -11,7 +11,7 @@ from agent_memory.scheduler.row import Row
 
 
 class Running:
-    """Rows from their start to their end; what starting, prefill, decode and leaving share. Engine thread only.
+    """Rows from their start to their end, shared by starting, prefill, decode and leaving. Engine thread only.
 
     - A row is in ``prefilling`` (the oldest first) or in ``decoding`` (by number), never in both.
     - It has reserved bytes exactly as long as it is in one of them.
@@ -46,18 +46,18 @@ class Running:
         return own + (self._batch.nbytes if self._batch else 0)
 
     def add(self, row: Row, place: Place) -> None:
-        """Take in a row that starts to prefill, and reserve its bytes."""
+        """Add a row that starts to prefill, and reserve its bytes."""
         self._admission.add(row.number, place)
         self.prefilling.append(row)
 
     def count_fed(self, row: Row, stop: int) -> None:
-        """Note that the prompt ids ``[row.fed, stop)`` were fed to the model."""
+        """Record that the prompt ids ``[row.fed, stop)`` were fed to the model."""
         self._counters.computed_ids += stop - row.fed
         row.advance(stop)
         row.request.feed.move("prefill", (row.fed, row.n_prompt))
 
     def join(self, row: Row) -> None:
-        """Hand a prefilled row, and its KV, to the batch. What raises leaves both where they are."""
+        """Hand a prefilled row and its KV to the batch. If that raises, both stay where they were."""
         request = row.request
         assert row.kv is not None
         self.batch.insert(
@@ -69,12 +69,12 @@ class Running:
             logits_processors=request.logits_processors,
             constraint=request.constraint,
         )
-        self.decoding[row.number] = row  # first: a row that is in two places ends, one that is in none would not
+        self.decoding[row.number] = row  # first: a row in both lists would still end, one in neither would not
         self.prefilling.remove(row)
         row.kv = None
 
     def take_kv(self, rows: list[Row]) -> list[KV]:
-        """Take the KV of rows that end, out of the batch where they decode. The rows are to be removed at once."""
+        """Take the KV of rows that end, out of the batch if they decode. The caller removes the rows at once."""
         decoding = [row for row in rows if row.kv is None]
         if decoding:
             for row, kv in zip(decoding, self.batch.remove([row.number for row in decoding]), strict=True):
@@ -82,7 +82,7 @@ class Running:
         return [row.kv for row in rows if row.kv is not None]
 
     def remove(self, row: Row) -> None:
-        """End a row: no list holds it, its bytes are free, and whoever still holds it does not hold its KV."""
+        """Remove a row from all lists, free its bytes, and clear its KV."""
         row.kv = None
         self.decoding.pop(row.number, None)
         if row in self.prefilling:
@@ -90,7 +90,7 @@ class Running:
         self._admission.remove(row.number)
 
     def drop(self) -> None:
-        """End all rows with their KV, whatever state the batch is in. Raises what ``Batch.close`` raises."""
+        """Drop all rows with their KV, whatever state the batch is in. Raises what ``Batch.close`` raises."""
         for row in self:
             row.kv = None
             self._admission.remove(row.number)

@@ -12,14 +12,15 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.scheduler.counters import Counters
-from agent_memory.store.saves import Save
+from agent_memory.scheduler.observer import Observer
+from agent_memory.store.save import Save
 from agent_memory.tiers.copies import Copy
 from agent_memory.tiers.hot import Lineage
 from agent_memory.tiers.tiers import Tiers
 
 log = logging.getLogger("agent_memory.saving")
 
-#: While others decode, one tick of saving takes about this long.
+#: Seconds of saving in one tick while rows decode.
 _SLICE_S = 0.004
 
 Job = Generator[None, None, None]
@@ -27,7 +28,7 @@ Jobs = dict[int, tuple[Lineage, Job]]
 
 
 class _Rows(Protocol):
-    """Tokens ``[start, stop)`` to be read, in a codec."""
+    """Tokens ``[start, stop)`` to be read and encoded."""
 
     @property
     def start(self) -> int: ...
@@ -47,7 +48,7 @@ class _Beside(_Rows, Protocol):
 
 
 class Saver:
-    """Lineages whose KV is on its way to the store. Engine thread only.
+    """Hands the KV of idle lineages to the store and to warm. Engine thread only.
 
     - Saves to disk come first, copies into warm after them.
     - The live arrays are copied to the host here, O(new tokens) bytes, because the next turn may change them in place.
@@ -56,28 +57,29 @@ class Saver:
     - While the disk does not keep up, saves wait and copies go on.
     """
 
-    # Who holds the KV of a lineage's tokens while it is saved or copied, beside the live arrays, which hold all of it.
+    # Who else has the KV of a lineage's tokens while it is saved or copied. The live arrays have all of it.
     #
     #   tokens                       before ``put``              from ``put`` on
-    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until a commit, or warm's
+    #   each [part.start, part.stop) nobody                      a host copy: the I/O thread's until commit, or warm's
     #   each [side.start, side.stop) nobody                      the same: window rows, and the state at ``side.stop``
     #   all others of [0, len(ids))  the store's files or warm's pieces, since an earlier save of any lineage
     #
     # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
-    def __init__(self, tiers: Tiers, layout: Layout, counters: Counters) -> None:
+    def __init__(self, tiers: Tiers, layout: Layout, counters: Counters, observer: Observer | None = None) -> None:
         self._store, self._warm, self._layout, self._counters = tiers.store, tiers.warm, layout, counters
+        self._observer = observer or Observer()
         self._saves: Jobs = {}
         self._copies: Jobs = {}
 
     @property
     def can_step(self) -> bool:
-        """True if something is left to hand over that need not wait for the disk."""
+        """True if KV is left to hand over that need not wait for the disk."""
         return bool(self._copies) or (bool(self._saves) and self._store.is_ready)
 
     @property
     def busy(self) -> bool:
-        """True if something is left to hand over."""
+        """True if KV is left to hand over."""
         return bool(self._saves or self._copies)
 
     def begin(self, lineage: Lineage) -> None:
@@ -86,7 +88,7 @@ class Saver:
         self._saves[id(lineage)] = (lineage, self._save(lineage))
 
     def copy(self, lineage: Lineage) -> None:
-        """Copy a lineage that is to be evicted into warm; once, even where warm refuses it."""
+        """Copy a lineage that is soon evicted into warm; once, even if warm refuses it."""
         if not lineage.is_offered:
             lineage.is_offered = True
             if self._warm.is_on and self._layout.is_storable:
@@ -97,14 +99,14 @@ class Saver:
         return id(lineage) in self._copies
 
     def settle(self, lineage: Lineage) -> None:
-        """Hand over all that is left to save of one lineage, now and without waiting for the disk; give up its copy."""
+        """Hand over all that is left to save of a lineage, without waiting for the disk; abandon its copy to warm."""
         self._finish(self._saves, lineage)
         if id(lineage) in self._copies:
             self._copies.pop(id(lineage))[1].close()
             lineage.is_offered = False
 
     def finish(self, lineage: Lineage) -> None:
-        """Hand over all that is left of one lineage, to disk and to warm."""
+        """Hand over all that is left of a lineage, to disk and to warm."""
         self._finish(self._saves, lineage)
         self._finish(self._copies, lineage)
 
@@ -169,7 +171,7 @@ class Saver:
             yield from self._export(lineage, copy)
 
     def _export(self, lineage: Lineage, to: Save | Copy) -> Job:
-        kv, n_full = lineage.kv, len(self._layout.tensors)
+        kv, n_full, began = lineage.kv, len(self._layout.tensors), time.perf_counter()
         parts: Sequence[_Rows] = to.parts
         sides: Sequence[_Beside] = to.sides
         try:
@@ -188,3 +190,6 @@ class Saver:
             to.abandon()
             raise
         to.finish()
+        if parts or sides:
+            n_tokens = sum(part.stop - part.start for part in parts)
+            self._observer.saved(lineage.owner, n_tokens, "cold" if isinstance(to, Save) else "warm", began)

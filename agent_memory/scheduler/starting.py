@@ -1,4 +1,4 @@
-"""Starting requests: which of those that wait may start, and the KV and the bytes that they start with."""
+"""Starting requests: which waiting requests may start, with which KV and which reserved bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.request import Prompt, Request
 from agent_memory.scheduler.reuse import Plan, Reuse
@@ -25,7 +26,7 @@ from agent_memory.tiers.tiers import Tiers
 #: How an attempt to start a request ended.
 Start = Literal["started", "ended", "awaits", "no bytes", "no row"]
 
-#: Of the requests that cannot start yet, the first few have their segments read ahead.
+#: Number of waiting requests whose segments are read ahead.
 _PREFETCHED = 2
 
 
@@ -44,7 +45,7 @@ class _Prefix:
 
 @frozen(eq=False)
 class _Bytes:
-    """Lineages that are evicted once they are copied to warm."""
+    """Bytes of lineages that are evicted once they are copied to warm."""
 
     saver: Saver
     leaving: tuple[Lineage, ...]
@@ -79,6 +80,7 @@ class Starting:
         evictor: Evictor,
         saver: Saver,
         prefill: Prefill,
+        observer: Observer,
         *,
         max_batch: int,
         target_gap_s: float,
@@ -86,12 +88,14 @@ class Starting:
         self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
+        self._observer = observer
         self._max_batch, self._target_gap_s = max_batch, target_gap_s
         self._numbers = count()
+        self.lacks_bytes = False  #: True if a request could not start in the last step because its bytes were not free
 
     def step(self, busy: set[str | None]) -> bool:
-        """Start what may start; True if any request was started. ``busy``: agents whose next request must wait."""
-        now, n_ahead, has_started = time.perf_counter(), 0, False
+        """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
+        now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
@@ -101,14 +105,16 @@ class Starting:
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
-            except Exception as error:  # noqa: BLE001 - what cannot start fails alone, and is not tried for ever
+            except Exception as error:  # noqa: BLE001 - a request that cannot start fails alone, and is not tried for ever
                 request.feed.fail(stripped(error))
                 start = "ended"
             if start in ("started", "ended"):
                 self._waiting.remove(request)
             has_started |= start == "started"
+            lacks_bytes |= start == "no bytes"
             if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
                 break
+        self.lacks_bytes = lacks_bytes
         return has_started
 
     def _has_row(self, now: float) -> bool:
@@ -135,6 +141,7 @@ class Starting:
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
+        self._observer.started(request, row.usage)
         self._evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
         if row.is_ready and row.max_tokens:
@@ -142,7 +149,7 @@ class Starting:
         return "started"
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
-        """A row with the KV that the plan found, taken or restored."""
+        """Return a row with the KV of the plan, taken or restored."""
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from agent_memory.errors import QueueFullError
 from agent_memory.scheduler.request import Request
 
-#: A request gains one level of priority each time it has waited so long.
+#: A request gains one level of priority for each this many seconds of waiting.
 AGE_S = 10.0
 
 
 class Places:
     """Places in the line: one for each request that was handed in and has neither started nor ended. Any thread.
 
-    - ``limit``: how many there are; None: any number.
+    - ``limit``: number of places; None: any number.
     - A request takes its place on its caller's thread, before the engine knows of it, and leaves it once.
     """
 
@@ -43,7 +43,7 @@ class Places:
 
 
 class Waiting:
-    """Requests in the order in which they came. Engine thread only. ``places``: where each of them has one."""
+    """Requests in order of arrival; each has one of ``places``. Engine thread only."""
 
     def __init__(self, places: Places | None = None) -> None:
         self._requests: list[Request] = []
@@ -56,11 +56,11 @@ class Waiting:
         return iter(list(self._requests))
 
     def add(self, request: Request) -> None:
-        """Join the line."""
+        """Add a request."""
         self._requests.append(request)
 
     def remove(self, request: Request) -> None:
-        """Leave the line."""
+        """Remove a request."""
         self._requests.remove(request)
         self._places.leave(request)
 
@@ -69,9 +69,9 @@ class Waiting:
         return any(request.owner == owner for request in self._requests)
 
     def in_order(self, now: float) -> list[Request]:
-        """Requests that may be next, in that order, at ``now`` (perf_counter). O(n log n).
+        """Return requests that may start next, in order, at ``now`` (perf_counter). O(n log n).
 
-        Of an agent's requests only the oldest: a conversation is never reordered. It has the highest priority of them.
+        Of an agent's requests only the oldest, at the highest priority among them: a conversation is never reordered.
         """
         firsts: dict[str | int, Request] = {}
         priorities: dict[str | int, int] = {}
@@ -89,5 +89,5 @@ class Waiting:
 
 
 def effective_priority(request: Request, now: float) -> int:
-    """Priority, plus one for each ``AGE_S`` since the request was made."""
+    """Return a request's priority, plus one for each ``AGE_S`` since it was made."""
     return request.priority + int((now - request.created) / AGE_S)

@@ -1,5 +1,6 @@
-"""The one thread that moves bytes to and from the disk, in small items: logs first, then reads ahead, then KV, and in
-idle time what keeps the store in shape.
+"""The I/O thread: moves bytes to and from the disk in small items.
+
+Logs come first, then reads ahead of need, then KV, then idle work (joining segments).
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from agent_memory.log.health import Health, is_disk_error
 
 log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")
-LogItem = tuple[Callable[[], object], int]  #: a write to a log, and whose
+LogItem = tuple[Callable[[], object], int]  #: a write to a log, and its agent
 
-ITEM_BYTES = 8 << 20  #: an item of work moves at most this much
-HIGH_WATER_BYTES = 64 << 20  #: above this, ``is_ready`` says no
-LIMIT_BYTES = 512 << 20  #: above this, no more KV is queued at all
-RETRY_S = 1.0  #: a log that could not be written is tried again this often
+HIGH_WATER_BYTES = 64 << 20  #: queued bytes above which ``is_ready`` is False
+LIMIT_BYTES = 512 << 20  #: queued bytes above which no KV is queued
+RETRY_S = 1.0  #: seconds between two attempts to write a log
 
 
 class IOThread:
-    """Runs work in order on one thread, which ``start`` or the first item starts and ``close`` ends.
+    """Runs work in order on one thread, which ``start`` or the first item starts and ``close`` ends. Thread-safe.
 
-    A log item that the disk refuses stays first in its queue and is tried again every second, and at the next ``drain``
-    or log item: no later turn is written over a hole. One that fails for another reason holds up its own agent's items
-    alone, until the next ``drain`` or item of that agent. Thread-safe.
+    - A log item that the disk refuses stays first in its queue: no later turn is written before it. It is tried again
+      every second, and at the next ``drain`` or log item.
+    - A log item that fails for another reason stops only its own agent's items, until the next ``drain`` or item of
+      that agent.
     """
+
+    item_bytes = 8 << 20  #: most bytes of one item of KV work
 
     def __init__(self, name: str = "agent_memory-io", health: Health | None = None) -> None:
         self._name, self._health = name, health or Health()
@@ -48,26 +51,26 @@ class IOThread:
 
     @property
     def is_ready(self) -> bool:
-        """Whether more KV may be queued without holding much memory."""
+        """True if KV may be queued without using much memory."""
         return self.pending_bytes <= HIGH_WATER_BYTES
 
     @property
     def is_full(self) -> bool:
-        """Whether no more KV may be queued at all."""
+        """True if no more KV may be queued."""
         return self.pending_bytes > LIMIT_BYTES
 
     @property
     def is_started(self) -> bool:
-        """Whether the thread was ever started."""
+        """True if the thread was started."""
         return self._thread is not None
 
     def start(self) -> None:
-        """Start the thread, if it does not run yet."""
+        """Start the thread, if it is not running."""
         with self._lock:
             self._start()
 
     def submit(self, work: Callable[[], object], nbytes: int = 0) -> None:
-        """Queue KV work; what it raises is logged and dropped."""
+        """Queue KV work; an exception in it is logged and dropped."""
         with self._lock:
             self._start()
             self._work.append((work, nbytes))
@@ -84,33 +87,33 @@ class IOThread:
             self._lock.notify_all()
 
     def has_log_of(self, agent_id: int) -> bool:
-        """Whether a write to an agent's log is still queued."""
+        """True if a write to an agent's log is still queued."""
         with self._lock:
             return any(owner == agent_id for _, owner in self._logs)
 
     def drop_logs(self, agent_id: int) -> None:
-        """Forget what is queued for the log of an agent that ends; after ``drain``, that is what can not be written."""
+        """Drop queued writes to the log of a deleted agent; after ``drain``, only failed ones are queued."""
         with self._lock:
             self._logs = deque(item for item in self._logs if item[1] != agent_id)
             self._stuck.pop(agent_id, None)
             self._lock.notify_all()
 
     def submit_read(self, steps: Iterator[None]) -> None:
-        """Queue reading ahead, a step at a time, before any KV is written; nobody waits for it, ``close`` drops it."""
+        """Queue a read ahead of need, a step at a time, before KV writes; ``drain`` ignores it, ``close`` drops it."""
         with self._lock:
             self._start()
             self._reads.append(steps)
             self._lock.notify_all()
 
     def submit_idle(self, steps: Iterator[None]) -> None:
-        """Work for when there is no other, a step at a time, in place of any given before; ``close`` drops it."""
+        """Set the idle work, a step at a time, in place of the former one; ``close`` drops it."""
         with self._lock:
             self._start()
             self._idle = steps
             self._lock.notify_all()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` after everything queued so far; give its result, or raise what it raised."""
+        """Run ``work`` after everything queued so far; return its result, or raise its exception."""
         if threading.current_thread() is self._thread:
             return work()
         results: list[T] = []
@@ -132,7 +135,7 @@ class IOThread:
         return results[0]
 
     def drain(self, *, logs_only: bool = False) -> BaseException | None:
-        """Wait until everything queued so far is done; the error that stops the log, or an agent's, if one does."""
+        """Wait until everything queued so far is done; return the error that stops one or all logs, if any."""
         with self._lock:
             if self._log_error is not None or self._stuck:
                 self._log_error = None
@@ -147,7 +150,7 @@ class IOThread:
             self._lock.wait_for(lambda: self.is_ready)
 
     def close(self) -> None:
-        """Do what is queued, then end the thread; idempotent."""
+        """Run queued work, then end the thread; idempotent."""
         with self._lock:
             self._is_closing = True
             self._lock.notify_all()
@@ -167,7 +170,7 @@ class IOThread:
         return logs_done and not self._is_busy if logs_only else logs_done and not self._work and not self._is_busy
 
     def _next_log(self) -> LogItem | None:
-        """The oldest item that there is a point in trying."""
+        """Return the oldest log item that is not stopped by an error."""
         if self._log_error is not None:
             return None
         return next((item for item in self._logs if item[1] not in self._stuck), None)
@@ -182,10 +185,10 @@ class IOThread:
                     return
                 self._is_busy = True
             self._step(*found)
-            del found  # it holds KV bytes
+            del found  # the item references KV bytes
 
     def _next(self) -> tuple[Callable[[], object], int, LogItem | None] | None:
-        """Wait for something to do: the work, its bytes, the item where it is a log's; None at the end. Locked."""
+        """Wait for work: return it, its bytes and its log item, if it is one; None at the end. Locked."""
         while not self._lock.wait_for(self._has_work, RETRY_S if self._log_error is not None else None):
             self._log_error = None  # try the log again
         if (item := self._next_log()) is not None:
@@ -200,13 +203,13 @@ class IOThread:
         return bool(self._next_log() or self._reads or self._work or self._is_closing or self._idle)
 
     def _read_on(self) -> None:
-        """One step of the first read."""
+        """Run one step of the first read."""
         steps = self._reads.popleft()
         if next(steps, self) is not self:
             self._reads.appendleft(steps)
 
     def _idle_on(self) -> None:
-        """One step of the idle work; what it raises ends it."""
+        """Run one step of the idle work; an exception ends that work."""
         steps, self._idle = self._idle, None
         if steps is not None and next(steps, self) is not self and self._idle is None:
             self._idle = steps
@@ -234,7 +237,7 @@ class IOThread:
             log.error("store: the log of one agent cannot be written and waits: %s", failure)
 
     def _settle(self, item: LogItem, failure: BaseException | None) -> None:
-        """What becomes of a log item that was tried. Under the lock."""
+        """Remove a log item that was written; else record the error that stops it. Under the lock."""
         if failure is None:
             self._logs.remove(item)
         elif is_disk_error(failure):

@@ -26,34 +26,24 @@ from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Change
-from agent_memory.prefix.index import Ids
+from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
-from agent_memory.store.catalog import Catalog
-from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent, delete_agents
+from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
-from agent_memory.store.figures import figures
-from agent_memory.store.forgetting import delete_unowned, rewrite
-from agent_memory.store.holding import hold, release
+from agent_memory.store.holders import delete_agent, delete_agents, delete_unowned, hold, release
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
-from agent_memory.store.pins import Pins
-from agent_memory.store.planning import begin_save
-from agent_memory.store.quota import Quota, default_budget
-from agent_memory.store.reading import NOTHING, Match
-from agent_memory.store.records import SegmentRow
-from agent_memory.store.room import folder_bytes, keep
-from agent_memory.store.rows import layout_json
-from agent_memory.store.saves import Save
-from agent_memory.store.sweeping import sweep
-from agent_memory.store.verifying import verify_store
-from agent_memory.store.writing import WriteAdmission, Written
+from agent_memory.store.reading import NOTHING, Elsewhere, Match
+from agent_memory.store.rewriting import Compactor
+from agent_memory.store.room import figures, folder_bytes, keep, sweep
+from agent_memory.store.save import Save, begin_save
+from agent_memory.store.view import verify_store
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -62,10 +52,9 @@ log = logging.getLogger("agent_memory.store")
 class Store:
     """Logs and KV on disk. ``path`` None: logs in memory, no KV.
 
-    ``disk_bytes``: allocated bytes of everything in the folder; None: min(32 GiB, a quarter of free space), and at
-    least what is there.
-    ``bytes_per_day``: of KV files written on one UTC day; None: any. ``codec``: of new KV on disk; any codec is read.
-    ``files``: how the disk is changed.
+    - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
+    - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
+    - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
 
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
@@ -82,8 +71,8 @@ class Store:
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        self._health = Health()
-        self._io = IOThread(health=self._health)
+        self.health = Health()
+        self._io = IOThread(health=self.health)
         self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
@@ -104,21 +93,20 @@ class Store:
             try:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._database.meta("written"))
-                self._catalog = catalog = Catalog(
+                disk = open_disk(
                     path,
                     Manifest(self._database),
                     self._io,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
-                    files=files,
-                    health=self._health,
-                    codec=codec,
-                    place=self._place,
+                    files,
+                    self.health,
+                    self._place,
+                    budget_bytes=disk_bytes,
+                    bytes_per_day=bytes_per_day,
+                    compute_s=self.costs.compute_s,
                 )
-                catalog.is_pinned = self._pins.covers
+                self._catalog = catalog = Catalog(disk, self._pins, codec=codec)
                 self._compactor = Compactor(catalog)
-                catalog.on_commit = self._compactor.wake
+                disk.on_commit = self._compactor.wake
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
@@ -130,46 +118,38 @@ class Store:
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
                 raise opening_error(path, error) from error
             raise
-        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
+        log.info("store open path=%s files=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def _ensure_ours(self) -> None:
-        """Asked before every change of the folder. Raises GoneError where it is not the one that was opened."""
+        """Called before every change of the folder. Raises GoneError if the folder is not the one that was opened."""
         if self._place is not None and self._lock is not None:
             self._place.check()
             self._lock.mark()
 
     def recorded(self, model: str) -> Mapping[str, str]:
-        """What ``attach`` was told of a model of this name; {} for one that was never used here."""
+        """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""
         with store_errors("read what is known of the model", self._path):
             return self._manifest.facts(model)
 
     def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
-        """Load the index of one identity and record what is known of it; again for another model. ~2 us a chunk."""
-        self._io.start()  # at opening: later an exception may strike the engine while it waits for the start
+        """Load the index of one identity and record its facts; call it again for another model. ~2 us a chunk."""
+        self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
-            rows = self._take_rows()
-            self._manifest.attach(identity, layout_json(layout), facts)
+            self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
-                self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
+                self._catalog.attach(identity, layout, host, self._chunk_tokens)
             self._pins.load(self._logs, self._manifest)
 
-    def _take_rows(self) -> list[SegmentRow] | None:
-        """What was read of the manifest at opening, once, where nobody has written to it since."""
-        if self._catalog is None or (opened := self._catalog.opened) is None:
-            return None
-        self._catalog.opened = None
-        return opened[1] if opened[0] == self._database.commits else None
-
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
-        """Identities of the models under which this agent has stored KV."""
+        """Return the identities of the models under which an agent has stored KV."""
         with store_errors("read the agent", self._path):
             return self._manifest.lineage_identities(agent_id)
 
     def load_agent(self, salt: str, name: str) -> AgentRecord | None:
-        """An agent and its log, up to the first damaged turn. Waits for queued log writes.
+        """Return an agent and its log, up to the first damaged turn. Waits for queued log writes.
 
-        Raises OutOfSpaceError or StoreError where the disk does not take what was appended to it.
+        Raises OutOfSpaceError or StoreError if the disk refuses turns that were appended to this log.
         """
         error = self._io.drain(logs_only=True)
         with store_errors("read the agent", self._path):
@@ -187,40 +167,40 @@ class Store:
     def create_agent(
         self, salt: str, name: str, *, system: str | None, tools: str, facts: str | None = None
     ) -> AgentRecord:
-        """A new agent, committed when this returns. Raises StoreError where it exists or the disk is full."""
+        """Create an agent; committed when this returns. Raises StoreError if it exists or the disk is full."""
         if not name:
             raise StoreError("an agent's name must not be empty")
         with store_errors("create the agent", self._path):
             return self._logs.create_agent(salt, name, system=system, tools=tools, facts=facts)
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
-        """All agents of a salt, by name; those whose log waits for the disk as they are there."""
+        """Return all agents of a salt, by name; turns that the disk refuses are not counted."""
         self._io.drain(logs_only=True)
         with store_errors("list agents", self._path):
             return self._logs.list_agents(salt)
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
-        """Pin an agent, or no longer; committed when this returns. Its KV leaves memory last, the disk not at all."""
+        """Pin or unpin an agent; committed when this returns. Pinned KV leaves memory last, and stays on disk."""
         with store_errors("pin the agent", self._path):
             self._logs.pin(agent_id, is_pinned)
             self._pins.load(self._logs, self._manifest)
 
     @property
     def pins(self) -> Set[int]:
-        """The agents that are pinned."""
+        """The numbers of pinned agents."""
         return self._pins.agents
 
     def append_turn(self, agent_id: int, number: int, turn: Turn, described: Described | None = None) -> None:
         """Queue turn ``number`` in place of any turn from there on; durable after ``flush``.
 
-        ``described``: first system prompt and facts of the agent from now on, where they changed; committed with it.
+        ``described``: the agent's new first system prompt and facts, committed with the turn; None: unchanged.
         Raises UnsupportedParameterError, and queues nothing, for messages that cannot be written as JSON.
         """
-        messages = to_json(turn.messages)  # now: what is queued is nobody else's to change
+        messages = to_json(turn.messages)  # now: the caller may change its messages later
         self._io.submit_log(lambda: self._logs.append_turn(agent_id, number, turn, messages, described), agent_id)
 
     def describe(self, agent_id: int, described: Described) -> None:
-        """Queue another first system prompt and facts of an agent."""
+        """Queue a new first system prompt and new facts of an agent."""
         self._io.submit_log(lambda: self._logs.describe(agent_id, described), agent_id)
 
     def new_number(self) -> int:
@@ -259,11 +239,11 @@ class Store:
             self._io.submit(lambda: hold(catalog, held))
 
     def behind(self, work: Callable[[], object]) -> None:
-        """Queue work of another room on the I/O thread; ``flush`` waits for it. It handles its own errors."""
+        """Queue work of another room on the I/O thread; ``flush`` waits for it. ``work`` handles its own errors."""
         self._io.submit(work)
 
     def delete_agent(self, agent_id: int) -> None:
-        """End an agent: its log and the KV that nobody else uses are gone from disk when this returns."""
+        """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
@@ -286,12 +266,15 @@ class Store:
         delete_agent(catalog, agent_id)
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
-        """Replace turns of logs, call ``replaced``, delete the KV of some agents and of none. Returns with it gone."""
-        self.flush()  # what is queued is written over then, and not after
+        """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.
+
+        All of it is gone from disk when this returns.
+        """
+        self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
-            self._io.call(partial(rewrite, self._manifest, logs, kv_of))
+            self._io.call(partial(self._manifest.forget, logs, kv_of))
             replaced()
-            self._io.call(partial(delete_unowned, self._manifest, self._catalog))
+            self._io.call(partial(delete_unowned, self._catalog) if self._catalog is not None else self._database.fold)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest prefix of ``ids`` that is on disk; O(len(ids)) hashing, in memory."""
@@ -300,6 +283,10 @@ class Store:
     def following(self, match: Match) -> Ids | None:
         """Return ids with which a stored lineage continues otherwise than the prompt; None where none does."""
         return None if self._catalog is None else reading.following(self._catalog, match)
+
+    def elsewhere(self, ids: Ids) -> Elsewhere | None:
+        """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
+        return None if self._catalog is None else reading.elsewhere(self._catalog, ids)
 
     def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
         """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
@@ -324,8 +311,8 @@ class Store:
 
     def is_stored(self, piece: bytes) -> bool:
         """True if a piece is on disk, or on its way there."""
-        index = None if self._catalog is None else self._catalog.index
-        return index is not None and piece in index.pieces
+        model = None if self._catalog is None else self._catalog.model
+        return model is not None and piece in model.index.pieces
 
     def begin_save(
         self,
@@ -339,26 +326,23 @@ class Store:
         is_wanted: bool = False,
         is_turn: bool = True,
     ) -> Save:
-        """Plan what of ``ids[:n_tokens]`` must be written: what is neither stored nor being saved, and worth a write.
+        """Plan a save of ``ids[:n_tokens]``: tokens that are neither stored nor being saved, if they are worth a write.
 
-        An agent's own KV always is, and what ``is_wanted``: asked for ahead of need. Not ``is_turn``: KV of a request
-        that ended without a reply. It is written where computing it again would be dearer, and the ends of its agent's
-        lineages stay where they were.
-        ``Save.parts``: rows of full-attention layers. ``Save.sides``: what the others need, as far as ``held`` has it.
+        - KV of an agent's turns, and of prefixes from ``Memory.prefill`` (``is_wanted``), is always worth a write.
+        - ``is_turn`` False: the request ended without a reply. Its KV is written if computing it again would be dearer,
+          and the heads of its agent's lineages do not move.
+        - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
         if self._catalog is None:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
-        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
-        if is_turn:
-            self._pins.note(agent_id, save.head)
-        return save
+        return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
 
     @property
     def has_disk(self) -> bool:
-        """Whether KV outlives the process."""
+        """True if KV outlives the process."""
         return self._catalog is not None
 
     @property
@@ -368,7 +352,7 @@ class Store:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the disk keeps up with what is put; while not, more would only cost memory."""
+        """False while the write queue is above its high-water mark: queueing more would only use memory."""
         return self._io.is_ready
 
     def wait_ready(self) -> None:
@@ -378,15 +362,15 @@ class Store:
     def flush(self) -> None:
         """Return when everything queued before is durable and the folder is within its budget.
 
-        Raises OutOfSpaceError or StoreError where a log could not be written: it stays queued, and is written when the
-        disk takes it; and StoreError where the folder was deleted, moved or replaced. KV that could not be written is
-        no error: it is counted in ``stats``, and told once.
+        - Raises OutOfSpaceError or StoreError if a log could not be written. It stays queued until the disk takes it.
+        - Raises StoreError if the folder was deleted, moved or replaced.
+        - KV that could not be written is no error: ``stats`` counts it, and one warning says so.
         """
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             self._io.call(partial(keep, self._catalog))
-            if self._health.state == "ok":  # else the disk was told of
-                self._catalog.counts.unwritten.tell()
+            if self.health.state == "ok":  # else a warning about the disk was logged
+                self._catalog.disk.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
         if error is not None:
@@ -394,38 +378,37 @@ class Store:
             raise as_store_error(doing, self._path, error) from error
 
     def compact(self, rest_s: float = 0.0) -> None:
-        """Join the small segments of lineages that nobody has used for so long, now and not in idle time."""
+        """Join the small segments of lineages unused for ``rest_s``, now instead of in idle time."""
         if self._catalog is not None:
             self._io.call(lambda: [None for _ in self._compactor.steps(rest_s)])
 
     def verify(self) -> VerifyReport:
-        """Read and check every stored byte. Reads the disk at its speed; raises as ``flush`` does."""
+        """Read and check every stored byte, at the disk's speed. Raises as ``flush`` does."""
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.disk.folder)
         repaired = () if self._repair is None else (str(self._repair),)
-        others = () if catalog is None else catalog.quota.strangers
+        others = () if catalog is None else catalog.disk.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the store was opened, and its size and the disk's state now."""
-        return figures(self._catalog, self._health, agents=self._logs.n_agents(), log_damage=self._log_damage)
+        """Return counters since the store was opened, its size and the disk's state."""
+        return figures(self._catalog, self.health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
-        """Flush, end the I/O thread, give the lock back; later calls wait for it. Raises as ``flush``, when closed."""
-        with self._closing:  # reentrant: what is collected while it closes may close it too
+        """Flush, end the I/O thread, release the lock; later calls wait for it. Raises as ``flush``, once closed."""
+        with self._closing:  # reentrant: a finalizer that runs meanwhile may close the store too
             if not self._is_closed:
                 self._is_closed = True
                 self._close()
 
     def _close(self) -> None:
         try:
-            if self._catalog is not None and self._catalog.has_unwritten_uses:
-                catalog = self._catalog
+            if (catalog := self._catalog) is not None and (uses := catalog.take_uses()):
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(lambda: self._manifest.commit(used=catalog.take_uses()))
+                    self._io.submit(lambda: self._manifest.commit(used=uses))
             if self._io.is_started:
                 self.flush()
         finally:
@@ -435,5 +418,5 @@ class Store:
                 is_here = self._place is not None and self._place.lost is None
                 self._lock.release(is_whole=is_here and self._database.is_whole)
             if self._place is not None:
-                self._files.guard = Files.guard  # the folder is somebody else's again
+                self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)

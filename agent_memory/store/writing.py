@@ -1,9 +1,9 @@
-"""Which KV is worth a write: write admission. Pure.
+"""Write admission: which KV is worth a write. Pure.
 
-- What an agent's turns made, or somebody asked for ahead of need, is written: it was promised.
-- A nameless lineage is written at once where computing it again would take longer than writing it, else at its second
-  use: most one-off prompts never come back, and their bytes would only wear the disk and evict what does.
-- Over the bytes of a day nothing is written, promised or not: it costs a recomputation. Logs are no KV.
+- KV of an agent's turns, and of prefixes from ``Memory.prefill``, is always written: it is promised.
+- An anonymous lineage is written at once if computing it again would take longer than writing it, else at its second
+  use. Most one-off prompts never come back; their bytes would wear the disk and evict others.
+- Once a day's bytes are spent no KV is written, promised or not: that costs a recomputation. Logs do not count.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from attrs import define, frozen
 
 log = logging.getLogger("agent_memory.store")
 
-_REMEMBERED = 8192  #: nameless lineages that were seen once and not written
+_REMEMBERED = 8192  #: anonymous lineages that were seen once and not written
 _DAY_S = 86_400
-_WEIGHT = 0.2  #: of the newest measurement in a running mean
+_WEIGHT = 0.2  #: weight of a new measurement in a running mean
 
 
 @define
@@ -35,12 +35,12 @@ class _Mean:
 class Written:
     """KV bytes written on one day."""
 
-    day: int = 0  #: since 1970, UTC
+    day: int = 0  #: days since 1970, UTC
     n_bytes: int = 0
 
     @classmethod
     def parse(cls, text: str | None) -> Written:
-        """What ``str`` gave; nothing written where that cannot be read."""
+        """Parse the output of ``str``; zero bytes if it cannot be parsed."""
         try:
             day, n_bytes = (int(part) for part in (text or "").split())
         except ValueError:
@@ -52,14 +52,14 @@ class Written:
 
 
 class Unwritten:
-    """KV that was to be written and is not on disk, by the lineage that it is of. Any thread."""
+    """KV whose save failed, by lineage. Any thread."""
 
     def __init__(self) -> None:
-        self._n_tokens: dict[int | bytes, int] = {}  # by agent, or by the last piece of a nameless lineage
+        self._n_tokens: dict[int | bytes, int] = {}  # by agent, or by the last piece of an anonymous lineage
         self._is_told = False
 
     def note(self, agent_id: int | None, head: bytes | None, n_tokens: int) -> None:
-        """So much of a lineage was not written."""
+        """Record that ``n_tokens`` of a lineage were not written."""
         key = agent_id if agent_id is not None else head
         if key is not None and n_tokens:
             self._n_tokens[key] = n_tokens
@@ -67,18 +67,18 @@ class Unwritten:
                 del self._n_tokens[next(iter(self._n_tokens))]
 
     def written(self, agent_id: int | None, head: bytes | None) -> None:
-        """All of a lineage is on disk, or it has ended."""
+        """Record that all of a lineage is on disk, or that its agent was deleted."""
         for key in (agent_id, head):
             if key is not None:
                 self._n_tokens.pop(key, None)
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens there are."""
+        """Tokens that were not written."""
         return sum(dict(self._n_tokens).values())
 
     def tell(self) -> None:
-        """Say so once, until all of it is written."""
+        """Log one warning, and no other until all KV is written."""
         n_lineages = len(self._n_tokens)
         if n_lineages and not self._is_told:
             log.warning(
@@ -91,7 +91,10 @@ class Unwritten:
 
 
 class WriteAdmission:
-    """Rates as measured, what was seen once, and what was written today. Any thread: each figure has one writer."""
+    """Decides which KV is written, by measured rates, earlier uses and the bytes of the day.
+
+    Any thread: each figure has one writer.
+    """
 
     def __init__(
         self,
@@ -101,30 +104,30 @@ class WriteAdmission:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._bytes_per_day, self._written, self._clock = bytes_per_day, written, clock
-        self._compute_s = compute_s  # how long so many tokens take to compute; None: unknown
+        self._compute_s = compute_s  # seconds to compute a number of tokens; None: not measured
         self._seen: dict[bytes, None] = {}  # oldest first
         self._byte_s, self._commit_s = _Mean(), _Mean()
 
     @property
     def written(self) -> Written:
-        """What was written today."""
+        """The bytes written today."""
         today = int(self._clock() // _DAY_S)
         return self._written if self._written.day == today else Written(today)
 
     def note_write(self, n_bytes: int, seconds: float) -> None:
-        """So many bytes went to files. I/O thread."""
+        """Record a write of ``n_bytes`` that took ``seconds``. I/O thread."""
         self._byte_s.note(seconds / max(1, n_bytes))
 
     def note_commit(self, seconds: float) -> None:
-        """A save was made durable. I/O thread."""
+        """Record a commit that took ``seconds``. I/O thread."""
         self._commit_s.note(seconds)
 
     def spend(self, n_bytes: int) -> None:
-        """So many bytes of KV files were written in full. I/O thread."""
+        """Count ``n_bytes`` of finished KV files against the day. I/O thread."""
         self._written = Written(self.written.day, self.written.n_bytes + n_bytes)
 
     def refusal(self, first: bytes, n_tokens: int, n_bytes: int, *, is_promised: bool) -> str | None:
-        """Why KV of ``n_tokens`` tokens, the first piece of which is ``first``, is not to be written. Engine thread."""
+        """Return why KV is not written, None if it is. ``first``: the id of its first piece. Engine thread."""
         if self._bytes_per_day is not None and self.written.n_bytes + n_bytes > self._bytes_per_day:
             return "bytes of the day"
         if is_promised or self._is_worth_it(n_tokens, n_bytes) or first in self._seen:
@@ -138,5 +141,5 @@ class WriteAdmission:
     def _is_worth_it(self, n_tokens: int, n_bytes: int) -> bool:
         compute_s, byte_s, commit_s = self._compute_s(n_tokens), self._byte_s.value, self._commit_s.value
         if compute_s is None or byte_s is None or commit_s is None:
-            return True  # nothing speaks against it yet
+            return True  # not measured yet: write
         return compute_s > commit_s + n_bytes * byte_s

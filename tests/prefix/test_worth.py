@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.prefix.worth import Costs, leaves_first, worth
+from agent_memory.prefix.worth import Candidate, Costs, leaves_first, victims, worth
 
 seconds = st.floats(1e-5, 1e5)
 sizes = st.integers(1, 1 << 40)
@@ -61,3 +61,18 @@ def test_leaves_go_first_and_among_them_always_the_one_worth_least(rows: list[tu
         assert one == min(filter(is_leaf, there), key=order)
         there.remove(one)
     assert not there
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), sizes, st.floats(0, 1e6), st.booleans()), min_size=1, max_size=30))
+def test_segments_leave_the_disk_in_the_order_of_worth_and_pinned_ones_never(
+    rows: list[tuple[int, int, float, bool]],
+) -> None:
+    now_s = 1e6
+    segments = [
+        Candidate(number=n, parent=None, nbytes=nbytes, used_s=used_s, n_tokens=n_tokens, is_pinned=is_pinned)
+        for n, (n_tokens, nbytes, used_s, is_pinned) in enumerate(rows)
+    ]
+    gone = victims(segments, sum(one.nbytes for one in segments), now_s)
+    values = [worth(rows[n][0], rows[n][1], now_s - rows[n][2] + 1.0) for n in gone]
+    assert values == sorted(values)
+    assert set(gone) == {one.number for one in segments if not one.is_pinned}
