@@ -56,7 +56,7 @@ class Costs:
         return self._token_s * n_tokens if self.is_measured else None
 
     def load_s(self, tier: Tier, n_bytes: int) -> float | None:
-        """What so many bytes cost to come from a tier, as far as it was measured; 0 from hot, which moves them."""
+        """Return the measured seconds to restore ``n_bytes`` from a tier; 0 from hot, None until measured."""
         if tier == "hot":
             return 0.0
         return self._byte_s[tier] * n_bytes if tier in self.measured else None
