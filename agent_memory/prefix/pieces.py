@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from attrs import define, evolve, field, frozen, setters
+from attrs import define, evolve, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.prefix.chunks import ID_BYTES, piece_id
@@ -18,13 +18,12 @@ Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Kind = Literal["rows", "resume"]
 
 HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
-_CHANGES = setters.NO_OP  #: of a field that changes while the segment is kept; every other one is frozen
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
 PIECE_BYTES = _PIECE.size  #: of a piece in ``Segment.packed``
 
 
-@define(eq=False, kw_only=True, on_setattr=setters.frozen)
+@define(eq=False, kw_only=True)
 class Segment:
     """One file of KV, or in the warm tier one piece of it in memory.
 
@@ -38,34 +37,29 @@ class Segment:
     """
 
     kind: Kind = "rows"
-    number: int = field(
-        default=0, on_setattr=_CHANGES
-    )  #: of rows, the manifest's; of resume segments below 0, and of this process alone
     identity: str
     file: str = ""
     parent: bytes
-    parent_number: int | None = field(default=None, on_setattr=_CHANGES)
     start: int = 0
     n_tokens: int
     chunk_tokens: int
     exactness: Exactness
     codec: Codec
     host: str
-    has_state: bool = field(default=False, converter=bool)
-    used_s: float = field(default=0.0, on_setattr=_CHANGES)
-
-    n_bytes: int = field(default=0, on_setattr=_CHANGES)  #: from here on: known once its file is whole
-    header_xxh3: str = field(default="", on_setattr=_CHANGES)
-    held_bytes: int = field(default=0, on_setattr=_CHANGES)  #: allocated
-
-    is_ready: bool = field(default=False, on_setattr=_CHANGES)  #: its row is committed
-    is_hidden: bool = field(default=False, on_setattr=_CHANGES)  #: it is to be removed, and found no more
-    is_unreadable: bool = field(default=False, on_setattr=_CHANGES)  #: for a while: its file cannot be read now
-    ids: Ids | None = field(default=None, repr=False, on_setattr=_CHANGES)  #: until it is committed
-    packed: bytes = field(
-        default=b"", repr=False, on_setattr=_CHANGES
-    )  #: its pieces as the manifest has them, until they are ``pieces``
-    pieces: list[Piece] = field(factory=list, repr=False, on_setattr=_CHANGES)
+    has_state: bool = False
+    # what stands above never changes; what follows does
+    number: int = 0  #: of rows, the manifest's; of resume segments below 0, and of this process alone
+    parent_number: int | None = None
+    used_s: float = 0.0
+    n_bytes: int = 0  #: of its file, once that is whole
+    header_xxh3: str = ""
+    held_bytes: int = 0  #: allocated
+    is_ready: bool = False  #: its row is committed
+    is_hidden: bool = False  #: it is to be removed, and found no more
+    is_unreadable: bool = False  #: for a while: its file cannot be read now
+    ids: Ids | None = field(default=None, repr=False)  #: until it is committed
+    packed: bytes = field(default=b"", repr=False)  #: its pieces as the manifest has them, until they are ``pieces``
+    pieces: list[Piece] = field(factory=list, repr=False)
 
     @property
     def is_readable(self) -> bool:
@@ -84,10 +78,7 @@ class Segment:
 
     def pack(self) -> bytes:
         """Return its pieces as the manifest has them."""
-        return self.packed or b"".join(
-            _PIECE.pack(p.id, p.made, p.head)
-            for p in self.pieces  # ``pack`` pads the head
-        )
+        return self.packed or b"".join(_PIECE.pack(p.id, p.made, p.head) for p in self.pieces)
 
     def made(self) -> list[int]:
         """Return the provenance of its pieces, as far as they are in memory."""
@@ -97,16 +88,16 @@ class Segment:
         """Return the ids of its pieces, as far as they are in memory."""
         return [p.id for p in self.pieces] or [id for id, _, _ in _PIECE.iter_unpack(self.packed)]
 
-    def unpack(self, packed: bytes) -> list[Piece]:
+    def unpack(self) -> list[Piece]:
         """Make its pieces out of what the manifest has of them."""
         parent, size, found = self.parent, self.chunk_tokens, []
-        for i, (id, made, head) in enumerate(_PIECE.iter_unpack(packed)):
+        for i, (id, made, head) in enumerate(_PIECE.iter_unpack(self.packed)):
             found.append(Piece(id, parent, self, i, size, made, head))
             parent = id
         last = found[-1]
         last.n_tokens = self.n_tokens - (len(found) - 1) * size
         last.head = last.head[: 4 * last.n_tokens]
-        self.pieces = found
+        self.pieces, self.packed = found, b""
         return found
 
     def divide(self, ids: Ids, made: Callable[[int, int], int]) -> list[Piece]:

@@ -200,7 +200,7 @@ class Catalog:
             piece
             for segment in sorted(segments, key=lambda s: s.number)
             if segment.packed and segment.chunk_tokens == chunk_tokens
-            for piece in segment.unpack(segment.packed)
+            for piece in segment.unpack()
         )
         return index
 

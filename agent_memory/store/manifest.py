@@ -229,6 +229,8 @@ def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
 def _read_resume(db: sqlite3.Connection) -> list[Segment]:
     rows = db.execute(f"SELECT {', '.join(_RESUME)} FROM sides").fetchall()
     found: list[dict[str, Any]] = [dict(zip(_RESUME.values(), row, strict=True)) for row in rows]
+    for row in found:
+        row["has_state"] = bool(row["has_state"])
     unknown: dict[str, Any] = {"identity": "", "chunk_tokens": 1, "exactness": "exact", "codec": "exact", "host": ""}
     return [Segment(kind="resume", is_ready=True, **unknown, **row) for row in found]
 
