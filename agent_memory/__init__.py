@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.store.view import StoreView
+    from agent_memory.tools import Pause
     from agent_memory.types import (
         AgentInfo,
         CallArguments,
@@ -185,6 +186,7 @@ __all__ = [
     "Outcome",
     "PRF",
     "Pattern",
+    "Pause",
     "Plan",
     "Prompt",
     "PromptTooLongError",
@@ -295,6 +297,7 @@ _HOMES = {
     "Outcome": "recall.episode_types",
     "PRF": "recall.episode_types",
     "Pattern": "recall.episode_types",
+    "Pause": "tools",
     "Plan": "recall.types",
     "Prompt": "types",
     "PromptTooLongError": "errors",

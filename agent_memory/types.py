@@ -189,6 +189,7 @@ class Reply:
     stopped: str | None = None  #: the stop string that ended the text
     token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
     recalled: tuple[Card, ...] = field(default=(), repr=False)  #: what was put in front of the new message
+    paused: Mapping[str, str] = field(factory=dict)  #: of run_tools: ids of calls that wait for a result -> why
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
@@ -337,6 +338,7 @@ class Stats(AsDict):
     unreadable: int = 0  #: KV files that cannot be read now, and are tried again
     remember_failures: int = 0  #: exchanges that were to be remembered and are not
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
+    tools_abandoned: int = 0  #: calls of run_tools that were still running after tool_timeout_s
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in self.rows())
@@ -363,23 +365,6 @@ class VerifyReport(AsDict):
     def ok(self) -> bool:
         """True if every file could be read and none was damaged."""
         return not self.damaged and not self.unread
-
-
-@frozen(kw_only=True)
-class Divergence:
-    """One text's share of a ``CodecReport``: sums over the tokens that were compared."""
-
-    n_tokens: int
-    kl: float  #: nats
-    worst_kl: float
-    agreed: int
-    loss: float  #: nats, of the text's own tokens, on exact KV
-    coded_loss: float
-    n_values: int  #: in the KV
-    exact_bytes: int
-    coded_bytes: int
-    encode_s: float
-    decode_s: float
 
 
 @frozen(kw_only=True)

@@ -13,11 +13,11 @@ from attrs import frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
+from agent_memory.log.files import RECALL
 from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
-from agent_memory.store.format import RECALL
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 

@@ -34,10 +34,13 @@ from agent_memory.types import Card, Message, OnDiverge, Tool
 
 @frozen
 class Answers:
-    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
+    """Messages that continue a log: tool results, as long as it is of the ``version`` in which their calls are open.
+
+    ``version`` None: whatever the log is by then.
+    """
 
     messages: tuple[Message, ...]
-    version: int
+    version: int | None = None
 
 
 @frozen(kw_only=True)
@@ -114,10 +117,7 @@ class Planner:
     def _plan(self) -> Prompt:
         log = self._log
         if log and self._seen not in (None, log.version):
-            raise ToolResultError(
-                f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
-                f"answered already, or taken back. Look at its messages, and answer what is open there"
-            )
+            raise moved_on(log.name)
         given = log.full_history(self._asked, goes_on=self.goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
@@ -165,6 +165,7 @@ class Planner:
         return attrs.evolve(
             kept,
             forgotten=None,
+            answered=(),
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -268,6 +269,14 @@ class Planner:
             variables=self._how.variables,
         )
         return explain(outline, ids, other, at, before=before, facts=self.facts)
+
+
+def moved_on(agent: str) -> ToolResultError:
+    """Return the error for results whose calls are open no more."""
+    return ToolResultError(
+        f"the log of agent {agent!r} has moved on since these results were given: its open calls were answered "
+        f"already, or taken back. Look at its messages, and answer what is open there"
+    )
 
 
 def forgotten_why(n_computed: int, shared: int) -> Why:

@@ -18,6 +18,7 @@ from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.longterm import checked_recall, chosen
+from agent_memory.requests.prompting import moved_on
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
@@ -139,6 +140,22 @@ class Agents:
         def work() -> None:
             log.ensure_exists()
             log.facts = spec.facts(log.facts)
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+        self._engine.call(work)
+
+    def keep_results(self, log: Log, version: int, results: Sequence[tuple[str, str]]) -> None:
+        """Store results of open calls, each with its call's id, until the others have theirs; nothing is generated.
+
+        Raises ToolResultError where the log has moved on from ``version``.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if log.version != version:
+                raise moved_on(log.name)
+            log.facts = attrs.evolve(log.facts, answered=tuple(results))
             if not log.is_temporary:
                 self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 

@@ -70,5 +70,6 @@ class Counters:
             warm_bytes=live["warm_bytes"],
             save_failures=self.save_failures + stored["save_failures"],
             remember_failures=stored.get("remember_failures", 0),
+            tools_abandoned=stored.get("tools_abandoned", 0),
             **{name: stored[name] for name in _STORED},
         )

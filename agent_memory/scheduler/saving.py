@@ -12,7 +12,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.scheduler.counters import Counters
-from agent_memory.store.saves import Save
+from agent_memory.store.save import Save
 from agent_memory.tiers.copies import Copy
 from agent_memory.tiers.hot import Lineage
 from agent_memory.tiers.tiers import Tiers
