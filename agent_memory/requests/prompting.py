@@ -20,10 +20,10 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.frame import closings_of
 from agent_memory.prompt.own_words import Composed, Part, compose
 from agent_memory.prompt.results import paired
-from agent_memory.prompt.sameness import is_same
 from agent_memory.prompt.template import raw_ids, render, writes_calls
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
+from agent_memory.requests.cleaning import cleaned, of_value
 from agent_memory.requests.misses import Before, explain
 from agent_memory.requests.outline import Outline
 from agent_memory.requests.recalled import NOTHING, Candidates
@@ -77,7 +77,8 @@ class Planner:
         if how.raw and not isinstance(prompt, str):
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
         self._tokenizer, self._log = tokenizer, log
-        self._how = attrs.evolve(how, variables=_snapshot(how.variables))
+        variables = _snapshot(how.variables)
+        self._how = attrs.evolve(how, variables=variables if how.clean is None else of_value(variables, how.clean))
         self._seen = prompt.version if isinstance(prompt, Answers) else None
         self.goes_on = isinstance(prompt, str | Answers)  #: False: the prompt is a whole history
         if isinstance(prompt, Answers):
@@ -166,6 +167,7 @@ class Planner:
             kept,
             forgotten=None,
             answered=(),
+            has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -284,15 +286,6 @@ def forgotten_why(n_computed: int, shared: int) -> Why:
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")
-
-
-def cleaned(given: Sequence[Message], logged: Sequence[Message], clean: Callable[[str], str]) -> tuple[Message, ...]:
-    """Return messages with secrets redacted. Replies of the log stay unchanged: the log has the ids of their text."""
-    out = []
-    for index, message in enumerate(given):
-        is_logged = index < len(logged) and message.role == "assistant" and is_same(logged[index], message)
-        out.append(message if is_logged else attrs.evolve(message, content=clean(message.content)))
-    return tuple(out)
 
 
 def _n_answered(messages: Sequence[Message]) -> int:

@@ -40,6 +40,7 @@ class Session:
     ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
     """
 
+    id: str  #: of the request
     planner: Planner
     calling: Calling
     log: Log | None
@@ -104,6 +105,8 @@ class Session:
         if self.remember is not None and not self.planner.is_branch:
             self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
+            id=self.id,
+            agent=None if self.log is None or self.planner.is_branch else self.log.name,
             text=parsed.text,
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
@@ -124,8 +127,9 @@ class Session:
         planner = self.planner
         if planner.n_replaced:
             logger.warning(
-                "a list replaced an agent's history agent=%r replaced_messages=%d kept_messages=%d: another agent= for "
-                'another conversation, or on_diverge="branch" or "error", keeps it',
+                "a list replaced an agent's history request=%s agent=%r replaced_messages=%d kept_messages=%d: another "
+                'agent= for another conversation, or on_diverge="branch" or "error", keeps it',
+                self.id,
                 log.name,
                 planner.n_replaced,
                 len(log.messages) - planner.n_replaced,
@@ -155,6 +159,11 @@ class Requests:
         self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, once it is loaded."""
+        return self._runner.tokenizer
+
     @cached_property
     def grammars(self) -> Grammars:
         """The grammars of the model's tokenizer, once the model is loaded."""
@@ -182,7 +191,9 @@ class Requests:
         self._engine.ensure_places()
         created = time.perf_counter()
         tokenizer = self._runner.tokenizer
+        feed = Feed()
         session = Session(
+            id=feed.id,
             planner=planner,
             calling=calling,
             log=log,
@@ -195,7 +206,7 @@ class Requests:
         )
         constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
-            feed=Feed(),
+            feed=feed,
             asker=session,
             builder=self._builder(calling),
             constraint=constraint,

@@ -133,6 +133,7 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
         "disk_state": health.state,
         "disk_failures": health.failures,
         "disk_bytes": 0,
+        "disk_budget_bytes": 0,
         "bytes_written": 0,
         "segments": 0,
         "chunks": 0,
@@ -148,6 +149,7 @@ def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage:
         return found | {
             "damage": catalog.disk.counts.damage + log_damage,
             "disk_bytes": folder_bytes(catalog),
+            "disk_budget_bytes": catalog.disk.quota.budget_bytes,
             "bytes_written": catalog.disk.counts.bytes_written,
             "segments": len(ready),
             "chunks": sum(s.n_chunks for s in ready),

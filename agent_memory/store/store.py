@@ -71,8 +71,8 @@ class Store:
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        self._health = Health()
-        self._io = IOThread(health=self._health)
+        self.health = Health()
+        self._io = IOThread(health=self.health)
         self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
@@ -98,7 +98,7 @@ class Store:
                     Manifest(self._database),
                     self._io,
                     files,
-                    self._health,
+                    self.health,
                     self._place,
                     budget_bytes=disk_bytes,
                     bytes_per_day=bytes_per_day,
@@ -369,7 +369,7 @@ class Store:
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             self._io.call(partial(keep, self._catalog))
-            if self._health.state == "ok":  # else a warning about the disk was logged
+            if self.health.state == "ok":  # else a warning about the disk was logged
                 self._catalog.disk.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
@@ -395,7 +395,7 @@ class Store:
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the store was opened, its size and the disk's state."""
-        return figures(self._catalog, self._health, agents=self._logs.n_agents(), log_damage=self._log_damage)
+        return figures(self._catalog, self.health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, release the lock; later calls wait for it. Raises as ``flush``, once closed."""
