@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RequestError,
         RequestTimeoutError,
+        StaleVersionError,
         StoreError,
         StoreLockedError,
         ToolResultError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
+    from agent_memory.log.versions import Version
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
@@ -210,6 +212,7 @@ __all__ = [
     "Sampling",
     "Score",
     "SentenceModel",
+    "StaleVersionError",
     "State",
     "StaticModel",
     "Stats",
@@ -232,6 +235,7 @@ __all__ = [
     "UnsupportedParameterError",
     "Usage",
     "VerifyReport",
+    "Version",
     "Weights",
     "WorkingSet",
     "__version__",
@@ -328,6 +332,7 @@ _HOMES = {
     "Sampling": "types",
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
+    "StaleVersionError": "errors",
     "State": "generation",
     "StaticModel": "recall.static_model",
     "Stats": "figures",
@@ -350,6 +355,7 @@ _HOMES = {
     "UnsupportedParameterError": "errors",
     "Usage": "usage",
     "VerifyReport": "types",
+    "Version": "log.versions",
     "Weights": "recall.types",
     "WorkingSet": "recall.types",
     "as_completed": "generation",

@@ -17,7 +17,7 @@ from agent_memory.types import Exactness
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Kind = Literal["rows", "resume"]
 
-HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's first ids still differ
+HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share the first ids still differ
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
 PIECE_BYTES = _PIECE.size  #: bytes of a piece in ``Segment.packed``

@@ -341,9 +341,9 @@ class Versions:
             dropped=tuple(dropped),
         )
         held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
-        if branch is not None:
-            held.append((log.agent_id, log.ids[: log.n_kv]))
         self._store.change(change, held)
+        if dropped:
+            self._store.release(log.agent_id, log.ids[: log.n_kv])
 
     def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
         """Replace a log's turns by others with the same content, in a new branch."""
