@@ -21,11 +21,11 @@ from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.runner.processed import returned
-from agent_memory.types import Divergence, Sampling
+from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
     from agent_memory.config import Codec
-    from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
+    from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 
 _SPOKEN = 5  #: replies are tokenized in pieces of this many characters: other ids than the whole text has
 _RIVALS = b"etaoin"  #: tokens drawn instead of the reply's own when the temperature is above 0
@@ -135,6 +135,12 @@ class EchoRunner:
     def weights_bytes(self) -> int:
         """As given."""
         return self._weights_bytes
+
+    def early_states(self, ids: Sequence[int], depth: float) -> np.ndarray[Any, Any]:
+        """Return the words of ``ids``, counted in 64 places by their hashes: (64,) float32."""
+        words = self._tokenizer.decode(ids).lower().split()
+        places = [int.from_bytes(hashlib.sha256(word.strip(".,?!").encode()).digest()[:2], "little") for word in words]
+        return np.bincount(np.array(places, np.int64) % 64, minlength=64).astype(np.float32)
 
     @property
     def host(self) -> str:

@@ -53,19 +53,22 @@ def test_a_span_has_its_place_and_its_text_in_every_prompt() -> None:
     [span] = report.spans
     assert (span.message, span.role, span.kind) == (0, "system", "clock")
     assert (span.texts, span.prompts) == (("9:05", "10:15", "9:05"), (0, 1, 2))
-    assert [(LONG + text)[at : at + len(found)] for text, at, found in zip(texts, span.starts, span.texts, strict=True)] == [
-        "9:05", "10:15", "9:05",
-    ]  # fmt: skip
+    assert read([LONG + text for text in texts], span) == ["9:05", "10:15", "9:05"]
+
+
+def read(contents: list[str], span: Any) -> list[str]:
+    """What stands at a span's place in each content."""
+    places = zip(contents, span.starts, span.texts, strict=True)
+    return [content[at : at + len(text)] for content, at, text in places]
 
 
 def test_places_are_right_behind_a_span_of_another_length() -> None:
-    contents = [f"Request #{n}. {LONG} Now: {clock}. Be kind." for n, clock in ((9, "9:05"), (10, "10:15"), (111, "9:05"))]
+    turns = ((9, "9:05"), (10, "10:15"), (111, "9:05"))
+    contents = [f"Request #{n}. {LONG} Now: {clock}. Be kind." for n, clock in turns]
     report = lint([(Message("system", content),) for content in contents])
     assert [span.texts for span in report.spans] == [("9", "10", "111"), ("9:05", "10:15", "9:05")]
     for span in report.spans:
-        assert [content[at : at + len(text)] for content, at, text in zip(contents, span.starts, span.texts, strict=True)] == list(
-            span.texts
-        )
+        assert read(contents, span) == list(span.texts)
 
 
 def test_the_question_may_differ_and_the_text_before_it_may_not() -> None:
@@ -90,7 +93,8 @@ def test_a_single_prompt_is_told_by_what_it_calls_its_text() -> None:
 def test_a_report_is_text_dict_and_html() -> None:
     report = lint([system("<b>It is 9:05."), system("<b>It is 9:06.")])
     assert json.loads(json.dumps(report.to_dict()))["spans"][0]["texts"] == ["9:05", "9:06"]
-    assert str(report).splitlines()[:2] == ["1 volatile spans in 2 prompts", 'message 0 (system): clock: "9:05", "9:06"']
+    lines = ["1 volatile spans in 2 prompts", 'message 0 (system): clock: "9:05", "9:06"', report.advice]
+    assert str(report).splitlines() == lines
     tagged = lint([system("<b>now</b> 9:05 <i>"), system("<b>now</b> 9:06 <i>")])
     assert "<b>" not in tagged._repr_html_()
     assert str(lint([system("x")])) == "0 volatile spans in 1 prompts"
@@ -131,7 +135,7 @@ def test_a_span_is_told_by_its_looks(text: str, kind: str, span: str) -> None:
     assert [(one.kind, text[one.start : one.stop]) for one in volatile_spans(text)] == [(kind, span)]
 
 
-@pytest.mark.parametrize("text", ["version 1.2.3", "python3.11", "covid19", "room 12", "16 of 20", "gpt-4", "§ 433 BGB"])
+@pytest.mark.parametrize("text", ["version 1.2.3", "python3.11", "covid19", "room 12", "16 of 20", "gpt-4", "§ 433"])
 def test_plain_numbers_and_names_are_not_volatile(text: str) -> None:
     assert masked(text) == text
 
