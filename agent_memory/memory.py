@@ -31,6 +31,7 @@ from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
 from agent_memory.requests.cleaning import cleaned, of_tools
 from agent_memory.requests.evicting import evict, flush
+from agent_memory.requests.explaining import linted
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.registry import AgentSpec
@@ -227,14 +228,15 @@ class Memory(Reporting):
         """
         self._asking.ensure_open()
         log = None if agent is None else self._known_log(agent)
-        return self._asking.explain(prompt, log, Settings.of(Memory.explain, options))
+        return self._asking.explaining.explain(prompt, log, Settings.of(Memory.explain, options))
 
     def lint(self, prompts: Sequence[Prompt]) -> LintReport:
         """Find text that makes each of some prompts miss the cache: what differs by itself, such as a clock.
 
         Give prompts of one kind, as they are sent on several occasions. Compares texts; nothing is computed.
         """
-        return self._asking.lint(prompts)
+        self._asking.ensure_open()
+        return linted(prompts)
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
