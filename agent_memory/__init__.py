@@ -44,11 +44,13 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
+    from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.lint import LintReport, LintSpan
+    from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.episode import Episode
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.store.view import StoreView
+    from agent_memory.tools import Pause
     from agent_memory.types import (
         AgentInfo,
         CallArguments,
@@ -96,7 +99,6 @@ if TYPE_CHECKING:
         CallStart,
         Card,
         Delta,
-        Doctor,
         Event,
         Finish,
         Markup,
@@ -108,7 +110,6 @@ if TYPE_CHECKING:
         RejectedCall,
         Reply,
         Sampling,
-        Stats,
         Text,
         Tool,
         ToolCall,
@@ -136,6 +137,7 @@ __all__ = [
     "CancelledError",
     "Card",
     "CheckReport",
+    "Choice",
     "ClosedError",
     "Codec",
     "CodecReport",
@@ -162,6 +164,8 @@ __all__ = [
     "Extractor",
     "Finish",
     "Generation",
+    "Health",
+    "Histogram",
     "HistoryDivergedError",
     "Hit",
     "IncompatibleStoreError",
@@ -188,6 +192,7 @@ __all__ = [
     "Outcome",
     "PRF",
     "Pattern",
+    "Pause",
     "Plan",
     "Prompt",
     "PromptTooLongError",
@@ -221,6 +226,7 @@ __all__ = [
     "ToolLike",
     "ToolResult",
     "ToolResultError",
+    "Trace",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -249,6 +255,7 @@ _HOMES = {
     "CancelledError": "errors",
     "Card": "types",
     "CheckReport": "recall.types",
+    "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
     "CodecReport": "observe.codec_quality",
@@ -259,7 +266,7 @@ _HOMES = {
     "DamagedModelError": "errors",
     "Delta": "types",
     "DivergedAt": "usage",
-    "Doctor": "types",
+    "Doctor": "figures",
     "EchoRunner": "echo.runner",
     "Embedder": "recall.protocols",
     "Episode": "recall.episode",
@@ -275,6 +282,8 @@ _HOMES = {
     "Extractor": "recall.protocols",
     "Finish": "types",
     "Generation": "generation",
+    "Health": "figures",
+    "Histogram": "figures",
     "HistoryDivergedError": "errors",
     "Hit": "recall.types",
     "IncompatibleStoreError": "errors",
@@ -301,6 +310,7 @@ _HOMES = {
     "Outcome": "recall.episode_types",
     "PRF": "recall.episode_types",
     "Pattern": "recall.episode_types",
+    "Pause": "tools",
     "Plan": "recall.types",
     "Prompt": "types",
     "PromptTooLongError": "errors",
@@ -320,7 +330,7 @@ _HOMES = {
     "SentenceModel": "recall.sentence_model",
     "State": "generation",
     "StaticModel": "recall.static_model",
-    "Stats": "types",
+    "Stats": "figures",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
@@ -334,6 +344,7 @@ _HOMES = {
     "ToolLike": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "Trace": "observe.trace",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

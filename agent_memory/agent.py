@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Unpack
 
-from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.log.versions import Version
 from agent_memory.observe.explain import CacheReport
 from agent_memory.prompt import messages as shapes
-from agent_memory.prompt.results import result_message
+from agent_memory.requests.answering import answers_of, open_calls
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
-from agent_memory.requests.prompting import Answers
-from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolResult
+from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolCall, ToolResult
 
 
 class Agent:
@@ -71,6 +69,13 @@ class Agent:
         return self._live.tools
 
     @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of the newest reply that wait for their results; a result that is kept for ``give`` counts."""
+        log = self._live
+        answered = {id for id, _ in log.facts.answered}
+        return tuple(call for call in open_calls(log) if call.id not in answered)
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of the conversation so far, as the model read and generated them."""
         return len(self._live.ids)
@@ -93,13 +98,13 @@ class Agent:
 
     @takes_options()
     def give(self, *results: ToolResult, **options: Unpack[Options]) -> Reply:
-        """Answer the open tool calls and continue.
+        """Answer the open tool calls and continue; results that ``run_tools`` kept when it paused come along.
 
         Raises ToolResultError, before any work, for an unknown, missing or repeated id, or where no call is open. Of
         two threads that answer the same calls, the second gets it.
         """
         settings = Settings.of(Agent.give, options)
-        with self._asking.start(self._answers(results), self._own, settings) as handle:
+        with self._asking.start(answers_of(self._own, results), self._own, settings) as handle:
             return handle.result()
 
     @takes_options()
@@ -189,13 +194,6 @@ class Agent:
         if self._log.viewed is not None:
             return self._asking.agents.delete(self._own)
         return self._asking.agents.delete(self._log)
-
-    def _answers(self, results: Sequence[ToolResult]) -> Answers:
-        log = self._own
-        version, messages = log.version, log.messages  # in this order: a turn in between is noticed later
-        if not (messages and messages[-1].tool_calls):
-            raise ToolResultError(f"agent {repr_of(self.name)} has no open tool calls; got {len(results)} results")
-        return Answers(tuple(map(result_message, results)), version)
 
 
 def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:

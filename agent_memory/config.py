@@ -75,6 +75,15 @@ def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse("embedder", "'resident', an object with dim, fingerprint and embed(texts), or None", value)
 
 
+def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not callable(value):
+        raise _refuse(attribute.name, "a function that takes a Reply, or None", value)
+
+
+def _as_recorder(value: Any) -> Path | None:
+    return None if value is None else as_path(value, "recorder")
+
+
 def _as_float(value: Any) -> Any:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
@@ -194,6 +203,10 @@ class Config:
     extract: bool = field(default=False, validator=_kind(bool))
     #: search by meaning beside words: an ``Embedder``, or "resident", the early layers of the model itself
     embedder: Any = field(default=None, validator=_embedder, repr=False)
+    #: a file for one line of JSON a step of each request, without any text; None: none is kept
+    recorder: Path | None = field(default=None, converter=_as_recorder)
+    #: called with each ``Reply`` on a thread of its own; what it raises is logged and counted
+    on_reply: Callable[[Any], object] | None = field(default=None, validator=_callable_or_none, repr=False)
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
@@ -236,6 +249,8 @@ def _parse(key: str, name: str, text: str) -> Any:
     """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
+    if name == "on_reply":
+        raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
     try:

@@ -14,13 +14,13 @@ from agent_memory.agent import Agent, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
-from agent_memory.errors import ConfigError, UnknownAgentError, UnsupportedParameterError, repr_of
+from agent_memory.errors import UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
-from agent_memory.observe import doctor as checkup
-from agent_memory.observe.codec_quality import CodecReport, measure
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.reports import Reporting, Reports
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
@@ -30,19 +30,18 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
 from agent_memory.requests.cleaning import cleaned, of_tools
-from agent_memory.requests.opening import Opening, check_drain, runner_for, store_path, tiers_for
+from agent_memory.requests.evicting import evict, flush
+from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.registry import AgentSpec
-from agent_memory.requests.tool_loop import run_rounds
+from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
-    Doctor,
     Prompt,
     Recall,
     Reply,
-    Stats,
     ToolLike,
     ToolResult,
     Usage,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.episodes import EpisodicMemory
 
 
-class Memory:
+class Memory(Reporting):
     """Agents that share one local model and never compute their context twice.
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
@@ -73,7 +72,7 @@ class Memory:
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
     ) -> None:
-        _check_config(config)
+        check_config(config)
         self._config = config
         self._runner = runner_for(model, config, adapter)
         self._model = self._runner.name
@@ -81,13 +80,16 @@ class Memory:
         self._path = store_path(path)
         self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
         self._store = self._tiers.store
-        self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config)
-        self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
         try:
-            self._engine.open(self._store.recorded(self._model), self._attach)
+            observing = Observing(config)
+            self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
+            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            recorded = self._store.recorded(self._model)
+            self._engine.open(recorded, self._attach)
         except BaseException:
             self._store.close()
             raise
+        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, recorded)
         # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
@@ -104,7 +106,7 @@ class Memory:
 
         Paths are made absolute, and a wrong model is refused, at once; what else ``Memory`` raises comes when awaited.
         """
-        _check_config(config)
+        check_config(config)
         folder = store_path(path)
         runner = runner_for(model, config, adapter)
         return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
@@ -280,26 +282,32 @@ class Memory:
     def run_tools(
         self,
         agent: str | Agent,
-        message: Prompt,
-        functions: Sequence[Callable[..., Any]],
+        message: Prompt | None = None,
+        functions: Sequence[Callable[..., Any]] = (),
         *,
+        results: Sequence[ToolResult] = (),
         max_rounds: int = 8,
+        tool_timeout_s: float | None = None,
+        concurrent: bool = False,
         episode: StepRecorder | None = None,
         **options: Unpack[Options],
     ) -> Reply:
-        """Run a turn of ``agent`` in which the model may call typed Python ``functions``, one after another.
+        """Run a turn of ``agent`` in which the model may call typed Python ``functions``, async ones too.
 
         What a call raises, or arguments of the wrong type, goes to the model as an error. Ends with the first reply
-        that calls nothing, or after ``max_rounds`` of them with open calls. The options hold for each reply.
+        that calls nothing, after ``max_rounds`` of them with open calls, or where a function raises ``Pause``: then
+        ``Reply.paused`` is set. Without a message the open calls go on: with ``results``, and by running the others.
+        ``tool_timeout_s``: of a call, which is given up then. ``concurrent``: the calls of a reply run side by side.
         ``episode``: records each call as a step (``memory.episodes.start``); what it raises ends the turn.
         """
-        if agent is None:
-            raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
         if "tools" in options:
             raise unknown_option(Memory.run_tools, "tools")
-        Settings.of(Memory.run_tools, options)
-        say, give = partial(self.generate, agent=agent), partial(self._give, agent)
-        return run_rounds(say, give, message, functions, max_rounds, options, episode)
+        settings = Settings.of(Memory.run_tools, options)
+        asked = ToolRun(
+            functions=functions, max_rounds=max_rounds, tool_timeout_s=tool_timeout_s, concurrent=concurrent,
+            episode=episode,
+        )  # fmt: skip
+        return ToolTurn(self._asking, partial(self._log_of, agent), asked, settings).run(message, results)
 
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
@@ -324,49 +332,19 @@ class Memory:
         ``to``: "warm" keeps what fits there, encoded; "cold" leaves nothing of it in memory but what others share.
         Raises UnknownAgentError.
         """
-        if to not in ("warm", "cold"):
-            raise UnsupportedParameterError(f"to must be 'warm' or 'cold', got {repr_of(to)}")
-        if to == "warm" and not self._tiers.warm.is_on:
-            raise UnsupportedParameterError("to='warm' needs a warm tier: give Config a warm_bytes above 0")
         if not (agent is None or isinstance(agent, (str, Agent))):
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
-        log = None if agent is None else self._known_log(agent)
-        name, agent_id = (None, None) if log is None else (log.name, log.agent_id)
-        self.flush()
-        self._engine.call(lambda: self._engine.evict(name, agent_id, to=to))
-        self._store.flush()
-
-    def stats(self) -> Stats:
-        """Return counters since this Memory was opened, and bytes now."""
-        held = self._engine.call(self._engine.memory_figures)
-        stored = {**self._store.stats(), "remember_failures": self._asking.longterm.n_failed}
-        return self._engine.counters.stats(held, stored)
+        evict(self._engine, self._tiers, None if agent is None else self._known_log(agent), to=to)
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
         return self._store.verify()
 
-    def doctor(self) -> Doctor:
-        """Return what was found on this machine, and what would make it faster."""
-        self._asking.ensure_open()
-        return checkup.examine(self._runner, self._config)
-
-    def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
-        """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
-        the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
-
-        Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
-        """
-        self._asking.ensure_open()
-        return measure(self._engine, self._runner, self._config.chunk_tokens, name, texts)
-
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
-        while not self._engine.call(self._engine.hand_over):
-            self._store.wait_ready()
-        self._store.flush()
+        flush(self._engine, self._store)
 
     def close(self, drain_s: float = 0.0) -> None:
         """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
@@ -407,9 +385,6 @@ class Memory:
         self._asking.agents.identity = identity
         self._tiers.attach(identity, self._runner.layout, self._runner.host, facts)
 
-    def _give(self, agent: str | Agent, *results: ToolResult, **options: Unpack[Options]) -> Reply:
-        return (agent if isinstance(agent, Agent) else self.agent(agent)).give(*results, **options)
-
     def _name_of(self, agent: str | Agent) -> str:
         """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""
         if isinstance(agent, Agent):
@@ -430,8 +405,3 @@ class Memory:
 
     def _log_of(self, agent: str | Agent | None) -> Log | None:
         return log_of(agent, self._asking)
-
-
-def _check_config(config: object) -> None:
-    if not isinstance(config, Config):
-        raise ConfigError(f"config must be a Config, got {type(config).__name__}")

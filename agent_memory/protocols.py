@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from attrs import frozen
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -16,10 +18,27 @@ if TYPE_CHECKING:
     from agent_memory.config import Codec
     from agent_memory.kvcache.coding import Encoded
     from agent_memory.kvcache.layout import Layout
-    from agent_memory.types import Divergence, Sampling
+    from agent_memory.types import Sampling
 
 #: A user's logits processor: ``(ids so far, logits (vocab,) float32) -> logits``. Called on a side thread.
 LogitsProcessor = Callable[[Sequence[int], "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+
+
+@frozen(kw_only=True)
+class Divergence:
+    """One text's share of a ``CodecReport``: sums over the tokens that were compared."""
+
+    n_tokens: int
+    kl: float  #: nats
+    worst_kl: float
+    agreed: int
+    loss: float  #: nats, of the text's own tokens, on exact KV
+    coded_loss: float
+    n_values: int  #: in the KV
+    exact_bytes: int
+    coded_bytes: int
+    encode_s: float
+    decode_s: float
 
 
 class Detokenizer(Protocol):

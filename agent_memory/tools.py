@@ -24,6 +24,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _SHAPES = "a Tool, {name, input_schema}, {type: 'function', function: {name, parameters}} or a typed Python function"
 
 
+class Pause(Exception):
+    """Raised by a function that ``run_tools`` runs: the result of this call comes later, perhaps in another process.
+
+    ``reason``: for whoever will give it; the model does not read it.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = str(reason)
+
+
 def as_tools(tools: object) -> tuple[Tool, ...]:
     """The canonical value of each tool, in order. Raises UnsupportedParameterError naming the tool and the reason."""
     if isinstance(tools, (str, bytes, Mapping, Tool)) or not isinstance(tools, Sequence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -38,6 +39,8 @@ WRONG: dict[str, list[Any]] = {
     "upkeep_ms": [0, -1, "50", math.nan, True],
     "extract": [None, "yes", 1],
     "embedder": ["minilm", 7, True, object()],
+    "recorder": [7, "", b"file"],
+    "on_reply": ["print", 7],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -67,6 +70,8 @@ RIGHT: dict[str, list[Any]] = {
     "upkeep_ms": [None, 20, 0.5],
     "extract": [True, False],
     "embedder": [None, "resident"],
+    "recorder": [None, Path("/tmp/recorder.jsonl")],
+    "on_reply": [None, print],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -145,9 +150,10 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_UPKEEP_MS": "20",
         "AGENT_MEMORY_EXTRACT": "1",
         "AGENT_MEMORY_EMBEDDER": "resident",
+        "AGENT_MEMORY_RECORDER": "/tmp/recorder.jsonl",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
-    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
+    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS) - {"on_reply"}
     assert Config.from_env(environ=environ | {"HOME": "/", "MAX_BATCH": "9"}) == Config(
         hot_bytes=4096,
         warm_bytes=0,
@@ -171,6 +177,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         upkeep_ms=20.0,
         extract=True,
         embedder="resident",
+        recorder=Path("/tmp/recorder.jsonl"),
         trust_remote_code=True,
     )
 
@@ -193,6 +200,8 @@ def test_from_env_takes_another_prefix_and_the_process_environment(monkeypatch: 
         ("PROGRESS", "maybe"),
         ("WARM_CODEC", "q3"),
         ("HOT_BYTE", "1"),
+        ("ON_REPLY", "print"),
+        ("RECORDER", "~nobody-of-that-name/recorder.jsonl"),
     ],
 )
 def test_a_wrong_variable_is_a_config_error_that_names_it(key: str, text: str) -> None:

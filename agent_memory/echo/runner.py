@@ -21,11 +21,11 @@ from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
 from agent_memory.runner.processed import returned
-from agent_memory.types import Divergence, Sampling
+from agent_memory.types import Sampling
 
 if TYPE_CHECKING:
     from agent_memory.config import Codec
-    from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
+    from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 
 _SPOKEN = 5  #: replies are tokenized in pieces of this many characters: other ids than the whole text has
 _RIVALS = b"etaoin"  #: tokens drawn instead of the reply's own when the temperature is above 0

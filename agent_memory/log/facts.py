@@ -18,7 +18,8 @@ class Facts:
 
     ``tools``, ``tools_sorted``: digests of the tools that the newest turn offered, in their own key order and in
     sorted order. ``variables``: digest of the newest turn's template variables. ``system``: the system prompt of the
-    newest turn, where it is another than the one before the first turn.
+    newest turn, where it is another than the one before the first turn. ``answered``: results of open tool calls, each
+    with the id of its call, while other calls of the same reply wait for theirs.
     """
 
     date: datetime | None = None  #: local time that the chat template was told; None: it was never asked
@@ -29,11 +30,12 @@ class Facts:
     recall: Recall | None = None  #: what each turn recalls; None: nothing
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
     system: str | None = None
+    answered: tuple[tuple[str, str], ...] = ()
     has_shown: bool | None = None  #: True once cards were shown, also in turns that were taken back
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
-        row = {name: value for name, value in attrs.asdict(self).items() if value not in (None, "")}
+        row = {name: value for name, value in attrs.asdict(self).items() if value not in (None, "", [])}
         if self.date is not None:
             row["date"] = self.date.isoformat(timespec="seconds")
         return json.dumps(row, separators=(",", ":"), sort_keys=True) if row else None
@@ -51,6 +53,7 @@ class Facts:
                 forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
                 has_shown=True if row.get("has_shown") is True else None,
                 system=row.get("system") if isinstance(row.get("system"), str) else None,
+                answered=tuple((str(call), str(text)) for call, text in row.get("answered", ())),
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},
             )
         except (ValueError, TypeError):

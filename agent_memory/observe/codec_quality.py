@@ -10,9 +10,8 @@ from attrs import frozen
 from agent_memory.config import CODECS, Codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError, repr_of
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
-from agent_memory.protocols import ModelRunner
+from agent_memory.protocols import Divergence, ModelRunner
 from agent_memory.scheduler.engine import Engine
-from agent_memory.types import Divergence
 
 #: This share of a text is the context, in encoded KV; predictions of the remaining tokens are compared.
 _CONTEXT_SHARE = 0.75

@@ -24,7 +24,7 @@ from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import explained, explained_log
 from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
-from agent_memory.requests.prompting import Planner, Rendering
+from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
@@ -58,6 +58,7 @@ class Asking:
         self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
+        self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
     @property
     def identity(self) -> str:
@@ -93,6 +94,13 @@ class Asking:
                 handle.cancel()
             raise
         return handles
+
+    def keep_results(self, log: Log, answers: Answers) -> None:
+        """Store results of some of the open calls, until the others have theirs; durable at the next flush."""
+        clean = self._clean or str
+        results = [(str(message.tool_call_id), clean(message.content)) for message in answers.messages]
+        assert answers.version is not None
+        self.agents.keep_results(log, answers.version, results)
 
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import AgentMemoryError
+from agent_memory.log.files import RECALL
 from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
@@ -22,7 +23,6 @@ from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.idle import QUIET_S
-from agent_memory.store.format import RECALL
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 

@@ -132,6 +132,12 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     return StoreView(folder, salt)
 
 
+def check_config(config: object) -> None:
+    """Raises ConfigError for what is no Config."""
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a Config, got {type(config).__name__}")
+
+
 def check_drain(drain_s: Any) -> None:
     """Raise UnsupportedParameterError if ``drain_s`` is not a number of seconds, 0 or more."""
     if not isinstance(drain_s, (int, float)) or isinstance(drain_s, bool) or not drain_s >= 0:

@@ -34,10 +34,13 @@ from agent_memory.types import Card, Message, OnDiverge, Tool
 
 @frozen
 class Answers:
-    """Tool results that continue a log, as long as it is of the ``version`` in which their calls are open."""
+    """Messages that continue a log: tool results, as long as it is of the ``version`` in which their calls are open.
+
+    ``version`` None: whatever the log is by then.
+    """
 
     messages: tuple[Message, ...]
-    version: int
+    version: int | None = None
 
 
 @frozen(kw_only=True)
@@ -87,7 +90,7 @@ class Planner:
         self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[tuple[int, int], Prompt] | None = None
-        self._composed_last = Composed([])  #: what the newest prompt was made of
+        self._composed_last = Composed([])  #: the parts of the newest prompt
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: the agent's, once this turn is in its log
         self.is_branch = False  #: True if the log stays unchanged: the list has another history and branches off
@@ -108,17 +111,14 @@ class Planner:
         return self._cache[1]
 
     def follow(self) -> None:
-        """Go on from what the log is now: the request itself had it changed."""
+        """Accept the log's new version: the request itself changed it."""
         if self._seen is not None and self._log is not None:
             self._seen = self._log.version
 
     def _plan(self) -> Prompt:
         log = self._log
         if log and self._seen not in (None, log.version):
-            raise ToolResultError(
-                f"the log of agent {log.name!r} has moved on since these results were given: its open calls were "
-                f"answered already, or taken back. Look at its messages, and answer what is open there"
-            )
+            raise moved_on(log.name)
         given = log.full_history(self._asked, goes_on=self.goes_on) if log else self._asked
         given = paired(given, may_end_open=not self._how.generation_prompt)
         self.given = log.as_logged(given) if log else given
@@ -166,6 +166,7 @@ class Planner:
         return attrs.evolve(
             kept,
             forgotten=None,
+            answered=(),
             has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
@@ -192,7 +193,7 @@ class Planner:
         tools: Sequence[Tool] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The template's text; what is None as this request has it."""
+        """Return the template's text; an argument that is None is this request's own."""
         how = self._how
         return render(
             self._tokenizer,
@@ -248,7 +249,7 @@ class Planner:
         )
 
     def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
-        """Says why a prompt leaves other ids at a position, as of a request without a log."""
+        """Return a function that explains why a prompt without a log differs from other ids at a position."""
         composed, ids = self._composed_last, prompt.ids
         return lambda at, other: self._why(composed, ids, other, at)
 
@@ -272,8 +273,16 @@ class Planner:
         return explain(outline, ids, other, at, before=before, facts=self.facts)
 
 
+def moved_on(agent: str) -> ToolResultError:
+    """Return the error for results whose calls are open no more."""
+    return ToolResultError(
+        f"the log of agent {agent!r} has moved on since these results were given: its open calls were answered "
+        f"already, or taken back. Look at its messages, and answer what is open there"
+    )
+
+
 def forgotten_why(n_computed: int, shared: int) -> Why:
-    """Why KV is gone that had been computed before a card of the conversation was forgotten."""
+    """Return the cause of KV that is gone because a card of the conversation was forgotten."""
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")

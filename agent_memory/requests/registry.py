@@ -18,6 +18,7 @@ from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.requests.cleaning import of_tools, without_secrets
+from agent_memory.requests.prompting import moved_on
 from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -88,7 +89,7 @@ class Agents:
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
         self._store, self._engine, self.salt = store, engine, salt
         self._logs: dict[str, Log] = {}
-        self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
+        self._names: set[str] | None = None  # names of all agents on disk, once one was looked up
         self._lock = threading.Lock()
         self.identity = ""  #: identity of the model's KV, once the model is loaded
 
@@ -145,6 +146,22 @@ class Agents:
 
         self._engine.call(work)
 
+    def keep_results(self, log: Log, version: int, results: Sequence[tuple[str, str]]) -> None:
+        """Store results of open calls, each with its call's id, until the others have theirs; nothing is generated.
+
+        Raises ToolResultError where the log has moved on from ``version``.
+        """
+
+        def work() -> None:
+            log.ensure_exists()
+            if log.version != version:
+                raise moved_on(log.name)
+            log.facts = attrs.evolve(log.facts, answered=tuple(results))
+            if not log.is_temporary:
+                self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+        self._engine.call(work)
+
     def find(self, name: str, *, identity: str) -> Log | None:
         """Return the log of an agent that exists; None if it does not."""
         with self._lock:
@@ -177,7 +194,7 @@ class Agents:
         return self._logs.get(name)
 
     def ensure_free(self, name: str) -> None:
-        """Raise ConfigError where an agent has that name, or none may have it."""
+        """Raise ConfigError if an agent has that name, or if it is no valid name."""
         _check_name(name)
         with self._lock:
             if self._names is None:
@@ -188,7 +205,7 @@ class Agents:
                 )
 
     def add(self, log: Log) -> None:
-        """Take in an agent that was made of another one; its name is free."""
+        """Add an agent that was forked from another one; its name is free."""
         with self._lock:
             self._logs[log.name] = log
 
@@ -208,7 +225,7 @@ class Agents:
     # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
+        """Pin or unpin an agent. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
@@ -261,14 +278,14 @@ class Agents:
         self._engine.call_idle(work)
 
     def _all(self) -> list[Log]:
-        """Every agent's log, opened; it stays open: who opens it meanwhile gets the log that is changed here."""
+        """Return every agent's log, opened. It stays open: a handle opened meanwhile shares the log changed here."""
         infos = self._store.list_agents(self.salt)
         with self._lock:
             stored = [log for info in infos if (log := self._find(info.name, self.identity)) is not None]
             return [*stored, *(log for log in self._logs.values() if log.is_temporary)]
 
     def _replace(self, rewritten: Mapping[Log, Sequence[State | None]]) -> None:
-        """Let logs be in memory what they are on disk by now: now, and in each version."""
+        """Replace turns of logs in memory, in the present state and in each version, as they were replaced on disk."""
         for log, (now, *before) in rewritten.items():
             log.kept = tuple(
                 kept if state is None else attrs.evolve(kept, state=state)
@@ -309,7 +326,7 @@ class Agents:
 
 
 def _without_cards(state: State, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> State | None:
-    """A state without forgotten cards and texts; None where it shows none."""
+    """Return a state without forgotten cards and texts; None if it shows none."""
     found = without_cards(state.turns, is_forgotten, texts)
     return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 

@@ -2,95 +2,163 @@
 
 from __future__ import annotations
 
-import json
-import time
-import typing
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.tools import as_tools, fits, structured
+import attrs
+from attrs import field, frozen
+
+from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
+from agent_memory.log.log import Log
+from agent_memory.prompt.messages import copied
+from agent_memory.requests.answering import answers_of, open_calls
+from agent_memory.requests.asking import Asking
+from agent_memory.requests.options import Settings
+from agent_memory.requests.tool_running import Ran, Runs
+from agent_memory.tools import as_tools
 from agent_memory.types import Reply, Tool, ToolCall, ToolResult
+from agent_memory.usage import Usage
 
 if TYPE_CHECKING:
     from agent_memory.recall.episode_types import StepRecorder
 
+_NOTHING = Usage(prompt_tokens=0, cached_tokens=0, computed_tokens=0, output_tokens=0, tier="none")
 
-def run_rounds(
-    say: Callable[..., Reply],
-    give: Callable[..., Reply],
-    message: object,
-    functions: Sequence[Callable[..., Any]],
-    max_rounds: int,
-    options: Mapping[str, Any],
-    episode: StepRecorder | None = None,
-) -> Reply:
-    """Say ``message``, run the calls of the reply and give their results, until it calls nothing or rounds run out.
 
-    ``episode`` records each call as a step.
-    """
-    if episode is not None and not callable(getattr(episode, "step", None)):
-        raise UnsupportedParameterError(f"episode must have a method step, as an Episode has; got {episode!r:.80}")
-    if not isinstance(max_rounds, int) or isinstance(max_rounds, bool) or max_rounds < 1:
-        raise UnsupportedParameterError(f"max_rounds must be an int of at least 1, got {repr_of(max_rounds)}")
-    tools = as_tools(functions)
-    if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
+def _check_rounds(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedParameterError(f"{attribute.name} must be an int of at least 1, got {repr_of(value)}")
+
+
+def _check_time(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value is not None and not (is_number and value > 0):
         raise UnsupportedParameterError(
-            "run_tools needs at least one function to run, got 0; say() and give() leave an agent's calls to you"
+            f"{attribute.name} must be a positive number of seconds or None, got {repr_of(value)}"
         )
-    if not all(callable(function) for function in functions):
+
+
+def _check_bool(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UnsupportedParameterError(f"{attribute.name} must be a bool, got {repr_of(value)}")
+
+
+def _check_episode(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not callable(getattr(value, "step", None)):
+        raise UnsupportedParameterError(f"episode must have a method step, as an Episode has; got {value!r:.80}")
+
+
+def _check_functions(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not all(callable(function) for function in value):
         raise UnsupportedParameterError("functions must be Python functions with typed parameters")
-    by_name = {tool.name: (tool, function) for tool, function in zip(tools, functions, strict=True)}
-    how = {**options, "tools": tools}
-    reply = say(message, **how)  # a refusal here leaves no new agent behind
-    for _ in range(max_rounds):
-        if not reply.tool_calls:
-            break
-        results = [_recorded(call, *by_name[call.name], episode) for call in reply.tool_calls]
-        reply = give(*results, **how)
-    return reply
 
 
-def _recorded(call: ToolCall, tool: Tool, function: Callable[..., Any], episode: StepRecorder | None) -> ToolResult:
-    """Return the result of one call, recorded by ``episode``."""
-    started = time.perf_counter()
-    result = run_call(call, tool, function)
-    if episode is not None:
-        episode.step(
-            call.name,
-            ok=not result.is_error,
-            observation=str(result.content),
-            parameters=call.arguments,
-            latency_ms=(time.perf_counter() - started) * 1e3,
+@frozen(kw_only=True)
+class ToolRun:
+    """What ``run_tools`` is asked beside its message and its options, checked. ``episode`` records each call."""
+
+    episode: StepRecorder | None = field(default=None, validator=_check_episode)
+    max_rounds: int = field(default=8, validator=_check_rounds)
+    tool_timeout_s: float | None = field(default=None, validator=_check_time)
+    concurrent: bool = field(default=False, validator=_check_bool)
+    functions: Sequence[Callable[..., Any]] = field(validator=_check_functions)
+    tools: tuple[Tool, ...] = field(init=False)
+
+    @tools.default
+    def _tools(self) -> tuple[Tool, ...]:
+        tools = as_tools(self.functions)
+        if not tools:  # an empty list would offer the agent's stored tools, for which there is nothing to run
+            raise UnsupportedParameterError(
+                "run_tools needs at least one function to run, got 0; say() and give() leave an agent's calls to you"
+            )
+        return tools
+
+
+class ToolTurn:
+    """Asks, runs what the model calls, and gives it the results, until it calls nothing. Caller's thread.
+
+    - Where a call pauses, the others of its reply still run; their results are stored with the agent, and the calls
+      stay open in its log.
+    - Without a message a turn with open calls goes on: with results that are given and kept; other calls are run.
+    - ``find`` gives the agent's log, which another thread may make meanwhile where the agent is new.
+    """
+
+    def __init__(self, asking: Asking, find: Callable[[], Log | None], asked: ToolRun, settings: Settings) -> None:
+        self._asking, self._find, self._asked = asking, find, asked
+        self._settings = attrs.evolve(settings, tools=asked.tools)
+        by_name = {tool.name: (tool, function) for tool, function in zip(asked.tools, asked.functions, strict=True)}
+        self._runs = Runs(by_name, asked.tool_timeout_s, asked.concurrent)
+
+    def run(self, message: object, results: Sequence[ToolResult]) -> Reply:
+        """The last reply. Raises UnsupportedParameterError, ToolResultError, and as ``Memory.generate`` does."""
+        if message is not None and results:
+            raise UnsupportedParameterError("give run_tools a message or results=, not both: results answer open calls")
+        try:
+            if message is None:
+                reply, n_left = self._resumed(results), self._asked.max_rounds - 1
+            else:
+                reply, n_left = self._ask(message), self._asked.max_rounds
+            for _ in range(n_left):
+                if not reply.tool_calls or reply.paused:
+                    break
+                reply = self._answered(reply, reply.tool_calls)
+        finally:
+            self._asking.n_tools_abandoned += self._runs.n_abandoned
+        return reply
+
+    @property
+    def _log(self) -> Log:
+        log = self._find()
+        if log is None:
+            raise UnsupportedParameterError("run_tools needs an agent, whose log holds the calls")
+        return log
+
+    def _ask(self, prompt: object) -> Reply:
+        with self._asking.start(prompt, self._log, self._settings) as handle:
+            return handle.result()
+
+    def _resumed(self, results: Sequence[ToolResult]) -> Reply:
+        """The reply after the open calls of the log. Raises ToolResultError, before anything runs."""
+        log = self._log
+        answered = {message.tool_call_id for message in answers_of(log, results).messages}
+        left = [call for call in open_calls(log) if call.id not in answered]
+        if missing := sorted({call.name for call in left} - self._runs.tools.keys()):
+            raise ToolResultError(
+                f"a call of {missing[0]} is open and has no result, and there is no such function among "
+                f"{sorted(self._runs.tools)}: give its result in results=, or the function"
+            )
+        message = copied(log.messages[-1:])[0]
+        open_reply = Reply(
+            text=message.content,
+            finish="tool_calls",
+            usage=_NOTHING,
+            message=message,
+            reasoning=message.reasoning,
+            tool_calls=message.tool_calls,
         )
-    return result
+        return self._answered(open_reply, left, results)
+
+    def _answered(self, reply: Reply, calls: Sequence[ToolCall], given: Sequence[ToolResult] = ()) -> Reply:
+        """The reply to the results of ``calls``, given and kept ones; ``reply`` itself where a call paused."""
+        ran = self._runs.run(calls)
+        for one in ran:
+            _record(one, self._asked.episode)
+        answers = answers_of(self._log, [*given, *(one.result for one in ran if one.result is not None)])
+        paused = {one.call.id: one.pause.reason for one in ran if one.pause is not None}
+        if not paused:
+            return self._ask(answers)
+        self._asking.keep_results(self._log, answers)
+        return attrs.evolve(reply, paused=paused)
 
 
-def run_call(call: ToolCall, tool: Tool, function: Callable[..., Any]) -> ToolResult:
-    """Return the result of one call; an exception, and arguments of a wrong type, become its error text."""
-    properties = tool.parameters.get("properties", {})
-    unknown = [name for name in call.arguments if name not in properties]
-    missing = [name for name in tool.parameters.get("required", ()) if name not in call.arguments]
-    wrong = [name for name, value in call.arguments.items() if not unknown and not fits(value, properties[name])]
-    if unknown or missing or wrong:
-        said = {"unknown arguments": unknown, "missing arguments": missing, "arguments of the wrong type": wrong}
-        return ToolResult(call.id, "; ".join(f"{k}: {', '.join(v)}" for k, v in said.items() if v), is_error=True)
-    try:
-        hints = typing.get_type_hints(function)
-        value = function(**{name: structured(value, hints[name]) for name, value in call.arguments.items()})
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except Exception as error:  # noqa: BLE001 - a user's function: its failure is the model's to read
-        return ToolResult(call.id, _readable(_described(error)), is_error=True)
-    return ToolResult(call.id, _readable(text))
-
-
-def _described(error: Exception) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - a user's class: its __str__ may fail as its function did
-        return type(error).__name__
-
-
-def _readable(text: str) -> str:
-    """Return ``text`` with lone surrogates (as in file names) written as escapes: no prompt can contain them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _record(ran: Ran, episode: StepRecorder | None) -> None:
+    """A call that has its result as a step; one that paused is none yet."""
+    if episode is not None and ran.result is not None:
+        episode.step(
+            ran.call.name,
+            ok=not ran.result.is_error,
+            observation=str(ran.result.content),
+            parameters=ran.call.arguments,
+            latency_ms=ran.latency_ms,
+        )

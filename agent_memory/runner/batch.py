@@ -23,10 +23,10 @@ from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
 from agent_memory.mlxcache import filling, joining, kinds
 from agent_memory.mlxcache.kinds import MLXKV
-from agent_memory.protocols import KV, Constraint, LogitsProcessor, Source
+from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 from agent_memory.runner import measuring
 from agent_memory.runner.sampling import Processors, Sampler, greedy, make_sampler
-from agent_memory.types import Divergence, Sampling
+from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
 #: mlx caches freed buffers; as in mlx-lm, that cache is emptied every 512 steps.

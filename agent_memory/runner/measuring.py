@@ -17,7 +17,7 @@ from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import TensorSpec
 from agent_memory.mlxcache import codecs, kinds
 from agent_memory.mlxcache.kinds import MLXKV
-from agent_memory.types import Divergence
+from agent_memory.protocols import Divergence
 
 #: Changes the rows of one tensor, (heads, n, dim) -> the same shape and dtype.
 Recode = Callable[[TensorSpec, mx.array], mx.array]

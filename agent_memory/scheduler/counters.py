@@ -68,7 +68,11 @@ class Counters:
             evictions={"hot": live["hot_evictions"], "warm": live["warm_evictions"]},
             hot_bytes=live["hot_bytes"],
             warm_bytes=live["warm_bytes"],
+            waiting=live["waiting"],
+            running=live["running"],
             save_failures=self.save_failures + stored["save_failures"],
+            budgets={"cold": stored["disk_budget_bytes"]},
             remember_failures=stored.get("remember_failures", 0),
+            tools_abandoned=stored.get("tools_abandoned", 0),
             **{name: stored[name] for name in _STORED},
         )

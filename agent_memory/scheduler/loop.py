@@ -18,6 +18,7 @@ from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.replying import Replies
@@ -60,6 +61,7 @@ class Loop:
         counters: Counters,
         places: Places,
         idle: Idle,
+        observer: Observer,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
@@ -67,15 +69,17 @@ class Loop:
         admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters)
+        self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
-        self.evictor = Evictor(self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept)
+        self.evictor = Evictor(
+            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer
+        )
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens)
-        self._decode = Decode(self.running, self._leaving)
+        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer)
+        self._decode = Decode(self.running, self._leaving, observer)
         self._starting = Starting(
             runner,
             tiers,
@@ -86,6 +90,7 @@ class Loop:
             self.evictor,
             self.saver,
             self._prefill,
+            observer,
             max_batch=max_batch,
             target_gap_s=target_gap_s,
         )
@@ -115,12 +120,17 @@ class Loop:
         """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare capacity included."""
         return self.hot.nbytes + self.running.nbytes
 
+    @property
+    def lacks_bytes(self) -> bool:
+        """True if a request waits because the bytes that it may need are not free. Any thread."""
+        return bool(self.waiting) and self._starting.lacks_bytes
+
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
     def look(self, prompt: Prompt, owner: str | None) -> Found:
-        """What a request would find of its prompt now, and why no more; changes nothing."""
+        """Return the KV that a request with ``prompt`` would find now, and why no more; changes nothing."""
         return self._reuse.look(prompt, owner, self.running)
 
     def cancel_all_of(self, owner: str) -> bool:
@@ -131,11 +141,11 @@ class Loop:
         return self.is_busy(owner)
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle KV of one agent be another's."""
+        """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
     def discard(self, owner: str) -> None:
-        """Drop the idle KV of an agent that is gone, unsaved."""
+        """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)

@@ -627,7 +627,7 @@ def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
 def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     opened: Callable[..., Memory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import agent_memory.store.forgetting as forgetting
+    import agent_memory.store.holders as holders
 
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
@@ -637,7 +637,7 @@ def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     memory.agent("ann", recall=Recall(remember=False)).say("How does the heron vault open?")
     encoded = memory._runner.tokenizer.encode("bramblewick")
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "delete_agent", fail)
+        patch.setattr(holders, "delete_agent", fail)
         with pytest.raises(StoreError):
             memory.context.forget("bramblewick")
     assert memory.context.recall("bramblewick"), "not forgotten yet: the call did not return"
