@@ -29,25 +29,25 @@ def test_the_states_are_those_of_the_models_own_layers() -> None:
     assert early.state([5]).shape == (64,)
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "mamba", "llama_windows", "falcon_h1"])
-def test_a_model_whose_layers_do_something_else_is_refused_or_right(name: str) -> None:
-    """Scaled embeddings, other names, windows, recurrence: none of them may pass with other states than its own."""
+@pytest.mark.parametrize("name", ["qwen3", "llama_windows"])
+def test_layers_one_after_another_are_the_model(name: str) -> None:
     from agent_memory.runner.early import EarlyLayers
 
     model = tiny.model(name)
-    try:
-        early = EarlyLayers(model, name, 1.0)
-    except UnsupportedModelError as error:
-        assert name in str(error)
-    else:
-        assert early._difference(model) < 0.02
+    assert EarlyLayers(model, name, 0.2)._difference(model) < 1e-4
 
 
-def test_scaled_embeddings_are_noticed() -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("gemma3_text", "other logits"), ("mamba", "by themselves"), ("falcon_h1", "by themselves"),
+     ("deepseek_v3", "by themselves")],
+)  # fmt: skip
+def test_a_model_whose_layers_do_something_else_is_refused(name: str, said: str) -> None:
+    """Scaled embeddings, other names, other masks: none of them may pass with other states than its own."""
     from agent_memory.runner.early import EarlyLayers
 
-    with pytest.raises(UnsupportedModelError, match="other logits"):
-        EarlyLayers(tiny.model("gemma3_text"), "gemma", 0.2)
+    with pytest.raises(UnsupportedModelError, match=said):
+        EarlyLayers(tiny.model(name), name, 0.2)
 
 
 def test_a_memory_embeds_by_them_on_its_own_thread() -> None:
