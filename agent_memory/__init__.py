@@ -45,6 +45,10 @@ if TYPE_CHECKING:
         UnsupportedParameterError,
     )
     from agent_memory.generation import Generation, State, as_completed
+    from agent_memory.groups.events import Utterance
+    from agent_memory.groups.group import Group
+    from agent_memory.groups.phases import Phase
+    from agent_memory.groups.voting import Tally
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
@@ -160,6 +164,7 @@ __all__ = [
     "Expansion",
     "Finish",
     "Generation",
+    "Group",
     "HistoryDivergedError",
     "Hit",
     "IncompatibleStoreError",
@@ -187,6 +192,7 @@ __all__ = [
     "PRF",
     "Pattern",
     "Pause",
+    "Phase",
     "Plan",
     "Prompt",
     "PromptTooLongError",
@@ -210,6 +216,7 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "StoreView",
+    "Tally",
     "TaskContext",
     "Text",
     "Tier",
@@ -223,6 +230,7 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
+    "Utterance",
     "VerifyReport",
     "Weights",
     "WorkingSet",
@@ -271,6 +279,7 @@ _HOMES = {
     "Expansion": "recall.types",
     "Finish": "types",
     "Generation": "generation",
+    "Group": "groups.group",
     "HistoryDivergedError": "errors",
     "Hit": "recall.types",
     "IncompatibleStoreError": "errors",
@@ -298,6 +307,7 @@ _HOMES = {
     "PRF": "recall.episode_types",
     "Pattern": "recall.episode_types",
     "Pause": "tools",
+    "Phase": "groups.phases",
     "Plan": "recall.types",
     "Prompt": "types",
     "PromptTooLongError": "errors",
@@ -321,6 +331,7 @@ _HOMES = {
     "StoreError": "errors",
     "StoreLockedError": "errors",
     "StoreView": "store.view",
+    "Tally": "groups.voting",
     "TaskContext": "recall.episode_types",
     "Text": "types",
     "Tier": "usage",
@@ -334,6 +345,7 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "usage",
+    "Utterance": "groups.events",
     "VerifyReport": "types",
     "Weights": "recall.types",
     "WorkingSet": "recall.types",

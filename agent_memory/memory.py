@@ -16,6 +16,9 @@ from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
+from agent_memory.groups.group import Group
+from agent_memory.groups.opening import Groups
+from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.codec_quality import CodecReport, measure
@@ -84,6 +87,7 @@ class Memory:
         self._store = self._tiers.store
         self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config)
         self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+        self._groups = Groups(self._asking)
         try:
             self._engine.open(self._store.recorded(self._model), self._attach)
         except BaseException:
@@ -276,6 +280,22 @@ class Memory:
         """
         settings = Settings.of(Memory.best_of, options)
         return best_of(self._asking, self._known_log(agent), message, n, key, settings)
+
+    def group(
+        self,
+        name: str,
+        members: Sequence[str | Agent] = (),
+        *,
+        topology: Topology | None = None,
+        phases: Sequence[Phase] = (),
+    ) -> Group:
+        """Open a conversation of several agents, or make it. Each takes part as a fork of its own.
+
+        ``members``: agents that exist, in the order in which they speak; needed for a new group. ``topology``: "round"
+        (the default: all at once, on the same state), "turns" (one after another) or "free". ``phases``: parts of the
+        conversation. Raises ConfigError where the group is another one, UnknownAgentError.
+        """
+        return self._groups.open(name, members, topology, phases)
 
     @takes_options(without=["tools"])
     def run_tools(
