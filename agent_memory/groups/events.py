@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import attrs
 from attrs import field, frozen
 
 from agent_memory.types import Message
@@ -15,7 +16,7 @@ from agent_memory.types import Message
 Kind = Literal["group", "phase", "say", "turn", "whisper", "vote", "ballot", "tally"]
 SPOKEN: tuple[Kind, ...] = ("say", "turn", "whisper", "tally")
 
-_HEAD = "group event "
+_HEAD, _ASKED = "group event ", "group turn "  #: what the stored form of an event and of a mark begins with
 
 
 @frozen(kw_only=True)
@@ -35,11 +36,8 @@ class Event:
 
     def message(self) -> Message:
         """The event as a message of the group's log."""
-        row: dict[str, Any] = {"kind": self.kind, "speaker": self.speaker, "to": self.to, "phase": self.phase}
-        row |= {"round": self.round, "heard": self.heard, "number": self.number, "is_extra": self.is_extra}
-        row |= {"more": dict(self.more)}
-        kept = {name: value for name, value in row.items() if value not in (None, False, {})}
-        return Message("user", self.text, source=_HEAD + json.dumps(kept, separators=(",", ":")))
+        row = attrs.asdict(self, filter=lambda one, _: one.name != "text")
+        return Message("user", self.text, source=_HEAD + _json(row))
 
     @classmethod
     def of(cls, message: Message) -> Event | None:
@@ -88,14 +86,18 @@ class Mark:
 
     def source(self) -> str:
         """The mark as it is stored with the question, which the model does not see."""
-        row = {"group": self.group, "heard": self.heard, "number": self.number, "phase": self.phase}
-        row |= {"round": self.round, "vote": self.vote, "is_extra": self.is_extra}
-        return "group turn " + json.dumps({name: value for name, value in row.items() if value not in (None, False)})
+        return _ASKED + _json(attrs.asdict(self))
 
     @classmethod
     def of(cls, message: Message, group: str) -> Mark | None:
         """The mark of a question that ``group`` asked; None for any other message."""
-        if message.role != "user" or not message.source.startswith("group turn "):
+        if message.role != "user" or not message.source.startswith(_ASKED):
             return None
-        row = json.loads(message.source.removeprefix("group turn "))
+        row = json.loads(message.source.removeprefix(_ASKED))
         return cls(**row) if row.get("group") == group else None
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    """Compact JSON of what says something: 0 does."""
+    kept = {name: value for name, value in row.items() if value is not None and value is not False and value != {}}
+    return json.dumps(kept, separators=(",", ":"))

@@ -89,8 +89,7 @@ def test_in_a_round_all_speak_on_the_same_state(memory: Memory) -> None:
     group.say("Begin.")
     first = group.round()
     assert {name: reply.text for name, reply in first.items()} == {name: f"word 1 of {name}" for name in NAMES}
-    intro = "You are ann, in a conversation with bob and cem. A line begins with the name of whoever said it. Answer as ann"
-    assert asked(group, "ann")[0].startswith(intro)
+    assert asked(group, "ann")[0].startswith("You are ann, in a conversation with bob and cem. A line begins with ")
     assert all(asked(group, name)[0].endswith(".\nBegin.") for name in NAMES), "nobody has heard another yet"
     group.round()
     assert asked(group, "ann")[1] == "bob: word 1 of bob\ncem: word 1 of cem"
@@ -229,10 +228,11 @@ def test_a_turn_computes_what_is_new_to_its_member_to_the_token(voices: Voices) 
             if number % 3 == 1:
                 group.whisper(names[number % 8], names[(number + 3) % 8], f"secret {number}")
             for name, reply in group.round().items():
-                seat = group.member(name)
-                new = f"<|user|>{asked(group, name)[-1]}<|end|><|assistant|>"
-                told = f"<|system|>{seat.messages[0].content}<|end|>" if number == 0 else ""
-                assert reply.usage.computed_tokens == len(tokenizer.encode(told + new)), (name, number)
+                new = len(tokenizer.encode(f"<|user|>{asked(group, name)[-1]}<|end|><|assistant|>"))
+                if number == 0:  # the system prompt comes along, whose beginning others may have computed
+                    assert reply.usage.computed_tokens + reply.usage.cached_tokens > new
+                else:
+                    assert reply.usage.computed_tokens == new, (name, number)
                 assert reply.usage.miss in (None, "never_seen")
                 n_turns += 1
                 if number > 1:
@@ -258,7 +258,8 @@ def test_members_of_several_groups_share_their_past_and_nothing_else(memory: Mem
         "Remember the lighthouse.",
         "And what do you know?",
     ]
-    assert {info.name for info in memory.agents()} == {*NAMES, "red/", "red/ann", "red/bob", "blue/", "blue/ann", "blue/cem"}
+    made = {"red/", "red/ann", "red/bob", "blue/", "blue/ann", "blue/cem"}
+    assert {info.name for info in memory.agents()} == made | set(NAMES)
 
 
 def test_what_a_member_is_asked_alone_stays_between_the_two(memory: Memory) -> None:
@@ -373,6 +374,25 @@ def test_a_grammar_holds_ballots_to_the_options() -> None:
         assert all(ballot[0] in ("red", "blue") for ballot in tally.ballots.values())
 
 
+def test_a_vote_that_was_cut_short_goes_on_with_those_who_have_not_voted() -> None:
+    with Memory(voting(lambda name: "red"), ":memory:") as memory:
+        group = group_of(memory, *NAMES)
+
+        def only_others(ids: Any, logits: Any) -> Any:
+            if whose(memory._runner.tokenizer.key(ids)) == "cem":
+                raise OSError("no ballot")
+            return logits
+
+        with pytest.raises(OSError, match="no ballot"):
+            group.vote("Which?", ["red", "blue"], logits_processors=[only_others])
+        n_voted = [len(asked(group, name)) for name in NAMES]
+        assert n_voted[2] == 0, "a turn that failed was not taken"
+        with pytest.raises(RequestError, match="a vote is open"):
+            group.vote("Another?", ["red", "blue"])
+        assert group.vote("Which?", ["red", "blue"]).scores == {"red": 3, "blue": 0}
+        assert [len(asked(group, name)) for name in NAMES] == [1, 1, 1], "nobody is asked twice"
+
+
 def test_what_is_no_vote_is_refused(memory: Memory) -> None:
     group = memory.group("team", NAMES)
     for bad in ([], ["red"], ["red", "red"], "red", ["red", ""]):
@@ -411,9 +431,9 @@ def test_phases_have_their_own_members_and_quote_earlier_ones(memory: Memory, vo
     )
     assert group.next_phase() is None
     assert group.run() == ()
+    other = memory.group("other", NAMES, phases=PHASES[1:2])
+    other.next_phase()
     with pytest.raises(RequestError, match="ann takes no part"):
-        other = memory.group("other", NAMES, phases=PHASES[1:2])
-        other.next_phase()
         other.turn("ann")
 
 
