@@ -142,13 +142,21 @@ class Group:
         In topology "turns" they speak one after another instead. The first error ends the batch; what was said stays,
         and the next ``round()`` goes on with those who are left.
         """
-        settings = Settings.of(Group.round, options)
-        if self._record.floor()[1].topology == "turns":
-            return {member: self.turn(member, **options) for member in self._record.floor()[1].left}
+        Settings.of(Group.round, options)
+        floor = self._record.floor()[1]
+        if floor.topology == "turns":
+            return {member: self.turn(member, **options) for member in floor.left}
+        return self._replies(self.stream_round(**options))
+
+    @takes_options(without=_NOT)
+    def stream_round(self, **options: Unpack[Options]) -> dict[str, Generation]:
+        """Start a round in one batch, and return the handles by member. Not in topology "turns"."""
+        settings = Settings.of(Group.stream_round, options)
         with self._lock:
             events, floor = self._record.floor()
-            handles = self._speaking.start(floor.round_of, events, settings, floor)
-        return self._replies(handles)
+            if floor.topology == "turns":
+                raise UnsupportedParameterError('topology "turns" has no batch: stream() one turn after another')
+            return self._speaking.start(floor.round_of, events, settings, floor)
 
     @takes_options(without=_NOT)
     def broadcast(self, text: str, sender: str | Agent | None = None, **options: Unpack[Options]) -> dict[str, Reply]:
@@ -173,9 +181,7 @@ class Group:
         return self._replies(handles)[member]
 
     @takes_options(without=(*_NOT, "schema"))
-    def vote(
-        self, question: str, options: Sequence[str], *, ranked: bool = False, **how: Unpack[Options]
-    ) -> Tally:
+    def vote(self, question: str, options: Sequence[str], *, ranked: bool = False, **how: Unpack[Options]) -> Tally:
         """Ask every member of this phase for a secret ballot, in one batch, and tell all the result.
 
         ``ranked``: a ballot orders the options, and Borda's count decides. Ballots are held to the options by a
@@ -209,8 +215,8 @@ class Group:
         """
         with self._lock:
             self._speaking.ensure_quiet()
-            following = phase_of(self._record.settled())
-            number = 0 if following is None else following + 1
+            current = phase_of(self._record.settled())
+            number = 0 if current is None else current + 1
             if number >= len(self._phases):
                 return None
             self._record.note(lambda events: openings(self._phases, number, in_order(events, self.members)))

@@ -25,7 +25,7 @@ class Record:
         self, asking: Asking, log: Log, seats: Sequence[Seat], topology: Topology, phases: tuple[Phase, ...]
     ) -> None:
         self._asking, self.log, self._seats, self._topology, self._phases = asking, log, tuple(seats), topology, phases
-        self._parsed: tuple[int, tuple[Event, ...]] = (-1, ())
+        self._parsed: tuple[tuple[Message, ...], tuple[Event, ...]] = ((), ())
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -81,10 +81,13 @@ class Record:
         )
 
     def _events(self) -> tuple[Event, ...]:
-        version, messages = self.log.version, self.log.messages
-        if self._parsed[0] != version:
-            self._parsed = version, tuple(filter(None, map(Event.of, messages)))
-        return self._parsed[1]
+        messages, (read, events) = self.log.messages, self._parsed
+        if read and (len(messages) < len(read) or messages[len(read) - 1] is not read[-1]):
+            read, events = (), ()  # the log is another one than before: it was taken back
+        if len(read) < len(messages):
+            events = (*events, *filter(None, map(Event.of, messages[len(read) :])))
+        self._parsed = messages, events
+        return events
 
 
 def phase_of(events: Sequence[Event]) -> int | None:

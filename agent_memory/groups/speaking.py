@@ -16,7 +16,7 @@ from agent_memory.groups.views import NOTHING_NEW, heard_text, introduction
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers
-from agent_memory.types import Message
+from agent_memory.types import Message, Recall
 
 _ENDED = ("done", "cancelled", "failed")
 
@@ -91,12 +91,12 @@ class Speaking:
             is_extra=floor is None and vote is None,
         )
         seats = [self._seats[member] for member in members]
-        asked = [(Answers((self._question(seat, events, mark, asks),)), seat.log, settings) for seat in seats]
+        asked = [(self._question(seat, events, mark, asks), seat.log, _settings_of(seat, settings)) for seat in seats]
         handles = dict(zip(members, self._asking.start_all(asked), strict=True))
         self._running = running | {member: (handle, mark) for member, handle in handles.items()}
         return handles
 
-    def _question(self, seat: Seat, events: Sequence[Event], mark: Mark, asks: str) -> Message:
+    def _question(self, seat: Seat, events: Sequence[Event], mark: Mark, asks: str) -> Answers:
         """The question for one member: what it has not heard yet, and its mark."""
         newest = seat.newest()
         heard, own = (newest.mark.heard, newest.mark.number) if newest else (0, 0)
@@ -105,7 +105,18 @@ class Speaking:
         members, tokenizer = tuple(self._seats), self._asking.ensure_open()
         text = heard_text(events, seat.member, members, heard, mark.heard, own, tokenizer)
         parts = [introduction(seat.member, members) if newest is None else "", text, asks]
-        return Message("user", "\n".join(filter(None, parts)) or NOTHING_NEW, source=mark.source())
+        return Answers((Message("user", "\n".join(filter(None, parts)) or NOTHING_NEW, source=mark.source()),))
 
     def _alive(self) -> dict[str, tuple[Generation, Mark]]:
         return {member: one for member, one in self._running.items() if one[0].state not in _ENDED}
+
+
+def _settings_of(seat: Seat, settings: Settings) -> Settings:
+    """``settings`` for one member, which recalls as it does elsewhere, and remembers only what the caller says.
+
+    A workspace is shared: a whisper that one member remembers, another would recall.
+    """
+    kept = seat.log.facts.recall
+    if isinstance(settings.recall, Recall) or not (settings.recall or (settings.recall is None and kept)):
+        return settings
+    return attrs.evolve(settings, recall=attrs.evolve(kept or Recall(), remember=False))

@@ -177,6 +177,11 @@ def test_a_turn_can_be_streamed_and_awaited(memory: Memory) -> None:
     assert [line.speaker for line in group.transcript] == list(NAMES)
     assert all("word" not in asked(group, name)[0] for name in NAMES), "they spoke in one round"
 
+    async def talk_on() -> list[str]:
+        return [reply.text for reply in await asyncio.gather(*group.stream_round().values())]
+
+    assert asyncio.run(talk_on()) == [f"word 2 of {name}" for name in NAMES]
+
 
 # --- whispers ---
 
@@ -311,6 +316,22 @@ def test_secrets_are_replaced_in_what_the_host_says(opened: Callable[..., Memory
     group.round()
     memory.close()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+def test_what_a_member_hears_is_not_remembered_where_others_recall_it(opened: Callable[..., Memory]) -> None:
+    memory = opened()
+    memory.context.remember("The lighthouse is white.")
+    for name in ("eve", "fay"):
+        memory.agent(name, recall=True)
+    group = memory.group("keepers", ["eve", "fay"])
+    group.whisper("eve", "fay", "The lighthouse has a hidden cellar.")
+    group.say("What of the lighthouse?")
+    replies = group.round()
+    assert [card.text for card in replies["eve"].recalled], "members recall as they do elsewhere"
+    group.round()
+    assert not memory.context.recall("hidden cellar")
+    memory.agent("eve").say("The lighthouse is closed on Mondays.")
+    assert memory.context.recall("closed on Mondays"), "outside of the group they remember"
 
 
 # --- votes ---
