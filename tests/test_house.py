@@ -14,9 +14,9 @@ WIDE = {
     "scheduler.request.Request": (16, "what was asked, read field by field where a row runs"),
     "prefix.index.Segment": (19, "a value that is written by hand for its size"),
     "scheduler.engine.Engine": (17, "the only way to the engine thread: one method for each thing asked of it"),
-    "requests.asking.Asking": (13, "what a Memory and its agents are asked, and the machines that answer"),
+    "requests.asking.Asking": (17, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
-    "log.log.Log": (26, "the truth: read wherever a prompt is made"),
+    "log.log.Log": (30, "the truth: read wherever a prompt is made"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
 }
 

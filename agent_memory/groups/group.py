@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 import attrs
@@ -32,7 +32,7 @@ from agent_memory.groups.voting import (
 from agent_memory.log.log import Log
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import replies
-from agent_memory.requests.options import Options, Settings, takes_options
+from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.types import Reply
 
 _NOT = ("raw", "on_diverge")  #: options that have no meaning where a conversation goes on by itself
@@ -116,7 +116,7 @@ class Group:
     @takes_options(without=_NOT)
     def stream(self, agent: str | Agent | None = None, **options: Unpack[Options]) -> Generation:
         """Start a member's turn and return its handle: iterate it, await it. Arguments and errors as in ``turn``."""
-        settings = Settings.of(Group.stream, options)
+        settings = _settings(Group.stream, options)
         with self._lock:
             events, floor = self._record.floor()
             member = self._speaking.next_of(floor) if agent is None else self._seat(agent).member
@@ -130,6 +130,7 @@ class Group:
         In topology "round" each member speaks once in a round, and hears the others of that round after it. Raises
         RequestError where it is not this member's turn.
         """
+        _settings(Group.turn, options)
         with self.stream(agent, **options) as handle:
             reply = handle.result()
         self._record.settled()
@@ -142,7 +143,7 @@ class Group:
         In topology "turns" they speak one after another instead. The first error ends the batch; what was said stays,
         and the next ``round()`` goes on with those who are left.
         """
-        Settings.of(Group.round, options)
+        _settings(Group.round, options)
         floor = self._record.floor()[1]
         if floor.topology == "turns":
             return {member: self.turn(member, **options) for member in floor.left}
@@ -151,7 +152,7 @@ class Group:
     @takes_options(without=_NOT)
     def stream_round(self, **options: Unpack[Options]) -> dict[str, Generation]:
         """Start a round in one batch, and return the handles by member. Not in topology "turns"."""
-        settings = Settings.of(Group.stream_round, options)
+        settings = _settings(Group.stream_round, options)
         with self._lock:
             events, floor = self._record.floor()
             if floor.topology == "turns":
@@ -161,7 +162,7 @@ class Group:
     @takes_options(without=_NOT)
     def broadcast(self, text: str, sender: str | Agent | None = None, **options: Unpack[Options]) -> dict[str, Reply]:
         """Tell everybody something, and let all but the sender answer at once, in one batch and out of the order."""
-        settings = Settings.of(Group.broadcast, options)
+        settings = _settings(Group.broadcast, options)
         self.say(text, sender)
         speaker = self._speaker(sender)
         with self._lock:
@@ -172,7 +173,7 @@ class Group:
     @takes_options(without=_NOT)
     def interrupt(self, agent: str | Agent, **options: Unpack[Options]) -> Reply:
         """Let a member speak now, out of the order. Turns that run are cancelled: they were not taken."""
-        settings, member = Settings.of(Group.interrupt, options), self._seat(agent).member
+        settings, member = _settings(Group.interrupt, options), self._seat(agent).member
         with self._lock:
             for handle in self._speaking.running().values():
                 handle.cancel()
@@ -188,10 +189,9 @@ class Group:
         grammar. A vote that was cut short goes on when it is asked again; those who have voted are not asked twice.
         Raises MissingExtraError without llguidance, RequestError in the middle of a round or of another vote.
         """
-        if "schema" in how:
-            raise UnsupportedParameterError("Group.vote has no option 'schema'; the options are the schema")
+        settings = _settings(Group.vote, how, "schema")
         choices = checked_vote(question, options)
-        settings = Settings.of(Group.vote, {**how, "schema": ballot_schema(choices, is_ranked=ranked)})
+        settings = attrs.evolve(settings, schema=ballot_schema(choices, is_ranked=ranked))
         more = {"question": question, "options": list(choices), "ranked": ranked}
         with self._lock:
             number = self._open_vote(more)
@@ -228,6 +228,7 @@ class Group:
 
         Raises UnsupportedParameterError for a group without phases.
         """
+        _settings(Group.run, options)
         if not self._phases:
             raise UnsupportedParameterError(f"group {self._name!r} has no phases to run; take turns or rounds")
         n_before = len(self.transcript)
@@ -288,3 +289,9 @@ class Group:
         return self._asking.longterm.clean(text)
 
 
+def _settings(method: Callable[..., Any], options: Mapping[str, Any], *refused: str) -> Settings:
+    """The options of a turn. Raises UnsupportedParameterError for those that have no meaning in a group."""
+    for name in (*_NOT, *refused):
+        if name in options:
+            raise unknown_option(method, name)
+    return Settings.of(method, options)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from agent_memory import (
@@ -24,6 +26,7 @@ from agent_memory import (
     UnsupportedParameterError,
     Utterance,
 )
+from agent_memory.requests.options import Settings
 
 NAMES = ("ann", "bob", "cem")
 
@@ -79,6 +82,20 @@ def asked(group: Group, member: str) -> list[str]:
 
 def lines(group: Group) -> list[str]:
     return [str(line) for line in group.transcript]
+
+
+@pytest.mark.parametrize("name", ["stream", "turn", "round", "stream_round", "broadcast", "interrupt", "vote", "run"])
+def test_every_way_to_speak_takes_the_options_of_a_request(memory: Memory, name: str) -> None:
+    shown = inspect.signature(getattr(Group, name)).parameters
+    refused = {"raw", "on_diverge"} | ({"schema"} if name == "vote" else set())
+    assert set(attrs.fields_dict(Settings)) - set(shown) == refused
+    group = memory.group("team", NAMES, phases=[Phase("one")])
+    needed = {"broadcast": ("hi",), "interrupt": ("ann",), "vote": ("Which?", ["a", "b"])}.get(name, ())
+    for option in ("max_tokns", *refused):
+        with pytest.raises(UnsupportedParameterError, match=f"Group.{name} has no option '{option}'"):
+            getattr(group, name)(*needed, **{option: 3})
+    assert group.transcript == ()
+    assert [info.n_turns for info in memory.agents() if info.name.startswith("team/") and info.n_tokens] == []
 
 
 # --- rounds, turns, and the free floor ---
