@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedParameterError,
     )
+    from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
     from agent_memory.groups.events import Utterance
     from agent_memory.groups.group import Group
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.lint import LintReport, LintSpan
+    from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.episode import Episode
@@ -71,9 +73,10 @@ if TYPE_CHECKING:
         TaskContext,
     )
     from agent_memory.recall.episodes import EpisodicMemory
-    from agent_memory.recall.protocols import Embedder, Redactor
+    from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor
     from agent_memory.recall.redaction import RuleRedactor
     from agent_memory.recall.sentence_model import SentenceModel
+    from agent_memory.recall.static_model import StaticModel
     from agent_memory.recall.types import (
         AuditRow,
         CheckReport,
@@ -100,7 +103,6 @@ if TYPE_CHECKING:
         CallStart,
         Card,
         Delta,
-        Doctor,
         Event,
         Finish,
         Markup,
@@ -112,7 +114,6 @@ if TYPE_CHECKING:
         RejectedCall,
         Reply,
         Sampling,
-        Stats,
         Text,
         Tool,
         ToolCall,
@@ -140,6 +141,7 @@ __all__ = [
     "CancelledError",
     "Card",
     "CheckReport",
+    "Choice",
     "ClosedError",
     "Codec",
     "CodecReport",
@@ -162,9 +164,13 @@ __all__ = [
     "Event",
     "Exactness",
     "Expansion",
+    "Extracted",
+    "Extractor",
     "Finish",
     "Generation",
     "Group",
+    "Health",
+    "Histogram",
     "HistoryDivergedError",
     "Hit",
     "IncompatibleStoreError",
@@ -211,6 +217,7 @@ __all__ = [
     "Score",
     "SentenceModel",
     "State",
+    "StaticModel",
     "Stats",
     "StepRecorder",
     "StoreError",
@@ -226,6 +233,7 @@ __all__ = [
     "ToolLike",
     "ToolResult",
     "ToolResultError",
+    "Trace",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -255,6 +263,7 @@ _HOMES = {
     "CancelledError": "errors",
     "Card": "types",
     "CheckReport": "recall.types",
+    "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
     "CodecReport": "observe.codec_quality",
@@ -265,7 +274,7 @@ _HOMES = {
     "DamagedModelError": "errors",
     "Delta": "types",
     "DivergedAt": "usage",
-    "Doctor": "types",
+    "Doctor": "figures",
     "EchoRunner": "echo.runner",
     "Embedder": "recall.protocols",
     "Episode": "recall.episode",
@@ -277,9 +286,13 @@ _HOMES = {
     "Event": "types",
     "Exactness": "usage",
     "Expansion": "recall.types",
+    "Extracted": "recall.protocols",
+    "Extractor": "recall.protocols",
     "Finish": "types",
     "Generation": "generation",
     "Group": "groups.group",
+    "Health": "figures",
+    "Histogram": "figures",
     "HistoryDivergedError": "errors",
     "Hit": "recall.types",
     "IncompatibleStoreError": "errors",
@@ -326,7 +339,8 @@ _HOMES = {
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
     "State": "generation",
-    "Stats": "types",
+    "StaticModel": "recall.static_model",
+    "Stats": "figures",
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
@@ -341,6 +355,7 @@ _HOMES = {
     "ToolLike": "types",
     "ToolResult": "types",
     "ToolResultError": "errors",
+    "Trace": "observe.trace",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

@@ -201,16 +201,21 @@ def stats(model: Model = None, store: Store = None, salt: Salt = "", as_json: As
 
 
 @app.command()
-def doctor(model: Model = None, store: Store = None, as_json: AsJSON = False) -> None:
-    """Say what was found on this machine, and what would make it faster."""
+def doctor(
+    model: Model = None,
+    store: Store = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each choice why, and what would change it.")
+    ] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Say what was found on this machine, what was chosen and where from, and what would make it faster."""
     with _memory(model, store, "") as memory:
-        found = memory.doctor()
+        found = memory.doctor(explain=explain)
     if as_json:
-        _print_json({"facts": dict(found.facts), "advice": list(found.advice)})
-        return
-    _print_table(("fact", "value"), [(name, str(value)) for name, value in found.facts.items()])
-    for line in found.advice:
-        _say(f"advice: {line}")
+        _print_json(found.to_dict())
+    else:
+        _say(str(found))
 
 
 @app.command()

@@ -70,6 +70,20 @@ def _redactor(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse("redact", "'rules', an object with a method redact(text), or None", value)
 
 
+def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and value != "resident" and not callable(getattr(value, "embed", None)):
+        raise _refuse("embedder", "'resident', an object with dim, fingerprint and embed(texts), or None", value)
+
+
+def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not callable(value):
+        raise _refuse(attribute.name, "a function that takes a Reply, or None", value)
+
+
+def _as_recorder(value: Any) -> Path | None:
+    return None if value is None else as_path(value, "recorder")
+
+
 def _as_float(value: Any) -> Any:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole and abs(value) < 2**1023 else value  # beyond that, for the validator to refuse
@@ -182,6 +196,17 @@ class Config:
     #: what takes secrets out of every prompt before the model and the log see it: "rules", or an object with a method
     #: ``redact(text)`` (``Redactor``); long-term memory redacts by rules where this is None
     redact: Any = field(default=None, validator=_redactor, repr=False)
+    #: how long idle work of long-term memory may take at a time while no request runs: a request that comes meanwhile
+    #: waits so long; None: only ``maintain()`` does any
+    upkeep_ms: float | None = field(default=50.0, validator=_seconds_or_none, converter=_as_float)
+    #: True: the model reads what is remembered for decisions, tasks and facts that rules miss, while nothing else runs
+    extract: bool = field(default=False, validator=_kind(bool))
+    #: search by meaning beside words: an ``Embedder``, or "resident", the early layers of the model itself
+    embedder: Any = field(default=None, validator=_embedder, repr=False)
+    #: a file for one line of JSON a step of each request, without any text; None: none is kept
+    recorder: Path | None = field(default=None, converter=_as_recorder)
+    #: called with each ``Reply`` on a thread of its own; what it raises is logged and counted
+    on_reply: Callable[[Any], object] | None = field(default=None, validator=_callable_or_none, repr=False)
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
@@ -216,14 +241,16 @@ class Config:
 
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
 _INTS |= {"keep_versions", "max_waiting"}
-_FLOATS = {"hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"pin_dates", "progress", "trust_remote_code"}
+_FLOATS = {"upkeep_ms", "hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
+_BOOLS = {"extract", "pin_dates", "progress", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:
     """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
+    if name == "on_reply":
+        raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
     try:

@@ -43,6 +43,7 @@ INSTALL: Mapping[str, str] = {
     "cuda13": 'pip install "mlx[cuda13]>=0.32.2"',
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
+    "otel": 'pip install "opentelemetry-sdk>=1.30"',
 }
 
 

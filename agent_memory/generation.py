@@ -24,9 +24,10 @@ _ENDED = ("done", "cancelled", "failed")
 class Feed:
     """The producer's end: written by the engine thread, read by any number of threads and event loops."""
 
-    __slots__ = ("_at_end", "_changed", "_wakers", "deltas", "error", "pid", "progress", "reply", "state")
+    __slots__ = ("_at_end", "_changed", "_wakers", "deltas", "error", "id", "pid", "progress", "reply", "state")
 
     def __init__(self) -> None:
+        self.id = uuid.uuid4().hex  #: of the request
         self._changed = threading.Condition()
         self._wakers: set[Callable[[], None]] = set()
         self._at_end: tuple[Callable[[], None], ...] = ()
@@ -58,8 +59,8 @@ class Feed:
                 self._wake()
 
     def at_end(self, *calls: Callable[[], None]) -> None:
-        """Set the calls made at the end, whatever it is. Before the request starts."""
-        self._at_end = calls
+        """Add calls that are made at the end, whatever it is, before anybody sees it. Before the request starts."""
+        self._at_end += calls
 
     def finish(self, reply: Reply) -> None:
         """End with a reply; later ends are ignored."""
@@ -110,13 +111,16 @@ class Feed:
 
     def _end(self, state: State, reply: Reply | None, error: BaseException | None) -> None:
         with self._changed:
-            if not self.ended:
-                self.reply, self.error = reply, error
-                self.state = state
+            if self.ended:
+                return
+            self.reply, self.error = reply, error
+            self.state = state
+            calls, self._at_end = self._at_end, ()
+            try:
+                for call in calls:
+                    call()
+            finally:
                 self._wake()
-        calls, self._at_end = self._at_end, ()
-        for call in calls:
-            call()
 
     def _wake(self) -> None:
         self._changed.notify_all()
@@ -135,7 +139,7 @@ class Generation:
     __slots__ = ("__weakref__", "_cancel", "_feed", "id")
 
     def __init__(self, feed: Feed, cancel: Callable[[], None]) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = feed.id
         self._feed, self._cancel = feed, cancel
 
     def __repr__(self) -> str:

@@ -20,10 +20,10 @@ from agent_memory.groups.group import Group
 from agent_memory.groups.opening import Groups
 from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
-from agent_memory.observe import doctor as checkup
-from agent_memory.observe.codec_quality import CodecReport, measure
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.reports import Reporting, Reports
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
@@ -32,21 +32,19 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
+from agent_memory.requests.cleaning import cleaned, of_tools
 from agent_memory.requests.evicting import evict, flush
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
-from agent_memory.requests.prompting import cleaned
 from agent_memory.requests.registry import AgentSpec
 from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine, shut, until_shut
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
-    Doctor,
     Prompt,
     Recall,
     Reply,
-    Stats,
     ToolLike,
     ToolResult,
     Usage,
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.episodes import EpisodicMemory
 
 
-class Memory:
+class Memory(Reporting):
     """Agents that share one local model and never compute their context twice.
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
@@ -85,14 +83,17 @@ class Memory:
         self._path = store_path(path)
         self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
         self._store = self._tiers.store
-        self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config)
-        self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
-        self._groups = Groups(self._asking)
         try:
-            self._engine.open(self._store.recorded(self._model), self._attach)
+            observing = Observing(config)
+            self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
+            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            self._groups = Groups(self._asking)
+            recorded = self._store.recorded(self._model)
+            self._engine.open(recorded, self._attach)
         except BaseException:
             self._store.close()
             raise
+        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, recorded)
         # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
@@ -241,9 +242,9 @@ class Memory:
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
-        given = cleaned(shapes.normalize(prompt), (), self._asking.longterm.clean)
-        messages = paired(given, may_end_open=True)
-        return len(prompt_ids(self._asking.ensure_open(), messages, tools=as_tools(tools)))
+        clean = self._asking.longterm.clean
+        messages = paired(cleaned(shapes.normalize(prompt), (), clean), may_end_open=True)
+        return len(prompt_ids(self._asking.ensure_open(), messages, tools=of_tools(as_tools(tools), clean)))
 
     def agent(
         self,
@@ -356,30 +357,10 @@ class Memory:
         self._asking.ensure_open()
         evict(self._engine, self._tiers, None if agent is None else self._known_log(agent), to=to)
 
-    def stats(self) -> Stats:
-        """Return counters since this Memory was opened, and bytes now."""
-        held = self._engine.call(self._engine.memory_figures)
-        asked = {"remember_failures": self._asking.longterm.n_failed, "tools_abandoned": self._asking.n_tools_abandoned}
-        return self._engine.counters.stats(held, {**self._store.stats(), **asked})
-
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
         return self._store.verify()
-
-    def doctor(self) -> Doctor:
-        """Return what was found on this machine, and what would make it faster."""
-        self._asking.ensure_open()
-        return checkup.examine(self._runner, self._config)
-
-    def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
-        """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
-        the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
-
-        Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
-        """
-        self._asking.ensure_open()
-        return measure(self._engine, self._runner, self._config.chunk_tokens, name, texts)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""

@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-import attrs
 from attrs import Factory, field, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.figures import Choice as Choice
+from agent_memory.figures import Doctor as Doctor
+from agent_memory.figures import Health as Health
+from agent_memory.figures import Histogram as Histogram
+from agent_memory.figures import Stats as Stats
 from agent_memory.usage import EXACTNESS as EXACTNESS
 from agent_memory.usage import TIERS as TIERS
 from agent_memory.usage import AsDict
@@ -190,6 +194,8 @@ class Reply:
     token_ids: tuple[int, ...] = field(default=(), repr=False)  #: the ids that the log keeps for this reply
     recalled: tuple[Card, ...] = field(default=(), repr=False)  #: what was put in front of the new message
     paused: Mapping[str, str] = field(factory=dict)  #: of run_tools: ids of calls that wait for a result -> why
+    id: str = field(default="", eq=False, repr=False)  #: of the request, as in logs, the recorder and ``Generation.id``
+    agent: str | None = field(default=None, eq=False, repr=False)  #: whose turn it is
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
@@ -310,46 +316,6 @@ class AgentInfo:
 
 
 @frozen(kw_only=True)
-class Stats(AsDict):
-    """Counters of one Memory since it was opened, and its bytes now."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    computed_tokens: int = 0
-    output_tokens: int = 0
-    hits: Mapping[str, int] = field(factory=dict)  #: requests by slowest tier touched
-    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
-    misses: Mapping[str, int] = field(factory=dict)  #: by reason
-    evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm
-    damage: int = 0  #: stored pieces found damaged or missing
-    hot_bytes: int = 0
-    warm_bytes: int = 0
-    disk_bytes: int = 0
-    bytes_written: int = 0
-    segments: int = 0
-    chunks: int = 0
-    agents: int = 0
-    save_failures: int = 0
-    saves_skipped: Mapping[str, int] = field(factory=dict)  #: KV that was not written, by reason
-    disk_state: str = "ok"  #: "full", "read-only", "failing" or "gone" (the folder) while the disk takes no writes
-    disk_failures: int = 0  #: writes that the disk refused
-    unwritten_tokens: int = 0  #: tokens whose KV was to be written and is not on disk
-    unreadable: int = 0  #: KV files that cannot be read now, and are tried again
-    remember_failures: int = 0  #: exchanges that were to be remembered and are not
-    computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
-    tools_abandoned: int = 0  #: calls of run_tools that were still running after tool_timeout_s
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in self.rows())
-        return f"<table>{rows}</table>"
-
-    def rows(self) -> list[tuple[str, Any]]:
-        """(name, value) of every figure."""
-        return [(a.name, getattr(self, a.name)) for a in attrs.fields(type(self))]
-
-
-@frozen(kw_only=True)
 class VerifyReport(AsDict):
     """The result of ``Memory.verify()``."""
 
@@ -368,18 +334,17 @@ class VerifyReport(AsDict):
 
 
 @frozen(kw_only=True)
-class Doctor(AsDict):
-    """What was found on this machine and of the model, and what would make it faster or right."""
+class Divergence:
+    """One text's share of a ``CodecReport``: sums over the tokens that were compared."""
 
-    facts: Mapping[str, Any]
-    advice: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{k}: {v}" for k, v in self.facts.items()]
-        return "\n".join(lines + [f"advice: {a}" for a in self.advice])
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.facts[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    n_tokens: int
+    kl: float  #: nats
+    worst_kl: float
+    agreed: int
+    loss: float  #: nats, of the text's own tokens, on exact KV
+    coded_loss: float
+    n_values: int  #: in the KV
+    exact_bytes: int
+    coded_bytes: int
+    encode_s: float
+    decode_s: float

@@ -1,6 +1,7 @@
 """What context memory recalls, how fast, and what its working sets cost a prompt.
 
-    python -m benchmarks.recall [quality] [facts] [typed] [speed] [sets] [--items N] [--embedder FOLDER] [--json F]
+    python -m benchmarks.recall [quality] [lift] [cap] [facts] [typed] [speed] [sets]
+        [--items N] [--embedder FOLDER] [--json F]
 
 Retrieval is measured on the development halves in ``../shared/data`` (see the README there); what is absent is skipped
 with a message. One setting for both corpora: the defaults. It was tuned on conversation ``conv-26`` of LoCoMo and on
@@ -10,10 +11,12 @@ the first two chats of BEAM; "tuned" and "apart" are reported on their own.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import re
 import resource
+import sqlite3
 import statistics
 import time
 from collections import defaultdict
@@ -22,10 +25,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from attrs import frozen
 
-from agent_memory import ContextMemory, Embedder
+from agent_memory import ContextMemory, Embedder, Weights
 from benchmarks.common import write_json
+from benchmarks.plain_fts5 import VIEWS, recall_at
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 TUNED = {"conv-26", "1", "2"}
@@ -122,6 +127,25 @@ def _flat(value: Any) -> list[Any]:
     )
 
 
+class Kept:
+    """An embedder whose vectors lie in a file: a run that was stopped goes on, and weights are tried without it."""
+
+    def __init__(self, embedder: Embedder, path: Path) -> None:
+        self._embedder, self.dim, self.fingerprint = embedder, embedder.dim, embedder.fingerprint
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        keys = [hashlib.blake2b(f"{self.fingerprint} {text}".encode(), digest_size=16).digest() for text in texts]
+        sql = "SELECT value FROM vectors WHERE key = ?"
+        known = [self._db.execute(sql, (key,)).fetchone() for key in keys]
+        if missing := [i for i, row in enumerate(known) if row is None]:
+            for i, vector in zip(missing, self._embedder.embed([texts[i] for i in missing]), strict=True):
+                known[i] = (np.asarray(vector, np.float32).tobytes(),)
+            self._db.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", [(keys[i], *known[i]) for i in missing])
+        return np.stack([np.frombuffer(row[0], np.float32) for row in known])
+
+
 def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[ContextMemory, dict[int, Turn]]:
     """A memory of a conversation, and the turn that each of its items is of."""
     memory = ContextMemory(embedder=embedder, redact=None)
@@ -136,7 +160,9 @@ def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[C
     return memory, owners
 
 
-def asked_all(conversations: Sequence[Conversation], embedder: Embedder | None) -> list[dict[str, Any]]:
+def asked_all(
+    conversations: Sequence[Conversation], embedder: Embedder | None, weights: Weights
+) -> list[dict[str, Any]]:
     """One row a question: recall of its evidence turns, reciprocal rank, whether a session was hit, milliseconds."""
     rows = []
     for conversation in conversations:
@@ -144,7 +170,7 @@ def asked_all(conversations: Sequence[Conversation], embedder: Embedder | None) 
         sessions = {turn.id: turn.session for turn in conversation.turns}
         for asked in conversation.questions:
             start = time.perf_counter()
-            hits = memory.recall(asked.question, k=20)
+            hits = memory.recall(asked.question, k=20, weights=weights)
             ms = (time.perf_counter() - start) * 1e3
             got = [owners[hit.item.id] for hit in hits]
             ids = [turn.id for turn in got]
@@ -174,13 +200,13 @@ def summed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             "p50_ms": round(statistics.median(row["ms"] for row in rows), 2)}  # fmt: skip
 
 
-def quality(embedder: Embedder | None) -> dict[str, Any]:
+def quality(embedder: Embedder | None, weights: Weights) -> dict[str, Any]:
     results: dict[str, Any] = {}
     print(f"{'':26s} {'n':>5s} {'R@5':>6s} {'R@10':>6s} {'MRR':>6s} {'ses@5':>6s} {'ses@10':>6s} {'ms':>6s}")
     for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
         if not conversations:
             continue
-        rows = asked_all(conversations, embedder)
+        rows = asked_all(conversations, embedder, weights)
         parts = {
             "all": rows,
             "tuned": [row for row in rows if row["name"] in TUNED],
@@ -195,6 +221,82 @@ def quality(embedder: Embedder | None) -> dict[str, Any]:
             figures = " ".join(f"{got[key]:6.3f}" for key in ("r5", "r10", "rr", "s5", "s10"))
             print(f"{corpus + ': ' + part:36.36s} {got['n']:5d} {figures} {got['p50_ms']:6.2f}")
     return results
+
+
+def cap(share: float = 0.03) -> dict[str, Any]:
+    """What is lost where words that more than ``share`` of the rows have only add to what others found.
+
+    All conversations of a corpus in one workspace: more rows, and more that look alike. The defaults' cap is no share
+    of so few rows, so nothing is frequent without this.
+    """
+    from agent_memory.recall import search
+
+    kept, results = (search.FREQUENT_ITEMS, search.FREQUENT_SHARE), {}
+    for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
+        if not conversations:
+            continue
+        turns = [
+            Turn((one.name, turn.id), turn.role, turn.speaker, turn.text, turn.at, f"{one.name} {turn.session}")
+            for one in conversations
+            for turn in one.turns
+        ]
+        asked = [
+            Asked(question.question, frozenset((one.name, id) for id in question.evidence), question.category)
+            for one in conversations
+            for question in one.questions
+        ]
+        together = [Conversation("all", turns, asked)]
+        for name, limits in (("no word is frequent", (10**9, 1.0)), (f"frequent from {share:.0%} on", (0, share))):
+            search.FREQUENT_ITEMS, search.FREQUENT_SHARE = limits
+            try:
+                results[f"{corpus}: {name}"] = summed(asked_all(together, None, Weights()))
+            finally:
+                search.FREQUENT_ITEMS, search.FREQUENT_SHARE = kept
+            print(f"{corpus}: {name}", results[f"{corpus}: {name}"])
+    return results
+
+
+def lift() -> dict[str, Any]:
+    """What is gained over plain FTS5 on the conversations that settings were tuned on, and on the others.
+
+    The two parts differ by nature; a gain that is the same on both was not fitted to one of them.
+    """
+    results: dict[str, Any] = {}
+    for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
+        if not conversations:
+            continue
+        ours = [{"name": row["name"], "recall": row["r10"]} for row in asked_all(conversations, None, Weights())]
+        systems = {"ours": ours, **{view: recall_at(10, conversations, view) for view in VIEWS}}
+        parts = {
+            name: [
+                statistics.fmean(row["recall"] for row in rows if (row["name"] in TUNED) == is_tuned)
+                for is_tuned in (True, False)
+            ]
+            for name, rows in systems.items()
+        }
+        for name, (tuned, apart) in parts.items():
+            gained = [mine - theirs for mine, theirs in zip(parts["ours"], (tuned, apart), strict=True)]
+            results[f"{corpus}: {name}"] = {
+                "tuned": round(tuned, 3), "apart": round(apart, 3), "difference": round(tuned - apart, 3),
+                "gained_tuned": round(gained[0], 3), "gained_apart": round(gained[1], 3),
+                "p": round(_chance_of(systems[name]), 3),
+            }  # fmt: skip
+            print(f"{corpus + ': ' + name:24s}", results[f"{corpus}: {name}"])
+    return results
+
+
+def _chance_of(rows: Sequence[dict[str, Any]], n: int = 10_000) -> float:
+    """How often questions dealt out by chance give two parts that differ at least as much as these."""
+    values = [row["recall"] for row in rows]
+    size = sum(row["name"] in TUNED for row in rows)
+    tuned = sum(row["recall"] for row in rows if row["name"] in TUNED)
+    wanted = abs(tuned / size - (sum(values) - tuned) / (len(values) - size))
+    chance, hits = random.Random(7), 0
+    for _ in range(n):
+        chance.shuffle(values)
+        part = sum(values[:size])
+        hits += abs(part / size - (sum(values) - part) / (len(values) - size)) >= wanted - 1e-12
+    return hits / n
 
 
 def facts() -> dict[str, Any]:
@@ -374,23 +476,41 @@ def draw(path: str, results: dict[str, Any]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def opened(name: str) -> Embedder:
+    """A sentence model's folder, or that of a table of vectors; ``:rank`` behind it: by rank."""
+    from agent_memory.recall.sentence_model import SentenceModel
+    from agent_memory.recall.static_model import StaticModel
+
+    folder, _, rank = name.partition(":")
+    config = Path(folder, "config.json")
+    if config.exists() and "model_type" in json.loads(config.read_text(encoding="utf-8")):
+        return SentenceModel(folder)
+    return StaticModel(folder, by_rank=rank == "rank")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["quality", "facts", "typed", "sets", "speed"])
+    parser.add_argument("what", nargs="*", default=["quality", "lift", "cap", "facts", "typed", "sets", "speed"])
     parser.add_argument("--items", type=int, nargs="*", default=[6_000])
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
-    parser.add_argument("--embedder", type=Path, help="a folder with a sentence model of BERT's architecture")
+    parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors")
+    parser.add_argument("--similarity", type=float, default=Weights().similarity, help="what vectors count")
+    parser.add_argument("--vectors", type=Path, help="a file that keeps the embedder's vectors from run to run")
     parser.add_argument("--json")
     parser.add_argument("--png")
     arguments = parser.parse_args()
     embedder = None
     if arguments.embedder:
-        from agent_memory.recall.sentence_model import SentenceModel
-
-        embedder = SentenceModel(arguments.embedder)
+        embedder = opened(arguments.embedder)
+        if arguments.vectors:
+            embedder = Kept(embedder, arguments.vectors)
     results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
     if "quality" in arguments.what:
-        results["quality"] = quality(embedder)
+        results["quality"] = quality(embedder, Weights(similarity=arguments.similarity))
+    if "lift" in arguments.what:
+        results["lift"] = lift()
+    if "cap" in arguments.what:
+        results["cap"] = cap()
     if "facts" in arguments.what:
         results["facts"] = facts()
     if "typed" in arguments.what:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -35,6 +36,11 @@ WRONG: dict[str, list[Any]] = {
     "blas": ["openblas", True, 0],
     "progress": ["yes", 1],
     "redact": ["rule", 7, True, object()],
+    "upkeep_ms": [0, -1, "50", math.nan, True],
+    "extract": [None, "yes", 1],
+    "embedder": ["minilm", 7, True, object()],
+    "recorder": [7, "", b"file"],
+    "on_reply": ["print", 7],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -61,6 +67,11 @@ RIGHT: dict[str, list[Any]] = {
     "blas": [None, "auto"],
     "progress": [None, True, False],
     "redact": [None, "rules"],
+    "upkeep_ms": [None, 20, 0.5],
+    "extract": [True, False],
+    "embedder": [None, "resident"],
+    "recorder": [None, Path("/tmp/recorder.jsonl")],
+    "on_reply": [None, print],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -136,9 +147,13 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_BLAS": "",
         "AGENT_MEMORY_PROGRESS": "false",
         "AGENT_MEMORY_REDACT": "rules",
+        "AGENT_MEMORY_UPKEEP_MS": "20",
+        "AGENT_MEMORY_EXTRACT": "1",
+        "AGENT_MEMORY_EMBEDDER": "resident",
+        "AGENT_MEMORY_RECORDER": "/tmp/recorder.jsonl",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
-    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS)
+    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS) - {"on_reply"}
     assert Config.from_env(environ=environ | {"HOME": "/", "MAX_BATCH": "9"}) == Config(
         hot_bytes=4096,
         warm_bytes=0,
@@ -159,6 +174,10 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         blas=None,
         progress=False,
         redact="rules",
+        upkeep_ms=20.0,
+        extract=True,
+        embedder="resident",
+        recorder=Path("/tmp/recorder.jsonl"),
         trust_remote_code=True,
     )
 
@@ -181,6 +200,8 @@ def test_from_env_takes_another_prefix_and_the_process_environment(monkeypatch: 
         ("PROGRESS", "maybe"),
         ("WARM_CODEC", "q3"),
         ("HOT_BYTE", "1"),
+        ("ON_REPLY", "print"),
+        ("RECORDER", "~nobody-of-that-name/recorder.jsonl"),
     ],
 )
 def test_a_wrong_variable_is_a_config_error_that_names_it(key: str, text: str) -> None:

@@ -136,6 +136,12 @@ class EchoRunner:
         """As given."""
         return self._weights_bytes
 
+    def early_states(self, ids: Sequence[int], depth: float) -> np.ndarray[Any, Any]:
+        """Return the words of ``ids``, counted in 64 places by their hashes: (64,) float32."""
+        words = self._tokenizer.decode(ids).lower().split()
+        places = [int.from_bytes(hashlib.sha256(word.strip(".,?!").encode()).digest()[:2], "little") for word in words]
+        return np.bincount(np.array(places, np.int64) % 64, minlength=64).astype(np.float32)
+
     @property
     def host(self) -> str:
         """The same on every machine: integer arithmetic does not round."""

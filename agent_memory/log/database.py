@@ -79,7 +79,7 @@ class Database:
     def shrink(self, from_share: float = 0.25) -> None:
         """Give the pages back that deleted rows left, from that share of the file on. I/O thread; a commit and a fold.
 
-        All of them: what was deleted is in no file of the folder afterwards.
+        All of them (0.0): what was deleted is in no file of the folder afterwards, the WAL included.
         """
         with self._lock:
             free, total = free_pages(self._db)

@@ -31,6 +31,7 @@ class Facts:
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
     system: str | None = None
     answered: tuple[tuple[str, str], ...] = ()
+    has_shown: bool | None = None  #: True once cards were shown, also in turns that were taken back
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -50,6 +51,7 @@ class Facts:
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
                 recall=_recall(row.get("recall")),
                 forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
+                has_shown=True if row.get("has_shown") is True else None,
                 system=row.get("system") if isinstance(row.get("system"), str) else None,
                 answered=tuple((str(call), str(text)) for call, text in row.get("answered", ())),
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},

@@ -17,6 +17,8 @@ from attrs import frozen
 
 MANIFEST = "manifest.sqlite3"
 LOCK = "lock"
+KV_FOLDER = "kv"
+RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 

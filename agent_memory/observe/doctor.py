@@ -1,21 +1,22 @@
-"""What ``Memory.doctor()`` looks at, with advice."""
+"""What ``Memory.doctor()`` looks at, with advice; ``choices.py`` says what was chosen."""
 
 from __future__ import annotations
 
 import platform
 import sys
 
-from agent_memory.config import Config, memory_budgets, total_memory_bytes
+from agent_memory.config import memory_budgets, total_memory_bytes
 from agent_memory.kvcache.coding import fallbacks, token_bytes
-from agent_memory.protocols import ModelRunner
+from agent_memory.observe.choices import Circumstances, choices
 from agent_memory.toolcall.choice import choice_of
 from agent_memory.types import Doctor
 
 _GIB = 1 << 30
 
 
-def examine(runner: ModelRunner, config: Config) -> Doctor:
-    """Facts of the machine and the opened model, with advice."""
+def examine(at: Circumstances, *, explain: bool = False) -> Doctor:
+    """Facts of the machine and the opened model, what was chosen, and advice."""
+    runner, config = at.runner, at.config
     hot_bytes, warm_bytes = memory_budgets(config)
     calls, tags = choice_of(runner.tokenizer), runner.tokenizer.reasoning
     facts = {
@@ -48,4 +49,4 @@ def examine(runner: ModelRunner, config: Config) -> Doctor:
     for codec in dict.fromkeys((config.cold_codec, config.warm_codec)):
         if exact := fallbacks(runner.layout, codec):
             advice.append(f"{codec} leaves {len(exact)} of {n_tensors} tensors exact ({exact[0]})")
-    return Doctor(facts=facts, advice=tuple(advice))
+    return Doctor(facts=facts, advice=tuple(advice), choices=choices(at), is_explained=explain)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 ID_BYTES = 32
 
 
+def root_id(identity: str) -> bytes:
+    """Return the first parent of every lineage: the identity's digest."""
+    return bytes.fromhex(identity)
+
+
 def piece_id(parent: bytes, ids: Ids) -> bytes:
     """Return sha256 of the parent's id and the token ids (u32, little-endian): 32 bytes."""
     return hashlib.sha256(parent + np.ascontiguousarray(ids, dtype="<u4").tobytes()).digest()

@@ -10,110 +10,13 @@ import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 
-from agent_memory.config import Codec
 from agent_memory.prefix.chunks import common_prefix, piece_id
-from agent_memory.types import Exactness
+from agent_memory.prefix.pieces import HEAD_IDS, Ids, Piece, sort_key
 
-Ids = np.ndarray[Any, np.dtype[np.uint32]]
-#: Leading ids of a piece that are kept in memory: siblings that share a template's first ids still differ in them.
-HEAD_IDS = 16
 _MAX_VISITS = 256  #: chains of deltas that are tried in one tail
-
-
-class Segment:
-    """One segment file. ``ids`` is held only until it is committed."""
-
-    __slots__ = (
-        "chunk_tokens",
-        "codec",
-        "exactness",
-        "file",
-        "header_xxh3",
-        "held_bytes",
-        "host",
-        "identity",
-        "ids",
-        "is_hidden",
-        "is_ready",
-        "is_unreadable",
-        "n_bytes",
-        "n_tokens",
-        "number",
-        "parent",
-        "parent_number",
-        "pieces",
-        "start",
-        "used_s",
-    )
-
-    def __init__(
-        self,
-        *,
-        number: int,
-        identity: str,
-        file: str,
-        parent: bytes,
-        parent_number: int | None,
-        start: int,
-        n_tokens: int,
-        chunk_tokens: int,
-        exactness: Exactness,
-        codec: Codec,
-        host: str,
-        used_s: float,
-        n_bytes: int = 0,
-        header_xxh3: str = "",
-        ids: Ids | None = None,
-        is_ready: bool = False,
-    ) -> None:
-        self.number, self.identity, self.file = number, identity, file
-        self.parent, self.parent_number = parent, parent_number
-        self.start, self.n_tokens, self.chunk_tokens = start, n_tokens, chunk_tokens
-        self.exactness, self.codec, self.host, self.used_s = exactness, codec, host, used_s
-        self.n_bytes, self.header_xxh3, self.ids, self.is_ready = n_bytes, header_xxh3, ids, is_ready
-        self.is_hidden = False  #: it is to be removed, and found no more
-        self.is_unreadable = False  #: for a while: its file cannot be read now
-        self.held_bytes = n_bytes  #: allocated, once its file is looked at
-        self.pieces: list[Piece] = []
-
-    @property
-    def is_readable(self) -> bool:
-        """True if it is committed, and its file can be read as far as is known."""
-        return self.is_ready and not self.is_unreadable
-
-
-class Piece:
-    """One chunk or tail delta inside a segment."""
-
-    __slots__ = ("head", "id", "index", "made", "n_tokens", "parent", "segment")
-
-    def __init__(
-        self, id: bytes, parent: bytes, segment: Segment, index: int, n_tokens: int, made: int, head: bytes
-    ) -> None:
-        self.id, self.parent, self.segment, self.index = id, parent, segment, index
-        self.n_tokens, self.made, self.head = n_tokens, made, head
-
-    @property
-    def offset(self) -> int:
-        """First token, counted from the segment's first."""
-        return self.index * self.segment.chunk_tokens
-
-    @property
-    def start(self) -> int:
-        """First token, counted from the lineage's first."""
-        return self.segment.start + self.offset
-
-    def __repr__(self) -> str:
-        return f"Piece({self.id.hex()[:8]} [{self.start}, {self.start + self.n_tokens}) segment={self.segment.number})"
-
-
-def sort_key(ids: Ids) -> bytes:
-    """Return bytes that sort as the ids do."""
-    return ids.astype(">u4").tobytes()
 
 
 def n_tokens(path: Sequence[tuple[Piece, int]]) -> int:
@@ -188,8 +91,8 @@ class Index:
     def _insert(self, siblings: _Siblings, piece: Piece, ids: Ids | None) -> None:
         low, high = siblings.tied(piece.head)
         if low < high and piece.head in siblings.ordered:
-            own = ids if ids is not None else self._ids(piece)
-            low = bisect.bisect_left(siblings.pieces, sort_key(own), low, high, key=lambda p: sort_key(self._ids(p)))
+            own = ids if ids is not None else self.ids(piece)
+            low = bisect.bisect_left(siblings.pieces, sort_key(own), low, high, key=lambda p: sort_key(self.ids(p)))
         siblings.pieces.insert(low, piece)
         if piece.n_tokens < self.chunk_tokens:
             siblings.deltas[piece.n_tokens] = siblings.deltas.get(piece.n_tokens, 0) + 1
@@ -298,11 +201,11 @@ class Index:
             return None, 0
         if isinstance(found, Piece):
             usable = found.segment.is_readable or not ready
-            return (found, common_prefix(self._ids(found), rest)) if usable else (None, 0)
+            return (found, common_prefix(self.ids(found), rest)) if usable else (None, 0)
         best: Piece | None = None
         best_take = 0
         for piece in self._neighbours(found, rest, ready):
-            take = common_prefix(self._ids(piece), rest)
+            take = common_prefix(self.ids(piece), rest)
             if take > best_take:
                 best, best_take = piece, take
         return best, best_take
@@ -314,17 +217,18 @@ class Index:
         at = low
         if high - low > 1:
             if head not in siblings.ordered:
-                keys = {p.id: sort_key(self._ids(p)) for p in siblings.pieces[low:high]}
+                keys = {p.id: sort_key(self.ids(p)) for p in siblings.pieces[low:high]}
                 siblings.pieces[low:high] = sorted(siblings.pieces[low:high], key=lambda p: keys[p.id])
                 if all(keys.values()):  # else some ids could not be read, and the order is unknown
                     siblings.ordered.add(head)
-            at = bisect.bisect_left(siblings.pieces, sort_key(rest), low, high, key=lambda p: sort_key(self._ids(p)))
+            at = bisect.bisect_left(siblings.pieces, sort_key(rest), low, high, key=lambda p: sort_key(self.ids(p)))
         for side in (range(at, len(siblings.pieces)), range(at - 1, -1, -1)):
             for i in side:
                 if siblings.pieces[i].segment.is_readable or not ready:
                     yield siblings.pieces[i]
                     break
 
-    def _ids(self, piece: Piece) -> Ids:
+    def ids(self, piece: Piece) -> Ids:
+        """Return a piece's ids; none where they cannot be read."""
         ids = self._read_ids(piece)
         return ids if ids is not None else np.zeros(0, np.uint32)

@@ -13,7 +13,8 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.prefix.index import Ids, Index, Piece, n_tokens
+from agent_memory.prefix.index import Index, n_tokens
+from agent_memory.prefix.pieces import Ids, Piece
 from agent_memory.types import Exactness
 
 Made = Literal[1, 2, 3]

@@ -2,17 +2,18 @@
 
 - Full-attention rows can be truncated at any token.
 - Sliding-window layers need the rows of the window before that token; recurrent layers need their state at that token.
-- Both are in side files, at most one for a piece. A side file may be deleted while its piece stays.
+- Both are in resume segments, at most one for a piece. A resume segment may be deleted while its piece stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from agent_memory.kvcache.layout import Layout, is_kept
-from agent_memory.prefix.index import Index, Piece, n_tokens
+from agent_memory.prefix.index import Index, n_tokens
+from agent_memory.prefix.pieces import Piece, Segment
 
 
 @frozen
@@ -21,31 +22,6 @@ class Held:
 
     held_from: int = 0  #: the first token whose window rows it has
     snapshots: Collection[int] = field(default=())  #: positions at which it has a state
-
-
-@define(eq=False)
-class Side:
-    """The side file of one piece: window rows of its last ``n_rows`` tokens, and maybe the state at its end."""
-
-    piece: bytes
-    segment: int  #: number of the segment that holds the piece
-    file: str
-    n_rows: int
-    has_state: bool = field(converter=bool)
-    n_bytes: int = 0
-    header_xxh3: str = ""
-    is_ready: bool = field(default=False)
-    held_bytes: int = 0  #: allocated
-    is_unreadable: bool = False  #: for a while: it cannot be read now
-
-    @property
-    def is_readable(self) -> bool:
-        """True if it is committed, and can be read as far as is known."""
-        return self.is_ready and not self.is_unreadable
-
-    def covers(self, n_rows: int, has_state: bool) -> bool:
-        """Whether nothing would be new in a file with so much."""
-        return self.n_rows >= n_rows and self.has_state >= has_state
 
 
 @frozen
@@ -89,40 +65,40 @@ class Needs:
         return at % self.chunk_tokens == 0 and (boundary == newest if self.window else is_kept(boundary, newest))
 
 
-def missing_sides(
-    index: Index, sides: Mapping[bytes, Side], needs: Needs, head: bytes, point: int, held: Held
+def missing_resume(
+    index: Index, stored: Mapping[bytes, Segment], needs: Needs, head: bytes, point: int, held: Held
 ) -> Iterator[tuple[Piece, int, bool]]:
-    """Yield what side files of a lineage of ``point`` tokens lack and ``held`` can give, the last piece first.
+    """Yield what resume segments of a lineage of ``point`` tokens lack and ``held`` can give, the last piece first.
 
-    Each: a piece, the position of its first window row (the piece's end: no rows), True if its state is needed.
-    ``head``: the lineage's last piece.
+    Each: a piece, how many window rows of its newest tokens, True if its state is needed. ``head``: the lineage's last
+    piece.
     """
     for piece in index.ancestors(index.pieces[head]):
-        stop = piece.start + piece.n_tokens
+        stop = piece.stop
         start = min(stop, max(piece.start, held.held_from))
         n_rows = stop - start if needs.wants_rows(start, stop, point) else 0
         is_fork = len(index.children(piece.id)) > 1 and not needs.window
         has_state = stop in held.snapshots and needs.state and (is_fork or needs.wants_state(stop, point))
-        former = sides.get(piece.id)
-        is_less = former is not None and (n_rows < former.n_rows or has_state < former.has_state)
-        if (n_rows or has_state) and not is_less and (former is None or not former.covers(n_rows, has_state)):
-            yield piece, stop - n_rows, has_state
+        former = stored.get(piece.id)
+        found, wanted = (0, False) if former is None else (former.n_tokens, former.has_state), (n_rows, has_state)
+        if wanted != found and wanted[0] >= found[0] and wanted[1] >= found[1]:
+            yield piece, n_rows, has_state
 
 
-def restorable(path: Sequence[tuple[Piece, int]], sides: Mapping[bytes, Side], needs: Needs) -> tuple[int, int]:
+def restorable(path: Sequence[tuple[Piece, int]], stored: Mapping[bytes, Segment], needs: Needs) -> tuple[int, int]:
     """Return the longest restorable prefix of a path of pieces, and its first token with window rows; O(pieces)."""
     best = (0, 0)
     rows_from = at = 0  # window rows [rows_from, at) are stored without a gap
     for piece, take in path:
-        side = sides.get(piece.id)
-        if side is not None and not side.is_readable:
-            side = None
-        first = at + piece.n_tokens - (side.n_rows if side is not None else 0)
+        resume = stored.get(piece.id)
+        if resume is not None and not resume.is_readable:
+            resume = None
+        first = at + piece.n_tokens - (resume.n_tokens if resume is not None else 0)
         if first > at:
             rows_from = first
         at += take
         has_rows = not needs.window or needs.first_row(at) >= rows_from
-        has_state = not needs.state or (side is not None and side.has_state and take == piece.n_tokens)
+        has_state = not needs.state or (resume is not None and resume.has_state and take == piece.n_tokens)
         if has_rows and has_state:
             best = (at, rows_from)
     return best
@@ -137,12 +113,12 @@ class Plan:
     is_cut: bool = False  #: True if more is stored, with no resume point in it
 
 
-def best_plan(paths: Iterable[list[tuple[Piece, int]]], sides: Mapping[bytes, Side], needs: Needs) -> Plan:
+def best_plan(paths: Iterable[list[tuple[Piece, int]]], stored: Mapping[bytes, Segment], needs: Needs) -> Plan:
     """Return the path with the longest restorable prefix, truncated to it."""
     best, longest = (0, 0), 0
     chosen: list[tuple[Piece, int]] = []
     for path in paths:
-        found = restorable(path, sides, needs)
+        found = restorable(path, stored, needs)
         longest = max(longest, n_tokens(path))
         if found[0] > best[0]:
             best, chosen = found, path
@@ -152,29 +128,29 @@ def best_plan(paths: Iterable[list[tuple[Piece, int]]], sides: Mapping[bytes, Si
 
 def stale(
     lineage: Iterable[Piece],
-    sides: Mapping[bytes, Side],
+    stored: Mapping[bytes, Segment],
     needs: Needs,
     former: int,
     is_point: Callable[[Piece], bool],
-) -> list[Side]:
-    """Return the side files that a lineage no longer needs; ``lineage``: its pieces, the last first.
+) -> list[Segment]:
+    """Return the resume segments that a lineage no longer needs; ``lineage``: its pieces, the last first.
 
     - Kept: what restores need at the lineage's end, and where lineages fork or end (``is_point``).
     - Kept: what a restore needs at ``former``, the end before the last turn: that turn may be rewound or replaced.
     """
-    gone: list[Side] = []
+    gone: list[Segment] = []
     newest = point = 0
     for number, piece in enumerate(lineage):
         stop = piece.start + piece.n_tokens
         newest = max(newest, stop)
         is_here = number == 0 or is_point(piece)
         point = stop if is_here else point
-        side = sides.get(piece.id)
-        if side is None or not side.is_ready:
+        resume = stored.get(piece.id)
+        if resume is None or not resume.is_ready:
             continue
-        start = stop - side.n_rows
+        start = stop - resume.n_tokens
         has_rows = needs.wants_rows(start, stop, point) or (start < former and stop > needs.boundary_row(former))
-        has_state = side.has_state and (is_here or stop == former or needs.wants_state(stop, newest))
-        if not (side.n_rows and has_rows) and not (has_state and not needs.window):
-            gone.append(side)
+        has_state = resume.has_state and (is_here or stop == former or needs.wants_state(stop, newest))
+        if not (resume.n_tokens and has_rows) and not (has_state and not needs.window):
+            gone.append(resume)
     return gone

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from agent_memory.prefix.pieces import Segment
 from agent_memory.types import Tier
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Costs:
         return self._token_s * n_tokens if self.is_measured else None
 
     def load_s(self, tier: Tier, n_bytes: int) -> float | None:
-        """What so many bytes cost to come from a tier, as far as it was measured; 0 from hot, which moves them."""
+        """Return the measured seconds to restore ``n_bytes`` from a tier; 0 from hot, None until measured."""
         if tier == "hot":
             return 0.0
         return self._byte_s[tier] * n_bytes if tier in self.measured else None
@@ -89,54 +90,46 @@ def leaves_first(
             heapq.heappush(heap, (order(parent), number, parent))
 
 
-@frozen
-class Candidate:
-    """What eviction needs to know of a segment on disk."""
-
-    number: int
-    parent: int | None  #: number of the segment that its first piece follows
-    nbytes: int  #: allocated bytes, side files included
-    used_s: float
-    n_tokens: int = 1  #: tokens to compute again if it is evicted
-    is_pinned: bool = False  #: never evicted (being saved, or an agent's that is pinned); its ancestors neither
-
-
-def victims(candidates: Iterable[Candidate], excess_bytes: int, now_s: float) -> list[int]:
-    """Return the numbers of segments to evict so that ``excess_bytes`` are freed, or of all that may be; O(n log n).
+def victims(
+    segments: Iterable[Segment], sizes: Mapping[int, int], pinned: Collection[int], excess_bytes: int, now_s: float
+) -> list[Segment]:
+    """Return the segments of rows to evict so that ``excess_bytes`` are freed, or all that may be; O(n log n).
 
     The cost of a segment is its tokens times the lineages that depend on it, those evicted by this call included.
+    ``sizes``: allocated bytes by number, resume segments included. ``pinned``: numbers of segments that are never
+    evicted (being saved, or an agent's that is pinned); their ancestors neither.
     """
     if excess_bytes <= 0:
         return []
-    known = {c.number: c for c in candidates}
-    children = Counter(c.parent for c in known.values() if c.parent is not None)
+    known = {s.number: s for s in segments}
+    children = Counter(s.parent_number for s in known.values() if s.parent_number is not None)
     lineages = _lineages(known, children)
 
-    def order(c: Candidate) -> tuple[float, float, int]:
-        idle_s = max(now_s - c.used_s, 0.0) + 1.0
-        return worth(c.n_tokens * lineages[c.number], c.nbytes, idle_s), c.used_s, -c.number
+    def order(s: Segment) -> tuple[float, float, int]:
+        idle_s = max(now_s - s.used_s, 0.0) + 1.0
+        return worth(s.n_tokens * lineages[s.number], sizes[s.number], idle_s), s.used_s, -s.number
 
-    def freed(c: Candidate) -> Candidate | None:
-        parent = known.get(c.parent) if c.parent is not None else None
+    def freed(s: Segment) -> Segment | None:
+        parent = known.get(s.parent_number) if s.parent_number is not None else None
         if parent is None:
             return None
         children[parent.number] -= 1
-        return None if children[parent.number] or parent.is_pinned else parent
+        return None if children[parent.number] or parent.number in pinned else parent
 
-    chosen: list[int] = []
-    leaves = [c for c in known.values() if not children[c.number] and not c.is_pinned]
+    chosen: list[Segment] = []
+    leaves = [s for s in known.values() if not children[s.number] and s.number not in pinned]
     for found in leaves_first(leaves, order, freed):
         if excess_bytes <= 0:
             break
-        chosen.append(found.number)
-        excess_bytes -= found.nbytes
+        chosen.append(found)
+        excess_bytes -= sizes[found.number]
     return chosen
 
 
-def _lineages(known: Mapping[int, Candidate], children: Counter[int]) -> Counter[int]:
+def _lineages(known: Mapping[int, Segment], children: Counter[int]) -> Counter[int]:
     """Count the lineages that depend on each segment: its leaves. Parents have smaller numbers than children."""
     found = Counter({number: 1 for number in known if not children[number]})
     for number in sorted(known, reverse=True):
-        if (parent := known[number].parent) is not None:
+        if (parent := known[number].parent_number) is not None:
             found[parent] += found[number]
     return found

@@ -3,41 +3,78 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
+from agent_memory.recall.around import Ids
 from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
 from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
 from agent_memory.recall.scope import Scope
-from agent_memory.recall.types import TEXT_KINDS, Hit
-from agent_memory.recall.vectors import VectorView
-from agent_memory.recall.words import question_terms
+from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS, Hit, Weights
+from agent_memory.recall.vectors import Floats, VectorView
+from agent_memory.recall.words import asks_about_replies, asks_for_course, question_terms
 
+MOST_HITS = 1_000
 CANDIDATES = 100  #: rows that are read and scored
 FILTERED_CANDIDATES = 3_000  #: where filters may leave few of them
-FREQUENT_CANDIDATES, FILTERED_FREQUENT_CANDIDATES = 50, 600  #: where words are looked up around each of them
+FILTERED_FREQUENT_CANDIDATES = 600  #: the same where words are looked up around each of them
 NEAREST = 100  #: items that vectors find
 _MOST_STANDING = 100
 
 
-def ask(db: sqlite3.Connection, scope: Scope, query: str, question: Question, view: VectorView | None) -> list[Hit]:
-    """Return the hits of a question. Inside a read transaction; reads, changes nothing."""
-    words = question_terms(query)
+def question_of(
+    query: str,
+    *,
+    k: int,
+    kinds: Collection[str],
+    since: float | None,
+    as_of: float | None,
+    source: str | None,
+    weights: Weights,
+    now: float,
+) -> Question:
+    """Return what was asked, checked. Raises UnsupportedParameterError."""
+    if not isinstance(query, str):
+        raise UnsupportedParameterError(f"query must be a text, got {type(query).__name__}")
+    if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
+        raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {repr_of(k)}")
+    if unknown := sorted(set(kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
+        known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
+        raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
+    return Question(
+        text=query,
+        weights=weights,
+        now=now,
+        k=k,
+        about_replies=asks_about_replies(query),
+        about_course=asks_for_course(query),
+        kinds=frozenset(kinds),
+        since=since,
+        as_of=as_of,
+        source=source,
+    )
+
+
+def ask(
+    db: sqlite3.Connection, scope: Scope, question: Question, view: VectorView | None, vector: Floats | None
+) -> list[Hit]:
+    """Return the hits of a question, whose ``vector`` is ``view``'s. Inside a read transaction; changes nothing."""
+    words = question_terms(question.text)
     is_filtered = bool(question.kinds) or question.since is not None or question.as_of is not None or question.source
     candidates: dict[int, Scored] = {}
-    similar = _similar(db, query, question, view)
+    similar = {} if view is None or vector is None else _similar(db, vector, view)
     for is_passage in _views(question):
         n_items = _n_items(db, scope, is_passage)
         n, standing = max(FILTERED_CANDIDATES if is_filtered else CANDIDATES, 2 * question.k), _standing(db, scope)
         found = search.find(
             db, scope.workspace, words, n_items, is_passage=is_passage, looked_around=max(n, search.LOOKED_AROUND)
         )
-        found = found.best(4 * n, standing).existing(db)
-        if found.has_frequent:
-            n = max(FILTERED_FREQUENT_CANDIDATES if is_filtered else FREQUENT_CANDIDATES, 2 * question.k)
-        found = found.best(n, standing)
+        if found.has_frequent and is_filtered:
+            n = max(FILTERED_FREQUENT_CANDIDATES, 2 * question.k)
+        found = found.best_existing(db, n, standing)
         found = search.with_frequent(db, scope.workspace, found, is_passage=is_passage)
         for row, relevance in _relevant(db, scope, found):
             if question.admits(row):
@@ -61,16 +98,21 @@ def _views(question: Question) -> list[bool]:
     return [*([True] if texts else []), *([False] if question.kinds - texts else [])]
 
 
-def _similar(db: sqlite3.Connection, query: str, question: Question, view: VectorView | None) -> dict[int, float]:
+def vector_of(question: Question, view: VectorView | None) -> Floats | None:
+    """Return a question's vector, where one counts. Before the transaction: an embedder may wait for others."""
+    if view is None or not question.weights.similarity or not question.text.strip():
+        return None
+    return view.query(question.text)
+
+
+def _similar(db: sqlite3.Connection, vector: Floats, view: VectorView) -> dict[int, float]:
     """How near the nearest items are in meaning, 0 to 1, against the least near of them."""
-    if view is None or not question.weights.similarity or not query.strip():
-        return {}
-    cosines = view.nearest(db, query, NEAREST)
+    cosines = view.nearest(db, vector, NEAREST)
     least = min(cosines.values(), default=0.0)
     return {item: max(0.0, cosine - least) for item, cosine in cosines.items()}
 
 
-def _standing(db: sqlite3.Connection, scope: Scope) -> search.Ids:
+def _standing(db: sqlite3.Connection, scope: Scope) -> Ids:
     """The newest standing instructions: raised later, so looked at even where many passages have more of the words."""
     sql = "SELECT item FROM items WHERE workspace = ? AND is_standing ORDER BY item DESC LIMIT ?"
     rows = db.execute(sql, (scope.workspace, _MOST_STANDING)).fetchall()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -14,27 +13,26 @@ from typing import IO, Literal
 
 import attrs
 
-from agent_memory.errors import ConfigError, UnsupportedParameterError, repr_of
+from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.protocols import Tokenizer
-from agent_memory.recall import audit, consolidation, figures, forgetting, learning, places, tools, transfer
-from agent_memory.recall.asking import ask
+from agent_memory.recall import audit, consolidation, extraction, figures, forgetting, learning, places, tools, transfer
+from agent_memory.recall.asking import ask, question_of, vector_of
 from agent_memory.recall.cards import card, counter_of, without_marks_of
 from agent_memory.recall.database import Database
+from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare
 from agent_memory.recall.indexing import ensure_index
 from agent_memory.recall.learning import count_use
+from agent_memory.recall.listening import Listener, OnForget
 from agent_memory.recall.maintenance import Maintenance
 from agent_memory.recall.places import MOST_NEIGHBOURS
-from agent_memory.recall.protocols import Embedder, Redactor, TokenCounter
-from agent_memory.recall.ranking import Question
-from agent_memory.recall.redaction import redactor_of
+from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor, TokenCounter
+from agent_memory.recall.redaction import chosen_redactor
 from agent_memory.recall.rows import items_of, row_of, rows_of
 from agent_memory.recall.scope import checked_name, open_scope
 from agent_memory.recall.slots import chain_of
 from agent_memory.recall.told import split, told
 from agent_memory.recall.types import (
-    TEXT_KINDS,
-    TYPED_KINDS,
     AuditRow,
     CheckReport,
     ContextStats,
@@ -49,9 +47,6 @@ from agent_memory.recall.types import (
 )
 from agent_memory.recall.vectors import VectorView
 from agent_memory.recall.window import HITS, MOST_TOKENS, Window
-from agent_memory.recall.words import asks_about_replies, asks_for_course
-
-MOST_HITS = 1_000
 
 
 class ContextMemory:
@@ -62,6 +57,7 @@ class ContextMemory:
     - Needs no model: ``embedder`` adds search by meaning, ``tokenizer`` exact budgets (without one, a budget counts
       UTF-8 bytes, which no tokenizer exceeds).
     - ``redact``: takes secrets out before anything is written; None keeps them.
+    - ``extractor``: finds typed items that rules miss, in ``maintain``; what is told without one is not read later.
 
     Raises ConfigError, StoreError.
     """
@@ -75,18 +71,22 @@ class ContextMemory:
         redact: Redactor | Literal["rules"] | None = "rules",
         embedder: Embedder | None = None,
         tokenizer: Tokenizer | TokenCounter | None = None,
+        extractor: Extractor | None = None,
         clock: Callable[[], float] = time.time,
-        on_forget: Callable[[str, Collection[int]], None] | None = None,
+        on_forget: OnForget | None = None,
+        on_remember: Callable[[], None] | None = None,
     ) -> None:
         checked_name(workspace)
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
-        self._salt, self._clock, self._on_forget = salt, clock, on_forget
-        self._embedder, self._tokenizer = embedder, tokenizer
+        self._salt, self._clock = salt, clock
+        self._on_remember = on_remember or (lambda: None)
+        self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
         with self._database.write() as db:
             ensure_index(db)
             self._scope = open_scope(db, salt, workspace, clock())
-            self._redactor = _redactor(redact, db)
+            self._redactor = chosen_redactor(redact, db)
+        self._listener = Listener(self._database, self._scope, on_forget)
         self._vectors = None if embedder is None else VectorView(self._scope, embedder)
 
     @property
@@ -103,8 +103,10 @@ class ContextMemory:
             redact=self._redactor,
             embedder=self._embedder,
             tokenizer=self._tokenizer,
+            extractor=self._extractor,
             clock=self._clock,
-            on_forget=self._on_forget,
+            on_forget=self._listener.on_forget,
+            on_remember=self._on_remember,
         )
 
     def cleaned(self, text: str) -> str:
@@ -121,7 +123,7 @@ class ContextMemory:
         counted. Raises UnsupportedParameterError before any work.
         """
         now = self._clock()
-        when = now if at is None else _seconds(at)
+        when = now if at is None else seconds_of(at)
         redactions: Counter[str] = Counter()
         texts: list[Prepared] = []
         for one in told(content, kind):
@@ -135,6 +137,8 @@ class ContextMemory:
             texts.extend(prepare(piece) for piece in split(clean))
         with self._database.write() as db:
             filed = file_texts(db, self._scope, texts, now)
+            if self._extractor is not None:
+                extraction.mark(db, self._scope, filed.texts)
             detail = {
                 "texts": filed.n_texts,
                 "duplicates": filed.n_duplicates,
@@ -143,6 +147,7 @@ class ContextMemory:
                 "superseded": len(filed.superseded),
             }
             audit.note(db, self._scope, now, "remember", None, detail)
+        self._on_remember()
         return IngestReport(
             ids=tuple(filed.ids),
             n_texts=filed.n_texts,
@@ -170,26 +175,19 @@ class ContextMemory:
         ``as_of``: what was known then; superseded facts are hidden otherwise. Writes nothing. Raises
         UnsupportedParameterError.
         """
-        if not isinstance(query, str):
-            raise UnsupportedParameterError(f"query must be a text, got {type(query).__name__}")
-        if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
-            raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {repr_of(k)}")
-        if unknown := sorted(set(kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
-            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
-        question = Question(
+        question = question_of(
+            query,
+            k=k,
+            kinds=kinds,
+            since=None if since is None else seconds_of(since),
+            as_of=None if as_of is None else seconds_of(as_of),
+            source=source,
             weights=weights,
             now=self._clock(),
-            k=k,
-            about_replies=asks_about_replies(query),
-            about_course=asks_for_course(query),
-            kinds=frozenset(kinds),
-            since=None if since is None else _seconds(since),
-            as_of=None if as_of is None else _seconds(as_of),
-            source=source,
         )
+        vector = vector_of(question, self._vectors)
         with self._database.read() as db:
-            return ask(db, self._scope, query, question, self._vectors)
+            return ask(db, self._scope, question, self._vectors, vector)
 
     def working_set(self, task: str, *, budget_tokens: int = 4096, window: str = "default") -> WorkingSet:
         """Return the cards that ``task`` needs, within ``budget_tokens``, in an order that keeps a prompt's beginning.
@@ -263,23 +261,20 @@ class ContextMemory:
         ``source``: all texts of a source. ``everything``: the workspace. Rewrites the file. Raises ItemNotFoundError.
         """
         with self._database.read() as db:
-            texts = self._texts_to_forget(db, what, source, everything)
-            items = forgetting.items_of_texts(db, self._scope, texts)
-        self._tell_forgotten(items)  # first: after a crash, the call finds the texts again
+            texts = forgetting.chosen_texts(db, self._scope, what, source, everything)
+        items = self._listener.items(texts)
+        self._listener.tell(items)  # first: after a crash, the call finds the texts again
         with self._database.write() as db:
-            texts = self._texts_to_forget(db, what, source, everything)
+            texts = forgetting.chosen_texts(db, self._scope, what, source, everything)
             if texts:
-                items |= forgetting.items_of_texts(db, self._scope, texts)
+                items |= dict.fromkeys(forgetting.items_of_texts(db, self._scope, texts) - items.keys(), "")
+                self._listener.note(db, items)
                 forgetting.delete_texts(db, self._scope, texts, self._clock(), "forget")
                 self._database.owe_scrub(db)
         if texts:
             self._database.scrub()
-        self._tell_forgotten(items)  # again: a turn may have recalled them meanwhile
+        self._listener.tell(items)  # again: a turn may have recalled them meanwhile
         return len(texts)
-
-    def _tell_forgotten(self, items: Collection[int]) -> None:
-        if self._on_forget is not None and items:
-            self._on_forget(self._scope.name, items)
 
     def consolidate(self, *, dry_run: bool = False) -> Plan:
         """Merge notes and typed items that say the same; nothing is destroyed. ``dry_run``: return the plan alone."""
@@ -294,25 +289,47 @@ class ContextMemory:
         with self._database.write() as db:
             consolidation.undo(db, self._scope, plan_id, self._clock())
 
-    def maintain(self, max_ms: float = 200, *, retain_days: float | None = None) -> Maintained:
-        """Do idle work for about ``max_ms``: vectors, retention, audit.
+    def maintain(self, max_ms: float = 200, *, retain_days: float | None = None, extract: bool = True) -> Maintained:
+        """Do idle work for about ``max_ms``: the index, vectors, extraction, retention, audit.
 
-        ``retain_days``: forget older texts, pinned ones excepted. Call it when the process has time; ``is_done`` False:
-        call again.
+        ``retain_days``: forget older texts, as ``forget`` does, pinned ones excepted. ``extract`` False leaves out the
+        extractor, of which one step takes as long as it takes. ``is_done`` False: call again.
         """
         retain_s = None if retain_days is None else retain_days * 86_400.0
-        return Maintenance(self._database, self._scope, self._embedder, self._clock(), retain_s, max_ms / 1e3).run()
+        extractor = self._extractor if extract else None
+        now, max_s = self._clock(), max_ms / 1e3
+        return Maintenance(self._listener, self._embedder, extractor, now, retain_s, max_s).run()
+
+    def catch_up(self) -> None:
+        """Tell ``on_forget`` what others on the same file have forgotten."""
+        self._listener.catch_up()
+
+    def unread(self) -> extraction.Unread | None:
+        """Return the next piece of a text for an extractor that runs elsewhere; None where all was read."""
+        with self._database.read() as db:
+            return extraction.first_unread(db, self._scope)
+
+    def keep_found(self, unread: extraction.Unread, found: Sequence[Extracted] | None, by: str) -> tuple[int, ...]:
+        """Write what was found in a piece; None: reading it failed. Return the new items.
+
+        Raises UnsupportedParameterError for spans or kinds that the piece cannot have.
+        """
+        with self._database.write() as db:
+            if found is None:
+                extraction.note_failure(db, self._scope, unread, self._clock())
+                return ()
+            return tuple(extraction.file_found(db, self._scope, unread, found, by, self._clock()))
 
     def audit(self, *, since: float | datetime | None = None, limit: int = 100) -> list[AuditRow]:
         """Return the newest changes, newest first. Rows hold ids and counts, no text; the newest 100,000 are kept."""
         with self._database.read() as db:
-            return audit.rows(db, self._scope, None if since is None else _seconds(since), limit)
+            return audit.rows(db, self._scope, None if since is None else seconds_of(since), limit)
 
     def stats(self, *, since: float | datetime | None = None, by: str | None = None) -> ContextStats:
         """Return the workspace's figures. ``by``: texts grouped by "day", "kind" or "workspace"."""
         nbytes = self._database.nbytes
         with self._database.read() as db:
-            return figures.stats(db, self._scope, nbytes, None if since is None else _seconds(since), by)
+            return figures.stats(db, self._scope, nbytes, None if since is None else seconds_of(since), by)
 
     def check(self) -> CheckReport:
         """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything."""
@@ -336,9 +353,11 @@ class ContextMemory:
         redactions: Counter[str] = Counter()
         now = self._clock()
         with self._database.write() as db:
-            n = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
-            audit.note(db, self._scope, now, "import", None, {"texts": n, "redactions": dict(redactions)})
-        return n
+            texts = transfer.read(db, self._scope, file, lambda text: self._clean(text, redactions), now)
+            if self._extractor is not None:
+                extraction.mark(db, self._scope, texts)
+            audit.note(db, self._scope, now, "import", None, {"texts": len(texts), "redactions": dict(redactions)})
+        return len(texts)
 
     def tools(self) -> tools.Functions:
         """Return functions ``recall`` and ``remember`` for ``Memory.run_tools``: the model itself decides then."""
@@ -361,39 +380,9 @@ class ContextMemory:
     def __repr__(self) -> str:
         return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
 
-    def _texts_to_forget(
-        self, db: sqlite3.Connection, what: int | str | Collection[int], source: str | None, everything: bool
-    ) -> set[int]:
-        if everything:
-            return forgetting.all_texts(db, self._scope)
-        if isinstance(what, str):
-            if not what.strip():
-                raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
-            texts = forgetting.texts_with(db, self._scope, what)
-        else:
-            ids = [what] if isinstance(what, int) else list(what)
-            texts = forgetting.texts_of_items(db, self._scope, ids)
-        return texts | (forgetting.texts_of_source(db, self._scope, source) if source is not None else set())
-
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:
             return text
         redacted = self._redactor.redact(text)
         counted.update(found.kind for found in redacted.found)
         return redacted.text
-
-
-def _redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
-    if redact == "rules":
-        return redactor_of(db)
-    if redact is not None and not isinstance(redact, Redactor):
-        raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {type(redact).__name__}")
-    return redact
-
-
-def _seconds(at: float | datetime) -> float:
-    if isinstance(at, datetime):
-        return at.timestamp()
-    if isinstance(at, (int, float)) and not isinstance(at, bool) and -6e10 < at < 2e11:
-        return float(at)
-    raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {repr_of(at)}")

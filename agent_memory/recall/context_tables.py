@@ -58,3 +58,13 @@ CREATE INDEX audit_at ON audit (workspace, at);
 CREATE VIRTUAL TABLE words USING fts5 (body, content='', tokenize='ascii');
 CREATE VIRTUAL TABLE words_at USING fts5vocab (words, instance);
 """
+
+#: ``unread``: texts that no extractor has read yet, from ``start`` on. ``found_by``: the extractor; NULL for rules.
+#: ``untold``: items that were forgotten where nobody knew of the logs that may show them.
+LATER_TABLES = """
+CREATE TABLE unread (text INTEGER PRIMARY KEY, workspace INTEGER NOT NULL, start INTEGER NOT NULL DEFAULT 0,
+    n_failed INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX unread_workspace ON unread (workspace, n_failed, text DESC);
+ALTER TABLE items ADD COLUMN found_by TEXT;
+CREATE TABLE untold (workspace INTEGER NOT NULL, item INTEGER NOT NULL, PRIMARY KEY (workspace, item)) WITHOUT ROWID;
+"""

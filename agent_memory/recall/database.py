@@ -28,6 +28,7 @@ from agent_memory.recall.schema import STEPS, Step
 log = logging.getLogger("agent_memory.recall")
 
 BUSY_S = 10.0
+_MERGED_PAGES = 64
 APPLICATION_ID = 0x616D7263  #: "amrc", in the file's header: says that a SQLite file is a recall file
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
@@ -99,6 +100,38 @@ class Database:
                 if db.in_transaction:
                     db.execute("COMMIT")
                 self._give_back(db)
+
+    @contextmanager
+    def if_free(self) -> Iterator[bool]:
+        """Hold the writer where nobody else does, here or in another process: False instead of waiting.
+
+        A write inside raises StoreError where another process holds the file at that moment.
+        """
+        if self._is_closed or not self._lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            self._writer.execute("PRAGMA busy_timeout=0")
+            yield True
+        finally:
+            if not self._is_closed:
+                self._writer.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1e3)}")
+            self._lock.release()
+
+    def merge_words(self) -> int | None:
+        """Merge a few parts of the full-text indexes: every write adds one. Return pages written; None: nothing is due.
+
+        A short step, some 20 ms at most, in a transaction of its own.
+        """
+        n_written = 0
+        for name in self._fts_tables():
+            with self.write(fsync=False) as db:
+                if db.execute(f"SELECT v FROM {name}_config WHERE k = 'usermerge'").fetchone() != (2,):
+                    db.execute(f"INSERT INTO {name} ({name}, rank) VALUES ('usermerge', 2)")
+                before = db.total_changes
+                db.execute(f"INSERT INTO {name} ({name}, rank) VALUES ('merge', {_MERGED_PAGES})")
+                n_written += max(0, db.total_changes - before - 1)
+        return n_written or None
 
     def owe_scrub(self, db: sqlite3.Connection) -> None:
         """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""

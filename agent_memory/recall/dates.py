@@ -6,6 +6,8 @@ import calendar
 import re
 from datetime import UTC, datetime, timedelta
 
+from agent_memory.errors import UnsupportedParameterError, repr_of
+
 _MONTHS = {name.lower(): i for i, name in enumerate(calendar.month_name) if name}
 _MONTHS |= {name.lower(): i for i, name in enumerate(calendar.month_abbr) if name}
 _DAYS = {name.lower(): i for i, name in enumerate(calendar.day_name)}
@@ -50,3 +52,12 @@ def _at(year: int, month: int, day: int) -> float | None:
         return datetime(year, month, day, 12, tzinfo=UTC).timestamp()
     except ValueError:  # the 31st of a short month, a version number
         return None
+
+
+def seconds_of(at: float | datetime) -> float:
+    """Return a caller's time as seconds since the epoch. Raises UnsupportedParameterError."""
+    if isinstance(at, datetime):
+        return at.timestamp()
+    if isinstance(at, (int, float)) and not isinstance(at, bool) and -6e10 < at < 2e11:
+        return float(at)
+    raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {repr_of(at)}")

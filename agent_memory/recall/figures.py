@@ -30,6 +30,7 @@ def stats(db: sqlite3.Connection, scope: Scope, nbytes: int, since: float | None
         n_items=dict(db.execute(kinds, (scope.workspace, start)).fetchall()),
         n_superseded=db.execute(replaced, (scope.workspace, start)).fetchone()[0],
         n_vectors=db.execute(vectors, (scope.workspace,)).fetchone()[0],
+        n_unread=db.execute("SELECT count(*) FROM unread WHERE workspace = ?", (scope.workspace,)).fetchone()[0],
         nbytes=nbytes,
         by=_grouped(db, scope, start, by) if by is not None else {},
     )
@@ -61,6 +62,7 @@ _ORPHANS = {
         "SELECT count(*) FROM items i JOIN texts t ON t.text = i.text WHERE i.workspace <> t.workspace"
     ),
     "vectors without an item": "SELECT count(*) FROM vectors WHERE item NOT IN (SELECT item FROM items)",
+    "unread marks without a text": "SELECT count(*) FROM unread WHERE text NOT IN (SELECT text FROM texts)",
     "links without an item": (
         "SELECT count(*) FROM links WHERE item NOT IN (SELECT item FROM items) OR other NOT IN (SELECT item FROM items)"
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 from attrs import define, field, frozen
@@ -61,11 +61,16 @@ class Filed:
     """What one transaction added."""
 
     ids: list[int] = field(factory=list)
-    n_texts: int = 0
+    texts: list[int] = field(factory=list)  #: those that are new
     n_duplicates: int = 0
     n_items: Counter[str] = field(factory=Counter)
     slots: set[str] = field(factory=set)
     superseded: list[int] = field(factory=list)
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts are new."""
+        return len(self.texts)
 
 
 def prepare(told: Told) -> Prepared:
@@ -148,22 +153,57 @@ def _file_one(db: sqlite3.Connection, scope: Scope, prepared: Prepared, now: flo
         kind = typed.kind if typed else told.kind
         words.append((item, indexed_body(scope.workspace, kind, True, found)))
     typed_ids = _allocate_typed(db, scope, len(prepared.typed))
-    for item, typed in zip(typed_ids, prepared.typed, strict=True):
-        span = (typed.start, typed.stop)
-        found = item_words(told.body, span, told.speaker, told.at)
-        items.append(_item_row(item, scope, text, told, span, len(found), typed, is_passage=False))
-        words.append((item, indexed_body(scope.workspace, typed.kind, False, found)))
-    db.executemany(_INSERT_ITEM, items)
-    db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", words)
+    more_items, more_words = _rows_of_typed(scope, text, told, dict(zip(typed_ids, prepared.typed, strict=True)))
+    db.executemany(_INSERT_ITEM, [*items, *more_items])
+    db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", [*words, *more_words])
     db.execute(
         "UPDATE workspaces SET n_passages = n_passages + ?, n_typed = n_typed + ? WHERE workspace = ?",
         (len(ids), len(typed_ids) + sum(p.typed is not None for p in prepared.passages), scope.workspace),
     )
     everything = [*prepared.typed, *(p.typed for p in prepared.passages if p.typed)]
-    filed.n_texts += 1
+    filed.texts.append(text)
     filed.ids += [*ids, *typed_ids]
     filed.n_items.update(typed.kind for typed in everything)
     filed.slots |= {typed.slot for typed in everything if typed.slot}
+
+
+def file_typed(
+    db: sqlite3.Connection, scope: Scope, text: int, typed: Sequence[Typed], found_by: str | None
+) -> list[int]:
+    """Add typed items to a text that is stored; return those that are new. Inside a write transaction.
+
+    A span that an item of the same kind covers already, or overlaps, gives none.
+    """
+    sql = "SELECT body, kind, role, speaker, source, at FROM texts WHERE text = ? AND workspace = ?"
+    body, kind, role, speaker, source, at = db.execute(sql, (text, scope.workspace)).fetchone()
+    told = Told(kind=kind, body=body, role=role, speaker=speaker, source=source, at=at)
+    sql = "SELECT kind, start, stop FROM items WHERE text = ? AND workspace = ?"
+    known = db.execute(sql, (text, scope.workspace)).fetchall()
+    new: list[Typed] = []
+    for one in typed:
+        others = [*known, *((other.kind, other.start, other.stop) for other in new)]
+        if not any(name == one.kind and a < one.stop and one.start < b for name, a, b in others):
+            new.append(one)
+    ids = _allocate_typed(db, scope, len(new))
+    items, words = _rows_of_typed(scope, text, told, dict(zip(ids, new, strict=True)))
+    db.executemany(_INSERT_ITEM, items)
+    db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", words)
+    db.executemany("UPDATE items SET found_by = ? WHERE item = ?", [(found_by, item) for item in ids])
+    db.execute("UPDATE workspaces SET n_typed = n_typed + ? WHERE workspace = ?", (len(ids), scope.workspace))
+    return ids
+
+
+def _rows_of_typed(
+    scope: Scope, text: int, told: Told, typed: Mapping[int, Typed]
+) -> tuple[list[tuple[object, ...]], list[tuple[int, str]]]:
+    """The rows of typed items that are no passage, and what the index is given for them."""
+    items, words = [], []
+    for item, one in typed.items():
+        span = (one.start, one.stop)
+        found = item_words(told.body, span, told.speaker, told.at)
+        items.append(_item_row(item, scope, text, told, span, len(found), one, is_passage=False))
+        words.append((item, indexed_body(scope.workspace, one.kind, False, found)))
+    return items, words
 
 
 def _item_row(

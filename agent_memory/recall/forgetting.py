@@ -9,11 +9,27 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterable
 
-from agent_memory.errors import ItemNotFoundError
+from agent_memory.errors import ItemNotFoundError, UnsupportedParameterError
 from agent_memory.recall import audit
 from agent_memory.recall.indexing import indexed_body, is_in_typed_view, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import supersede
+
+
+def chosen_texts(
+    db: sqlite3.Connection, scope: Scope, what: int | str | Collection[int], source: str | None, everything: bool
+) -> set[int]:
+    """Return the texts that a caller means. Raises ItemNotFoundError and UnsupportedParameterError."""
+    if everything:
+        return all_texts(db, scope)
+    if isinstance(what, str):
+        if not what.strip():
+            raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
+        texts = texts_with(db, scope, what)
+    else:
+        ids = [what] if isinstance(what, int) else list(what)
+        texts = texts_of_items(db, scope, ids)
+    return texts | (texts_of_source(db, scope, source) if source is not None else set())
 
 
 def texts_of_items(db: sqlite3.Connection, scope: Scope, items: Iterable[int]) -> set[int]:
@@ -94,6 +110,7 @@ def _delete_one(db: sqlite3.Connection, scope: Scope, text: int) -> set[str]:
     db.executemany("UPDATE items SET merged_into = NULL WHERE merged_into = ?", ids)
     db.executemany("UPDATE items SET superseded_by = NULL, superseded_at = NULL WHERE superseded_by = ?", ids)
     db.execute("DELETE FROM items WHERE text = ? AND workspace = ?", (text, scope.workspace))
+    db.execute("DELETE FROM unread WHERE text = ? AND workspace = ?", (text, scope.workspace))
     db.execute("DELETE FROM texts WHERE text = ? AND workspace = ?", (text, scope.workspace))
     n_passages = sum(bool(is_passage) for _, _, is_passage, *_ in items)
     n_typed = sum(is_in_typed_view(kind, bool(is_passage)) for _, kind, is_passage, *_ in items)

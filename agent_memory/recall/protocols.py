@@ -42,6 +42,27 @@ class Redactor(Protocol):
         """
 
 
+@frozen
+class Extracted:
+    """A typed item that an extractor found: characters [start, stop) of the text that it was given."""
+
+    kind: str  #: decision, task, preference, instruction, requirement, constraint, fact or event
+    start: int
+    stop: int
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Finds typed items that rules miss, in idle time. May be slow and may fail: nothing stands on it."""
+
+    @property
+    def name(self) -> str:
+        """Names model and version; kept with each item as ``Item.found_by``."""
+
+    def extract(self, text: str) -> Sequence[Extracted]:
+        """Return the items of ``text``, up to 1,200 characters that a person wrote, in whole sentences."""
+
+
 @runtime_checkable
 class Embedder(Protocol):
     """Turns texts into vectors of one length. Thread-safe."""

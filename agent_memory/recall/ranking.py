@@ -33,6 +33,7 @@ _NEAR = 5  #: turns apart, for ``spread``
 class Question:
     """What was asked, and how hits are chosen."""
 
+    text: str
     weights: Weights
     now: float
     k: int

@@ -8,11 +8,12 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import Literal
 
 from attrs import field, frozen
 
 from agent_memory.errors import ConfigError
-from agent_memory.recall.protocols import Found, Redacted
+from agent_memory.recall.protocols import Found, Redacted, Redactor
 from agent_memory.recall.redaction_rules import RULES, Rule, fold
 
 OPENING = "[REDACTED:"
@@ -96,6 +97,15 @@ def redactor_of(db: sqlite3.Connection) -> RuleRedactor:
         row = (secrets.token_bytes(32),)
         db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
     return RuleRedactor(bytes(row[0]))
+
+
+def chosen_redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
+    """Return the redactor that a caller chose. Inside a write transaction. Raises ConfigError."""
+    if redact == "rules":
+        return redactor_of(db)
+    if redact is not None and not isinstance(redact, Redactor):
+        raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {type(redact).__name__}")
+    return redact
 
 
 def _overlaps(taken: Sequence[tuple[int, int]], start: int, stop: int) -> bool:

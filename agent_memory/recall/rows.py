@@ -15,6 +15,7 @@ from agent_memory.recall.types import Item
 _COLUMNS = (
     "i.item, i.kind, i.is_passage, i.start, i.stop, i.n_words, i.at, i.slot, i.value, i.status, i.is_standing, "
     "i.superseded_by, i.superseded_at, i.merged_into, i.net_useful, i.useful_s, i.n_used, i.used_s, i.pinned_s, "
+    "i.found_by, "
     "t.text, t.kind, t.role, t.speaker, t.source, t.count, t.number"
 )
 _FROM = f"SELECT {_COLUMNS} FROM items i JOIN texts t ON t.text = i.text"
@@ -43,6 +44,7 @@ class ItemRow:
     n_used: int
     used_s: float
     pinned_s: float | None
+    found_by: str | None
     text: int
     text_kind: str
     role: str
@@ -69,6 +71,7 @@ class ItemRow:
             value=self.value,
             status=self.status,
             is_stale=is_stale,
+            found_by=self.found_by,
         )
 
 

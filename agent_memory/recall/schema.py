@@ -11,7 +11,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from agent_memory.recall.context_tables import CONTEXT_TABLES
+from agent_memory.recall.context_tables import CONTEXT_TABLES, LATER_TABLES
 from agent_memory.recall.episode_tables import EPISODE_TABLES
 
 Part = Literal["context", "episodes"]
@@ -32,4 +32,8 @@ class Step:
 
 
 #: In order, numbered 1, 2, 3 ... without a gap. A part that needs tables adds ``Step(n, "episodes", EPISODE_TABLES)``.
-STEPS: tuple[Step, ...] = (Step(1, "context", CONTEXT_TABLES), Step(2, "episodes", EPISODE_TABLES))
+STEPS: tuple[Step, ...] = (
+    Step(1, "context", CONTEXT_TABLES),
+    Step(2, "episodes", EPISODE_TABLES),
+    Step(3, "context", LATER_TABLES),
+)

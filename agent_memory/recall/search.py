@@ -22,20 +22,17 @@ import numpy as np
 from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
+from agent_memory.recall.around import SHIFTS, Around, Floats, Ids, Posting
 from agent_memory.recall.context_tables import BLOCK
 from agent_memory.recall.words import prefix_of
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
 K1 = 0.9
-AROUND = (0.5, 0.25, 0.12)  #: what a word counts that stands one, two, three items away
 FREQUENT_ITEMS, FREQUENT_SHARE = 2_000, 0.005  #: the larger of both is the cap
 LOOKED_AROUND = 400  #: items whose neighbours are looked at
 _COUNTED = 10  #: times the cap: how far frequent words are counted
 #: Of the frequent words, the rarest, of which two find an item; fewer where there are many items.
 _PAIRED, _PAIRED_IN_MANY, _MANY_ITEMS = 6, 3, 200_000
-_SHIFTS = tuple(step for distance in range(1, len(AROUND) + 1) for step in (-distance, distance))
+_STRETCH_ITEMS = 100  #: so many items of a word are read in the time that one look-up of a stretch takes
 
 
 @frozen
@@ -43,12 +40,9 @@ class Term:
     """A word of a question, and how many items have it."""
 
     word: str
+    n_items: int  #: up to ``_COUNTED`` times the cap
     idf: float
     is_frequent: bool
-
-
-#: Items that have a word, in order, and how often each has it.
-Posting = tuple[Ids, Floats]
 
 
 @frozen(eq=False)
@@ -77,8 +71,17 @@ class Found:
         kept.sort()
         return self._only(kept)
 
-    def existing(self, db: sqlite3.Connection) -> Found:
-        """Return the items that are there: behind the last of a thread are ids that nothing has yet."""
+    def best_existing(self, db: sqlite3.Connection, n: int, always: Ids) -> Found:
+        """Return the same of the items that are there: behind the last of a thread are ids that nothing has yet."""
+        n_asked = 2 * n
+        while True:
+            found = self.best(n_asked, always)
+            kept = found._existing(db)
+            if len(kept.ids) >= n or len(found.ids) == len(self.ids):
+                return kept.best(n, always)
+            n_asked *= 4
+
+    def _existing(self, db: sqlite3.Connection) -> Found:
         marks = ",".join("?" * len(self.ids))
         rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
         return self._only(np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows))))
@@ -115,9 +118,10 @@ def find(
             continue
         ids, counts = np.unique(places, return_counts=True)
         if len(places) > limit:
-            terms.append(Term(word, idf(n_items, _count(db, prefix + word, _COUNTED * limit)), True))
+            n_with = _count(db, prefix + word, _COUNTED * limit)
+            terms.append(Term(word, n_with, idf(n_items, n_with), True))
         else:
-            terms.append(Term(word, idf(n_items, len(ids)), False))
+            terms.append(Term(word, len(ids), idf(n_items, len(ids)), False))
             postings.append((ids, counts.astype(np.float64)))
     frequent = sorted((term for term in terms if term.is_frequent), key=lambda term: (-term.idf, term.word))
     rare = [(term.idf, p) for term, p in zip((t for t in terms if not t.is_frequent), postings, strict=True)]
@@ -125,10 +129,9 @@ def find(
     hints = _hinted(db, prefix, frequent[:n_paired], limit, has_rare=bool(rare))
     if not rare and not hints:
         return NOTHING
-    everything = _looked_at([*rare, *hints], looked_around, with_neighbours=is_passage)
-    total = sum(term.idf for term in terms)
-    alone, around = _scores(everything, [*rare, *hints], total, with_neighbours=is_passage)
-    return Found(everything, alone, around, tuple(terms), tuple(postings))
+    ids = _looked_at([*rare, *hints], looked_around, with_neighbours=is_passage)
+    found = Found(ids, np.zeros(0), np.zeros(0), tuple(terms), tuple(postings))
+    return _scored(found, Around.of(ids, with_neighbours=is_passage), [*rare, *hints])
 
 
 def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_passage: bool) -> Found:
@@ -137,17 +140,23 @@ def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_pa
     if not frequent or not len(found.ids):
         return found
     prefix = prefix_of(workspace, is_passage)
-    ranges = _ranges(found.ids, len(AROUND) if is_passage else 0)
+    around = Around.of(found.ids, with_neighbours=is_passage)
     weighted = list(zip((t.idf for t in found.terms if not t.is_frequent), found.postings, strict=True))
     for term in frequent:
-        sql = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?"
-        query = f'"{prefix}{term.word}"'
-        having = [item for start, stop in ranges for (item,) in db.execute(sql, (query, start, stop))]
-        if having:
-            weighted.append((term.idf, (np.array(having, np.int64), np.ones(len(having)))))
-    total = sum(term.idf for term in found.terms)
-    alone, around = _scores(found.ids, weighted, total, with_neighbours=is_passage)
-    return evolve(found, alone=alone, around=around)
+        having = _having(db, f'"{prefix}{term.word}"', around, term.n_items)
+        if len(having):
+            weighted.append((term.idf, (having, np.ones(len(having)))))
+    return _scored(found, around, weighted)
+
+
+def _having(db: sqlite3.Connection, query: str, around: Around, n_items: int) -> Ids:
+    """The items that match ``query`` in the stretches of ``around``, in order. All of them, where that is faster."""
+    if n_items <= _STRETCH_ITEMS * len(around.starts):
+        sql = "SELECT group_concat(rowid) FROM (SELECT rowid FROM words WHERE words MATCH ?)"
+        return _listed(db.execute(sql, (query,)).fetchone()[0])
+    sql = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?"
+    stretches = zip(around.starts.tolist(), (around.stops - 1).tolist(), strict=True)
+    return np.array([item for first, last in stretches for (item,) in db.execute(sql, (query, first, last))], np.int64)
 
 
 def idf(n_items: int, n_with: int) -> float:
@@ -158,14 +167,18 @@ def idf(n_items: int, n_with: int) -> float:
 def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
     """The items in which an indexed word stands, once for each time. As one text: a row each takes twice as long."""
     sql = "SELECT group_concat(doc) FROM (SELECT doc FROM words_at WHERE term = ? LIMIT ?)"
-    (joined,) = db.execute(sql, (term, limit)).fetchone()
+    return _listed(db.execute(sql, (term, limit)).fetchone()[0])
+
+
+def _listed(joined: str | None) -> Ids:
     found: Ids = np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
     return found
 
 
 def _count(db: sqlite3.Connection, term: str, limit: int) -> int:
-    sql = "SELECT count(*) FROM (SELECT 1 FROM words_at WHERE term = ? LIMIT ?)"
-    return int(db.execute(sql, (term, limit)).fetchone()[0])
+    """How many items have a word, ``limit`` at most."""
+    sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+    return int(db.execute(sql, (f'"{term}"', limit)).fetchone()[0])
 
 
 def _hinted(
@@ -193,40 +206,16 @@ def _looked_at(weighted: Sequence[tuple[float, Posting]], n: int, *, with_neighb
     if len(own) > n:
         worth = np.concatenate([weight * counts * (K1 + 1) / (counts + K1) for weight, (_, counts) in weighted])
         own = np.sort(own[np.argpartition(-np.bincount(places, worth), n)[:n]])
-    near = [own[(own + step) // BLOCK == own // BLOCK] + step for step in (_SHIFTS if with_neighbours else ())]
+    near = [own[(own + step) // BLOCK == own // BLOCK] + step for step in (SHIFTS if with_neighbours else ())]
     return np.unique(np.concatenate([own, *near]))
 
 
-def _scores(
-    ids: Ids, weighted: Sequence[tuple[float, Posting]], total: float, *, with_neighbours: bool
-) -> tuple[Floats, Floats]:
-    """What all words count in each of ``ids``, by itself and with its neighbours, of all that they could."""
-    alone, around = np.zeros(len(ids)), np.zeros(len(ids))
-    is_near = {step: (ids + step) // BLOCK == ids // BLOCK for step in (_SHIFTS if with_neighbours else ())}
+def _scored(found: Found, around: Around, weighted: Sequence[tuple[float, Posting]]) -> Found:
+    """``found`` with what all words count in each item, by itself and with its neighbours, of all that they could."""
+    alone, nearby = np.zeros(len(found.ids)), np.zeros(len(found.ids))
     for weight, posting in weighted:
-        counts = _counts(ids, posting)
-        spread = counts
-        for step, near in is_near.items():
-            spread = spread + AROUND[abs(step) - 1] * near * _counts(ids + step, posting)
+        counts, spread = around.counts(posting)
         alone += weight * counts / (counts + K1)
-        around += weight * spread / (spread + K1)
-    return alone / total, around / total
-
-
-def _counts(ids: Ids, posting: Posting) -> Floats:
-    """How often a word stands in each of ``ids``."""
-    having, counts = posting
-    places = np.minimum(np.searchsorted(having, ids), len(having) - 1)
-    return np.where(having[places] == ids, counts[places], 0.0)
-
-
-def _ranges(ids: Ids, reach: int) -> list[tuple[int, int]]:
-    """Ranges of ids, both ends included, that hold ``ids`` and what is within ``reach`` of them; in order."""
-    ranges: list[tuple[int, int]] = []
-    for item in ids.tolist():
-        start, stop = item - reach, item + reach
-        if ranges and start <= ranges[-1][1] + 8:  # one look-up for near ones
-            ranges[-1] = (ranges[-1][0], stop)
-        else:
-            ranges.append((start, stop))
-    return ranges
+        nearby += weight * spread / (spread + K1)
+    total = sum(term.idf for term in found.terms)
+    return evolve(found, alone=alone / total, around=nearby / total)

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.recall.filing import file_texts, prepare
+from agent_memory.recall.extraction import KINDS
+from agent_memory.recall.filing import file_texts, file_typed, prepare
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
 from agent_memory.recall.told import Told
+from agent_memory.recall.typed import Typed
 
 FORMAT = "agent-memory recall 1"
+_IN_PLACE = "ORDER BY found_by IS NOT NULL, item"  #: an item's place in its text: what rules found stands first
 _LEARNT = ("net_useful", "useful_s", "n_used", "used_s", "pinned_s")
 
 
@@ -35,6 +38,8 @@ def lines(db: sqlite3.Connection, scope: Scope) -> Iterator[str]:
         }  # fmt: skip
         if learnt := _learnt(db, text):
             row["learnt"] = learnt
+        if found := _found(db, text):
+            row["found"] = found
         yield json.dumps(row, ensure_ascii=False)
     names = _names(db, scope)
     sql = "SELECT item, relation, other FROM links WHERE workspace = ? ORDER BY item, relation, other"
@@ -45,13 +50,15 @@ def lines(db: sqlite3.Connection, scope: Scope) -> Iterator[str]:
         yield json.dumps({"link": "merged_into", "item": names[item], "other": names[other]})
 
 
-def read(db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float) -> int:
-    """File the texts of exported ``lines``; return how many were new. Inside a write transaction.
+def read(
+    db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float
+) -> list[int]:
+    """File the texts of exported ``lines``; return those that were new. Inside a write transaction.
 
     ``clean``: redacts; what was exported is clean, what was written into the file since may not be.
     """
     numbered: list[int] = []  # the text of each line
-    n_new = 0
+    new: list[int] = []
     for number, line in enumerate(texts):
         row = _parsed(line, number)
         if number == 0:
@@ -66,23 +73,29 @@ def read(db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Call
             else:
                 text, is_new = _file(db, scope, row, clean, now)
                 numbered.append(text)
-                n_new += is_new
+                new.extend([text] if is_new else [])
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UnsupportedParameterError(
                 f"line {number + 1} is no line of an export ({repr_of(error)}). Nothing was imported"
             ) from None
-    return n_new
+    return new
 
 
 def _learnt(db: sqlite3.Connection, text: int) -> dict[str, list[Any]]:
     """The place in its text of each item of which something was learnt, with what was learnt."""
-    sql = f"SELECT {', '.join(_LEARNT)} FROM items WHERE text = ? ORDER BY item"
+    sql = f"SELECT {', '.join(_LEARNT)} FROM items WHERE text = ? {_IN_PLACE}"
     return {str(place): list(row) for place, row in enumerate(db.execute(sql, (text,))) if any(row)}
+
+
+def _found(db: sqlite3.Connection, text: int) -> list[list[Any]]:
+    """What an extractor found in a text: rules do not find it again."""
+    sql = "SELECT found_by, kind, start, stop FROM items WHERE text = ? AND found_by IS NOT NULL ORDER BY item"
+    return [list(row) for row in db.execute(sql, (text,))]
 
 
 def _names(db: sqlite3.Connection, scope: Scope) -> dict[int, list[int]]:
     """Item -> [number of its text's line, place in it]."""
-    sql = "SELECT item, text FROM items WHERE workspace = ? ORDER BY text, item"
+    sql = "SELECT item, text FROM items WHERE workspace = ? ORDER BY text, found_by IS NOT NULL, item"
     numbers: dict[int, int] = {}
     places: dict[int, int] = {}
     names = {}
@@ -118,7 +131,11 @@ def _file(
         sql = "UPDATE texts SET last_at = ?, created_s = ?, count = ? WHERE text = ?"
         db.execute(sql, (row["last_at"], row["created_s"], row["count"], text))
         supersede(db, scope, assert_again(db, scope, text, row["last_at"]))
-        items = [item for (item,) in db.execute("SELECT item FROM items WHERE text = ? ORDER BY item", (text,))]
+        for found_by, kind, start, stop in row.get("found", []):
+            if kind not in KINDS or not 0 <= start < stop <= len(told.body):
+                raise IndexError(f"an item of kind {repr_of(kind)} at {start} to {stop}")
+            file_typed(db, scope, text, [Typed(kind=kind, start=start, stop=stop)], str(found_by))
+        items = [item for (item,) in db.execute(f"SELECT item FROM items WHERE text = ? {_IN_PLACE}", (text,))]
         for place, values in row.get("learnt", {}).items():
             if int(place) < len(items):
                 sql = f"UPDATE items SET {', '.join(f'{name} = ?' for name in _LEARNT)} WHERE item = ?"
@@ -129,7 +146,7 @@ def _file(
 def _link(db: sqlite3.Connection, scope: Scope, row: dict[str, Any], numbered: list[int]) -> None:
     ends = []
     for number, place in (row["item"], row["other"]):
-        sql = "SELECT item FROM items WHERE text = ? ORDER BY item LIMIT 1 OFFSET ?"
+        sql = f"SELECT item FROM items WHERE text = ? {_IN_PLACE} LIMIT 1 OFFSET ?"
         found = db.execute(sql, (numbered[number], place)).fetchone()
         if found is None:
             return  # a rule of another version cut the text elsewhere

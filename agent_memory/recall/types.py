@@ -42,6 +42,7 @@ class Item:
     value: str | None = None  #: of a fact: what the slot holds
     status: Status = "asserted"
     is_stale: bool = False  #: something that it depends on was superseded
+    found_by: str | None = None  #: the extractor that found a typed item; None: a rule
 
     def __repr__(self) -> str:
         text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
@@ -150,7 +151,10 @@ class Maintained:
     """What idle maintenance did within its time."""
 
     n_embedded: int = 0
+    n_extracted: int = 0  #: typed items that a model found
+    n_extraction_failures: int = 0  #: pieces of texts that it failed on: tried again, three times in all
     n_expired: int = 0  #: texts older than ``retain_days``
+    n_pages_merged: int = 0  #: of the full-text index: fewer parts are searched faster
     n_audit_rows_dropped: int = 0
     is_done: bool = True  #: False: call again
     ms: float = 0.0
@@ -175,6 +179,7 @@ class ContextStats:
     n_items: Mapping[str, int]  #: by kind
     n_superseded: int
     n_vectors: int
+    n_unread: int  #: texts that wait for an extractor
     nbytes: int  #: of the whole file, all workspaces
     by: Mapping[str, int] = field(factory=dict)  #: texts by day, kind or workspace, where asked for
 

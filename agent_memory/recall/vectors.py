@@ -50,9 +50,13 @@ class VectorView:
     _is_exact: bool = field(default=True, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
-    def nearest(self, db: sqlite3.Connection, text: str, n: int) -> dict[int, float]:
-        """Return the ``n`` items nearest to ``text`` with their cosines. Inside a read transaction."""
-        [query] = unit(self.embedder, [text])
+    def query(self, text: str) -> Floats:
+        """Return the vector of a question. Before a transaction: an embedder may wait for others."""
+        vector: Floats = unit(self.embedder, [text])[0]
+        return vector
+
+    def nearest(self, db: sqlite3.Connection, query: Floats, n: int) -> dict[int, float]:
+        """Return the ``n`` items nearest to a ``query`` with their cosines. Inside a read transaction."""
         with self._lock:
             self._refresh(db)
             if not len(self._ids):
@@ -90,7 +94,6 @@ class VectorView:
             self._rows[place] = row if self._is_exact else np.packbits(row > 0)
         self._last = last
 
-
     def _with_neighbours(self, cosines: Floats) -> Floats:
         ids = self._ids
         total, weights = cosines.copy(), np.ones(len(ids), np.float32)
@@ -123,6 +126,11 @@ def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) ->
     """Return up to ``n`` passages, newest first, that have no vector of this embedder, with their texts."""
     from agent_memory.recall.rows import rows_where
 
+    sql = "SELECT count(*) FROM vectors WHERE workspace = ? AND fingerprint = ?"
+    (n_known,) = db.execute(sql, (scope.workspace, embedder.fingerprint)).fetchone()
+    sql = "SELECT n_passages FROM workspaces WHERE workspace = ?"
+    if (n_known,) == db.execute(sql, (scope.workspace,)).fetchone():
+        return []  # told without a look at every passage
     condition = (
         "i.is_passage AND NOT EXISTS (SELECT 1 FROM vectors v WHERE v.item = i.item AND v.fingerprint = ?) "
         "ORDER BY i.item DESC LIMIT ?"

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
@@ -17,11 +19,13 @@ from agent_memory.observe.lint import LintReport, lint
 from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
+from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import explained, explained_log
-from agent_memory.requests.longterm import LongTerm, chosen
+from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
+from agent_memory.requests.recalled import chosen
 from agent_memory.requests.registry import Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
@@ -43,11 +47,12 @@ class Asking:
         self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
     ) -> None:
         self._runner, self._engine = runner, engine
-        self.longterm = LongTerm(path, config, runner, store)
-        self._clean = self.longterm.clean if config.redact is not None else None
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
+        self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
+        engine.idle.work = self.longterm.upkeep
+        self._clean = self.longterm.clean if config.redact is not None else None
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
@@ -100,7 +105,7 @@ class Asking:
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
         tokenizer = self.ensure_open()
-        offered = as_tools(tools) or (log.tools if log else ())
+        offered = self._tools(tools) or (log.tools if log else ())
         planner = Planner(tokenizer, prompt, log, self._how_read(offered))
         request = self._requests.make(
             planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
@@ -148,6 +153,7 @@ class Asking:
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """Return a request that is not started yet."""
+        self.longterm.let_pass()
         calling = self._calling(log, settings)
         is_temporary = bool(log and log.is_temporary)
         return self._requests.make(
@@ -162,6 +168,8 @@ class Asking:
 
     def _calling(self, log: Log | None, settings: Settings) -> Calling:
         self.ensure_open()
+        if self._clean is not None and settings.tools:
+            settings = attrs.evolve(settings, tools=self._tools(settings.tools))
         return calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
@@ -182,6 +190,11 @@ class Asking:
     def _remember(self, log: Log | None, settings: Settings) -> Callable[[Sequence[Message]], None] | None:
         recall = None if log and log.is_temporary else self._recall(settings, log)
         return partial(self.longterm.note, recall=recall, agent=log.name if log else None) if recall else None
+
+    def _tools(self, tools: Sequence[Any]) -> tuple[Tool, ...]:
+        """Tools as values, without secrets where there is a redactor."""
+        given = as_tools(tools)
+        return given if self._clean is None else of_tools(given, self._clean)
 
     def _recall(self, settings: Settings, log: Log | None) -> Recall | None:
         """Return a turn's recall; None: nothing. Raises UnsupportedParameterError for a prompt without a message."""

@@ -18,11 +18,11 @@ from agent_memory.types import Reply, Usage, weakest
 def best_of(
     asking: Asking, log: Log, message: object, n: object, key: Callable[[Reply], Any], settings: Settings
 ) -> Reply:
-    """Return the reply that ``key`` is largest for, of ``n`` drawn with as many seeds; the first among equals.
+    """Return the reply with the largest ``key``, of ``n`` replies with different seeds; the first of equal ones.
 
-    - The prompt is computed once, but for its last id, from which each reply starts; the replies decode together.
+    - The prompt, except its last id, is computed once; each reply starts from that id. The replies decode together.
     - Each reply is the turn of a temporary fork. The best one's turn becomes the agent's, its KV with it.
-    - The agent is as it was after every exception, those of ``key`` included.
+    - After any exception, also one of ``key``, the agent is unchanged.
     """
     asking.ensure_open()
     seeded = _seeded(n, key, settings)
@@ -39,7 +39,7 @@ def best_of(
 
 
 def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
-    """The settings of each request."""
+    """Return the settings of each request."""
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise UnsupportedParameterError(f"n must be an int of at least 1, got {repr_of(n)}")
     if not callable(key):
@@ -52,7 +52,7 @@ def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
 
 
 def _joined(prompt: Usage, reply: Usage) -> Usage:
-    """The usage of a reply whose prompt was computed ahead, for all of them."""
+    """Return the usage of a reply, with the prompt that was computed once for all replies."""
     return attrs.evolve(
         reply,
         cached_tokens=prompt.cached_tokens,

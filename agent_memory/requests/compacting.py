@@ -1,4 +1,4 @@
-"""Compaction: a conversation goes on with its newest turns, and a summary in place of the older ones."""
+"""Compaction: a conversation keeps its newest turns, and a summary replaces the older ones."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.versions import Versions
 from agent_memory.types import Message
 
-#: In place of the turns that are left out: None: nothing; a text; or what a function makes of their messages.
+#: Replaces the older turns: a text, or a function that makes one of their messages. None: no replacement.
 Summary = str | Callable[[tuple[Message, ...]], str] | None
 
 KEEP_TURNS = 4
 _HEAD = "Summary of the conversation so far:\n"
-_ROOM = 0.75  #: of the context: a conversation that was compacted because it was full takes no more, where it can
-_TAIL = 64  #: ids behind a reply that its template may have written
+_ROOM = 0.75  #: share of the context that a conversation has at most after it was compacted for space, if possible
+_TAIL = 64  #: ids after a reply that the template may have written
 
 
 class Compacting:
-    """Lets agents' conversations go on from their newest turns. Any thread; a summary is made on the caller's.
+    """Compacts agents' conversations. Any thread; the summary is made on the caller's.
 
     - The system prompt, the agent's settings and the newest turns stay; replies keep the ids that the model wrote.
-    - The summary stands in front of the first message that stays. A turn that answers calls stays with their turn.
-    - What was before is a version of the agent, and its KV is reused when you go back to it.
+    - The summary comes before the first message that stays. A turn that answers calls stays with the turn of the calls.
+    - The state before is a version of the agent; its KV is reused when that version is restored.
     """
 
     def __init__(self, versions: Versions, how: Callable[[Log], Rendering], tokenizer: Callable[[], Tokenizer]) -> None:
         self._versions, self._how, self._tokenizer = versions, how, tokenizer
 
     def compact(self, log: Log, keep_turns: object, summary: Summary) -> None:
-        """Compact an idle agent's conversation; nothing where it has no more turns than stay.
+        """Compact an idle agent's conversation; does nothing if it has at most ``keep_turns`` turns.
 
         Raises UnsupportedParameterError, RequestError while a turn runs, StaleVersionError where one ran meanwhile.
         """
@@ -60,7 +60,7 @@ class Compacting:
         self._versions.replace(log, state, "compacted", version)
 
     def make_room(self, log: Log, n_prompt: int, limit: int) -> bool:
-        """Compact a conversation whose next prompt has ``n_prompt`` tokens of ``limit``; False where that cannot help.
+        """Compact a conversation whose next prompt has ``n_prompt`` tokens of ``limit``; False if that does not help.
 
         Engine thread, before the turn starts.
         """
@@ -85,7 +85,7 @@ class Compacting:
         return fitting
 
     def _state(self, log: Log, before: Log, first: int, summary: str | None) -> State:
-        """The state that begins with turn ``first``, and the ids of all of it as they will be rendered."""
+        """Return the state that begins with turn ``first``, and its ids as the template renders them."""
         tokenizer, how = self._tokenizer(), self._how(log)
         summary = how.clean(summary) if summary and how.clean is not None else summary
         said = before.said_in(tokenizer, len(before.messages))
@@ -107,14 +107,14 @@ class Compacting:
 
 
 def _scratch(log: Log, turns: Sequence[Turn], system: str | None) -> Log:
-    """A log with other turns, which is no agent's."""
+    """Return a log with other turns and without an agent."""
     scratch = log.forked(log.name, log.agent_id)
     scratch.restore(State(turns=tuple(turns), spans=(Span(log.agent_id, 0),), system=system, facts=log.facts))
     return scratch
 
 
 def _first_kept(turns: Sequence[Turn], keep_turns: int) -> int:
-    """The number of the first turn that stays: one that begins with what a user said; 0 where all turns stay."""
+    """Return the number of the first turn that stays, which begins with a user's message; 0: all turns stay."""
     starts = [n for n, turn in enumerate(turns[: max(0, len(turns) - keep_turns + 1)]) if _begins_with_user(turn)]
     return starts[-1] if starts else 0
 
@@ -124,7 +124,7 @@ def _begins_with_user(turn: Turn) -> bool:
 
 
 def _turn(turn: Turn, messages: tuple[Message, ...], n_messages: int, reply: Said | None, tokenizer: Tokenizer) -> Turn:
-    """A turn that computed nothing yet. Of its ids it keeps what the model wrote, and those right before."""
+    """Return a turn without computed ids, except those that the model wrote and the ids right before them."""
     ids = np.concatenate([reply.before, reply.ids]) if reply is not None else turn.ids[:0]
     return attrs.evolve(
         turn,
@@ -139,7 +139,7 @@ def _turn(turn: Turn, messages: tuple[Message, ...], n_messages: int, reply: Sai
 
 
 def _with_ids(turn: Turn, ids: Sequence[int], tokenizer: Tokenizer) -> Turn:
-    """The last turn with the ids of the whole conversation, which end with its reply where that stands in them."""
+    """Return the last turn with the ids of the whole conversation; they end with its reply, if they contain it."""
     whole = np.array(ids, np.uint32)
     if turn.n_reply:
         reply = turn.ids[len(turn.ids) - turn.n_reply :]

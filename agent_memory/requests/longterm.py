@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from agent_memory.config import Config
-from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
+from agent_memory.errors import AgentMemoryError
+from agent_memory.log.files import RECALL
 from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
+from agent_memory.requests.embedding import ResidentEmbedder
+from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
-from agent_memory.store.format import RECALL
+from agent_memory.scheduler.engine import Engine
+from agent_memory.scheduler.idle import QUIET_S
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from agent_memory.recall.database import Database
     from agent_memory.recall.episodes import EpisodicMemory
     from agent_memory.recall.protocols import Redacted
+    from agent_memory.requests.session import Requests
 
 logger = logging.getLogger("agent_memory.requests")
 
@@ -50,16 +56,20 @@ class LongTerm:
       comes first. ``Store.flush`` waits for them.
     """
 
-    def __init__(self, path: Path | None, config: Config, runner: ModelRunner, store: Store) -> None:
+    def __init__(
+        self, path: Path | None, config: Config, runner: ModelRunner, store: Store, engine: Engine, requests: Requests
+    ) -> None:
         self._path: Path | str = ":memory:" if path is None else path / RECALL
         self._salt = salt_digest(config.salt).hex()
-        self._redact, self._runner, self._store = config.redact, runner, store
+        self._redact, self._runner, self._store, self._engine = config.redact, runner, store, engine
+        self._embedder = ResidentEmbedder(runner, engine) if config.embedder == "resident" else config.embedder
+        self._reader = Reader(requests, runner.name) if config.extract else None
         self._lock = threading.RLock()
         self._database: Database | None = None
         self._contexts: dict[str, ContextMemory] = {}
         self._episodes: EpisodicMemory | None = None
         self._pending: deque[_Said] = deque()
-        self.on_forget: Callable[[str, Collection[int]], None] | None = None  #: gets a workspace and its items
+        self.on_forget: Callable[[str, Mapping[int, str]], None] | None = None  #: gets a workspace and its items
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
@@ -67,7 +77,9 @@ class LongTerm:
         """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
         with self._lock:
             self.settle()
-            return self._context(workspace)
+            context = self._context(workspace)
+        context.catch_up()  # without the lock: it may wait until requests have ended
+        return context
 
     def episodes(self) -> EpisodicMemory:
         """Return the episodes. Raises StoreError."""
@@ -106,6 +118,20 @@ class LongTerm:
             found.append(Candidate(shown, hit.item.text.strip(), count(text), is_own))
         return Candidates(tuple(found), recall.k, recall.budget_tokens - count(HEAD) - count(END), self._forgotten)
 
+    def working_set(self, task: str, recall: Recall, agent: str, *, budget_tokens: int = 4096) -> tuple[Card, ...]:
+        """Return the cards that ``task`` needs, for a log of ``agent`` that begins anew: pinned ones first, then in the
+        order of their first recall, so that the next one begins alike.
+
+        For ``Message.recalled`` of the log's first message: as cards they are forgotten where their texts are. Within
+        ``budget_tokens``, head included. Counts as use. Raises StoreError and UnsupportedParameterError.
+        """
+        from agent_memory.recall.cards import card, without_marks_of
+
+        style = without_marks_of(self._runner.tokenizer, card)
+        context = self.context(recall.workspace)
+        found = context.working_set(task, budget_tokens=budget_tokens, window=source_of(agent))
+        return tuple(Card(item.id, style(item), recall.workspace, 0.0, {}) for item in found.items)
+
     def note(self, messages: Sequence[Message], recall: Recall, agent: str | None) -> None:
         """Queue an exchange to be remembered: question and answer, without cards, calls and results."""
         cards = [HEAD, *(card.text for message in messages for card in message.recalled)]
@@ -129,6 +155,43 @@ class LongTerm:
                     self.n_failed += 1
                     logger.warning("an exchange was not remembered workspace=%r: %s", said.workspace, error)
 
+    def let_pass(self) -> None:
+        """Stop reading remembered texts: a request comes."""
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def upkeep(self, max_s: float) -> float | None:
+        """Do idle work on what is open, for about ``max_s``; return the seconds after which to go on. Engine thread.
+
+        None: nothing is left. Never waits for whoever uses the file: it looks again a little later.
+        """
+        if self._database is None:
+            return None
+        if not self._lock.acquire(blocking=False):
+            return QUIET_S
+        try:
+            contexts = list(self._contexts.values())
+        finally:
+            self._lock.release()
+        with self._database.if_free() as is_free:
+            try:
+                if not is_free:
+                    return QUIET_S
+                return 0.0 if self._maintained(contexts, max_s) else None
+            except AgentMemoryError as error:
+                logger.warning("idle work on long-term memory failed and is tried after the next change: %s", error)
+            except Exception as error:  # noqa: BLE001 - an embedder of the host's may raise anything
+                logger.warning("idle work on long-term memory failed: %s", type(error).__name__)
+        return None
+
+    def _maintained(self, contexts: Sequence[ContextMemory], max_s: float) -> bool:
+        started = time.perf_counter()
+        for context in contexts:
+            left_s = max_s - (time.perf_counter() - started)
+            if left_s <= 0 or not context.maintain(left_s * 1e3, extract=False).is_done:
+                return True
+        return self._reader is not None and self._reader.step(contexts)
+
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
@@ -146,15 +209,22 @@ class LongTerm:
                     salt=self._salt,
                     redact=self._redact or "rules",
                     tokenizer=self._runner.tokenizer,
+                    embedder=self._embedder,
+                    extractor=self._reader,
                     on_forget=self._forget,
+                    on_remember=self._engine.idle.note,
                 )
+                self._engine.idle.note()  # for what an earlier process left
             return self._contexts[workspace]
 
-    def _forget(self, workspace: str, items: Collection[int]) -> None:
+    def _forget(self, workspace: str, items: Mapping[int, str]) -> None:
         """Take forgotten items out of waiting requests and out of agents' logs."""
+        from agent_memory.recall.cards import escaped
+
+        self.let_pass()
         self._forgotten.update((workspace, item) for item in items)
         if self.on_forget is not None:
-            self.on_forget(workspace, items)
+            self.on_forget(workspace, {item: escaped(text) for item, text in items.items()})
 
     def _open(self) -> Database:
         from agent_memory.recall.database import Database
@@ -174,23 +244,3 @@ def _without(cards: Sequence[str], text: str) -> str:
 def source_of(agent: str) -> str:
     """Return the source under which an agent's exchanges are remembered."""
     return f"agent:{agent}"
-
-
-def checked_recall(recall: object) -> bool | Recall | None:
-    """Return ``recall=`` checked. Raises UnsupportedParameterError, also for kinds that no item has."""
-    if isinstance(recall, Recall) and recall.kinds:
-        from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
-
-        if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
-            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
-    if recall is None or isinstance(recall, (bool, Recall)):
-        return recall
-    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {repr_of(recall)}")
-
-
-def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
-    """Return what a turn recalls: the request's ``recall``, else the agent's (``kept``); None: nothing."""
-    if isinstance(recall, Recall):
-        return recall
-    return (kept or Recall()) if recall or (recall is None and kept is not None) else None

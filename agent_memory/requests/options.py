@@ -18,7 +18,7 @@ from attrs import field, frozen
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.prompt.tokens import check_stop
 from agent_memory.protocols import LogitsProcessor
-from agent_memory.requests.longterm import checked_recall
+from agent_memory.requests.recalled import checked_recall
 from agent_memory.scheduler.callables import checked
 from agent_memory.types import OnDiverge, Recall, Sampling, ToolChoice, ToolLike
 

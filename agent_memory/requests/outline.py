@@ -1,7 +1,7 @@
-"""A prompt's outline: the chat template's text with marks for contents and tools, by which any token is placed.
+"""A prompt's outline: the chat template's text with placeholders for contents and tools. It finds a token's message.
 
-The outline is short however long the contents are, so that it can be rendered again with other tools, another date or
-fewer messages, at the cost of the template alone.
+The outline is short, however long the contents are: rendering it again with other tools, another date or fewer messages
+costs only the template.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from agent_memory.protocols import Tokenizer
 from agent_memory.types import Message, Tool
 from agent_memory.usage import DivergedAt, PromptPart
 
-_TAIL = 2_048  #: ids behind a token that are read to tell where it stands
+_TAIL = 2_048  #: ids after a token that are read to find its position
 
 
 class Write(Protocol):
-    """The chat template, with what a request leaves as it is filled in."""
+    """Renders the chat template with a request's unchanged arguments filled in."""
 
     def __call__(
         self,
@@ -42,9 +42,9 @@ class Write(Protocol):
 
 @frozen
 class Piece:
-    """A run of characters ``[start, stop)`` of one segment: the template's text, one content, or one tool's name.
+    """Characters ``[start, stop)`` of one segment: text of the template, one content, or one tool's name.
 
-    ``at``: where its text, or its mark, stands in the outline.
+    ``at``: the position of its text, or of its placeholder, in the outline.
     """
 
     start: int
@@ -58,14 +58,14 @@ class Piece:
 
 @frozen
 class Place:
-    """Where a token stands: in which segment, which piece of it, and in the outline; -1: that is not known."""
+    """The position of a token: its segment, its piece there, and its character in the outline; -1: unknown."""
 
     diverged: DivergedAt
-    before: str = ""  #: the text from the special token before it on
+    before: str = ""  #: the text from the preceding special token on
     piece: Piece | None = None
-    near: int | None = None  #: the message that it is in or, of the template's own text, that comes next
-    outline_at: int = -1  #: of a place inside of a content: where that begins
-    within: int = 0  #: characters of the content in front of it
+    near: int | None = None  #: its message; for text of the template, the next message
+    outline_at: int = -1  #: if it is in a content: where the content begins
+    within: int = 0  #: characters of the content before it
 
     @property
     def is_content(self) -> bool:
@@ -74,7 +74,7 @@ class Place:
 
 
 class Outline:
-    """The outline of one prompt. Rendered once, when it is first asked for."""
+    """The outline of one prompt, rendered once, on first use."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Outline:
 
     @property
     def text(self) -> str:
-        """The outline. Raises UnsupportedParameterError where the template refuses marks."""
+        """The outline. Raises UnsupportedParameterError if the template refuses placeholders."""
         if self._text is None:
             self._text = self.render()
         return self._text
@@ -113,7 +113,7 @@ class Outline:
         now: datetime | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The outline of other messages (by default the prompt's), of other tools, or on another day."""
+        """Return the outline of other messages (by default the prompt's), with other tools or at another date."""
         shown = [self._marked(index, one) for index, one in enumerate(self.messages if messages is None else messages)]
         offered = self.tools if tools is None else tools
         marked = [attrs.evolve(tool, name=f"{self._stem}t{n}qz") for n, tool in enumerate(offered)]
@@ -128,7 +128,7 @@ class Outline:
         return attrs.evolve(message, content=content, tool_calls=calls, source="", reasoning="", recalled=())
 
     def resolved(self, outline: str, messages: Sequence[Message] | None = None) -> str:
-        """An outline's text with contents and names of tools in place of their marks."""
+        """Return an outline's text with its placeholders replaced by contents and names of tools."""
         shown = self.messages if messages is None else messages
 
         def put(match: re.Match[str]) -> str:
@@ -140,7 +140,7 @@ class Outline:
         return self._mark.sub(put, outline)
 
     def mark_start(self, outline: str, at: int) -> int:
-        """The start of the mark that covers a character of an outline; ``at`` where none does."""
+        """Return the start of the placeholder that covers a character of an outline; ``at`` if none does."""
         for match in self._mark.finditer(outline, max(0, at - 2 * len(self._stem) - 24)):
             if match.start() < at < match.end():
                 return match.start()
@@ -151,7 +151,7 @@ class Outline:
     # placing tokens
 
     def place(self, ids: Sequence[int], token: int) -> Place:
-        """Where a token of the prompt stands; ``ids``: the prompt's. Renders the outline once."""
+        """Return the position of a token of the prompt; ``ids``: the prompt's. Renders the outline once."""
         parts, number = self.composed.parts, self._part_of(token)
         before = self._text_before(ids, token)
         if not parts:
@@ -179,15 +179,15 @@ class Outline:
         return max(0, next((n for n in range(len(parts) - 1, -1, -1) if parts[n].start <= token), 0))
 
     def _text_before(self, ids: Sequence[int], token: int) -> str:
-        """The text between the special token before a token and that token, whole characters."""
+        """Return the text between the preceding special token and a token, in whole characters."""
         specials, start = self.tokenizer.special_ids, token
         while start and ids[start - 1] not in specials:
             start -= 1
         return self.tokenizer.decode(ids[start:token]).rstrip("\ufffd")
 
     def _piece(self, ids: Sequence[int], number: int, token: int, before: str) -> tuple[Piece | None, bool, int, int]:
-        """The piece that holds a token of a part that the template wrote; whether a content ends right there; where its
-        text stands in the outline; and how many characters of its content are in front of the token.
+        """Return the piece of a token that the template wrote; True if a content ends right there; the position of its
+        text in the outline; and the number of characters of its content before the token.
         """
         parts, specials = self.composed.parts, self.tokenizer.special_ids
         begin = parts[number].start
@@ -216,7 +216,7 @@ class Outline:
         return found, closes, found.at + min(offset - found.start, found.stop - found.start), 0
 
     def _slice(self, number: int) -> tuple[int, int]:
-        """Which characters of the outline a part of the prompt that the template wrote is."""
+        """Return the characters of the outline for a part of the prompt that the template wrote."""
         parts, text = self.composed.parts, self.text
         before = parts[number - 1].message if number else None
         after = parts[number + 1].message if number + 1 < len(parts) else None
@@ -231,7 +231,7 @@ class Outline:
         return low, high
 
     def _segments(self, text: str) -> list[tuple[int, str]]:
-        """(start, text) between the special tokens of a text."""
+        """Yield (start, text) between the special tokens of a text."""
         ids, specials = self.tokenizer.encode(text), self.tokenizer.special_ids
         found, at = [], 0
         for token in ids:
@@ -245,7 +245,7 @@ class Outline:
         return [*found, (at, text[at:])]
 
     def _walk(self, segments: Sequence[tuple[int, str]], k: int, text: str, base: int) -> list[Piece]:
-        """The pieces of segment ``k``, whose real text is ``text``."""
+        """Return the pieces of segment ``k``, whose real text is ``text``."""
         start, sketch = segments[k]
         marks = list(self._mark.finditer(sketch))
         later = next(
@@ -286,7 +286,7 @@ class Outline:
         last_message: int | None,
         later: int | None = None,
     ) -> list[Piece]:
-        """The template's text before mark ``n`` of a segment: the tools' where it stands next to one of their marks."""
+        """Return the template's text before placeholder ``n`` of a segment; next to a tool's, the text of the tools."""
         before, after = (marks[n - 1] if n else None), (marks[n] if n < len(marks) else None)
         stop = cursor + len(literal)
         if before is not None and before[1] == "t":
@@ -297,24 +297,24 @@ class Outline:
         if after is not None and after[1] == "t":
             return [Piece(cursor, stop, at, "tools", None, int(after[2]))]
         is_call = any(mark is not None and self._is_call(mark) for mark in (before, after))
-        part: PromptPart = "message" if is_call else "template"  # how a call is spelled is the message's own
+        part: PromptPart = "message" if is_call else "template"  # the spelling of a call belongs to the message
         if after is not None:
             return [Piece(cursor, stop, at, part, int(after[2]))]
         return [Piece(cursor, stop, at, part, later if last_message is None else last_message)]
 
     def _n_opening(self, marks: Sequence[re.Match[str]], n: int, literal: str) -> int:
-        """How many characters at the end of a text between two tools open the second one: as before the first."""
+        """Count the characters at the end of a text between two tools that open the second: as before the first."""
         first = next(place for place, mark in enumerate(marks) if mark[1] == "t")
         text = marks[n].string[: marks[first].start()]
         same = zip(literal[::-1], text[::-1], strict=False)
         return next((n for n, (one, other) in enumerate(same) if one != other), min(len(literal), len(text)))
 
     def _is_call(self, mark: re.Match[str]) -> bool:
-        """True if a mark stands for the arguments of a call."""
+        """True if a placeholder is that of a call's arguments."""
         return "a" in mark[0][len(self._stem) :]
 
     def _content_stop(self, text: str, cursor: int, number: int, following: str, *, is_call: bool) -> int:
-        """Where a content ends that begins at ``cursor``: as it is, trimmed, or written as JSON."""
+        """Return where a content that begins at ``cursor`` ends: as given, trimmed, or written as JSON."""
         content = self.messages[number].content
         if not is_call:
             for one in (content, content.strip(), content.rstrip(), content.lstrip()):
@@ -324,7 +324,7 @@ class Outline:
         return found if found >= 0 else len(text)
 
     def _by_text(self, number: int, token: int) -> int | None:
-        """The message that holds a token, found by the beginnings of contents where the outline tells nothing."""
+        """Return the message of a token by the first characters of contents, if the outline does not tell."""
         parts = self.composed.parts
         replies = [index for part in parts[:number] if (index := part.message) is not None]
         later = [index for part in parts[number:] if (index := part.message) is not None]

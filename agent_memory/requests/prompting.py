@@ -20,10 +20,10 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.frame import closings_of
 from agent_memory.prompt.own_words import Composed, Part, compose
 from agent_memory.prompt.results import paired
-from agent_memory.prompt.sameness import is_same
 from agent_memory.prompt.template import raw_ids, render, writes_calls
 from agent_memory.prompt.tokens import reuse
 from agent_memory.protocols import Tokenizer
+from agent_memory.requests.cleaning import cleaned, of_value
 from agent_memory.requests.misses import Before, explain
 from agent_memory.requests.outline import Outline
 from agent_memory.requests.recalled import NOTHING, Candidates
@@ -77,7 +77,8 @@ class Planner:
         if how.raw and not isinstance(prompt, str):
             raise UnsupportedParameterError(f"raw=True takes a str, got {type(prompt).__name__}")
         self._tokenizer, self._log = tokenizer, log
-        self._how = attrs.evolve(how, variables=_snapshot(how.variables))
+        variables = _snapshot(how.variables)
+        self._how = attrs.evolve(how, variables=variables if how.clean is None else of_value(variables, how.clean))
         self._seen = prompt.version if isinstance(prompt, Answers) else None
         self.goes_on = isinstance(prompt, str | Answers)  #: False: the prompt is a whole history
         if isinstance(prompt, Answers):
@@ -89,7 +90,7 @@ class Planner:
         self._candidates = self._recall()
         self._now = how.clock()
         self._cache: tuple[tuple[int, int], Prompt] | None = None
-        self._composed_last = Composed([])  #: what the newest prompt was made of
+        self._composed_last = Composed([])  #: the parts of the newest prompt
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: the agent's, once this turn is in its log
         self.is_branch = False  #: True if the log stays unchanged: the list has another history and branches off
@@ -110,7 +111,7 @@ class Planner:
         return self._cache[1]
 
     def follow(self) -> None:
-        """Go on from what the log is now: the request itself had it changed."""
+        """Accept the log's new version: the request itself changed it."""
         if self._seen is not None and self._log is not None:
             self._seen = self._log.version
 
@@ -166,6 +167,7 @@ class Planner:
             kept,
             forgotten=None,
             answered=(),
+            has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
             tools=_digest(functions, sort_keys=False) if functions else "",
             tools_sorted=_digest(functions, sort_keys=True) if functions else "",
@@ -191,7 +193,7 @@ class Planner:
         tools: Sequence[Tool] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The template's text; what is None as this request has it."""
+        """Return the template's text; an argument that is None is this request's own."""
         how = self._how
         return render(
             self._tokenizer,
@@ -247,7 +249,7 @@ class Planner:
         )
 
     def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
-        """Says why a prompt leaves other ids at a position, as of a request without a log."""
+        """Return a function that explains why a prompt without a log differs from other ids at a position."""
         composed, ids = self._composed_last, prompt.ids
         return lambda at, other: self._why(composed, ids, other, at)
 
@@ -280,19 +282,10 @@ def moved_on(agent: str) -> ToolResultError:
 
 
 def forgotten_why(n_computed: int, shared: int) -> Why:
-    """Why KV is gone that had been computed before a card of the conversation was forgotten."""
+    """Return the cause of KV that is gone because a card of the conversation was forgotten."""
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")
-
-
-def cleaned(given: Sequence[Message], logged: Sequence[Message], clean: Callable[[str], str]) -> tuple[Message, ...]:
-    """Return messages with secrets redacted. Replies of the log stay unchanged: the log has the ids of their text."""
-    out = []
-    for index, message in enumerate(given):
-        is_logged = index < len(logged) and message.role == "assistant" and is_same(logged[index], message)
-        out.append(message if is_logged else attrs.evolve(message, content=clean(message.content)))
-    return tuple(out)
 
 
 def _n_answered(messages: Sequence[Message]) -> int:

@@ -1,4 +1,4 @@
-"""Which recalled cards a turn adds to its prompt: the best answers that the conversation does not show yet."""
+"""What a turn recalls, as callers say it, and which cards it adds: those that the conversation does not show yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence, Set
 
 from attrs import field, frozen
 
-from agent_memory.types import Card, Message
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.types import Card, Message, Recall
 
 _PLACEHOLDER = "[REDACTED:"  #: a text that contains it was redacted, so it differs from the message it was taken from
 
@@ -58,3 +59,23 @@ class Candidates:
 
 
 NOTHING = Candidates((), 0, 0)
+
+
+def checked_recall(recall: object) -> bool | Recall | None:
+    """Return what ``recall=`` says, or raise UnsupportedParameterError, also for kinds that no item has."""
+    if isinstance(recall, Recall) and recall.kinds:
+        from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS
+
+        if unknown := sorted(set(recall.kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
+            known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
+            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
+    if recall is None or isinstance(recall, (bool, Recall)):
+        return recall
+    raise UnsupportedParameterError(f"recall must be a bool, a Recall or None, got {repr_of(recall)}")
+
+
+def chosen(recall: bool | Recall | None, kept: Recall | None) -> Recall | None:
+    """Return what a turn recalls: what is asked for, else what is ``kept`` with the agent; None: nothing."""
+    if isinstance(recall, Recall):
+        return recall
+    return (kept or Recall()) if recall or (recall is None and kept is not None) else None

@@ -12,13 +12,14 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
-from agent_memory.log.forgetting import shows_cards, without_cards
+from agent_memory.log.forgetting import bodies, shows_cards, without_cards
 from agent_memory.log.log import Log
 from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
-from agent_memory.requests.longterm import checked_recall, chosen
+from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.prompting import moved_on
+from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
@@ -62,7 +63,7 @@ class AgentSpec:
             told = checked.content
             told = clean(told)
         history = paired(shapes.normalize(messages), may_end_open=True) if messages is not None else ()
-        history = tuple(attrs.evolve(one, content=clean(one.content)) for one in history)
+        history = tuple(without_secrets(one, clean) for one in history)
         if history and history[0].role == "system":
             if told not in (None, history[0].content):
                 raise ConfigError("system= differs from the system message of messages=; give one of them")
@@ -74,7 +75,7 @@ class AgentSpec:
                 f"messages= must end with an assistant's message, got one of role {repr_of(history[-1].role)}: "
                 "say() what comes after it"
             )
-        return cls(told, as_tools(tools), history, keep_reasoning, checked_recall(recall))
+        return cls(told, of_tools(as_tools(tools), clean), history, keep_reasoning, checked_recall(recall))
 
     def facts(self, kept: Facts) -> Facts:
         """Return the agent's facts with these arguments applied."""
@@ -88,7 +89,7 @@ class Agents:
     def __init__(self, store: Store, engine: Engine, salt: str) -> None:
         self._store, self._engine, self.salt = store, engine, salt
         self._logs: dict[str, Log] = {}
-        self._names: set[str] | None = None  # of all agents on disk, once a name was looked for there
+        self._names: set[str] | None = None  # names of all agents on disk, once one was looked up
         self._lock = threading.Lock()
         self.identity = ""  #: identity of the model's KV, once the model is loaded
 
@@ -193,7 +194,7 @@ class Agents:
         return self._logs.get(name)
 
     def ensure_free(self, name: str) -> None:
-        """Raise ConfigError where an agent has that name, or none may have it."""
+        """Raise ConfigError if an agent has that name, or if it is no valid name."""
         _check_name(name)
         with self._lock:
             if self._names is None:
@@ -204,7 +205,7 @@ class Agents:
                 )
 
     def add(self, log: Log) -> None:
-        """Take in an agent that was made of another one; its name is free."""
+        """Add an agent that was forked from another one; its name is free."""
         with self._lock:
             self._logs[log.name] = log
 
@@ -224,7 +225,7 @@ class Agents:
     # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
 
     def pin(self, log: Log, is_pinned: bool) -> None:
-        """Pin an agent, or no longer. Raises UnsupportedParameterError for a temporary one."""
+        """Pin or unpin an agent. Raises UnsupportedParameterError for a temporary one."""
 
         def work() -> None:
             log.ensure_exists()
@@ -237,29 +238,34 @@ class Agents:
 
         self._engine.call(work)
 
-    def forget_cards(self, workspace: str, items: Collection[int]) -> None:
+    def forget_cards(self, workspace: str, forgotten: Mapping[int, str]) -> None:
         """Take forgotten cards out of every log, and delete the KV that may have been computed on them.
+
+        Their texts are taken out of tools' results too, and of what the model said after them.
 
         Waits until no request runs. Every agent that shows cards or recalls computes its conversation again.
         """
 
         def is_forgotten(card: Card) -> bool:
-            return card.workspace == workspace and card.id in gone
+            return card.workspace == workspace and card.id in forgotten
 
         def work() -> None:
             self._engine.evict(None, None, to="cold")
             self._engine.forget(None)
             while not self._engine.hand_over():
                 self._store.wait_ready()
+            logs = {log: [log.state, *(kept.state for kept in log.kept)] for log in self._all()}
+            every = [turn for states in logs.values() for state in states for turn in state.turns]
+            texts = {*forgotten.values(), *bodies(every, is_forgotten)}
             rewritten: dict[Log, list[State | None]] = {}
             kv_of: list[int] = []
-            for log in self._all():
-                states = [log.state, *(kept.state for kept in log.kept)]
-                if log.facts.recall is not None or any(shows_cards(state.turns) for state in states):
-                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
-                found = [_without_cards(state, is_forgotten) for state in states]
+            for log, states in logs.items():
+                found = [_without_cards(state, is_forgotten, texts) for state in states]
                 if any(found):
                     rewritten[log] = found
+                shows = log.facts.recall is not None or log.facts.has_shown
+                if any(found) or shows or any(shows_cards(state.turns) for state in states):
+                    kv_of += [log.agent_id, *(kept.holder for kept in log.kept)]
             turns = {
                 (state.branch_of(number), number): turn
                 for log, found in rewritten.items()
@@ -269,18 +275,17 @@ class Agents:
             }
             self._store.forget(turns, [n for n in kv_of if n > 0], lambda: self._replace(rewritten))
 
-        gone = frozenset(items)
         self._engine.call_idle(work)
 
     def _all(self) -> list[Log]:
-        """Every agent's log, opened; it stays open: who opens it meanwhile gets the log that is changed here."""
+        """Return every agent's log, opened. It stays open: a handle opened meanwhile shares the log changed here."""
         infos = self._store.list_agents(self.salt)
         with self._lock:
             stored = [log for info in infos if (log := self._find(info.name, self.identity)) is not None]
             return [*stored, *(log for log in self._logs.values() if log.is_temporary)]
 
     def _replace(self, rewritten: Mapping[Log, Sequence[State | None]]) -> None:
-        """Let logs be in memory what they are on disk by now: now, and in each version."""
+        """Replace turns of logs in memory, in the present state and in each version, as they were replaced on disk."""
         for log, (now, *before) in rewritten.items():
             log.kept = tuple(
                 kept if state is None else attrs.evolve(kept, state=state)
@@ -320,9 +325,9 @@ class Agents:
             )
 
 
-def _without_cards(state: State, is_forgotten: Callable[[Card], bool]) -> State | None:
-    """A state without forgotten cards; None where it shows none."""
-    found = without_cards(state.turns, is_forgotten)
+def _without_cards(state: State, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> State | None:
+    """Return a state without forgotten cards and texts; None if it shows none."""
+    found = without_cards(state.turns, is_forgotten, texts)
     return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
 
 

@@ -40,6 +40,7 @@ class Session:
     ``log``: the agent's, to which the turn is added; None: nothing is logged. ``limit``: the model's context.
     """
 
+    id: str  #: of the request
     planner: Planner
     calling: Calling
     log: Log | None
@@ -47,11 +48,11 @@ class Session:
     tokenizer: Tokenizer
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
-    compacting: Compacting | None = None  #: of conversations that are too long; None: those raise
-    is_prefix: bool = False  #: True: all of the prompt but its last id is computed, ahead of requests that end with it
+    compacting: Compacting | None = None  #: compacts conversations that are too long; None: they raise
+    is_prefix: bool = False  #: True: computes the prompt except its last id, for later requests
 
     def check(self) -> Prompt:
-        """The prompt as it is now, on the caller's thread. Raises PromptTooLongError where no compaction helps."""
+        """Return the prompt as it is now, on the caller's thread. Raises PromptTooLongError if no compaction helps."""
         prompt, limit = self.planner.prompt(), self.limit
         is_too_long = limit is not None and len(prompt.ids) >= limit
         if limit is not None and is_too_long and not self._compacts(len(prompt.ids), limit, is_asked=True):
@@ -72,7 +73,7 @@ class Session:
         return prompt
 
     def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
-        """Compact the conversation, or only ask whether that would help; False where it does not."""
+        """Compact the conversation, or only check whether that would help; False if it does not."""
         if self.compacting is None or self.log is None or not self.planner.goes_on:
             return False
         if is_asked:
@@ -104,6 +105,8 @@ class Session:
         if self.remember is not None and not self.planner.is_branch:
             self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
+            id=self.id,
+            agent=None if self.log is None or self.planner.is_branch else self.log.name,
             text=parsed.text,
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
@@ -124,8 +127,9 @@ class Session:
         planner = self.planner
         if planner.n_replaced:
             logger.warning(
-                "a list replaced an agent's history agent=%r replaced_messages=%d kept_messages=%d: another agent= for "
-                'another conversation, or on_diverge="branch" or "error", keeps it',
+                "a list replaced an agent's history request=%s agent=%r replaced_messages=%d kept_messages=%d: another "
+                'agent= for another conversation, or on_diverge="branch" or "error", keeps it',
+                self.id,
                 log.name,
                 planner.n_replaced,
                 len(log.messages) - planner.n_replaced,
@@ -155,6 +159,11 @@ class Requests:
         self._runner, self._versions, self._engine = runner, versions, engine
         self._callable_timeout_s = callable_timeout_s
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, once it is loaded."""
+        return self._runner.tokenizer
+
     @cached_property
     def grammars(self) -> Grammars:
         """The grammars of the model's tokenizer, once the model is loaded."""
@@ -177,12 +186,14 @@ class Requests:
 
         ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
         when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
-        ``is_temporary``: its KV never reaches the disk. ``is_prefix``: all of the prompt but its last id.
+        ``is_temporary``: its KV is never written to disk. ``is_prefix``: compute the prompt except its last id.
         """
         self._engine.ensure_places()
         created = time.perf_counter()
         tokenizer = self._runner.tokenizer
+        feed = Feed()
         session = Session(
+            id=feed.id,
             planner=planner,
             calling=calling,
             log=log,
@@ -195,7 +206,7 @@ class Requests:
         )
         constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
-            feed=Feed(),
+            feed=feed,
             asker=session,
             builder=self._builder(calling),
             constraint=constraint,

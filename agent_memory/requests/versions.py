@@ -1,4 +1,4 @@
-"""Agents as versioned state: forks, checkpoints, rewinds, and what they left behind. No KV is copied here."""
+"""Versions of agents: forks, checkpoints, rewinds, transactions, and the states that they replaced. Copies no KV."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from agent_memory.store.store import Store
 from agent_memory.tiers.hot import Heir
 from agent_memory.types import Message
 
-_HIDDEN = "\ud800"  #: no agent's name begins so: it is no valid Unicode
-_AGAIN_S = 0.002  #: a turn that was cancelled is looked at again after so long
+_HIDDEN = "\ud800"  #: prefix of temporary names: it is no valid Unicode, so no agent's name begins with it
+_AGAIN_S = 0.002  #: seconds between two looks at a cancelled turn
 
 
 class Versions:
-    """What agents' logs were at earlier moments. Any thread; a log is changed on the engine thread, between two ticks.
+    """Earlier states of agents' logs. Any thread; a log is changed on the engine thread, between two ticks.
 
     - A fork shares its parent's turns and chunks: neither is copied. A busy agent is forked at its last finished turn.
-    - What a rewind, a list, a compaction or a failed transaction leaves behind is a version, and so is a checkpoint.
-    - Of an agent's versions the newest ``n_kept`` stay; its checkpoints stay until ``prune``, and are not counted.
+    - The state before a rewind, a replacing list, a compaction or a failed transaction is kept as a version. So is a
+      checkpoint.
+    - An agent keeps its newest ``n_kept`` versions. Checkpoints are not counted, and stay until ``prune``.
     """
 
     def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
@@ -41,7 +42,7 @@ class Versions:
         self._hidden = itertools.count(1)
 
     def fork(self, log: Log, name: str, at: object = None, *, is_temporary: bool = False) -> Log:
-        """Make an agent that goes on from a moment of another one. Raises ConfigError where the name is taken."""
+        """Create an agent that continues from a state of another one. Raises ConfigError if the name is taken."""
 
         def work() -> Log:
             log.ensure_exists()
@@ -54,7 +55,7 @@ class Versions:
         return self._engine.call(work)
 
     def checkpoint(self, log: Log, label: str) -> Version:
-        """Keep what an agent is now under a label, which then names this checkpoint alone."""
+        """Keep an agent's state under a label; the label moves here from any earlier checkpoint."""
         if not is_text(label) or not label:
             raise UnsupportedParameterError(f"label must be a non-empty str of valid Unicode, got {repr_of(label)}")
 
@@ -69,7 +70,7 @@ class Versions:
         return self._engine.call(work)
 
     def rewind(self, log: Log, n_turns: int) -> None:
-        """Take an idle agent's newest turns back."""
+        """Remove an idle agent's newest turns."""
         most = len(log.turns)
         if not isinstance(n_turns, int) or isinstance(n_turns, bool) or not 1 <= n_turns <= most:
             raise UnsupportedParameterError(
@@ -84,7 +85,7 @@ class Versions:
         self._engine.call(work)
 
     def rewind_to(self, log: Log, to: object) -> None:
-        """Take an idle agent to one of its versions."""
+        """Restore an idle agent to one of its versions."""
 
         def work() -> None:
             log.ensure_exists()
@@ -94,10 +95,10 @@ class Versions:
         self._engine.call(work)
 
     def replace(self, log: Log, state: State, reason: Reason, version: int, *, is_own_turn: bool = False) -> None:
-        """Let an idle agent's log be another one, whose turns are stored anew. Raises RequestError while a turn runs.
+        """Replace an idle agent's log by ``state``; store its turns again. Raises RequestError while a turn runs.
 
-        ``version``: of the log that ``state`` was made from; StaleVersionError where it has moved on since.
-        ``is_own_turn``: a turn that has not started yet asks for it.
+        ``version``: of the log from which ``state`` was made; StaleVersionError if the log has changed since.
+        ``is_own_turn``: the caller is a turn of the agent that has not started yet.
         """
 
         def work() -> None:
@@ -122,7 +123,7 @@ class Versions:
         return view
 
     def scratch(self, log: Log, n: int) -> tuple[int, list[Log]]:
-        """Return the version of a log, and ``n`` temporary forks that no name finds, to be ended with ``discard``."""
+        """Return the version of a log and ``n`` temporary forks without a public name; ``discard`` ends them."""
 
         def work() -> tuple[int, list[Log]]:
             log.ensure_exists()
@@ -132,9 +133,9 @@ class Versions:
         return self._engine.call(work)
 
     def adopt(self, log: Log, fork: Log, version: int) -> tuple[Message, ...]:
-        """Let an idle agent have the turns and the KV of a fork that was made of its ``version``; the new messages.
+        """Give an idle agent the turns and the KV of a fork of its ``version``; return the new messages.
 
-        Raises StaleVersionError where the agent has gone on since, RequestError while a turn of it runs.
+        Raises StaleVersionError if the agent has changed since, RequestError while a turn of it runs.
         """
 
         def work() -> tuple[Message, ...]:
@@ -167,7 +168,7 @@ class Versions:
 
     @contextlib.contextmanager
     def transaction(self, log: Log) -> Iterator[None]:
-        """Take the agent back to what it is now if the block raises; its turns that run then are cancelled."""
+        """Restore the agent to its present state if the block raises; turns that run then are cancelled."""
         state, version = log.state, log.version
         try:
             yield
@@ -177,9 +178,9 @@ class Versions:
             raise
 
     def prune(self, log: Log, n_kept: int, *, checkpoints: bool) -> int:
-        """Drop all versions but the newest ``n_kept``; the checkpoints too where that is asked for. How many.
+        """Drop all versions but the newest ``n_kept``, on request checkpoints too; return how many.
 
-        Turns that a list replaced, and that no version shows any more, leave the log as well.
+        Replaced turns that no version contains any more leave the log as well.
         """
         if not isinstance(n_kept, int) or isinstance(n_kept, bool) or n_kept < 0:
             raise UnsupportedParameterError(f"keep must be an int of 0 or more, got {repr_of(n_kept)}")
@@ -200,7 +201,7 @@ class Versions:
                 self._store.release(log.agent_id, log.ids[: log.n_kv])
 
         n_dropped = self._engine.call(drop)
-        while not self._engine.call(self._engine.hand_over):  # what is saved after a release would be there for good
+        while not self._engine.call(self._engine.hand_over):  # KV saved after its release would stay for good
             self._store.wait_ready()
         self._engine.call(release)
         return n_dropped
@@ -218,7 +219,7 @@ class Versions:
     # engine thread
 
     def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
-        """Add turns to a log and to the store's queue. ``facts``: of the agent from now on, where they change."""
+        """Append turns to a log and to the store's queue. ``facts``: the agent's new facts; None: unchanged."""
         if turns and turns[0].n_messages_kept < len(log.messages):
             kept, dropped = self._leave(log, "replaced")
             self._store_change(log, kept=kept, dropped=dropped)
@@ -245,7 +246,7 @@ class Versions:
         return fork
 
     def _inherit(self, fork: Log, state: State, parent: Log) -> None:
-        """Let a fork have the checkpoints of its parent that it can be taken back to."""
+        """Give a fork the checkpoints of its parent that lie in its own past."""
         for kept in parent.kept:
             n_turns = kept.version.n_turns
             is_past = n_turns <= len(state.turns) and kept.state.is_same(state.first(n_turns))
@@ -253,7 +254,7 @@ class Versions:
                 fork.keep(fork.state.first(n_turns), "checkpoint", kept.version.label)
 
     def _restore(self, log: Log, state: State, reason: Reason, *, is_new: bool = False) -> None:
-        """Let a log be what it was, or could be, and keep what it is now as a version. ``is_new``: it never was."""
+        """Set a log to ``state``, and keep its present state as a version. ``is_new``: the log never had ``state``."""
         ids, kept, dropped = log.ids[: log.n_kv], *self._leave(log, reason)
         number = self._new_number(log)
         base = state.first(len(state.turns)).spans[-1].branch
@@ -269,9 +270,9 @@ class Versions:
         )
 
     def _leave(self, log: Log, reason: Reason) -> tuple[tuple[Kept, ...], list[int]]:
-        """Keep what a log is now as a version, unless it is one already, and drop those that are too many.
+        """Keep a log's present state as a version, unless it is one already, and drop the oldest beyond ``n_kept``.
 
-        Returns the new version, and the numbers of those dropped.
+        Returns the new version, and the numbers of dropped ones.
         """
         left = log.state.first(len(log.turns))
         is_kept = any(kept.state.is_same(left) for kept in log.kept)
@@ -281,7 +282,7 @@ class Versions:
         return tuple(one for one in kept if one.version.number not in dropped), dropped
 
     def _roll_back(self, log: Log, state: State, version: int) -> bool:
-        """Undo what an agent did since a moment; False where a turn of it still runs, which is cancelled."""
+        """Restore an agent to an earlier state; False, and a running turn cancelled, if one still runs."""
         if log.is_deleted:
             return True
         if self._engine.cancel_all_of(log.name):
@@ -291,7 +292,7 @@ class Versions:
         return True
 
     def _state_at(self, log: Log, at: object) -> State:
-        """The state that ``at=`` means. Raises UnsupportedParameterError."""
+        """Return the state that ``at=`` means. Raises UnsupportedParameterError."""
         if at is None:
             return log.state
         if isinstance(at, int) and not isinstance(at, bool):
@@ -301,7 +302,7 @@ class Versions:
         return self._kept(log, at).state
 
     def _kept(self, log: Log, which: object) -> Kept:
-        """The version of a number, a label, or one that ``history`` listed. Raises UnsupportedParameterError."""
+        """Return the version with a number or a label, or one from ``history``. Raises UnsupportedParameterError."""
         number = which.number if isinstance(which, Version) else which
         if isinstance(number, int | str) and not isinstance(number, bool):
             for kept in reversed(log.kept):
@@ -314,7 +315,7 @@ class Versions:
         )
 
     def _beyond(self, log: Log) -> list[int]:
-        """The numbers of the oldest versions that are too many."""
+        """Return the numbers of the oldest versions beyond the limit."""
         numbers = [kept.version.number for kept in log.kept if kept.version.reason != "checkpoint"]
         return [] if self._n_kept is None else numbers[: max(0, len(numbers) - self._n_kept)]
 
@@ -336,7 +337,7 @@ class Versions:
         dropped: Sequence[int] = (),
         ids: np.ndarray[Any, Any] | None = None,
     ) -> None:
-        """Queue a change of a log that is done in memory. ``ids``: those of ``kept`` that have had their KV."""
+        """Queue the change of a log that was made in memory. ``ids``: the ids of ``kept`` whose KV was computed."""
         if log.is_temporary:
             return
         change = Change(
@@ -355,7 +356,7 @@ class Versions:
         self._store.change(change, held)
 
     def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
-        """Let a log have other turns that say the same, in a new branch."""
+        """Replace a log's turns by others with the same content, in a new branch."""
         number = self._new_number(log)
         log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
         self._store_change(log, branch=number, turns=turns)

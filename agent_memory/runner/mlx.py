@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,11 @@ from agent_memory.models import digests, directory, resolve
 from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from agent_memory.kvcache.layout import Layout
     from agent_memory.runner.batch import MLXBatch
+    from agent_memory.runner.early import EarlyLayers
     from agent_memory.runner.tokenizer import HFTokenizer
 
 log = logging.getLogger("agent_memory.runner")
@@ -96,6 +99,7 @@ class MLXRunner:
         self._notes: tuple[str, ...] = ()
         self._weights_bytes = 0
         self._helper: ThreadPoolExecutor | None = None
+        self._early: EarlyLayers | None = None
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -241,6 +245,17 @@ class MLXRunner:
             self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
         )
 
+    def early_states(self, ids: Sequence[int], depth: float) -> np.ndarray[Any, Any]:
+        """Return the mean state of ``ids`` after a share of the layers: (width,) float32. Engine thread.
+
+        Raises UnsupportedModelError.
+        """
+        from agent_memory.runner.early import EarlyLayers
+
+        if self._early is None:
+            self._early = EarlyLayers(self._model, self._name, depth)
+        return self._early.state(ids)
+
     def close(self) -> None:
         """Drop the model and this thread's mlx streams; do nothing on a thread that has not opened it.
 
@@ -248,6 +263,7 @@ class MLXRunner:
         """
         if self._opener != threading.get_ident():
             return
+        self._early = None
         if self._is_hosts:
             with contextlib.suppress(RuntimeError):  # arrays that the host made meanwhile belong to its thread
                 _evaluate(self._model)  # arrays that the model cached on this thread, which no other can evaluate

@@ -7,6 +7,7 @@ import time
 
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 
@@ -21,25 +22,30 @@ class Decode:
     - A row whose logits processor, constraint or text raises ends alone; what came before that step is kept.
     """
 
-    def __init__(self, running: Running, leaving: Leaving) -> None:
-        self._running, self._leaving = running, leaving
+    def __init__(self, running: Running, leaving: Leaving, observer: Observer) -> None:
+        self._running, self._leaving, self._observer = running, leaving, observer
 
     def step(self) -> float:
         """Run one decode step of every group; return its seconds."""
         started = time.perf_counter()
         decoding, batch = self._running.decoding, self._running.batch
         for group in sorted({row.group for row in decoding.values()}):
-            rows = [row for row in decoding.values() if row.group == group]
+            rows, began = [row for row in decoding.values() if row.group == group], time.perf_counter()
             try:
                 tokens = batch.step(group)
             except Exception as error:  # noqa: BLE001 - the model's own failure: these rows end with it
-                log.warning("a decode step failed, and %d rows with it: %s", len(rows), type(error).__name__)
+                ids = " ".join(row.request.feed.id for row in rows)
+                log.warning(
+                    "a decode step failed, and %d rows with it requests=%s: %s", len(rows), ids, type(error).__name__
+                )
+                self._observer.faulted(error)
                 batch.drop(group)
                 self._drop(rows, error)
                 continue
             for row in rows:
                 if row.fed < row.n_prompt:
                     self._running.count_fed(row, row.n_prompt)
+            self._observer.decoded([row.request for row in rows], began)
             self._take(tokens)
         return time.perf_counter() - started
 

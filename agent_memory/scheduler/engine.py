@@ -8,7 +8,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from attrs import frozen
 
@@ -17,18 +18,30 @@ from agent_memory.errors import ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.request import Prompt, Request
 from agent_memory.scheduler.reuse import Found
 from agent_memory.scheduler.waiting import Places
 from agent_memory.store.store import Store
 from agent_memory.tiers.hot import Heir
 from agent_memory.tiers.tiers import Tiers
-from agent_memory.types import Tier
+from agent_memory.types import Stats, Tier
 
 log = logging.getLogger("agent_memory.engine")
 T = TypeVar("T")
+
+
+@frozen
+class Pulse:
+    """The engine's state at one moment."""
+
+    is_live: bool  #: True if its thread runs, in this process
+    n_waiting: int
+    n_running: int
+    lacks_bytes: bool  #: True if a request waits because the bytes that it may need are not free
 
 
 @frozen(eq=False)
@@ -77,13 +90,16 @@ class Engine:
         *,
         hot_bytes: int,
         config: Config,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer or Observer()
         self._runner, self._tiers, self._hot_bytes, self._config = runner, tiers, hot_bytes, config
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
-        self.counters = Counters()
+        self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
@@ -108,7 +124,19 @@ class Engine:
         """Raise ClosedError in a forked child."""
         self._mail.ensure_ours()
 
-    def memory_figures(self) -> dict[str, int]:
+    @property
+    def pulse(self) -> Pulse:
+        """The engine's state now. Any thread; never waits."""
+        thread, loop = self._thread, self._loop
+        is_live = self.is_ours and thread is not None and thread.is_alive()
+        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes)
+
+    def stats(self, stored: Callable[[], Mapping[str, Any]]) -> Stats:
+        """Return the sums over requests and the bytes in memory now, with the store's figures (``stored``)."""
+        live = self.call(self._memory_figures)
+        return self._counters.stats(live, stored())
+
+    def _memory_figures(self) -> dict[str, int]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
         warm = self._tiers.warm
         return {
@@ -116,6 +144,8 @@ class Engine:
             "warm_bytes": warm.n_bytes,
             "hot_evictions": self._loop.evictor.n_evicted,
             "warm_evictions": warm.n_evicted,
+            "waiting": len(self._loop.waiting),
+            "running": len(self._loop.running),
         }
 
     def ensure_places(self, n_asked: int = 1) -> None:
@@ -124,6 +154,8 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
+        self._observer.queued(request)
+        request.feed.at_end(partial(self._observer.ended, request))
         self._places.take(request)
         try:
             self._mail.post(_Submission(self._loop, request, self._places))
@@ -170,11 +202,11 @@ class Engine:
         return self._loop.is_busy(owner)
 
     def look(self, prompt: Prompt, owner: str | None) -> Found:
-        """What a request would find of its prompt now, and why no more. Engine thread (in ``call``)."""
+        """Return the KV that a request with ``prompt`` would find now, and why no more. Engine thread (in ``call``)."""
         return self._loop.look(prompt, owner)
 
     def forget(self, owner: str | None) -> None:
-        """Drop what is remembered of prompts without KV: an agent's, or all. Engine thread (in ``call``)."""
+        """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""
         self._loop.unkept.forget(owner)
 
     def cancel_all_of(self, owner: str) -> bool:
@@ -204,7 +236,7 @@ class Engine:
         self._loop.hot.share(owner, heir)
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle live KV of one agent be another's. Engine thread (in ``call``)."""
+        """Give the idle live KV of one agent to another. Engine thread (in ``call``)."""
         self._loop.adopt(owner, heir)
 
     def discard(self, owner: str, agent_id: int) -> None:
@@ -244,11 +276,14 @@ class Engine:
                 max_batch=self._config.max_batch,
                 prefill_tokens=self._config.prefill_tokens or self._runner.prefill_tokens,
                 target_gap_s=self._config.target_gap_s,
-                counters=self.counters,
+                counters=self._counters,
                 places=self._places,
+                idle=self.idle,
+                observer=self._observer,
             )
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
             self._runner.close()
+            self._observer.closed()
             ready.set_exception(error)
             return
         ready.set_result(None)
@@ -259,6 +294,7 @@ class Engine:
         for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
+        self._observer.closed()
         self._runner.close()
 
     def _serve(self) -> None:
@@ -277,6 +313,7 @@ class Engine:
         while True:
             try:
                 log.error("the engine was interrupted and every request ends: %r", failure, exc_info=failure)
+                self._observer.faulted(failure)
                 self._loop.fail_all(stripped(failure))
                 self._mail.fail(failure)
                 return False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 
 from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
@@ -37,16 +39,19 @@ class Evictor:
         *,
         ttl_s: float | None = None,
         unkept: Unkept | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._hot, self._store, self._warm = hot, tiers.store, tiers.warm
         self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
         self._unkept = unkept if unkept is not None else Unkept()
+        self._observer = observer or Observer()
         self.n_evicted = 0
         self._due_s: float | None = None  # when KV may be past its time to live, by the tier's clock
         self._set_alarm(hot.clock(), ())
 
     def evict(self, lineage: Lineage, to: Tier = "warm") -> None:
         """Evict a lineage now; ``to``: "warm", or "cold" for the disk alone."""
+        began = time.perf_counter()
         if to == "warm":
             self._saver.copy(lineage)
             self._saver.finish(lineage)
@@ -55,6 +60,8 @@ class Evictor:
         self._hot.take(lineage)
         self._unkept.note(lineage.owner, lineage.ids, "evicted")
         self.n_evicted += 1
+        kept_in = self._next_tier(lineage, has_warm=to == "warm" and self._warm.is_on)
+        self._observer.evicted(lineage.owner, len(lineage.ids), lineage.kv.nbytes, kept_in, began)
 
     def make_room(self, n_bytes: int, plan: Plan, *, hurry: bool) -> list[Lineage]:
         """Evict idle lineages until ``n_bytes`` fit. The plan's own lineage stays; where its bytes and those of a copy
@@ -105,7 +112,7 @@ class Evictor:
             if owner is None or lineage.owner == owner:
                 self._saver.settle(lineage)
                 if owner is not None and self._hot.bequeath(lineage):
-                    continue  # it is not this agent's alone
+                    continue  # a fork shares it
                 lineage.is_offered = self._saver.is_copying(lineage)  # warm may have evicted its copy since
                 self.evict(lineage, to)
         self._hot.disinherit(owner)
@@ -119,11 +126,13 @@ class Evictor:
         return lineage.agent_id in self._store.pins
 
     def _worth(self, lineage: Lineage, now: float) -> float:
-        is_stored = self._store.has_disk and lineage.is_saved
-        after: Tier = "warm" if self._warm.is_on else "cold" if is_stored else "none"
-        n_bytes = lineage.kv.nbytes
+        after, n_bytes = self._next_tier(lineage, has_warm=self._warm.is_on), lineage.kv.nbytes
         cost_s = self._store.costs.back_s(after, len(lineage.ids), n_bytes)
         return worth(cost_s, n_bytes, now - lineage.used_s)
+
+    def _next_tier(self, lineage: Lineage, *, has_warm: bool) -> Tier:
+        """The fastest tier that has the KV of a lineage once it has left hot."""
+        return "warm" if has_warm else "cold" if self._store.has_disk and lineage.is_saved else "none"
 
     # age
 

@@ -77,12 +77,12 @@ class Leaving:
         self._evictor.free()
 
     def note_unstarted(self, request: Request) -> None:
-        """Note that a request ended in the line: nothing of its prompt was computed."""
+        """Record that a request ended in the line, before any of its prompt was computed."""
         with contextlib.suppress(AgentMemoryError):  # a prompt that cannot be planned explains nothing
             self._unkept.note(request.owner, request.ids(request.asker.prompt()), "cancelled")
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle KV of one agent be another's, and be saved as its own, unless that is temporary too."""
+        """Give the idle KV of one agent to another, and save it as the other's, unless that one is temporary."""
         lineage = self._hot.of(owner)
         if lineage is not None:
             self._saver.settle(lineage)

@@ -16,7 +16,9 @@ from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.pacing import Pacer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.replying import Replies
@@ -58,6 +60,8 @@ class Loop:
         target_gap_s: float,
         counters: Counters,
         places: Places,
+        idle: Idle,
+        observer: Observer,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
@@ -65,15 +69,17 @@ class Loop:
         admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters)
+        self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
-        self.evictor = Evictor(self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept)
+        self.evictor = Evictor(
+            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer
+        )
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens)
-        self._decode = Decode(self.running, self._leaving)
+        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer)
+        self._decode = Decode(self.running, self._leaving, observer)
         self._starting = Starting(
             runner,
             tiers,
@@ -84,22 +90,29 @@ class Loop:
             self.evictor,
             self.saver,
             self._prefill,
+            observer,
             max_batch=max_batch,
             target_gap_s=target_gap_s,
         )
         self._pacer = Pacer(target_gap_s)
+        self._idle = idle
         self._at_idle: list[Callable[[], None]] = []
 
     @property
     def has_work(self) -> bool:
         """True if a tick would do something."""
+        return self._is_needed or self._idle.is_due
+
+    @property
+    def _is_needed(self) -> bool:
+        """True if a request or a tier has work to be done."""
         has_requests = bool(self.waiting or self.running) or self.replies.sleep_s == 0
         return has_requests or self.saver.can_step or self.evictor.is_due
 
     @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
-        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s
+        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s, self._idle.sleep_s
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property
@@ -107,12 +120,17 @@ class Loop:
         """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare capacity included."""
         return self.hot.nbytes + self.running.nbytes
 
+    @property
+    def lacks_bytes(self) -> bool:
+        """True if a request waits because the bytes that it may need are not free. Any thread."""
+        return bool(self.waiting) and self._starting.lacks_bytes
+
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
     def look(self, prompt: Prompt, owner: str | None) -> Found:
-        """What a request would find of its prompt now, and why no more; changes nothing."""
+        """Return the KV that a request with ``prompt`` would find now, and why no more; changes nothing."""
         return self._reuse.look(prompt, owner, self.running)
 
     def cancel_all_of(self, owner: str) -> bool:
@@ -123,11 +141,11 @@ class Loop:
         return self.is_busy(owner)
 
     def adopt(self, owner: str, heir: Heir) -> None:
-        """Let the idle KV of one agent be another's."""
+        """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
     def discard(self, owner: str) -> None:
-        """Drop the idle KV of an agent that is gone, unsaved."""
+        """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
@@ -139,7 +157,11 @@ class Loop:
         self._note_idle()
 
     def tick(self) -> None:
-        """Run one round: sweep, start, prefill, decode, save, expire."""
+        """Run one round: sweep, start, prefill, decode, save, expire; idle work where nothing else is to be done."""
+        if not self._is_needed and not self.replies:
+            self._idle.step()
+            return
+        self._idle.put_off()
         self._sweep()
         if self.waiting and self._starting.step(self._busy_owners()) and self._can_gather():
             return

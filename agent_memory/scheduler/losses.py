@@ -1,4 +1,4 @@
-"""Why a prompt's KV is not there: lost, never kept, somebody else's, or left by the prompt itself."""
+"""Why KV of a prompt is missing: lost, never kept, another model's or tenant's, or the prompt differs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from agent_memory.types import MissCause
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
-Other = tuple[int, Sequence[int]]  #: where a prompt leaves computed ids, and those from there on
+Other = tuple[int, Sequence[int]]  #: where a prompt differs from computed ids, and these ids from there on
 
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
 _FROM_MEMORY: tuple[MissCause, str] = ("evicted", "the KV was evicted from memory, and there is no disk tier")
 _UNWRITTEN: tuple[MissCause, str] = ("not_stored", "the KV was evicted from memory and had not been written")
-#: Why a stored lineage ends, as the store remembers it.
+#: ``Match.stopped`` -> cause and sentence.
 _STOPPED: dict[str, tuple[MissCause, str]] = {
     "damaged": ("damaged", "a stored file was damaged, and was dropped with all that depends on it"),
     "missing": ("damaged", "a stored file was missing or of another size, and all that depends on it was dropped"),
@@ -30,23 +30,23 @@ _STOPPED: dict[str, tuple[MissCause, str]] = {
     "evicted": ("evicted", "the KV was evicted to keep the disk within its budget"),
     "no snapshot": ("not_stored", "layers that cannot be truncated have no stored state at that position"),
 }
-_SHARE = 0.5  #: of a prompt, below which the beginning that another one shares says nothing of it
+_SHARE = 0.5  #: least share of a prompt that another one must have in common to explain a miss
 
 
 @frozen
 class Loss:
-    """What was seen of a miss when the prompt was looked up; ``why`` reads texts, and may wait until the reply is done.
+    """What a look-up knows of a miss; ``why`` reads texts as well, and may wait until the reply is done.
 
-    ``explain`` None: ``known`` says it all. Else ``known`` holds where the texts tell nothing.
+    ``explain`` None: ``known`` is the whole answer. Else ``known`` is the answer if the texts tell nothing.
     """
 
     known: Why | None = None
     explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, repr=False)
     other: Other = field(default=(0, ()), repr=False)
-    is_near: bool = False  #: True if so little is shared that the two may be strangers
+    is_near: bool = False  #: True if the two prompts share so little that they may be unrelated
 
     def why(self) -> Why | None:
-        """The cause, with texts; None where nothing was lost or left. Milliseconds: renders the chat template."""
+        """Return the cause, with texts; None if there was no miss. Milliseconds: renders the chat template."""
         if self.explain is None:
             return self.known
         try:
@@ -60,21 +60,21 @@ class Loss:
 
 
 class Losses:
-    """Says why no more of a prompt's KV is there. Engine thread only; reads no KV and changes nothing.
+    """Explains why no more of a prompt's KV exists. Engine thread only; reads no KV and changes nothing.
 
-    In this order:
+    The first of these that holds:
     - KV that the agent's turns had computed is gone;
-    - the prompt leaves its agent's log;
-    - a longer part of it was cancelled, or evicted from memory without a copy;
-    - it leaves what is stored of others, for a cause that its text shows;
-    - a stored file was lost there; another model or tenant has it.
+    - the prompt differs from its agent's log;
+    - a request with more of the prompt was cancelled, or its KV was evicted from memory without a copy;
+    - the prompt differs from another stored one, for a cause that the text shows;
+    - a stored file was lost at that position, or another model or tenant has the KV.
     """
 
     def __init__(self, unkept: Unkept, store: Store, layout: Layout) -> None:
         self._unkept, self._store, self._layout = unkept, store, layout
 
     def of(self, prompt: Prompt, wanted: Ids, n_tokens: int, stopped: str | None, other: Other | None) -> Loss:
-        """Why no more than ``n_tokens`` of ``wanted`` are there. ``other``: ids that the prompt leaves."""
+        """Return why only ``n_tokens`` of ``wanted`` have KV. ``other``: ids from which the prompt differs."""
         if is_lost(prompt, len(wanted), n_tokens):
             return Loss(Why(*self._reason(prompt, stopped)))
         if n_tokens >= len(wanted):
@@ -116,7 +116,7 @@ class Losses:
         return Why(cause, f"{detail}; {n_lost}")
 
     def _elsewhere(self, wanted: Ids, n_tokens: int) -> Why | None:
-        """The same ids are stored, and are another model's or another tenant's."""
+        """Return the cause if the same ids are stored for another model or another tenant; else None."""
         if n_tokens >= self._store.chunk_tokens:
             return None
         found = self._store.elsewhere(wanted)
@@ -130,5 +130,5 @@ class Losses:
 
 
 def is_lost(prompt: Prompt, n_wanted: int, n_tokens: int) -> bool:
-    """True if KV that the agent's turns had computed is not there."""
+    """True if KV that the agent's turns had computed is missing."""
     return n_tokens < min(prompt.known, n_wanted) or (prompt.foreign and not n_tokens)

@@ -7,6 +7,7 @@ import time
 
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.leaving import Leaving
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.waiting import effective_priority
@@ -24,8 +25,9 @@ class Prefill:
     - A step that raises ends its row, and no other.
     """
 
-    def __init__(self, running: Running, leaving: Leaving, chunk_tokens: int) -> None:
+    def __init__(self, running: Running, leaving: Leaving, chunk_tokens: int, observer: Observer) -> None:
         self._running, self._leaving, self._chunk_tokens = running, leaving, chunk_tokens
+        self._observer = observer
         self._passed = False  # True if the last step was of a row that passed an older one
 
     def next_row(self) -> Row:
@@ -49,7 +51,8 @@ class Prefill:
             elif row.is_ready:
                 self._leaving.finish([row])
         except Exception as error:  # noqa: BLE001 - one row's failure ends that row alone
-            log.warning("prefill failed: %s", type(error).__name__)
+            log.warning("prefill failed request=%s: %s", row.request.feed.id, type(error).__name__)
+            self._observer.faulted(error)
             row.request.feed.fail(stripped(error))
             if row.kv is not None and row.kv.n_tokens == row.fed:  # else the fault has made the KV unsound
                 self._leaving.retire([row])
@@ -58,8 +61,9 @@ class Prefill:
         return time.perf_counter() - started
 
     def _feed(self, row: Row) -> None:
-        stop = row.next_step(self._chunk_tokens)
+        start, stop, began = row.fed, row.next_step(self._chunk_tokens), time.perf_counter()
         assert row.kv is not None
-        if row.fed < stop:
-            self._running.batch.prefill(row.kv, row.prompt.ids[row.fed : stop])
+        if start < stop:
+            self._running.batch.prefill(row.kv, row.prompt.ids[start:stop])
             self._running.count_fed(row, stop)
+            self._observer.prefilled(row.request, start, stop, began)

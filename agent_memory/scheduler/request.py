@@ -19,7 +19,7 @@ from agent_memory.types import DivergedAt, Finish, MissCause, Reply, Sampling, U
 
 @frozen
 class Texts:
-    """Text around a place at which two prompts part: shared before it, then this prompt's and the computed one's."""
+    """Text around a difference of two prompts: the shared text before it, then this prompt's and the computed one's."""
 
     shared: str = field(default="", repr=False)
     here: str = field(default="", repr=False)
@@ -33,8 +33,8 @@ class Why:
     cause: MissCause
     detail: str  #: one sentence, without any of the prompt's text
     at: DivergedAt | None = None
-    texts: Texts = field(default=Texts(), repr=False)  #: for a report alone, never for a log
-    is_alike: bool = True  #: True if the two prompts read as versions of one where they part
+    texts: Texts = field(default=Texts(), repr=False)  #: for reports only, never logged
+    is_alike: bool = True  #: True if the two prompts look like versions of one text at the difference
 
 
 @frozen(kw_only=True)

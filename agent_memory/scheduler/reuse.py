@@ -26,7 +26,7 @@ log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
 
 _AS_LONG = 3  #: failed restores after which the same tokens matched again, before giving up
-_FRAME = 16  #: ids at the end of a turn that the next prompt may write otherwise
+_FRAME = 16  #: ids at the end of a turn that the next prompt may render otherwise
 
 
 @define(eq=False, kw_only=True)
@@ -53,14 +53,14 @@ class Plan:
 
 @frozen
 class Found:
-    """What there is of a prompt's KV, and why there is no more."""
+    """The KV that exists of a prompt, and why there is no more."""
 
     n_tokens: int
     tier_tokens: Mapping[str, int]
     loss: Loss
-    may_be_new: bool  #: True if nothing like the prompt was computed before, where ``loss`` has no cause
-    restore_s: Mapping[str, float | None]  #: by tier, as measured; None: nothing came from there yet
-    prefill_s: float | None  #: of the rest of the prompt; None: nothing was computed yet
+    may_be_new: bool  #: True if, without a cause in ``loss``, no similar prompt was computed before
+    restore_s: Mapping[str, float | None]  #: seconds by tier, as measured; None: not measured yet
+    prefill_s: float | None  #: seconds for the remaining tokens; None: not measured yet
 
 
 class Reuse:
@@ -106,7 +106,7 @@ class Reuse:
         return plan
 
     def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
-        """True if the forks that share a lineage can still have their part of it when its owner goes on with it."""
+        """True if forks that share a lineage can still copy their prefix once its owner continues it."""
         return not self._hot.is_shared(lineage) or (self._layout.is_full and n_tokens >= len(lineage.ids) - _FRAME)
 
     def _reach(self, row: Row, n_tokens: int) -> int:
@@ -127,7 +127,7 @@ class Reuse:
         try:
             while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
-                if base is None:  # damaged: the store has forgotten those pieces by now and matches less
+                if base is None:  # damaged: the store has hidden those pieces by now and matches fewer tokens
                     failed, stored = stored, self._tiers.match(plan.wanted)
                     n_as_long += stored.n_tokens >= failed.n_tokens
                     stopped = stored.stopped if n_as_long < _AS_LONG else "unreadable"
@@ -141,7 +141,7 @@ class Reuse:
         return base
 
     def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
-        """What a request with this prompt would find, and why no more. Reads no KV and changes nothing."""
+        """Return the KV that a request with this prompt would find, and why no more. Reads no KV, changes nothing."""
         plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
         n_tokens, costs = plan.n_tokens, self._tiers.store.costs
         tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
@@ -191,7 +191,7 @@ class Reuse:
         return lineage.kv.copy(n_tokens)
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
-        """Restore a match from the store; None where a checksum was wrong, before anything was computed on it."""
+        """Restore a match; None if a checksum is wrong: then nothing was computed on it."""
         source = self._tiers.source(match, match.n_tokens)
         try:
             kv = batch.restore(source)

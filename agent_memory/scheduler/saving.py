@@ -12,7 +12,8 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.scheduler.counters import Counters
-from agent_memory.store.saves import Save
+from agent_memory.scheduler.observer import Observer
+from agent_memory.store.save import Save
 from agent_memory.tiers.copies import Copy
 from agent_memory.tiers.hot import Lineage
 from agent_memory.tiers.tiers import Tiers
@@ -65,8 +66,9 @@ class Saver:
     #
     # From ``begin_save`` on the index names the parts as not yet ready: a second save does not write them again.
 
-    def __init__(self, tiers: Tiers, layout: Layout, counters: Counters) -> None:
+    def __init__(self, tiers: Tiers, layout: Layout, counters: Counters, observer: Observer | None = None) -> None:
         self._store, self._warm, self._layout, self._counters = tiers.store, tiers.warm, layout, counters
+        self._observer = observer or Observer()
         self._saves: Jobs = {}
         self._copies: Jobs = {}
 
@@ -169,7 +171,7 @@ class Saver:
             yield from self._export(lineage, copy)
 
     def _export(self, lineage: Lineage, to: Save | Copy) -> Job:
-        kv, n_full = lineage.kv, len(self._layout.tensors)
+        kv, n_full, began = lineage.kv, len(self._layout.tensors), time.perf_counter()
         parts: Sequence[_Rows] = to.parts
         sides: Sequence[_Beside] = to.sides
         try:
@@ -188,3 +190,6 @@ class Saver:
             to.abandon()
             raise
         to.finish()
+        if parts or sides:
+            n_tokens = sum(part.stop - part.start for part in parts)
+            self._observer.saved(lineage.owner, n_tokens, "cold" if isinstance(to, Save) else "warm", began)

@@ -12,6 +12,7 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.prefill import Prefill
 from agent_memory.scheduler.request import Prompt, Request
 from agent_memory.scheduler.reuse import Plan, Reuse
@@ -79,6 +80,7 @@ class Starting:
         evictor: Evictor,
         saver: Saver,
         prefill: Prefill,
+        observer: Observer,
         *,
         max_batch: int,
         target_gap_s: float,
@@ -86,12 +88,14 @@ class Starting:
         self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
+        self._observer = observer
         self._max_batch, self._target_gap_s = max_batch, target_gap_s
         self._numbers = count()
+        self.lacks_bytes = False  #: True if a request could not start in the last step because its bytes were not free
 
     def step(self, busy: set[str | None]) -> bool:
         """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
-        now, n_ahead, has_started = time.perf_counter(), 0, False
+        now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
@@ -107,8 +111,10 @@ class Starting:
             if start in ("started", "ended"):
                 self._waiting.remove(request)
             has_started |= start == "started"
+            lacks_bytes |= start == "no bytes"
             if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
                 break
+        self.lacks_bytes = lacks_bytes
         return has_started
 
     def _has_row(self, now: float) -> bool:
@@ -135,6 +141,7 @@ class Starting:
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
+        self._observer.started(request, row.usage)
         self._evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
         if row.is_ready and row.max_tokens:

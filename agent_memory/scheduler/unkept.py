@@ -1,4 +1,4 @@
-"""Unkept: prompts whose KV was begun or was in memory here, and why it is not any more."""
+"""Unkept: prompts whose KV was started or in memory in this process, and why it is gone."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Gone:
 class Unkept:
     """The newest prompts that were cancelled before they were computed, and lineages evicted from memory.
 
-    - Asked only where a prompt's KV is not found: what was stored before it was evicted is found in its tier.
+    - Read only if a prompt's KV is not found: KV that was stored before its eviction is found in its tier.
     - Bounded by ``_MOST_IDS`` ids, the oldest dropped first. Engine thread only.
-    - Ids of a deleted agent, and all ids where a card is forgotten, are dropped: ``forget``.
+    - ``forget`` drops the ids of a deleted agent, and all ids once a card is forgotten.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Unkept:
         self._n_ids = 0
 
     def note(self, owner: str | None, ids: Ids, reason: Reason) -> None:
-        """Remember ids, as the newest."""
+        """Record ids, as the newest."""
         if not len(ids) or len(ids) > _MOST_IDS:
             return
         self._gone.append(Gone(owner, ids, reason))
@@ -47,7 +47,7 @@ class Unkept:
             self._n_ids -= len(self._gone.popleft().ids)
 
     def longest(self, wanted: Ids) -> tuple[Gone, int] | None:
-        """The ids that share the longest prefix with ``wanted``, the newest of equals, and its length."""
+        """Return the ids with the longest common prefix with ``wanted``, of equal ones the newest, and its length."""
         best: tuple[Gone, int] | None = None
         for gone in reversed(self._gone):
             if len(wanted) and gone.ids[0] == wanted[0]:
@@ -57,7 +57,7 @@ class Unkept:
         return best
 
     def forget(self, owner: str | None = None) -> None:
-        """Drop what is remembered of an agent; of None: everything."""
+        """Drop the ids of an agent; None: all ids."""
         kept = [gone for gone in self._gone if owner is not None and gone.owner != owner]
         self._gone = deque(kept)
         self._n_ids = sum(len(gone.ids) for gone in kept)

@@ -1,17 +1,28 @@
-"""What the store's folder holds: its KV files, and files that are nobody's."""
+"""What the store's folder holds, and its budget: KV files, manifest and log, and files that are nobody's.
+
+Counted are the allocated bytes of every file, whoever wrote it: the manifest and its WAL each time, anything else when
+the folder is surveyed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agent_memory.log.files import BLOCK, Size, entries, size_of
-from agent_memory.store.format import KV_FOLDER, SUFFIX, TEMP_SUFFIX
+from agent_memory.log.files import BLOCK, KV_FOLDER, LOCK, MANIFEST, RECALL, Size, entries, held_bytes, size_of
+from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
+
+_OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+_MAX_DEFAULT_BYTES = 32 << 30
+_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
+_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
 
 
 def list_files(folder: Path) -> dict[str, Size]:
-    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``format.is_kv_name``.
+    """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``names.is_kv_name``.
 
     Raises OSError where a folder cannot be read: then nobody knows what is missing.
     """
@@ -39,3 +50,44 @@ def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str
             with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                 found[name] = entry.stat(follow_symlinks=False).st_blocks * BLOCK
     return found
+
+
+def _is_own_name(name: str) -> bool:
+    """True if the store itself makes files of this name in its folder."""
+    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
+
+
+def default_budget(path: Path) -> int:
+    """Return a quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
+    held = sum(strangers(path, ()).values())
+    kv = path / KV_FOLDER  # may be a link to another disk
+    free = shutil.disk_usage(kv if kv.exists() else path).free
+    return min(_MAX_DEFAULT_BYTES, max(held, (free + held) // 4))
+
+
+class Quota:
+    """The budget, and what in the folder is no KV file. I/O thread, apart from ``others``."""
+
+    def __init__(self, root: Path, budget_bytes: int) -> None:
+        self._root, self.budget_bytes = root, budget_bytes
+        self._foreign_bytes = 0
+        self.strangers: tuple[str, ...] = ()  #: files that the store did not make, as of the last survey
+
+    def others(self) -> int:
+        """Allocated bytes of all but KV files: manifest and lock now, strangers as of the last survey."""
+        return self._foreign_bytes + sum(held_bytes(self._root / name) for name in _OURS)
+
+    def survey(self, known: Collection[str]) -> list[str]:
+        """Look at every file but ``known`` KV files (paths below ``kv``); those that the store made and left behind.
+
+        Raises OSError where a folder cannot be read.
+        """
+        found = strangers(self._root, {*_OURS, *(f"{KV_FOLDER}/{name}" for name in known)})
+        left = [name for name in found if _is_kv(name)]
+        self._foreign_bytes = sum(n_bytes for name, n_bytes in found.items() if name not in set(left))
+        self.strangers = tuple(sorted(name for name in found.keys() - {*left} if not _is_own_name(name)))
+        return left
+
+
+def _is_kv(name: str) -> bool:
+    return name.startswith(f"{KV_FOLDER}/") and is_kv_name(name.removeprefix(f"{KV_FOLDER}/"))

@@ -1,4 +1,4 @@
-"""What the store writes, byte by byte: names, versions and the header of a segment file (docs/format.md).
+"""What the file of a segment is, byte by byte (docs/format.md).
 
 A segment is a valid safetensors file. Its header has a fixed length before its checksums are known, so that tensors
 stream to disk first and the header is written last, in place.
@@ -7,9 +7,7 @@ stream to disk first and the header is written last, in place.
 from __future__ import annotations
 
 import json
-import re
 import struct
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,40 +17,12 @@ from attrs import frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.log.files import LOCK, MANIFEST
+from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.provenance import MADE
-from agent_memory.types import Exactness
 
 FORMAT = "agent_memory.kv/1"
-SIDE_FORMAT = "agent_memory.side/1"
-RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
-KV_FOLDER = "kv"
-SUFFIX = ".safetensors"
-TEMP_SUFFIX = ".tmp"
+RESUME_FORMAT = "agent_memory.side/1"  #: resume files, by their name of old
 ALIGN = 64  #: bytes; the start of every tensor, and of the data section
-
-_KV_NAME = re.compile(r"[0-9a-f]{16}/[0-9a-f]{32}(\.safetensors|\.tmp)")
-_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
-
-
-_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
-
-
-def is_kv_name(name: str, *, finished: bool = False) -> bool:
-    """True if the store itself makes files of this name below ``kv``; ``finished``: whole ones."""
-    found = _KV_NAME.fullmatch(name)
-    return found is not None and (not finished or found[1] == SUFFIX)
-
-
-def new_file(identity: str) -> str:
-    """Return a name that no file has, below ``kv``."""
-    return f"{identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"
-
-
-def is_own_name(name: str) -> bool:
-    """True if the store itself makes files of this name in its folder."""
-    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
-
 
 _NO_SUM = "0" * 16
 
@@ -69,35 +39,30 @@ class Extent:
     tensor: int  #: index in the layout; -1: ids; -2: padding
 
 
-@frozen(kw_only=True)
-class SegmentFacts:
-    """What a segment says of itself in its header."""
-
-    identity: str
-    parent: bytes
-    start: int
-    n_tokens: int
-    chunk_tokens: int
-    made: tuple[int, ...]
-    exactness: Exactness
-    codec: Codec
-    host: str
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """As the header has it."""
+def metadata(segment: Segment) -> dict[str, str]:
+    """Return what a file's header says of its segment, checksums left out."""
+    if segment.kind == "resume":
         return {
-            "format": FORMAT,
-            "identity": self.identity,
-            "parent": self.parent.hex(),
-            "start": str(self.start),
-            "n_tokens": str(self.n_tokens),
-            "chunk_tokens": str(self.chunk_tokens),
-            "made": ",".join(MADE[m] for m in self.made),
-            "exactness": self.exactness,
-            "codec": self.codec,
-            "host": self.host,
+            "format": RESUME_FORMAT,
+            "identity": segment.identity,
+            "piece": segment.parent.hex(),
+            "start": str(segment.start),
+            "stop": str(segment.stop),
+            "codec": segment.codec,
+            "host": segment.host,
         }
+    return {
+        "format": FORMAT,
+        "identity": segment.identity,
+        "parent": segment.parent.hex(),
+        "start": str(segment.start),
+        "n_tokens": str(segment.n_tokens),
+        "chunk_tokens": str(segment.chunk_tokens),
+        "made": ",".join(MADE.get(made, "") for made in segment.made()),
+        "exactness": segment.exactness,
+        "codec": segment.codec,
+        "host": segment.host,
+    }
 
 
 def file_sum(data: bytes | memoryview) -> str:
@@ -105,20 +70,24 @@ def file_sum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
-def extents(layout: Layout, n_tokens: int, codec: Codec = "exact") -> tuple[Extent, ...]:
-    """Where each tensor of a segment of ``n_tokens`` lies: layout order, padded to 64 bytes, the ids last."""
-    found = _rows(layout.tensors, n_tokens, codec)
-    at = found[-1].start + found[-1].nbytes if found else 0
-    return (*found, Extent("ids", "U32", (n_tokens,), at, 4 * n_tokens, -1))
+def extents(layout: Layout, segment: Segment, state_bytes: int | None = None) -> tuple[Extent, ...]:
+    """Return where each part of a segment's file lies, padded to 64 bytes.
 
-
-def side_extents(layout: Layout, n_rows: int, state_bytes: int | None, codec: Codec = "exact") -> tuple[Extent, ...]:
-    """Where the parts of a side file lie: the window tensors in layout order, then the state (as tensor after them)."""
-    found = _rows(layout.windows, n_rows, codec) if n_rows else []
+    Rows: the full-attention tensors in layout order, the ids last. Resume data: the window tensors in layout order,
+    then the state of ``state_bytes`` (as tensor after them).
+    """
+    n = segment.n_tokens
+    if segment.kind == "rows":
+        found = _rows(layout.tensors, n, segment.codec)
+        return (*found, Extent("ids", "U32", (n,), _end(found), 4 * n, -1))
+    found = _rows(layout.windows, n, segment.codec) if n else []
     if state_bytes is not None:
-        at = found[-1].start + found[-1].nbytes if found else 0
-        found.append(Extent("state", "U8", (state_bytes,), at, state_bytes, len(layout.windows)))
+        found.append(Extent("state", "U8", (state_bytes,), _end(found), state_bytes, len(layout.windows)))
     return tuple(found)
+
+
+def _end(places: Sequence[Extent]) -> int:
+    return places[-1].start + places[-1].nbytes if places else 0
 
 
 def _rows(tensors: Sequence[TensorSpec], n_tokens: int, codec: Codec) -> list[Extent]:

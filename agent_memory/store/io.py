@@ -19,7 +19,6 @@ log = logging.getLogger("agent_memory.store")
 T = TypeVar("T")
 LogItem = tuple[Callable[[], object], int]  #: a write to a log, and its agent
 
-ITEM_BYTES = 8 << 20  #: most bytes of one work item
 HIGH_WATER_BYTES = 64 << 20  #: queued bytes above which ``is_ready`` is False
 LIMIT_BYTES = 512 << 20  #: queued bytes above which no KV is queued
 RETRY_S = 1.0  #: seconds between two attempts to write a log
@@ -33,6 +32,8 @@ class IOThread:
     - A log item that fails for another reason stops only its own agent's items, until the next ``drain`` or item of
       that agent.
     """
+
+    item_bytes = 8 << 20  #: most bytes of one item of KV work
 
     def __init__(self, name: str = "agent_memory-io", health: Health | None = None) -> None:
         self._name, self._health = name, health or Health()

@@ -1,36 +1,61 @@
-"""The manifest's rows of KV: identities, segments, side files, and where the lineages of agents end."""
+"""The manifest's rows of KV: identities, segments of both kinds, and where the lineages of agents end.
+
+These rows have no checksum. What a damaged or altered file gives may have any type and size: rows that no version of
+this library writes are left out.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+from attrs import evolve
+
+from agent_memory.config import CODECS
+from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.database import Database
-from agent_memory.log.logs import end_agent
-from agent_memory.prefix.resume import Side
-from agent_memory.store.records import SegmentRow
-from agent_memory.store.soundness import disorder, is_facts, is_identity, is_lineage, is_model, is_segment, is_side
-from agent_memory.store.tables import (
-    drop_segments,
-    drop_sides,
-    end_lineages,
-    move_heads,
-    move_lineage,
-    note_written,
-    put_segments,
-    put_sides,
-    read_segments,
-    read_sides,
-    rehang_segments,
-)
+from agent_memory.log.logs import Rewritten, end_agent, replace_turns
+from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
+from agent_memory.prefix.chunks import ID_BYTES
+from agent_memory.prefix.names import is_kv_name
+from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
+from agent_memory.types import EXACTNESS
+
+#: Column -> field of a Segment, in the table of its kind. What ``sides`` lacks is that of the segment it depends on.
+_ROWS = {
+    "segment": "number",
+    "identity": "identity",
+    "file": "file",
+    "n_bytes": "n_bytes",
+    "header_xxh3": "header_xxh3",
+    "parent": "parent",
+    "parent_segment": "parent_number",
+    "start": "start",
+    "n_tokens": "n_tokens",
+    "chunk_tokens": "chunk_tokens",
+    "exactness": "exactness",
+    "codec": "codec",
+    "host": "host",
+    "used_s": "used_s",
+    "pieces": "packed",
+}
+_RESUME = {
+    "piece": "parent",
+    "segment": "parent_number",
+    "file": "file",
+    "n_rows": "n_tokens",
+    "has_state": "has_state",
+    "n_bytes": "n_bytes",
+    "header_xxh3": "header_xxh3",
+}
 
 
 class Manifest:
-    """The KV rows of one database. Any thread. Raises sqlite3.Error and OSError as they come.
-
-    Rows may have been altered: those that no version writes are left out.
-    """
+    """The KV rows of one database. Any thread. Raises sqlite3.Error and OSError as they come."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -40,66 +65,84 @@ class Manifest:
         with self.database.reading() as db:
             models = db.execute("SELECT identity, layout, facts, created_s FROM identities").fetchall()
             heads = db.execute("SELECT agent, identity, head FROM lineages").fetchall()
-            rows, sides = read_segments(db, None), read_sides(db)
+            rows, resume = _read_rows(db, None), _read_resume(db)
         if not all(is_model(*row) for row in models):
             return "what it says of a model cannot be read"
         if n_bad := sum(not is_lineage(*head) for head in heads):
             return f"{n_bad} ends of lineages make no sense"
-        n_bad = sum(not is_segment(row) for row in rows) + sum(not is_side(side) for side in sides)
-        n_bad = n_bad or disorder(rows, sides)
-        return f"{n_bad} of {len(rows) + len(sides)} rows make no sense" if n_bad else None
+        n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or _disorder(rows, resume)
+        return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
-    def attach(self, identity: str, layout: str, facts: Mapping[str, str]) -> None:
+    def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> None:
         """Record an identity and what is known of it; writes nothing where that is known already."""
         told = json.dumps(dict(facts), sort_keys=True)
         with self.database.reading() as db:
             if db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone() == (told,):
                 return
+        tensors = json.dumps([[t.name, t.heads, t.dim, t.dtype] for t in layout.tensors])
         with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO identities VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
-                (identity, layout, told, time.time()),
+                (identity, tensors, told, time.time()),
             )
 
     def facts(self, model: str) -> dict[str, str]:
-        """What was recorded of the model of this name that was first used last; {} for a new one."""
+        """Return what was recorded of the model of this name that was first used last; {} for a new one."""
         with self.database.reading() as db:
             rows = db.execute("SELECT facts FROM identities ORDER BY created_s DESC").fetchall()
         found: list[dict[str, str]] = [json.loads(row[0]) for row in rows if is_facts(row[0])]
         return next((facts for facts in found if facts.get("model") == model), {})
 
     def all_facts(self) -> dict[str, dict[str, str]]:
-        """What was recorded of each identity."""
+        """Return what was recorded of each identity."""
         with self.database.reading() as db:
             rows = db.execute("SELECT identity, facts FROM identities").fetchall()
         return {str(identity): json.loads(facts) for identity, facts in rows if is_facts(facts)}
 
-    def layout(self, identity: str) -> str | None:
-        """The layout recorded for an identity, as ``attach`` was given it."""
+    def layout(self, identity: str) -> Layout:
+        """Return the full-attention tensors recorded for an identity. Raises ValueError where they make no sense."""
         with self.database.reading() as db:
             row = db.execute("SELECT layout FROM identities WHERE identity = ?", (identity,)).fetchone()
-        return None if row is None else str(row[0])
+        if row is None:
+            return Layout(())
+        if not is_layout(row[0]):
+            raise ValueError("the layout that is recorded makes no sense")
+        return Layout(tuple(TensorSpec(*tensor) for tensor in json.loads(row[0])))
 
-    def segments(self, identity: str | None = None) -> list[SegmentRow]:
-        """All segments, or those of one identity, parents before children; rows that make no sense are left out."""
-        with self.database.reading() as db:
-            return [row for row in read_segments(db, identity) if is_segment(row)]
+    def segments(self, identity: str | None = None) -> list[Segment]:
+        """Return all segments, or those of one identity: rows first, parents before children, then resume segments.
 
-    def sides(self) -> list[Side]:
-        """All side files; rows that make no sense are left out."""
+        Those whose row makes no sense are left out. A resume segment of nothing stored has no identity.
+        """
         with self.database.reading() as db:
-            return [side for side in read_sides(db) if is_side(side)]
+            rows = [segment for segment in _read_rows(db, identity) if _is_sound(segment)]
+            resume = [segment for segment in _read_resume(db) if _is_sound(segment)]
+        known = {segment.number: segment for segment in rows}
+        resume = [_completed(segment, known.get(segment.parent_number or 0)) for segment in resume]
+        return [*rows, *(segment for segment in resume if identity is None or segment.identity)]
+
+    @staticmethod
+    def differ(row: Segment, segment: Segment) -> bool:
+        """True if a segment in memory is not what its row says.
+
+        Times of use are written later; pieces are in memory for the attached identity alone.
+        """
+        told, found = _row_of(row), _row_of(segment)
+        return any(told[name] != found[name] for name in told if name != "used_s" and (name != "pieces" or found[name]))
+
+    def packed(self, identity: str) -> dict[int, bytes]:
+        """Return the pieces of each segment of an identity, by its number."""
+        with self.database.reading() as db:
+            return {s.number: s.packed for s in _read_rows(db, identity) if _is_sound(s)}
 
     def commit(
         self,
         *,
-        add: Iterable[SegmentRow] = (),
-        remove: Iterable[int] = (),
+        add: Iterable[Segment] = (),
+        remove: Iterable[Segment] = (),
         rehang: Mapping[int, int] | None = None,
-        add_sides: Iterable[Side] = (),
-        remove_sides: Iterable[Side] = (),
-        lineage: tuple[int, str, bytes | None, Iterable[bytes]] | None = None,
+        lineage: HeadMove | None = None,
         heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
         used: Mapping[int, float] | None = None,
@@ -108,29 +151,28 @@ class Manifest:
         """One transaction: what ``edit.Edit`` says, times of use and the bytes of the day."""
         with self.database.transaction() as db:
             if written is not None:
-                note_written(db, written)
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('written', ?)", (written,))
             if used:
                 db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
-            rehang_segments(db, rehang or {})
-            drop_segments(db, [*remove, *(rehang or {})])
-            drop_sides(db, remove_sides)
-            put_sides(db, add_sides)
-            put_segments(db, add)
-            move_heads(db, heads or {})
+            _rehang(db, rehang or {})
+            _drop(db, [*remove])
+            _put(db, [*add])
+            for old, new in (heads or {}).items():
+                db.execute("UPDATE OR REPLACE lineages SET head = ? WHERE head = ?", (new, old))
             if lineage is not None:
-                move_lineage(db, *lineage)
+                _move(db, lineage)
             if ended_agent is not None:
                 end_agent(db, ended_agent)
-                end_lineages(db, ended_agent)
+                db.execute("DELETE FROM lineages WHERE agent = ?", (ended_agent,))
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
-        """Identities under which an agent has stored KV."""
+        """Return the identities under which an agent has stored KV."""
         with self.database.reading() as db:
             rows = db.execute("SELECT DISTINCT identity FROM lineages WHERE agent = ?", (agent_id,))
             return frozenset(identity for (identity,) in rows if is_identity(identity))
 
     def heads(self) -> list[tuple[int, str, bytes]]:
-        """(agent id, identity, piece id) of every lineage."""
+        """Return (agent id, identity, piece id) of every lineage."""
         with self.database.reading() as db:
             return [row for row in db.execute("SELECT agent, identity, head FROM lineages") if is_lineage(*row)]
 
@@ -140,6 +182,15 @@ class Manifest:
         if rows:
             with self.database.transaction() as db:
                 db.executemany("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", rows)
+
+    def forget(self, logs: Rewritten, kv_of: Collection[int]) -> None:
+        """Commit replaced turns, and give the KV of agents ``kv_of``, and KV of no agent, to ``NOBODY``. I/O thread."""
+        with self.database.transaction() as db:
+            replace_turns(db, logs)
+            for agent_id in kv_of:
+                db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (NOBODY, agent_id))
+            ends = [(NOBODY, s.identity, s.piece_ids()[-1]) for s in _read_rows(db, None) if _is_sound(s)]
+            db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
 
     def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
         """Return those of some pieces with which a lineage of another agent, or of a version, ends."""
@@ -151,7 +202,174 @@ class Manifest:
             return {head for (head,) in rows if head in wanted}
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
-        """The heads of one agent under one identity."""
+        """Return the heads of one agent under one identity."""
         with self.database.reading() as db:
             rows = db.execute("SELECT head FROM lineages WHERE agent = ? AND identity = ?", (agent_id, identity))
             return [head for (head,) in rows if isinstance(head, bytes)]
+
+
+def _row_of(segment: Segment) -> dict[str, Any]:
+    """The row of a segment, by column."""
+    if segment.kind == "resume":
+        return {column: getattr(segment, name) for column, name in _RESUME.items()}
+    return {column: getattr(segment, name) for column, name in _ROWS.items()} | {"pieces": segment.pack()}
+
+
+def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
+    where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
+    rows = db.execute(f"SELECT {', '.join(_ROWS)} FROM segments {where} ORDER BY segment", given)
+    names = tuple(_ROWS.values())
+    lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII: any other is an error
+    try:
+        return [Segment(**dict(zip(names, row, strict=True)), is_ready=True) for row in rows]
+    finally:
+        db.text_factory = lenient
+
+
+def _read_resume(db: sqlite3.Connection) -> list[Segment]:
+    rows = db.execute(f"SELECT {', '.join(_RESUME)} FROM sides").fetchall()
+    found: list[dict[str, Any]] = [dict(zip(_RESUME.values(), row, strict=True)) for row in rows]
+    unknown: dict[str, Any] = {"identity": "", "chunk_tokens": 1, "exactness": "exact", "codec": "exact", "host": ""}
+    return [Segment(kind="resume", is_ready=True, **unknown, **row) for row in found]
+
+
+def _completed(resume: Segment, holder: Segment | None) -> Segment:
+    """A resume segment with what its row leaves out: it is as the segment that holds its piece says."""
+    if holder is None:
+        return resume
+    ids = holder.piece_ids()
+    n_pieces = ids.index(resume.parent) + 1 if resume.parent in ids else 0
+    stop = holder.start + min(n_pieces * holder.chunk_tokens, holder.n_tokens)
+    return evolve(
+        resume,
+        identity=holder.identity,
+        start=stop - resume.n_tokens,
+        chunk_tokens=holder.chunk_tokens,
+        exactness=holder.exactness,
+        host=holder.host,
+        used_s=holder.used_s,
+    )
+
+
+def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
+    """What depended on some segments depends on those that take their place."""
+    rows = [(new, old) for old, new in rehang.items()]
+    db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
+    db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
+
+
+def _drop(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
+    numbers = [(s.number,) for s in segments if s.kind == "rows"]
+    resume = [(s.parent, s.file) for s in segments if s.kind == "resume"]
+    db.executemany("DELETE FROM segments WHERE segment = ?", numbers)
+    db.executemany("DELETE FROM sides WHERE piece = ? AND file = ?", resume)
+
+
+def _put(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
+    """Segments that are stored from now on, or are otherwise than they were; of resume segments one a piece."""
+    for kind, table in (("resume", "sides"), ("rows", "segments")):
+        rows = [_row_of(s) for s in segments if s.kind == kind]
+        if rows:
+            names = ", ".join(rows[0]), ", ".join("?" * len(rows[0]))
+            db.executemany(
+                f"INSERT OR REPLACE INTO {table} ({names[0]}) VALUES ({names[1]})", [(*row.values(),) for row in rows]
+            )
+
+
+def _move(db: sqlite3.Connection, move: HeadMove) -> None:
+    rows = [(move.agent_id, move.identity, one) for one in move.former]
+    db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", rows)
+    if move.head is not None:
+        db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (move.agent_id, move.identity, move.head))
+
+
+def _is_sound(segment: Segment) -> bool:
+    """True if a segment's row could have been written."""
+    if not isinstance(segment.header_xxh3, str) or not isinstance(segment.parent, bytes):
+        return False
+    if len(segment.parent) != ID_BYTES or not all(map(is_count, (segment.n_bytes, segment.n_tokens))):
+        return False
+    if segment.kind == "resume":
+        return is_count(segment.parent_number) and _is_file(segment.file, "")
+    number, start, n_tokens, size = segment.number, segment.start, segment.n_tokens, segment.chunk_tokens
+    if {type(number), type(segment.n_bytes), type(start), type(n_tokens), type(size)} != {int}:
+        return False
+    if not (0 < number < MANY and 0 <= start < MANY and n_tokens > 0 and 0 < size < MANY):
+        return False
+    if not is_time(segment.used_s) or not (segment.parent_number is None or is_count(segment.parent_number)):
+        return False
+    if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
+        return False
+    is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
+    return is_named and segment.exactness in EXACTNESS and segment.codec in CODECS
+
+
+def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
+    """Return how many rows do not hang together: a parent that is not there, or a piece or file that is there twice.
+
+    ``rows``: each of them sound, parents before children.
+    """
+    ends: dict[tuple[str, bytes], tuple[int, int]] = {}  # identity and piece -> its segment, and where it ends
+    files: set[str] = set()
+    n_bad = 0
+    for row in rows:
+        at = ends.get((row.identity, row.parent)) if row.parent_number is not None else (None, 0)
+        is_rooted = row.parent_number is not None or row.parent.hex() == row.identity
+        ids = row.piece_ids()
+        is_new = row.file not in files and not any((row.identity, id) in ends for id in ids)
+        if at != (row.parent_number, row.start) or not is_rooted or not is_new:
+            n_bad += 1
+            continue
+        files.add(row.file)
+        for i, id in enumerate(ids, 1):
+            ends[row.identity, id] = row.number, row.start + min(i * row.chunk_tokens, row.n_tokens)
+    holders = {(id, segment) for (_, id), (segment, _) in ends.items()}
+    for one in resume:
+        n_bad += (one.parent, one.parent_number) not in holders or one.file in files
+        files.add(one.file)
+    return n_bad
+
+
+def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:
+    """True if a row says what is known of a model."""
+    return is_facts(facts) and is_layout(layout) and is_identity(identity) and is_time(created_s)
+
+
+def is_facts(text: Any) -> bool:
+    """True if a JSON text is an object of strings, as what is known of a model is."""
+    try:
+        found = json.loads(text)
+        return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    except BAD_JSON:
+        return False
+
+
+def is_layout(text: Any) -> bool:
+    """True if a JSON text lists tensors."""
+    try:
+        rows = json.loads(text)
+    except BAD_JSON:
+        return False
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and len(row) == 4
+        and isinstance(row[0], str)
+        and isinstance(row[3], str)
+        and all(isinstance(n, int) and 0 <= n < MANY for n in row[1:3])
+        for row in rows
+    )
+
+
+def is_lineage(agent: Any, identity: Any, head: Any) -> bool:
+    """True if a row says where an agent's lineage ends."""
+    return is_count(agent) and is_identity(identity) and isinstance(head, bytes) and len(head) == ID_BYTES
+
+
+@functools.lru_cache(maxsize=64)
+def is_identity(text: Any) -> bool:
+    """True if a text is the hex of a sha256."""
+    return isinstance(text, str) and len(text) == 2 * ID_BYTES and not text.strip("0123456789abcdef")
+
+
+def _is_file(name: Any, folder: str) -> bool:
+    return isinstance(name, str) and is_kv_name(name, finished=True) and name.startswith(folder)

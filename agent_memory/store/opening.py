@@ -1,29 +1,40 @@
-"""Opening a manifest that may be damaged or lost; if it is, a new one is made from everything that can be verified.
+"""Opening a manifest that may be damaged or lost: what can still be trusted of it becomes a new one.
 
-- A closed manifest has its checksum in the lock file. One that was not closed is examined by SQLite, and row by row.
-- A damaged manifest is set aside, never changed.
-- The new one gets the logs whose checksums hold, and the list of segments from the segments' own headers.
+A closed manifest has a checksum in the lock file. One that was not closed is examined by SQLite and row by row. What is
+damaged is set aside, never changed; logs whose checksums hold are taken over, and the list of segments is made anew
+from the files themselves: their headers and ids, both verified.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args
 
-from attrs import frozen
+import numpy as np
+from attrs import evolve, frozen
 
+from agent_memory.kvcache.coding import named
+from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import Database, open_database
-from agent_memory.log.files import MANIFEST, Files, refuse_dangling
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, refuse_dangling
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
-from agent_memory.log.salvage import Salvaged, salvage
+from agent_memory.log.place import is_passing
+from agent_memory.log.salvage import IsSound, Salvaged, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
+from agent_memory.prefix.names import is_kv_name
+from agent_memory.prefix.pieces import Ids, Segment
+from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.store.folder import list_files
-from agent_memory.store.format import KV_FOLDER
-from agent_memory.store.manifest import Manifest
-from agent_memory.store.rebuilding import SALVAGED, read_files, rebuild
+from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
+from agent_memory.store.manifest import Manifest, is_lineage, is_model
+from agent_memory.store.segments import read_header
+from agent_memory.types import EXACTNESS
 
 log = logging.getLogger("agent_memory.store")
 
@@ -37,6 +48,14 @@ _NOT_DAMAGE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
 }
+
+#: Table of KV that no file vouches for -> which of its rows are trusted, given the agents that there are.
+SALVAGED: Mapping[str, IsSound] = {
+    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
+    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
+}
+
+_MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
 
 
 @frozen
@@ -103,11 +122,12 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
-    kv = read_files(root / KV_FOLDER)  # first: if it cannot be read now, nothing is changed
+    found, n_files = read_files(root / KV_FOLDER)  # first: where it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
     database = open_database(root / MANIFEST, files)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
-    repair = Repair(what, aside, logs, rebuild(kv, Manifest(database)), kv.n_files)
+    Manifest(database).commit(add=found)
+    repair = Repair(what, aside, logs, len(found), n_files)
     log.warning("store: %s", repair)
     return database, repair
 
@@ -128,3 +148,107 @@ def _set_aside(root: Path, files: Files) -> str | None:
     files.rename(path, aside)
     files.sync_folder(root)
     return aside.name
+
+
+def read_files(folder: Path) -> tuple[list[Segment], int]:
+    """Return every segment that its own file vouches for and that hangs together with a root, and how many files there
+    are.
+
+    Its time of use is the file's. What superseded it may be entered too, which costs space until it is evicted. Raises
+    OSError where a file cannot be read now: nobody knows then what is in it.
+    """
+    found: list[Segment] = []
+    names = sorted(filter(is_kv_name, list_files(folder)))
+    for name in names:
+        if is_kv_name(name, finished=True):
+            try:
+                found.append(_read(folder, name))
+            except READ_ERRORS as error:
+                if is_passing(error):
+                    raise
+    rows = _in_order([segment for segment in found if segment.kind == "rows"])
+    holders = {piece.id: segment.number for segment in rows for piece in segment.pieces}
+    resume = {s.parent: evolve(s, parent_number=holders.get(s.parent)) for s in found if s.kind == "resume"}
+    return [*rows, *(segment for segment in resume.values() if segment.parent_number is not None)], len(names)
+
+
+def _read(folder: Path, name: str) -> Segment:
+    fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(fd)
+        facts, table, data_start = read_header(fd, status.st_size)
+        if facts["format"] == RESUME_FORMAT:
+            return _resume(name, facts, status, has_state="state" in table)
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}")
+        start, stop = table["ids"]["data_offsets"]
+        raw = os.pread(fd, stop - start, data_start + start)
+        if len(raw) != stop - start or file_sum(raw) != split_sums(facts)[-1]:
+            raise ValueError("the ids' checksum is wrong")
+        return _rows(name, facts, np.frombuffer(raw, "<u4"), status)
+    finally:
+        os.close(fd)
+
+
+def _resume(name: str, facts: Mapping[str, str], status: os.stat_result, *, has_state: bool) -> Segment:
+    start, stop = int(facts["start"]), int(facts["stop"])
+    return Segment(
+        kind="resume",
+        identity=facts["identity"],
+        file=name,
+        parent=bytes.fromhex(facts["piece"]),
+        start=start,
+        n_tokens=stop - start,
+        chunk_tokens=1,
+        exactness="exact",
+        codec=named(facts["codec"]),
+        host=facts["host"],
+        has_state=has_state,
+        **_written(facts, status),
+    )
+
+
+def _rows(name: str, facts: Mapping[str, str], ids: Ids, status: os.stat_result) -> Segment:
+    segment = Segment(
+        identity=facts["identity"],
+        file=name,
+        parent=bytes.fromhex(facts["parent"]),
+        start=int(facts["start"]),
+        n_tokens=int(facts["n_tokens"]),
+        chunk_tokens=int(facts["chunk_tokens"]),
+        exactness=EXACTNESS[EXACTNESS.index(facts["exactness"])],
+        codec=named(facts["codec"]),
+        host=facts["host"],
+        **_written(facts, status),
+    )
+    if len(ids) != segment.n_tokens:
+        raise ValueError(f"{len(ids)} ids of {segment.n_tokens}")
+    kinds = iter(facts["made"].split(","))
+    segment.divide(ids, lambda start, stop: _MADE[next(kinds)])
+    return segment
+
+
+def _written(facts: Mapping[str, str], status: os.stat_result) -> dict[str, Any]:
+    return {"used_s": status.st_mtime, "n_bytes": status.st_size, "header_xxh3": facts["header_xxh3"], "is_ready": True}
+
+
+def _in_order(segments: list[Segment]) -> list[Segment]:
+    """Return the segments that a root reaches, parents before children, numbered in that order."""
+    waiting: dict[bytes, list[Segment]] = {}
+    for segment in segments:
+        waiting.setdefault(segment.parent, []).append(segment)
+    holders: dict[bytes, int] = {}
+    kept: list[Segment] = []
+    queue = [(bytes.fromhex(identity), None) for identity in sorted({s.identity for s in segments})]
+    reached: list[tuple[bytes, int | None]] = list(queue)
+    for parent, number in reached:
+        for segment in waiting.pop(parent, []):
+            fresh = [p for p in segment.pieces if p.id not in holders]
+            if len(fresh) < len(segment.pieces):
+                continue  # another file has the same piece
+            segment.number, segment.parent_number = len(kept) + 1, number
+            kept.append(segment)
+            for piece in segment.pieces:
+                holders[piece.id] = segment.number
+                reached.append((piece.id, segment.number))
+    return kept

@@ -1,27 +1,81 @@
-"""The plan of a save: which segments and side files it writes, entered in the catalog before its first byte."""
+"""What a save has to write, planned and entered on the engine thread before its first byte is put; what it replaces.
+
+All of it under the catalog's lock.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from attrs import frozen
+
+from agent_memory.config import Codec
 from agent_memory.kvcache.coding import token_bytes
-from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import piece_id
-from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
-from agent_memory.prefix.provenance import Provenance, Run, coded_runs, missing
-from agent_memory.prefix.resume import Held
-from agent_memory.store.catalog import Catalog
-from agent_memory.store.format import new_file
-from agent_memory.store.renewal import plan_renewals
-from agent_memory.store.saves import Save
-from agent_memory.store.sides import plan_sides
+from agent_memory.prefix.index import n_tokens
+from agent_memory.prefix.names import new_file
+from agent_memory.prefix.pieces import HeadMove, Ids, Kind, Piece, Segment, resume_segment
+from agent_memory.prefix.provenance import Provenance, Run, Stored, coded_runs, missing
+from agent_memory.prefix.resume import Held, missing_resume, stale
+from agent_memory.store.catalog import Attached, Catalog
 
 log = logging.getLogger("agent_memory.store")
 
 
-def begin_save(
+@frozen(eq=False)
+class Part:
+    """One file of a save: what is to be put of its segment, from token ``start`` on.
+
+    ``stored``: pieces whose rows are taken over before those; ``replaces``: the quantized segment that the exact one
+    takes the place of.
+    """
+
+    segment: Segment
+    start: int
+    stored: Stored = ()
+    replaces: Segment | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Rows, or what else a restore needs."""
+        return self.segment.kind
+
+    @property
+    def stop(self) -> int:
+        """The token after its last."""
+        return self.segment.stop
+
+    @property
+    def codec(self) -> Codec:
+        """In which its rows are put."""
+        return self.segment.codec
+
+    @property
+    def has_state(self) -> bool:
+        """True if the state at ``stop`` is part of it."""
+        return self.segment.has_state
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a save writes, and of which lineage."""
+
+    rows: tuple[Part, ...] = ()
+    resume: tuple[Part, ...] = ()
+    head: bytes | None = None  #: the lineage's last piece
+    former: int = 0  #: how many tokens of the lineage were stored before
+    agent_id: int | None = None
+    is_turn: bool = True  #: True if the agent's log ends where the lineage does
+
+    @property
+    def fresh(self) -> list[Segment]:
+        """The segments of new pieces."""
+        return [part.segment for part in self.rows if part.replaces is None]
+
+
+def plan_save(
     catalog: Catalog,
     ids: Ids,
     lineage: Provenance,
@@ -29,94 +83,174 @@ def begin_save(
     held: Held,
     *,
     is_promised: bool,
-    is_turn: bool = True,
-) -> Save:
-    """Plan a save and enter its pieces, not findable yet; an empty save if it is not worth a write. Engine thread."""
-    with catalog.lock:
-        index, layout = catalog.index, catalog.layout
-        if index is None or layout is None or not layout.is_storable or not len(ids):
-            return Save(None)
-        former = n_tokens(index.plan(ids, ready=False)) if catalog.needs is not None else 0
-        missed, head, kept = missing(index, ids, is_cuttable=catalog.needs is None)
-        runs = list(coded_runs(missed, index, ids, lineage, catalog.codec))
-        catalog.touch([kept.segment] if kept is not None else [])
-        if reason := _refusal(catalog, index, layout, ids, runs, is_promised):
-            catalog.counts.skipped[reason] += 1
-            if reason == "disk":
-                catalog.counts.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
-            log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
-            return Save(None)
-        segments = []
-        for run in runs:
-            segments.append(_plan_segment(catalog, index, ids, lineage, run))
-            head = segments[-1].pieces[-1].id
-        sides = plan_sides(catalog, head, lineage, held)
-        renewals = plan_renewals(catalog, index.chunks(ids, ready=True), ids, lineage)
-        return Save(
-            catalog,
-            tuple(segments),
-            runs,
-            sides,
-            renewals,
-            head=head,
-            former=former,
-            agent_id=agent_id,
-            is_turn=is_turn,
-        )
+    is_turn: bool,
+) -> Plan | None:
+    """Plan a save and enter its segments as not yet readable; None where it is not worth a write."""
+    model = catalog.model
+    if model is None or not model.layout.is_storable or not len(ids):
+        return None
+    index = model.index
+    former = n_tokens(index.plan(ids, ready=False)) if model.needs is not None else 0
+    missed, head, kept = missing(index, ids, is_cuttable=model.needs is None)
+    runs = list(coded_runs(missed, index, ids, lineage, model.codec))
+    catalog.touch([kept.segment] if kept is not None else [])
+    if reason := _refusal(catalog, model, ids, runs, is_promised):
+        catalog.disk.counts.skipped[reason] += 1
+        if reason == "disk":
+            catalog.disk.counts.unwritten.note(agent_id, None, sum(r.stop - r.start for r in runs))
+        log.debug("store: a save of %d tokens is not written: %s", len(ids), reason)
+        return None
+    rows: list[Part] = []
+    for run in runs:
+        before = run.before or (rows[-1].segment.pieces[-1] if rows and run.start else None)
+        segment = _plan_rows(catalog, model, ids, lineage, run, before)
+        rows.append(Part(segment, run.start + n_tokens(run.stored), run.stored))
+        head = segment.pieces[-1].id
+    rows += _plan_renewals(model, index.chunks(ids, ready=True), ids, lineage)
+    resume = _plan_resume(catalog, model, head, lineage, held)
+    return Plan(rows=tuple(rows), resume=resume, head=head, former=former, agent_id=agent_id, is_turn=is_turn)
 
 
-def _refusal(
-    catalog: Catalog, index: Index, layout: Layout, ids: Ids, runs: Sequence[Run], is_promised: bool
-) -> str | None:
+def _refusal(catalog: Catalog, model: Attached, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
     """Return why a save is not begun; None if it is."""
-    if not catalog.health.may_save:
+    disk, index = catalog.disk, model.index
+    if not disk.health.may_save:
         return "disk"
     if not runs:
         return None
     own = ids[runs[0].start : min(runs[0].start + index.chunk_tokens, runs[0].stop)]
     first = piece_id(runs[0].before.id if runs[0].before is not None else index.root, own)
-    n_tokens = sum(r.stop - r.start for r in runs)
-    n_bytes = sum((r.stop - r.start) * token_bytes(layout, r.codec) for r in runs)
-    if n_bytes > catalog.quota.budget_bytes:
+    n_new = sum(r.stop - r.start for r in runs)
+    n_bytes = sum((r.stop - r.start) * token_bytes(model.layout, r.codec) for r in runs)
+    if n_bytes > disk.quota.budget_bytes:
         return "larger than the disk budget"
-    return catalog.admission.refusal(first, n_tokens, n_bytes, is_promised=is_promised)
+    return disk.admission.refusal(first, n_new, n_bytes, is_promised=is_promised)
 
 
-def _plan_segment(catalog: Catalog, index: Index, ids: Ids, lineage: Provenance, run: Run) -> Segment:
-    start, stop, before = run.start, run.stop, run.before
-    if before is None and start:
-        before = catalog.segments[catalog.last_number].pieces[-1]  # the segment planned just before this one
-    catalog.last_number += 1
-    parent = before.id if before is not None else index.root
+def _plan_rows(
+    catalog: Catalog, model: Attached, ids: Ids, lineage: Provenance, run: Run, before: Piece | None
+) -> Segment:
+    own = ids[run.start : run.stop].copy()
     segment = Segment(
-        number=catalog.last_number,
-        identity=catalog.identity,
-        file=new_file(catalog.identity),
-        parent=parent,
+        identity=model.identity,
+        file=new_file(model.identity),
+        parent=before.id if before is not None else model.index.root,
         parent_number=before.segment.number if before is not None else None,
-        start=start,
-        n_tokens=stop - start,
-        chunk_tokens=index.chunk_tokens,
+        start=run.start,
+        n_tokens=len(own),
+        chunk_tokens=model.index.chunk_tokens,
         exactness=lineage.exactness if run.codec == "exact" else "quantized",
         codec=run.codec,
-        host=catalog.host,
+        host=model.host,
         used_s=time.time(),
-        ids=ids[start:stop].copy(),
+        ids=own,
     )
     catalog.enter(segment)
-    for i, at in enumerate(range(start, stop, index.chunk_tokens)):
-        own = ids[at : min(at + index.chunk_tokens, stop)]
-        piece = Piece(
-            piece_id(parent, own),
-            parent,
-            segment,
-            i,
-            len(own),
-            lineage.made_by(at, at + len(own)),
-            sort_key(own[:HEAD_IDS]),
-        )
-        segment.pieces.append(piece)
-        index.add(piece, own)
-        catalog.forget_reason(parent, piece.id)
-        parent = piece.id
+    for piece in segment.divide(own, lambda start, stop: lineage.made_by(run.start + start, run.start + stop)):
+        model.index.add(piece, own[piece.offset : piece.offset + piece.n_tokens])
+        catalog.losses.forget(piece.parent, piece.id)
     return segment
+
+
+def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: Provenance) -> list[Part]:
+    """Exact segments in place of the quantized ones among the stored ``chunks`` of an exact lineage.
+
+    Where every layer is full attention, and the lineage that was computed anew covers the whole segment.
+    """
+    if model.codec != "exact" or model.needs is not None or lineage.exactness == "quantized":
+        return []
+    covered = {piece.id for piece in chunks}
+    parts: list[Part] = []
+    for old in {piece.segment.number: piece.segment for piece in chunks}.values():
+        if old.exactness != "quantized" or not old.is_ready or not covered.issuperset(p.id for p in old.pieces):
+            continue
+        changes = {"exactness": lineage.exactness, "codec": "exact", "host": model.host, "used_s": time.time()}
+        new = old.successor(old.pieces, **changes)
+        new.ids = ids[old.start : old.stop].copy()
+        for piece in new.pieces:
+            piece.made = lineage.made_by(piece.start, piece.stop)
+        parts.append(Part(new, new.start, replaces=old))
+    return parts
+
+
+def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Provenance, held: Held) -> tuple[Part, ...]:
+    """The resume segments that a lineage with its last piece ``head`` should have, has not, and ``held`` can give.
+
+    Beside an exact piece nothing quantized is kept; rows that were decoded once are kept as they are.
+    """
+    index, needs = model.index, model.needs
+    if needs is None or head not in index.pieces:
+        return ()
+    parts: list[Part] = []
+    for piece, n_rows, has_state in missing_resume(index, catalog.resume, needs, head, len(lineage.made), held):
+        is_quantized = piece.segment.exactness == "quantized"
+        if lineage.exactness == "quantized" and not is_quantized:
+            continue
+        is_coded = is_quantized and not lineage.n_decoded(piece.stop - n_rows, piece.stop)
+        codec = model.codec if is_coded else "exact"
+        segment = resume_segment(piece, n_rows, has_state, codec=codec, file=new_file(model.identity))
+        if piece.id not in catalog.resume:
+            catalog.enter(segment)
+        parts.append(Part(segment, segment.start))
+    return tuple(reversed(parts))
+
+
+def lineage_of(catalog: Catalog, plan: Plan) -> HeadMove | None:
+    """Return the agent's new head, and the former heads to drop: its ancestors (of a turn), and heads that are gone."""
+    model, head = catalog.model, plan.head
+    if model is None or plan.agent_id is None or head is None or head not in model.index.pieces:
+        return None
+    index = model.index
+    before = {p.id for p in index.ancestors(index.pieces[head])} - {head} if plan.is_turn else set()
+    former = catalog.disk.manifest.heads_of(plan.agent_id, model.identity)
+    replaced = [one for one in former if one in before or one not in index.pieces]
+    return HeadMove(plan.agent_id, model.identity, head, replaced)
+
+
+def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
+    """Deltas whose tokens a new piece holds too, and which nothing else follows or ends with; with that piece's id.
+
+    Empty if an agent's log may end in such a delta, and KV can be resumed only there.
+    """
+    model = catalog.model
+    found: dict[Piece, bytes] = {}
+    if model is None or (model.needs is not None and not plan.is_turn):
+        return found
+    for piece in (piece for segment in plan.fresh for piece in segment.pieces):
+        chains = model.index.deltas(piece.parent, model.index.ids(piece), ready=True)
+        covered = {p for chain in chains for p in chain} - {piece}
+        held = catalog.disk.manifest.held_by_others((p.id for p in covered), plan.agent_id)
+        for delta in sorted(covered, key=lambda p: -p.start):
+            if delta.id not in held and all(child in found for child in model.index.children(delta.id)):
+                found[delta] = piece.id
+    return found
+
+
+def stale_resume(catalog: Catalog, plan: Plan) -> list[Segment]:
+    """Resume segments that nothing needs once an agent's lineage ends at ``head``, and before at ``former`` tokens:
+    those it has moved past, and those of turns that it has since rewound or replaced.
+    """
+    model, head = catalog.model, plan.head
+    if model is None or model.needs is None or head is None or head not in model.index.pieces:
+        return []
+    index, agent_id = model.index, plan.agent_id if plan.is_turn else None
+    lineage = list(index.ancestors(index.pieces[head]))
+    alive = {p.id for p in lineage}
+    heads = [(agent, h) for agent, identity, h in catalog.disk.manifest.heads() if identity == model.identity]
+    others = {h for agent, h in heads if agent != agent_id}
+    abandoned = model.abandoned
+    abandoned -= alive
+
+    def follows(piece: Piece) -> list[Piece]:
+        return [child for child in index.children(piece.id) if child.id not in abandoned]
+
+    left: list[Piece] = []
+    for mine in [h for agent, h in heads if agent == agent_id and h in index.pieces]:
+        for piece in index.ancestors(index.pieces[mine]):
+            if piece.id in alive or piece.id in others or follows(piece):
+                break
+            abandoned.add(piece.id)
+            left.append(piece)
+    gone = [found for p in left if (found := catalog.resume.get(p.id)) is not None and found.is_ready]
+    is_point = {p.id for p in lineage if p.id in others or len(follows(p)) != 1}
+    return gone + stale(lineage, catalog.resume, model.needs, plan.former, lambda p: p.id in is_point)

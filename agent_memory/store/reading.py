@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from attrs import field, frozen
 
-from agent_memory.prefix.chunks import piece_id
-from agent_memory.prefix.index import Ids, Piece, Segment
+from agent_memory.log.damage import READ_ERRORS, reason_of
+from agent_memory.prefix.chunks import common_prefix, piece_id
+from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
-from agent_memory.prefix.resume import Side
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
-from agent_memory.store.segments import READ_ERRORS, SegmentSource, Span, reason_of
-from agent_memory.store.sides import StoredSource, side_spans_of
-from agent_memory.store.verifying import checking
+from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.types import Exactness, Tier, weakest
 
+Whose = Literal["other_model", "other_tenant"]
 Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
+
+_MOST_FILES = 64  #: files of other identities whose ids are read for one look-up, the newest first
+#: What the facts of a model say of how it runs, not of what it is.
+_RUNNING = frozenset({"grid"})
 
 
 @frozen
@@ -53,9 +57,10 @@ NOTHING = Match(0, (), np.zeros(0, np.uint8))
 def find(catalog: Catalog, ids: Ids) -> Match:
     """Return the longest prefix of ``ids`` that is on disk. O(ids) hashing, in memory."""
     ids = np.ascontiguousarray(ids, dtype=np.uint32)
-    index = catalog.index
-    if index is None or not len(ids):
+    model = catalog.model
+    if model is None or not len(ids):
         return NOTHING
+    index = model.index
     with catalog.lock:
         found = catalog.plan(ids)
         plan = found.pieces
@@ -66,10 +71,11 @@ def find(catalog: Catalog, ids: Ids) -> Match:
         if n_tokens < len(ids):
             rest = ids[len(full) * index.chunk_tokens :][: index.chunk_tokens]
             following = piece_id(parent, rest) if len(rest) == index.chunk_tokens else None
-            stopped = catalog.reason(plan[-1][0].id if plan else parent, following) or catalog.reason(parent, None)
+            stopped = catalog.losses.reason(index, plan[-1][0].id if plan else parent, following)
+            stopped = stopped or catalog.losses.reason(index, parent, None)
             stopped = "no snapshot" if found.is_cut else stopped
     promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
-    if any(p.segment.host != catalog.host for p, _ in plan):
+    if any(p.segment.host != model.host for p, _ in plan):
         promises.append("moved")
     return Match(n_tokens, tuple(plan), made_of_all(plan), weakest(*promises), stopped, ids[:n_tokens], found.rows_from)
 
@@ -77,14 +83,14 @@ def find(catalog: Catalog, ids: Ids) -> Match:
 def following(catalog: Catalog, match: Match) -> Ids | None:
     """Return the ids of a stored lineage behind the match's end; None where nothing is stored there."""
     with catalog.lock:
-        if catalog.index is None or not match.pieces:
+        if catalog.model is None or not match.pieces:
             return None
-        last, take = match.pieces[-1]
-        if take < last.n_tokens:
-            ids = catalog.read_ids(last)
-            return None if ids is None else ids[take:]
-        children = catalog.index.children(last.id)
-        return catalog.read_ids(children[0]) if children else None
+        index, (last, take) = catalog.model.index, match.pieces[-1]
+        after = [last] if take < last.n_tokens else index.children(last.id)
+        if not after:
+            return None
+        ids = index.ids(after[0])[take if after[0] is last else 0 :]
+        return ids if len(ids) else None
 
 
 def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
@@ -92,7 +98,8 @@ def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
 
     Damage is noted by the source and never raised. Window rows and the state are those at ``n_tokens``.
     """
-    assert catalog.layout is not None
+    model = catalog.model
+    assert model is not None
     assert start <= n_tokens <= match.n_tokens
     spans: list[Span] = []
     at = 0
@@ -104,27 +111,99 @@ def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
             if spans and spans[-1].segment is piece.segment:
                 spans[-1] = Span(piece.segment, spans[-1].path, spans[-1].at, spans[-1].take + take)
             elif at >= start:
-                spans.append(Span(piece.segment, catalog.path(piece.segment), at, take))
+                spans.append(Span(piece.segment, catalog.disk.path(piece.segment), at, take))
             at += take
-        needs = catalog.needs
-        sides = side_spans_of(catalog, match.pieces, match.held_from)
+        resume = _resume_spans(catalog, match)
     on_damage = partial(void, catalog)
-    files = SegmentSource(catalog.layout, spans, match.ids[:n_tokens], on_damage)
-    if needs is None:
+    files = SegmentSource(model.layout, spans, match.ids[:n_tokens], on_damage)
+    if model.needs is None:
         return files
     assert n_tokens == match.n_tokens
-    return StoredSource(catalog.layout, files, sides, on_damage)
+    return StoredSource(model.layout, files, resume, on_damage)
 
 
 def reading_ahead(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
     """Read and check the files of a match's tokens from ``start`` on, a step at a time. I/O thread."""
     segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= start}
-    files: list[Segment | Side] = list(segments.values())
     with catalog.lock:
-        files += [span.side for span in side_spans_of(catalog, match.pieces, match.held_from).spans]
-    for file in files:
+        resume = [span.segment for span in _resume_spans(catalog, match).spans]
+    for segment in (*segments.values(), *resume):
         try:
-            yield from checking(catalog.path(file), file.n_bytes, file.header_xxh3)
+            yield from checking(catalog.disk.path(segment), segment)
         except READ_ERRORS as error:
-            void(catalog, file, reason_of(error), str(error))
+            void(catalog, segment, reason_of(error), str(error))
             return
+
+
+def _resume_spans(catalog: Catalog, match: Match) -> ResumeSpans:
+    """Return the resume segments that a restore of a match reads. Under the catalog's lock."""
+    pieces, rows_from = match.pieces, match.held_from
+    needs = None if catalog.model is None else catalog.model.needs
+    if needs is None or not pieces:
+        return ResumeSpans()
+    stop = pieces[-1][0].start + pieces[-1][1]
+    held_from = max(rows_from, needs.boundary_row(stop)) if needs.window else 0
+    spans = []
+    is_whole = True
+    for piece, _ in pieces:
+        end = piece.stop
+        found = catalog.resume.get(piece.id)
+        has_rows = not needs.window or end <= held_from
+        has_state = not needs.state or piece is not pieces[-1][0]
+        if has_rows and has_state:
+            continue
+        if found is not None and found.is_readable:
+            spans.append(Span(found, catalog.disk.path(found), end - found.n_tokens, found.n_tokens))
+            has_rows = has_rows or end - found.n_tokens <= max(piece.start, held_from)
+            has_state = has_state or found.has_state
+        is_whole = is_whole and has_rows and has_state
+    return ResumeSpans(tuple(spans), held_from, is_whole)
+
+
+@frozen
+class Elsewhere:
+    """The longest prefix of some ids that another identity has stored, as far as one file tells."""
+
+    n_tokens: int
+    whose: Whose
+
+
+def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
+    """Return where else a prefix of ``ids`` is stored. Reads the ids of at most ``_MOST_FILES`` files."""
+    with catalog.lock:
+        identity = "" if catalog.model is None else catalog.model.identity
+        others = [s for s in catalog.segments.values() if s.kind == "rows" and s.identity != identity]
+        firsts = [s for s in others if s.start == 0 and s.is_readable and not s.is_hidden]
+    if not firsts or not len(ids):
+        return None
+    best: tuple[int, Segment] | None = None
+    for segment in sorted(firsts, key=lambda one: -one.used_s)[:_MOST_FILES]:
+        stored = _ids_of(catalog, segment)
+        shared = common_prefix(stored, ids) if len(stored) and stored[0] == ids[0] else 0
+        if shared and (best is None or shared > best[0]):
+            best = (shared, segment)
+    if best is None:
+        return None
+    facts = catalog.disk.manifest.all_facts()
+    mine, theirs = facts.get(identity, {}), facts.get(best[1].identity, {})
+    is_same_model = bool(mine) and _model(mine) == _model(theirs)
+    return Elsewhere(best[0], "other_tenant" if is_same_model else "other_model")
+
+
+def _model(facts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if name not in _RUNNING}
+
+
+def _ids_of(catalog: Catalog, segment: Segment) -> Ids:
+    """A segment's ids: the last bytes of its file; none where they cannot be read. Not verified: nothing is served."""
+    try:
+        fd = os.open(catalog.disk.path(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return np.zeros(0, np.uint32)
+    try:
+        raw = os.pread(fd, 4 * segment.n_tokens, segment.n_bytes - 4 * segment.n_tokens)
+    except OSError:
+        raw = b""
+    finally:
+        os.close(fd)
+    return np.frombuffer(raw[: len(raw) // 4 * 4], "<u4")

@@ -1,22 +1,21 @@
-"""The disk budget: which segments are evicted to keep it, and which files are removed because nothing names them.
+"""Which segments the store keeps: those that manifest and folder agree on, within the folder's budget.
 
-Logs are always written: if they and strangers' files alone exceed the budget, no KV is kept.
+Logs are always written: where they and strangers' files alone exceed the budget, no KV is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from typing import Any
 
-from agent_memory.log.health import is_disk_error
-from agent_memory.prefix.index import Segment
-from agent_memory.prefix.resume import Side
-from agent_memory.prefix.worth import Candidate, victims
+from agent_memory.log.health import Health
+from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
+from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.worth import victims
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
-from agent_memory.store.format import SUFFIX, TEMP_SUFFIX
-from agent_memory.store.segments import WRITE_ERRORS
+from agent_memory.store.folder import list_files
 
 log = logging.getLogger("agent_memory.store")
 
@@ -29,18 +28,50 @@ class NoRoomError(Exception):
     """Internal: the budget leaves no space for this save."""
 
 
+def sweep(catalog: Catalog) -> None:
+    """Enter what the manifest names, hide what the folder has not as it was written, remove files that no row names.
+
+    At opening; I/O thread or none yet. What depends on a missing file is hidden with it.
+    """
+    disk = catalog.disk
+    rows, found = disk.manifest.segments(), list_files(disk.folder)
+    bad: list[Segment] = []
+    lost: set[int] = set()
+    n_bad = dict.fromkeys(("rows", "resume"), 0)
+    for segment in rows:  # parents come first
+        size, parent = found.get(segment.file), segment.parent_number
+        is_whole = size is not None and size.n_bytes == segment.n_bytes
+        has_parent = parent is None or (parent in catalog.segments and parent not in lost)
+        segment.held_bytes = size.held_bytes if size is not None else 0
+        catalog.enter(segment)
+        if not (is_whole and has_parent):
+            bad.append(segment)
+            lost.add(segment.number)
+        n_bad[segment.kind] += not is_whole and (segment.kind == "rows" or has_parent)
+    if bad:
+        catalog.hide(bad, "missing")
+    catalog.disk.counts.damage += sum(n_bad.values())
+    for kind, n in n_bad.items():
+        if n:
+            text = "store: %d of %d files of %s are missing or have a wrong size; KV will be computed again"
+            log.warning(text, n, sum(s.kind == kind for s in rows), kind)
+    remove_hidden(catalog)  # if the disk refuses, the next Edit does it
+    for name in filter(is_kv_name, found.keys() - known_files(catalog)):
+        disk.files.unlink(disk.folder / name)
+
+
 def folder_bytes(catalog: Catalog) -> int:
     """Return the allocated bytes of everything in the store's folder. Any thread."""
     with catalog.lock:
-        return catalog.quota.others() + catalog.held_bytes
+        return catalog.disk.quota.others() + catalog.held_bytes
 
 
 def known_files(catalog: Catalog) -> set[str]:
     """Return every KV file that the manifest names or a save is writing, by its path below ``kv``. I/O thread."""
     with catalog.lock:
-        held: list[Segment | Side] = [*catalog.segments.values(), *catalog.all_sides()]
-        known = {one.file for one in held} | {*catalog.unfinished}
-    return known | {f"{name.removesuffix(SUFFIX)}{TEMP_SUFFIX}" for name in catalog.unfinished}
+        unfinished = {*catalog.disk.unfinished}
+        known = {segment.file for segment in catalog.segments.values()} | unfinished
+    return known | {f"{name.removesuffix(SUFFIX)}{TEMP_SUFFIX}" for name in unfinished}
 
 
 def keep(catalog: Catalog) -> None:
@@ -49,10 +80,10 @@ def keep(catalog: Catalog) -> None:
     Mark and sweep: files that the manifest names or a running save writes are marked; all other KV files are deleted.
     """
     with contextlib.suppress(OSError):  # the folder cannot be read now: the next flush tries again
-        for name in catalog.quota.survey(known_files(catalog)):
-            catalog.files.unlink(catalog.folder.parent / name)
+        for name in catalog.disk.quota.survey(known_files(catalog)):
+            catalog.disk.files.unlink(catalog.disk.folder.parent / name)
     remove_hidden(catalog)
-    tidy(catalog, catalog.manifest.database.shrink)
+    catalog.disk.tidy(catalog.disk.manifest.database.shrink)
     make_room(catalog)
 
 
@@ -61,44 +92,26 @@ def make_room(catalog: Catalog) -> bool:
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            tidy(catalog, catalog.manifest.database.fold)  # the WAL may be a large share of the bytes
+            catalog.disk.tidy(catalog.disk.manifest.database.fold)  # the WAL may be much of what is there
             excess = _excess(catalog)
         if excess <= 0:
             return True
-        if not _evict(catalog, excess + catalog.quota.budget_bytes // _SLACK):
+        if not _evict(catalog, excess + catalog.disk.quota.budget_bytes // _SLACK):
             return False
-        tidy(catalog, catalog.manifest.database.fold)
+        catalog.disk.tidy(catalog.disk.manifest.database.fold)
     return _excess(catalog) <= 0
 
 
 def _excess(catalog: Catalog) -> int:
-    return folder_bytes(catalog) + sum(catalog.unfinished.values()) - catalog.quota.budget_bytes
-
-
-def tidy(catalog: Catalog, call: Callable[[], None]) -> None:
-    """Run work that needs a writable disk; if the disk refuses, a later call does it."""
-    try:
-        call()
-    except WRITE_ERRORS as error:
-        if is_disk_error(error):
-            catalog.health.failed("KV", error)
+    return folder_bytes(catalog) + sum(catalog.disk.unfinished.values()) - catalog.disk.quota.budget_bytes
 
 
 def _evict(catalog: Catalog, excess_bytes: int) -> bool:
     with catalog.lock:
-        table = [
-            Candidate(
-                s.number,
-                s.parent_number,
-                s.held_bytes + sum(side.held_bytes for side in catalog.beside(s)),
-                s.used_s,
-                n_tokens=s.n_tokens,
-                is_pinned=not s.is_ready or catalog.is_pinned(s),
-            )
-            for s in catalog.segments.values()
-            if not s.is_hidden
-        ]
-        gone = [catalog.segments[n] for n in victims(table, excess_bytes, catalog.clock())]
+        rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
+        sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
+        pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
+        gone = victims(rows, sizes, pinned, excess_bytes, catalog.disk.clock())
         if gone:
             catalog.hide(gone, "evicted")
     log.debug("store: evicted segments=%d", len(gone))
@@ -107,6 +120,41 @@ def _evict(catalog: Catalog, excess_bytes: int) -> bool:
 
 def announce(catalog: Catalog, file: str, n_bytes: int) -> None:
     """Evict to make space for a file before its first byte is written. I/O thread; raises NoRoomError."""
-    catalog.unfinished[file] = -(-n_bytes // _PAGE) * _PAGE
+    catalog.disk.unfinished[file] = -(-n_bytes // _PAGE) * _PAGE
     if not make_room(catalog):
         raise NoRoomError(f"no room for {n_bytes:,} bytes")
+
+
+def figures(catalog: Catalog | None, health: Health, *, agents: int, log_damage: int) -> dict[str, Any]:
+    """Return every figure by its name in ``Stats``; ``catalog`` None: no KV."""
+    found: dict[str, Any] = {
+        "agents": agents,
+        "damage": log_damage,
+        "disk_state": health.state,
+        "disk_failures": health.failures,
+        "disk_bytes": 0,
+        "disk_budget_bytes": 0,
+        "bytes_written": 0,
+        "segments": 0,
+        "chunks": 0,
+        "save_failures": 0,
+        "saves_skipped": {},
+        "unwritten_tokens": 0,
+        "unreadable": 0,
+    }
+    if catalog is None:
+        return found
+    with catalog.lock:
+        ready = [s for s in catalog.segments.values() if s.kind == "rows" and s.is_ready and not s.is_hidden]
+        return found | {
+            "damage": catalog.disk.counts.damage + log_damage,
+            "disk_bytes": folder_bytes(catalog),
+            "disk_budget_bytes": catalog.disk.quota.budget_bytes,
+            "bytes_written": catalog.disk.counts.bytes_written,
+            "segments": len(ready),
+            "chunks": sum(s.n_chunks for s in ready),
+            "save_failures": catalog.disk.counts.save_failures,
+            "saves_skipped": dict(catalog.disk.counts.skipped),
+            "unwritten_tokens": catalog.disk.counts.unwritten.n_tokens,
+            "unreadable": catalog.losses.n_unreadable,
+        }

@@ -26,35 +26,24 @@ from agent_memory.log.place import GoneError, Place
 from agent_memory.log.refusals import as_store_error, opening_error, store_errors
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Change
-from agent_memory.prefix.index import Ids
+from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
-from agent_memory.store.catalog import Catalog
-from agent_memory.store.compaction import Compactor
-from agent_memory.store.deletion import delete_agent, delete_agents
+from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
-from agent_memory.store.elsewhere import Elsewhere, elsewhere
-from agent_memory.store.figures import figures
-from agent_memory.store.forgetting import delete_unowned, rewrite
-from agent_memory.store.holding import hold, release
+from agent_memory.store.holders import delete_agent, delete_agents, delete_unowned, hold, release
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
-from agent_memory.store.pins import Pins
-from agent_memory.store.planning import begin_save
-from agent_memory.store.quota import Quota, default_budget
-from agent_memory.store.reading import NOTHING, Match
-from agent_memory.store.records import SegmentRow
-from agent_memory.store.room import folder_bytes, keep
-from agent_memory.store.rows import layout_json
-from agent_memory.store.saves import Save
-from agent_memory.store.sweeping import sweep
-from agent_memory.store.verifying import verify_store
-from agent_memory.store.writing import WriteAdmission, Written
+from agent_memory.store.reading import NOTHING, Elsewhere, Match
+from agent_memory.store.rewriting import Compactor
+from agent_memory.store.room import figures, folder_bytes, keep, sweep
+from agent_memory.store.save import Save, begin_save
+from agent_memory.store.view import verify_store
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -82,8 +71,8 @@ class Store:
     ) -> None:
         self._path, self._chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
-        self._health = Health()
-        self._io = IOThread(health=self._health)
+        self.health = Health()
+        self._io = IOThread(health=self.health)
         self._closing, self._is_closed = threading.RLock(), False
         self._lock: Lock | None = None
         self._catalog: Catalog | None = None
@@ -104,21 +93,20 @@ class Store:
             try:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
-                written = Written.parse(self._database.meta("written"))
-                self._catalog = catalog = Catalog(
+                disk = open_disk(
                     path,
                     Manifest(self._database),
                     self._io,
-                    quota=Quota(path, disk_bytes if disk_bytes is not None else default_budget(path)),
-                    admission=WriteAdmission(bytes_per_day, written, self.costs.compute_s),
-                    files=files,
-                    health=self._health,
-                    codec=codec,
-                    place=self._place,
+                    files,
+                    self.health,
+                    self._place,
+                    budget_bytes=disk_bytes,
+                    bytes_per_day=bytes_per_day,
+                    compute_s=self.costs.compute_s,
                 )
-                catalog.is_pinned = self._pins.covers
+                self._catalog = catalog = Catalog(disk, self._pins, codec=codec)
                 self._compactor = Compactor(catalog)
-                catalog.on_commit = self._compactor.wake
+                disk.on_commit = self._compactor.wake
                 sweep(catalog)
                 keep(catalog)
             except BaseException:
@@ -130,7 +118,7 @@ class Store:
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):
                 raise opening_error(path, error) from error
             raise
-        log.info("store open path=%s segments=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
+        log.info("store open path=%s files=%d bytes=%d", path, len(catalog.segments), folder_bytes(catalog))
 
     def _ensure_ours(self) -> None:
         """Called before every change of the folder. Raises GoneError if the folder is not the one that was opened."""
@@ -148,18 +136,10 @@ class Store:
         self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
-            rows = self._take_rows()
-            self._manifest.attach(identity, layout_json(layout), facts)
+            self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
-                self._catalog.attach(identity, layout, host, self._chunk_tokens, rows)
+                self._catalog.attach(identity, layout, host, self._chunk_tokens)
             self._pins.load(self._logs, self._manifest)
-
-    def _take_rows(self) -> list[SegmentRow] | None:
-        """Return the rows read at opening, once, if nothing was committed since; else None."""
-        if self._catalog is None or (opened := self._catalog.opened) is None:
-            return None
-        self._catalog.opened = None
-        return opened[1] if opened[0] == self._database.commits else None
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Return the identities of the models under which an agent has stored KV."""
@@ -292,9 +272,9 @@ class Store:
         """
         self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
-            self._io.call(partial(rewrite, self._manifest, logs, kv_of))
+            self._io.call(partial(self._manifest.forget, logs, kv_of))
             replaced()
-            self._io.call(partial(delete_unowned, self._manifest, self._catalog))
+            self._io.call(partial(delete_unowned, self._catalog) if self._catalog is not None else self._database.fold)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest prefix of ``ids`` that is on disk; O(len(ids)) hashing, in memory."""
@@ -306,7 +286,7 @@ class Store:
 
     def elsewhere(self, ids: Ids) -> Elsewhere | None:
         """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
-        return None if self._catalog is None else elsewhere(self._catalog, self._manifest, ids)
+        return None if self._catalog is None else reading.elsewhere(self._catalog, ids)
 
     def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
         """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
@@ -331,8 +311,8 @@ class Store:
 
     def is_stored(self, piece: bytes) -> bool:
         """True if a piece is on disk, or on its way there."""
-        index = None if self._catalog is None else self._catalog.index
-        return index is not None and piece in index.pieces
+        model = None if self._catalog is None else self._catalog.model
+        return model is not None and piece in model.index.pieces
 
     def begin_save(
         self,
@@ -358,10 +338,7 @@ class Store:
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
-        save = begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
-        if is_turn:
-            self._pins.note(agent_id, save.head)
-        return save
+        return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
 
     @property
     def has_disk(self) -> bool:
@@ -392,8 +369,8 @@ class Store:
         error = self._io.drain() or (None if self._place is None else self._place.lost)
         if self._catalog is not None and not isinstance(error, GoneError):
             self._io.call(partial(keep, self._catalog))
-            if self._health.state == "ok":  # else a warning about the disk was logged
-                self._catalog.counts.unwritten.tell()
+            if self.health.state == "ok":  # else a warning about the disk was logged
+                self._catalog.disk.counts.unwritten.tell()
         if self._lock is not None:
             self._lock.acknowledge(self._database.commits)
         if error is not None:
@@ -411,14 +388,14 @@ class Store:
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.folder)
+            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.disk.folder)
         repaired = () if self._repair is None else (str(self._repair),)
-        others = () if catalog is None else catalog.quota.strangers
+        others = () if catalog is None else catalog.disk.quota.strangers
         return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the store was opened, its size and the disk's state."""
-        return figures(self._catalog, self._health, agents=self._logs.n_agents(), log_damage=self._log_damage)
+        return figures(self._catalog, self.health, agents=self._logs.n_agents(), log_damage=self._log_damage)
 
     def close(self) -> None:
         """Flush, end the I/O thread, release the lock; later calls wait for it. Raises as ``flush``, once closed."""
@@ -429,10 +406,9 @@ class Store:
 
     def _close(self) -> None:
         try:
-            if self._catalog is not None and self._catalog.has_unwritten_uses:
-                catalog = self._catalog
+            if (catalog := self._catalog) is not None and (uses := catalog.take_uses()):
                 with contextlib.suppress(AgentMemoryError):
-                    self._io.submit(lambda: self._manifest.commit(used=catalog.take_uses()))
+                    self._io.submit(lambda: self._manifest.commit(used=uses))
             if self._io.is_started:
                 self.flush()
         finally:

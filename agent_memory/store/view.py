@@ -1,4 +1,4 @@
-"""A read-only view of a store: no model, no lock, no write; another process may write meanwhile."""
+"""A store looked at: no model, no lock, no write; another process may hold it and write meanwhile."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
-from agent_memory.log.files import MANIFEST
+from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
-from agent_memory.store.format import KV_FOLDER
+from agent_memory.prefix.pieces import Segment
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.records import SegmentRow
-from agent_memory.store.rows import unpack
-from agent_memory.store.verifying import verify_store
+from agent_memory.store.sources import checking
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
 
@@ -87,23 +86,23 @@ class StoreView:
     def du(self) -> DiskUses:
         """Return the bytes of each agent's KV files; files that agents share count as shared for each of them."""
         with self._reading():
-            rows, sides = self._manifest.segments(), self._manifest.sides()
+            segments = self._manifest.segments()
             heads = self._manifest.heads()
             names, holders = self._logs.names(self._salt), self._logs.holders()
-        sizes: dict[int, int] = {row.segment: row.n_bytes for row in rows}
-        files: dict[int, int] = {row.segment: 1 for row in rows}
-        for side in sides:
-            if side.segment in sizes:
-                sizes[side.segment] += side.n_bytes
-                files[side.segment] += 1
+        rows = [segment for segment in segments if segment.kind == "rows"]
+        sizes: dict[int, int] = {row.number: row.n_bytes for row in rows}
+        files: dict[int, int] = {row.number: 1 for row in rows}
+        for segment in segments:
+            if segment.kind == "resume" and segment.parent_number in sizes:
+                sizes[segment.parent_number] += segment.n_bytes
+                files[segment.parent_number] += 1
         lines = _Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
-        for segments in used.values():
-            for segment in segments:
-                users[segment] += 1
+        for number in (number for numbers in used.values() for number in numbers):
+            users[number] += 1
         uses = [_use(name, used.get(agent, set()), users, sizes, files) for agent, name in names.items()]
         return DiskUses(
             agents=tuple(sorted(uses, key=lambda use: (-use.own_bytes - use.shared_bytes, use.name))),
@@ -148,9 +147,9 @@ class StoreView:
 class _Lines:
     """The segments of a lineage, by its last piece."""
 
-    def __init__(self, rows: Sequence[SegmentRow]) -> None:
-        self._parents = {row.segment: row.parent_segment for row in rows}
-        self._homes = {(row.identity, piece): row.segment for row in rows for piece, _, _ in unpack(row.pieces)}
+    def __init__(self, rows: Sequence[Segment]) -> None:
+        self._parents = {row.number: row.parent_number for row in rows}
+        self._homes = {(row.identity, piece): row.number for row in rows for piece in row.piece_ids()}
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
         """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
@@ -171,4 +170,32 @@ def _use(
         own_bytes=own,
         shared_bytes=sum(sizes[segment] for segment in segments) - own,
         n_files=sum(files[segment] for segment in segments),
+    )
+
+
+def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
+    """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
+    damaged: list[str] = []
+    unread: list[str] = []
+    n_bytes = 0
+    segments = manifest.segments() if folder is not None else []
+    for segment in segments if folder is not None else ():
+        assert folder is not None
+        try:
+            for _ in checking(folder / segment.file, segment):
+                pass
+            n_bytes += segment.n_bytes
+        except READ_ERRORS as error:
+            if any(one.file == segment.file for one in manifest.segments()):  # else it was removed meanwhile
+                found = unread if reason_of(error) == "unreadable" else damaged
+                found.append(f"{'segment' if segment.kind == 'rows' else 'resume file'} {segment.file}: {error}")
+    turns, bad_logs = logs.damaged_turns()
+    rows = [segment for segment in segments if segment.kind == "rows"]
+    return VerifyReport(
+        segments=len(rows),
+        chunks=sum(segment.n_chunks for segment in rows),
+        bytes_read=n_bytes,
+        turns=turns,
+        damaged=(*damaged, *bad_logs),
+        unread=tuple(unread),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.prefix.index import Piece
+from agent_memory.prefix.pieces import Piece
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 

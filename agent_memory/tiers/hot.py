@@ -44,11 +44,11 @@ class Lineage:
 
 @frozen(eq=False)
 class Heir:
-    """A fork that has KV of its own only once it runs: until then its parent's lineage is its own too."""
+    """A fork before its first turn: it shares its parent's lineage, and has no KV of its own yet."""
 
     owner: str
     agent_id: int
-    ids: np.ndarray[Any, Any] = field(repr=False)  #: of its log
+    ids: np.ndarray[Any, Any] = field(repr=False)  #: the ids of its log
     is_temporary: bool = False
 
 
@@ -57,7 +57,7 @@ class HotTier:
 
     - A lineage that its own agent continues is moved: no byte is copied. Other requests copy a prefix of it.
     - An agent has at most one lineage; a newer one replaces it.
-    - A fork shares its parent's lineage until its first turn, and inherits it where the parent leaves it.
+    - A fork shares its parent's lineage until its first turn, and inherits it if the parent leaves it.
     - An anonymous lineage that is a prefix of a newer one is dropped.
 
     ``scheduler/eviction.py`` keeps the budget.
@@ -115,14 +115,14 @@ class HotTier:
         return replaced
 
     def share(self, owner: str, heir: Heir) -> None:
-        """Let a fork share the lineage that its parent owns or shares; nothing where there is none. O(lineages)."""
+        """Let a fork share the lineage that its parent owns or shares, if there is one. O(lineages)."""
         owners = (parent for parent, heirs in self._heirs.items() if owner in heirs)
         holder = owner if self.of(owner) is not None else next(owners, None)
         if holder is not None:
             self._heirs.setdefault(holder, {})[heir.owner] = heir
 
     def disinherit(self, owner: str | None) -> None:
-        """Note that a fork has KV of its own, or is gone."""
+        """Record that a fork has KV of its own, or was deleted."""
         for heirs in self._heirs.values():
             heirs.pop(owner or "", None)
 
@@ -131,7 +131,7 @@ class HotTier:
         return bool(self._heirs.get(lineage.owner or ""))
 
     def bequeath(self, lineage: Lineage) -> bool:
-        """Give a lineage whose owner leaves it to a fork that shares it, truncated; False where none can have it."""
+        """Give a lineage that its owner leaves to a fork, truncated to the log of that fork; False if none fits."""
         heirs = self._heirs.pop(lineage.owner or "", {})
         while heirs:
             heir = heirs.pop(next(iter(heirs)))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from attrs import field, frozen
 
-from agent_memory.prefix.index import Ids
+from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import made_of_all
 from agent_memory.store import reading
 from agent_memory.tiers.copies import WarmPiece

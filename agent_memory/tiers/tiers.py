@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
-from agent_memory.prefix.index import Ids
+from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import Source
 from agent_memory.store.store import Store
 from agent_memory.tiers import lookup

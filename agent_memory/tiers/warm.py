@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import Coding, coded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.prefix.chunks import piece_id
-from agent_memory.prefix.index import HEAD_IDS, Ids, Index, Piece, Segment, n_tokens, sort_key
+from agent_memory.prefix.chunks import piece_id, root_id
+from agent_memory.prefix.index import Index, n_tokens
+from agent_memory.prefix.pieces import Ids, Piece, Segment, resume_segment
 from agent_memory.prefix.provenance import Provenance
-from agent_memory.prefix.resume import Held, Needs, Plan, Side, best_plan, missing_sides, stale
+from agent_memory.prefix.resume import Held, Needs, Plan, best_plan, missing_resume, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
-from agent_memory.store.rows import root_id
 from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.types import Tier
 
@@ -62,7 +62,7 @@ class Warm:
         self._identity = self._host = ""
         self._held: dict[bytes, WarmPiece] = {}
         self._leaves: dict[bytes, WarmPiece] = {}  # pieces without a child
-        self._sides: dict[bytes, Side] = {}
+        self._sides: dict[bytes, Segment] = {}
         self._heads: dict[int | None, bytes] = {}  # last piece of each agent's newest lineage
 
     @property
@@ -158,10 +158,10 @@ class Warm:
         sides: list[CopySide] = []
         if self._index is None or self.needs is None:
             return ()
-        found = missing_sides(self._index, self._sides, self.needs, path[-1].piece.id, path[-1].stop, held)
-        for piece, first, has_state in found:
+        found = missing_resume(self._index, self._sides, self.needs, path[-1].piece.id, path[-1].stop, held)
+        for piece, n_rows, has_state in found:
             to = self._held[piece.id]
-            start = first
+            start = first = to.stop - n_rows
             if base is not None and to is fresh[0] and base.piece.window_rows and first < base.taken_stop:
                 first = max(first, base.piece.first_row)
                 start = max(first, base.taken_stop)
@@ -205,23 +205,17 @@ class Warm:
     def _enter(self, index: Index, parent: bytes, own: Ids, start: int, lineage: Provenance) -> WarmPiece:
         assert self.layout is not None
         segment = Segment(
-            number=0,
             identity=self._identity,
-            file="",
             parent=parent,
-            parent_number=None,
             start=start,
             n_tokens=len(own),
             chunk_tokens=index.chunk_tokens,
             exactness="quantized" if self.is_lossy else lineage.exactness,
             codec=self.codec if self.is_lossy else "exact",
             host=self._host,
-            used_s=0.0,
             ids=own.copy(),
         )
-        made = lineage.made_by(start, start + len(own))
-        piece = Piece(piece_id(parent, own), parent, segment, 0, len(own), made, sort_key(own[:HEAD_IDS]))
-        segment.pieces = [piece]
+        [piece] = segment.divide(own, lambda first, stop: lineage.made_by(start + first, start + stop))
         index.add(piece, own)
         held = WarmPiece(piece)
         held.n_bytes = _PIECE_BYTES + len(own) * (4 + self._token_bytes) + _ARRAY_BYTES * len(self.layout.tensors)
@@ -241,8 +235,8 @@ class Warm:
             held.n_bytes -= added
             return False
         held.window_rows, held.state = rows, state
-        id = held.piece.id
-        self._sides[id] = Side(id, 0, "", to.stop - to.first, to.has_state, is_ready=True)
+        resume = resume_segment(held.piece, to.stop - to.first, to.has_state)
+        resume.is_ready, self._sides[held.piece.id] = True, resume
         return True
 
     def complete(self, copy: Copy) -> None:
@@ -267,7 +261,7 @@ class Warm:
             lineage = [held.piece for held in reversed(copy.path)]
             is_point = {p.id for p in lineage if p.id in ends or len(index.children(p.id)) != 1}
             for side in stale(lineage, self._sides, self.needs, former, lambda p: p.id in is_point):
-                self._drop_side(self._held[side.piece])
+                self._drop_side(self._held[side.parent])
 
     def undo(self, copy: Copy) -> None:
         """Forget the pieces that a copy entered, and their descendants."""

@@ -1,4 +1,4 @@
-"""Contract tests: each adapter against its installed framework. ``pytest -m contract``, with the extra ``[contract]``.
+"""Contract tests: each adapter against its installed framework. ``pytest -m contract tests/contract``, with the extra ``[contract]``.
 
 Without that marker nothing here is imported, since the default environment has no frameworks. With it a framework that
 is missing fails the run.

@@ -52,7 +52,7 @@ def text(seed: int, n_tokens: int) -> str:
 def test_restored_at_every_chunk_boundary_and_at_the_tail_equals_never_stopped(name: str, tmp_path: Path) -> None:
     lengths = [*range(CHUNK, 7 * CHUNK + 1, CHUNK), 1, 31, 33, 100]
     with opened(name, ":memory:") as live, opened(name, tmp_path) as stored, warm(name) as held:
-        stored._store._catalog.admission._compute_s = lambda n: None  # else what is cheap to compute is not written
+        stored._store._catalog.disk.admission._compute_s = lambda n: None  # or cheap KV is not written
         for n in lengths:
             first, second = text(n, n), text(n, n) + text(-n, 21)
             for memory in (live, stored, held):

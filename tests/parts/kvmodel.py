@@ -17,7 +17,7 @@ from agent_memory.log.versions import Change, Span
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.store.reading import Match
-from agent_memory.store.saves import Save
+from agent_memory.store.save import Save
 from agent_memory.store.store import Store
 from agent_memory.tiers.tiers import Tiers
 
@@ -105,9 +105,9 @@ def save(
     for number, side in enumerate(found.sides):
         assert side.start == side.stop or side.start >= held_from
         taken = [rows(ids, spec, 100 + t)[:, side.start : side.stop] for t, spec in enumerate(layout.windows)]
-        assert not side.side.has_state or side.stop in {*snapshots, len(ids)}
+        assert not side.has_state or side.stop in {*snapshots, len(ids)}
         found.put_side(
-            number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.side.has_state else None
+            number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
         )
     found.finish()
     return found

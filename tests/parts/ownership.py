@@ -15,7 +15,7 @@ from tests.parts.house import PACKAGE, modules
 
 
 def outside_members(package: Path = PACKAGE) -> dict[str, set[str]]:
-    """"module.Class" -> names of its members that files other than its own use."""
+    """ "module.Class" -> names of its members that files other than its own use."""
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(package).items()}
     machines = {
         f"{name}.{node.name}"

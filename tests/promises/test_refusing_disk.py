@@ -140,7 +140,7 @@ def test_flush_counts_and_tells_once_what_kv_is_not_on_disk_where_the_logs_are(t
         assert len(told) == 1
         assert f"the disk is {STATES[code]}" in told[0]
         assert len(store.load_agent("", "a").turns) == 3
-    store._catalog.health.worked("KV")
+    store._catalog.disk.health.worked("KV")
     save(store, ids, agent_id=agent)
     store.flush()
     assert store.stats()["unwritten_tokens"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import sqlite3
@@ -425,6 +426,60 @@ def test_the_redactor_stands_in_front_of_logs_and_of_the_model(
         assert SECRET.encode() not in file.read_bytes(), file
 
 
+def test_the_redactor_stands_in_front_of_tools_calls_and_variables(
+    opened: Callable[..., Memory], tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def answer(asked: str, ids: tuple[int, ...]) -> str:
+        seen.append(memory._runner.tokenizer.decode(ids))
+        return "Thanks."
+
+    memory = opened(EchoRunner(answer), tmp_path, redact="rules")
+    tool = {
+        "name": "fetch",
+        "description": f"Fetches with {SECRET}.",
+        "input_schema": {
+            "type": "object",
+            "properties": {"url": {"type": "string", "description": f"as in ?key={SECRET}", "default": SECRET}},
+        },
+    }
+    call = {"id": "1", "type": "function", "function": {"name": "fetch", "arguments": json.dumps({"url": SECRET})}}
+    history = [
+        {"role": "user", "content": "Fetch it."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": f"done with {SECRET}"},
+    ]
+    memory.generate([*history, {"role": "user", "content": "And?"}], agent="a", tools=[tool])
+    memory.agent("b", tools=[tool], messages=[*history, {"role": "assistant", "content": "Done."}]).say("Again.")
+    memory.prefill("Good morning.", tools=[tool], agent="c")
+    memory.generate("Good evening.", agent="d", template={"user_key": SECRET, "list": [{"key": SECRET}]})
+    n = memory.count_tokens("Good morning.", tools=[tool])
+    assert n > memory.count_tokens("Good morning.")
+    assert memory.agent("b", tools=[tool]).say("Once more.").usage.miss is None, "the tool is the one it has"
+    assert any("[REDACTED:" in text for text in seen)
+    assert not any(SECRET in text for text in seen)
+    memory.close()
+    for file in (one for one in tmp_path.rglob("*") if one.is_file()):
+        assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_a_secret_that_the_model_makes_up_stays_in_its_reply_and_is_not_remembered(
+    opened: Callable[..., Memory], tmp_path: Path
+) -> None:
+    memory = opened(scripted(f"Use {SECRET} for it.", "Yes."), tmp_path, redact="rules")
+    agent = memory.agent("a", recall=True)
+    assert agent.say("Make up a token.").text == f"Use {SECRET} for it."
+    n_tokens = agent.n_tokens
+    reply = agent.say("Thank you.")
+    assert reply.usage.cached_tokens >= n_tokens - 1, "its ids are what the model generated: nothing is computed anew"
+    memory.flush()
+    texts = [hit.item.text for hit in memory.context.recall("token", k=10)]
+    assert any("[REDACTED:" in text for text in texts)
+    memory.close()
+    assert SECRET.encode() not in (tmp_path / "recall.sqlite3").read_bytes()
+
+
 def test_exchanges_are_remembered_once_under_concurrent_turns(opened: Callable[..., Memory], tmp_path: Path) -> None:
     memory = opened(EchoRunner(lambda asked, ids: f"Heard of {asked.split()[-1]}"), tmp_path)
     handles = [
@@ -572,7 +627,7 @@ def test_law_16_forgetting_waits_for_the_turn_that_shows_the_card(
 def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     opened: Callable[..., Memory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import agent_memory.store.forgetting as forgetting
+    import agent_memory.store.holders as holders
 
     def fail(*_: Any) -> None:
         raise OSError(5, "Input/output error")
@@ -582,7 +637,7 @@ def test_law_16_forgetting_that_was_cut_short_is_finished_by_the_next_call(
     memory.agent("ann", recall=Recall(remember=False)).say("How does the heron vault open?")
     encoded = memory._runner.tokenizer.encode("bramblewick")
     with monkeypatch.context() as patch:
-        patch.setattr(forgetting, "delete_agent", fail)
+        patch.setattr(holders, "delete_agent", fail)
         with pytest.raises(StoreError):
             memory.context.forget("bramblewick")
     assert memory.context.recall("bramblewick"), "not forgotten yet: the call did not return"
@@ -670,3 +725,19 @@ def test_law_16_after_random_operations_no_file_holds_what_was_forgotten(seed: i
     memory.close()
     for word in forgotten:
         assert _files_with(tmp_path, word, encode(word)) == [], (seed, word)
+
+
+def test_a_working_set_for_an_agent_is_cards_in_an_order_that_stays(opened: Callable[..., Memory]) -> None:
+    memory = opened(EchoRunner(lambda asked, ids: "I see."))
+    notes(memory)
+    memory.context.remember("The kiln is fired with alder wood.")
+    longterm, recall = memory._asking.longterm, Recall()
+    count = memory._runner.tokenizer.encode
+    first = longterm.working_set(question(2), recall, "ann")
+    second = longterm.working_set("What of quokka2, and of the kiln?", recall, "ann")
+    assert first
+    assert [card.text for card in second[: len(first)]] == [card.text for card in first]
+    assert "alder wood" in second[-1].text
+    assert all(card.workspace == "default" and card.text.endswith("\n") for card in second)
+    small = longterm.working_set("Which wood fires the kiln?", recall, "bob", budget_tokens=60)
+    assert len(count("".join((HEAD, *(card.text for card in small))))) <= 60

@@ -213,3 +213,23 @@ def test_a_scrub_that_a_crash_prevented_is_done_when_the_file_is_opened(tmp_path
     with db.read() as connection:
         assert connection.execute("SELECT count(*) FROM counters WHERE name = 'unscrubbed'").fetchone() == (0,)
     db.close()
+
+
+def test_idle_work_merges_the_index_in_short_steps_and_loses_no_word(tmp_path: Path) -> None:
+    from agent_memory import ContextMemory
+
+    def parts() -> int:
+        with sqlite3.connect(tmp_path / "recall.sqlite") as raw:
+            return int(raw.execute("SELECT count(DISTINCT segid) FROM words_idx").fetchone()[0])
+
+    with ContextMemory(tmp_path / "recall.sqlite") as memory:
+        for n in range(40):
+            memory.remember([f"the gull number{n} word{i}" for i in range(20)][n % 20], kind="note")
+        memory.remember("zebra " * 3000, kind="note")
+        before = parts()
+        done = memory.maintain(10_000)
+        assert done.n_pages_merged > 0
+        assert parts() < before
+        assert memory.maintain().n_pages_merged == 0, "nothing is due"
+        assert {hit.item.text for hit in memory.recall("number7")} == {"the gull number7 word7"}
+        assert memory.check().ok

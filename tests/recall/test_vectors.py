@@ -111,7 +111,7 @@ def test_bits_with_rescoring_find_what_exact_search_finds() -> None:
         bits = vectors.VectorView(memory._scope, HashEmbedder(), exact_items=10)
         with memory._database.read() as db:
             for query in ("automobile", "weather of day 7", "tides", "mill report"):
-                expected, got = exact.nearest(db, query, 5), bits.nearest(db, query, 5)
+                expected, got = exact.nearest(db, exact.query(query), 5), bits.nearest(db, bits.query(query), 5)
                 assert list(got) == list(expected)
                 assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-3)
 

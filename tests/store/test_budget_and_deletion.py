@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.log.turns import Turn
-from agent_memory.prefix.worth import Candidate, victims
+from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.worth import victims
 from agent_memory.types import Message
 from tests.parts.breaking import Counted
 from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, rewind, save, segment_files
@@ -18,41 +19,51 @@ from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, loa
 ROOM = 220_000  #: for the manifest, its WAL and the lock, while a test's budget is for KV
 
 
+def segment(number, parent, used_s, n_tokens=1):
+    return Segment(
+        number=number, identity="", parent=b"", parent_number=parent, n_tokens=n_tokens, chunk_tokens=16,
+        exactness="exact", codec="exact", host="", used_s=used_s,
+    )  # fmt: skip
+
+
+def evicted(table, n_bytes, excess, now_s=10.0):
+    return [s.number for s in victims(table, dict.fromkeys((s.number for s in table), n_bytes), (), excess, now_s)]
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 5), st.booleans()), max_size=15),
     st.integers(0, 60),
 )
 def test_no_parent_goes_before_its_child_and_no_more_goes_than_is_needed(rows, excess):
-    table = [
-        Candidate(i, p if p < i else None, size, used, is_pinned=pin) for i, (p, size, used, pin) in enumerate(rows)
-    ]
-    gone = victims(table, excess, 6.0)
-    by_number = {c.number: c for c in table}
+    table = [segment(i, p if p < i else None, used) for i, (p, _, used, _) in enumerate(rows)]
+    sizes = {i: size for i, (_, size, _, _) in enumerate(rows)}
+    pinned = {i for i, (_, _, _, is_pinned) in enumerate(rows) if is_pinned}
+    gone = [s.number for s in victims(table, sizes, pinned, excess, 6.0)]
+    assert pinned.isdisjoint(gone)
     for at, number in enumerate(gone):
-        assert not by_number[number].is_pinned
-        assert {c.number for c in table if c.parent == number} <= set(gone[:at])
-    sizes = [by_number[n].nbytes for n in gone]
-    assert sum(sizes[:-1]) < excess or not gone
-    if sum(sizes) < excess:
-        left = [c for c in table if c.number not in gone]
-        assert all(c.is_pinned or any(d.parent == c.number for d in left) for c in left)
+        assert {s.number for s in table if s.parent_number == number} <= set(gone[:at])
+    freed = [sizes[n] for n in gone]
+    assert sum(freed[:-1]) < excess or not gone
+    if sum(freed) < excess:
+        left = [s for s in table if s.number not in gone]
+        assert all(s.number in pinned or any(d.parent_number == s.number for d in left) for s in left)
 
 
 def test_the_least_recently_used_leaf_goes_first():
-    table = [Candidate(1, None, 1, 0.0), Candidate(2, 1, 1, 5.0), Candidate(3, None, 1, 3.0)]
-    assert victims(table, 3, 10.0) == [3, 2, 1]
+    table = [segment(1, None, 0.0), segment(2, 1, 5.0), segment(3, None, 3.0)]
+    assert evicted(table, 1, 3) == [3, 2, 1]
 
 
 def test_of_two_used_at_once_the_one_goes_that_saves_less_for_its_bytes():
-    table = [Candidate(1, None, 100, 0.0, n_tokens=90), Candidate(2, None, 100, 0.0, n_tokens=10)]
-    assert victims(table, 1, 10.0) == [2]
+    table = [segment(1, None, 0.0, n_tokens=90), segment(2, None, 0.0, n_tokens=10)]
+    assert evicted(table, 100, 1) == [2]
 
 
 def test_what_many_lineages_stood_on_goes_after_what_one_did():
-    shared = [Candidate(1, None, 10, 0.0), *(Candidate(n, 1, 10, 0.0) for n in range(2, 7))]
-    alone = [Candidate(7, None, 10, 2.0), Candidate(8, 7, 10, 2.0)]
-    assert victims([*shared, *alone], 70, 10.0)[-1:] == [7]
-    assert victims([*shared, *alone], 80, 10.0)[-1:] == [1]
+    shared = [segment(1, None, 0.0), *(segment(n, 1, 0.0) for n in range(2, 7))]
+    alone = [segment(7, None, 2.0), segment(8, 7, 2.0)]
+    assert evicted([*shared, *alone], 10, 70)[-1:] == [7]
+    assert evicted([*shared, *alone], 10, 80)[-1:] == [1]
 
 
 @given(

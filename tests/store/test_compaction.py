@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory.store.compaction import Compactor
+from agent_memory.store.rewriting import Compactor
 from tests.parts.breaking import Counted
 from tests.parts.kvmodel import (
     MIXED,
@@ -24,6 +24,10 @@ from tests.parts.kvmodel import (
     save,
     segment_files,
 )
+
+
+def resume_segments(store):
+    return [segment for segment in store._manifest.segments() if segment.kind == "resume"]
 
 
 def grow(store, ids, step: int, agent_id=None, layout=SMALL) -> None:
@@ -57,10 +61,10 @@ def test_side_files_stay_with_their_pieces(tmp_path):
     ids = draw(np.random.default_rng(2), 16 * 6)
     with opened(tmp_path, layout=MIXED, files=Counted()) as store:
         grow(store, ids, 16, layout=MIXED)
-        n_sides = len(store._manifest.sides())
+        n_sides = len(resume_segments(store))
         store.compact()
         assert store.stats()["segments"] == 1
-        assert len(store._manifest.sides()) == n_sides > 1
+        assert len(resume_segments(store)) == n_sides > 1
         assert store.match(ids).n_tokens == len(ids)
         assert load_beside(store, store.match(ids), ids, MIXED)
     with opened(tmp_path, layout=MIXED) as store:
@@ -79,7 +83,7 @@ def test_what_is_in_use_or_ends_a_lineage_is_left_alone(tmp_path):
         assert segment_files(tmp_path) == before, "used just now"
         store.compact()
         assert segment_files(tmp_path) == before, "b ends inside the tail"
-        assert {h for _, _, h in store._manifest.heads()} <= set(store._catalog.index.pieces)
+        assert {h for _, _, h in store._manifest.heads()} <= set(store._catalog.model.index.pieces)
         store.delete_agent(a)
         assert store.match(ids).n_tokens == 36
         assert is_right(load(store, store.match(ids))[0], ids[:36])
@@ -179,12 +183,12 @@ def test_whatever_was_joined_all_lineages_are_found_as_before_and_deletion_frees
                 assert is_right(load(store, match)[0], ids[name])
             else:
                 assert not match.n_tokens or load_beside(store, match, ids[name], layout)
-        index, reached = store._catalog.index, set()
+        index, reached = store._catalog.model.index, set()
         for _, _, head in store._manifest.heads():
             reached |= {p.id for p in index.ancestors(index.pieces[head])}
         assert set(index.pieces) == reached
         assert {f"{f.parent.name}/{f.name}" for f in kv_files(path)} == {
-            file.file for file in (*store._manifest.segments(), *store._manifest.sides())
+            file.file for file in store._manifest.segments()
         }
         assert store.stats()["disk_bytes"] == held_bytes(path)
         assert store.stats()["damage"] == 0

@@ -40,17 +40,17 @@ def edit(store: Store, one: Edit) -> bool:
 
 
 def lose_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.database.transaction() as db:
+    with catalog.disk.manifest.database.transaction() as db:
         db.execute("DELETE FROM segments WHERE segment = 4")
 
 
 def change_a_row(catalog: Catalog) -> None:
-    with catalog.manifest.database.transaction() as db:
+    with catalog.disk.manifest.database.transaction() as db:
         db.execute("UPDATE segments SET start = start + 1 WHERE segment = 4")
 
 
 def lose_a_side_row(catalog: Catalog) -> None:
-    with catalog.manifest.database.transaction() as db:
+    with catalog.disk.manifest.database.transaction() as db:
         db.execute("DELETE FROM sides WHERE rowid = (SELECT max(rowid) FROM sides)")
 
 
@@ -161,7 +161,7 @@ CHANGES: dict[str, Callable[[Store, int], object]] = {
     "a join": lambda store, agent: store.compact(),
     "a deletion": lambda store, agent: store.delete_agent(agent),
     "a deletion that cuts": lambda store, agent: (store.compact(), store.delete_agent(agent)),
-    "an eviction": lambda store, agent: setattr(store._catalog.quota, "budget_bytes", 1) or store.flush(),
+    "an eviction": lambda store, agent: setattr(store._catalog.disk.quota, "budget_bytes", 1) or store.flush(),
 }
 
 
@@ -178,7 +178,7 @@ def test_damage_found_while_an_edit_commits_is_served_no_more_and_all_is_in_step
         files.work = lambda: void(catalog, harmed, "damaged", "by a test")
         files.left, files.is_after = at, is_after
         CHANGES[name](store, agent)
-        store._catalog.quota.budget_bytes = 1 << 30
+        store._catalog.disk.quota.budget_bytes = 1 << 30
         store.flush()
         store.flush()
         assert found(store) == []
@@ -198,11 +198,11 @@ def test_damage_found_while_an_edit_commits_is_served_no_more_and_all_is_in_step
 def test_side_files_follow_the_segment_that_takes_the_place_of_theirs(tmp_path):
     with opened(tmp_path, layout=MIXED, files=Counted()) as store:
         fill(store, MIXED)
-        n_sides = len(store._catalog.all_sides())
+        n_sides = sum(s.kind == "resume" for s in store._catalog.segments.values())
         store.compact()
         store.flush()
         assert found(store) == []
-        assert len(store._catalog.all_sides()) == n_sides > 1
+        assert sum(s.kind == "resume" for s in store._catalog.segments.values()) == n_sides > 1
         assert load_beside(store, store.match(IDS[:64]), IDS[:64], MIXED)
 
 

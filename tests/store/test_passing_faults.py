@@ -15,7 +15,7 @@ import pytest
 
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.errors import OutOfSpaceError, StoreError, StoreLockedError
-from agent_memory.store import catalog as catalog_module
+from agent_memory.store import losses as losses_module
 from agent_memory.store.store import Store
 from tests.parts.kvmodel import (
     KINDS,
@@ -71,7 +71,7 @@ class Failing:
 @pytest.fixture
 def soon(monkeypatch):
     """What could not be read is tried again at once."""
-    monkeypatch.setattr(catalog_module, "REREAD_S", 0.0)
+    monkeypatch.setattr(losses_module, "REREAD_S", 0.0)
 
 
 @pytest.mark.parametrize("call", ["open", "preadv", "pread", "fstat"])
@@ -109,8 +109,8 @@ def test_what_cannot_be_read_is_not_offered_for_a_while_and_says_why(tmp_path, m
         store.flush()
         assert segment_files(tmp_path) == before, "and it is not written twice"
         failing.code = None
-        now = store._catalog.clock()
-        store._catalog.clock = lambda: now + catalog_module.REREAD_S + 1
+        now = store._catalog.losses.clock()
+        store._catalog.losses.clock = lambda: now + losses_module.REREAD_S + 1
         assert store.match(IDS).n_tokens == len(IDS)
         assert store.stats()["unreadable"] == 0
 
@@ -307,7 +307,7 @@ def test_a_new_store_on_a_full_disk_says_that_it_is_full(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reread_s", [5.0, 0.0], ids=["hidden for a while", "after so long that it is tried again"])
 def test_a_request_that_cannot_read_a_segment_now_says_so_and_calls_it_no_damage(tmp_path, monkeypatch, reread_s):
-    monkeypatch.setattr(catalog_module, "REREAD_S", reread_s)
+    monkeypatch.setattr(losses_module, "REREAD_S", reread_s)
     config = Config(chunk_tokens=16, prefill_tokens=16)
     with Memory(EchoRunner(), tmp_path, config=config) as memory:
         memory.agent("ann").say("hello " * 40)

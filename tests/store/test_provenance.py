@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.store.sides import Held
+from agent_memory.prefix.resume import Held
 from agent_memory.store.store import Store
 from tests.parts.kvmodel import held_bytes
 
@@ -140,7 +140,7 @@ class Life:
     def lose(self, number: int) -> None:
         """A file vanishes under the running store, which finds out when it looks."""
         self.store.flush()
-        listed = [*self.store._manifest.segments(), *sorted(self.store._manifest.sides(), key=lambda s: s.segment)]
+        listed = self.store._manifest.segments()
         if listed:
             (self.folder / "kv" / listed[number % len(listed)].file).unlink(missing_ok=True)
             for ids in self.known:

@@ -64,7 +64,7 @@ def test_a_pinned_segment_and_what_it_stands_on_stay(tmp_path):
         save(store, pinned)
         store.flush()
         last = store.match(pinned).pieces[-1][0].segment
-        store._catalog.is_pinned = lambda segment: segment.number == last.number
+        store._catalog.pins.covers = lambda segment: segment.number == last.number
         for _ in range(30):
             save(store, draw(rng, 64))
             store.flush()

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.kvcache.layout import is_kept
-from agent_memory.prefix.index import Piece, Segment
-from agent_memory.prefix.resume import Needs, Side, restorable
+from agent_memory.prefix.pieces import Piece, Segment, resume_segment
+from agent_memory.prefix.resume import Needs, restorable
 from tests.parts.kvmodel import (
     KINDS,
     MIXED,
@@ -46,8 +46,8 @@ def keep(store: Any, ids: np.ndarray, layout: Any, agent_id: int | None = None) 
     return save(store, ids, layout=layout, agent_id=agent_id, held_from=held(n), snapshots=marks(n))
 
 
-def sides(store: Any) -> list[Side]:
-    return list(store._catalog.sides.values())
+def sides(store: Any) -> list[Segment]:
+    return list(store._catalog.resume.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,14 +126,14 @@ def test_no_more_of_a_window_is_kept_than_itself_a_chunk_and_the_last_turn(tmp_p
         a = store.create_agent("", "a", system=None, tools="[]").agent_id
         keep(store, ids[: 4 * WINDOW], WINDOWS, a)
         store.flush()
-        assert sum(side.n_rows for side in sides(store)) <= WINDOW + CHUNK
+        assert sum(side.n_tokens for side in sides(store)) <= WINDOW + CHUNK
         n = 4 * WINDOW
         while n < 900:
             turn = int(rng.integers(1, 60))
             n += turn
             keep(store, ids[:n], WINDOWS, a)
             store.flush()
-            assert sum(side.n_rows for side in sides(store)) <= WINDOW + turn + 2 * CHUNK
+            assert sum(side.n_tokens for side in sides(store)) <= WINDOW + turn + 2 * CHUNK
             before = np.concatenate([ids[: n - turn], draw(rng, 5)])  # the turn is taken back
             assert store.match(before).n_tokens >= (n - turn) // CHUNK * CHUNK
 
@@ -146,7 +146,7 @@ def test_states_are_kept_by_the_rule_and_where_lineages_part(tmp_path):
         for n in range(CHUNK, 16 * 32 + 1, CHUNK):
             keep(store, ids[:n], STATES, a)
         store.flush()
-        ends = sorted(store._catalog.index.pieces[s.piece].start + CHUNK for s in sides(store))
+        ends = sorted(store._catalog.model.index.pieces[s.parent].start + CHUNK for s in sides(store))
         assert ends == marks(16 * 32)
         other = np.concatenate([ids[: 16 * 28], draw(rng, 20)])
         keep(store, other, STATES, b)
@@ -273,14 +273,15 @@ def test_restorable_finds_what_trying_every_length_finds(data):
     for number in range(data.draw(st.integers(0, 6))):
         n_tokens = data.draw(st.sampled_from([CHUNK, CHUNK, 3]))
         segment = Segment(
-            number=number, identity="", file="", parent=b"", parent_number=None, start=at, n_tokens=n_tokens,
-            chunk_tokens=CHUNK, exactness="exact", codec="exact", host="", used_s=0.0,
+            number=number, identity="", parent=b"", start=at, n_tokens=n_tokens, chunk_tokens=CHUNK, exactness="exact",
+            codec="exact", host="",
         )  # fmt: skip
         piece = Piece(bytes([number]), b"", segment, 0, n_tokens, 1, b"")
         if data.draw(st.booleans()):
             n_rows = data.draw(st.integers(0, n_tokens))
             is_ready = data.draw(st.sampled_from([True, True, False]))
-            sides_[piece.id] = Side(piece.id, number, "", n_rows, data.draw(st.booleans()), is_ready=is_ready)
+            sides_[piece.id] = resume_segment(piece, n_rows, data.draw(st.booleans()))
+            sides_[piece.id].is_ready = is_ready
             if is_ready:
                 stored.update(range(at + n_tokens - n_rows, at + n_tokens))
                 states.update([at + n_tokens] if sides_[piece.id].has_state else [])

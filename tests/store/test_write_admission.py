@@ -16,7 +16,7 @@ DAY_S = 86_400.0
 
 def cheap(store: Store) -> None:
     """Computing costs next to nothing, writing a second a save."""
-    admission = store._catalog.admission
+    admission = store._catalog.disk.admission
     for _ in range(100):
         store.costs.computed(1_000, 1e-6)
     admission.note_write(1_000, 1.0)

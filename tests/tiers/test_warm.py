@@ -378,7 +378,7 @@ def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> No
         assert match.tier_tokens == {"warm": 8 * CHUNK, "cold": 12 * CHUNK}
         assert (match.tier, match.n_tokens) == ("cold", len(ids))
         segment_files(tmp_path)[0].stat()
-        first = tiers.store._catalog.path(match.pieces[0][0].segment)  # type: ignore[union-attr]
+        first = tiers.store._catalog.disk.path(match.pieces[0][0].segment)  # type: ignore[union-attr]
         first.unlink()
         for n in (len(ids), 17 * CHUNK + 3, 8 * CHUNK, 40):
             kv, sound = load(tiers, match, n)
@@ -387,7 +387,7 @@ def test_files_whose_pieces_are_all_in_memory_are_not_read(tmp_path: Path) -> No
         tiers.prefetch(match)
         tiers.store.flush()
         assert tiers.store.stats()["damage"] == 0, "the file that is gone was never looked for"
-        later = tiers.store._catalog.path(match.pieces[-1][0].segment)  # type: ignore[union-attr]
+        later = tiers.store._catalog.disk.path(match.pieces[-1][0].segment)  # type: ignore[union-attr]
         later.write_bytes(later.read_bytes()[:-8])
         _, sound = load(tiers, match)
         assert not sound

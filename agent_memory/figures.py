@@ -1,0 +1,145 @@
+"""What a Memory says of itself: counters, times, health, and the choices it runs with. All frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+from attrs import field, frozen
+
+from agent_memory.usage import AsDict
+
+#: Where a setting's value comes from.
+ChoiceSource = Literal["default", "config", "machine", "store", "model"]
+
+
+@frozen(repr=False)
+class Histogram(AsDict):
+    """How many values fell at or below each bound and above the bound before it; the last count is of all above."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]  #: one more than there are bounds
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+    def quantile(self, q: float) -> float:
+        """Return the least bound that a share ``q`` (0 to 1) of the values is within; inf above the last, 0 of none."""
+        need, seen = q * self.count, 0
+        for bound, n in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            seen += n
+            if seen >= need and seen:
+                return bound
+        return 0.0
+
+    def __repr__(self) -> str:
+        mean = self.sum / self.count if self.count else 0.0
+        return f"Histogram(n={self.count} mean={mean:.3g} p50<={self.quantile(0.5):g} p95<={self.quantile(0.95):g})"
+
+
+@frozen(kw_only=True)
+class Stats(AsDict):
+    """Counters of one Memory since it was opened, and its bytes now. docs/operations.md lists all with their units."""
+
+    requests: int = 0
+    ended: Mapping[str, int] = field(factory=dict)  #: requests by how they ended: done, cancelled, failed
+    waiting: int = 0  #: requests that have not started, now
+    running: int = 0  #: requests that prefill or decode, now
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    output_tokens: int = 0
+    hits: Mapping[str, int] = field(factory=dict)  #: requests by slowest tier touched
+    tier_tokens: Mapping[str, int] = field(factory=dict)  #: cached tokens by tier
+    misses: Mapping[str, int] = field(factory=dict)  #: by reason
+    times: Mapping[str, Histogram] = field(factory=dict)  #: seconds of replies: ttft, queue, restore, prefill, request
+    evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm
+    damage: int = 0  #: stored pieces found damaged or missing
+    hot_bytes: int = 0
+    warm_bytes: int = 0
+    disk_bytes: int = 0
+    budgets: Mapping[str, int] = field(factory=dict)  #: most bytes of each tier
+    bytes_written: int = 0
+    segments: int = 0
+    chunks: int = 0
+    agents: int = 0
+    save_failures: int = 0
+    saves_skipped: Mapping[str, int] = field(factory=dict)  #: KV that was not written, by reason
+    disk_state: str = "ok"  #: "full", "read-only", "failing" or "gone" (the folder) while the disk takes no writes
+    disk_failures: int = 0  #: writes that the disk refused
+    unwritten_tokens: int = 0  #: tokens whose KV was to be written and is not on disk
+    unreadable: int = 0  #: KV files that cannot be read now, and are tried again
+    remember_failures: int = 0  #: exchanges that were to be remembered and are not
+    tools_abandoned: int = 0  #: calls of run_tools that were still running after tool_timeout_s
+    computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
+    faults: int = 0  #: model steps that raised, and exceptions that struck the engine's thread
+    hook_failures: int = 0  #: replies for which ``Config.on_reply`` raised, or came too late to be called
+    recorder_failures: int = 0  #: lines that could not be written to ``Config.recorder``
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in self.rows())
+        return f"<table>{rows}</table>"
+
+    def rows(self) -> list[tuple[str, Any]]:
+        """(name, value) of every figure."""
+        return [(a.name, getattr(self, a.name)) for a in attrs.fields(type(self))]
+
+
+@frozen(kw_only=True)
+class Health(AsDict):
+    """Whether a Memory serves. ``ready`` implies ``live``."""
+
+    live: bool  #: False after ``close()``, in a forked child, and where the engine's thread has ended
+    ready: bool  #: True if a request that came now would be served as usual
+    reasons: tuple[str, ...] = ()  #: why it is not ready; one sentence each
+    started_s: float = 0.0  #: Unix time of its opening
+
+
+@frozen(kw_only=True)
+class Choice(AsDict):
+    """A setting with the value that it has, where that comes from, and what would change it."""
+
+    name: str
+    value: Any
+    source: ChoiceSource
+    why: str  #: one sentence, with its numbers
+    change: str  #: what to type or to do for another value
+
+
+@frozen(kw_only=True)
+class Doctor(AsDict):
+    """What was found on this machine and of the model, and what would make it faster or right."""
+
+    facts: Mapping[str, Any]
+    advice: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    is_explained: bool = False  #: True: the text says of each choice why, and what would change it
+
+    def choice(self, name: str) -> Choice:
+        """Return the choice of that name. Raises KeyError."""
+        return {one.name: one for one in self.choices}[name]
+
+    def __str__(self) -> str:
+        sources = {one.name: one.source for one in self.choices}
+        lines = ["found"] + [f"  {name}: {value}" for name, value in self.facts.items() if name not in sources]
+        lines.append("chosen")
+        for one in self.choices:
+            lines.append(f"  {one.name}: {_human(one.name, one.value)} ({one.source})")
+            if self.is_explained:
+                lines += [f"      why: {one.why}", f"      to change it: {one.change}"]
+        return "\n".join(lines + [f"advice: {one}" for one in self.advice])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.facts[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _human(name: str, value: Any) -> str:
+    is_size = name.endswith("_bytes") and isinstance(value, int) and value >= 1 << 20
+    return f"{value:,} ({value / (1 << 30):.1f} GiB)" if is_size else str(value)

@@ -1,0 +1,30 @@
+"""What reading or writing a file of unknown content may raise, and what that says of the file."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from agent_memory.errors import AgentMemoryError
+from agent_memory.log.place import is_passing
+
+
+class DamageError(Exception):
+    """Inside the room: a file is not what was written, or cannot be read. ``reason``: see ``reason_of``."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+#: What reading a file of unknown content may raise.
+READ_ERRORS = (DamageError, OSError, ValueError, KeyError, IndexError, MemoryError, StopIteration)
+
+#: What ends one write of KV, and no more.
+WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a file could not be used: "damaged", "missing", or "unreadable" where it may be readable later."""
+    if isinstance(error, DamageError):
+        return error.reason
+    return "unreadable" if is_passing(error) else "missing" if isinstance(error, OSError) else "damaged"

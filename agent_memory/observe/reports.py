@@ -1,0 +1,193 @@
+"""What a Memory says of itself: ``stats``, ``health``, the metrics, the trace, ``doctor`` and ``measure_codec``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from agent_memory.config import Config, memory_budgets
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.figures import Doctor, Health, Stats
+from agent_memory.observe import doctor as checkup
+from agent_memory.observe.choices import Circumstances
+from agent_memory.observe.codec_quality import CodecReport, measure
+from agent_memory.observe.meters import Tap
+from agent_memory.observe.metrics import AgentFigures, Figures
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.prometheus import exposition
+from agent_memory.observe.trace import Trace, trace_of
+from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.store import Store
+
+#: Agents that ``to_prometheus`` shows by name, unless asked for others.
+TOP_AGENTS = 10
+
+
+class _LongTerm(Protocol):
+    n_failed: int
+
+
+class _Asking(Protocol):
+    is_closed: bool
+    n_tools_abandoned: int
+
+    @property
+    def longterm(self) -> _LongTerm: ...
+    def ensure_open(self) -> Any: ...
+
+
+class Reports:
+    """Reads the state of one Memory. Any thread; changes nothing.
+
+    ``recorded``: what the store knew of the model before it was opened.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        store: Store,
+        engine: Engine,
+        observing: Observing,
+        config: Config,
+        asking: _Asking,
+        recorded: Mapping[str, str],
+    ) -> None:
+        self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
+        self._store, self._asking, self._recorded = store, asking, recorded
+        self.ensure_open = asking.ensure_open
+
+    def _stored(self) -> dict[str, Any]:
+        asked = {"remember_failures": self._asking.longterm.n_failed, "tools_abandoned": self._asking.n_tools_abandoned}
+        return {**self._store.stats(), **asked}
+
+    def stats(self) -> Stats:
+        """Waits until the engine is between two steps. Raises ClosedError."""
+        counted = self.engine.stats(self._stored)
+        hot_bytes, warm_bytes = memory_budgets(self.config)
+        meters, hook, recorder = self.observing.meters, self.observing.hook, self.observing.recorder
+        return attrs.evolve(
+            counted,
+            ended=meters.by_state(),
+            times=meters.times(),
+            faults=meters.faults,
+            budgets={"hot": hot_bytes, "warm": warm_bytes, **counted.budgets},
+            hook_failures=0 if hook is None else hook.n_failed,
+            recorder_failures=0 if recorder is None else recorder.n_failed,
+        )
+
+    def health(self) -> Health:
+        """Never waits: neither for the engine nor for the disk."""
+        pulse, fault, disk = self.engine.pulse, self.observing.fault, self._store.health.state
+        reasons = []
+        if self._asking.is_closed:
+            reasons.append("this Memory is closed, or is closing; open it again")
+        elif not pulse.is_live:
+            reasons.append("the engine's thread does not run in this process; open another Memory")
+        if fault is not None:
+            kind, at = fault
+            ago = time.perf_counter() - at
+            reasons.append(f"the engine faulted {ago:,.0f} s ago ({kind}), and no request has been answered since")
+        if pulse.lacks_bytes:
+            hot_bytes, _ = memory_budgets(self.config)
+            reasons.append(
+                f"no bytes: {pulse.n_waiting} requests wait, {pulse.n_running} run, and what the next one may need is "
+                f"not free of {hot_bytes:,} bytes. Raise Config.hot_bytes, or lower max_tokens"
+            )
+        if disk != "ok":
+            reasons.append(f"the disk is {disk}: replies go on, new KV stays in memory, logs wait to be written")
+        return Health(
+            live=pulse.is_live,
+            ready=pulse.is_live and not reasons,
+            reasons=tuple(reasons),
+            started_s=self.observing.started_s,
+        )
+
+    def figures(self, n_agents: int, *, hash_names: bool) -> Figures:
+        """All figures of this moment, with those of the agents that had most tokens computed."""
+        shown = self.observing.meters.agents(n_agents)
+        agents: Mapping[str, AgentFigures] = (
+            {self._pseudonym(name): sums for name, sums in shown.items()} if hash_names else shown
+        )
+        return Figures(stats=self.stats(), health=self.health(), agents=agents)
+
+    def tap(self) -> Tap:
+        """Values of histograms from now on."""
+        return self.observing.meters.tap()
+
+    def trace(self) -> Trace:
+        """The ring as a trace."""
+        entries, now = self.observing.ring.entries(), time.perf_counter()
+        return trace_of(entries, title=f"agent_memory {self.runner.name}", zero=self.observing.zero, now=now)
+
+    def doctor(self, *, explain: bool) -> Doctor:
+        """What was found, what was chosen."""
+        disk_bytes = self._store.stats()["disk_budget_bytes"]
+        at = Circumstances(runner=self.runner, config=self.config, recorded=self._recorded, disk_bytes=disk_bytes)
+        return checkup.examine(at, explain=explain)
+
+    def _pseudonym(self, name: str) -> str:
+        """The same for a name and a salt in every process; whoever does not know the salt cannot test a guess."""
+        key = hashlib.blake2b(self.config.salt.encode(errors="surrogatepass")).digest()
+        return hashlib.blake2b(name.encode(), key=key, digest_size=8).hexdigest()
+
+
+class Reporting:
+    """What a Memory says of itself; ``Memory`` has these methods."""
+
+    _reports: Reports
+
+    def stats(self) -> Stats:
+        """Return counters since this Memory was opened, and bytes now. Raises ClosedError."""
+        return self._reports.stats()
+
+    def health(self) -> Health:
+        """Return whether this Memory serves, and why not. Never waits or raises; also after ``close()``."""
+        return self._reports.health()
+
+    def to_prometheus(self, *, top_agents: int = TOP_AGENTS, hash_names: bool = False) -> str:
+        """Return every metric in Prometheus' text format; docs/operations.md lists them.
+
+        ``top_agents``: so many agents are shown by name, those with most computed tokens. ``hash_names``: under a
+        pseudonym. Raises ClosedError or UnsupportedParameterError.
+        """
+        if not isinstance(top_agents, int) or isinstance(top_agents, bool) or top_agents < 0:
+            raise UnsupportedParameterError(f"top_agents must be an int of 0 or more, got {repr_of(top_agents)}")
+        return exposition(self._reports.figures(top_agents, hash_names=hash_names))
+
+    def to_opentelemetry(
+        self, meter_provider: Any = None, *, top_agents: int = TOP_AGENTS, hash_names: bool = False
+    ) -> None:
+        """Give every metric to a meter provider of OpenTelemetry; None: the process's own. Needs the extra ``otel``.
+
+        Its readers collect them until this Memory is closed. Raises MissingExtraError.
+        """
+        from agent_memory.observe.otel import bridge
+
+        bridge(self._reports, meter_provider, top_agents, hash_names=hash_names)
+
+    def trace(self) -> Trace:
+        """Return what the engine did lately, for ui.perfetto.dev: ``memory.trace().save("trace.json")``."""
+        return self._reports.trace()
+
+    def doctor(self, *, explain: bool = False) -> Doctor:
+        """Return what was found on this machine, what was chosen and where from, and what would make it faster.
+
+        ``explain``: its text says of each choice why, and what would change it. Raises ClosedError.
+        """
+        self._reports.ensure_open()
+        return self._reports.doctor(explain=explain)
+
+    def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
+        """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
+        the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
+
+        Raises UnsupportedParameterError, or PromptTooLongError for a text longer than the model's context.
+        """
+        reports = self._reports
+        reports.ensure_open()
+        return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts)

@@ -1,0 +1,60 @@
+"""The states of a model's early layers, as a vector of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from agent_memory.errors import UnsupportedModelError
+
+_PROBE = (1, 2, 3, 5)
+_MOST_DIFFERENCE = 0.02  #: of the largest logit
+
+
+class EarlyLayers:
+    """The first layers of an mlx-lm model, run without a cache. Engine thread.
+
+    Raises UnsupportedModelError for a model that is not embeddings, layers one after another, norm and head: all of
+    them, run so, must give the model's own logits.
+    """
+
+    def __init__(self, model: Any, name: str, depth: float) -> None:
+        try:
+            self._inner = model.model
+            self._layers = list(self._inner.layers)
+            self._embed = self._inner.embed_tokens
+            difference = self._difference(model)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(f"{name}: its layers cannot be run by themselves ({error})") from error
+        if not difference <= _MOST_DIFFERENCE:
+            raise UnsupportedModelError(
+                f"{name}: its layers, run one after another, give other logits (by {difference:.0%}): "
+                "give Config(embedder=) a sentence model instead"
+            )
+        self._n = max(1, round(depth * len(self._layers)))
+
+    def state(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Return the mean over the tokens: (width,) float32."""
+        import mlx.core as mx
+
+        states = self._run(mx.array([list(ids)]), self._n)
+        return np.array(states.astype(mx.float32).mean(axis=1)[0])
+
+    def _run(self, ids: Any, n_layers: int) -> Any:
+        states = self._embed(ids)
+        mask = "causal" if ids.shape[1] > 1 else None
+        for layer in self._layers[:n_layers]:
+            states = layer(states, mask, None)
+        return states
+
+    def _difference(self, model: Any) -> float:
+        import mlx.core as mx
+
+        ids = mx.array([list(_PROBE)])
+        states = self._inner.norm(self._run(ids, len(self._layers)))
+        head = getattr(model, "lm_head", None)
+        ours, theirs = head(states) if head is not None else self._embed.as_linear(states), model(ids)
+        most = mx.abs(theirs).max()
+        return float((mx.abs(ours - theirs).max() / mx.maximum(most, 1e-9)).item())

@@ -1,0 +1,183 @@
+"""Who holds stored KV, and the end of KV that nobody holds. I/O thread.
+
+- A holder is an agent by its number, or a version by the number that it was given. A lineage under its number ends with
+  the last piece that is all of its ids; a fork or version finds that piece once it is stored.
+- Deleted are pieces that only the lineages of a deleted holder use; shared ones stay.
+- What is forgotten belongs to ``NOBODY``, and is deleted with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from agent_memory.log.damage import WRITE_ERRORS
+from agent_memory.log.logs import Logs
+from agent_memory.prefix.index import Index
+from agent_memory.prefix.pieces import NOBODY, HeadMove, Ids, Piece, Segment
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.edit import Edit, apply
+from agent_memory.store.rewriting import rewrite
+
+log = logging.getLogger("agent_memory.store")
+
+_TRIES = 8  #: saves after which a holder's KV is not looked for any more: it was not written
+
+
+def hold(catalog: Catalog, held: Sequence[tuple[int, Ids]]) -> None:
+    """Let holders keep the stored KV of their ids, and no other; that of saves under way is found when they commit."""
+    for number, ids in held:
+        catalog.awaited[number] = (ids, _TRIES)
+    settle_held(catalog)
+
+
+def settle_held(catalog: Catalog) -> None:
+    """Look for the KV of holders that is not all found yet; each save that commits may have stored it."""
+    for number, (ids, tries) in list(catalog.awaited.items()):
+        move, n_tokens = _move(catalog, number, ids)
+        if (move.head is not None or move.former) and Logs(catalog.disk.manifest.database).has_holder(number):
+            apply(catalog, Edit(lineage=move))
+        catalog.awaited[number] = (ids, tries - 1)
+        if n_tokens == len(ids) or tries <= 1:
+            del catalog.awaited[number]
+
+
+def release(catalog: Catalog, agent_id: int, ids: Ids) -> None:
+    """Delete KV that an agent's log no longer leads to, as far as nobody else holds it. ``ids``: of its log."""
+    move, _ = _move(catalog, agent_id, ids)
+    for one in move.former:
+        apply(catalog, Edit(lineage=HeadMove(NOBODY, move.identity, one)))
+    apply(catalog, Edit(lineage=move))
+    delete_agent(catalog, NOBODY)
+
+
+def _move(catalog: Catalog, number: int, ids: Ids) -> tuple[HeadMove, int]:
+    """The lineage of a holder ends with the last stored piece that is all of these ids; and how many ids that are."""
+    head, n_tokens, identity = None, 0, ""
+    with catalog.lock:
+        if catalog.model is not None:
+            identity = catalog.model.identity
+            for piece, take in catalog.model.index.plan(ids):
+                if take < piece.n_tokens:
+                    break
+                head, n_tokens = piece.id, n_tokens + take
+    former = [one for one in catalog.disk.manifest.heads_of(number, identity) if one != head]
+    return HeadMove(number, identity, head, former), n_tokens
+
+
+def delete_agent(catalog: Catalog, agent_id: int) -> None:
+    """Delete an agent's log, and the pieces that only its lineages use. I/O thread; durable when it returns."""
+    is_done = False
+    while not is_done:  # again if a segment was found damaged meanwhile
+        with catalog.lock:
+            drop, cuts = _unused(catalog, agent_id)
+        changes = _shortened(catalog, cuts, drop)
+        try:
+            is_done = apply(catalog, _edit(catalog, agent_id, drop.values(), changes))
+        finally:
+            for _, new in changes if not is_done else ():
+                catalog.disk.files.unlink(catalog.disk.path(new))
+    catalog.disk.counts.unwritten.written(agent_id, None)
+    catalog.disk.tidy(lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
+
+
+def delete_agents(catalog: Catalog, agent_ids: Iterable[int]) -> None:
+    """End several agents. I/O thread."""
+    for agent_id in agent_ids:
+        delete_agent(catalog, agent_id)
+
+
+def delete_unowned(catalog: Catalog) -> None:
+    """Delete the KV of ``NOBODY``; afterwards no file contains bytes of it, or of replaced turns. I/O thread.
+
+    Also deletes KV that an earlier process gave to ``NOBODY`` and did not delete.
+    """
+    delete_agent(catalog, NOBODY)
+    catalog.disk.manifest.database.fold()
+
+
+def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
+    """Return segments that only this agent's lineages use, and (segment, pieces that stay) if shared in part."""
+    heads = catalog.disk.manifest.heads()
+    drop: dict[int, Segment] = {}
+    cuts: list[tuple[Segment, int]] = []
+    for identity in {identity for agent, identity, _ in heads if agent == agent_id}:
+        mine = [h for a, i, h in heads if a == agent_id and i == identity]
+        others = [h for a, i, h in heads if a != agent_id and i == identity]
+        for index in _indexes(catalog, identity):
+            whole, parts = _unshared(index, mine, others)
+            drop |= {s.number: catalog.segments[s.number] for s in whole}
+            cuts += parts
+    return drop, cuts
+
+
+def _shortened(
+    catalog: Catalog, cuts: Sequence[tuple[Segment, int]], drop: dict[int, Segment]
+) -> list[tuple[Segment, Segment]]:
+    """Return (segment, its shorter replacement); a segment that cannot be rewritten is dropped with its descendants."""
+    changes: list[tuple[Segment, Segment]] = []
+    for segment, n_pieces in cuts:
+        try:
+            changes.append((catalog.segments[segment.number], _cut(catalog, segment, n_pieces)))
+        except WRITE_ERRORS as error:
+            log.warning("store: a shared segment could not be rewritten and will be computed again: %s", error)
+            with catalog.lock:
+                drop |= {s.number: s for s in catalog.family([catalog.segments[segment.number]]) if s.is_ready}
+    return [(old, new) for old, new in changes if old.number not in drop]
+
+
+def _edit(catalog: Catalog, agent_id: int, drop: Iterable[Segment], changes: Sequence[tuple[Segment, Segment]]) -> Edit:
+    stale: list[Segment] = []
+    with catalog.lock:
+        for old, new in changes:
+            kept = {piece.id for piece in new.pieces}
+            stale += [one for one in catalog.resume_of(old) if one.is_ready and one.parent not in kept]
+    return Edit(
+        add=[new for _, new in changes],
+        remove=[*drop, *(old for old, _ in changes), *stale],
+        ended_agent=agent_id,
+    )
+
+
+def _indexes(catalog: Catalog, identity: str) -> list[Index]:
+    """The index of the attached model; of another, one for each size of chunks, over copies of its segments."""
+    if catalog.model is not None and identity == catalog.model.identity:
+        return [catalog.model.index]
+    rows = [s for s in catalog.disk.manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
+    return [
+        catalog.build_index(identity, size, [s for s in rows if s.chunk_tokens == size])
+        for size in {s.chunk_tokens for s in rows}
+    ]
+
+
+def _is_shown(catalog: Catalog, number: int) -> bool:
+    return number in catalog.segments and not catalog.segments[number].is_hidden
+
+
+def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
+    """Write a segment's first pieces as a new file; return the segment that replaces it."""
+    disk, model = catalog.disk, catalog.model
+    is_attached = model is not None and segment.identity == model.identity
+    layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
+    new = segment.successor(segment.pieces[:n_pieces], n_tokens=n_pieces * segment.chunk_tokens)
+    for _ in rewrite(catalog, layout, [segment], lambda _: new):
+        pass
+    return new
+
+
+def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
+    """Return the segments that only heads ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
+    used = {p.id for head in others if head in index.pieces for p in index.ancestors(index.pieces[head])}
+    removed: dict[bytes, Piece] = {}
+    for head in mine:
+        for piece in index.ancestors(index.pieces[head]) if head in index.pieces else ():
+            is_last = all(c.id in removed for c in index.children(piece.id))
+            if piece.id in used or not is_last or not piece.segment.is_ready:
+                break
+            removed[piece.id] = piece
+    stay: dict[int, int] = {}
+    segments = {p.segment.number: p.segment for p in removed.values()}
+    for number, segment in segments.items():
+        stay[number] = sum(p.id not in removed for p in segment.pieces)
+    whole = [s for n, s in segments.items() if not stay[n]]
+    return whole, [(s, stay[n]) for n, s in segments.items() if stay[n]]

@@ -1,0 +1,310 @@
+"""Stored segments on their way into a KV, each in its own codec, every byte checked as it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from attrs import frozen
+
+from agent_memory.kvcache.coding import Coding, Encoded, coding
+from agent_memory.kvcache.layout import Layout
+from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
+from agent_memory.prefix.pieces import Ids, Segment
+from agent_memory.store.segments import OpenSegment, Rows, preadv
+
+_CHECKED_BYTES = 512 << 10  #: read, then checked while they are in the core's cache: 13 % of the time, else 50 %
+
+
+@frozen
+class Span:
+    """The first ``take`` tokens of one segment, wanted from ``at`` on in the KV that is filled."""
+
+    segment: Segment
+    path: Path
+    at: int
+    take: int
+
+    @property
+    def stop(self) -> int:
+        """The token after its last in the KV."""
+        return self.at + self.take
+
+
+@frozen
+class ResumeSpans:
+    """The resume segments that a restore reads, and the first token whose window rows they give: what the newest chunk
+    boundary needs, as far as it is stored.
+    """
+
+    spans: tuple[Span, ...] = ()
+    held_from: int = 0
+    is_whole: bool = True  #: False where one has gone since it was found
+
+
+class SegmentSource:
+    """The first ``n_tokens`` of a match on their way into a KV, each segment in its own codec; implements
+    ``protocols.Source``.
+
+    ``on_damage(segment, reason, text)`` is called at most once, from whatever thread found it; nothing here raises.
+    Tensors may be read by several threads at once, all of which have ended before ``close``.
+    """
+
+    def __init__(
+        self, layout: Layout, spans: Sequence[Span], ids: Ids, on_damage: Callable[[Segment, str, str], None]
+    ) -> None:
+        self._layout, self._spans, self._on_damage = layout, spans, on_damage
+        self._n_tokens = len(ids)
+        self._lock = threading.Lock()  # of ``damage``
+        self._open: list[OpenSegment] = []
+        self.damage: str | None = None
+        self._cut: int = self._n_tokens  # tokens from here on are zeros
+        for span in spans:
+            try:
+                found = OpenSegment(span.path, span.segment)
+                self._open.append(found)
+                stored = found.ids()[: span.take]
+                if not np.array_equal(stored, ids[span.at : span.stop]):
+                    raise DamageError("damaged", f"{span.path.name}: it holds other ids than the index says")
+            except READ_ERRORS as error:
+                self._note(span, error)
+                break
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self._n_tokens
+
+    @property
+    def held_from(self) -> int:
+        """0: there are no sliding-window layers."""
+        return 0
+
+    def encoded(self, tensor: int) -> list[Encoded]:
+        """The spans whose rows are stored encoded, checked."""
+        spec = self._layout.tensors[tensor]
+        found: list[Encoded] = []
+        for i, span in enumerate(self._spans):
+            if self.damage is not None:
+                break
+            form = coding(spec, self._open[i].codec)
+            if form is None:
+                continue
+            try:
+                raw = self._open[i].tensor(spec.name, tensor)
+            except READ_ERRORS as error:
+                self._note(span, error)
+                break
+            rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
+            found.append(Encoded(span.at, span.stop, form, rows[:, : span.take]))
+        return found
+
+    def read_state(self) -> None:
+        """None: there is no state."""
+
+    def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+        """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
+        spec = self._layout.tensors[tensor]
+        flat = out.cast("B") if out.format != "B" or out.ndim != 1 else out
+        for i, span in enumerate(self._spans):
+            if self.damage is None:
+                if coding(spec, self._open[i].codec) is not None:
+                    continue  # ``encoded`` gives it
+                try:
+                    self._read(i, span, tensor, flat, capacity)
+                    continue
+                except READ_ERRORS as error:
+                    self._note(span, error)
+            self._zero(tensor, flat, capacity, span.at)
+            break
+
+    def _read(self, i: int, span: Span, tensor: int, out: memoryview, capacity: int) -> None:
+        spec, source = self._layout.tensors[tensor], self._open[i]
+        row = spec.row_bytes
+        n = span.segment.n_tokens
+        place = source.data_start + source.table[spec.name]["data_offsets"][0]
+        runs = [
+            out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
+        ]
+        scratch = None if span.take == n else memoryview(bytearray(spec.token_bytes * n))
+        digest = xxhash.xxh3_64()
+        for group in _groups(runs if scratch is None else [scratch]):
+            preadv(source.fd, group, place)
+            for part in group:
+                digest.update(part)
+                place += len(part)
+        if scratch is not None:
+            for h, run in enumerate(runs):
+                run[:] = scratch[h * n * row : (h * n + span.take) * row]
+        if digest.hexdigest() != source.sums[tensor]:
+            raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
+
+    def _zero(self, tensor: int, out: memoryview, capacity: int, at: int) -> None:
+        spec = self._layout.tensors[tensor]
+        for h in range(spec.heads):
+            run = out[(h * capacity + at) * spec.row_bytes : (h * capacity + self._n_tokens) * spec.row_bytes]
+            run[:] = bytes(len(run))
+
+    def _note(self, span: Span, error: BaseException) -> None:
+        with self._lock:
+            is_first, self.damage = self.damage is None, self.damage or str(error)
+        if is_first:
+            self._on_damage(span.segment, reason_of(error), str(error))
+
+    def check(self) -> bool:
+        """Whether everything read so far was what had been written."""
+        return self.damage is None
+
+    def close(self) -> None:
+        """Close the files; idempotent."""
+        for found in self._open:
+            found.close()
+
+
+def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
+    group, room = list[memoryview](), _CHECKED_BYTES
+    for run in runs:
+        while len(run):
+            group.append(run[:room])
+            run, room = run[room:], room - len(group[-1])
+            if not room:
+                yield group
+                group, room = [], _CHECKED_BYTES
+    if group:
+        yield group
+
+
+class StoredSource:
+    """A match whose model needs resume segments too; implements ``protocols.Source``.
+
+    ``on_damage(segment, reason, text)`` is called from whatever thread found it; nothing here raises.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        segments: SegmentSource,
+        resume: ResumeSpans,
+        on_damage: Callable[[Segment, str, str], None],
+    ) -> None:
+        self._layout, self._segments, self._on_damage = layout, segments, on_damage
+        self._held_from = resume.held_from
+        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
+        self._spans: list[tuple[Span, OpenSegment]] = []
+        self._is_sound = resume.is_whole
+        for span in resume.spans if resume.is_whole else ():
+            try:
+                self._spans.append((span, OpenSegment(span.path, span.segment)))
+            except DamageError as error:
+                self._note(span, error)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self._segments.n_tokens
+
+    @property
+    def held_from(self) -> int:
+        """The first token whose window rows it holds."""
+        return self._held_from
+
+    def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
+        """Fill one tensor; of a window, its rows from ``held_from`` on."""
+        number = tensor - len(self._layout.tensors)
+        if number < 0:
+            self._segments.read_into(tensor, out, capacity)
+            return
+        spec = self._layout.windows[number]
+        into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
+        for start, stop, _, rows in self._rows(number, is_encoded=False):
+            into[:, start:stop] = rows
+
+    def encoded(self, tensor: int) -> list[Encoded]:
+        """The spans whose rows are stored encoded, checked."""
+        number = tensor - len(self._layout.tensors)
+        if number < 0:
+            return self._segments.encoded(tensor)
+        rows = self._rows(number, is_encoded=True)
+        return [Encoded(start, stop, form, found) for start, stop, form, found in rows if form is not None]
+
+    def _rows(self, number: int, *, is_encoded: bool) -> Iterator[tuple[int, int, Coding | None, Rows]]:
+        """(start, stop, how they are encoded, rows) of one tensor's spans that are encoded, or of those that are not;
+        counted from ``held_from``.
+        """
+        spec = self._layout.windows[number]
+        with self._lock:
+            for span, source in self._spans:
+                if not span.take or not self._is_sound:
+                    continue
+                try:
+                    form = coding(spec, source.codec)
+                    if (form is not None) is not is_encoded:
+                        continue
+                    raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
+                    rows = raw.reshape(spec.heads, span.take, -1) if raw.size else raw.reshape(spec.heads, 0, 0)
+                except READ_ERRORS as error:
+                    self._note(span, error)
+                    continue
+                start, stop = max(span.at, self._held_from), min(span.stop, self.n_tokens)
+                yield start - self._held_from, stop - self._held_from, form, rows[:, start - span.at : stop - span.at]
+
+    def read_state(self) -> Rows | None:
+        """The state at the end, verified; None where it is damaged."""
+        with self._lock:
+            if not self._is_sound:
+                return None
+            span, source = self._spans[-1]
+            try:
+                raw = source.tensor("state", len(self._layout.windows) if span.take else 0)
+            except READ_ERRORS as error:
+                self._note(span, error)
+                return None
+            return np.frombuffer(raw, np.uint8)
+
+    def _note(self, span: Span, error: BaseException) -> None:
+        self._is_sound = False
+        self._on_damage(span.segment, reason_of(error), f"{span.path.name}: {error}")
+
+    def check(self) -> bool:
+        """Whether everything read so far is what had been written."""
+        with self._lock:
+            return self._is_sound and self._segments.check()
+
+    def close(self) -> None:
+        """Close the files; idempotent."""
+        self._segments.close()
+        with self._lock:
+            for _, source in self._spans:
+                source.close()
+
+
+def checking(path: Path, segment: Segment) -> Iterator[None]:
+    """Read and check every byte of a segment's file, in steps of at most 8 MB. Raises DamageError."""
+    with contextlib.closing(OpenSegment(path, segment)) as source:
+        sums = iter(source.sums)
+        for name, entry in source.table.items():
+            start, stop = entry["data_offsets"]
+            digest, is_padding, is_zero = xxhash.xxh3_64(), name.startswith("pad."), True
+            for raw in _blocks(source.fd, source.data_start + start, stop - start):
+                digest.update(raw)
+                yield
+                is_zero = is_zero and is_padding and not any(raw)
+            if is_padding and not is_zero:
+                raise DamageError("damaged", f"{name} is not zero")
+            if not is_padding and digest.hexdigest() != next(sums, None):
+                raise DamageError("damaged", f"the checksum of {name} is wrong")
+
+
+def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
+    while nbytes > 0:
+        raw = os.pread(fd, min(nbytes, 8 << 20), at)
+        if not raw:
+            raise DamageError("damaged", "the file ends too early")
+        yield raw
+        at, nbytes = at + len(raw), nbytes - len(raw)

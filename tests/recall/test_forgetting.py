@@ -1,0 +1,208 @@
+"""Law 16 beyond the cards: copies of a forgotten text in replies, results and KV, whoever forgets it and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent_memory import Config, ContextMemory, EchoRunner, Memory, Recall
+from tests.parts.scripted import scripted
+
+SECRET = "The heron vault opens with the word bramblewick."
+WORD = "bramblewick"
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., Memory]]:
+    memories: list[Memory] = []
+
+    def make(*replies: str, **config: Any) -> Memory:
+        settings = Config(chunk_tokens=16, prefill_tokens=16, **config)
+        memories.append(Memory(scripted(*replies), tmp_path, config=settings))
+        return memories[-1]
+
+    yield make
+    for memory in memories:
+        memory.close()
+
+
+def files_with_the_word(memory: Memory) -> list[str]:
+    memory.flush()
+    ids = memory._runner.tokenizer.encode(WORD)
+    needles = [WORD.encode(), np.array(ids, "<u4").tobytes(), np.array(ids, ">u4").tobytes()]
+    assert memory.path is not None
+    files = [one for one in memory.path.rglob("*") if one.is_file()]
+    return [str(one) for one in files if any(needle in one.read_bytes() for needle in needles)]
+
+
+def test_a_reply_that_copies_a_forgotten_card_is_marked_too(opened: Callable[..., Memory]) -> None:
+    memory = opened("As noted: The heron vault opens with the word bramblewick! Good luck.", "I see.", "Yes.")
+    memory.context.remember(SECRET)
+    agent = memory.agent("ann", recall=Recall(remember=False))
+    agent.say("How does the heron vault open?")
+    agent.say("Thank you.")
+    assert files_with_the_word(memory), "it was there"
+    assert memory.context.forget(WORD) == 1
+    assert [m.content for m in agent.messages if m.role == "assistant"] == [
+        "As noted: [forgotten]! Good luck.",
+        "I see.",
+    ]
+    assert files_with_the_word(memory) == []
+    reply = agent.say("And now?")
+    assert reply.usage.miss == "forgotten"
+    assert files_with_the_word(memory) == []
+
+
+def test_a_tools_result_that_showed_a_forgotten_text_is_marked_too(opened: Callable[..., Memory]) -> None:
+    call = '<tool_call>{"name": "recall", "arguments": {"query": "heron vault"}}</tool_call>'
+    memory = opened(call, "It opens with a word.", "Yes.")
+    memory.context.remember(SECRET)
+    memory.run_tools("ann", "How does the heron vault open?", memory.context.tools())
+    other = memory.agent("bob")
+    other.say("Which heron?")
+    before = other.messages
+    assert files_with_the_word(memory), "it was there"
+    assert memory.context.forget(WORD) == 1
+    [result] = [m.content for m in memory.agent("ann").messages if m.role == "tool"]
+    assert "[forgotten]" in result
+    assert files_with_the_word(memory) == []
+    assert other.messages == before, "who was not shown it keeps its log"
+
+
+def test_what_somebody_said_himself_stays_in_his_conversation(opened: Callable[..., Memory]) -> None:
+    memory = opened("I see.", "Yes.")
+    agent = memory.agent("ann", recall=True)
+    agent.say(SECRET)
+    memory.flush()
+    assert memory.context.forget(source="agent:ann") > 0
+    assert agent.messages[0].content == SECRET
+    assert memory.context.recall(WORD) == []
+    memory.delete("ann")
+    assert files_with_the_word(memory) == []
+
+
+def test_turns_that_were_taken_back_leave_nothing_of_their_cards(opened: Callable[..., Memory]) -> None:
+    """Of an agent that recalls nothing by itself, whose only card stood in a turn that was taken back."""
+    memory = opened("I see.", "I see.", "Yes.")
+    memory.context.remember(SECRET)
+    agent = memory.agent("ann", system="You keep the ponds. " * 8)
+    agent.say("Good morning to you, and a good day.")
+    assert agent.say("How does the heron vault open?", recall=Recall(remember=False)).recalled
+    memory.flush()
+    agent.rewind(1)
+    memory.flush()
+    assert memory.context.forget(WORD) == 1
+    assert files_with_the_word(memory) == []
+    memory.close()
+    again = opened("Yes.")
+    assert files_with_the_word(again) == []
+
+
+def test_retention_reaches_the_cards_as_forgetting_does(opened: Callable[..., Memory]) -> None:
+    memory = opened("I see.", "Yes.")
+    memory.context.remember(SECRET, at=time.time() - 40 * 86_400)
+    memory.context.remember("The heron vault lies behind nine lamps.")
+    agent = memory.agent("ann", recall=Recall(remember=False))
+    agent.say("How does the heron vault open?")
+    assert files_with_the_word(memory)
+    assert memory.context.maintain(10_000, retain_days=30).n_expired == 1
+    assert any("[forgotten]" in card.text for card in agent.messages[0].recalled)
+    assert any("nine lamps" in card.text for card in agent.messages[0].recalled)
+    assert files_with_the_word(memory) == []
+
+
+def test_what_another_program_forgets_on_the_file_is_told_to_the_agents(
+    opened: Callable[..., Memory], tmp_path: Path
+) -> None:
+    memory = opened("I see.", "Yes.")
+    memory.context.remember(SECRET)
+    memory.agent("ann", recall=Recall(remember=False)).say("How does the heron vault open?")
+    memory.flush()
+    salt = memory._asking.longterm._salt
+    with ContextMemory(tmp_path / "recall.sqlite3", salt=salt) as other:
+        assert other.forget(WORD) == 1
+    assert files_with_the_word(memory), "agents have not been told yet"
+    memory.context  # noqa: B018 - whoever uses it next is told
+    assert files_with_the_word(memory) == []
+    assert [card.text for card in memory.agent("ann").messages[0].recalled] == ["- [forgotten]\n"]
+    with ContextMemory(tmp_path / "recall.sqlite3", salt=salt) as other:
+        assert other.check().ok
+
+
+def test_a_short_answer_is_no_copy_of_a_forgotten_one(opened: Callable[..., Memory]) -> None:
+    memory = opened("Yes.", "Yes.")
+    memory.context.remember("Yes.", kind="note")
+    memory.context.remember(SECRET)
+    agent = memory.agent("ann", recall=Recall(remember=False))
+    agent.say("How does the heron vault open, yes or no?")
+    assert memory.context.forget(everything=True) == 2
+    assert agent.messages[-1].content == "Yes."
+
+
+def test_everything_of_a_large_workspace_is_told_at_once() -> None:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        memory.context.remember([{"role": "user", "content": f"Crate {n} holds {n} bolts."} for n in range(3_000)])
+        agent = memory.agent("ann", recall=Recall(remember=False))
+        assert agent.say("What does crate 7 hold?").recalled
+        assert memory.context.forget(everything=True) == 3_000
+        assert {card.text for card in agent.messages[0].recalled} == {"- [forgotten]\n"}
+
+
+def test_forks_versions_and_checkpoints_forget_too(opened: Callable[..., Memory]) -> None:
+    copied = "As noted: The heron vault opens with the word bramblewick! Good luck."
+    memory = opened(copied, *["I see."] * 30)
+    memory.context.remember(SECRET)
+    memory.context.remember("The heron vault lies behind nine lamps.")
+    agent = memory.agent("ann", system="You keep the ponds. " * 8, recall=Recall(remember=False))
+    agent.say("How does the heron vault open?")
+    agent.checkpoint("asked")
+    fork = agent.fork("bob")
+    agent.say("Thank you, and a good day to you.")
+    fork.say("What lies behind the lamps?")
+    agent.checkpoint("thanked")
+    agent.rewind(to="asked")
+    agent.say("And what else?")
+    passing = agent.fork("cid", temporary=True)
+    passing.say("Who keeps the lamps?")
+    memory.flush()
+    assert files_with_the_word(memory), "it was there"
+
+    assert memory.context.forget(WORD) == 1
+
+    assert files_with_the_word(memory) == []
+    for one in (agent, fork, passing):
+        assert any("[forgotten]" in card.text for m in one.messages for card in m.recalled)
+        assert WORD not in str([(m.content, m.recalled) for m in one.messages])
+    for version in agent.history():
+        assert WORD not in str([(m.content, m.recalled) for m in agent.at(version).messages])
+    agent.rewind(to="thanked")
+    assert [m.content for m in agent.messages][-1] == "I see."
+    for one in (agent, fork, passing):
+        assert one.say("And now?").text
+    assert files_with_the_word(memory) == []
+    assert memory.verify().ok
+    memory.close()
+    again = opened("Yes.", "Yes.")
+    assert WORD not in str([(m.content, m.recalled) for m in again.agent("bob").messages])
+    assert again.agent("bob").say("Still there?").text == "Yes."
+    assert files_with_the_word(again) == []
+
+
+def test_a_deleted_agent_leaves_no_word_in_forks_that_it_had_not(opened: Callable[..., Memory]) -> None:
+    memory = opened("I see.", "I see.", "Yes.")
+    agent = memory.agent("ann", system="You keep the ponds. " * 8)
+    agent.say("Good morning to you, and a good day.")
+    agent.checkpoint("early")
+    fork = agent.fork("bob")
+    agent.say(SECRET)
+    agent.checkpoint("late")
+    agent.rewind(to="early")
+    assert files_with_the_word(memory), "it was there"
+    assert memory.delete("ann")
+    assert files_with_the_word(memory) == []
+    assert fork.say("Still there?").usage.cached_tokens > 0
