@@ -57,7 +57,8 @@ class Group:
         self._lock = threading.RLock()  #: from a look at what happened to the start of what follows from it
 
     def __repr__(self) -> str:
-        phase = f" phase={self.phase!r}" if self._phases else ""
+        number = phase_of(self._record.known())
+        phase = "" if number is None else f" phase={self._phases[number].name!r}"
         return f"Group({self._name!r} members={list(self._seats)} topology={self._topology!r}{phase})"
 
     @property

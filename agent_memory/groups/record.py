@@ -35,13 +35,13 @@ class Record:
     def settled(self) -> tuple[Event, ...]:
         """Return all events, with the turns that have come to their end meanwhile."""
         self.note(lambda events: [])
-        return self._events()
+        return self.known()
 
     def note(self, make: Callable[[Sequence[Event]], Sequence[Event]]) -> None:
         """Add events; ``make`` gets what happened before, on the engine thread."""
 
         def messages() -> list[Message]:
-            events = self._events()
+            events = self.known()
             new = news(self._seats, events, self.hearers)
             return [event.message() for event in (*new, *make((*events, *new)))]
 
@@ -80,7 +80,8 @@ class Record:
             if event.kind in SPOKEN and event.text
         )
 
-    def _events(self) -> tuple[Event, ...]:
+    def known(self) -> tuple[Event, ...]:
+        """Return the events that the log has, without those that the seats alone tell of."""
         messages, (read, events) = self.log.messages, self._parsed
         if read and (len(messages) < len(read) or messages[len(read) - 1] is not read[-1]):
             read, events = (), ()  # the log is another one than before: it was taken back

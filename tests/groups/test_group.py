@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,26 @@ def test_a_turn_can_be_streamed_and_awaited(memory: Memory) -> None:
         return [reply.text for reply in await asyncio.gather(*group.stream_round().values())]
 
     assert asyncio.run(talk_on()) == [f"word 2 of {name}" for name in NAMES]
+
+
+def test_many_threads_lose_nothing_and_hear_nothing_twice(memory: Memory) -> None:
+    group = memory.group("team", NAMES, topology="free")
+
+    def talk(name: str) -> None:
+        for number in range(8):
+            group.say(f"[{name} {number}]", name)
+            group.turn(name)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(talk, NAMES))
+    assert len(group.transcript) == 2 * 8 * 3
+    group.round()
+    for name in NAMES:
+        heard = "\n".join(asked(group, name))
+        assert all(heard.count(f"[{other} {number}]") == 1 for other in NAMES for number in range(8))
+        others = [one for one in NAMES if one != name]
+        assert all(heard.count(f"word {number} of {one}\n") == 1 for one in others for number in range(1, 8))
+        assert f"{name}: word" not in heard
 
 
 # --- whispers ---
@@ -521,6 +542,8 @@ def test_a_group_is_opened_again_by_its_name(memory: Memory) -> None:
     with pytest.raises(ConfigError, match="exists with other phases"):
         memory.group("team", phases=[Phase("a")])
     assert repr(group) == "Group('team' members=['ann', 'bob', 'cem'] topology='turns')"
+    memory.close()
+    assert repr(group).startswith("Group('team'")
 
 
 @pytest.mark.parametrize(

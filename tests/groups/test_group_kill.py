@@ -27,7 +27,7 @@ with Memory(voice(0.002), path) as memory:
     print("open", flush=True)
     while group.phase is not None or group.next_phase():
         while not is_over(group):
-            group.turn(max_tokens=40)
+            group.turn(max_tokens=40) if topology == "turns" else group.round(max_tokens=40)
             memory.flush()
             print("acknowledged", group.phase, len(group.transcript), flush=True)
         if group.next_phase() is None:
@@ -121,7 +121,7 @@ def test_a_killed_group_goes_on_in_the_same_phase_and_ends_as_if_nothing_had_hap
 
 
 def test_a_group_that_is_killed_after_a_turn_has_it_and_its_phase(tmp_path: Path) -> None:
-    child = started(tmp_path, "round")
+    child = started(tmp_path, "turns")
     assert child.stdout is not None
     lines = [child.stdout.readline().split() for _ in range(9)]  # "open", and eight turns: two of phase two
     child.send_signal(signal.SIGKILL)
@@ -132,4 +132,4 @@ def test_a_group_that_is_killed_after_a_turn_has_it_and_its_phase(tmp_path: Path
         assert group.phase == "two"
         assert len(group.transcript) >= int(lines[-1][2])
         group.run(max_tokens=40)
-        assert [str(line) for line in group.transcript] == undisturbed("round")
+        assert [str(line) for line in group.transcript] == undisturbed("turns")
