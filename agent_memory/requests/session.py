@@ -189,9 +189,7 @@ class Requests:
         ``is_temporary``: its KV is never written to disk. ``is_prefix``: compute the prompt except its last id.
         """
         self._engine.ensure_places()
-        created = time.perf_counter()
-        tokenizer = self._runner.tokenizer
-        feed = Feed()
+        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
         session = Session(
             id=feed.id,
             planner=planner,
@@ -204,12 +202,11 @@ class Requests:
             compacting=compacting,
             is_prefix=is_prefix,
         )
-        constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
             feed=feed,
             asker=session,
             builder=self._builder(calling),
-            constraint=constraint,
+            constraint=calling.constraint(self.grammars, session.check().ids),
             shows_marks=calling.shows_marks(tokenizer),
             owner=log.name if log and not planner.is_branch else None,
             agent_id=log.agent_id if log and not planner.is_branch else None,
