@@ -194,9 +194,8 @@ class Requests:
     ) -> Request:
         """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
-        when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
-        ``is_temporary``: its KV is never written to disk. ``is_prefix``: compute the prompt except its last id.
+        ``log``: the turn is added to it; the prompt is planned again if it has changed when the request starts.
+        ``max_tokens``: not the settings'; 0: prefill only. ``is_prefix``: without its last id. ``is_temporary``: no disk.
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()

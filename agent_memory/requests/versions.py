@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -205,6 +205,16 @@ class Versions:
             self._store.wait_ready()
         self._engine.call(release)
         return n_dropped
+
+    def add(self, log: Log, make: Callable[[], Sequence[Message]], tokenizer: str) -> None:
+        """Add messages to a log that nothing answers. ``make`` gives them, on the engine thread; none: no change."""
+
+        def work() -> None:
+            log.ensure_exists()
+            if messages := make():
+                self.append(log, [log.unanswered(messages, tokenizer=tokenizer)], None)
+
+        self._engine.call(work)
 
     # engine thread
 

@@ -26,6 +26,8 @@ WAYS: dict[str, Callable[..., Any]] = {
     "Agent.say": Agent.say,
     "Agent.stream": Agent.stream,
     "Agent.give": Agent.give,
+    "Memory.explain": Memory.explain,
+    "Agent.explain": Agent.explain,
 }
 
 
@@ -106,6 +108,8 @@ def asked(memory: Memory) -> dict[str, Callable[..., Any]]:
         "Agent.say": lambda **options: agent.say("hi", **options),
         "Agent.stream": lambda **options: agent.stream("hi", **options),
         "Agent.give": lambda **options: agent.give(ToolResult("1", "x"), **options),
+        "Memory.explain": lambda **options: memory.explain("hi", **options),
+        "Agent.explain": lambda **options: agent.explain("hi", **options),
     }
 
 
