@@ -13,6 +13,7 @@ WIDE = {
     "store.store.Store": (27, "the store as the engine sees it: one method for each thing asked of a disk"),
     "scheduler.request.Request": (16, "what was asked, read field by field where a row runs"),
     "scheduler.engine.Engine": (18, "the only way to the engine thread: one method for each thing asked of it"),
+    "prefix.pieces.Segment": (30, "a value: the one description of a file of KV, frozen by tests/conftest.py"),
     "requests.asking.Asking": (13, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (26, "the truth: read wherever a prompt is made"),
