@@ -1,4 +1,4 @@
-"""The set of stored segments in memory: what is there, which pieces can be found, and what must not be served.
+"""The set of stored segments in memory, the attached model's index of their pieces, and the disk behind them.
 
 Look-ups come from the engine thread and touch memory (at most a few KB of token ids are read from a file). One lock
 guards the set and is never held while the disk is waited for.
@@ -38,7 +38,7 @@ from agent_memory.store.writing import Unwritten, WriteAdmission, Written
 
 @define
 class Counts:
-    """What happened since the store was opened, for ``stats``."""
+    """Counters since the store was opened, for ``stats``."""
 
     damage: int = 0
     save_failures: int = 0
@@ -65,16 +65,16 @@ class Disk:
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 
     def path(self, segment: Segment) -> Path:
-        """Where a segment's file is."""
+        """Return the path of a segment's file."""
         return self.folder / segment.file
 
     def note_written(self, segment: Segment) -> None:
-        """A file was written in full. I/O thread."""
+        """Count a file that was written in full. I/O thread."""
         self.counts.bytes_written += segment.n_bytes
         self.admission.spend(segment.n_bytes)
 
     def tidy(self, call: Callable[[], None]) -> None:
-        """Do what needs a disk that takes writes, and can wait for one."""
+        """Run work that needs a writable disk; if the disk refuses, a later call does it."""
         try:
             call()
         except WRITE_ERRORS as error:

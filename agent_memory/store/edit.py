@@ -97,7 +97,7 @@ def _fits(catalog: Catalog, edit: Edit) -> bool:
 
 
 def _removed(catalog: Catalog, edit: Edit) -> list[Segment]:
-    """What goes, parents first: with each segment whose place nothing takes, its resume segments. Under the lock."""
+    """Return the segments to remove, parents first, with resume segments of those not replaced. Under the lock."""
     replaced, found = edit.replaced, dict[int, Segment]()
     for segment in edit.remove:
         if catalog.segments.get(segment.number) is segment:
@@ -121,9 +121,9 @@ def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Se
 
 
 def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
-    """What a reader does with a file that is "damaged" or "missing": it, and what depends on it, is found no more.
+    """Hide a segment whose file a reader found "damaged" or "missing", and all that depends on it.
 
-    One that is "unreadable" is kept, and left alone for a while. Any thread; never raises.
+    A file that is "unreadable" is kept, and not read for a while. Any thread; never raises.
     """
     is_kept = reason == "unreadable" or catalog.disk.place.lost is not None
     with catalog.lock:

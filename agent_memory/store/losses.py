@@ -1,4 +1,4 @@
-"""What is lost and why: pieces that are no longer stored, and files that cannot be read now."""
+"""Losses: why pieces are no longer stored, and which files cannot be read now."""
 
 from __future__ import annotations
 

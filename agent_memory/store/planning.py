@@ -1,6 +1,6 @@
-"""What a save has to write, planned and entered on the engine thread before its first byte is put; what it replaces.
+"""The plan of a save: the segments that it writes, entered before its first byte, and the ones that it replaces.
 
-All of it under the catalog's lock.
+Every function here is called under the catalog's lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("agent_memory.store")
 
 @frozen(eq=False)
 class Part:
-    """One file of a save: what is to be put of its segment, from token ``start`` on.
+    """One file of a save: its segment, whose tokens from ``start`` on are read from the live KV.
 
     ``stored``: pieces whose rows are taken over before those; ``replaces``: the quantized segment that the exact one
     takes the place of.
@@ -39,7 +39,7 @@ class Part:
 
     @property
     def kind(self) -> Kind:
-        """Rows, or what else a restore needs."""
+        """The kind of its segment."""
         return self.segment.kind
 
     @property
@@ -49,7 +49,7 @@ class Part:
 
     @property
     def codec(self) -> Codec:
-        """In which its rows are put."""
+        """The codec of its rows."""
         return self.segment.codec
 
     @property
@@ -60,7 +60,7 @@ class Part:
 
 @frozen(kw_only=True)
 class Plan:
-    """What a save writes, and of which lineage."""
+    """The segments of one save, and the lineage that they are of."""
 
     rows: tuple[Part, ...] = ()
     resume: tuple[Part, ...] = ()
@@ -174,7 +174,7 @@ def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: 
 
 
 def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Provenance, held: Held) -> tuple[Part, ...]:
-    """The resume segments that a lineage with its last piece ``head`` should have, has not, and ``held`` can give.
+    """Plan the resume segments that a lineage with its last piece ``head`` lacks and ``held`` can give.
 
     Beside an exact piece nothing quantized is kept; rows that were decoded once are kept as they are.
     """
