@@ -1,4 +1,4 @@
-"""What the file of a segment is, byte by byte (docs/format.md).
+"""The file of a segment, byte by byte (docs/format.md).
 
 A segment is a valid safetensors file. Its header has a fixed length before its checksums are known, so that tensors
 stream to disk first and the header is written last, in place.
@@ -104,7 +104,7 @@ def _rows(tensors: Sequence[TensorSpec], n_tokens: int, codec: Codec) -> list[Ex
 
 
 def header(places: Sequence[Extent], facts: Mapping[str, str], sums: Sequence[str] | None = None) -> bytes:
-    """The length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each tensor that is no padding.
+    """Return the length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of all but padding.
 
     Its length does not depend on ``sums``.
     """
@@ -143,6 +143,6 @@ def parse_header(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def split_sums(metadata: Mapping[str, str]) -> list[str]:
-    """The xxh3 hex of each tensor that is no padding, in the order of the file."""
+    """Return the xxh3 hex of each tensor that is no padding, in the order of the file."""
     text = metadata["xxh3"]
     return [text[i : i + 16] for i in range(0, len(text), 16)]

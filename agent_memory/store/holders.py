@@ -52,7 +52,7 @@ def release(catalog: Catalog, agent_id: int, ids: Ids) -> None:
 
 
 def _move(catalog: Catalog, number: int, ids: Ids) -> tuple[HeadMove, int]:
-    """Return the move of a holder's lineage to the last stored piece that is all of ``ids``, and the ids up to there."""
+    """Return the move of a holder's lineage to the last stored piece that is all of ``ids``; ids up to there."""
     head, n_tokens, identity = None, 0, ""
     with catalog.lock:
         if catalog.model is not None:

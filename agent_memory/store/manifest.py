@@ -209,7 +209,7 @@ class Manifest:
 
 
 def _row_of(segment: Segment) -> dict[str, Any]:
-    """The row of a segment, by column."""
+    """Return the row of a segment, by column."""
     if segment.kind == "resume":
         return {column: getattr(segment, name) for column, name in _RESUME.items()}
     return {column: getattr(segment, name) for column, name in _ROWS.items()} | {"pieces": segment.pack()}
@@ -254,7 +254,7 @@ def _completed(resume: Segment, holder: Segment | None) -> Segment:
 
 
 def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
-    """What depended on some segments depends on those that take their place."""
+    """Let what depends on some segments depend on those that replace them."""
     rows = [(new, old) for old, new in rehang.items()]
     db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
     db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)

@@ -56,7 +56,7 @@ class SegmentWriter:
         return self._fd
 
     def write(self, tensor: int, data: memoryview) -> None:
-        """The next bytes of one tensor."""
+        """Write the next bytes of one tensor."""
         fd = self._open()
         place = self._by_tensor[tensor]
         at = self._written[tensor]
@@ -117,7 +117,7 @@ class OpenSegment:
             raise DamageError(reason_of(error), f"{path.name}: {error}") from error
 
     def _compare(self) -> None:
-        """The manifest's row has no checksum: it must say what the header says."""
+        """Raise DamageError unless the manifest's row, which has no checksum, says what the header says."""
         told = metadata(self._segment)
         if self._segment.kind == "resume":
             if ("state" in self.table) != self._segment.has_state:

@@ -86,7 +86,7 @@ class SegmentSource:
         return 0
 
     def encoded(self, tensor: int) -> list[Encoded]:
-        """The spans whose rows are stored encoded, checked."""
+        """Return the spans whose rows are stored encoded, checked."""
         spec = self._layout.tensors[tensor]
         found: list[Encoded] = []
         for i, span in enumerate(self._spans):
@@ -157,7 +157,7 @@ class SegmentSource:
             self._on_damage(span.segment, reason_of(error), str(error))
 
     def check(self) -> bool:
-        """Whether everything read so far was what had been written."""
+        """True if everything read so far was what had been written."""
         return self.damage is None
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class SegmentSource:
 
 
 def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
+    """Yield the same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
     group, room = list[memoryview](), _CHECKED_BYTES
     for run in runs:
         while len(run):
@@ -226,7 +226,7 @@ class StoredSource:
             into[:, start:stop] = rows
 
     def encoded(self, tensor: int) -> list[Encoded]:
-        """The spans whose rows are stored encoded, checked."""
+        """Return the spans whose rows are stored encoded, checked."""
         number = tensor - len(self._layout.tensors)
         if number < 0:
             return self._segments.encoded(tensor)
@@ -255,7 +255,7 @@ class StoredSource:
                 yield start - self._held_from, stop - self._held_from, form, rows[:, start - span.at : stop - span.at]
 
     def read_state(self) -> Rows | None:
-        """The state at the end, verified; None where it is damaged."""
+        """Return the state at the end, verified; None if it is damaged."""
         with self._lock:
             if not self._is_sound:
                 return None
@@ -272,7 +272,7 @@ class StoredSource:
         self._on_damage(span.segment, reason_of(error), f"{span.path.name}: {error}")
 
     def check(self) -> bool:
-        """Whether everything read so far is what had been written."""
+        """True if everything read so far is what had been written."""
         with self._lock:
             return self._is_sound and self._segments.check()
 
