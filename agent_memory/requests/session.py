@@ -199,8 +199,7 @@ class Requests:
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        owner = None if log is None or planner.is_branch else log
-        n_most = settings.max_tokens if max_tokens is None else max_tokens
+        owner, n_most = None if planner.is_branch else log, settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -229,7 +228,7 @@ class Requests:
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             created=created,
-            deadline=None if settings.timeout_s is None else created + min(settings.timeout_s, threading.TIMEOUT_MAX),
+            deadline=_deadline(created, settings.timeout_s),
         )
 
     def start(self, request: Request) -> Generation:
@@ -252,3 +251,7 @@ class Requests:
         if calling.build is None:
             return None
         return Guard("the schema's class", calling.build, self._callable_timeout_s, self._engine.wake)
+
+
+def _deadline(created: float, timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else created + min(timeout_s, threading.TIMEOUT_MAX)
