@@ -17,10 +17,10 @@ from agent_memory.types import Exactness
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Kind = Literal["rows", "resume"]
 
-HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
+HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share the first ids still differ
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
-PIECE_BYTES = _PIECE.size  #: of a piece in ``Segment.packed``
+PIECE_BYTES = _PIECE.size  #: bytes of a piece in ``Segment.packed``
 
 
 @define(eq=False, kw_only=True)
@@ -29,11 +29,11 @@ class Segment:
 
     - ``rows``: full-attention rows of tokens ``[start, start + n_tokens)`` of a lineage. They follow the piece
       ``parent`` and are divided into ``pieces``.
-    - ``resume``: what all other layers need to resume at the end of the piece ``parent``: window rows of its last
-      ``n_tokens`` tokens, and the state there where ``has_state``. It has no pieces and no ids.
+    - ``resume``: what the other layers need to resume at the end of the piece ``parent``: window rows of its last
+      ``n_tokens`` tokens, and the state there if ``has_state``. It has no pieces and no ids.
 
-    ``parent_number``: the segment that holds ``parent``, which this one depends on. Rows of the manifest, headers of
-    files and figures are derived from these fields. A loaded resume file's codec stands in its header alone.
+    ``parent_number``: the segment that has the piece ``parent``; this one depends on it. Rows of the manifest, headers
+    and figures are derived from these fields. Only the header of a loaded resume file says its codec.
     """
 
     kind: Kind = "rows"
@@ -47,7 +47,7 @@ class Segment:
     codec: Codec
     host: str
     has_state: bool = False
-    # what stands above never changes; what follows does
+    # the fields above never change; those below do
     number: int = 0  #: of rows, the manifest's; of resume segments below 0, and of this process alone
     parent_number: int | None = None
     used_s: float = 0.0
@@ -55,8 +55,8 @@ class Segment:
     header_xxh3: str = ""
     held_bytes: int = 0  #: allocated
     is_ready: bool = False  #: its row is committed
-    is_hidden: bool = False  #: it is to be removed, and found no more
-    is_unreadable: bool = False  #: for a while: its file cannot be read now
+    is_hidden: bool = False  #: not findable any more, and soon removed
+    is_unreadable: bool = False  #: True while its file cannot be read
     ids: Ids | None = field(default=None, repr=False)  #: until it is committed
     packed: bytes = field(default=b"", repr=False)  #: its pieces as the manifest has them, until they are ``pieces``
     pieces: list[Piece] = field(factory=list, repr=False)
@@ -68,16 +68,16 @@ class Segment:
 
     @property
     def stop(self) -> int:
-        """The token after its last."""
+        """Position after its last token."""
         return self.start + self.n_tokens
 
     @property
     def n_chunks(self) -> int:
-        """How many pieces its rows have."""
+        """Number of pieces of its rows."""
         return -(-self.n_tokens // self.chunk_tokens)
 
     def pack(self) -> bytes:
-        """Return its pieces as the manifest has them."""
+        """Return its pieces as bytes of the manifest."""
         return self.packed or b"".join(_PIECE.pack(p.id, p.made, p.head) for p in self.pieces)
 
     def made(self) -> list[int]:
@@ -89,7 +89,7 @@ class Segment:
         return [p.id for p in self.pieces] or [id for id, _, _ in _PIECE.iter_unpack(self.packed)]
 
     def unpack(self) -> list[Piece]:
-        """Make its pieces out of what the manifest has of them."""
+        """Make its pieces from the bytes of the manifest."""
         parent, size, found = self.parent, self.chunk_tokens, []
         for i, (id, made, head) in enumerate(_PIECE.iter_unpack(self.packed)):
             found.append(Piece(id, parent, self, i, size, made, head))
@@ -101,7 +101,7 @@ class Segment:
         return found
 
     def divide(self, ids: Ids, made: Callable[[int, int], int]) -> list[Piece]:
-        """Make its pieces out of its ids; ``made``: the provenance of tokens ``[start, stop)`` of the segment."""
+        """Make its pieces from its ids; ``made``: returns the provenance of tokens ``[start, stop)`` of the segment."""
         parent, self.pieces = self.parent, []
         for i, at in enumerate(range(0, len(ids), self.chunk_tokens)):
             own = ids[at : at + self.chunk_tokens]
@@ -113,7 +113,7 @@ class Segment:
         return self.pieces
 
     def successor(self, pieces: Sequence[Piece], **changes: Any) -> Segment:
-        """Return a segment that is to take the place of this one, in a file of its own that is not written yet."""
+        """Return a segment that will replace this one, in a new file that is not written yet."""
         new = evolve(
             self,
             file=new_file(self.identity),
@@ -131,7 +131,7 @@ class Segment:
 
 
 def resume_segment(piece: Piece, n_rows: int, has_state: bool, *, codec: Codec = "exact", file: str = "") -> Segment:
-    """Return the resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end."""
+    """Return a resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end."""
     of = piece.segment
     return Segment(
         kind="resume",
@@ -185,15 +185,15 @@ def sort_key(ids: Ids) -> bytes:
     return ids.astype(">u4").tobytes()
 
 
-#: The number of an agent that never is: lineages are given to it, and end with it.
+#: The number of no agent: lineages are given to it and deleted with it.
 NOBODY = 2**40
 
 
 @frozen
 class HeadMove:
-    """Where an agent's lineage ends now, and the former ends that it replaces."""
+    """The new head of an agent's lineage, and the former heads that it replaces."""
 
     agent_id: int
     identity: str
-    head: bytes | None  #: None: nowhere
+    head: bytes | None  #: None: no head
     former: Sequence[bytes] = ()
