@@ -1,6 +1,6 @@
 """What context memory recalls, how fast, and what its working sets cost a prompt.
 
-    python -m benchmarks.recall [quality] [lift] [cap] [facts] [typed] [speed] [sets]
+    python -m benchmarks.recall [quality] [lift] [cap] [facts] [typed] [speed] [sets] [reading]
         [--items N] [--embedder FOLDER] [--json F]
 
 Retrieval is measured on the development halves in ``../shared/data`` (see the README there); what is absent is skipped
@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import re
 import resource
 import sqlite3
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from agent_memory import ContextMemory, Embedder, Weights
+from agent_memory import Config, ContextMemory, Embedder, Memory, Weights
 from benchmarks.common import write_json
 from benchmarks.plain_fts5 import VIEWS, recall_at
 
@@ -146,9 +147,12 @@ class Kept:
         return np.stack([np.frombuffer(row[0], np.float32) for row in known])
 
 
-def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[ContextMemory, dict[int, Turn]]:
+def remembered(conversation: Conversation, embedder: Embedder | Memory | None) -> tuple[ContextMemory, dict[int, Turn]]:
     """A memory of a conversation, and the turn that each of its items is of."""
-    memory = ContextMemory(embedder=embedder, redact=None)
+    if isinstance(embedder, Memory):
+        memory = embedder.context.workspace(conversation.name)
+    else:
+        memory = ContextMemory(embedder=embedder, redact=None)
     owners: dict[int, Turn] = {}
     for turn in conversation.turns:
         if turn.text.strip():
@@ -161,7 +165,7 @@ def remembered(conversation: Conversation, embedder: Embedder | None) -> tuple[C
 
 
 def asked_all(
-    conversations: Sequence[Conversation], embedder: Embedder | None, weights: Weights
+    conversations: Sequence[Conversation], embedder: Embedder | Memory | None, weights: Weights
 ) -> list[dict[str, Any]]:
     """One row a question: recall of its evidence turns, reciprocal rank, whether a session was hit, milliseconds."""
     rows = []
@@ -200,10 +204,11 @@ def summed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
             "p50_ms": round(statistics.median(row["ms"] for row in rows), 2)}  # fmt: skip
 
 
-def quality(embedder: Embedder | None, weights: Weights) -> dict[str, Any]:
+def quality(embedder: Embedder | Memory | None, weights: Weights, only: Sequence[str]) -> dict[str, Any]:
     results: dict[str, Any] = {}
     print(f"{'':26s} {'n':>5s} {'R@5':>6s} {'R@10':>6s} {'MRR':>6s} {'ses@5':>6s} {'ses@10':>6s} {'ms':>6s}")
-    for corpus, conversations in (("LoCoMo", list(locomo())), ("BEAM 100K", list(beam()))):
+    for corpus, found in (("LoCoMo", locomo()), ("BEAM 100K", beam())):
+        conversations = [one for one in found if not only or one.name in only]
         if not conversations:
             continue
         rows = asked_all(conversations, embedder, weights)
@@ -212,6 +217,7 @@ def quality(embedder: Embedder | None, weights: Weights) -> dict[str, Any]:
             "tuned": [row for row in rows if row["name"] in TUNED],
             "apart": [row for row in rows if row["name"] not in TUNED],
         }
+        parts = {name: some for name, some in parts.items() if some}
         categories = defaultdict(list)
         for row in rows:
             categories[row["category"]].append(row)
@@ -374,6 +380,40 @@ def typed() -> dict[str, Any]:
     return results
 
 
+def reading(n_most: int = 20) -> dict[str, Any]:
+    """What the starter model adds to the rules, on labelled snippets: decisions and commitments."""
+    data = load("typed-memories-dev.json")
+    if not data:
+        return {}
+    labels = {entry["id"]: entry["memories"] for entry in data["labels"]}
+    names = {"decision": "decision", "commitment": "task", "preference": "preference", "fact": "fact"}
+    counts = {who: [0, 0, 0] for who in ("rules", "model", "both")}
+    failures, start = 0, time.perf_counter()
+    with Memory(path=":memory:", config=Config(extract=True, upkeep_ms=None)) as memory:
+        for snippet in data["dataset"][:n_most]:
+            context = memory.context.workspace(snippet["id"])
+            context.remember(snippet["text"], kind="note")
+            while not (done := context.maintain(1_000)).is_done:
+                failures += done.n_extraction_failures
+            failures += done.n_extraction_failures
+            items = [hit.item for hit in context.recall(snippet["text"], k=50, kinds=["decision", "task"])]
+            wanted = Counter(names.get(label["type"]) for label in labels[snippet["id"]])
+            for who in counts:
+                own = [item for item in items if who == "both" or (item.found_by is None) == (who == "rules")]
+                got = Counter(item.kind for item in own)
+                for kind in ("decision", "task"):
+                    both = min(got[kind], wanted[kind])
+                    for place, n in enumerate((both, got[kind] - both, wanted[kind] - both)):
+                        counts[who][place] += n
+    results = {
+        who: {"right": a, "wrong": b, "missed": c, "f1": round(2 * a / max(1, 2 * a + b + c), 3)}
+        for who, (a, b, c) in counts.items()
+    }
+    results |= {"snippets": n_most, "failures": failures, "s": round(time.perf_counter() - start, 1)}
+    print("decisions and commitments, the starter model reading:", results)
+    return results
+
+
 def speed(n_items: int, folder: Path) -> dict[str, Any]:
     """Recall and remember over a file of ``n_items`` passages of invented words with a natural distribution."""
     path = folder / f"recall-{n_items}.sqlite"
@@ -391,14 +431,28 @@ def speed(n_items: int, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     memory = ContextMemory(path, redact=None)
     open_s = time.perf_counter() - start
-    recalls, cpu = [], []  # on a shared machine the second is the steadier one
-    for _ in range(300):
-        # A question: content words, a few of them frequent.
-        question = " ".join(chance.choices(words, cum_weights=cumulative, k=3) + chance.choices(words[200:20_000], k=3))
-        start, start_cpu = time.perf_counter(), time.thread_time()
-        memory.recall(question)
-        recalls.append((time.perf_counter() - start) * 1e3)
-        cpu.append((time.thread_time() - start_cpu) * 1e3)
+
+    def ask() -> dict[str, float]:
+        recalls, cpu = [], []  # on a shared machine the second is the steadier one
+        for _ in range(300):
+            # A question: content words, a few of them frequent.
+            some = chance.choices(words, cum_weights=cumulative, k=3) + chance.choices(words[200:20_000], k=3)
+            question = " ".join(some)
+            start, start_cpu = time.perf_counter(), time.thread_time()
+            memory.recall(question)
+            recalls.append((time.perf_counter() - start) * 1e3)
+            cpu.append((time.thread_time() - start_cpu) * 1e3)
+        return {
+            "recall_p50_ms": _rank(recalls, 0.5), "recall_p95_ms": _rank(recalls, 0.95),
+            "recall_cpu_p50_ms": _rank(cpu, 0.5), "recall_cpu_p95_ms": _rank(cpu, 0.95),
+        }  # fmt: skip
+
+    as_written = ask()
+    start = time.perf_counter()
+    while not memory.maintain(1_000).is_done:
+        pass
+    upkeep_s = time.perf_counter() - start
+    kept = ask()
     remembers = []
     for n in range(200):
         text = f"{n} " + " ".join(chance.choices(words, cum_weights=cumulative, k=190))
@@ -407,8 +461,7 @@ def speed(n_items: int, folder: Path) -> dict[str, Any]:
         remembers.append((time.perf_counter() - start) * 1e3)
     result = {
         "items": n_items, "mb": round(memory.stats().nbytes / 1e6, 1), "open_s": round(open_s, 3),
-        "recall_p50_ms": _rank(recalls, 0.5), "recall_p95_ms": _rank(recalls, 0.95),
-        "recall_cpu_p50_ms": _rank(cpu, 0.5), "recall_cpu_p95_ms": _rank(cpu, 0.95),
+        **kept, "as_written": as_written, "upkeep_s": round(upkeep_s, 2), "load": round(os.getloadavg()[0], 1),
         "remember_p50_ms": _rank(remembers, 0.5), "remember_p95_ms": _rank(remembers, 0.95),
         "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
     }  # fmt: skip
@@ -476,8 +529,10 @@ def draw(path: str, results: dict[str, Any]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def opened(name: str) -> Embedder:
-    """A sentence model's folder, or that of a table of vectors; ``:rank`` behind it: by rank."""
+def opened(name: str) -> Embedder | Memory:
+    """A sentence model's folder, or that of a table of vectors; ``:rank`` behind it: by rank; the starter model."""
+    if name == "resident":
+        return Memory(path=":memory:", config=Config(embedder="resident", upkeep_ms=None))
     from agent_memory.recall.sentence_model import SentenceModel
     from agent_memory.recall.static_model import StaticModel
 
@@ -493,7 +548,8 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["quality", "lift", "cap", "facts", "typed", "sets", "speed"])
     parser.add_argument("--items", type=int, nargs="*", default=[6_000])
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
-    parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors")
+    parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors; 'resident'")
+    parser.add_argument("--only", nargs="*", default=(), help="names of conversations; all")
     parser.add_argument("--similarity", type=float, default=Weights().similarity, help="what vectors count")
     parser.add_argument("--vectors", type=Path, help="a file that keeps the embedder's vectors from run to run")
     parser.add_argument("--json")
@@ -502,11 +558,11 @@ def main() -> None:
     embedder = None
     if arguments.embedder:
         embedder = opened(arguments.embedder)
-        if arguments.vectors:
+        if arguments.vectors and not isinstance(embedder, Memory):
             embedder = Kept(embedder, arguments.vectors)
-    results: dict[str, Any] = {"embedder": embedder.fingerprint if embedder else None}
+    results: dict[str, Any] = {"embedder": arguments.embedder and Path(arguments.embedder).name}
     if "quality" in arguments.what:
-        results["quality"] = quality(embedder, Weights(similarity=arguments.similarity))
+        results["quality"] = quality(embedder, Weights(similarity=arguments.similarity), arguments.only)
     if "lift" in arguments.what:
         results["lift"] = lift()
     if "cap" in arguments.what:
@@ -515,6 +571,8 @@ def main() -> None:
         results["facts"] = facts()
     if "typed" in arguments.what:
         results["typed"] = typed()
+    if "reading" in arguments.what:
+        results["reading"] = reading()
     if "sets" in arguments.what:
         results["sets"] = sets()
     if "speed" in arguments.what:

@@ -1,4 +1,4 @@
-"""kill -9 while a process remembers, forgets and consolidates: nothing acknowledged is lost, and all parts agree."""
+"""kill -9 while a process remembers, forgets, consolidates and does idle work: nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,23 @@ from agent_memory import ContextMemory
 
 WRITER = """
 import sys
-from agent_memory import ContextMemory
+import numpy as np
+from agent_memory import ContextMemory, Extracted
+
+class Places:
+    dim, fingerprint = 4, "places 1"
+    def embed(self, texts):
+        return np.array([[1 + len(text), text.count("e"), 1, 2] for text in texts], np.float32)
+
+class Shouting:
+    name = "shouting 1"
+    def extract(self, text):
+        if text.count("7") == 1:
+            raise ValueError("seven")
+        return [Extracted("event", 0, len(text) // 2)]
+
 path, seed = sys.argv[1], sys.argv[2]
-memory = ContextMemory(path)
+memory = ContextMemory(path, embedder=Places(), extractor=Shouting())
 n = 0
 while True:
     text = f"run {seed} step {n}: we decided on number {n}. The master of the ferry is {seed}x{n}."
@@ -29,6 +43,8 @@ while True:
         memory.consolidate()
     if n % 11 == 5:
         memory.working_set(f"ferry {n}")
+    if n % 5 == 2:
+        memory.maintain(5)
     if n % 13 == 9:
         gone = f"run {seed} step {n - 3}:"
         print(f"forgetting {gone}", flush=True)
@@ -68,6 +84,8 @@ def kill_often(path: Path, n_kills: int, seed: int = 11) -> None:
             # Also where the process died between the deletion of the rows and the removal of their bytes.
             without_rows = [p for p in asked if not any(body.startswith(p) for body in bodies)]
             assert [phrase for phrase in without_rows if phrase.encode() in data] == []
+            stats = memory.stats()
+            assert stats.n_unread <= stats.n_texts
             newest = memory.recall("master of the ferry", k=50)
             valid = [hit for hit in newest if hit.item.slot]
             assert len(valid) <= 1  # one master at a time

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory import ContextMemory, EchoRunner, Hit, Item, UnsupportedParameterError
+from agent_memory import Config, ContextMemory, EchoRunner, Hit, Item, Memory, UnsupportedParameterError
 from agent_memory.recall.cards import card, escaped, utf8_bytes, without_marks_of
 from agent_memory.recall.window import Window
 
@@ -224,3 +224,20 @@ def test_special_tokens_in_memories_are_plain_text_in_the_prompt() -> None:
         got = memory.working_set("harbour note", budget_tokens=8_000)
         assert len(got.items) > 5
         assert TOKENIZER.special_ids.isdisjoint(TOKENIZER.encode(got.text))
+
+
+def test_a_prompt_that_begins_with_a_working_set_is_warmed_by_prefill() -> None:
+    with Memory(EchoRunner(), ":memory:", config=Config(chunk_tokens=16, prefill_tokens=16)) as other:
+        for n in range(6):
+            other.context.remember(f"Depot {n} holds {n} crates of quokka ware.")
+        cards = other.context.working_set("quokka ware", budget_tokens=900)
+        assert len(cards.items) == 6
+        other.prefill(cards.messages)
+        asked = [*cards.messages, {"role": "user", "content": "Which depot?"}]
+        usage = other.generate(asked).usage
+        assert usage.cached_tokens >= cards.n_tokens - 16
+        other.context.remember("Depot 9 holds 9 crates of quokka ware.")
+        more = other.context.working_set("quokka ware", budget_tokens=900)
+        assert more.text.startswith(cards.text)
+        again = other.generate([*more.messages, {"role": "user", "content": "Which depot?"}]).usage
+        assert again.cached_tokens >= cards.n_tokens - 16, "what stands in front of the new card is not computed again"
