@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RequestError,
         RequestTimeoutError,
+        StaleVersionError,
         StoreError,
         StoreLockedError,
         ToolResultError,
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
     )
     from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
+    from agent_memory.log.versions import Version
+    from agent_memory.groups.events import Utterance
+    from agent_memory.groups.group import Group
+    from agent_memory.groups.phases import Phase
+    from agent_memory.groups.voting import Tally
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
@@ -164,6 +170,7 @@ __all__ = [
     "Extractor",
     "Finish",
     "Generation",
+    "Group",
     "Health",
     "Histogram",
     "HistoryDivergedError",
@@ -193,6 +200,7 @@ __all__ = [
     "PRF",
     "Pattern",
     "Pause",
+    "Phase",
     "Plan",
     "Prompt",
     "PromptTooLongError",
@@ -210,6 +218,7 @@ __all__ = [
     "Sampling",
     "Score",
     "SentenceModel",
+    "StaleVersionError",
     "State",
     "StaticModel",
     "Stats",
@@ -217,6 +226,7 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "StoreView",
+    "Tally",
     "TaskContext",
     "Text",
     "Tier",
@@ -231,7 +241,9 @@ __all__ = [
     "UnsupportedModelError",
     "UnsupportedParameterError",
     "Usage",
+    "Utterance",
     "VerifyReport",
+    "Version",
     "Weights",
     "WorkingSet",
     "__version__",
@@ -282,6 +294,7 @@ _HOMES = {
     "Extractor": "recall.protocols",
     "Finish": "types",
     "Generation": "generation",
+    "Group": "groups.group",
     "Health": "figures",
     "Histogram": "figures",
     "HistoryDivergedError": "errors",
@@ -311,6 +324,7 @@ _HOMES = {
     "PRF": "recall.episode_types",
     "Pattern": "recall.episode_types",
     "Pause": "tools",
+    "Phase": "groups.phases",
     "Plan": "recall.types",
     "Prompt": "types",
     "PromptTooLongError": "errors",
@@ -328,6 +342,7 @@ _HOMES = {
     "Sampling": "types",
     "Score": "recall.episode_types",
     "SentenceModel": "recall.sentence_model",
+    "StaleVersionError": "errors",
     "State": "generation",
     "StaticModel": "recall.static_model",
     "Stats": "figures",
@@ -335,6 +350,7 @@ _HOMES = {
     "StoreError": "errors",
     "StoreLockedError": "errors",
     "StoreView": "store.view",
+    "Tally": "groups.voting",
     "TaskContext": "recall.episode_types",
     "Text": "types",
     "Tier": "usage",
@@ -349,7 +365,9 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",
     "Usage": "usage",
+    "Utterance": "groups.events",
     "VerifyReport": "types",
+    "Version": "log.versions",
     "Weights": "recall.types",
     "WorkingSet": "recall.types",
     "as_completed": "generation",

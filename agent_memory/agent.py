@@ -114,7 +114,7 @@ class Agent:
         ``messages``: a str goes on, a list is the whole history, as in ``Memory.generate``; None: the conversation as
         it stands. Raises UnknownAgentError for an agent that is not stored yet.
         """
-        return self._asking.explain(messages, self._live, Settings.of(Agent.explain, options))
+        return self._asking.explaining.explain(messages, self._live, Settings.of(Agent.explain, options))
 
     def fork(self, name: str, *, at: int | str | Version | None = None, temporary: bool = False) -> Agent:
         """Return a new agent that goes on from here; no KV is copied before it says something.

@@ -16,6 +16,9 @@ from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
 from agent_memory.errors import UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
+from agent_memory.groups.group import Group
+from agent_memory.groups.opening import Groups
+from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
@@ -31,6 +34,7 @@ from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
 from agent_memory.requests.cleaning import cleaned, of_tools
 from agent_memory.requests.evicting import evict, flush
+from agent_memory.requests.explaining import linted
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.registry import AgentSpec
@@ -84,6 +88,7 @@ class Memory(Reporting):
             observing = Observing(config)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
             self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            self._groups = Groups(self._asking)
             recorded = self._store.recorded(self._model)
             self._engine.open(recorded, self._attach)
         except BaseException:
@@ -227,14 +232,15 @@ class Memory(Reporting):
         """
         self._asking.ensure_open()
         log = None if agent is None else self._known_log(agent)
-        return self._asking.explain(prompt, log, Settings.of(Memory.explain, options))
+        return self._asking.explaining.explain(prompt, log, Settings.of(Memory.explain, options))
 
     def lint(self, prompts: Sequence[Prompt]) -> LintReport:
         """Find text that makes each of some prompts miss the cache: what differs by itself, such as a clock.
 
         Give prompts of one kind, as they are sent on several occasions. Compares texts; nothing is computed.
         """
-        return self._asking.lint(prompts)
+        self._asking.ensure_open()
+        return linted(prompts)
 
     def count_tokens(self, prompt: Prompt, *, tools: Sequence[ToolLike] = ()) -> int:
         """Return how many tokens ``prompt`` costs through the chat template, the reply's opening included."""
@@ -277,6 +283,22 @@ class Memory(Reporting):
         """
         settings = Settings.of(Memory.best_of, options)
         return best_of(self._asking, self._known_log(agent), message, n, key, settings)
+
+    def group(
+        self,
+        name: str,
+        members: Sequence[str | Agent] = (),
+        *,
+        topology: Topology | None = None,
+        phases: Sequence[Phase] = (),
+    ) -> Group:
+        """Open a conversation of several agents, or make it. Each takes part as a fork of its own.
+
+        ``members``: agents that exist, in the order in which they speak; needed for a new group. ``topology``: "round"
+        (the default: all at once, on the same state), "turns" (one after another) or "free". ``phases``: parts of the
+        conversation. Raises ConfigError where the group is another one, UnknownAgentError.
+        """
+        return self._groups.open(name, members, topology, phases)
 
     @takes_options(without=["tools"])
     def run_tools(

@@ -26,7 +26,7 @@ import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.files import Files
-from agent_memory.store import segments
+from agent_memory.store import segments, sources
 from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
 from benchmarks.common import drop_page_cache, median, timed, write_json
@@ -185,11 +185,11 @@ class Unchecked:
 def unchecked() -> Iterator[None]:
     """Segments are read without their checksums."""
     real = segments.xxhash
-    segments.xxhash = SimpleNamespace(xxh3_64=Unchecked)
+    segments.xxhash = sources.xxhash = SimpleNamespace(xxh3_64=Unchecked)
     try:
         yield
     finally:
-        segments.xxhash = real
+        segments.xxhash = sources.xxhash = real
 
 
 def plain(files: Sequence[Path], outs: Sequence[memoryview]) -> None:

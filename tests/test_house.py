@@ -9,14 +9,16 @@ MAX_MEMBERS = 12
 
 #: Machines of which other files use more members than that, each with why.
 WIDE = {
-    "store.catalog.Catalog": (49, "the set of segments in memory, the attached model and the disk behind it"),
-    "store.store.Store": (27, "the store as the engine sees it: one method for each thing asked of a disk"),
+    "prefix.pieces.Segment": (30, "the one stored value: rows, headers and figures are derived from its fields"),
+    "store.catalog.Catalog": (21, "the set of segments in memory, the attached model and the disk behind it"),
+    "store.store.Store": (31, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (16, "what was asked, read field by field where a row runs"),
-    "prefix.index.Segment": (19, "a value that is written by hand for its size"),
     "scheduler.engine.Engine": (19, "the only way to the engine thread: one method for each thing asked of it"),
-    "requests.asking.Asking": (13, "what a Memory and its agents are asked, and the machines that answer"),
+    "requests.asking.Asking": (17, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
-    "log.log.Log": (26, "the truth: read wherever a prompt is made"),
+    "log.log.Log": (30, "the truth: read wherever a prompt is made"),
+    "log.logs.Logs": (14, "the rows of all logs: one method for each thing asked of them"),
+    "tiers.hot.Lineage": (13, "a value that changes: the live KV of an idle conversation"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
 }
 

@@ -233,6 +233,19 @@ class Log:
                 start = index + 1
         return turns
 
+    def unanswered(self, messages: Sequence[Message], *, tokenizer: str) -> Turn:
+        """The turn that adds messages to the log which nothing answers; it has no ids."""
+        return Turn(
+            messages=tuple(messages),
+            n_messages_kept=len(self.messages),
+            keep=len(self.ids),
+            ids=self.ids[:0],
+            n_kv=self.n_kv,
+            tokenizer=tokenizer,
+            finish=None,
+            created_s=time.time(),
+        )
+
     def append(self, turn: Turn) -> None:
         """Take a turn in; O(ids) memory traffic, no rendering."""
         self.is_foreign = False

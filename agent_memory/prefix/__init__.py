@@ -1,1 +1,1 @@
-"""Who holds which tokens: chunks, pieces, resume points, provenance, and what is worth keeping. Pure."""
+"""Which KV covers which tokens: chunks, pieces, resume points, provenance, worth. Pure."""

@@ -229,6 +229,6 @@ class Index:
                     break
 
     def ids(self, piece: Piece) -> Ids:
-        """Return a piece's ids; none where they cannot be read."""
+        """Return a piece's ids; none if they cannot be read."""
         ids = self._read_ids(piece)
         return ids if ids is not None else np.zeros(0, np.uint32)

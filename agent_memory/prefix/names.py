@@ -1,4 +1,4 @@
-"""Names of the files of KV, below the folder of KV."""
+"""Names of KV files, below the ``kv`` folder."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def is_kv_name(name: str, *, finished: bool = False) -> bool:
 
 
 def new_file(identity: str) -> str:
-    """Return a name that no file has."""
+    """Return a new, unused name."""
     return f"{identity[:16]}/{uuid.uuid4().hex}{SUFFIX}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from attrs import define, evolve, field, frozen, setters
+from attrs import define, evolve, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.prefix.chunks import ID_BYTES, piece_id
@@ -17,55 +17,49 @@ from agent_memory.types import Exactness
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Kind = Literal["rows", "resume"]
 
-HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share a template's opening still differ
-_CHANGES = setters.NO_OP  #: of a field that changes while the segment is kept; every other one is frozen
+HEAD_IDS = 16  #: leading ids of a piece that are kept in memory: siblings that share the first ids still differ
 _HEAD_BYTES = 4 * HEAD_IDS
 _PIECE = struct.Struct(f"{ID_BYTES}sB{_HEAD_BYTES}s")
-PIECE_BYTES = _PIECE.size  #: of a piece in ``Segment.packed``
+PIECE_BYTES = _PIECE.size  #: bytes of a piece in ``Segment.packed``
 
 
-@define(eq=False, kw_only=True, on_setattr=setters.frozen)
+@define(eq=False, kw_only=True)
 class Segment:
     """One file of KV, or in the warm tier one piece of it in memory.
 
     - ``rows``: full-attention rows of tokens ``[start, start + n_tokens)`` of a lineage. They follow the piece
       ``parent`` and are divided into ``pieces``.
-    - ``resume``: what all other layers need to resume at the end of the piece ``parent``: window rows of its last
-      ``n_tokens`` tokens, and the state there where ``has_state``. It has no pieces and no ids.
+    - ``resume``: what the other layers need to resume at the end of the piece ``parent``: window rows of its last
+      ``n_tokens`` tokens, and the state there if ``has_state``. It has no pieces and no ids.
 
-    ``parent_number``: the segment that holds ``parent``, which this one depends on. Rows of the manifest, headers of
-    files and figures are derived from these fields. A loaded resume file's codec stands in its header alone.
+    ``parent_number``: the segment that has the piece ``parent``; this one depends on it. Rows of the manifest, headers
+    and figures are derived from these fields. Only the header of a loaded resume file says its codec.
     """
 
     kind: Kind = "rows"
-    number: int = field(
-        default=0, on_setattr=_CHANGES
-    )  #: of rows, the manifest's; of resume segments below 0, and of this process alone
     identity: str
     file: str = ""
     parent: bytes
-    parent_number: int | None = field(default=None, on_setattr=_CHANGES)
     start: int = 0
     n_tokens: int
     chunk_tokens: int
     exactness: Exactness
     codec: Codec
     host: str
-    has_state: bool = field(default=False, converter=bool)
-    used_s: float = field(default=0.0, on_setattr=_CHANGES)
-
-    n_bytes: int = field(default=0, on_setattr=_CHANGES)  #: from here on: known once its file is whole
-    header_xxh3: str = field(default="", on_setattr=_CHANGES)
-    held_bytes: int = field(default=0, on_setattr=_CHANGES)  #: allocated
-
-    is_ready: bool = field(default=False, on_setattr=_CHANGES)  #: its row is committed
-    is_hidden: bool = field(default=False, on_setattr=_CHANGES)  #: it is to be removed, and found no more
-    is_unreadable: bool = field(default=False, on_setattr=_CHANGES)  #: for a while: its file cannot be read now
-    ids: Ids | None = field(default=None, repr=False, on_setattr=_CHANGES)  #: until it is committed
-    packed: bytes = field(
-        default=b"", repr=False, on_setattr=_CHANGES
-    )  #: its pieces as the manifest has them, until they are ``pieces``
-    pieces: list[Piece] = field(factory=list, repr=False, on_setattr=_CHANGES)
+    has_state: bool = False
+    # the fields above never change; those below do
+    number: int = 0  #: of rows, the manifest's; of resume segments below 0, and of this process alone
+    parent_number: int | None = None
+    used_s: float = 0.0
+    n_bytes: int = 0  #: of its file, once that is whole
+    header_xxh3: str = ""
+    held_bytes: int = 0  #: allocated
+    is_ready: bool = False  #: its row is committed
+    is_hidden: bool = False  #: not findable any more, and soon removed
+    is_unreadable: bool = False  #: True while its file cannot be read
+    ids: Ids | None = field(default=None, repr=False)  #: until it is committed
+    packed: bytes = field(default=b"", repr=False)  #: its pieces as the manifest has them, until they are ``pieces``
+    pieces: list[Piece] = field(factory=list, repr=False)
 
     @property
     def is_readable(self) -> bool:
@@ -74,20 +68,17 @@ class Segment:
 
     @property
     def stop(self) -> int:
-        """The token after its last."""
+        """Position after its last token."""
         return self.start + self.n_tokens
 
     @property
     def n_chunks(self) -> int:
-        """How many pieces its rows have."""
+        """Number of pieces of its rows."""
         return -(-self.n_tokens // self.chunk_tokens)
 
     def pack(self) -> bytes:
-        """Return its pieces as the manifest has them."""
-        return self.packed or b"".join(
-            _PIECE.pack(p.id, p.made, p.head)
-            for p in self.pieces  # ``pack`` pads the head
-        )
+        """Return its pieces as bytes of the manifest."""
+        return self.packed or b"".join(_PIECE.pack(p.id, p.made, p.head) for p in self.pieces)
 
     def made(self) -> list[int]:
         """Return the provenance of its pieces, as far as they are in memory."""
@@ -97,20 +88,20 @@ class Segment:
         """Return the ids of its pieces, as far as they are in memory."""
         return [p.id for p in self.pieces] or [id for id, _, _ in _PIECE.iter_unpack(self.packed)]
 
-    def unpack(self, packed: bytes) -> list[Piece]:
-        """Make its pieces out of what the manifest has of them."""
+    def unpack(self) -> list[Piece]:
+        """Make its pieces from the bytes of the manifest."""
         parent, size, found = self.parent, self.chunk_tokens, []
-        for i, (id, made, head) in enumerate(_PIECE.iter_unpack(packed)):
+        for i, (id, made, head) in enumerate(_PIECE.iter_unpack(self.packed)):
             found.append(Piece(id, parent, self, i, size, made, head))
             parent = id
         last = found[-1]
         last.n_tokens = self.n_tokens - (len(found) - 1) * size
         last.head = last.head[: 4 * last.n_tokens]
-        self.pieces = found
+        self.pieces, self.packed = found, b""
         return found
 
     def divide(self, ids: Ids, made: Callable[[int, int], int]) -> list[Piece]:
-        """Make its pieces out of its ids; ``made``: the provenance of tokens ``[start, stop)`` of the segment."""
+        """Make its pieces from its ids; ``made``: returns the provenance of tokens ``[start, stop)`` of the segment."""
         parent, self.pieces = self.parent, []
         for i, at in enumerate(range(0, len(ids), self.chunk_tokens)):
             own = ids[at : at + self.chunk_tokens]
@@ -122,7 +113,7 @@ class Segment:
         return self.pieces
 
     def successor(self, pieces: Sequence[Piece], **changes: Any) -> Segment:
-        """Return a segment that is to take the place of this one, in a file of its own that is not written yet."""
+        """Return a segment that will replace this one, in a new file that is not written yet."""
         new = evolve(
             self,
             file=new_file(self.identity),
@@ -140,7 +131,7 @@ class Segment:
 
 
 def resume_segment(piece: Piece, n_rows: int, has_state: bool, *, codec: Codec = "exact", file: str = "") -> Segment:
-    """Return the resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end."""
+    """Return a resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end."""
     of = piece.segment
     return Segment(
         kind="resume",
@@ -194,15 +185,15 @@ def sort_key(ids: Ids) -> bytes:
     return ids.astype(">u4").tobytes()
 
 
-#: The number of an agent that never is: lineages are given to it, and end with it.
+#: The number of no agent: lineages are given to it and deleted with it.
 NOBODY = 2**40
 
 
 @frozen
 class HeadMove:
-    """Where an agent's lineage ends now, and the former ends that it replaces."""
+    """The new head of an agent's lineage, and the former heads that it replaces."""
 
     agent_id: int
     identity: str
-    head: bytes | None  #: None: nowhere
+    head: bytes | None  #: None: no head
     former: Sequence[bytes] = ()

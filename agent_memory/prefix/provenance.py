@@ -71,7 +71,6 @@ def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], by
     """Return the runs of ``ids`` that are neither stored nor being saved, the head if there are none, and the last
     stored piece.
 
-
     ``is_cuttable``: every layer can be truncated at any token, so a longer piece of another lineage covers a tail.
     """
     chunks = index.chunks(ids, ready=False)

@@ -9,7 +9,9 @@ from agent_memory.protocols import Tokenizer
 
 def written(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids, special tokens included."""
-    specials, out, run = tokenizer.special_ids, [], []
+    specials = tokenizer.special_ids
+    out: list[str] = []
+    run: list[int] = []
     for token in ids:
         if token in specials:
             out += [tokenizer.decode(run), tokenizer.key([token])]

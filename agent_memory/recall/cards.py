@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from agent_memory.recall.protocols import TokenCounter
 from agent_memory.recall.types import Item
@@ -23,6 +24,8 @@ _ANY_BRACKET = re.compile(r"[<\[|｜{](?!\u200b)")
 _OTHER_ENDS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
+T = TypeVar("T")
 
 #: Makes a card's text of an item; the text ends with a line's end.
 CardStyle = Callable[[Item], str]
@@ -42,14 +45,14 @@ def escaped(text: str) -> str:
     return _MARK.sub(lambda match: match[0] + _BREAK, text).replace("\n", "\n  ")
 
 
-def without_marks_of(tokenizer: object, style: CardStyle) -> CardStyle:
-    """Return ``style``, with every bracket broken in cards in which ``tokenizer`` still sees a special token."""
+def without_marks_of(tokenizer: object, style: Callable[[T], str]) -> Callable[[T], str]:
+    """Return ``style``, with every bracket broken in texts in which ``tokenizer`` still sees a special token."""
     special = getattr(tokenizer, "special_ids", None)
     encode = getattr(tokenizer, "encode", None)
     if not special or encode is None:
         return style
 
-    def checked(item: Item) -> str:
+    def checked(item: T) -> str:
         text = style(item)
         if special.isdisjoint(encode(text)):
             return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,11 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
-from agent_memory.observe.explain import CacheReport
-from agent_memory.observe.lint import LintReport, lint
-from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
-from agent_memory.requests.explaining import explained, explained_log
+from agent_memory.requests.explaining import Explaining
 from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
@@ -56,6 +53,7 @@ class Asking:
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
+        self.explaining = Explaining(engine, self.ensure_open, self._planner_of)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
@@ -114,25 +112,9 @@ class Asking:
             self.agents.keep(log)
         return self._requests.start(request).result().usage
 
-    def explain(self, prompt: object, log: Log | None, settings: Settings) -> CacheReport:
-        """Explain what a request would reuse; of None, what the next turn of the agent would."""
-        tokenizer = self.ensure_open()
-        if prompt is None and log is not None:
-            return explained_log(self._engine, tokenizer, log)
-        planner = self._planner(prompt, log, settings, self._calling(log, settings))
-        return explained(self._engine, planner, log)
-
-    def lint(self, prompts: Sequence[object]) -> LintReport:
-        """Find volatile text across prompts."""
-        self.ensure_open()
-        if isinstance(prompts, str | Mapping | Message) or not isinstance(prompts, Sequence):
-            raise UnsupportedParameterError(f"prompts must be a list of prompts, got {type(prompts).__name__}")
-        return lint([shapes.normalize(prompt) for prompt in prompts])
-
     def prepare(self, prompt: object, log: Log, settings: Settings) -> Usage:
         """Compute the KV of a turn's prompt but its last id, in memory alone, and wait for it; nothing is logged."""
-        calling = self._calling(log, settings)
-        planner = self._planner(prompt, log, settings, calling)
+        planner = self._planner_of(prompt, log, settings)
         ahead = Settings(priority=settings.priority, timeout_s=settings.timeout_s)
         request = self._requests.make(planner, None, ahead, Calling(), max_tokens=0, is_temporary=True, is_prefix=True)
         return self._requests.start(request).result().usage
@@ -171,6 +153,9 @@ class Asking:
         if self._clean is not None and settings.tools:
             settings = attrs.evolve(settings, tools=self._tools(settings.tools))
         return calling_of(settings, grammars=self._requests.grammars, kept=log.tools if log else ())
+
+    def _planner_of(self, prompt: object, log: Log | None, settings: Settings) -> Planner:
+        return self._planner(prompt, log, settings, self._calling(log, settings))
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
         recall, name = self._recall(settings, log), log.name if log else None

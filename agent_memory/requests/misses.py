@@ -22,7 +22,8 @@ from agent_memory.types import DivergedAt, Message, MissCause, Tool
 _TAIL = 2_048  #: ids behind the divergence that are read, at most
 _SPLIT = 64  #: ids in front of the divergence whose text a report shows
 _SHOWN = 400  #: characters of either text that a report shows
-_AGREE = 6  #: characters that a rendering must share with what was computed, to tell the cause
+_AGREE = 24  #: characters that a rendering must share with what was computed, to tell the cause
+_NEAR = 8  #: characters of a content that the template's text may share by chance
 _ALIKE = 0.6  #: share of equal text from which two texts are versions of one
 _READ = 4_000  #: characters compared for it
 #: Days that differ from one another, and from any other day, in all that a template may write of them.
@@ -31,6 +32,9 @@ _DROPPED = (
     "the chat template leaves the reasoning of an earlier reply out of later prompts, which keep_reasoning=True of an "
     "agent prevents,"
 )
+_DAY: tuple[Kind, ...] = ("date",)
+#: Causes that are told by what the template writes, however little the prompts share.
+_SHOWN_BY_TEMPLATE = frozenset({"tools_changed", "key_order", "template_moved", "date_moved"})
 _FOUND_BY = 48  #: characters of a reply by which it is found behind its reasoning
 _REASONING = ("<think", "analysis", "thought", "reasoning")
 
@@ -50,7 +54,6 @@ class Difference:
 
     def __init__(self, outline: Outline, ids: Sequence[int], other: Sequence[int], at: int) -> None:
         self.outline = outline
-        self.place: Place = outline.place(ids, at) if at < len(ids) else Place(_at_end(outline, at), at)
         tokenizer, before = outline.tokenizer, list(ids[max(0, at - _SPLIT) : at])
         known = written(tokenizer, before)
         n_clean = len(known.rstrip("\ufffd"))  # a character may be split between tokens: its bytes are read again
@@ -60,19 +63,24 @@ class Difference:
         #: text from the first character that differs on, special tokens as written
         self.here, self.there = mine[same:], theirs[same:]
         self.shared = known[:n_clean] + mine[:same]
-        self.n_same = same  #: characters by which the texts part later than their tokens do
+        is_plain = same <= len(self._plain(self._mine, mine)) and same <= len(self._plain(self._theirs, theirs))
+        #: characters by which the texts part behind the place: those of a special token, or of other tokens
+        self.n_behind = 0 if is_plain else same
+        begin = mine[:same] if is_plain else ""
+        self.place: Place = outline.place(ids, at, begin) if at < len(ids) else Place(_at_end(outline, at))
+
+    def _plain(self, ids: Sequence[int], text: str) -> str:
+        """The text up to the first special token."""
+        specials = self.outline.tokenizer.special_ids
+        special = next((token for token in ids if token in specials), None)
+        return text if special is None else text.split(self.outline.tokenizer.key([special]), 1)[0]
 
     @cached_property
     def segments(self) -> tuple[str, str]:
         """Both texts from the special token before the place to the next one."""
-        specials = self.outline.tokenizer.special_ids
-        begin = self.place.before + self.shared[len(self.shared) - self.n_same :]
-
-        def first(ids: Sequence[int], text: str) -> str:
-            special = next((token for token in ids if token in specials), None)
-            return begin + (text if special is None else text.split(self.outline.tokenizer.key([special]), 1)[0])
-
-        return first(self._mine, self.here), first(self._theirs, self.there)
+        behind = self.shared[len(self.shared) - self.n_behind :] if self.n_behind else ""
+        begin = self.place.before + behind
+        return begin + self._plain(self._mine, self.here), begin + self._plain(self._theirs, self.there)
 
     @property
     def is_open(self) -> bool:
@@ -92,17 +100,17 @@ class Difference:
             return False
         left = _common(mine, outline)
         left = min(self.outline.mark_start(mine, left), self.outline.mark_start(outline, left))
-        if left != place.outline_at + (0 if place.is_content else self.n_same):
+        if left != place.outline_at + (0 if place.is_content else self.n_behind):
             return False
-        n_known = place.within + self.n_same if place.is_content else 0
+        n_known = place.within + self.n_behind if place.is_content else 0
         theirs = (self.shared[len(self.shared) - n_known :] if n_known else "") + self.there
-        agreed = _common(self.outline.resolved(outline[left:], messages)[:_READ], theirs)
-        return agreed >= min(n_known + _AGREE, len(theirs)) > n_known
+        following = self.outline.resolved(outline[left:], messages)
+        return _common(following, theirs) >= min(n_known + _AGREE, len(following), len(theirs)) > n_known
 
     @property
     def is_templates(self) -> bool:
         """True if the place is the template's own text, or so near to a content's beginning that its text may be."""
-        return self.place.outline_at >= 0 and self.place.within <= _AGREE
+        return self.place.outline_at >= 0 and self.place.within <= _NEAR
 
     @cached_property
     def is_volatile(self) -> bool:
@@ -112,7 +120,7 @@ class Difference:
     @cached_property
     def is_another_day(self) -> bool:
         """True if the two parts differ in dates alone."""
-        return differ_in_volatile_alone(*self.segments, kinds=("date",), is_open=self.is_open)
+        return differ_in_volatile_alone(*self.segments, kinds=_DAY, is_open=self.is_open)
 
     @cached_property
     def is_key_order(self) -> bool:
@@ -161,7 +169,8 @@ def explain(
         place = DivergedAt(at, None, None, "template")
     where = f"token {at:,}" + ("" if place.message is None else f", in message {place.message} ({place.role})")
     where += "" if place.tool is None else f", in the tool {place.tool}"
-    return Why(cause, f"{what} at {where}; {lost}", place, found.texts, found.is_alike)
+    is_alike = cause in _SHOWN_BY_TEMPLATE or found.is_alike
+    return Why(cause, f"{what} at {where}; {lost}", place, found.texts, is_alike)
 
 
 def _cause(found: Difference, before: Before | None, facts: Facts) -> tuple[MissCause, str]:
@@ -216,7 +225,7 @@ def _is_dated(found: Difference) -> bool:
         return False
     others = (outline.render(now=day) for day in _OTHER_DAYS)
     spans = [_differing(outline.text, other) for other in others if other != outline.text]
-    return bool(spans) and min(spans)[0] <= at + found.n_same < max(stop for _, stop in spans)
+    return bool(spans) and min(spans)[0] <= at + found.n_behind < max(stop for _, stop in spans)
 
 
 def _has_other_variables(found: Difference) -> bool:
@@ -236,8 +245,8 @@ def _by_tools(found: Difference, before: Before | None, facts: Facts) -> tuple[M
     place, outline = found.place.diverged, found.outline
     is_there = place.part == "tools"
     if not is_there and found.is_templates:
-        others: tuple[Tool, ...] = () if outline.tools else (Tool("probe"),)
-        is_there = found.goes_on_as(outline.render(tools=others))
+        others: list[tuple[Tool, ...]] = [(*outline.tools, Tool("probe")), *([()] if outline.tools else [])]
+        is_there = any(found.goes_on_as(outline.render(tools=tools)) for tools in others)
     if not is_there:
         return None
     if found.is_another_day:
@@ -255,8 +264,8 @@ def _is_reasoning_dropped(found: Difference) -> bool:
     index, piece = found.place.near, found.place.piece
     if index is None or piece is None or found.outline.messages[index].role != "assistant":
         return False
-    n_before = found.place.within + found.n_same if piece.is_content else 0  # of the content, in front of the place
-    mine, theirs = found.segments[0][len(found.place.before) + found.n_same - n_before :], found.there
+    n_before = found.place.within if piece.is_content else 0  # of the content, in front of the place
+    mine, theirs = found.segments[0][len(found.place.before) - n_before :], found.there
     begins = found.shared[len(found.shared) - n_before :] if n_before else ""
     mine, theirs = mine[:_FOUND_BY], begins + theirs
     at = theirs.find(mine, 1) if mine else -1
@@ -290,7 +299,7 @@ def _is_system(found: Difference) -> bool:
     at = found.place.outline_at
     left = _common(outline.text, text)
     following = text[left : text.find("qz", left)]
-    return left == at + found.n_same and bool(following) and found.there.startswith(following)
+    return left == at + found.n_behind and bool(following) and found.there.startswith(following)
 
 
 def _is_templates_own(found: Difference) -> bool:
@@ -304,7 +313,7 @@ def _is_templates_own(found: Difference) -> bool:
 
 def _by_message(found: Difference, before: Before | None) -> tuple[MissCause, str]:
     place = found.place.diverged
-    if _is_volatile(found, before, ("date",)):
+    if _is_volatile(found, before, _DAY):
         return "date_moved", "a date in the text has moved,"
     if _is_volatile(found, before):
         return "volatile_text", "a time, an identifier or a number differs"

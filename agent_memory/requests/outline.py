@@ -128,16 +128,21 @@ class Outline:
         return attrs.evolve(message, content=content, tool_calls=calls, source="", reasoning="", recalled=())
 
     def resolved(self, outline: str, messages: Sequence[Message] | None = None) -> str:
-        """Return an outline's text with its placeholders replaced by contents and names of tools."""
+        """Return an outline's text with its placeholders replaced, up to the first whose text is not known."""
         shown = self.messages if messages is None else messages
 
-        def put(match: re.Match[str]) -> str:
-            kind, number = match[1], int(match[2])
-            if kind == "t":
-                return self.tools[number].name if number < len(self.tools) else match[0]
-            return shown[number].content if number < len(shown) and "a" not in match[0][len(self._stem) :] else match[0]
-
-        return self._mark.sub(put, outline)
+        out: list[str] = []
+        at = 0
+        for mark in self._mark.finditer(outline):
+            out.append(outline[at : mark.start()])
+            number, at = int(mark[2]), mark.end()
+            if mark[1] == "t" and number < len(self.tools):
+                out.append(self.tools[number].name)
+            elif mark[1] == "m" and number < len(shown) and not self._is_call(mark):
+                out.append(shown[number].content)
+            else:
+                return "".join(out)
+        return "".join([*out, outline[at:]])
 
     def mark_start(self, outline: str, at: int) -> int:
         """Return the start of the placeholder that covers a character of an outline; ``at`` if none does."""
@@ -150,16 +155,21 @@ class Outline:
 
     # placing tokens
 
-    def place(self, ids: Sequence[int], token: int) -> Place:
-        """Return the position of a token of the prompt; ``ids``: the prompt's. Renders the outline once."""
+    def place(self, ids: Sequence[int], token: int, begin: str = "") -> Place:
+        """Return the position of a token of the prompt, or of the character after its ``begin``; ``ids``: the prompt's.
+
+        Renders the outline once.
+        """
         parts, number = self.composed.parts, self._part_of(token)
         before = self._text_before(ids, token)
+        n_text = len(before)
+        before += begin
         if not parts:
             return Place(DivergedAt(token, None, None, "template"), before)
         if (index := parts[number].message) is not None:
             return Place(DivergedAt(token, index, self.messages[index].role, "message"), before, near=index)
         try:
-            piece, closes, at, within = self._piece(ids, number, token, before)
+            piece, closes, at, within = self._piece(ids, number, token, before, n_text)
         except UnsupportedParameterError:
             piece = None
         if piece is None:
@@ -185,7 +195,9 @@ class Outline:
             start -= 1
         return self.tokenizer.decode(ids[start:token]).rstrip("\ufffd")
 
-    def _piece(self, ids: Sequence[int], number: int, token: int, before: str) -> tuple[Piece | None, bool, int, int]:
+    def _piece(
+        self, ids: Sequence[int], number: int, token: int, before: str, n_text: int
+    ) -> tuple[Piece | None, bool, int, int]:
         """Return the piece of a token that the template wrote; True if a content ends right there; the position of its
         text in the outline; and the number of characters of its content before the token.
         """
@@ -201,7 +213,7 @@ class Outline:
             return None, False, -1, 0
         after = ids[token : min(stop, token + _TAIL)]
         n_plain = next((n for n, one in enumerate(after) if one in specials), len(after))
-        text = before + self.tokenizer.decode(after[:n_plain])
+        text = before[:n_text] + self.tokenizer.decode(after[:n_plain])
         pieces = self._walk(segments, k, text, low)
         offset = len(before)
         place = next((n for n, one in enumerate(pieces) if one.start <= offset < one.stop), len(pieces) - 1)
@@ -248,15 +260,17 @@ class Outline:
         """Return the pieces of segment ``k``, whose real text is ``text``."""
         start, sketch = segments[k]
         marks = list(self._mark.finditer(sketch))
-        later = next(
-            (found for _, one in segments[k + 1 :] for found in self._mark.finditer(one) if found[1] == "m"), None
-        )
+        earlier = [found for _, one in segments[:k] for found in self._mark.finditer(one)][-1:]
+        following = [found for _, one in segments[k + 1 :] for found in self._mark.finditer(one)]
+        if not marks and earlier and following and earlier[0][1] == following[0][1] == "t":
+            return [Piece(0, len(text) + 1, base + start, "tools", None, int(following[0][2]))]
+        later = next((found for found in following if found[1] == "m"), None)
         pieces: list[Piece] = []
         cursor, at = 0, 0
         last_message: int | None = None
         for n, mark in enumerate(marks):
             literal = sketch[at : mark.start()]
-            following = sketch[mark.end() : marks[n + 1].start() if n + 1 < len(marks) else len(sketch)]
+            next_text = sketch[mark.end() : marks[n + 1].start() if n + 1 < len(marks) else len(sketch)]
             pieces += self._literal(literal, cursor, base + start + at, marks, n, last_message)
             cursor += len(literal)
             number = int(mark[2])
@@ -265,16 +279,14 @@ class Outline:
                 pieces.append(Piece(cursor, stop, base + start + mark.start(), "tools", None, number))
             else:
                 last_message = number
-                stop = self._content_stop(text, cursor, number, following, is_call=self._is_call(mark))
+                stop = self._content_stop(text, cursor, number, next_text, is_call=self._is_call(mark))
                 pieces.append(
                     Piece(cursor, stop, base + start + mark.start(), "message", number, None, is_content=True)
                 )
             cursor, at = stop, mark.end()
-        if at < len(sketch) or cursor < len(text) or not pieces:
-            after = None if later is None or last_message is not None else int(later[2])
-            tail = self._literal(sketch[at:], cursor, base + start + at, marks, len(marks), last_message, after)
-            pieces += [attrs.evolve(one, stop=max(one.stop, len(text) + 1)) if one is tail[-1] else one for one in tail]
-        return pieces
+        after = None if later is None or last_message is not None else int(later[2])
+        *tail, last = self._literal(sketch[at:], cursor, base + start + at, marks, len(marks), last_message, after)
+        return [*pieces, *tail, attrs.evolve(last, stop=max(last.stop, len(text) + 1))]
 
     def _literal(
         self,
@@ -291,7 +303,7 @@ class Outline:
         stop = cursor + len(literal)
         if before is not None and before[1] == "t":
             n_next = self._n_opening(marks, n, literal) if after is not None and after[1] == "t" else 0
-            ends = stop - n_next
+            ends = cursor + literal.rfind("}", 0, len(literal) - n_next) + 1 if n_next else stop
             mine = Piece(cursor, ends, at, "tools", None, int(before[2]))
             return [mine, Piece(ends, stop, at + ends - cursor, "tools", None, int(before[2]) + 1)][: 1 + bool(n_next)]
         if after is not None and after[1] == "t":

@@ -70,7 +70,7 @@ class Planner:
 
     __slots__ = (
         "_asked", "_cache", "_candidates", "_composed_last", "_how", "_log", "_now", "_seen", "_tokenizer",
-        "facts", "given", "goes_on", "is_branch", "n_known", "n_replaced", "recalled",
+        "facts", "given", "goes_on", "is_branch", "is_tight", "n_known", "n_replaced", "recalled",
     )  # fmt: skip
 
     def __init__(self, tokenizer: Tokenizer, prompt: object, log: Log | None, how: Rendering = Rendering()) -> None:
@@ -94,6 +94,7 @@ class Planner:
         self.given: tuple[Message, ...] = ()
         self.facts = Facts()  #: the agent's, once this turn is in its log
         self.is_branch = False  #: True if the log stays unchanged: the list has another history and branches off
+        self.is_tight = False  #: True if the conversation cannot be compacted for it
         self.n_replaced = 0  #: messages of the log that the list replaces
         self.n_known = 0  #: messages before the new ones: the log's, or those up to the newest reply
         self.recalled: tuple[Card, ...] = ()  #: the cards that this turn adds

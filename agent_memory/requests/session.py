@@ -32,6 +32,8 @@ from agent_memory.types import Message, Reply
 
 logger = logging.getLogger("agent_memory.requests")
 
+_REPLY_SHARE = 8  #: a conversation that is compacted where it is full leaves this share of the context for a reply
+
 
 @frozen(eq=False, kw_only=True)
 class Session:
@@ -49,6 +51,7 @@ class Session:
     limit: int | None
     remember: Callable[[Sequence[Message]], None] | None = None  #: takes the turn's new messages and its reply
     compacting: Compacting | None = None  #: compacts conversations that are too long; None: they raise
+    max_tokens: int = 0  #: of the reply
     is_prefix: bool = False  #: True: computes the prompt except its last id, for later requests
 
     def check(self) -> Prompt:
@@ -62,8 +65,8 @@ class Session:
     def prompt(self) -> Prompt:
         """Return the prompt, planned again if the log has changed or was compacted. Raises PromptTooLongError."""
         prompt, limit = self.planner.prompt(), self.limit
-        if limit is not None and len(prompt.ids) >= limit:
-            if self._compacts(len(prompt.ids), limit):
+        if limit is not None and len(prompt.ids) >= limit - self._room:
+            if self._compacts(len(prompt.ids), limit - self._room):
                 prompt = self.planner.prompt()
             if len(prompt.ids) >= limit:
                 raise PromptTooLongError(len(prompt.ids), limit)
@@ -72,15 +75,22 @@ class Session:
             prompt = attrs.evolve(prompt, ids=prompt.ids[:n_ids], known=min(prompt.known, n_ids))
         return prompt
 
+    @property
+    def _room(self) -> int:
+        """Tokens that are left for the reply where conversations are compacted."""
+        return min(self.max_tokens, (self.limit or 0) // _REPLY_SHARE) if self.compacting is not None else 0
+
     def _compacts(self, n_prompt: int, limit: int, *, is_asked: bool = False) -> bool:
         """Compact the conversation, or only check whether that would help; False if it does not."""
         if self.compacting is None or self.log is None or not self.planner.goes_on:
             return False
         if is_asked:
             return self.compacting.can_make_room(self.log, n_prompt, limit)
-        has_room = self.compacting.make_room(self.log, n_prompt, limit)
-        self.planner.follow()
-        return has_room
+        if not self.planner.is_tight and self.compacting.make_room(self.log, n_prompt, limit):
+            self.planner.follow()
+            return True
+        self.planner.is_tight = True  # not again at each attempt to start
+        return False
 
     def parser(self, prompt: Sequence[int]) -> ToolParser:
         """Return a parser of the text that follows ``prompt``."""
@@ -184,14 +194,12 @@ class Requests:
     ) -> Request:
         """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the agent's, to which the turn is added. The prompt is planned now, and again if the log has changed
-        when the request starts. ``max_tokens``: in place of the settings'; 0: prefill only.
-        ``is_temporary``: its KV is never written to disk. ``is_prefix``: compute the prompt except its last id.
+        ``log``: the turn is added to it; the prompt is planned again if it has changed when the request starts.
+        ``max_tokens``: not the settings'; 0: prefill only. ``is_prefix``: without its last id. ``is_temporary``: no disk.
         """
         self._engine.ensure_places()
-        created = time.perf_counter()
-        tokenizer = self._runner.tokenizer
-        feed = Feed()
+        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
+        owner, n_most = None if planner.is_branch else log, settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -202,25 +210,25 @@ class Requests:
             limit=self._runner.context_tokens,
             remember=remember,
             compacting=compacting,
+            max_tokens=n_most,
             is_prefix=is_prefix,
         )
-        constraint = calling.constraint(self.grammars, session.check().ids)
         return Request(
             feed=feed,
             asker=session,
             builder=self._builder(calling),
-            constraint=constraint,
+            constraint=calling.constraint(self.grammars, session.check().ids),
             shows_marks=calling.shows_marks(tokenizer),
-            owner=log.name if log and not planner.is_branch else None,
-            agent_id=log.agent_id if log and not planner.is_branch else None,
+            owner=owner.name if owner else None,
+            agent_id=owner.agent_id if owner else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
-            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
+            max_tokens=n_most,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             created=created,
-            deadline=None if settings.timeout_s is None else created + min(settings.timeout_s, threading.TIMEOUT_MAX),
+            deadline=_deadline(created, settings.timeout_s),
         )
 
     def start(self, request: Request) -> Generation:
@@ -243,3 +251,7 @@ class Requests:
         if calling.build is None:
             return None
         return Guard("the schema's class", calling.build, self._callable_timeout_s, self._engine.wake)
+
+
+def _deadline(created: float, timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else created + min(timeout_s, threading.TIMEOUT_MAX)

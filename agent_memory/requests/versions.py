@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -206,6 +206,16 @@ class Versions:
         self._engine.call(release)
         return n_dropped
 
+    def add(self, log: Log, make: Callable[[], Sequence[Message]], tokenizer: str) -> None:
+        """Add messages to a log that nothing answers. ``make`` gives them, on the engine thread; none: no change."""
+
+        def work() -> None:
+            log.ensure_exists()
+            if messages := make():
+                self.append(log, [log.unanswered(messages, tokenizer=tokenizer)], None)
+
+        self._engine.call(work)
+
     # engine thread
 
     def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
@@ -341,9 +351,9 @@ class Versions:
             dropped=tuple(dropped),
         )
         held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
-        if branch is not None:
-            held.append((log.agent_id, log.ids[: log.n_kv]))
         self._store.change(change, held)
+        if dropped:
+            self._store.release(log.agent_id, log.ids[: log.n_kv])
 
     def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
         """Replace a log's turns by others with the same content, in a new branch."""

@@ -20,7 +20,7 @@ from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
-from agent_memory.types import weakest
+from agent_memory.types import TIERS, Tier, weakest
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
@@ -59,7 +59,7 @@ class Found:
     tier_tokens: Mapping[str, int]
     loss: Loss
     may_be_new: bool  #: True if, without a cause in ``loss``, no similar prompt was computed before
-    restore_s: Mapping[str, float | None]  #: seconds by tier, as measured; None: not measured yet
+    restore_s: Mapping[Tier, float | None]  #: seconds by tier, as measured; None: not measured yet
     prefill_s: float | None  #: seconds for the remaining tokens; None: not measured yet
 
 
@@ -144,7 +144,7 @@ class Reuse:
         """Return the KV that a request with this prompt would find, and why no more. Reads no KV, changes nothing."""
         plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
         n_tokens, costs = plan.n_tokens, self._tiers.store.costs
-        tiers = {"hot": plan.n_live} if plan.n_live else dict(plan.stored.tier_tokens)
+        tiers: Mapping[str, int] = {"hot": plan.n_live} if plan.n_live else plan.stored.tier_tokens
         other = self._other(plan) if prompt.explain is not None else None
         token_bytes = self._layout.token_bytes
         return Found(
@@ -152,7 +152,7 @@ class Reuse:
             tiers,
             self._losses.of(prompt, plan.wanted, n_tokens, plan.stored.stopped, other),
             not prompt.n_logged and (not n_tokens or other is not None),
-            {tier: costs.load_s(tier, n * token_bytes) for tier, n in tiers.items()},
+            {tier: costs.load_s(tier, tiers[tier] * token_bytes) for tier in TIERS if tier in tiers},
             costs.compute_s(len(prompt.ids) - n_tokens),
         )
 

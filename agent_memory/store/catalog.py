@@ -1,7 +1,7 @@
-"""The set of stored segments in memory: what is there, which pieces can be found, and what must not be served.
+"""The catalog: the set of stored segments in memory, and which of their pieces can be found.
 
-Look-ups come from the engine thread and touch memory (at most a few KB of token ids are read from a file). One lock
-guards the set and is never held while the disk is waited for.
+Look-ups come from the engine thread and read memory (and at most a few KB of token ids from a file). One lock guards
+the set; no thread waits for the disk while it has the lock.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from agent_memory.store.writing import Unwritten, WriteAdmission, Written
 
 @define
 class Counts:
-    """What happened since the store was opened, for ``stats``."""
+    """Counts since the store was opened, for ``stats``."""
 
     damage: int = 0
     save_failures: int = 0
     bytes_written: int = 0
-    skipped: Counter[str] = field(factory=Counter)  #: saves that were not begun or given up, by reason
+    skipped: Counter[str] = field(factory=Counter)  #: saves that were not begun, or were abandoned, by reason
     unwritten: Unwritten = field(factory=Unwritten)
 
 
@@ -65,16 +65,16 @@ class Disk:
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 
     def path(self, segment: Segment) -> Path:
-        """Where a segment's file is."""
+        """Return the path of a segment's file."""
         return self.folder / segment.file
 
     def note_written(self, segment: Segment) -> None:
-        """A file was written in full. I/O thread."""
+        """Count a finished file. I/O thread."""
         self.counts.bytes_written += segment.n_bytes
         self.admission.spend(segment.n_bytes)
 
     def tidy(self, call: Callable[[], None]) -> None:
-        """Do what needs a disk that takes writes, and can wait for one."""
+        """Run work that needs a writable disk; if the disk refuses, a later call does it."""
         try:
             call()
         except WRITE_ERRORS as error:
@@ -94,7 +94,7 @@ def open_disk(
     bytes_per_day: int | None,
     compute_s: Callable[[int], float | None],
 ) -> Disk:
-    """Return the disk of the store in the folder ``root``. ``compute_s``: seconds to compute so many tokens."""
+    """Return the disk of the store in the folder ``root``. ``compute_s``: seconds to compute a number of tokens."""
     written = Written.parse(manifest.database.meta("written"))
     return Disk(
         folder=root / KV_FOLDER,
@@ -109,7 +109,7 @@ def open_disk(
 
 
 class Pins:
-    """Pinned agents by number, and where their lineages end: their KV leaves memory last, and the disk not at all."""
+    """Numbers of pinned agents, and the heads of their lineages: their KV leaves memory last, and stays on disk."""
 
     def __init__(self) -> None:
         self.agents: set[int] = set()
@@ -138,8 +138,8 @@ class Attached:
     identity: str
     layout: Layout
     host: str
-    codec: Codec  #: in which new KV is stored
-    needs: Needs | None  #: None: full-attention rows are all there is
+    codec: Codec  #: codec of new KV
+    needs: Needs | None  #: None: every layer is full attention
     index: Index
     abandoned: set[bytes] = field(factory=set)  #: pieces reachable only through turns since rewound or replaced
 
@@ -149,9 +149,9 @@ class Catalog:
 
     - A segment is *entered* when a save plans it, *stored* once its row is committed (``is_ready``).
     - What is stored changes in ``edit.apply`` alone, on the I/O thread.
-    - ``hide`` takes segments out of the index at once, on any thread: they are found no more, and stay stored until the
-      Edit that removes them is applied.
-    - ``held_bytes`` is the sum of ``held_bytes`` of all that is stored.
+    - ``hide`` takes segments out of the index at once, on any thread. They stay stored until the Edit that removes them
+      is applied.
+    - ``held_bytes``: the sum of the ``held_bytes`` of all stored segments.
     - A segment depends on ``parent_number``: it is removed with that one, or before.
     """
 
@@ -159,14 +159,14 @@ class Catalog:
         self.disk, self.pins, self.losses = disk, pins, Losses()
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}  # by number, both kinds
-        self.resume: dict[bytes, Segment] = {}  # resume segments that can be found, by piece
+        self.resume: dict[bytes, Segment] = {}  # findable resume segments, by piece
         self.model: Attached | None = None
-        self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose KV is not all found; ``holders.py``
-        self.held_bytes = 0  # allocated, of all that is stored
+        self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose pieces are not all found yet
+        self.held_bytes = 0  # allocated bytes of all stored segments
         self.hidden: deque[Collection[Segment]] = deque()  # to be removed; see ``edit.settle``
         self._codec = codec
         self._last_number, self._resume_numbers = 0, count(-1, -1)  # rows have numbers above 0
-        self._dependents: dict[int, dict[int, Segment]] = {}  # number -> what depends on it
+        self._dependents: dict[int, dict[int, Segment]] = {}  # number -> segments that depend on it
         self._uses: dict[int, float] = {}  # times of use not yet in the manifest
 
     # opening
@@ -194,20 +194,20 @@ class Catalog:
             )
 
     def build_index(self, identity: str, chunk_tokens: int, segments: Iterable[Segment]) -> Index:
-        """Index the pieces of packed segments, parents before children, which are given them."""
+        """Unpack segments, parents before children, and index their pieces."""
         index = Index(root_id(identity), chunk_tokens, self._read_ids)
         index.fill(
             piece
             for segment in sorted(segments, key=lambda s: s.number)
             if segment.packed and segment.chunk_tokens == chunk_tokens
-            for piece in segment.unpack(segment.packed)
+            for piece in segment.unpack()
         )
         return index
 
     # looking up
 
     def plan(self, ids: Ids) -> Plan:
-        """Return what to restore the longest prefix of ``ids`` from that can be restored. Under the lock."""
+        """Return the pieces of the longest prefix of ``ids`` that can be restored. Under the lock."""
         assert self.model is not None
         self.losses.retry()
         if self.model.needs is None:
@@ -215,7 +215,7 @@ class Catalog:
         return best_plan(self.model.index.paths(ids, every_end=True), self.resume, self.model.needs)
 
     def _read_ids(self, piece: Piece) -> Ids | None:
-        """A piece's ids: the last bytes of its file; None where they cannot be read. Not verified."""
+        """Return a piece's ids, from the end of its file; None if they cannot be read. Not verified."""
         segment = piece.segment
         if segment.ids is not None:
             return segment.ids[piece.offset : piece.offset + piece.n_tokens]
@@ -232,7 +232,7 @@ class Catalog:
         return np.frombuffer(raw[: len(raw) // 4 * 4], "<u4")
 
     def touch(self, segments: Iterable[Segment]) -> None:
-        """Note that segments, and all that they depend on, were used now."""
+        """Record that segments, and all that they depend on, were used now."""
         now = time.time()
         with self.lock:
             for segment in segments:
@@ -243,17 +243,17 @@ class Catalog:
                     at = self.segments.get(at.parent_number) if at.parent_number is not None else None
 
     def take_uses(self) -> dict[int, float]:
-        """Return the times of use that the manifest has not got yet, which are the caller's to write."""
+        """Return the times of use that the manifest lacks; the caller writes them."""
         with self.lock:
             uses, self._uses = self._uses, {}
         return uses
 
-    # losing
+    # hiding
 
     def hide(self, segments: Collection[Segment], reason: str | None) -> None:
-        """Let segments, with all that depends on them, be found no more, and be removed by the next Edit.
+        """Make segments, and all that depends on them, unfindable; the next Edit removes them.
 
-        ``reason``: what a later look-up is told. Memory only; under the lock, any thread.
+        ``reason``: given to later look-ups. Memory only; under the lock, any thread.
         """
         gone = self.family(segments)
         for segment in gone:
@@ -278,12 +278,12 @@ class Catalog:
         """Return the resume segments of a segment's pieces, hidden ones too."""
         return [one for one in self._dependents.get(segment.number, {}).values() if one.kind == "resume"]
 
-    # the set itself: what is entered by a save, and what ``edit.apply`` alone changes; under the lock
+    # the set itself: ``enter`` is called by saves too, the others by ``edit.apply`` alone; under the lock
 
     def enter(self, segment: Segment) -> None:
-        """Enter a segment, with a number of its own where it has none; rows get one above all before.
+        """Add a segment, and give it a number if it has none; rows get the highest number so far plus one.
 
-        Where it is stored, its bytes count, and its pieces can be found.
+        If it is stored, its bytes are counted and its pieces are findable.
         """
         if not segment.number:
             segment.number = self._last_number + 1 if segment.kind == "rows" else next(self._resume_numbers)
@@ -302,7 +302,7 @@ class Catalog:
                     self.model.index.add(piece)
 
     def leave(self, segment: Segment) -> None:
-        """Take a segment out; what depends on it is the caller's to take out or to move."""
+        """Remove a segment; the caller removes or moves the segments that depend on it."""
         self._unfind(segment)
         self._uses.pop(segment.number, None)
         if self.segments.get(segment.number) is not segment:
@@ -315,9 +315,9 @@ class Catalog:
             self._dependents.pop(segment.parent_number or 0, None)
 
     def change(self, add: Sequence[Segment], remove: Sequence[Segment], rehang: Mapping[int, int]) -> list[Segment]:
-        """Let what is stored be as an Edit says; return the segments whose files nothing names any more.
+        """Change the set as an Edit says; return the segments whose files nothing names any more.
 
-        ``remove``: parents first; a resume segment in ``add`` takes the place of the one of its piece.
+        ``remove``: parents first. A resume segment in ``add`` replaces the one of its piece.
         """
         left = list(remove)
         for segment in reversed(remove):
@@ -337,10 +337,10 @@ class Catalog:
         return left
 
     def edited(self) -> None:
-        """Do nothing: called after each Edit, on the I/O thread, for tests to check what is stored."""
+        """Do nothing. Called after each Edit, on the I/O thread: tests replace it by ``check``."""
 
     def _unfind(self, segment: Segment) -> None:
-        """Take a segment's pieces out of the index, and a resume segment from its piece."""
+        """Remove a segment's pieces from the index, or a resume segment from its piece."""
         if self.resume.get(segment.parent) is segment:
             del self.resume[segment.parent]
         for piece in reversed(segment.pieces) if self.model is not None else ():

@@ -1,8 +1,9 @@
-"""Edit: one change of the set of stored segments, and the only function that makes it.
+"""Edit: one change of the set of stored segments, and the only function that applies it.
 
-Whatever changes what is stored (a save, an eviction, a join, a deletion, damage) builds an Edit. It is applied in one
-order: the manifest's commit, memory, files. A crash after the commit leaves files that the next opening removes; one
-before it leaves files that were never named.
+- Saves, evictions, joins, deletions and damage each build an Edit.
+- Order: the manifest's commit, memory, files.
+- A crash before the commit leaves files that nothing names, a crash after it leaves files that nothing names any more;
+  the next opening removes both.
 """
 
 from __future__ import annotations
@@ -23,38 +24,38 @@ log = logging.getLogger("agent_memory.store")
 
 @frozen(kw_only=True)
 class Edit:
-    """One change of what is stored.
+    """One change of the set of stored segments.
 
     - The files of ``add`` are whole and synced.
-    - A segment in ``add`` with the number of one in ``remove`` takes its place, and has all that depends on it.
-    - What depends on a segment in ``remove`` is in it too, or is moved by ``rehang``; resume segments are removed with
-      the one they depend on in any case. A resume segment takes the place of the one of its piece.
+    - A segment in ``add`` with the number of one in ``remove`` replaces it; dependent segments stay with that number.
+    - A segment that depends on one in ``remove`` is in ``remove`` too, or ``rehang`` moves it. Resume segments are
+      always removed with the segment they depend on. A resume segment in ``add`` replaces the one of its piece.
     """
 
     add: Sequence[Segment] = ()
     remove: Sequence[Segment] = ()
-    rehang: Mapping[int, int] = field(factory=dict)  #: number of a removed segment -> of the one that took its place
+    rehang: Mapping[int, int] = field(factory=dict)  #: number of a removed segment -> number of its replacement
     lineage: HeadMove | None = None
-    heads: Mapping[bytes, bytes] = field(factory=dict)  #: ends of lineages whose piece another took over
-    ended_agent: int | None = None  #: its log and its record go in the same commit
+    heads: Mapping[bytes, bytes] = field(factory=dict)  #: head of a lineage -> the piece that replaces it
+    ended_agent: int | None = None  #: the same commit deletes its log and its record
 
     @property
     def replaced(self) -> frozenset[int]:
-        """Numbers of removed segments whose place another takes."""
+        """Numbers of removed segments that have a replacement."""
         return frozenset({s.number for s in self.remove} & {s.number for s in self.add} | self.rehang.keys())
 
 
 def apply(catalog: Catalog, edit: Edit) -> bool:
-    """Change what is stored: manifest, memory, files. False, and nothing changed, where the edit no longer fits.
+    """Apply an Edit to manifest, memory and files. False, and nothing changed, if it no longer fits.
 
-    I/O thread. Raises what the manifest does, and nothing changed. What was hidden is removed first.
+    I/O thread. Raises what the manifest raises; then nothing changed. Hidden segments are removed first.
     """
     settle(catalog)
     return _apply(catalog, edit)
 
 
 def settle(catalog: Catalog) -> None:
-    """Remove what was hidden. I/O thread; raises what the manifest does, and it stays hidden, and counted."""
+    """Remove hidden segments. I/O thread; raises what the manifest raises: then they stay hidden, and counted."""
     while catalog.hidden:
         with catalog.lock:
             there = [s for s in catalog.hidden[0] if s.is_ready and catalog.segments.get(s.number) is s]
@@ -83,21 +84,21 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     with catalog.lock:
         left = _follow(catalog, edit, removed)
     for path in map(disk.path, left):
-        if not path.parent.is_symlink():  # what lies behind is not the store's
+        if not path.parent.is_symlink():  # files behind a link are not the store's
             disk.files.unlink(path)
     catalog.edited()
     return True
 
 
 def _fits(catalog: Catalog, edit: Edit) -> bool:
-    """True if what is removed is stored, and what is added may be served. Under the lock."""
+    """True if all segments to remove are stored, and those to add may be served. Under the lock."""
     is_there = all(catalog.segments.get(s.number) is s and s.is_ready for s in edit.remove if s.kind == "rows")
     is_hidden = any(s.is_hidden for s in edit.add) or any(s.is_hidden for s in edit.remove if edit.add)
     return is_there and not is_hidden
 
 
 def _removed(catalog: Catalog, edit: Edit) -> list[Segment]:
-    """What goes, parents first: with each segment whose place nothing takes, its resume segments. Under the lock."""
+    """Return the segments to remove, parents first, with the resume segments of those not replaced. Under the lock."""
     replaced, found = edit.replaced, dict[int, Segment]()
     for segment in edit.remove:
         if catalog.segments.get(segment.number) is segment:
@@ -108,9 +109,9 @@ def _removed(catalog: Catalog, edit: Edit) -> list[Segment]:
 
 
 def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Segment]:
-    """Bring memory in step with the manifest; the files that nothing names any more. Under the lock.
+    """Change memory as the manifest was changed; return the files that nothing names any more. Under the lock.
 
-    What was hidden while the commit ran, or depends on it, is hidden still, and removed by the next Edit.
+    Segments hidden during the commit, and those that depend on them, stay hidden; the next Edit removes them.
     """
     lost = [s.number for s in edit.remove if s.is_hidden and s.number in edit.replaced]
     left = catalog.change(edit.add, removed, edit.rehang)
@@ -121,9 +122,9 @@ def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Se
 
 
 def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
-    """What a reader does with a file that is "damaged" or "missing": it, and what depends on it, is found no more.
+    """Hide a file that a reader found "damaged" or "missing", and all that depends on it.
 
-    One that is "unreadable" is kept, and left alone for a while. Any thread; never raises.
+    An "unreadable" file is kept, and not read for a while. Any thread; never raises.
     """
     with catalog.lock:
         if reason == "unreadable" or catalog.disk.place.lost is not None:
@@ -140,7 +141,7 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
 
 
 def remove_hidden(catalog: Catalog) -> bool:
-    """Remove what was hidden; False where the disk refuses, and the next Edit does it. I/O thread."""
+    """Remove hidden segments; False if the disk refuses: then the next Edit does it. I/O thread."""
     try:
         settle(catalog)
     except WRITE_ERRORS as error:
@@ -150,9 +151,11 @@ def remove_hidden(catalog: Catalog) -> bool:
 
 
 def check(catalog: Catalog) -> list[str]:
-    """Return what is out of step between manifest and memory, one line each. I/O thread; reads all rows.
+    """Return the differences between manifest and memory, one line each. I/O thread; reads all rows.
 
-    Rows == what is stored in memory; ``held_bytes`` == its sum; every child has its parent, stored or being saved.
+    - Rows == stored segments in memory.
+    - ``held_bytes`` == the sum over stored segments.
+    - Every segment's parent is stored or being saved.
     """
     with catalog.lock:
         stored = {_name(s): s for s in catalog.segments.values() if s.is_ready}

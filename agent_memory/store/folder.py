@@ -1,6 +1,6 @@
-"""What the store's folder holds, and its budget: KV files, manifest and log, and files that are nobody's.
+"""The store's folder and its budget: KV files, the manifest, and files of strangers.
 
-Counted are the allocated bytes of every file, whoever wrote it: the manifest and its WAL each time, anything else when
+Counted are the allocated bytes of every file, also of strangers: the manifest and its WAL each time, all others when
 the folder is surveyed.
 """
 
@@ -24,7 +24,7 @@ _RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.b
 def list_files(folder: Path) -> dict[str, Size]:
     """Return every file below ``folder`` that looks like a KV file, by its path below it: see ``names.is_kv_name``.
 
-    Raises OSError where a folder cannot be read: then nobody knows what is missing.
+    Raises OSError if a folder cannot be read: then missing files are unknown.
     """
     found: dict[str, Size] = {}
     for sub in entries(folder):
@@ -58,7 +58,7 @@ def _is_own_name(name: str) -> bool:
 
 
 def default_budget(path: Path) -> int:
-    """Return a quarter of what is free and what the store has; at least the latter: others' files evict nothing."""
+    """Return a quarter of the free space and the store's bytes, at least these: files of others evict nothing."""
     held = sum(strangers(path, ()).values())
     kv = path / KV_FOLDER  # may be a link to another disk
     free = shutil.disk_usage(kv if kv.exists() else path).free
@@ -66,7 +66,7 @@ def default_budget(path: Path) -> int:
 
 
 class Quota:
-    """The budget, and what in the folder is no KV file. I/O thread, apart from ``others``."""
+    """The budget, and the files that are no KV. I/O thread, except ``others``."""
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
         self._root, self.budget_bytes = root, budget_bytes
@@ -78,9 +78,9 @@ class Quota:
         return self._foreign_bytes + sum(held_bytes(self._root / name) for name in _OURS)
 
     def survey(self, known: Collection[str]) -> list[str]:
-        """Look at every file but ``known`` KV files (paths below ``kv``); those that the store made and left behind.
+        """Count every file but ``known`` KV files (paths below ``kv``); return unknown KV files of the store.
 
-        Raises OSError where a folder cannot be read.
+        Raises OSError if a folder cannot be read.
         """
         found = strangers(self._root, {*_OURS, *(f"{KV_FOLDER}/{name}" for name in known)})
         left = [name for name in found if _is_kv(name)]

@@ -1,4 +1,4 @@
-"""What the file of a segment is, byte by byte (docs/format.md).
+"""The file of a segment, byte by byte (docs/format.md).
 
 A segment is a valid safetensors file. Its header has a fixed length before its checksums are known, so that tensors
 stream to disk first and the header is written last, in place.
@@ -21,8 +21,8 @@ from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.provenance import MADE
 
 FORMAT = "agent_memory.kv/1"
-RESUME_FORMAT = "agent_memory.side/1"  #: resume files, by their name of old
-ALIGN = 64  #: bytes; the start of every tensor, and of the data section
+RESUME_FORMAT = "agent_memory.side/1"  #: resume files; the name is that of older versions
+ALIGN = 64  #: bytes: every tensor, and the data section, start at a multiple
 
 _NO_SUM = "0" * 16
 
@@ -40,7 +40,7 @@ class Extent:
 
 
 def metadata(segment: Segment) -> dict[str, str]:
-    """Return what a file's header says of its segment, checksums left out."""
+    """Return the metadata of a segment's header, without checksums."""
     if segment.kind == "resume":
         return {
             "format": RESUME_FORMAT,
@@ -66,12 +66,12 @@ def metadata(segment: Segment) -> dict[str, str]:
 
 
 def file_sum(data: bytes | memoryview) -> str:
-    """xxh3-64 as 16 hex digits."""
+    """Return xxh3-64 as 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(data)
 
 
 def extents(layout: Layout, segment: Segment, state_bytes: int | None = None) -> tuple[Extent, ...]:
-    """Return where each part of a segment's file lies, padded to 64 bytes.
+    """Return the position of each part of a segment's file, padded to 64 bytes.
 
     Rows: the full-attention tensors in layout order, the ids last. Resume data: the window tensors in layout order,
     then the state of ``state_bytes`` (as tensor after them).
@@ -104,7 +104,7 @@ def _rows(tensors: Sequence[TensorSpec], n_tokens: int, codec: Codec) -> list[Ex
 
 
 def header(places: Sequence[Extent], facts: Mapping[str, str], sums: Sequence[str] | None = None) -> bytes:
-    """The length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each tensor that is no padding.
+    """Return the length prefix and JSON header, padded to 64 bytes; ``sums``: xxh3 hex of each tensor but padding.
 
     Its length does not depend on ``sums``.
     """
@@ -130,7 +130,7 @@ def _sum_field(value: str) -> bytes:
 
 
 def parse_header(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
-    """Metadata and tensor table of a whole header (length prefix included); ValueError where it is damaged."""
+    """Return metadata and tensor table of a header with its length prefix. Raises ValueError if it is damaged."""
     if len(raw) < 8 or struct.unpack("<Q", raw[:8])[0] != len(raw) - 8:
         raise ValueError("the header's length is wrong")
     mark = b'"header_xxh3":"'
@@ -143,6 +143,6 @@ def parse_header(raw: bytes) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def split_sums(metadata: Mapping[str, str]) -> list[str]:
-    """The xxh3 hex of each tensor that is no padding, in the order of the file."""
+    """Return the xxh3 hex of each tensor but padding, in file order."""
     text = metadata["xxh3"]
     return [text[i : i + 16] for i in range(0, len(text), 16)]

@@ -81,6 +81,18 @@ def delete_agent(catalog: Catalog, agent_id: int) -> None:
     catalog.disk.tidy(lambda: catalog.disk.manifest.database.shrink(from_share=0.0))
 
 
+def delete_with_versions(catalog: Catalog, agent_id: int) -> None:
+    """Delete an agent, its versions, and the KV that they alone hold. I/O thread."""
+    manifest = catalog.disk.manifest
+    logs = Logs(manifest.database)
+    holders = [holder for holder, agent in logs.holders().items() if agent == agent_id]
+    for number in (agent_id, *holders):
+        catalog.awaited.pop(number, None)
+    hold(catalog, [*logs.without_kv().items()])
+    manifest.gather(holders, agent_id)
+    delete_agent(catalog, agent_id)
+
+
 def delete_agents(catalog: Catalog, agent_ids: Iterable[int]) -> None:
     """End several agents. I/O thread."""
     for agent_id in agent_ids:

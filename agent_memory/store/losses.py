@@ -1,4 +1,4 @@
-"""What is lost and why: pieces that are no longer stored, and files that cannot be read now."""
+"""Losses: why pieces are no longer stored, and which files cannot be read now."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from agent_memory.prefix.pieces import Segment
 
 log = logging.getLogger("agent_memory.store")
 
-REREAD_S = 5.0  #: a file that could not be read is tried again after so long
-_REASONS = 8192  #: lost pieces whose reason is remembered
+REREAD_S = 5.0  #: seconds until an unreadable file is tried again
+_REASONS = 8192  #: number of lost pieces whose reason is remembered
 
 
 class Losses:
-    """Owned by a catalog, under its lock. What it knows ends with the process."""
+    """Reasons and postponed files of one catalog, under its lock. In memory only."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = time.time
@@ -25,7 +25,7 @@ class Losses:
         self._told: set[str] = set()  # files whose first failure was logged as a warning
 
     def remember(self, segment: Segment, reason: str) -> None:
-        """Note why the pieces of a segment are no longer stored."""
+        """Record why the pieces of a segment are no longer stored."""
         parent = segment.parent
         for id in segment.piece_ids():
             self._reasons[id] = self._reasons[b"<" + parent] = reason
@@ -34,19 +34,19 @@ class Losses:
             del self._reasons[next(iter(self._reasons))]
 
     def forget(self, parent: bytes, piece: bytes) -> None:
-        """A piece is being saved again."""
+        """Drop the reason of a piece that is being saved again."""
         self._reasons.pop(piece, None)
         self._reasons.pop(b"<" + parent, None)
 
     def reason(self, index: Index, parent: bytes, next_chunk: bytes | None) -> str | None:
-        """Return why nothing is stored after ``parent``, where that is remembered."""
+        """Return why nothing is stored after ``parent``; None if unknown."""
         if any(piece.segment.is_unreadable for piece in index.children(parent)):
             return "unreadable"
         found = self._reasons.get(next_chunk) if next_chunk is not None else None
         return found or self._reasons.get(b"<" + parent)
 
     def postpone(self, segment: Segment, text: str) -> None:
-        """Serve nothing of a segment for a while: that its file cannot be read now says nothing of its bytes."""
+        """Serve nothing of a segment for a while: its file cannot be read now, which says nothing about its bytes."""
         segment.is_unreadable = True
         self._unreadable.append((self.clock() + REREAD_S, segment))
         tell = log.debug if segment.file in self._told else log.warning
@@ -54,7 +54,7 @@ class Losses:
         tell("store: KV cannot be read now and is computed meanwhile; its file stays: %s", text)
 
     def retry(self) -> None:
-        """Try again what was postponed long enough."""
+        """Make postponed files readable again whose time is over."""
         if self._unreadable and self._unreadable[0][0] <= (now := self.clock()):
             for until, segment in self._unreadable:
                 segment.is_unreadable = until > now
@@ -62,5 +62,5 @@ class Losses:
 
     @property
     def n_unreadable(self) -> int:
-        """How many files cannot be read now."""
+        """Number of files that cannot be read now."""
         return len({segment.file for _, segment in self._unreadable})

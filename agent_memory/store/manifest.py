@@ -1,6 +1,6 @@
-"""The manifest's rows of KV: identities, segments of both kinds, and where the lineages of agents end.
+"""The manifest's rows of KV: identities, segments of both kinds, and the heads of agents' lineages.
 
-These rows have no checksum. What a damaged or altered file gives may have any type and size: rows that no version of
+These rows have no checksum. In a damaged or altered file a value may have any type and size: rows that no version of
 this library writes are left out.
 """
 
@@ -25,7 +25,7 @@ from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
 from agent_memory.types import EXACTNESS
 
-#: Column -> field of a Segment, in the table of its kind. What ``sides`` lacks is that of the segment it depends on.
+#: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
 _ROWS = {
     "segment": "number",
     "identity": "identity",
@@ -55,13 +55,13 @@ _RESUME = {
 
 
 class Manifest:
-    """The KV rows of one database. Any thread. Raises sqlite3.Error and OSError as they come."""
+    """The KV rows of one database. Any thread. Raises sqlite3.Error and OSError."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def examine(self) -> str | None:
-        """Return what is wrong with the rows of a manifest that was not closed; None: nothing. Reads all of them."""
+        """Return what is wrong with the rows of a manifest that was not closed; None: nothing. Reads all rows."""
         with self.database.reading() as db:
             models = db.execute("SELECT identity, layout, facts, created_s FROM identities").fetchall()
             heads = db.execute("SELECT agent, identity, head FROM lineages").fetchall()
@@ -74,7 +74,7 @@ class Manifest:
         return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
     def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> None:
-        """Record an identity and what is known of it; writes nothing where that is known already."""
+        """Record an identity and its facts; writes nothing if they are recorded already."""
         told = json.dumps(dict(facts), sort_keys=True)
         with self.database.reading() as db:
             if db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone() == (told,):
@@ -88,20 +88,20 @@ class Manifest:
             )
 
     def facts(self, model: str) -> dict[str, str]:
-        """Return what was recorded of the model of this name that was first used last; {} for a new one."""
+        """Return the facts of the newest identity of a model of this name; {} for a new model."""
         with self.database.reading() as db:
             rows = db.execute("SELECT facts FROM identities ORDER BY created_s DESC").fetchall()
         found: list[dict[str, str]] = [json.loads(row[0]) for row in rows if is_facts(row[0])]
         return next((facts for facts in found if facts.get("model") == model), {})
 
     def all_facts(self) -> dict[str, dict[str, str]]:
-        """Return what was recorded of each identity."""
+        """Return the facts of each identity."""
         with self.database.reading() as db:
             rows = db.execute("SELECT identity, facts FROM identities").fetchall()
         return {str(identity): json.loads(facts) for identity, facts in rows if is_facts(facts)}
 
     def layout(self, identity: str) -> Layout:
-        """Return the full-attention tensors recorded for an identity. Raises ValueError where they make no sense."""
+        """Return the full-attention tensors of an identity. Raises ValueError if the recorded layout makes no sense."""
         with self.database.reading() as db:
             row = db.execute("SELECT layout FROM identities WHERE identity = ?", (identity,)).fetchone()
         if row is None:
@@ -113,7 +113,7 @@ class Manifest:
     def segments(self, identity: str | None = None) -> list[Segment]:
         """Return all segments, or those of one identity: rows first, parents before children, then resume segments.
 
-        Those whose row makes no sense are left out. A resume segment of nothing stored has no identity.
+        Rows that make no sense are left out. A resume segment whose segment is not stored has no identity.
         """
         with self.database.reading() as db:
             rows = [segment for segment in _read_rows(db, identity) if _is_sound(segment)]
@@ -124,9 +124,9 @@ class Manifest:
 
     @staticmethod
     def differ(row: Segment, segment: Segment) -> bool:
-        """True if a segment in memory is not what its row says.
+        """True if a segment in memory differs from its row.
 
-        Times of use are written later; pieces are in memory for the attached identity alone.
+        Not compared: times of use, which are written later, and pieces of identities that are not attached.
         """
         told, found = _row_of(row), _row_of(segment)
         return any(told[name] != found[name] for name in told if name != "used_s" and (name != "pieces" or found[name]))
@@ -148,7 +148,7 @@ class Manifest:
         used: Mapping[int, float] | None = None,
         written: str | None = None,
     ) -> None:
-        """One transaction: what ``edit.Edit`` says, times of use and the bytes of the day."""
+        """Commit the change of an Edit, times of use and the bytes of the day, in one transaction."""
         with self.database.transaction() as db:
             if written is not None:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('written', ?)", (written,))
@@ -177,7 +177,7 @@ class Manifest:
             return [row for row in db.execute("SELECT agent, identity, head FROM lineages") if is_lineage(*row)]
 
     def gather(self, holders: Iterable[int], agent_id: int) -> None:
-        """Commit that what some versions held is held by their agent."""
+        """Give the lineages of some versions to their agent, in one transaction."""
         rows = [(agent_id, holder) for holder in holders]
         if rows:
             with self.database.transaction() as db:
@@ -193,7 +193,7 @@ class Manifest:
             db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
 
     def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
-        """Return those of some pieces with which a lineage of another agent, or of a version, ends."""
+        """Return the pieces among ``pieces`` that are heads of another agent's or a version's lineage."""
         wanted = set(pieces)
         if not wanted:
             return wanted
@@ -209,7 +209,7 @@ class Manifest:
 
 
 def _row_of(segment: Segment) -> dict[str, Any]:
-    """The row of a segment, by column."""
+    """Return the row of a segment, by column."""
     if segment.kind == "resume":
         return {column: getattr(segment, name) for column, name in _RESUME.items()}
     return {column: getattr(segment, name) for column, name in _ROWS.items()} | {"pieces": segment.pack()}
@@ -219,7 +219,7 @@ def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
     where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
     rows = db.execute(f"SELECT {', '.join(_ROWS)} FROM segments {where} ORDER BY segment", given)
     names = tuple(_ROWS.values())
-    lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII: any other is an error
+    lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII; others are an error
     try:
         return [Segment(**dict(zip(names, row, strict=True)), is_ready=True) for row in rows]
     finally:
@@ -229,12 +229,14 @@ def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
 def _read_resume(db: sqlite3.Connection) -> list[Segment]:
     rows = db.execute(f"SELECT {', '.join(_RESUME)} FROM sides").fetchall()
     found: list[dict[str, Any]] = [dict(zip(_RESUME.values(), row, strict=True)) for row in rows]
+    for row in found:
+        row["has_state"] = bool(row["has_state"])
     unknown: dict[str, Any] = {"identity": "", "chunk_tokens": 1, "exactness": "exact", "codec": "exact", "host": ""}
     return [Segment(kind="resume", is_ready=True, **unknown, **row) for row in found]
 
 
 def _completed(resume: Segment, holder: Segment | None) -> Segment:
-    """A resume segment with what its row leaves out: it is as the segment that holds its piece says."""
+    """Complete a resume segment with the fields of the segment that has its piece."""
     if holder is None:
         return resume
     ids = holder.piece_ids()
@@ -252,7 +254,7 @@ def _completed(resume: Segment, holder: Segment | None) -> Segment:
 
 
 def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
-    """What depended on some segments depends on those that take their place."""
+    """Let segments that depended on replaced ones depend on the replacements."""
     rows = [(new, old) for old, new in rehang.items()]
     db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
     db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
@@ -266,7 +268,7 @@ def _drop(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
 
 
 def _put(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
-    """Segments that are stored from now on, or are otherwise than they were; of resume segments one a piece."""
+    """Insert or replace segments; a piece has one resume segment."""
     for kind, table in (("resume", "sides"), ("rows", "segments")):
         rows = [_row_of(s) for s in segments if s.kind == kind]
         if rows:
@@ -305,11 +307,11 @@ def _is_sound(segment: Segment) -> bool:
 
 
 def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
-    """Return how many rows do not hang together: a parent that is not there, or a piece or file that is there twice.
+    """Count rows that contradict others: a missing parent, a piece or a file that occurs twice.
 
     ``rows``: each of them sound, parents before children.
     """
-    ends: dict[tuple[str, bytes], tuple[int, int]] = {}  # identity and piece -> its segment, and where it ends
+    ends: dict[tuple[str, bytes], tuple[int, int]] = {}  # identity and piece -> its segment and its end
     files: set[str] = set()
     n_bad = 0
     for row in rows:
@@ -331,12 +333,12 @@ def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
 
 
 def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:
-    """True if a row says what is known of a model."""
+    """True if a row of facts of a model could have been written."""
     return is_facts(facts) and is_layout(layout) and is_identity(identity) and is_time(created_s)
 
 
 def is_facts(text: Any) -> bool:
-    """True if a JSON text is an object of strings, as what is known of a model is."""
+    """True if a JSON text is an object of strings, as the facts of a model are."""
     try:
         found = json.loads(text)
         return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
@@ -361,7 +363,7 @@ def is_layout(text: Any) -> bool:
 
 
 def is_lineage(agent: Any, identity: Any, head: Any) -> bool:
-    """True if a row says where an agent's lineage ends."""
+    """True if a row of an agent's head could have been written."""
     return is_count(agent) and is_identity(identity) and isinstance(head, bytes) and len(head) == ID_BYTES
 
 

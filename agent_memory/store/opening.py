@@ -1,8 +1,8 @@
-"""Opening a manifest that may be damaged or lost: what can still be trusted of it becomes a new one.
+"""Opening a manifest that may be damaged or lost; if it is, a new one is made from everything that can be verified.
 
-A closed manifest has a checksum in the lock file. One that was not closed is examined by SQLite and row by row. What is
-damaged is set aside, never changed; logs whose checksums hold are taken over, and the list of segments is made anew
-from the files themselves: their headers and ids, both verified.
+- A closed manifest has its checksum in the lock file. One that was not closed is examined by SQLite, and row by row.
+- A damaged manifest is set aside, never changed.
+- The new one gets the logs whose checksums hold, and the list of segments from their files' verified headers and ids.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NOT_DAMAGE = {
     sqlite3.SQLITE_READONLY,
 }
 
-#: Table of KV that no file vouches for -> which of its rows are trusted, given the agents that there are.
+#: Table of KV that no file proves -> the test of its rows, given the known agents.
 SALVAGED: Mapping[str, IsSound] = {
     "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
     "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
@@ -77,9 +77,9 @@ class Repair:
 
 
 def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0) -> tuple[Database, Repair | None]:
-    """Return the manifest of a store, repaired where that is needed.
+    """Return the manifest of a store, repaired if necessary.
 
-    ``closed``: its checksum when the store was closed; ``commits``: how many of its transactions were acknowledged.
+    ``closed``: its checksum when the store was closed; ``commits``: its acknowledged transactions.
 
     Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
     """
@@ -122,7 +122,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
-    found, n_files = read_files(root / KV_FOLDER)  # first: where it cannot be read now, nothing is changed
+    found, n_files = read_files(root / KV_FOLDER)  # first: if it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
     database = open_database(root / MANIFEST, files)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
@@ -151,11 +151,10 @@ def _set_aside(root: Path, files: Files) -> str | None:
 
 
 def read_files(folder: Path) -> tuple[list[Segment], int]:
-    """Return every segment that its own file vouches for and that hangs together with a root, and how many files there
-    are.
+    """Return every segment that its own file proves and that a root reaches, and the number of files.
 
-    Its time of use is the file's. What superseded it may be entered too, which costs space until it is evicted. Raises
-    OSError where a file cannot be read now: nobody knows then what is in it.
+    Times of use are those of the files. A segment and one that superseded it may both be entered, which costs space
+    until an eviction. Raises OSError if a file cannot be read now: then its contents are unknown.
     """
     found: list[Segment] = []
     names = sorted(filter(is_kv_name, list_files(folder)))

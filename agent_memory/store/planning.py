@@ -1,6 +1,6 @@
-"""What a save has to write, planned and entered on the engine thread before its first byte is put; what it replaces.
+"""The plan of a save: which segments it writes and which it replaces, entered before its first byte is queued.
 
-All of it under the catalog's lock.
+Engine thread, under the catalog's lock.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ log = logging.getLogger("agent_memory.store")
 
 @frozen(eq=False)
 class Part:
-    """One file of a save: what is to be put of its segment, from token ``start`` on.
+    """One file of a save: the tokens of its segment that are queued, from ``start`` on.
 
-    ``stored``: pieces whose rows are taken over before those; ``replaces``: the quantized segment that the exact one
-    takes the place of.
+    ``stored``: pieces whose stored rows come before them. ``replaces``: the quantized segment that this exact one
+    replaces.
     """
 
     segment: Segment
@@ -39,33 +39,33 @@ class Part:
 
     @property
     def kind(self) -> Kind:
-        """Rows, or what else a restore needs."""
+        """The kind of its segment."""
         return self.segment.kind
 
     @property
     def stop(self) -> int:
-        """The token after its last."""
+        """Position after its last token."""
         return self.segment.stop
 
     @property
     def codec(self) -> Codec:
-        """In which its rows are put."""
+        """The codec of its rows."""
         return self.segment.codec
 
     @property
     def has_state(self) -> bool:
-        """True if the state at ``stop`` is part of it."""
+        """True if it has the state at ``stop``."""
         return self.segment.has_state
 
 
 @frozen(kw_only=True)
 class Plan:
-    """What a save writes, and of which lineage."""
+    """The files of a save, and their lineage."""
 
     rows: tuple[Part, ...] = ()
     resume: tuple[Part, ...] = ()
     head: bytes | None = None  #: the lineage's last piece
-    former: int = 0  #: how many tokens of the lineage were stored before
+    former: int = 0  #: tokens of the lineage that were stored before
     agent_id: int | None = None
     is_turn: bool = True  #: True if the agent's log ends where the lineage does
 
@@ -85,7 +85,7 @@ def plan_save(
     is_promised: bool,
     is_turn: bool,
 ) -> Plan | None:
-    """Plan a save and enter its segments as not yet readable; None where it is not worth a write."""
+    """Plan a save and enter its segments, not findable yet; None if it is not worth a write."""
     model = catalog.model
     if model is None or not model.layout.is_storable or not len(ids):
         return None
@@ -153,9 +153,9 @@ def _plan_rows(
 
 
 def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: Provenance) -> list[Part]:
-    """Exact segments in place of the quantized ones among the stored ``chunks`` of an exact lineage.
+    """Return exact replacements of the quantized segments among the stored ``chunks`` of an exact lineage.
 
-    Where every layer is full attention, and the lineage that was computed anew covers the whole segment.
+    Only if every layer is full attention, and the lineage covers the whole segment.
     """
     if model.codec != "exact" or model.needs is not None or lineage.exactness == "quantized":
         return []
@@ -174,9 +174,9 @@ def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: 
 
 
 def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Provenance, held: Held) -> tuple[Part, ...]:
-    """The resume segments that a lineage with its last piece ``head`` should have, has not, and ``held`` can give.
+    """Return the resume segments that a lineage with last piece ``head`` lacks and ``held`` can give.
 
-    Beside an exact piece nothing quantized is kept; rows that were decoded once are kept as they are.
+    An exact piece gets no quantized resume segment; decoded rows are stored exactly.
     """
     index, needs = model.index, model.needs
     if needs is None or head not in index.pieces:
@@ -208,7 +208,7 @@ def lineage_of(catalog: Catalog, plan: Plan) -> HeadMove | None:
 
 
 def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
-    """Deltas whose tokens a new piece holds too, and which nothing else follows or ends with; with that piece's id.
+    """Map each superseded delta to the id of the new piece that has its tokens; no other piece or lineage needs it.
 
     Empty if an agent's log may end in such a delta, and KV can be resumed only there.
     """
@@ -227,8 +227,10 @@ def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
 
 
 def stale_resume(catalog: Catalog, plan: Plan) -> list[Segment]:
-    """Resume segments that nothing needs once an agent's lineage ends at ``head``, and before at ``former`` tokens:
-    those it has moved past, and those of turns that it has since rewound or replaced.
+    """Return resume segments that no restore needs once an agent's lineage ends at ``head``.
+
+    Those behind the lineage's window, and those of turns that were since rewound or replaced. ``former``: tokens of the
+    lineage before this save.
     """
     model, head = catalog.model, plan.head
     if model is None or model.needs is None or head is None or head not in model.index.pieces:

@@ -1,4 +1,4 @@
-"""The longest prefix of some ids that is on disk, and its way back into a KV."""
+"""The longest prefix of some ids that is on disk, and its restore."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredS
 from agent_memory.types import Exactness, Tier, weakest
 
 Whose = Literal["other_model", "other_tenant"]
-Taken = tuple[tuple[Piece, int], ...]  #: pieces, with how many tokens are taken of each
+Taken = tuple[tuple[Piece, int], ...]  #: pieces, with tokens taken of each
 
-_MOST_FILES = 64  #: files of other identities whose ids are read for one look-up, the newest first
-#: What the facts of a model say of how it runs, not of what it is.
+_MOST_FILES = 64  #: files of other identities that one look-up reads, the newest first
+#: Facts of a model that say how it runs, not what it is.
 _RUNNING = frozenset({"grid"})
 
 
@@ -34,9 +34,9 @@ class Match:
 
     n_tokens: int
     pieces: Taken  #: from the first token on
-    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: u8 per token: see ``provenance.MADE``, ``DECODED``
+    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: provenance per token, as u8
     exactness: Exactness = "exact"
-    stopped: str | None = None  #: why it ends there, where that is remembered: "damaged", "missing", "evicted"
+    stopped: str | None = None  #: why it ends there, if known: "damaged", "missing", "evicted" ...
     ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
     held_from: int = 0  #: the first token whose rows of sliding-window layers are stored
 
@@ -162,7 +162,7 @@ def _resume_spans(catalog: Catalog, match: Match) -> ResumeSpans:
 
 @frozen
 class Elsewhere:
-    """The longest prefix of some ids that another identity has stored, as far as one file tells."""
+    """The longest prefix of some ids that one file of another identity has."""
 
     n_tokens: int
     whose: Whose
@@ -195,7 +195,7 @@ def _model(facts: dict[str, str]) -> dict[str, str]:
 
 
 def _ids_of(catalog: Catalog, segment: Segment) -> Ids:
-    """A segment's ids: the last bytes of its file; none where they cannot be read. Not verified: nothing is served."""
+    """Return a segment's ids, the last bytes of its file; none if unreadable. Not verified: they serve no KV."""
     try:
         fd = os.open(catalog.disk.path(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -1,9 +1,10 @@
-"""Segments made out of stored ones: small ones joined in idle time, shared ones shortened. Never decoded.
+"""Rewriting: segments made from stored ones, byte by byte: small ones joined in idle time, shared ones shortened.
 
-Turns leave short segments and tail deltas behind; a restore reads each of them. What nobody has used for a while is
-rewritten once: consecutive segments of chunks into segments of eight, a chain of deltas into one. Order of writing as
-for a save: the new file whole and durable, then one commit, then the old files go. Readers keep the files that they
-have open; who looks again finds the new ones.
+- Turns leave short segments and tail deltas; a restore opens each of them.
+- Segments that no request has used for a while are joined once: consecutive segments of chunks into segments of eight
+  chunks, a chain of deltas into one.
+- Order of writing, as for a save: the new file whole and durable, one commit, the old files unlinked. Open readers keep
+  their files; later look-ups find the new one.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class Compactor:
 
 
 def find(catalog: Catalog, number: int, before_s: float) -> list[Segment]:
-    """Return the segments to join, each the parent of the next, from one on; where they were last used before a time.
+    """Return the segments to join from ``number`` on, each the parent of the next, all last used before a time.
 
-    Empty where there is nothing to join. Under the lock.
+    Empty if there is nothing to join. Under the lock.
     """
     model, first = catalog.model, catalog.segments.get(number)
     if model is None or first is None or not _may_join(first, before_s):
         return []
     is_tail = _is_delta(first)
     if is_tail and model.needs is not None:
-        return []  # their resume segments belong to the ends of the deltas
+        return []  # their resume segments belong to the deltas' ends
     found, n_tokens = [first], first.n_tokens
     limit = first.chunk_tokens * (1 if is_tail else SEGMENT_CHUNKS)
     while True:
@@ -91,7 +92,7 @@ def _is_delta(segment: Segment) -> bool:
 
 
 def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
-    """True if nothing follows a chain of deltas, nothing precedes it in its tail, and no lineage ends inside it."""
+    """True if a chain of deltas is a whole tail: nothing before or after it, and no lineage ends inside it."""
     assert catalog.model is not None
     index = catalog.model.index
     before = index.pieces.get(found[0].parent)
@@ -104,7 +105,7 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
 def _join(catalog: Catalog, segments: Sequence[Segment]) -> Iterator[None]:
     """Write, commit, swap; a failure changes nothing."""
     assert catalog.model is not None
-    disk, n_bytes = catalog.disk, sum(segment.n_bytes for segment in segments)  # joined, they take less
+    disk, n_bytes = catalog.disk, sum(segment.n_bytes for segment in segments)  # joined, they need fewer bytes
     begun: list[Segment] = []
 
     def begin(ids: Ids) -> Segment:
@@ -141,10 +142,10 @@ def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
 def rewrite(
     catalog: Catalog, layout: Layout, segments: Sequence[Segment], successor: Callable[[Ids], Segment]
 ) -> Iterator[None]:
-    """Write the stored rows of some segments as another, a step a tensor; never decoded. I/O thread.
+    """Copy the stored rows of some segments into a new file, one tensor a step; never decoded. I/O thread.
 
-    ``successor``: the segment that is to have their ids, or the first of them. Its file is the caller's to remove where
-    it is not stored.
+    ``successor``: the new segment, with all of their ids or the first ones. If it is not stored, the caller removes its
+    file.
     """
     disk = catalog.disk
     with contextlib.ExitStack() as opened:
@@ -158,7 +159,7 @@ def rewrite(
                 writer.write(tensor, memoryview(np.ascontiguousarray(rows)).cast("B"))  # type: ignore[arg-type]
                 yield
             writer.finish()
-        except BaseException:  # a step that is never taken, too
+        except BaseException:  # also if the generator is closed
             writer.abandon()
             raise
     disk.files.sync_folder(disk.path(to).parent)

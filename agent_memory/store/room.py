@@ -1,6 +1,6 @@
-"""Which segments the store keeps: those that manifest and folder agree on, within the folder's budget.
+"""Which segments the store keeps: those that both manifest and folder have, within the folder's budget.
 
-Logs are always written: where they and strangers' files alone exceed the budget, no KV is kept.
+Logs are always written: if they and strangers' files alone exceed the budget, no KV is kept.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class NoRoomError(Exception):
 
 
 def sweep(catalog: Catalog) -> None:
-    """Enter what the manifest names, hide what the folder has not as it was written, remove files that no row names.
+    """Enter the manifest's segments, hide those whose file is missing or has a wrong size, remove files without a row.
 
-    At opening; I/O thread or none yet. What depends on a missing file is hidden with it.
+    At opening; I/O thread or none yet. Segments that depend on a hidden one are hidden too.
     """
     disk = catalog.disk
     rows, found = disk.manifest.segments(), list_files(disk.folder)
@@ -92,7 +92,7 @@ def make_room(catalog: Catalog) -> bool:
     for number in range(_ROUNDS):
         excess = _excess(catalog)
         if excess > 0 and number == 0:
-            catalog.disk.tidy(catalog.disk.manifest.database.fold)  # the WAL may be much of what is there
+            catalog.disk.tidy(catalog.disk.manifest.database.fold)  # the WAL may be a large share of the bytes
             excess = _excess(catalog)
         if excess <= 0:
             return True

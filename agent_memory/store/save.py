@@ -1,4 +1,4 @@
-"""One save: the segments of a lineage that are not stored yet, handed over tensor by tensor and committed as one."""
+"""One save: new segments of a lineage, handed over tensor by tensor and committed as one."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ SAVE_ERRORS = (*WRITE_ERRORS, NoRoomError)
 
 
 class Save:
-    """A plan on its way to disk; nothing where ``catalog`` is None. Engine thread; ends with ``finish`` or ``abandon``.
+    """A plan being written; does nothing if ``catalog`` is None. Engine thread.
 
-    A write that fails abandons the save quietly: it is counted, logged, and never reaches the caller.
+    - ``finish`` or ``abandon`` ends it.
+    - A write that fails abandons the save: it is counted and logged, and raises nothing.
     """
 
     def __init__(self, catalog: Catalog | None, plan: Plan = Plan()) -> None:  # noqa: B008 - a frozen value
         self._catalog, self.plan = catalog, plan
         self.parts, self.sides = plan.rows, plan.resume
         self._is_given_up = False
-        self.writers: dict[Part, SegmentWriter] = {}  # I/O thread, as everything below
+        self.writers: dict[Part, SegmentWriter] = {}  # this and all below: I/O thread
         self.opened: dict[Part, list[OpenSegment]] = {}
         self.is_over = False
 
@@ -107,7 +108,7 @@ def begin_save(
     is_promised: bool,
     is_turn: bool = True,
 ) -> Save:
-    """Plan a save and enter its segments as not yet readable; an empty one where it is not worth a write."""
+    """Plan a save and enter its segments, not findable yet; an empty save if it is not worth a write."""
     with catalog.lock:
         plan = plan_save(catalog, ids, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
         if plan is not None and is_turn:
@@ -141,7 +142,7 @@ def _writer(catalog: Catalog, segment: Segment, state_bytes: int | None = None) 
 
 
 def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndarray[Any, Any]) -> None:
-    """Write one tensor whose first rows are stored already, encoded: they are taken over as they are, never decoded."""
+    """Write one tensor whose first rows are stored already, encoded: they are copied, never decoded."""
     if save.is_over:
         return
     try:
@@ -167,7 +168,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
         is_wanted = plan.agent_id is None or Logs(catalog.disk.manifest.database).has_agent(plan.agent_id)
         if is_wanted and _is_live(catalog, plan):
             _finish_files(catalog, save)
-        if not is_wanted or not _store(catalog, plan):  # something before it was found damaged, maybe meanwhile
+        if not is_wanted or not _store(catalog, plan):  # an ancestor was found damaged, maybe meanwhile
             _abandon(catalog, save)
             return
     except SAVE_ERRORS as error:
@@ -185,7 +186,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
 def _finish_files(catalog: Catalog, save: Save) -> None:
     _close(save)
     parts = (*save.parts, *save.sides)
-    if catalog.model is not None and not catalog.model.layout.tensors:  # nothing was put: the ids are all there is
+    if catalog.model is not None and not catalog.model.layout.tensors:  # no tensor was queued: the file has ids alone
         save.writers |= {part: _writer(catalog, part.segment) for part in save.parts}
     if len(save.writers) != len(parts):
         raise ValueError("not all tensors of a save were put")
@@ -223,7 +224,7 @@ def _abandon(catalog: Catalog, save: Save) -> None:
 
 
 def _leave_out(catalog: Catalog, plan: Plan) -> None:
-    """Let go of resume segments that were planned and are not wanted. I/O thread; under the lock."""
+    """Forget resume segments that were planned and are not stored. I/O thread; under the lock."""
     for segment in (part.segment for part in plan.resume):
         if not segment.is_ready:
             catalog.leave(segment)
@@ -262,7 +263,7 @@ def _is_live(catalog: Catalog, plan: Plan) -> bool:
 
 def _store(catalog: Catalog, plan: Plan) -> bool:
     """Apply the Edit of a save; False if one of its segments or ancestors was hidden."""
-    while _is_live(catalog, plan):  # again where what it removes was hidden meanwhile
+    while _is_live(catalog, plan):  # again if a segment that it removes was hidden meanwhile
         with catalog.lock:
             edit = _edit(catalog, plan)
         if apply(catalog, edit):
@@ -298,8 +299,9 @@ def _edit(catalog: Catalog, plan: Plan) -> Edit:
 
 
 def _drop_stale(catalog: Catalog, plan: Plan) -> None:
-    """End the resume segments that the saved lineage has moved past. An Edit of its own: after a crash before it they
-    are too many, which the next save of that lineage mends.
+    """Remove resume segments that the saved lineage no longer needs.
+
+    An Edit of its own: a crash before it leaves too many of them, and the next save of that lineage removes those.
     """
     with catalog.lock:
         gone = stale_resume(catalog, plan)

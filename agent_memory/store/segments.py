@@ -1,4 +1,4 @@
-"""The file of a segment: written as tensors come, read tensor by tensor, every byte checked against its xxh3."""
+"""The file of a segment: written and read tensor by tensor, every byte read is checked against its xxh3."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _MAX_HEADER_BYTES = 16 << 20
 
 
 class SegmentWriter:
-    """One segment on its way to disk: tensors in the order of ``extents``, each in one or more parts. I/O thread only.
+    """Writes one segment: tensors in the order of ``extents``, each in one or more parts. I/O thread only.
 
-    ``ids``: of rows; ``state_bytes``: of the state of resume data. The folder is made.
+    ``ids``: of rows. ``state_bytes``: size of a resume segment's state. Creates the folder.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SegmentWriter:
         return self._fd
 
     def write(self, tensor: int, data: memoryview) -> None:
-        """The next bytes of one tensor."""
+        """Write the next bytes of one tensor."""
         fd = self._open()
         place = self._by_tensor[tensor]
         at = self._written[tensor]
@@ -67,7 +67,7 @@ class SegmentWriter:
         self._written[tensor] = at + len(data)
 
     def finish(self) -> None:
-        """Write ids, padding and header, fsync, rename; its segment knows the file's sizes and checksum then."""
+        """Write ids, padding and header, fsync, rename; record sizes and checksum in the segment."""
         if any(self._written[tensor] != e.nbytes for tensor, e in self._by_tensor.items()):
             raise ValueError("the file is not complete")
         fd = self._open()
@@ -89,7 +89,7 @@ class SegmentWriter:
         self._segment.header_xxh3 = parse_header(raw)[0]["header_xxh3"]
 
     def abandon(self) -> None:
-        """Close and remove whatever there is."""
+        """Close and remove the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -117,12 +117,12 @@ class OpenSegment:
             raise DamageError(reason_of(error), f"{path.name}: {error}") from error
 
     def _compare(self) -> None:
-        """The manifest's row has no checksum: it must say what the header says."""
+        """Compare the manifest's row, which has no checksum, with the header."""
         told = metadata(self._segment)
         if self._segment.kind == "resume":
             if ("state" in self.table) != self._segment.has_state:
                 raise DamageError("damaged", "the manifest says otherwise what it holds")
-            del told["codec"], told["host"]  # of these the manifest says nothing
+            del told["codec"], told["host"]  # the manifest has no columns for these
         if wrong := [key for key, value in told.items() if self.metadata.get(key) != value]:
             raise DamageError("damaged", f"the manifest says otherwise of its {wrong[0]}")
 
@@ -135,7 +135,7 @@ class OpenSegment:
         return np.frombuffer(raw, "<u4")
 
     def tensor(self, name: str, number: int) -> memoryview:
-        """One whole tensor, checked; ``number``: its place among the checksums."""
+        """Return one whole tensor, checked; ``number``: its position among the checksums."""
         start, stop = self.table[name]["data_offsets"]
         raw = memoryview(bytearray(stop - start))
         preadv(self.fd, [raw] if raw else [], self.data_start + start)
@@ -153,14 +153,14 @@ class OpenSegment:
         return raw.reshape(spec.heads, self._segment.n_tokens, spec.row_bytes)[:, start:stop]
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the file; idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def read_header(fd: int, n_bytes: int) -> tuple[dict[str, str], dict[str, Any], int]:
-    """Metadata, tensor table and start of the data section; ValueError where the file or its header is damaged."""
+    """Return metadata, tensor table and start of the data section. Raises ValueError if file or header is damaged."""
     size = os.fstat(fd).st_size
     if size != n_bytes:
         raise ValueError(f"the file has {size:,} bytes, {n_bytes:,} were written")
@@ -173,7 +173,7 @@ def read_header(fd: int, n_bytes: int) -> tuple[dict[str, str], dict[str, Any], 
 
 
 def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:
-    """Fill ``runs`` in order from ``at`` on; DamageError where the file ends before."""
+    """Fill ``runs`` in order from ``at`` on. Raises DamageError if the file ends before."""
     for first in range(0, len(runs), _IOV_MAX):
         group = list(runs[first : first + _IOV_MAX])
         while group:

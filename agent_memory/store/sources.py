@@ -1,4 +1,4 @@
-"""Stored segments on their way into a KV, each in its own codec, every byte checked as it is read."""
+"""Restores from disk: stored segments read into a KV, each in its own codec, every byte checked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.store.segments import OpenSegment, Rows, preadv
 
-_CHECKED_BYTES = 512 << 10  #: read, then checked while they are in the core's cache: 13 % of the time, else 50 %
+_CHECKED_BYTES = 512 << 10  #: checked while they are in the core's cache: 13 % of the time, else 50 %
 
 
 @frozen
 class Span:
-    """The first ``take`` tokens of one segment, wanted from ``at`` on in the KV that is filled."""
+    """The first ``take`` tokens of one segment, at position ``at`` of the KV that is filled."""
 
     segment: Segment
     path: Path
@@ -32,27 +32,27 @@ class Span:
 
     @property
     def stop(self) -> int:
-        """The token after its last in the KV."""
+        """Position after its last token in the KV."""
         return self.at + self.take
 
 
 @frozen
 class ResumeSpans:
-    """The resume segments that a restore reads, and the first token whose window rows they give: what the newest chunk
-    boundary needs, as far as it is stored.
+    """The resume segments that a restore reads, and their first token with window rows.
+
+    As many window rows as a restore at the newest chunk boundary needs, as far as they are stored.
     """
 
     spans: tuple[Span, ...] = ()
     held_from: int = 0
-    is_whole: bool = True  #: False where one has gone since it was found
+    is_whole: bool = True  #: False if one was removed since it was found
 
 
 class SegmentSource:
-    """The first ``n_tokens`` of a match on their way into a KV, each segment in its own codec; implements
-    ``protocols.Source``.
+    """The first ``n_tokens`` of a match, each segment in its own codec: a ``protocols.Source``.
 
-    ``on_damage(segment, reason, text)`` is called at most once, from whatever thread found it; nothing here raises.
-    Tensors may be read by several threads at once, all of which have ended before ``close``.
+    - ``on_damage(segment, reason, text)`` is called at most once, on the thread that found damage; nothing raises.
+    - Several threads may read tensors at once; they end before ``close``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SegmentSource:
     ) -> None:
         self._layout, self._spans, self._on_damage = layout, spans, on_damage
         self._n_tokens = len(ids)
-        self._lock = threading.Lock()  # of ``damage``
+        self._lock = threading.Lock()  # guards ``damage``
         self._open: list[OpenSegment] = []
         self.damage: str | None = None
         self._cut: int = self._n_tokens  # tokens from here on are zeros
@@ -82,11 +82,11 @@ class SegmentSource:
 
     @property
     def held_from(self) -> int:
-        """0: there are no sliding-window layers."""
+        """0: no layer has a window."""
         return 0
 
     def encoded(self, tensor: int) -> list[Encoded]:
-        """The spans whose rows are stored encoded, checked."""
+        """Return the spans whose rows are stored encoded, checked."""
         spec = self._layout.tensors[tensor]
         found: list[Encoded] = []
         for i, span in enumerate(self._spans):
@@ -105,7 +105,7 @@ class SegmentSource:
         return found
 
     def read_state(self) -> None:
-        """None: there is no state."""
+        """None: no layer has a state."""
 
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor: one ``preadv`` per segment, scattered over the heads of ``out``, and checked."""
@@ -114,7 +114,7 @@ class SegmentSource:
         for i, span in enumerate(self._spans):
             if self.damage is None:
                 if coding(spec, self._open[i].codec) is not None:
-                    continue  # ``encoded`` gives it
+                    continue  # ``encoded`` returns them
                 try:
                     self._read(i, span, tensor, flat, capacity)
                     continue
@@ -157,7 +157,7 @@ class SegmentSource:
             self._on_damage(span.segment, reason_of(error), str(error))
 
     def check(self) -> bool:
-        """Whether everything read so far was what had been written."""
+        """True if everything read so far is what was written."""
         return self.damage is None
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class SegmentSource:
 
 
 def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
+    """Yield the same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
     group, room = list[memoryview](), _CHECKED_BYTES
     for run in runs:
         while len(run):
@@ -181,9 +181,9 @@ def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
 
 
 class StoredSource:
-    """A match whose model needs resume segments too; implements ``protocols.Source``.
+    """A match of a model that needs resume segments too: a ``protocols.Source``.
 
-    ``on_damage(segment, reason, text)`` is called from whatever thread found it; nothing here raises.
+    ``on_damage(segment, reason, text)`` is called on the thread that found damage; nothing raises.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class StoredSource:
     ) -> None:
         self._layout, self._segments, self._on_damage = layout, segments, on_damage
         self._held_from = resume.held_from
-        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while it is read
+        self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while another thread reads it
         self._spans: list[tuple[Span, OpenSegment]] = []
         self._is_sound = resume.is_whole
         for span in resume.spans if resume.is_whole else ():
@@ -226,7 +226,7 @@ class StoredSource:
             into[:, start:stop] = rows
 
     def encoded(self, tensor: int) -> list[Encoded]:
-        """The spans whose rows are stored encoded, checked."""
+        """Return the spans whose rows are stored encoded, checked."""
         number = tensor - len(self._layout.tensors)
         if number < 0:
             return self._segments.encoded(tensor)
@@ -234,9 +234,7 @@ class StoredSource:
         return [Encoded(start, stop, form, found) for start, stop, form, found in rows if form is not None]
 
     def _rows(self, number: int, *, is_encoded: bool) -> Iterator[tuple[int, int, Coding | None, Rows]]:
-        """(start, stop, how they are encoded, rows) of one tensor's spans that are encoded, or of those that are not;
-        counted from ``held_from``.
-        """
+        """Yield (start, stop, coding, rows) of one tensor's encoded spans, or of the others; from ``held_from`` on."""
         spec = self._layout.windows[number]
         with self._lock:
             for span, source in self._spans:
@@ -255,7 +253,7 @@ class StoredSource:
                 yield start - self._held_from, stop - self._held_from, form, rows[:, start - span.at : stop - span.at]
 
     def read_state(self) -> Rows | None:
-        """The state at the end, verified; None where it is damaged."""
+        """Return the state at the end, verified; None if it is damaged."""
         with self._lock:
             if not self._is_sound:
                 return None

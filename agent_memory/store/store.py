@@ -35,7 +35,7 @@ from agent_memory.protocols import Source
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
-from agent_memory.store.holders import delete_agent, delete_agents, delete_unowned, hold, release
+from agent_memory.store.holders import delete_agents, delete_unowned, delete_with_versions, hold, release
 from agent_memory.store.io import IOThread
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.opening import Repair, open_manifest
@@ -69,7 +69,7 @@ class Store:
         bytes_per_day: int | None = None,
         files: Files | None = None,
     ) -> None:
-        self._path, self._chunk_tokens = path, chunk_tokens
+        self._path, self.chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
         self.health = Health()
         self._io = IOThread(health=self.health)
@@ -94,16 +94,9 @@ class Store:
                 self._place = Place.of(path)
                 self._files, files.guard = files, self._ensure_ours
                 disk = open_disk(
-                    path,
-                    Manifest(self._database),
-                    self._io,
-                    files,
-                    self.health,
-                    self._place,
-                    budget_bytes=disk_bytes,
-                    bytes_per_day=bytes_per_day,
-                    compute_s=self.costs.compute_s,
-                )
+                    path, Manifest(self._database), self._io, files, self.health, self._place,
+                    budget_bytes=disk_bytes, bytes_per_day=bytes_per_day, compute_s=self.costs.compute_s,
+                )  # fmt: skip
                 self._catalog = catalog = Catalog(disk, self._pins, codec=codec)
                 self._compactor = Compactor(catalog)
                 disk.on_commit = self._compactor.wake
@@ -138,7 +131,7 @@ class Store:
             self._io.drain()
             self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
-                self._catalog.attach(identity, layout, host, self._chunk_tokens)
+                self._catalog.attach(identity, layout, host, self.chunk_tokens)
             self._pins.load(self._logs, self._manifest)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
@@ -223,10 +216,8 @@ class Store:
         self._hold(held)
 
     def _change(self, change: Change, turns: Sequence[tuple[Turn, str]]) -> None:
-        holders = self._logs.change(change, turns)
-        catalog = self._catalog
-        if catalog is not None and holders:
-            self._io.submit(partial(delete_agents, catalog, holders))
+        if (holders := self._logs.change(change, turns)) and self._catalog is not None:
+            self._io.submit(partial(delete_agents, self._catalog, holders))
 
     def release(self, agent_id: int, ids: Ids) -> None:
         """Queue the end of KV that an agent's log no longer leads to, but what others hold. ``ids``: of its log."""
@@ -234,9 +225,8 @@ class Store:
             self._io.submit(partial(release, self._catalog, agent_id, ids))
 
     def _hold(self, held: Sequence[tuple[int, Ids]]) -> None:
-        catalog = self._catalog
-        if catalog is not None and held:
-            self._io.submit(lambda: hold(catalog, held))
+        if self._catalog is not None and held:
+            self._io.submit(partial(hold, self._catalog, held))
 
     def behind(self, work: Callable[[], object]) -> None:
         """Queue work of another room on the I/O thread; ``flush`` waits for it. ``work`` handles its own errors."""
@@ -254,16 +244,7 @@ class Store:
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
-                self._io.call(partial(self._delete, self._catalog, agent_id))
-
-    def _delete(self, catalog: Catalog, agent_id: int) -> None:
-        """End an agent, its versions, and the KV that they alone hold. I/O thread."""
-        holders = [holder for holder, agent in self._logs.holders().items() if agent == agent_id]
-        for number in (agent_id, *holders):
-            catalog.awaited.pop(number, None)
-        hold(catalog, [*self._logs.without_kv().items()])
-        self._manifest.gather(holders, agent_id)
-        delete_agent(catalog, agent_id)
+                self._io.call(partial(delete_with_versions, self._catalog, agent_id))
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.
@@ -344,11 +325,6 @@ class Store:
     def has_disk(self) -> bool:
         """True if KV outlives the process."""
         return self._catalog is not None
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens of a chunk."""
-        return self._chunk_tokens
 
     @property
     def is_ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""A store looked at: no model, no lock, no write; another process may hold it and write meanwhile."""
+"""A read-only view of a store: no model, no lock, no write; another process may write meanwhile."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyR
                 pass
             n_bytes += segment.n_bytes
         except READ_ERRORS as error:
-            if any(one.file == segment.file for one in manifest.segments()):  # else it was removed meanwhile
+            if any(one.file == segment.file for one in manifest.segments()):  # else the file was removed meanwhile
                 found = unread if reason_of(error) == "unreadable" else damaged
                 found.append(f"{'segment' if segment.kind == 'rows' else 'resume file'} {segment.file}: {error}")
     turns, bad_logs = logs.damaged_turns()

@@ -1,6 +1,6 @@
-"""Contract tests: each adapter against its installed framework. ``pytest -m contract tests/contract``, with the extra ``[contract]``.
+"""Contract tests: each adapter against its framework. ``pytest -m contract tests/contract``, extra ``[contract]``.
 
-Without that marker nothing here is imported, since the default environment has no frameworks. With it a framework that
+Without that marker nothing here is imported, since the default environment has no frameworks. With it, a framework that
 is missing fails the run.
 """
 

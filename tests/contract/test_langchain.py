@@ -57,7 +57,7 @@ def competent() -> EchoRunner:
 class OfMemory:
     """What the suites ask of the tested class."""
 
-    memory: Memory
+    memory: ClassVar[Memory]
     params: ClassVar[dict[str, Any]] = {}
 
     @property
@@ -74,18 +74,18 @@ class OfMemory:
 
 
 class TestUnits(OfMemory, ChatModelUnitTests):
-    @pytest.fixture(autouse=True, scope="class")
-    def _memory(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        with Memory(EchoRunner(), ":memory:") as request.cls.memory:
+    @pytest.fixture(autouse=True)
+    def _memory(self) -> Iterator[None]:
+        with Memory(EchoRunner(), ":memory:") as type(self).memory:
             yield
 
 
 class TestCompetent(OfMemory, ChatModelIntegrationTests):
     """The whole integration suite, on a model that says the right thing."""
 
-    @pytest.fixture(autouse=True, scope="class")
-    def _memory(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        with Memory(competent(), ":memory:") as request.cls.memory:
+    @pytest.fixture(autouse=True)
+    def _memory(self) -> Iterator[None]:
+        with Memory(competent(), ":memory:") as type(self).memory:
             yield
 
 
@@ -106,8 +106,8 @@ class TestStarter(OfMemory, ChatModelIntegrationTests):
     params: ClassVar[dict[str, Any]] = {"max_tokens": 48}
 
     @pytest.fixture(autouse=True)
-    def _memory(self, request: pytest.FixtureRequest, starter: Memory) -> None:
-        request.cls.memory = starter
+    def _memory(self, starter: Memory) -> None:
+        type(self).memory = starter
 
     test_structured_output = _beyond(ChatModelIntegrationTests.test_structured_output, "ends no string")
     test_structured_output_async = _beyond(ChatModelIntegrationTests.test_structured_output_async, "ends no string")

@@ -17,6 +17,8 @@ from tests.parts import dialogue
 pytestmark = [pytest.mark.mlx, pytest.mark.model]
 
 LONGEST = len(dialogue.TURNS)
+#: The starter model's KV of one token: 30 layers, keys and values of 3 heads, 64 float32 each.
+TOKEN_BYTES = 30 * 2 * 3 * 64 * 4
 
 
 @pytest.fixture(scope="module", params=[3, pytest.param(LONGEST, marks=pytest.mark.slow)], ids="{} turns".format)
@@ -70,7 +72,14 @@ def test_a_new_process_before_every_turn_gives_bit_equal_logits(uninterrupted: A
         assert done.returncode == 0, done.stderr
         rows += json.loads(done.stdout.splitlines()[-1])
     _same(rows, uninterrupted[0])
-    assert {row["tier"] for row in rows if row["turn"]} == {"cold"}
+    resumed = [row for row in rows if row["turn"]]
+    assert {row["tier"] for row in resumed} == {"cold"}
+    ends = {(row["agent"], row["turn"]): row["prompt"] + len(row["ids"]) for row in rows}
+    for row in resumed:
+        assert row["cached"] + row["computed"] == row["prompt"]
+        assert row["cached"] >= ends[row["agent"], row["turn"] - 1] - 1, "more than the new message was computed"
+        if sys.platform == "linux":
+            assert row["read"] >= row["cached"] * TOKEN_BYTES, "the KV was not read from the files"
 
 
 def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(

@@ -32,6 +32,12 @@ TURNS = [
 ]
 
 
+def bytes_read() -> int:
+    """Return the bytes that this process has read by system calls so far, as the kernel counts them; 0 elsewhere."""
+    counts = Path("/proc/self/io")
+    return int(counts.read_text().split("rchar:")[1].split()[0]) if counts.exists() else 0
+
+
 def turns(memory: Any, first: int, last: int, evict: str | None = None) -> list[dict[str, Any]]:
     """Run turns ``[first, last)`` of every agent, each evicted to a tier before; ids, a digest of the first token's
     logits, and the figures.
@@ -49,6 +55,7 @@ def turns(memory: Any, first: int, last: int, evict: str | None = None) -> list[
                 return values
 
             agent = memory.agent(name, system=system)
+            before = bytes_read()
             reply = agent.say(TURNS[number], max_tokens=6, logits_processors=[note])
             rows.append(
                 {
@@ -61,6 +68,7 @@ def turns(memory: Any, first: int, last: int, evict: str | None = None) -> list[
                     "prompt": reply.usage.prompt_tokens,
                     "cached": reply.usage.cached_tokens,
                     "computed": reply.usage.computed_tokens,
+                    "read": bytes_read() - before,
                 }
             )
     return rows

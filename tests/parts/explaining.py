@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory import CacheReport, Config, EchoRunner, Memory
-from agent_memory.observe.explain import CacheReport as Report
 from tests.parts.damaging import segment_files
 from tests.parts.templated import Templated
 from tests.parts.templates import Native
@@ -64,6 +63,14 @@ def cases(name: str) -> list[dict[str, Any]]:
     for case in found:
         for side in ("before", "after"):
             _name_calls(case[side]["messages"])
+    return found
+
+
+def lint_cases(name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((CORPUS / "lint.json").read_text(encoding="utf-8"))[name]
+    for case in found:
+        for prompt in case["prompts"]:
+            _name_calls(prompt)
     return found
 
 
@@ -149,7 +156,7 @@ class _Play:
         one = self.case[side]
         return {"tools": one["tools"], "template": one["template_vars"] or None}
 
-    def report(self) -> Report:
+    def report(self) -> CacheReport:
         memory = self.open(delay_s=0.01 if self.what == "cancelled" else 0.0)
         try:
             if self.days:

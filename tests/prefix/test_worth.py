@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.prefix.worth import Candidate, Costs, leaves_first, victims, worth
+from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.worth import Costs, leaves_first, victims, worth
 
 seconds = st.floats(1e-5, 1e5)
 sizes = st.integers(1, 1 << 40)
@@ -69,10 +70,15 @@ def test_segments_leave_the_disk_in_the_order_of_worth_and_pinned_ones_never(
 ) -> None:
     now_s = 1e6
     segments = [
-        Candidate(number=n, parent=None, nbytes=nbytes, used_s=used_s, n_tokens=n_tokens, is_pinned=is_pinned)
-        for n, (n_tokens, nbytes, used_s, is_pinned) in enumerate(rows)
-    ]
-    gone = victims(segments, sum(one.nbytes for one in segments), now_s)
+        Segment(
+            number=n, identity="", parent=b"", n_tokens=n_tokens, chunk_tokens=16, exactness="exact", codec="exact",
+            host="", used_s=used_s,
+        )
+        for n, (n_tokens, _, used_s, _) in enumerate(rows)
+    ]  # fmt: skip
+    sizes = {n: n_bytes for n, (_, n_bytes, _, _) in enumerate(rows)}
+    pinned = {n for n, (_, _, _, is_pinned) in enumerate(rows) if is_pinned}
+    gone = [segment.number for segment in victims(segments, sizes, pinned, sum(sizes.values()), now_s)]
     values = [worth(rows[n][0], rows[n][1], now_s - rows[n][2] + 1.0) for n in gone]
     assert values == sorted(values)
-    assert set(gone) == {one.number for one in segments if not one.is_pinned}
+    assert set(gone) == {*sizes} - pinned

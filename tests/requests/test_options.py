@@ -21,10 +21,13 @@ WAYS: dict[str, Callable[..., Any]] = {
     "Memory.generate": Memory.generate,
     "Memory.stream": Memory.stream,
     "Memory.batch": Memory.batch,
+    "Memory.best_of": Memory.best_of,
     "Memory.run_tools": Memory.run_tools,
     "Agent.say": Agent.say,
     "Agent.stream": Agent.stream,
     "Agent.give": Agent.give,
+    "Memory.explain": Memory.explain,
+    "Agent.explain": Agent.explain,
 }
 
 
@@ -100,10 +103,13 @@ def asked(memory: Memory) -> dict[str, Callable[..., Any]]:
         "Memory.generate": lambda **options: memory.generate("hi", **options),
         "Memory.stream": lambda **options: memory.stream("hi", **options),
         "Memory.batch": lambda **options: memory.batch(["hi"], **options),
+        "Memory.best_of": lambda **options: memory.best_of("a", "hi", 1, len, **options),
         "Memory.run_tools": lambda **options: memory.run_tools("a", "hi", [ping], **options),
         "Agent.say": lambda **options: agent.say("hi", **options),
         "Agent.stream": lambda **options: agent.stream("hi", **options),
         "Agent.give": lambda **options: agent.give(ToolResult("1", "x"), **options),
+        "Memory.explain": lambda **options: memory.explain("hi", **options),
+        "Agent.explain": lambda **options: agent.explain("hi", **options),
     }
 
 

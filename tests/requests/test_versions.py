@@ -11,15 +11,25 @@ import pytest
 from agent_memory import (
     Agent,
     AgentDeletedError,
+    Config,
     ConfigError,
     EchoRunner,
     Memory,
+    Message,
+    PromptTooLongError,
+    Reply,
     RequestError,
+    StaleVersionError,
+    Tool,
+    ToolResult,
+    UnknownAgentError,
     UnsupportedParameterError,
+    Version,
 )  # fmt: skip
-from agent_memory.log.versions import Version
+from tests.parts.scripted import call, scripted
 
 SYSTEM = "Answer with what you heard."
+TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"words": {"type": "array", "items": {"type": "string"}}}})
 
 
 @pytest.fixture
@@ -238,8 +248,6 @@ def test_a_busy_agent_is_forked_at_its_last_finished_turn() -> None:
 
 
 def test_only_the_newest_versions_are_kept_and_every_checkpoint() -> None:
-    from agent_memory import Config
-
     with Memory(EchoRunner(), ":memory:", config=Config(keep_versions=2)) as memory:
         agent = spoken(memory, "one")
         agent.checkpoint("mark")
@@ -273,3 +281,222 @@ def test_a_temporary_fork_is_an_agent_until_the_memory_closes(tmp_path: Any) -> 
         assert sorted(info.name for info in memory.agents()) == ["a", "kept"]
         assert said(memory.agent("kept")) == ["one", "two"]
     assert kept.name == "kept"
+
+
+def drawn(memory: Memory, agent: Agent | str, n: int = 4, **how: Any) -> Reply:
+    return memory.best_of(agent, "Say something else now.", n, key=lambda reply: len(reply.text), **{"seed": 3} | how)
+
+
+def test_the_best_of_several_replies_becomes_the_turn_and_the_prompt_is_computed_once(memory: Memory) -> None:
+    agent = spoken(memory, "one " * 40)
+    before, n_kv = memory.stats().computed_ids, agent._log.n_kv
+    scored: list[Reply] = []
+    reply = memory.best_of(
+        agent,
+        "Say something else now.",
+        4,
+        key=lambda reply: scored.append(reply) or len(scored),
+        temperature=1.0,
+        seed=3,
+    )
+    assert len(scored) == 4
+    assert len({one.text for one in scored}) > 1
+    assert reply.text == scored[-1].text
+    assert agent.messages[-1] == reply.message
+    usage = reply.usage
+    assert (usage.cached_tokens, usage.cached_tokens + usage.computed_tokens) == (n_kv, usage.prompt_tokens)
+    assert memory.stats().computed_ids - before == usage.computed_tokens + 3, "the last id of the prompt is each one's"
+    assert agent.info.n_turns == 2
+    assert [info.name for info in memory.agents()] == ["a"]
+    assert memory._engine._loop.hot.nbytes == sum(one.kv.nbytes for one in memory._engine._loop.hot)
+    assert [one.owner for one in memory._engine._loop.hot] == ["a"]
+    following = agent.say("next").usage
+    assert (following.tier, following.cached_tokens) == ("hot", agent._log.turns[1].n_kv)
+
+
+def test_the_seeds_of_best_of_are_those_of_single_requests(memory: Memory) -> None:
+    alone = []
+    for seed in (3, 4, 5):
+        agent = spoken(memory, "one", name=f"alone {seed}")
+        alone.append(agent.say("Say something else now.", temperature=1.0, seed=seed).text)
+    spoken(memory, "one", name="b")
+    found: list[str] = []
+    memory.best_of("b", "Say something else now.", 3, lambda r: found.append(r.text) or 0, temperature=1.0, seed=3)
+    assert found == alone
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({}, ConfigError, "4 replies, and greedy sampling makes 4 equal ones"),
+        ({"n": 0}, UnsupportedParameterError, "n must be an int of at least 1, got 0"),
+        ({"n": True}, UnsupportedParameterError, "n must be"),
+        ({"agent": "nobody"}, UnknownAgentError, "no agent 'nobody'"),
+    ],
+)
+def test_best_of_refuses_what_it_cannot_do_before_any_work(
+    memory: Memory, how: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    agent = spoken(memory, "one")
+    before = memory.stats().requests
+    with pytest.raises(error, match=says):
+        drawn(memory, **{"agent": agent} | how)
+    assert memory.stats().requests == before
+    assert agent.info.n_turns == 1
+    assert drawn(memory, agent, 1).text == "Say something else now."
+
+
+def test_a_key_that_raises_leaves_the_agent_as_it_was(memory: Memory) -> None:
+    agent = spoken(memory, "one")
+
+    def key(reply: Reply) -> int:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        memory.best_of(agent, "two", 3, key, temperature=1.0)
+    assert (said(agent), agent.history()) == (["one"], [])
+    assert [one.owner for one in memory._engine._loop.hot if one.owner != "a"] in ([], [None])
+
+
+def test_best_of_is_refused_where_the_agent_went_on_meanwhile(memory: Memory) -> None:
+    agent = spoken(memory, "one")
+    with pytest.raises(StaleVersionError, match="agent 'a' had another turn meanwhile"):
+        memory.best_of(agent, "two", 2, lambda reply: agent.say("meanwhile").usage.output_tokens, temperature=1.0)
+    assert said(agent) == ["one", "meanwhile", "meanwhile"]
+
+
+def test_what_best_of_said_is_remembered_once(memory: Memory) -> None:
+    agent = memory.agent("a", recall=True)
+    memory.best_of(agent, "The gate opens at nine.", 3, lambda reply: 0, temperature=1.0)
+    hits = memory.context.recall("When does the gate open?", kinds=["chat"])
+    assert len([hit for hit in hits if "gate opens at nine" in hit.item.text]) == 1
+
+
+def test_a_compacted_conversation_goes_on_from_its_newest_turns(memory: Memory) -> None:
+    agent = spoken(memory, *(f"turn {number}" for number in range(6)))
+    given: list[tuple[Message, ...]] = []
+
+    def summary(messages: tuple[Message, ...]) -> str:
+        given.append(messages)
+        return "They counted."
+
+    agent.compact(2, summary)
+    assert [m.content for m in given[0]] == [SYSTEM, *(f"turn {n}" for n in range(4) for _ in "ab")]
+    assert [m.content for m in agent.messages] == [
+        SYSTEM, "Summary of the conversation so far:\nThey counted.\n\nturn 4", "turn 4", "turn 5", "turn 5",
+    ]  # fmt: skip
+    assert agent.info.n_turns == 2
+    n_tokens = agent.n_tokens
+    usage = agent.say("next").usage
+    assert agent._log.ids[:n_tokens].tolist() == agent._log.ids[: len(agent._log.turns[1].ids)].tolist()
+    assert usage.prompt_tokens > n_tokens
+    assert [shape(version) for version in agent.history()] == [(1, 6, None, "compacted")]
+    agent.compact(5)
+    assert len(agent.history()) == 1, "nothing was left out"
+    agent.compact(1)
+    assert said(agent) == ["next"]
+    agent.rewind(to=agent.history()[0])
+    assert said(agent) == [f"turn {number}" for number in range(6)]
+
+
+def test_a_compacted_reply_stands_as_the_model_wrote_it() -> None:
+    spelled = '<tool_call>{ "name":"tag" , "arguments" : {"words":["x"]} }</tool_call>'
+    with Memory(scripted("plain", spelled, "done", "last"), ":memory:") as memory:
+        agent = memory.agent("a", system=SYSTEM, tools=[TAG])
+        agent.say("one")
+        asked = agent.say("two").tool_calls[0]
+        agent.give(ToolResult(asked.id, "tagged"))
+        written = memory._runner.tokenizer.encode(spelled)
+        agent.compact(1)
+        assert [m.role for m in agent.messages] == ["system", "user", "assistant", "tool", "assistant"]
+        agent.say("three")
+        ids = agent._log.ids.tolist()
+        assert any(ids[at : at + len(written)] == written for at in range(len(ids)))
+
+
+@pytest.mark.parametrize("bad", [{"keep_turns": 0}, {"keep_turns": True}, {"summary": 3}, {"summary": lambda m: 3}])
+def test_compact_refuses_what_it_cannot_do(memory: Memory, bad: dict[str, Any]) -> None:
+    agent = spoken(memory, *"abcdef")
+    with pytest.raises(UnsupportedParameterError):
+        agent.compact(**bad)
+    assert (len(said(agent)), agent.history()) == (6, [])
+
+
+def test_a_summary_may_ask_the_model_and_is_refused_where_the_agent_went_on(memory: Memory) -> None:
+    agent = spoken(memory, *"abcdef")
+    agent.compact(summary=lambda messages: memory.generate(f"Summarize {len(messages)} messages").text)
+    assert agent.messages[1].content.startswith("Summary of the conversation so far:\nSummarize 5 messages\n\nc")
+    with pytest.raises(StaleVersionError):
+        agent.compact(1, summary=lambda messages: agent.say("meanwhile").text)
+    assert said(agent)[-1] == "meanwhile"
+
+
+def test_a_full_conversation_is_an_error_that_names_the_ways_out() -> None:
+    with Memory(EchoRunner(context_tokens=200), ":memory:") as memory:
+        agent = spoken(memory, *(f"turn {number}" for number in range(9)))
+        with pytest.raises(
+            PromptTooLongError, match=r"agent\.rewind.*agent\.fork\(name, at=turns\).*agent\.compact\(\)"
+        ):
+            agent.say("word " * 30)
+        assert len(said(agent)) == 9
+
+
+def test_a_full_conversation_goes_on_compacted_where_that_is_wanted() -> None:
+    with Memory(EchoRunner(context_tokens=200), ":memory:", config=Config(on_full="compact")) as memory:
+        agent = spoken(memory, *(f"turn {number}" for number in range(30)))
+        assert said(agent)[-1] == "turn 29"
+        assert {version.reason for version in agent.history()} == {"compacted"}
+        assert agent.n_tokens < 200
+        turns = agent.info.n_turns
+        for too_long in ("word " * 60, [{"role": "user", "content": "word " * 60}]):
+            with pytest.raises(PromptTooLongError):
+                memory.generate(too_long, agent=agent)
+        assert agent.info.n_turns == turns
+
+
+def test_a_full_conversation_is_compacted_for_the_answers_to_its_open_calls() -> None:
+    replies = ["plain"] * 9 + [call("tag", {"words": ["x"]}), "done"]
+    runner = EchoRunner(lambda asked, ids: replies.pop(0), context_tokens=900)
+    with Memory(runner, ":memory:", config=Config(on_full="compact")) as memory:
+        agent = memory.agent("a", tools=[TAG])
+        for number in range(9):
+            agent.say(f"turn {number}")
+        [open_call] = agent.say("go").tool_calls
+        assert agent.history() == []
+        a_word = len(runner.tokenizer.encode("word " * 100)) / 100
+        result = "word " * int((900 - agent.n_tokens) / a_word)
+        assert agent.give(ToolResult(open_call.id, result)).text == "done"
+        assert agent.history()[-1].reason == "compacted"
+
+
+def test_two_queued_turns_of_a_full_conversation_compact_it_once_each_at_most() -> None:
+    with Memory(EchoRunner(context_tokens=200), ":memory:", config=Config(on_full="compact")) as memory:
+        agent = spoken(memory, *(f"turn {number}" for number in range(9)))
+        replies = memory.batch([f"queued {number}" for number in range(9)], agent=agent)
+        assert [reply.text for reply in replies] == [f"queued {number}" for number in range(9)]
+        assert said(agent)[-1] == "queued 8"
+
+
+def test_a_hot_fork_stays_hot_when_its_parent_goes_on_or_goes_away(memory: Memory) -> None:
+    agent = spoken(memory, "one", "two")
+    first, second = agent.fork("b"), agent.fork("c")
+    hot, n_kv = memory.stats().hot_bytes, agent._log.n_kv
+    agent.delete()
+    assert memory.stats().hot_bytes == hot
+    usage = first.say("three").usage
+    assert (usage.tier, usage.cached_tokens) == ("hot", n_kv)
+    usage = second.say("four").usage
+    assert (usage.tier, usage.cached_tokens >= n_kv) == ("hot", True)
+    memory.evict("b")
+    memory.evict("c")
+    assert memory.stats().hot_bytes == 0
+
+
+def test_what_a_fork_inherits_is_not_more_than_it_may_know(memory: Memory) -> None:
+    agent = spoken(memory, "one")
+    fork = agent.fork("b")
+    agent.say("secret")
+    agent.delete()
+    [lineage] = memory._engine._loop.hot
+    assert lineage.owner == "b"
+    assert lineage.ids.tolist() == fork._log.ids[: fork._log.n_kv].tolist()

@@ -68,6 +68,14 @@ def asks(memory: Memory, agent: Agent, history: list[dict[str, str]], mixed: lis
     memory.batch(("one", "two"), agent=[None, agent])  # right
     memory.run_tools(agent, "hi", [add], max_rounds=3, temperature=0.1)  # right
     memory.run_tools("ann", history, [add], timeout_s=1.5)  # right
+    memory.run_tools("ann", functions=[add], results=[ToolResult("1", "x")], tool_timeout_s=3, concurrent=True)  # right
+    group = memory.group("team", ["ann", agent], topology="turns", phases=[am.Phase("one", "Go.", rounds=2)])  # right
+    assert_type(group, am.Group)  # right
+    assert_type(group.turn(agent, max_tokens=3), Reply)  # right
+    assert_type(group.stream(), Generation)  # right
+    assert_type(group.round(temperature=0.1), dict[str, Reply])  # right
+    assert_type(group.vote("Who?", ["a", "b"], ranked=True, seed=3), am.Tally)  # right
+    assert_type(group.transcript[0].speaker, str | None)  # right
     assert_type(memory.prefill(history, agent=agent, tools=[add]).computed_tokens, int)  # right
     assert_type(memory.count_tokens("hi", tools=[add]), int)  # right
     assert_type(memory.delete(agent), bool)  # right

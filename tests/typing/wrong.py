@@ -57,6 +57,10 @@ def asks(memory: Memory, agent: Agent) -> None:
     memory.run_tools(agent, "hi", [3])  # wrong
     memory.run_tools(agent, "hi", [print], rounds=3)  # wrong
     memory.run_tools(None, "hi", [print])  # wrong
+    memory.run_tools("a", "hi", [print], tool_timeout="3")  # wrong
+    memory.group("team", ["a"], topology="star")  # wrong
+    memory.group("team").turn(max_token=3)  # wrong
+    memory.group("team").vote("Who?", 3)  # wrong
     memory.evict(agent, to="hot")  # wrong
     memory.delete(3)  # wrong
     memory.count_tokens(["hi"])  # wrong
