@@ -194,8 +194,7 @@ class Requests:
     ) -> Request:
         """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the turn is added to it; the prompt is planned again if it has changed when the request starts.
-        ``max_tokens``: not the settings'; 0: prefill only. ``is_prefix``: without its last id. ``is_temporary``: no disk.
+        ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
