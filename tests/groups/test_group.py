@@ -599,6 +599,17 @@ def test_a_deleted_group_takes_its_seats_along_and_leaves_its_members(memory: Me
     assert again.transcript == ()
 
 
+def test_seats_that_are_missing_are_made_again(opened: Callable[..., Memory], tmp_path: Path) -> None:
+    memory = opened(tmp_path)
+    memory.group("team", NAMES).say("Begin.")
+    memory.delete("team/bob")  # as if the process had been killed before it was made
+    memory.close()
+    memory = opened(tmp_path)
+    group = memory.group("team")
+    group.round()
+    assert asked(group, "bob")[0].endswith("\nBegin.")
+
+
 def test_another_process_goes_on_where_the_group_stopped(opened: Callable[..., Memory], tmp_path: Path) -> None:
     memory = opened(tmp_path)
     group = memory.group("team", NAMES, topology="turns")
