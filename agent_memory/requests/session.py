@@ -192,10 +192,9 @@ class Requests:
         compacting: Compacting | None = None,
         is_prefix: bool = False,
     ) -> Request:
-        """Return a request that is not started yet. A wrong prompt raises here, before any work.
+        """Return a request that is not started yet, planned again if its log changes. A wrong prompt raises here.
 
-        ``log``: the turn is added to it; the prompt is planned again if it has changed when the request starts.
-        ``max_tokens``: not the settings'; 0: prefill only. ``is_prefix``: without its last id. ``is_temporary``: no disk.
+        ``max_tokens``: not the settings'; 0: prefill. ``is_prefix``: without its last id. ``is_temporary``: no disk.
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
@@ -209,11 +208,10 @@ class Requests:
             versions=self._versions,
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
-            remember=remember,
-            compacting=compacting,
+            remember=remember, compacting=compacting,
             max_tokens=n_most,
             is_prefix=is_prefix,
-        )
+        )  # fmt: skip
         return Request(
             feed=feed,
             asker=session,
