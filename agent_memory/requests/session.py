@@ -192,14 +192,13 @@ class Requests:
         compacting: Compacting | None = None,
         is_prefix: bool = False,
     ) -> Request:
-        """Return a request that is not started yet, planned again if its log changes. A wrong prompt raises here.
+        """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``max_tokens``: not the settings'; 0: prefill. ``is_prefix``: without its last id. ``is_temporary``: no disk.
+        ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        owner = None if log is None or planner.is_branch else log
-        n_most = settings.max_tokens if max_tokens is None else max_tokens
+        owner, n_most = None if planner.is_branch else log, settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -208,10 +207,11 @@ class Requests:
             versions=self._versions,
             tokenizer=tokenizer,
             limit=self._runner.context_tokens,
-            remember=remember, compacting=compacting,
+            remember=remember,
+            compacting=compacting,
             max_tokens=n_most,
             is_prefix=is_prefix,
-        )  # fmt: skip
+        )
         return Request(
             feed=feed,
             asker=session,
@@ -227,7 +227,7 @@ class Requests:
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             created=created,
-            deadline=None if settings.timeout_s is None else created + min(settings.timeout_s, threading.TIMEOUT_MAX),
+            deadline=_deadline(created, settings.timeout_s),
         )
 
     def start(self, request: Request) -> Generation:
@@ -250,3 +250,7 @@ class Requests:
         if calling.build is None:
             return None
         return Guard("the schema's class", calling.build, self._callable_timeout_s, self._engine.wake)
+
+
+def _deadline(created: float, timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else created + min(timeout_s, threading.TIMEOUT_MAX)
