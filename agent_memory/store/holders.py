@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from attrs import evolve
+
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.index import Index
@@ -171,7 +173,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     disk, model = catalog.disk, catalog.model
     is_attached = model is not None and segment.identity == model.identity
     layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
-    new = segment.successor(segment.pieces[:n_pieces], n_tokens=n_pieces * segment.chunk_tokens)
+    new = evolve(segment, n_tokens=n_pieces * segment.chunk_tokens).successor(segment.pieces[:n_pieces])
     for _ in rewrite(catalog, layout, [segment], lambda _: new):
         pass
     return new
