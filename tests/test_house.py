@@ -9,6 +9,7 @@ MAX_MEMBERS = 12
 
 #: Machines of which other files use more members than that, each with why.
 WIDE = {
+    "prefix.pieces.Segment": (30, "the one stored value: rows, headers and figures are derived from its fields"),
     "store.catalog.Catalog": (21, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (31, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (16, "what was asked, read field by field where a row runs"),
