@@ -52,7 +52,6 @@ class Asking:
         self._clean = self.longterm.clean if config.redact is not None else None
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
-        self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
         self.explaining = Explaining(engine, self.ensure_open, self._planner_of)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
@@ -123,6 +122,11 @@ class Asking:
         """Let what was said in a turn be remembered, where the agent or the settings say so."""
         if (remember := self._remember(log, settings)) is not None:
             remember(messages)
+
+    @property
+    def compacting(self) -> Compacting:
+        """What compacts conversations. Made anew: it holds this object, which must end with its last user."""
+        return Compacting(self.versions, self._how_logged, self.ensure_open)
 
     def _how_read(self, tools: tuple[Tool, ...]) -> Rendering:
         """How a conversation is written that nothing is to answer."""
