@@ -192,7 +192,7 @@ class Requests:
         compacting: Compacting | None = None,
         is_prefix: bool = False,
     ) -> Request:
-        """Return a request, not started yet, whose turn ``log`` gets; a wrong prompt raises here, before any work."""
+        """Return a request that is not started yet; a wrong prompt raises here. ``max_tokens`` 0: prefill only."""
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
         n_most = settings.max_tokens if max_tokens is None else max_tokens
