@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="hub id, mlx-lm folder or .gguf file; default: the starter model")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Memory(args.model, folder) as memory:
-        model = AgentMemoryModel(memory, "shed", max_tokens=48)
+        model = AgentMemoryModel(memory, "shed", max_tokens=96)
         agent = ToolCallingAgent([count, final_answer], model, max_steps=2, verbosity_level=LogLevel.OFF)
         for task in ("How many blue tools are there?", "And how many red ones?"):
             print(f"{task}   {' '.join(str(agent.run(task, reset=False)).split())[:60]}")
