@@ -198,7 +198,7 @@ class Requests:
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        owner, n_most = None if planner.is_branch else log, settings.max_tokens if max_tokens is None else max_tokens
+        n_most = settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -216,10 +216,10 @@ class Requests:
             feed=feed,
             asker=session,
             builder=self._builder(calling),
-            constraint=calling.constraint(self.grammars, session.check().ids),
+            constraint=calling.constraint(self.grammars, session.check().ids),  # plans: sets ``is_branch``
             shows_marks=calling.shows_marks(tokenizer),
-            owner=owner.name if owner else None,
-            agent_id=owner.agent_id if owner else None,
+            owner=log.name if log and not planner.is_branch else None,
+            agent_id=log.agent_id if log and not planner.is_branch else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
             max_tokens=n_most,
