@@ -140,12 +140,10 @@ def test_everything_after_the_first_argument_is_keyword_only(name: str) -> None:
 
 
 #: Config.make turns an unknown keyword into a ConfigError that lists the known ones; resolve's bar is a kind of tqdm;
-#: the two APIs' requests are dicts, whose keys are taken one by one and refused by name; a successor is an evolved
-#: value.
+#: the two APIs' requests are dicts, whose keys are taken one by one and refused by name.
 TUNNELS = {
     "config.py make",
     "models/resolve.py __init__",
-    "prefix/pieces.py successor",
     *(f"dialects/{name}" for name in ("anthropic.py create", "anthropic.py stream", "anthropic.py count_tokens")),
     "dialects/openai.py create",
 }

@@ -136,11 +136,13 @@ class EchoRunner:
         """As given."""
         return self._weights_bytes
 
-    def early_states(self, ids: Sequence[int], depth: float) -> np.ndarray[Any, Any]:
-        """Return the words of ``ids``, counted in 64 places by their hashes: (64,) float32."""
-        words = self._tokenizer.decode(ids).lower().split()
-        places = [int.from_bytes(hashlib.sha256(word.strip(".,?!").encode()).digest()[:2], "little") for word in words]
-        return np.bincount(np.array(places, np.int64) % 64, minlength=64).astype(np.float32)
+    def early_states(self, rows: Sequence[Sequence[int]], depth: float) -> np.ndarray[Any, Any]:
+        """Return the words of each row, counted in 64 places by their hashes: (len(rows), 64) float32."""
+        out = np.zeros((len(rows), 64), np.float32)
+        for place, ids in enumerate(rows):
+            for word in self._tokenizer.decode(ids).lower().split():
+                out[place, hashlib.sha256(word.strip(".,?!").encode()).digest()[0] % 64] += 1
+        return out
 
     @property
     def host(self) -> str:

@@ -72,9 +72,7 @@ class Groups:
             if asking.agents.find(member, identity=identity) is None:
                 raise UnknownAgentError(member)
             asking.agents.ensure_free(seat_name(name, member))
-        log = asking.agents.open(
-            log_name(name), AgentSpec(), identity=identity, tokenizer=asking.ensure_open().digest
-        )
+        log = asking.agents.open(log_name(name), AgentSpec(), identity=identity, tokenizer=asking.ensure_open().digest)
         if log.messages:
             raise ConfigError(f"agent {repr_of(log.name)} exists and is no group; delete it, or take another name")
         rows = [phase.to_row() for phase in phases]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEPTH = 0.2  #: share of the layers
 MOST_TOKENS = 256  #: of one text
+_ROWS = 16  #: in one pass
 _VERSION = 1  #: goes up with the sentences, or how they are used
 
 
@@ -73,7 +74,13 @@ class ResidentEmbedder:
         if early_states is None:
             raise UnsupportedModelError(f"{self._runner.name}: this runner has no early_states(), so it embeds nothing")
         rows = [tokenizer.encode(text)[:MOST_TOKENS] or [0] for text in texts]
-        return np.stack([self._engine.call(partial(early_states, row, DEPTH)) for row in rows])
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # rows of like length share a pass
+        found = {}
+        for start in range(0, len(order), _ROWS):
+            part = order[start : start + _ROWS]
+            states = self._engine.call(partial(early_states, [rows[place] for place in part], DEPTH))
+            found.update(zip(part, states, strict=True))
+        return np.stack([found[place] for place in range(len(rows))])
 
 
 #: Of many kinds, so that what all sentences share is told from what tells them apart.

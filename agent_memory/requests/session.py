@@ -212,14 +212,16 @@ class Requests:
             max_tokens=n_most,
             is_prefix=is_prefix,
         )
+        prompt = session.check().ids
+        owner = None if planner.is_branch else log  # known from here on: whether the list branches off
         return Request(
             feed=feed,
             asker=session,
             builder=self._builder(calling),
-            constraint=calling.constraint(self.grammars, session.check().ids),  # plans: sets ``is_branch``
+            constraint=calling.constraint(self.grammars, prompt),
             shows_marks=calling.shows_marks(tokenizer),
-            owner=log.name if log and not planner.is_branch else None,
-            agent_id=log.agent_id if log and not planner.is_branch else None,
+            owner=owner.name if owner else None,
+            agent_id=owner.agent_id if owner else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
             max_tokens=n_most,

@@ -35,12 +35,16 @@ class EarlyLayers:
             )
         self._n = max(1, round(depth * len(self._layers)))
 
-    def state(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Return the mean over the tokens: (width,) float32."""
+    def states(self, rows: Sequence[Sequence[int]]) -> np.ndarray[Any, Any]:
+        """Return each row's mean over its tokens: (len(rows), width) float32. One pass, padded to the longest row."""
         import mlx.core as mx
 
-        states = self._run(mx.array([list(ids)]), self._n)
-        return np.array(states.astype(mx.float32).mean(axis=1)[0])
+        longest = max(map(len, rows))
+        ids = mx.array([[*row, *[0] * (longest - len(row))] for row in rows])  # no token sees what follows it
+        lengths = mx.array([len(row) for row in rows])
+        is_own = (mx.arange(longest) < lengths[:, None])[..., None]
+        states = mx.where(is_own, self._run(ids, self._n).astype(mx.float32), 0.0)
+        return np.array(states.sum(axis=1) / lengths[:, None])
 
     def _run(self, ids: Any, n_layers: int) -> Any:
         states = self._embed(ids)

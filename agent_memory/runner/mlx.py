@@ -245,8 +245,8 @@ class MLXRunner:
             self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
         )
 
-    def early_states(self, ids: Sequence[int], depth: float) -> np.ndarray[Any, Any]:
-        """Return the mean state of ``ids`` after a share of the layers: (width,) float32. Engine thread.
+    def early_states(self, rows: Sequence[Sequence[int]], depth: float) -> np.ndarray[Any, Any]:
+        """Return the mean state of each row after a share of the layers: (len(rows), width) float32. Engine thread.
 
         Raises UnsupportedModelError.
         """
@@ -254,7 +254,7 @@ class MLXRunner:
 
         if self._early is None:
             self._early = EarlyLayers(self._model, self._name, depth)
-        return self._early.state(ids)
+        return self._early.states(rows)
 
     def close(self) -> None:
         """Drop the model and this thread's mlx streams; do nothing on a thread that has not opened it.

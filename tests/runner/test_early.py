@@ -23,10 +23,12 @@ def test_the_states_are_those_of_the_models_own_layers() -> None:
     first, second = model.model.layers
     states = first(model.model.embed_tokens(mx.array([[5, 6, 7]])), "causal", None)
     seen.append(np.array(states.mean(axis=1)[0]))
-    assert early.state([5, 6, 7]) == pytest.approx(seen[0], abs=1e-5)
-    whole = EarlyLayers(model, "tiny", 1.0).state([5, 6, 7])
+    assert early.states([[5, 6, 7]])[0] == pytest.approx(seen[0], abs=1e-5)
+    padded = early.states([[9], [5, 6, 7], [1, 2, 3, 4, 5, 6]])
+    assert padded.shape == (3, 64)
+    assert padded[1] == pytest.approx(seen[0], abs=1e-5), "whatever shares its pass"
+    [whole] = EarlyLayers(model, "tiny", 1.0).states([[5, 6, 7]])
     assert whole == pytest.approx(np.array(second(states, "causal", None).mean(axis=1)[0]), abs=1e-5)
-    assert early.state([5]).shape == (64,)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama_windows"])
