@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     )
     from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
-    from agent_memory.log.versions import Version
     from agent_memory.groups.events import Utterance
     from agent_memory.groups.group import Group
     from agent_memory.groups.phases import Phase
     from agent_memory.groups.voting import Tally
+    from agent_memory.log.versions import Version
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport

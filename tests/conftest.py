@@ -25,7 +25,7 @@ FROZEN = FROZEN[: FROZEN.index("number")]  #: what a segment is; what follows is
 
 @pytest.fixture(autouse=True)
 def frozen_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that changes what a segment is after it was made; attrs' own check would slow openings by 20 %."""
+    """Fail a test that changes what a segment is; attrs' own check would slow every opening by 20 %."""
     changed: list[str] = []
 
     def set_once(segment: Segment, name: str, value: object) -> None:

@@ -475,6 +475,15 @@ def test_line_14_an_unrelated_list_replaces_with_one_warning_and_a_figure(
     assert agent.say("more").usage.replaced_messages == 0
 
 
+def test_a_branch_leaves_the_agents_kv_where_it_is(opened: Callable[..., Memory]) -> None:
+    memory = opened(EchoRunner())
+    first = memory.generate(lists(LONG, "one"), agent="a").usage
+    memory.generate(lists("Another system prompt.", "write a title"), agent="a", on_diverge="branch")
+    usage = memory.agent("a").say("two").usage
+    assert (usage.miss, usage.tier) == (None, "hot")
+    assert usage.cached_tokens >= first.prompt_tokens
+
+
 def test_line_14_a_branch_is_answered_and_the_log_stays(opened: Callable[..., Memory]) -> None:
     memory = opened(EchoRunner())
     agent = memory.agent("a", system=LONG)

@@ -1,4 +1,4 @@
-"""What reading or writing a file of unknown content may raise, and what that says of the file."""
+"""Errors of reading and writing files of unknown content, and what each says of the file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class DamageError(Exception):
         self.reason = reason
 
 
-#: What reading a file of unknown content may raise.
+#: Errors that reading a file of unknown content may raise.
 READ_ERRORS = (DamageError, OSError, ValueError, KeyError, IndexError, MemoryError, StopIteration)
 
-#: What ends one write of KV, and no more.
+#: Errors that end one write of KV, and no more.
 WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)
 
 

@@ -102,11 +102,16 @@ class Log:
 
     def restore(self, state: State) -> None:
         """Let the log be what it was at another moment, with the settings that the agent has now."""
-        keep_reasoning, recall = self.facts.keep_reasoning, self.facts.recall
+        now = self.facts
         self.first_system, self.spans = state.system, state.spans
         self._replay(state.turns)
-        system = None if self.system == self.first_system else self.system
-        self.facts = attrs.evolve(state.facts, system=system, keep_reasoning=keep_reasoning, recall=recall)
+        self.facts = attrs.evolve(
+            state.facts,
+            system=None if self.system == self.first_system else self.system,
+            keep_reasoning=now.keep_reasoning,
+            recall=now.recall,
+            has_shown=now.has_shown or state.facts.has_shown,
+        )
 
     def keep(self, state: State, reason: Reason, label: str | None = None, *, holder: int = 0) -> Kept:
         """Keep a state of this log as its newest version. ``holder``: the number that its KV is held under."""

@@ -112,7 +112,7 @@ class Segment:
             parent = piece.id
         return self.pieces
 
-    def successor(self, pieces: Sequence[Piece], **changes: Any) -> Segment:
+    def successor(self, pieces: Sequence[Piece]) -> Segment:
         """Return a segment that will replace this one, in a new file that is not written yet."""
         new = evolve(
             self,
@@ -124,7 +124,6 @@ class Segment:
             ids=None,
             packed=b"",
             pieces=[],
-            **changes,
         )
         new.pieces = [Piece(p.id, p.parent, new, i, p.n_tokens, p.made, p.head) for i, p in enumerate(pieces)]
         return new

@@ -194,12 +194,11 @@ class Requests:
     ) -> Request:
         """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
-        ``log``: the turn is added to it; the prompt is planned again if it has changed when the request starts.
-        ``max_tokens``: not the settings'; 0: prefill only. ``is_prefix``: without its last id. ``is_temporary``: no disk.
+        ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
         """
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        owner, n_most = None if planner.is_branch else log, settings.max_tokens if max_tokens is None else max_tokens
+        n_most = settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -213,11 +212,13 @@ class Requests:
             max_tokens=n_most,
             is_prefix=is_prefix,
         )
+        prompt = session.check().ids
+        owner = None if planner.is_branch else log  # known from here on: whether the list branches off
         return Request(
             feed=feed,
             asker=session,
             builder=self._builder(calling),
-            constraint=calling.constraint(self.grammars, session.check().ids),
+            constraint=calling.constraint(self.grammars, prompt),
             shows_marks=calling.shows_marks(tokenizer),
             owner=owner.name if owner else None,
             agent_id=owner.agent_id if owner else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field, frozen
 
-from agent_memory.errors import ToolResultError, UnsupportedParameterError, repr_of
+from agent_memory.errors import AgentMemoryError, ToolResultError, UnsupportedParameterError, repr_of
 from agent_memory.log.log import Log
 from agent_memory.prompt.messages import copied
 from agent_memory.requests.answering import answers_of, open_calls
@@ -141,15 +142,29 @@ class ToolTurn:
 
     def _answered(self, reply: Reply, calls: Sequence[ToolCall], given: Sequence[ToolResult] = ()) -> Reply:
         """The reply to the results of ``calls``, given and kept ones; ``reply`` itself where a call paused."""
-        ran = self._runs.run(calls)
-        for one in ran:
-            _record(one, self._asked.episode)
-        answers = answers_of(self._log, [*given, *(one.result for one in ran if one.result is not None)])
-        paused = {one.call.id: one.pause.reason for one in ran if one.pause is not None}
-        if not paused:
-            return self._ask(answers)
+        ran: list[Ran] = []
+        try:
+            for one in self._runs.run(calls):
+                ran.append(one)
+                _record(one, self._asked.episode)
+            answers = answers_of(self._log, [*given, *_results(ran)])
+            paused = {one.call.id: one.pause.reason for one in ran if one.pause is not None}
+            if not paused:
+                return self._ask(answers)
+        except BaseException:
+            self._keep([*given, *_results(ran)])
+            raise
         self._asking.keep_results(self._log, answers)
         return attrs.evolve(reply, paused=paused)
+
+    def _keep(self, results: Sequence[ToolResult]) -> None:
+        """Store the results that there are: whoever goes on with the open calls runs none of these again."""
+        with contextlib.suppress(AgentMemoryError):  # what ended the turn counts
+            self._asking.keep_results(self._log, answers_of(self._log, results))
+
+
+def _results(ran: Sequence[Ran]) -> list[ToolResult]:
+    return [one.result for one in ran if one.result is not None]
 
 
 def _record(ran: Ran, episode: StepRecorder | None) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 import typing
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -53,12 +53,14 @@ class Runs:
     n_abandoned: int = 0
     _failures: Counter[str] = field(factory=Counter, init=False)
 
-    def run(self, calls: Sequence[ToolCall]) -> list[Ran]:
-        """Run calls and wait for all of them; in their order. Raises what is no Exception (SystemExit, Ctrl-C)."""
-        if not self.is_concurrent:
-            return [self._noted(self._start(call)()) for call in calls]
-        waits = [self._start(call) for call in calls]
-        return [self._noted(wait()) for wait in waits]
+    def run(self, calls: Sequence[ToolCall]) -> Iterator[Ran]:
+        """Run calls and yield how each ended, in their order. Raises what is no Exception (SystemExit, Ctrl-C)."""
+        if self.is_concurrent:
+            for wait in [self._start(call) for call in calls]:
+                yield self._noted(wait())
+        else:
+            for call in calls:
+                yield self._noted(self._start(call)())
 
     def _start(self, call: ToolCall) -> Callable[[], Ran]:
         """Start a call; the function that is returned waits for its end."""
@@ -72,9 +74,11 @@ class Runs:
         if self.timeout_s is None and not self.is_concurrent:
             return lambda: self._ended(call, lambda: _here(lambda: _called(function, call)), started)
         thread = _OnThread(lambda: _called(function, call))
-        return lambda: self._ended(call, lambda: thread.result(started, self.timeout_s), started)
+        return lambda: self._ended(call, lambda: thread.result(started, self.timeout_s), started, thread)
 
-    def _ended(self, call: ToolCall, result: Callable[[], str], started: float) -> Ran:
+    def _ended(
+        self, call: ToolCall, result: Callable[[], str], started: float, thread: _OnThread | None = None
+    ) -> Ran:
         """The end of a call that ``result`` waits for."""
         pause, has_failed = None, False
         try:
@@ -87,7 +91,8 @@ class Runs:
         except Exception as error:  # noqa: BLE001 - a user's function: its failure is the model's to read
             text, has_failed = _described(error), True
         answer = None if pause else ToolResult(call.id, _readable(text), is_error=has_failed)
-        return Ran(call, answer, pause, has_failed, (time.perf_counter() - started) * 1e3)
+        ended = (thread.ended if thread else None) or time.perf_counter()  # others may have been waited for since
+        return Ran(call, answer, pause, has_failed, (ended - started) * 1e3)
 
     def _noted(self, ran: Ran) -> Ran:
         """``ran``, its failure counted; the result of a function's last failure says that it is the last."""
@@ -113,6 +118,7 @@ class _OnThread:
     def __init__(self, work: Callable[[], Any]) -> None:
         self._answer: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
         self._cancel: Callable[[], object] = lambda: None
+        self.ended: float | None = None  #: perf_counter time
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(self._serve, work), name="agent_memory-tool", daemon=True).start()
 
@@ -129,15 +135,19 @@ class _OnThread:
         return text
 
     def _serve(self, work: Callable[[], Any]) -> None:
+        text = ""
+        failure: BaseException | None = None
         try:
             value = work()
             if inspect.isawaitable(value):
                 value = asyncio.run(self._awaited(value))
-            self._answer.put((_shown(value), None))
+            text = _shown(value)
         except asyncio.CancelledError:
-            self._answer.put(("", RuntimeError("the coroutine was cancelled")))
+            failure = RuntimeError("the coroutine was cancelled")
         except BaseException as error:  # noqa: BLE001 - not this thread's: raised again where the result is awaited
-            self._answer.put(("", error))
+            failure = error
+        self.ended = time.perf_counter()
+        self._answer.put((text, failure))
 
     async def _awaited(self, value: Awaitable[Any]) -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(value)

@@ -237,12 +237,12 @@ class Versions:
         if state.turns is not log.turns:
             fork.restore(state)
         fork.is_temporary = is_temporary
-        n_stored = next((span.start for span in fork.spans if span.branch < 0), len(fork.turns))
-        fork.spans = fork.state.first(len(fork.turns) if is_temporary else n_stored).on(number).spans
+        n_shared = len(fork.turns) if is_temporary or _is_stored(log) else 0
+        fork.spans = fork.state.first(n_shared).on(number).spans
         self._inherit(fork, state, log)
         if not is_temporary:
             held = [(number, fork.ids[: fork.n_kv])]
-            self._store.fork(self._agents.salt, fork.record(), n_stored, held)
+            self._store.fork(self._agents.salt, fork.record(), n_shared, held)
         return fork
 
     def _inherit(self, fork: Log, state: State, parent: Log) -> None:
@@ -360,6 +360,14 @@ class Versions:
         number = self._new_number(log)
         log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
         self._store_change(log, branch=number, turns=turns)
+
+
+def _is_stored(log: Log) -> bool:
+    """True if a log's turns are on disk, and stay there while the log or its version does."""
+    if log.viewed is None:
+        return not log.is_temporary
+    agent, number = log.viewed
+    return not agent.is_temporary and any(kept.version.number == number for kept in agent.kept)
 
 
 def _ensure_unchanged(log: Log, version: int) -> None:

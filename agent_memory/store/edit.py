@@ -126,8 +126,9 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
 
     An "unreadable" file is kept, and not read for a while. Any thread; never raises.
     """
+    is_kept = reason == "unreadable" or catalog.disk.place.lost is not None
     with catalog.lock:
-        if reason == "unreadable" or catalog.disk.place.lost is not None:
+        if is_kept:
             catalog.losses.postpone(segment, text)
             return
         if catalog.segments.get(segment.number) is not segment or segment.is_hidden:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from attrs import evolve
+
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.index import Index
@@ -52,7 +54,7 @@ def release(catalog: Catalog, agent_id: int, ids: Ids) -> None:
 
 
 def _move(catalog: Catalog, number: int, ids: Ids) -> tuple[HeadMove, int]:
-    """The lineage of a holder ends with the last stored piece that is all of these ids; and how many ids that are."""
+    """Return the move of a holder's lineage to the last stored piece that is all of ``ids``; ids up to there."""
     head, n_tokens, identity = None, 0, ""
     with catalog.lock:
         if catalog.model is not None:
@@ -152,7 +154,7 @@ def _edit(catalog: Catalog, agent_id: int, drop: Iterable[Segment], changes: Seq
 
 
 def _indexes(catalog: Catalog, identity: str) -> list[Index]:
-    """The index of the attached model; of another, one for each size of chunks, over copies of its segments."""
+    """Return the index of the attached model; of another model one for each chunk size, over copies of its segments."""
     if catalog.model is not None and identity == catalog.model.identity:
         return [catalog.model.index]
     rows = [s for s in catalog.disk.manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
@@ -171,7 +173,7 @@ def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
     disk, model = catalog.disk, catalog.model
     is_attached = model is not None and segment.identity == model.identity
     layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
-    new = segment.successor(segment.pieces[:n_pieces], n_tokens=n_pieces * segment.chunk_tokens)
+    new = evolve(segment, n_tokens=n_pieces * segment.chunk_tokens).successor(segment.pieces[:n_pieces])
     for _ in rewrite(catalog, layout, [segment], lambda _: new):
         pass
     return new

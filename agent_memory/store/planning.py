@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import token_bytes
@@ -164,8 +164,8 @@ def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: 
     for old in {piece.segment.number: piece.segment for piece in chunks}.values():
         if old.exactness != "quantized" or not old.is_ready or not covered.issuperset(p.id for p in old.pieces):
             continue
-        changes = {"exactness": lineage.exactness, "codec": "exact", "host": model.host, "used_s": time.time()}
-        new = old.successor(old.pieces, **changes)
+        exact = evolve(old, exactness=lineage.exactness, codec="exact", host=model.host, used_s=time.time())
+        new = exact.successor(old.pieces)
         new.ids = ids[old.start : old.stop].copy()
         for piece in new.pieces:
             piece.made = lineage.made_by(piece.start, piece.stop)

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from attrs import evolve
 
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.damage import WRITE_ERRORS
@@ -132,9 +133,9 @@ def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
     first, last = segments[0], segments[-1]
     pieces = [piece for segment in segments for piece in segment.pieces]
     if not _is_delta(first):
-        return first.successor(pieces, n_tokens=len(ids), used_s=last.used_s)
+        return evolve(first, n_tokens=len(ids), used_s=last.used_s).successor(pieces)
     kinds = {piece.made for piece in pieces}
-    joined = first.successor((), n_tokens=len(ids), used_s=last.used_s)
+    joined = evolve(first, n_tokens=len(ids), used_s=last.used_s).successor(())
     joined.divide(ids, lambda start, stop: kinds.pop() if len(kinds) == 1 else 3)
     return joined
 

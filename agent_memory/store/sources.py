@@ -270,7 +270,7 @@ class StoredSource:
         self._on_damage(span.segment, reason_of(error), f"{span.path.name}: {error}")
 
     def check(self) -> bool:
-        """Whether everything read so far is what had been written."""
+        """True if everything read so far is what had been written."""
         with self._lock:
             return self._is_sound and self._segments.check()
 

@@ -28,6 +28,8 @@ from agent_memory import (
     Utterance,
 )
 from agent_memory.requests.options import Settings
+from tests.parts.templated import says, templated
+from tests.parts.templates import NATIVE
 
 NAMES = ("ann", "bob", "cem")
 
@@ -284,6 +286,25 @@ def test_a_turn_computes_what_is_new_to_its_member_to_the_token(voices: Voices) 
                     assert all(f"{o}: word {number} of {o}\n" in heard for o in names if o != name)
                     assert f"word {number - 1} " not in heard, "old words come once"
         assert n_turns == 160
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE))
+def test_with_real_chat_templates_too_a_turn_computes_what_has_never_been_computed(name: str) -> None:
+    tokenizer = templated(name)
+    renamed = name == "harmony"  # its template ends earlier replies with another token than the model does
+    with Memory(says(tokenizer, *["I see, my friends."] * 99), ":memory:") as memory:
+        group = group_of(memory, *NAMES)
+        group.say("Let us begin.")
+        computed: dict[str, int] = {}
+        for number in range(5):
+            group.whisper("ann", "cem", f"secret {number}")
+            for member, reply in group.round().items():
+                usage = reply.usage
+                if number:
+                    assert usage.cached_tokens == computed[member] - renamed, (name, member, number)
+                    assert usage.computed_tokens <= len(tokenizer.encode(asked(group, member)[-1])) + 24
+                computed[member] = group.member(member)._log.n_kv
+                assert computed[member] >= usage.prompt_tokens + usage.output_tokens - 1
 
 
 def test_members_of_several_groups_share_their_past_and_nothing_else(memory: Memory, voices: Voices) -> None:
@@ -576,6 +597,17 @@ def test_a_deleted_group_takes_its_seats_along_and_leaves_its_members(memory: Me
     assert group.delete() is False
     again = memory.group("team", NAMES)
     assert again.transcript == ()
+
+
+def test_seats_that_are_missing_are_made_again(opened: Callable[..., Memory], tmp_path: Path) -> None:
+    memory = opened(tmp_path)
+    memory.group("team", NAMES).say("Begin.")
+    memory.delete("team/bob")  # as if the process had been killed before it was made
+    memory.close()
+    memory = opened(tmp_path)
+    group = memory.group("team")
+    group.round()
+    assert asked(group, "bob")[0].endswith("\nBegin.")
 
 
 def test_another_process_goes_on_where_the_group_stopped(opened: Callable[..., Memory], tmp_path: Path) -> None:

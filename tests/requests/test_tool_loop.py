@@ -310,6 +310,70 @@ def test_a_paused_call_without_a_result_is_run_again_and_may_pause_again(opened:
     assert told(memory) == ["paid 7", "paid 9"]
 
 
+@pytest.mark.parametrize("how", [{}, {"concurrent": True}, {"tool_timeout_s": 60}])
+def test_a_turn_that_ends_in_the_middle_of_its_calls_runs_none_of_them_twice(
+    opened: Callable[..., Memory], how: dict[str, Any]
+) -> None:
+    n_paid, is_over = [], [True]
+
+    def paying(amount: int) -> str:
+        """Pay."""
+        if amount == 2 and is_over:
+            raise SystemExit(is_over.pop())
+        n_paid.append(amount)
+        return f"paid {amount}"
+
+    memory = opened(call("paying", amount=1) + call("paying", amount=2), "All paid.")
+    with pytest.raises(SystemExit):
+        memory.run_tools("ann", "Pay.", [paying], **how)
+    assert [one.arguments["amount"] for one in memory.agent("ann").open_calls] == [2]
+    assert memory.run_tools("ann", functions=[paying], **how).text == "All paid."
+    assert n_paid == [1, 2]
+
+
+def test_results_whose_reply_failed_are_kept_for_the_next_try(opened: Callable[..., Memory]) -> None:
+    n_paid: list[int] = []
+
+    def paying(amount: int) -> str:
+        """Pay."""
+        n_paid.append(amount)
+        return f"paid {amount}"
+
+    def fails(ids: Any, logits: Any) -> Any:
+        if n_paid:
+            raise OSError("the reply fails")
+        return logits
+
+    memory = opened(call("paying", amount=1), "Never said.", "Paid.")
+    with pytest.raises(OSError, match="the reply fails"):
+        memory.run_tools("ann", "Pay.", [paying], logits_processors=[fails])
+    assert memory.agent("ann").open_calls == ()
+    assert memory.agent("ann").give(tools=[paying]).text == "Paid."
+    assert (n_paid, told(memory)) == ([1], ["paid 1"])
+
+
+def test_the_time_of_a_concurrent_call_is_its_own(opened: Callable[..., Memory]) -> None:
+    may_end = threading.Event()
+
+    def slow() -> str:
+        """Wait for the other one, and a while."""
+        may_end.wait(30)
+        time.sleep(0.3)
+        return "slow"
+
+    def fast() -> str:
+        """Be fast."""
+        may_end.set()
+        return "fast"
+
+    memory = opened(call("slow") + call("fast"), "Done.")
+    with memory.episodes.start("race") as episode:
+        memory.run_tools("ann", "go", [slow, fast], episode=episode, concurrent=True)
+        episode.complete(True)
+    first, second = [step.latency_ms or 0.0 for step in episode.record.steps]
+    assert second < first, "waiting for the slow one is none of its time"
+
+
 def test_what_cannot_go_on_is_refused_before_anything_runs(opened: Callable[..., Memory]) -> None:
     memory = opened(call("pay", amount=9) + call("pay", amount=1), "Paid.")
 

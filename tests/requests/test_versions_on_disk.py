@@ -330,3 +330,21 @@ def test_forgotten_cards_are_gone_from_versions_and_forks(tmp_path: Path, is_hot
         assert (b"swordfish" in left, ids_of(memory, "swordfish") in left) == (False, False)
         assert fork.say("and now").usage.miss == "forgotten"
         assert memory.verify().ok
+
+
+def test_a_fork_of_what_is_not_on_disk_has_turns_of_its_own(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory:
+        agent = memory.agent("a")
+        agent.say("one")
+        agent.say("two")
+        temporary = agent.fork("t", temporary=True)
+        agent.rewind()
+        view = agent.at(1)
+        agent.prune()
+        view.fork("of a pruned version")
+        agent.delete()
+        temporary.fork("of a temporary agent")
+    with opened(tmp_path) as memory:
+        for name in ("of a pruned version", "of a temporary agent"):
+            assert said(memory.agent(name)) == ["one", "two"]
+        assert memory.verify().ok

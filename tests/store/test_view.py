@@ -121,3 +121,14 @@ def test_a_store_of_a_newer_release_is_refused(store: Path) -> None:
     db.close()
     with pytest.raises(IncompatibleStoreError, match="write version 99"):
         open_store(store)
+
+
+def test_a_row_that_says_otherwise_than_the_header_of_its_file_is_told(store: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(store / "manifest.sqlite3") as db:
+        db.execute("UPDATE segments SET host = 'another' WHERE segment = 1")
+    db.close()
+    with open_store(store) as view:
+        [line] = view.verify().damaged
+    assert "the manifest says otherwise of its host" in line

@@ -1,0 +1,401 @@
+"""Laws 1, 2, 3 and 7 after any sequence of turns, forks, rewinds and what else changes an agent's state.
+
+A twin of each agent holds what its conversation must be, after each of its turns and in each of its versions. What a
+reply computed is compared with a fresh model that is fed the agent's log.
+"""
+
+from __future__ import annotations
+
+import shutil
+import string
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import define, field
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from agent_memory import (
+    Agent,
+    Config,
+    ConfigError,
+    EchoRunner,
+    Memory,
+    Reply,
+    Tool,
+    ToolResult,
+    UnsupportedParameterError,
+    Version,
+)  # fmt: skip
+from tests.parts import tiny
+
+SYSTEM = "Be brief. " * 3
+CONFIG = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=3)
+TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"word": {"type": "string"}}})
+CALL = '<tool_call>{"name": "tag", "arguments": {"word": "x"}}</tool_call>'
+LASTING, TEMPORARY = ("a", "b", "c"), ("s", "t")
+LETTERS = [ord(letter) - 33 for letter in string.ascii_letters]  #: as tinytokenizer.py numbers them
+
+Said = tuple[tuple[str, str], ...]
+
+
+@define
+class Twin:
+    """What an agent must be: its messages after each turn, the first state before any."""
+
+    states: list[Said]
+    is_temporary: bool = False
+    versions: dict[int, list[Said]] = field(factory=dict)
+
+    @property
+    def now(self) -> Said:
+        return self.states[-1]
+
+    def squashed(self) -> list[Said]:
+        """The states without those that a list replaced."""
+        kept = self.states[:1]
+        for state in self.states[1:]:
+            while len(kept) > 1 and kept[-1] != state[: len(kept[-1])]:
+                kept.pop()
+            kept.append(state)
+        return kept
+
+    def compacted(self, keep_turns: int) -> list[Said]:
+        """The states after ``compact``: the newest turns alone, from one that a user began."""
+        kept = self.squashed()
+        starts = [n for n in range(1, len(kept) - keep_turns + 1) if kept[n][len(kept[n - 1]) :][0][0] == "user"]
+        if not starts or starts[-1] == 1:
+            return self.states
+        system, left_out = self.now[:1], len(kept[starts[-1] - 1])
+        return [system, *(system + state[left_out:] for state in kept[starts[-1] :])]
+
+
+class World:
+    """A Memory whose replies are compared with a model that never saw a cache."""
+
+    max_tokens = 12
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.memory = self.open()
+
+    def open(self) -> Memory:
+        return Memory(EchoRunner(), self.folder, config=CONFIG)
+
+    def text(self, draw: int) -> str:
+        return ("one", "two words", "a believable thing", CALL, "the end of it all")[draw % 5]
+
+    def ask(self, ask: Callable[..., Reply], get: Callable[[], Agent], **how: Any) -> Reply:
+        """Take a turn, and compare what it said."""
+        reply = ask(max_tokens=40, **how)
+        messages = [m for m in get().messages[:-1] if m.role != "assistant" or not m.tool_calls]
+        if "temperature" not in how and all(m.role != "tool" for m in messages):
+            with Memory(EchoRunner(), ":memory:", config=CONFIG) as fresh:
+                assert fresh.generate(list(messages), max_tokens=40, tools=[TAG]).text == reply.text
+        return reply
+
+
+@cache
+def fresh_model(name: str) -> Any:
+    return tiny.model(name)
+
+
+class TinyWorld(World):
+    """The same over one tiny architecture: its logits are compared."""
+
+    name = "llama"
+
+    def open(self) -> Memory:
+        from agent_memory import MLXRunner
+        from tests.parts.tinytokenizer import tokenizer
+
+        return Memory(MLXRunner(tiny.model(self.name), tokenizer(), name=self.name), self.folder, config=CONFIG)
+
+    def text(self, draw: int) -> str:
+        return string.ascii_letters[draw % 20 :][: (3, 17, 30, 1, 9)[draw % 5]]
+
+    def ask(self, ask: Callable[..., Reply], get: Callable[[], Agent], **how: Any) -> Reply:
+        import mlx.core as mx
+
+        seen: list[Any] = []
+
+        def note(ids: Any, logits: Any) -> Any:
+            seen.append(np.array(logits))
+            masked = np.full_like(logits, -1e9)
+            masked[LETTERS] = logits[LETTERS]
+            return masked
+
+        reply = ask(max_tokens=8, logits_processors=[note], **how)
+        if "temperature" in how:
+            return reply
+        log = get()._log
+        n_reply = log.turns[-1].n_reply
+        seen = seen[:n_reply]  # the step behind the last token may have begun
+        assert n_reply == len(seen)
+        logits = np.array(fresh_model(self.name)(mx.array([log.ids.tolist()]))[0].astype(mx.float32))
+        wanted = logits[len(log.ids) - n_reply - 1 : -1]
+        gap = np.abs(np.array(seen) - wanted).max()
+        assert gap < 1e-3, gap
+        return reply
+
+
+class Versions(RuleBasedStateMachine):
+    """Everything that changes an agent, in any order."""
+
+    world_class: type[World] = World
+    draws = st.integers(0, 99)
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.world = self.world_class(self.folder / "store")
+        self.twins: dict[str, Twin] = {}
+        self.make("a")
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        try:
+            self.restart()
+            assert self.memory.verify().ok
+            assert self.memory.stats().damage == 0
+        finally:
+            self.memory.close()
+            shutil.rmtree(self.folder)
+
+    # parts
+
+    @property
+    def memory(self) -> Memory:
+        return self.world.memory
+
+    def make(self, name: str) -> None:
+        self.memory.agent(name, system=SYSTEM, tools=[TAG])
+        self.twins[name] = Twin([(("system", SYSTEM),)])
+
+    def one(self, draw: int) -> tuple[str, Twin, Agent]:
+        """An agent that exists; ``a`` is made anew where there is none."""
+        if not self.twins:
+            self.make("a")
+        name = sorted(self.twins)[draw % len(self.twins)]
+        return name, self.twins[name], self.memory.agent(name)
+
+    def is_open(self, name: str) -> bool:
+        messages = self.memory.agent(name).messages
+        return bool(messages and messages[-1].tool_calls)
+
+    def said(self, agent: Agent) -> Said:
+        return tuple((m.role, m.content) for m in agent.messages)
+
+    def check(self, name: str, *, left: list[Said] | None = None) -> None:
+        """Compare an agent with its twin. ``left``: the states that a new version must have."""
+        twin, agent = self.twins[name], self.memory.agent(name)
+        assert self.said(agent) == twin.now
+        assert agent.info.n_turns == len(twin.states) - 1
+        versions = agent.history()
+        for version in versions:
+            if version.number not in twin.versions:
+                assert left is not None, version
+                twin.versions[version.number] = list(left)
+            assert self.said(agent.at(version)) == twin.versions[version.number][-1]
+            assert version.n_turns == len(twin.versions[version.number]) - 1
+        assert len([v for v in versions if v.reason != "checkpoint"]) <= 3
+        self.memory._engine.call(self.memory._engine._loop.check)
+
+    def turn(self, name: str, ask: Callable[..., Reply], said: Said, **how: Any) -> None:
+        """A turn after the messages ``said``."""
+        twin = self.twins[name]
+        before = list(twin.states)
+        reply = self.world.ask(ask, lambda: self.memory.agent(name), **how)
+        usage = reply.usage
+        assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
+        twin.states.append((*said, ("assistant", reply.message.content)))
+        self.check(name, left=before)
+
+    # turns
+
+    @rule(who=draws, what=draws)
+    def say(self, who: int, what: int) -> None:
+        name, twin, agent = self.one(who)
+        if self.is_open(name):
+            call = agent.messages[-1].tool_calls[0]
+            result = ToolResult(call.id, self.world.text(0))
+            self.turn(name, lambda **how: agent.give(result, **how), (*twin.now, ("tool", self.world.text(0))))
+            return
+        text = self.world.text(what)
+        self.turn(name, lambda **how: agent.say(text, **how), (*twin.now, ("user", text)))
+
+    @rule(who=draws, what=draws, n=draws)
+    def list(self, who: int, what: int, n: int) -> None:
+        name, twin, _ = self.one(who)
+        if any(role == "tool" for role, _ in twin.now) or self.is_open(name):
+            return
+        users = [0, *(i + 1 for i, (role, _) in enumerate(twin.now) if role == "assistant")]
+        kept = twin.now[: max(1, users[n % len(users)])]
+        said = (*kept, ("user", self.world.text(what)))
+        messages = [{"role": role, "content": content} for role, content in said]
+        self.turn(name, lambda **how: self.memory.generate(messages, agent=name, **how), said)
+
+    @rule(who=draws, what=draws)
+    def best_of(self, who: int, what: int) -> None:
+        name, twin, _ = self.one(who)
+        if self.is_open(name):
+            return
+        text = self.world.text(what % 3)
+        self.turn(
+            name,
+            lambda **how: self.memory.best_of(name, text, 3, lambda reply: reply.text, seed=what, **how),
+            (*twin.now, ("user", text)),
+            temperature=1.0,
+        )
+
+    # versions
+
+    @rule(who=draws, to=st.sampled_from([*LASTING, *TEMPORARY]), at=draws)
+    def fork(self, who: int, to: str, at: int) -> None:
+        name, twin, agent = self.one(who)
+        if to in self.twins:
+            with pytest.raises(ConfigError):
+                agent.fork(to)
+            return
+        hot = self.memory.stats().hot_bytes
+        choices: list[tuple[Any, list[Said]]] = [(None, twin.states), (at % len(twin.states), [])]
+        choices[1] = (choices[1][0], twin.states[: choices[1][0] + 1])
+        choices += [(version, twin.versions[version.number]) for version in agent.history()]
+        place, states = choices[at % len(choices)]
+        agent.fork(to, at=place, temporary=to in TEMPORARY)
+        assert self.memory.stats().hot_bytes == hot
+        self.twins[to] = Twin(list(states), to in TEMPORARY)
+        for version in self.memory.agent(to).history():
+            self.twins[to].versions[version.number] = list(states[: version.n_turns + 1])
+        self.check(to)
+        self.check(name)
+
+    @rule(who=draws, n=draws)
+    def rewind(self, who: int, n: int) -> None:
+        name, twin, agent = self.one(who)
+        if len(twin.states) == 1:
+            with pytest.raises(UnsupportedParameterError):
+                agent.rewind()
+            return
+        before, turns = list(twin.states), n % (len(twin.states) - 1) + 1
+        agent.rewind(turns)
+        del twin.states[-turns:]
+        self.check(name, left=before)
+
+    @rule(who=draws, which=draws)
+    def rewind_to(self, who: int, which: int) -> None:
+        name, twin, agent = self.one(who)
+        versions: list[Version] = agent.history()  # type: ignore[valid-type]
+        if not versions:
+            return
+        before, version = list(twin.states), versions[which % len(versions)]
+        agent.rewind(to=version.label or version)
+        number = [v.number for v in versions if v.label == version.label][-1] if version.label else version.number
+        twin.states = list(twin.versions[number])
+        self.check(name, left=before)
+
+    @rule(who=draws, label=st.sampled_from(["x", "y"]))
+    def checkpoint(self, who: int, label: str) -> None:
+        name, twin, agent = self.one(who)
+        agent.checkpoint(label)
+        assert [v.label for v in agent.history()].count(label) == 1
+        self.check(name, left=twin.states)
+
+    @rule(who=draws, what=draws, fails=st.booleans())
+    def transaction(self, who: int, what: int, fails: bool) -> None:
+        name, twin, agent = self.one(who)
+        before = list(twin.states)
+        try:
+            with agent.transaction():
+                self.say(sorted(self.twins).index(name), what)
+                if what % 2:
+                    self.rewind(sorted(self.twins).index(name), what)
+                done = list(twin.states)
+                if fails:
+                    raise KeyError
+        except KeyError:
+            twin.states = before
+            self.check(name, left=done)
+
+    @rule(who=draws, keep=st.integers(1, 3))
+    def compact(self, who: int, keep: int) -> None:
+        name, twin, agent = self.one(who)
+        before = list(twin.states)
+        agent.compact(keep)
+        twin.states = twin.compacted(keep)
+        self.check(name, left=before)
+
+    @rule(who=draws, keep=st.integers(0, 1))
+    def prune(self, who: int, keep: int) -> None:
+        name, twin, agent = self.one(who)
+        agent.prune(keep, checkpoints=bool(who % 2))
+        if not any(version.reason == "replaced" for version in agent.history()):
+            twin.states = twin.squashed()
+        self.check(name)
+
+    # tiers and processes
+
+    @precondition(lambda self: len(self.twins) > 1)
+    @rule(who=draws)
+    def delete(self, who: int) -> None:
+        name, _, agent = self.one(who)
+        agent.delete()
+        del self.twins[name]
+
+    @rule(who=draws, is_all=st.booleans())
+    def evict(self, who: int, is_all: bool) -> None:
+        name, _, _ = self.one(who)
+        self.memory.evict(None if is_all else name)
+
+    @rule()
+    def restart(self) -> None:
+        self.memory.close()
+        self.world.memory = self.world.open()
+        self.twins = {name: twin for name, twin in self.twins.items() if not twin.is_temporary}
+        assert sorted(info.name for info in self.memory.agents()) == sorted(self.twins)
+        for name in self.twins:
+            self.check(name)
+
+    @precondition(lambda self: len(self.twins) < 3)
+    @rule(name=st.sampled_from(LASTING))
+    def open(self, name: str) -> None:
+        if name not in self.twins:
+            self.make(name)
+
+
+def run(world: type[World], n_runs: int, n_steps: int) -> None:
+    machine = type("Machine", (Versions,), {"world_class": world})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=n_runs, stateful_step_count=n_steps, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_agents_are_what_was_done_to_them() -> None:
+    run(World, 8, 20)
+
+
+@pytest.mark.mlx
+def test_agents_of_a_tiny_model_compute_what_a_fresh_one_computes_of_their_logs() -> None:
+    run(type("Windows", (TinyWorld,), {"name": "llama_windows"}), 3, 12)
+
+
+@pytest.mark.slow
+def test_agents_are_what_was_done_to_them_in_many_runs() -> None:
+    run(World, 300, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.mlx
+@pytest.mark.parametrize("name", [*tiny.SHAPES, *tiny.MORE])
+def test_agents_of_every_architecture_compute_what_a_fresh_one_computes_of_their_logs(name: str) -> None:
+    run(type("Tiny", (TinyWorld,), {"name": name}), 20, 25)
