@@ -5,7 +5,8 @@
 An EchoRunner's KV, small on purpose: nothing here depends on the model. The look-up finds the longest stored prefix,
 the prompt that it leaves, and what is known of lost KV; the engine thread does that for every request. Why the texts
 part is read when the reply is done, or on the thread that asks ``Memory.explain``; "explain, all" renders and tokenizes
-the prompt as well. On a machine that others use, read the CPU time of the engine thread. Each prompt differs from a stored one in the way that its name says.
+the prompt as well. On a machine that others use, read the CPU time of the engine thread.
+Each prompt differs from a stored one in the way that its name says.
 """
 
 from __future__ import annotations
