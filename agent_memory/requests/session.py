@@ -192,13 +192,9 @@ class Requests:
         compacting: Compacting | None = None,
         is_prefix: bool = False,
     ) -> Request:
-        """Return a request that is not started yet. A wrong prompt raises here, before any work.
-
-        ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
-        """
+        """Return a request that is not started yet; a wrong prompt raises here. ``max_tokens`` 0: prefill only."""
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        n_most = settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -209,11 +205,10 @@ class Requests:
             limit=self._runner.context_tokens,
             remember=remember,
             compacting=compacting,
-            max_tokens=n_most,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             is_prefix=is_prefix,
         )
-        prompt = session.check().ids
-        owner = None if planner.is_branch else log  # known from here on: whether the list branches off
+        prompt, owner = session.check().ids, None if planner.is_branch else log  # the plan says whether it branches off
         return Request(
             feed=feed,
             asker=session,
@@ -224,7 +219,7 @@ class Requests:
             agent_id=owner.agent_id if owner else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
-            max_tokens=n_most,
+            max_tokens=session.max_tokens,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
