@@ -223,6 +223,7 @@ class Requests:
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
+            is_exact=settings.exact,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )
