@@ -186,13 +186,13 @@ class Requests:
         settings: Settings,
         calling: Calling,
         *,
-        max_tokens: int | None = None,
+        max_tokens: int | None = None,  # 0: prefill only
         remember: Callable[[Sequence[Message]], None] | None = None,
         is_temporary: bool = False,
         compacting: Compacting | None = None,
-        is_prefix: bool = False,
+        is_prefix: bool = False,  # the prompt without its last id
     ) -> Request:
-        """Return a request that is not started yet; a wrong prompt raises here. ``max_tokens`` 0: prefill only."""
+        """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
         session = Session(
@@ -223,6 +223,7 @@ class Requests:
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
+            is_exact=settings.exact,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )
