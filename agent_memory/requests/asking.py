@@ -52,7 +52,6 @@ class Asking:
         self._clean = self.longterm.clean if config.redact is not None else None
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
-        self.explaining = Explaining(engine, self.ensure_open, self._planner_of)
         self.longterm.on_forget = self.agents.forget_cards
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
@@ -123,16 +122,23 @@ class Asking:
         if (remember := self._remember(log, settings)) is not None:
             remember(messages)
 
-    @property
-    def compacting(self) -> Compacting:
-        """What compacts conversations. Made anew: it holds this object, which must end with its last user."""
-        return Compacting(self.versions, self._how_logged, self.ensure_open)
-
     def _how_read(self, tools: tuple[Tool, ...]) -> Rendering:
         """How a conversation is written that nothing is to answer."""
         return Rendering(
             clock=self.clock, pin_dates=self._pin_dates, tools=tools, generation_prompt=False, clean=self._clean
         )
+
+    # The next two are made for each use: kept, they would be cycles, and a dropped Memory would end with a collection.
+
+    @property
+    def explaining(self) -> Explaining:
+        """Explanations of what requests would reuse."""
+        return Explaining(self._engine, self.ensure_open, self._planner_of)
+
+    @property
+    def compacting(self) -> Compacting:
+        """Compaction of conversations."""
+        return Compacting(self.versions, self._how_logged, self.ensure_open)
 
     def _how_logged(self, log: Log) -> Rendering:
         return self._how_read(log.tools)

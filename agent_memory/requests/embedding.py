@@ -75,7 +75,7 @@ class ResidentEmbedder:
             raise UnsupportedModelError(f"{self._runner.name}: this runner has no early_states(), so it embeds nothing")
         rows = [tokenizer.encode(text)[:MOST_TOKENS] or [0] for text in texts]
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # rows of like length share a pass
-        found = {}
+        found: dict[int, Any] = {}
         for start in range(0, len(order), _ROWS):
             part = order[start : start + _ROWS]
             states = self._engine.call(partial(early_states, [rows[place] for place in part], DEPTH))

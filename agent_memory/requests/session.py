@@ -195,7 +195,6 @@ class Requests:
         """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
         created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        n_most = settings.max_tokens if max_tokens is None else max_tokens
         session = Session(
             id=feed.id,
             planner=planner,
@@ -206,11 +205,10 @@ class Requests:
             limit=self._runner.context_tokens,
             remember=remember,
             compacting=compacting,
-            max_tokens=n_most,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             is_prefix=is_prefix,
         )
-        prompt = session.check().ids
-        owner = None if planner.is_branch else log  # known from here on: whether the list branches off
+        prompt, owner = session.check().ids, None if planner.is_branch else log  # the plan says whether it branches off
         return Request(
             feed=feed,
             asker=session,
@@ -221,10 +219,11 @@ class Requests:
             agent_id=owner.agent_id if owner else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
-            max_tokens=n_most,
+            max_tokens=session.max_tokens,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
+            is_exact=settings.exact,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )

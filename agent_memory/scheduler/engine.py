@@ -201,9 +201,9 @@ class Engine:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
         return self._loop.is_busy(owner)
 
-    def look(self, prompt: Prompt, owner: str | None) -> Found:
+    def look(self, prompt: Prompt, owner: str | None, *, is_exact: bool = False) -> Found:
         """Return the KV that a request with ``prompt`` would find now, and why no more. Engine thread (in ``call``)."""
-        return self._loop.look(prompt, owner)
+        return self._loop.look(prompt, owner, is_exact=is_exact)
 
     def forget(self, owner: str | None) -> None:
         """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""

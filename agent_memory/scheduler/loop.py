@@ -129,9 +129,9 @@ class Loop:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
-    def look(self, prompt: Prompt, owner: str | None) -> Found:
+    def look(self, prompt: Prompt, owner: str | None, *, is_exact: bool = False) -> Found:
         """Return the KV that a request with ``prompt`` would find now, and why no more; changes nothing."""
-        return self._reuse.look(prompt, owner, self.running)
+        return self._reuse.look(prompt, owner, self.running, is_exact=is_exact)
 
     def cancel_all_of(self, owner: str) -> bool:
         """Cancel an agent's requests; True if one of them has not ended yet."""
