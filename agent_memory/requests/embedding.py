@@ -35,6 +35,12 @@ class ResidentEmbedder:
         self._lock = threading.Lock()
         self._scale: tuple[Any, Any] | None = None
 
+    def forget_model(self) -> None:
+        """Forget what belongs to one model: another one is loaded."""
+        self._scale = None
+        for name in ("fingerprint", "dim"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def fingerprint(self) -> str:
         """Of weights, tokenizer, depth and standardisation."""
@@ -75,7 +81,7 @@ class ResidentEmbedder:
             raise UnsupportedModelError(f"{self._runner.name}: this runner has no early_states(), so it embeds nothing")
         rows = [tokenizer.encode(text)[:MOST_TOKENS] or [0] for text in texts]
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # rows of like length share a pass
-        found = {}
+        found: dict[int, Any] = {}
         for start in range(0, len(order), _ROWS):
             part = order[start : start + _ROWS]
             states = self._engine.call(partial(early_states, [rows[place] for place in part], DEPTH))

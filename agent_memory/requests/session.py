@@ -179,19 +179,15 @@ class Requests:
         """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
+    def take_model(self) -> None:
+        """Drop the grammars of the model before."""
+        self.__dict__.pop("grammars", None)
+
     def make(
-        self,
-        planner: Planner,
-        log: Log | None,
-        settings: Settings,
-        calling: Calling,
-        *,
-        max_tokens: int | None = None,
-        remember: Callable[[Sequence[Message]], None] | None = None,
-        is_temporary: bool = False,
-        compacting: Compacting | None = None,
-        is_prefix: bool = False,
-    ) -> Request:
+        self, planner: Planner, log: Log | None, settings: Settings, calling: Calling, *,
+        max_tokens: int | None = None, is_temporary: bool = False, is_prefix: bool = False,
+        remember: Callable[[Sequence[Message]], None] | None = None, compacting: Compacting | None = None,
+    ) -> Request:  # fmt: skip
         """Return a request that is not started yet. A wrong prompt raises here, before any work.
 
         ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
@@ -229,6 +225,7 @@ class Requests:
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             is_exact=settings.exact,
+            epoch=self._engine.epoch,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )
