@@ -33,6 +33,11 @@ class _LongTerm(Protocol):
     n_failed: int
 
 
+class _Models(Protocol):
+    @property
+    def recorded(self) -> Mapping[str, str]: ...
+
+
 class _Asking(Protocol):
     is_closed: bool
     n_tools_abandoned: int
@@ -45,7 +50,7 @@ class _Asking(Protocol):
 class Reports:
     """Reads the state of one Memory. Any thread; changes nothing.
 
-    ``recorded``: what the store knew of the model before it was opened.
+    ``models``: knows what the store had recorded of the model before it was opened.
     """
 
     def __init__(
@@ -56,10 +61,10 @@ class Reports:
         observing: Observing,
         config: Config,
         asking: _Asking,
-        recorded: Mapping[str, str],
+        models: _Models,
     ) -> None:
         self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
-        self._store, self._asking, self._recorded = store, asking, recorded
+        self._store, self._asking, self._models = store, asking, models
         self.ensure_open = asking.ensure_open
 
     def _stored(self) -> dict[str, Any]:
@@ -127,8 +132,8 @@ class Reports:
 
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
-        disk_bytes = self._store.stats()["disk_budget_bytes"]
-        at = Circumstances(runner=self.runner, config=self.config, recorded=self._recorded, disk_bytes=disk_bytes)
+        disk_bytes, recorded = self._store.stats()["disk_budget_bytes"], self._models.recorded
+        at = Circumstances(runner=self.runner, config=self.config, recorded=recorded, disk_bytes=disk_bytes)
         return checkup.examine(at, explain=explain)
 
     def fit(self, n_agents: int, n_tokens: int) -> Fit:

@@ -74,6 +74,13 @@ class LongTerm:
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
+    def take_model(self) -> None:
+        """Embed and read with the model that is loaded now. Engine thread."""
+        if isinstance(self._embedder, ResidentEmbedder):
+            self._embedder.forget_model()
+        if self._reader is not None:
+            self._reader.read_with(self._runner.name)
+
     def context(self, workspace: str = "default") -> ContextMemory:
         """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
         with self._lock:
