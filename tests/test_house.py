@@ -16,7 +16,7 @@ WIDE = {
     "scheduler.engine.Engine": (19, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (17, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
-    "log.log.Log": (30, "the truth: read wherever a prompt is made"),
+    "log.log.Log": (31, "the truth: read wherever a prompt is made"),
     "log.logs.Logs": (14, "the rows of all logs: one method for each thing asked of them"),
     "tiers.hot.Lineage": (13, "a value that changes: the live KV of an idle conversation"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
