@@ -101,6 +101,7 @@ class Store:
                 self._compactor = Compactor(catalog)
                 disk.on_commit = self._compactor.wake
                 sweep(catalog)
+                self._pins.load(Logs(self._database), Manifest(self._database))  # before the first eviction
                 keep(catalog)
             except BaseException:
                 self._database.close()

@@ -96,7 +96,7 @@ class StoreView:
             if segment.kind == "resume" and segment.parent_number in sizes:
                 sizes[segment.parent_number] += segment.n_bytes
                 files[segment.parent_number] += 1
-        lines = _Lines(rows)
+        lines = Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
@@ -144,7 +144,7 @@ class StoreView:
             raise StoreError(f"cannot read the store {self.path}: {error}") from error
 
 
-class _Lines:
+class Lines:
     """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[Segment]) -> None:
