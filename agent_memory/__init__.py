@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
+        AgentFileError,
         AgentMemoryError,
         BackendMissingError,
         CancelledError,
@@ -132,6 +133,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "AgentDeletedError",
+    "AgentFileError",
     "AgentInfo",
     "AgentMemoryError",
     "AuditRow",
@@ -257,6 +259,7 @@ __all__ = [
 _HOMES = {
     "Agent": "agent",
     "AgentDeletedError": "errors",
+    "AgentFileError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
     "AuditRow": "recall.types",

@@ -25,6 +25,7 @@
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
         ├ OutOfSpaceError                the disk is full
+        ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -215,6 +216,10 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class AgentFileError(StoreError, ValueError):
+    """The file is none that ``agent.export`` wrote, or not as it was written; nothing was changed."""
 
 
 class ItemNotFoundError(StoreError, LookupError):

@@ -273,6 +273,16 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
+    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+        """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
+
+        The whole file is checked before the store is touched; chunks that are stored are not written again. Under
+        another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
+        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        return Agent(self._asking, self._asking.moving.take_in(file, name))
+
     @takes_options()
     def best_of(
         self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]

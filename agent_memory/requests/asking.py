@@ -21,6 +21,7 @@ from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import Explaining
 from agent_memory.requests.gate import Gate
 from agent_memory.requests.longterm import LongTerm
+from agent_memory.requests.moving import Moving
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
@@ -51,6 +52,7 @@ class Asking:
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
+        self.moving = Moving(self.agents, store, engine, runner, self._clean)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards

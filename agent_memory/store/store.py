@@ -33,6 +33,7 @@ from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
+from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
 from agent_memory.store.holders import delete_agents, delete_unowned, delete_with_versions, hold, release
@@ -84,6 +85,7 @@ class Store:
         else:
             self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
         self._logs, self._manifest = Logs(self._database), Manifest(self._database)
+        self.carrier = Carrier(self._logs, self._manifest, self._catalog, path)  #: takes agents out, and in
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:

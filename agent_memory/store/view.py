@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
@@ -13,15 +15,19 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.carried import carried
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
 from agent_memory.prefix.pieces import Segment
+from agent_memory.store.exporting import export_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.sources import checking
 from agent_memory.types import AgentInfo, Message, VerifyReport
+
+log = logging.getLogger("agent_memory.store")
 
 
 @frozen(kw_only=True)
@@ -110,6 +116,19 @@ class StoreView:
             anonymous_bytes=sum(n for segment, n in sizes.items() if segment not in users),
             log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
         )
+
+    def export(self, name: str, file: str | PathLike[str], *, log_only: bool = False) -> None:
+        """Write an agent, as of the last commit, to a file that ``memory.import_agent`` reads; see ``Agent.export``.
+
+        Raises UnknownAgentError, StoreError, OutOfSpaceError.
+        """
+        path, folder = as_path(file, "file"), self.path / KV_FOLDER
+        record, damage = self._record(name)
+        if damage is not None:
+            log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
+        with self._reading():
+            found = carried(record, is_damaged=damage is not None)
+            export_agent(path, found, self._manifest, None if log_only else folder)
 
     def verify(self) -> VerifyReport:
         """Read and check every stored byte, logs included. Reads the disk at its speed."""
