@@ -25,6 +25,7 @@
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
         ├ OutOfSpaceError                the disk is full
+        ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -211,6 +212,10 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class ReadOnlyError(StoreError):
+    """The store was opened with ``read_only=True``, or cannot be read without writing to its folder."""
 
 
 class ItemNotFoundError(StoreError, LookupError):
