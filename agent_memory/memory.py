@@ -42,6 +42,7 @@ from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.resident import Resident
 from agent_memory.scheduler.shutting import shut, until_shut
+from agent_memory.store.shared import ensure_writable
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -65,7 +66,9 @@ class Memory(Reporting):
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
     the starter model. ``path``: the store's folder; None for the user's data folder; ":memory:" for no disk tier.
-    Loads the model before it returns. Thread-safe; one process at a time holds a store.
+    Loads the model before it returns. Thread-safe; one process at a time holds a store. ``read_only``: reads one that
+    another process may hold, and writes nothing; new KV stays in memory, and what would change the store raises
+    ReadOnlyError.
 
     Raises ConfigError, ModelError, BackendMissingError, StoreLockedError, IncompatibleStoreError or StoreError.
     """
@@ -77,13 +80,14 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> None:
         check_config(config)
         self._config = config
         self._runner = Resident(runner_for(model, config, adapter))
         hot_bytes, warm_bytes = memory_budgets(config)
         self._path = store_path(path)
-        self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
+        self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
             observing = Observing(config)
@@ -107,6 +111,7 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> Opening[Memory]:
         """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
 
@@ -115,7 +120,8 @@ class Memory(Reporting):
         check_config(config)
         folder = store_path(path)
         runner = runner_for(model, config, adapter)
-        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
+        where = ":memory:" if folder is None else folder
+        return Opening(partial(cls, runner, where, config=config, read_only=read_only))
 
     @property
     def model_name(self) -> str:
@@ -309,6 +315,7 @@ class Memory(Reporting):
         (the default: all at once, on the same state), "turns" (one after another) or "free". ``phases``: parts of the
         conversation. Raises ConfigError where the group is another one, UnknownAgentError.
         """
+        ensure_writable(self._store, "open a group")
         return self._groups.open(name, members, topology, phases)
 
     @takes_options(without=["tools"])

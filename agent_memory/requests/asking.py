@@ -25,11 +25,12 @@ from agent_memory.requests.moving import Moving
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
-from agent_memory.requests.registry import Agents
+from agent_memory.requests.registry import NOT_STORED, Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
 from agent_memory.types import Message, Recall, Tool, Usage
@@ -45,7 +46,7 @@ class Asking:
     def __init__(
         self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
     ) -> None:
-        self._runner, self._engine = runner, engine
+        self._runner, self._store, self._engine = runner, store, engine
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
@@ -77,6 +78,11 @@ class Asking:
         if self.is_closed:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer
+
+    def ensure_writable(self, log: Log | None, doing: str) -> None:
+        """Raise ReadOnlyError for a log that is on disk, in a store that is read only."""
+        if log is not None and not log.is_temporary:
+            ensure_writable(self._store, doing)
 
     def log(self, name: str) -> Log:
         """Return the log of an agent, or a blank log if it is not stored. Raises ConfigError for a bad name."""
@@ -117,6 +123,8 @@ class Asking:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
         with self.gate.passing():
             tokenizer = self.ensure_open()
+            if log is not None and log.agent_id == NOT_STORED:
+                self.ensure_writable(log, "create an agent")
             offered = self._tools(tools) or (log.tools if log else ())
             planner = Planner(tokenizer, prompt, log, self._how_read(offered))
             request = self._requests.make(
@@ -162,6 +170,8 @@ class Asking:
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """Return a request that is not started yet."""
+        self.ensure_open()
+        self.ensure_writable(log, "add a turn to an agent")
         self.longterm.let_pass()
         calling = self._calling(log, settings)
         is_temporary = bool(log and log.is_temporary)

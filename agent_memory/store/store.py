@@ -60,6 +60,8 @@ class Store:
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
+    is_read_only = False  #: True in ``SharedStore``
+
     def __init__(
         self,
         path: Path | None,
