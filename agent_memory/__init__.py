@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
+    from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
@@ -169,6 +170,7 @@ __all__ = [
     "Extracted",
     "Extractor",
     "Finish",
+    "Fit",
     "Generation",
     "Group",
     "Health",
@@ -293,6 +295,7 @@ _HOMES = {
     "Extracted": "recall.protocols",
     "Extractor": "recall.protocols",
     "Finish": "types",
+    "Fit": "observe.fit",
     "Generation": "generation",
     "Group": "groups.group",
     "Health": "figures",

@@ -12,7 +12,7 @@ WIDE = {
     "prefix.pieces.Segment": (30, "the one stored value: rows, headers and figures are derived from its fields"),
     "store.catalog.Catalog": (21, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (31, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
-    "scheduler.request.Request": (16, "what was asked, read field by field where a row runs"),
+    "scheduler.request.Request": (17, "what was asked, read field by field where a row runs"),
     "scheduler.engine.Engine": (19, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (17, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),

@@ -19,6 +19,7 @@ from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import Explaining
+from agent_memory.requests.gate import Gate
 from agent_memory.requests.longterm import LongTerm
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
@@ -53,6 +54,7 @@ class Asking:
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards
+        self.gate = Gate()
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
@@ -60,6 +62,12 @@ class Asking:
     def identity(self) -> str:
         """The identity of the model's KV, once the model is loaded."""
         return self.agents.identity
+
+    def take_model(self, identity: str) -> None:
+        """Go on with the model that is loaded now. Engine thread."""
+        self.agents.take_model(identity)
+        self._requests.take_model()
+        self.longterm.take_model()
 
     def ensure_open(self) -> Tokenizer:
         """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
@@ -75,10 +83,15 @@ class Asking:
 
     def start(self, prompt: object, log: Log | None, settings: Settings) -> Generation:
         """Start one request; with ``log``, a turn of that agent."""
-        return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
+        with self.gate.passing():
+            return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
+        with self.gate.passing():
+            return self._start_all(asked)
+
+    def _start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         self._engine.ensure_places(len(asked))
         planned = [self._planned(*one) for one in asked]
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
@@ -100,15 +113,17 @@ class Asking:
 
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
-        tokenizer = self.ensure_open()
-        offered = self._tools(tools) or (log.tools if log else ())
-        planner = Planner(tokenizer, prompt, log, self._how_read(offered))
-        request = self._requests.make(
-            planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
-        )
-        if log is not None:
-            self.agents.keep(log)
-        return self._requests.start(request).result().usage
+        with self.gate.passing():
+            tokenizer = self.ensure_open()
+            offered = self._tools(tools) or (log.tools if log else ())
+            planner = Planner(tokenizer, prompt, log, self._how_read(offered))
+            request = self._requests.make(
+                planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
+            )
+            if log is not None:
+                self.agents.keep(log)
+            handle = self._requests.start(request)
+        return handle.result().usage
 
     def prepare(self, prompt: object, log: Log, settings: Settings) -> Usage:
         """Compute the KV of a turn's prompt but its last id, in memory alone, and wait for it; nothing is logged."""

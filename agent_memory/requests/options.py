@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     keep_reasoning: bool | None
     on_diverge: OnDiverge
     recall: bool | Recall | None
+    exact: bool
 
 
 #: The options that are fields of ``Sampling``.
@@ -143,6 +144,11 @@ class Settings:
         default=None,
         converter=checked_recall,
         metadata=_says("what is recalled before the turn, and whether it is remembered; None: as the agent has it"),
+    )
+    exact: bool = field(
+        default=False,
+        validator=_A_BOOL,
+        metadata=_says("True: computed alone, so that no bit of the reply depends on what else runs or ran"),
     )
 
     @classmethod

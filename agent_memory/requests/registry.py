@@ -91,6 +91,7 @@ class Agents:
         self._logs: dict[str, Log] = {}
         self._names: set[str] | None = None  # names of all agents on disk, once one was looked up
         self._lock = threading.Lock()
+        self._ran_under: dict[Log, set[str]] = {}  # identities of models under which open agents had turns
         self.identity = ""  #: identity of the model's KV, once the model is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
@@ -161,6 +162,16 @@ class Agents:
                 self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
+
+    def take_model(self, identity: str) -> None:
+        """Note that another model is loaded: KV of open agents that only other models made is of no use to it."""
+        with self._lock:
+            before, self.identity = self.identity, identity
+            for log in self._logs.values():
+                if log.turns and not log.is_foreign:
+                    self._ran_under.setdefault(log, set()).add(before)
+                known = self._store.lineage_identities(log.agent_id) | self._ran_under.get(log, set())
+                log.is_foreign = bool(log.turns) and identity not in known
 
     def find(self, name: str, *, identity: str) -> Log | None:
         """Return the log of an agent that exists; None if it does not."""
@@ -311,6 +322,7 @@ class Agents:
             log.is_deleted = True
             with self._lock:
                 self._logs.pop(log.name, None)
+                self._ran_under.pop(log, None)
                 if self._names is not None:
                     self._names.discard(log.name)
             return True

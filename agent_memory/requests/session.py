@@ -179,6 +179,10 @@ class Requests:
         """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
+    def take_model(self) -> None:
+        """Drop the grammars of the model before."""
+        self.__dict__.pop("grammars", None)
+
     def make(
         self,
         planner: Planner,
@@ -223,6 +227,8 @@ class Requests:
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
+            is_exact=settings.exact,
+            epoch=self._engine.epoch,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )

@@ -100,6 +100,7 @@ class MLXRunner:
         self._weights_bytes = 0
         self._helper: ThreadPoolExecutor | None = None
         self._early: EarlyLayers | None = None
+        self._stream: Any = None  #: for batches; None: mlx-lm's own
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -191,6 +192,7 @@ class MLXRunner:
             )
         self._opener = threading.get_ident()
         resolve.import_mlx_lm()
+        self._stream = _fresh_streams()
         self._blas = blas.speed_up(self._config.blas)
         if self._model is None:
             self._load(recorded.get("weights_dtype"))
@@ -242,7 +244,13 @@ class MLXRunner:
         # This thread's own stream, where it has loaded the model: mlx ends none that is made, nor its system thread.
         beside = mx.default_stream(mx.cpu) if _on_cpu() else None
         return MLXBatch(
-            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
+            self._model,
+            self.layout,
+            chunk_tokens,
+            clears=not _on_cpu(),
+            beside=beside,
+            helper=self._helper,
+            stream=self._stream,
         )
 
     def early_states(self, rows: Sequence[Sequence[int]], depth: float) -> np.ndarray[Any, Any]:
@@ -305,6 +313,23 @@ def _evaluate(model: Any) -> None:
 
     modules = model.modules() if hasattr(model, "modules") else []
     mx.eval(model.parameters(), [list(vars(module).values()) + list(module.values()) for module in modules])
+
+
+def _fresh_streams() -> Any:
+    """Give this thread new streams, and return one for batches, where a model before dropped them in ``close``.
+
+    None on a thread that has its own still.
+    """
+    import mlx.core as mx
+
+    device = mx.default_device()
+    try:
+        mx.eval(mx.add(mx.zeros(1, stream=device), 1, stream=device))
+    except RuntimeError:
+        for one in {mx.Device(mx.cpu), device}:
+            mx.set_default_stream(mx.new_stream(one))
+        return mx.new_stream(device)
+    return None
 
 
 def _on_cpu() -> bool:
