@@ -20,6 +20,7 @@ from agent_memory.prefix.worth import victims
 from agent_memory.store.catalog import Pins
 from agent_memory.store.folder import list_files, strangers
 from agent_memory.store.manifest import Manifest
+from agent_memory.store.room import SLACK
 from agent_memory.store.store import Store
 from agent_memory.store.view import Lines
 
@@ -66,6 +67,7 @@ def collect(
         budget = max(0, before - free_bytes)
     if is_dry_run:
         excess = before - stored.unnamed_bytes - budget
+        excess += budget // SLACK if excess > 0 else 0
         gone = {s.number for s in victims(stored.rows, stored.sizes, stored.pinned, excess, time.time())}
         after = before - stored.unnamed_bytes - sum(stored.sizes[number] for number in gone)
     else:
