@@ -24,6 +24,7 @@ from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.reports import Reporting, Reports
+from agent_memory.progress import bar
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
@@ -395,7 +396,8 @@ class Memory(Reporting):
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
-        return self._store.verify()
+        with bar(self._config.progress, "verify", "files") as report:
+            return self._store.verify(report)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""

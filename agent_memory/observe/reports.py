@@ -21,6 +21,7 @@ from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
+from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -212,4 +213,5 @@ class Reporting:
         """
         reports = self._reports
         reports.ensure_open()
-        return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts)
+        with bar(reports.config.progress, "measure", "texts") as report:
+            return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts, report)

@@ -49,7 +49,7 @@ class Asking:
         self._runner, self._store, self._engine = runner, store, engine
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
-        self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
+        self._requests = Requests(runner, self.versions, engine, config)
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
@@ -92,7 +92,11 @@ class Asking:
     def start(self, prompt: object, log: Log | None, settings: Settings) -> Generation:
         """Start one request; with ``log``, a turn of that agent."""
         with self.gate.passing():
-            return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
+            try:
+                request = self._with_agent(prompt, log, settings, self._planned(prompt, log, settings))
+            except UnsupportedParameterError as error:
+                raise error.with_traceback(None)  # noqa: B904 - the same error: its traceback leads to the caller's line
+            return self._requests.start(request)
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
@@ -101,7 +105,10 @@ class Asking:
 
     def _start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         self._engine.ensure_places(len(asked))
-        planned = [self._planned(*one) for one in asked]
+        try:
+            planned = [self._planned(*one) for one in asked]
+        except UnsupportedParameterError as error:
+            raise error.with_traceback(None)  # noqa: B904 - as in ``start``
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
         handles: list[Generation] = []
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from agent_memory.config import Config, as_path
 from agent_memory.errors import BackendMissingError, ConfigError
 from agent_memory.models import digests, directory, resolve
+from agent_memory.progress import bar
 from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
@@ -228,12 +229,16 @@ class MLXRunner:
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
         """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
         if self._path is None:
-            return digests.of_weights(self._model)
+            return self._read_weights()
         files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
         stamp = self._choices["weights_stamp"] = digests.stamp(files, dtype)
         if recorded.get("weights_stamp") == stamp and "weights" in recorded:
             return recorded["weights"]
-        return digests.of_blobs(files, dtype) or digests.of_weights(self._model)
+        return digests.of_blobs(files, dtype) or self._read_weights()
+
+    def _read_weights(self) -> str:
+        with bar(self._config.progress, f"{self._name}: digest", "weights") as report:
+            return digests.of_weights(self._model, report)
 
     def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
