@@ -1,6 +1,6 @@
 """The command line: ``agent-memory``, or ``python -m agent_memory``. Needs the extra ``cli``.
 
-Over public names alone. ``ls``, ``show``, ``du`` and ``verify`` open the store for reading: no model is loaded, and
+Over public names alone. ``ls``, ``show``, ``du``, ``verify`` and ``export`` open the store for reading: no model is loaded, and
 another process may hold it. Every command takes ``--json``. Exit codes: 0 done, 1 an error of the library (one line on
 stderr), 2 a wrong command line, 3 damage found.
 """
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from agent_memory.errors import INSTALL, AgentMemoryError
@@ -117,6 +118,43 @@ def verify(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> Non
             _say(f"damaged: {line}")
     if not report.ok:
         raise typer.Exit(DAMAGE)
+
+
+@app.command()
+def export(
+    name: Name,
+    file: Annotated[str, typer.Argument(help="The file to write.")],
+    log_only: Annotated[bool, typer.Option("--log-only", help="Leave the KV out.")] = False,
+    store: Store = None,
+    salt: Salt = "",
+    as_json: AsJSON = False,
+) -> None:
+    """Write an agent, as it is stored, to one file: its words, its versions and its KV."""
+    with _view(store, salt) as view:
+        view.export(name, file, log_only=log_only)
+    n_bytes = Path(file).expanduser().stat().st_size
+    if as_json:
+        _print_json({"agent": name, "file": file, "bytes": n_bytes})
+    else:
+        _say(f"{name} is in {file}, {_size(n_bytes)}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="A file that export wrote.")],
+    name: Annotated[str | None, typer.Option("--name", help="Another name for the agent.")] = None,
+    model: Model = None,
+    store: Store = None,
+    salt: Salt = "",
+    as_json: AsJSON = False,
+) -> None:
+    """Take in an agent from a file; under another model its words alone, and its KV is computed anew."""
+    with _memory(model, store, salt) as memory:
+        info = memory.import_agent(file, name).info
+    if as_json:
+        _print_json(_plain(info))
+    else:
+        _say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens")
 
 
 @app.command()
