@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,9 +35,10 @@ class Carrier:
 
     def __init__(self, logs: Logs, manifest: Manifest, catalog: Catalog | None, path: Path | None) -> None:
         self._logs, self._manifest, self._catalog, self._path = logs, manifest, catalog, path
+        self._lock = threading.Lock()  # one import at a time: a second one may follow pieces of the first
 
     def export(self, salt: str, name: str, path: Path, *, is_log_only: bool) -> int:
-        """Write a flushed agent to a file; return how many damaged files of KV were left out.
+        """Write a flushed agent to a file; return how many files of KV were left out: damaged, or behind damaged ones.
 
         Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
         """
@@ -70,7 +72,7 @@ class Carrier:
         arrival = _arrival(reader, found, terms, salt, name, numbers, holders)
         catalog = self._catalog
         try:
-            with store_errors("store the agent", self._path):
+            with self._lock, store_errors("store the agent", self._path):
                 if catalog is None:
                     self._manifest.commit(arrival=arrival)
                     return False
