@@ -17,6 +17,7 @@ from agent_memory.log.files import MANIFEST, Files
 from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.pieces import Ids
+from agent_memory.progress import Progress, silent
 from agent_memory.store.catalog import Catalog, open_disk
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.reading import Match
@@ -123,11 +124,11 @@ class SharedStore(Store):
     def release(self, agent_id: int, ids: Ids) -> None:
         """Do nothing: the KV is the writer's."""
 
-    def verify(self) -> VerifyReport:
+    def verify(self, report: Progress = silent) -> VerifyReport:
         """Read and check every stored byte, at the disk's speed."""
         with store_errors("read it", self._path):
-            report = verify_store(self._manifest, self._logs, self._shared.folder)
-        return attrs.evolve(report, strangers=())
+            found = verify_store(self._manifest, self._logs, self._shared.folder, report)
+        return attrs.evolve(found, strangers=())
 
     create_agent: Any = _refused("create an agent")
     pin: Any = _refused("pin an agent")
