@@ -11,10 +11,10 @@ MAX_MEMBERS = 12
 WIDE = {
     "prefix.pieces.Segment": (30, "the one stored value: rows, headers and figures are derived from its fields"),
     "store.catalog.Catalog": (21, "the set of segments in memory, the attached model and the disk behind it"),
-    "store.store.Store": (31, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
+    "store.store.Store": (32, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
     "scheduler.engine.Engine": (27, "the only way to the engine thread: one method for each thing asked of it"),
-    "requests.asking.Asking": (18, "what a Memory and its agents are asked, and the machines that answer"),
+    "requests.asking.Asking": (19, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (30, "the truth: read wherever a prompt is made"),

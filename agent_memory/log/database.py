@@ -140,7 +140,7 @@ def view_database(path: Path) -> Database:
     Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError, and
     ReadOnlyError where that would miss what is in the WAL.
     """
-    errors = []
+    errors: list[sqlite3.Error] = []
     for options in ("mode=ro", "mode=ro&immutable=1"):
         if errors and held_bytes(wal := path.with_name(f"{path.name}-wal")):
             raise ReadOnlyError(
