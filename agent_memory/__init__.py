@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
+        AgentFileError,
         AgentMemoryError,
         BackendMissingError,
         CancelledError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
+    from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
@@ -132,6 +134,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "AgentDeletedError",
+    "AgentFileError",
     "AgentInfo",
     "AgentMemoryError",
     "AuditRow",
@@ -170,6 +173,7 @@ __all__ = [
     "Extracted",
     "Extractor",
     "Finish",
+    "Fit",
     "Generation",
     "Group",
     "Health",
@@ -257,6 +261,7 @@ __all__ = [
 _HOMES = {
     "Agent": "agent",
     "AgentDeletedError": "errors",
+    "AgentFileError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
     "AuditRow": "recall.types",
@@ -295,6 +300,7 @@ _HOMES = {
     "Extracted": "recall.protocols",
     "Extractor": "recall.protocols",
     "Finish": "types",
+    "Fit": "observe.fit",
     "Generation": "generation",
     "Group": "groups.group",
     "Health": "figures",

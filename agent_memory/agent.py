@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Unpack
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
@@ -184,6 +185,15 @@ class Agent:
         ``history()``. Nothing changes where there are no more turns. Raises RequestError while a turn runs.
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
+
+    def export(self, file: str | PathLike[str], *, log_only: bool = False) -> None:
+        """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
+
+        ``log_only``: without KV. Flushes first; replaces a file of that name whole, or leaves it. The file has every
+        word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.

@@ -25,6 +25,7 @@
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
         ├ OutOfSpaceError                the disk is full
+        ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         └ ItemNotFoundError              item (LookupError)
 
@@ -45,6 +46,10 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
+    "langchain": 'pip install "langchain-core>=1.4"',
+    "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
+    "smolagents": 'pip install "smolagents>=1.20"',
+    "llama-index": 'pip install "llama-index-core>=0.14"',
 }
 
 
@@ -212,6 +217,10 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class AgentFileError(StoreError, ValueError):
+    """The file is none that ``agent.export`` wrote, or not as it was written; nothing was changed."""
 
 
 class ReadOnlyError(StoreError):

@@ -24,6 +24,7 @@ from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.reports import Reporting, Reports
+from agent_memory.progress import bar
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
@@ -279,6 +280,16 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
+    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+        """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
+
+        The whole file is checked before the store is touched; chunks that are stored are not written again. Under
+        another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
+        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        return Agent(self._asking, self._asking.moving.take_in(file, name))
+
     @takes_options()
     def best_of(
         self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]
@@ -385,7 +396,8 @@ class Memory(Reporting):
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
-        return self._store.verify()
+        with bar(self._config.progress, "verify", "files") as report:
+            return self._store.verify(report)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""

@@ -380,7 +380,7 @@ def typed() -> dict[str, Any]:
     return results
 
 
-def reading(n_most: int = 20) -> dict[str, Any]:
+def reading(n_most: int) -> dict[str, Any]:
     """What the starter model adds to the rules, on labelled snippets: decisions and commitments."""
     data = load("typed-memories-dev.json")
     if not data:
@@ -550,6 +550,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("."), help="where the files of 'speed' lie")
     parser.add_argument("--embedder", help="a folder with a sentence model, or with a table of vectors; 'resident'")
     parser.add_argument("--only", nargs="*", default=(), help="names of conversations; all")
+    parser.add_argument("--snippets", type=int, default=20, help="of labelled ones, read by the starter model")
     parser.add_argument("--similarity", type=float, default=Weights().similarity, help="what vectors count")
     parser.add_argument("--vectors", type=Path, help="a file that keeps the embedder's vectors from run to run")
     parser.add_argument("--json")
@@ -572,7 +573,7 @@ def main() -> None:
     if "typed" in arguments.what:
         results["typed"] = typed()
     if "reading" in arguments.what:
-        results["reading"] = reading()
+        results["reading"] = reading(arguments.snippets)
     if "sets" in arguments.what:
         results["sets"] = sets()
     if "speed" in arguments.what:

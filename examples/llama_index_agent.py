@@ -7,9 +7,7 @@ The first reply must be a call, and a grammar holds it to the tool's schema: the
 is too small to call well by itself. A FunctionAgent takes the same LLM: ``FunctionAgent(tools=[count], llm=llm)``.
 """
 
-from __future__ import annotations
-
-import argparse
+import argparse  # no annotations as text in this file: LlamaIndex reads the types of the tool
 import tempfile
 from typing import Literal
 

@@ -21,6 +21,7 @@ from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import Explaining
 from agent_memory.requests.gate import Gate
 from agent_memory.requests.longterm import LongTerm
+from agent_memory.requests.moving import Moving
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
@@ -48,14 +49,13 @@ class Asking:
         self._runner, self._store, self._engine = runner, store, engine
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
-        self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
+        self._requests = Requests(runner, self.versions, engine, config)
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
+        self.moving = Moving(self.agents, store, engine, runner, self._clean)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
-        self.compacting = Compacting(self.versions, self._how_logged, self.ensure_open)
-        self.explaining = Explaining(engine, self.ensure_open, self._planner_of)
         self.longterm.on_forget = self.agents.forget_cards
         self.gate = Gate()
         self.is_closed = False
@@ -92,7 +92,11 @@ class Asking:
     def start(self, prompt: object, log: Log | None, settings: Settings) -> Generation:
         """Start one request; with ``log``, a turn of that agent."""
         with self.gate.passing():
-            return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
+            try:
+                request = self._with_agent(prompt, log, settings, self._planned(prompt, log, settings))
+            except UnsupportedParameterError as error:
+                raise error.with_traceback(None)  # noqa: B904 - the same error: its traceback leads to the caller's line
+            return self._requests.start(request)
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
@@ -101,7 +105,10 @@ class Asking:
 
     def _start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         self._engine.ensure_places(len(asked))
-        planned = [self._planned(*one) for one in asked]
+        try:
+            planned = [self._planned(*one) for one in asked]
+        except UnsupportedParameterError as error:
+            raise error.with_traceback(None)  # noqa: B904 - as in ``start``
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
         handles: list[Generation] = []
         try:
@@ -152,6 +159,18 @@ class Asking:
         return Rendering(
             clock=self.clock, pin_dates=self._pin_dates, tools=tools, generation_prompt=False, clean=self._clean
         )
+
+    # The next two are made for each use: kept, they would be cycles, and a dropped Memory would end with a collection.
+
+    @property
+    def explaining(self) -> Explaining:
+        """Explanations of what requests would reuse."""
+        return Explaining(self._engine, self.ensure_open, self._planner_of)
+
+    @property
+    def compacting(self) -> Compacting:
+        """Compaction of conversations."""
+        return Compacting(self.versions, self._how_logged, self.ensure_open)
 
     def _how_logged(self, log: Log) -> Rendering:
         return self._how_read(log.tools)

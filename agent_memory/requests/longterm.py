@@ -16,6 +16,7 @@ from agent_memory.config import Config
 from agent_memory.errors import AgentMemoryError
 from agent_memory.log.files import RECALL
 from agent_memory.log.turns import salt_digest
+from agent_memory.prompt.escaping import escaped, without_marks_of
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.embedding import ResidentEmbedder
@@ -113,7 +114,7 @@ class LongTerm:
         """Return what a question recalls, for a turn of ``agent``. Raises StoreError."""
         if not question.strip():
             return NOTHING
-        from agent_memory.recall.cards import card, counter_of, without_marks_of
+        from agent_memory.recall.cards import card, counter_of
 
         tokenizer = self._runner.tokenizer
         count, style = counter_of(tokenizer), without_marks_of(tokenizer, card)
@@ -135,7 +136,7 @@ class LongTerm:
         For ``Message.recalled`` of the log's first message: as cards they are forgotten where their texts are. Within
         ``budget_tokens``, head included. Counts as use. Raises StoreError and UnsupportedParameterError.
         """
-        from agent_memory.recall.cards import card, without_marks_of
+        from agent_memory.recall.cards import card
 
         style = without_marks_of(self._runner.tokenizer, card)
         context = self.context(recall.workspace)
@@ -229,8 +230,6 @@ class LongTerm:
 
     def _forget(self, workspace: str, items: Mapping[int, str]) -> None:
         """Take forgotten items out of waiting requests and out of agents' logs."""
-        from agent_memory.recall.cards import escaped
-
         self.let_pass()
         self._forgotten.update((workspace, item) for item in items)
         if self.on_forget is not None:

@@ -225,6 +225,16 @@ class Agents:
         with self._lock:
             self._logs[log.name] = log
 
+    def arrived(self, name: str, *, is_foreign: bool) -> Log:
+        """Return the log of an agent that was stored as a whole. ``is_foreign``: its KV is of other models alone."""
+        with self._lock:
+            log = self._find(name, self.identity)
+            if self._names is not None:
+                self._names.add(name)
+        assert log is not None
+        log.is_foreign |= is_foreign
+        return log
+
     def agent_id(self, name: str) -> int | None:
         """Return the number of an open agent."""
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from agent_memory.config import Config
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
@@ -165,9 +166,9 @@ class Session:
 class Requests:
     """Builds requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, config: Config) -> None:
         self._runner, self._versions, self._engine = runner, versions, engine
-        self._callable_timeout_s = callable_timeout_s
+        self._callable_timeout_s, self._progress = config.callable_timeout_s, config.progress
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -184,17 +185,22 @@ class Requests:
         self.__dict__.pop("grammars", None)
 
     def make(
-        self, planner: Planner, log: Log | None, settings: Settings, calling: Calling, *,
-        max_tokens: int | None = None, is_temporary: bool = False, is_prefix: bool = False,
-        remember: Callable[[Sequence[Message]], None] | None = None, compacting: Compacting | None = None,
-    ) -> Request:  # fmt: skip
-        """Return a request that is not started yet. A wrong prompt raises here, before any work.
-
-        ``log``: gets the turn. ``max_tokens`` 0: prefill only. ``is_prefix``: the prompt without its last id.
-        """
+        self,
+        planner: Planner,
+        log: Log | None,
+        settings: Settings,
+        calling: Calling,
+        *,
+        max_tokens: int | None = None,  # 0: prefill only
+        remember: Callable[[Sequence[Message]], None] | None = None,
+        is_temporary: bool = False,
+        compacting: Compacting | None = None,
+        is_prefix: bool = False,  # the prompt without its last id
+    ) -> Request:
+        """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
-        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
-        n_most = settings.max_tokens if max_tokens is None else max_tokens
+        created, tokenizer = time.perf_counter(), self._runner.tokenizer
+        feed = Feed(self._progress if settings.progress is None else settings.progress)
         session = Session(
             id=feed.id,
             planner=planner,
@@ -205,11 +211,10 @@ class Requests:
             limit=self._runner.context_tokens,
             remember=remember,
             compacting=compacting,
-            max_tokens=n_most,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             is_prefix=is_prefix,
         )
-        prompt = session.check().ids
-        owner = None if planner.is_branch else log  # known from here on: whether the list branches off
+        prompt, owner = session.check().ids, None if planner.is_branch else log  # the plan says whether it branches off
         return Request(
             feed=feed,
             asker=session,
@@ -220,7 +225,7 @@ class Requests:
             agent_id=owner.agent_id if owner else None,
             is_temporary=is_temporary,
             sampling=settings.sampling,
-            max_tokens=n_most,
+            max_tokens=session.max_tokens,
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,

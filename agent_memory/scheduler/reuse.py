@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from attrs import define, frozen
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.losses import Loss, Losses, is_lost
+from agent_memory.scheduler.losses import Loss, Losses, Other, is_lost
 from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
@@ -187,16 +187,18 @@ class Reuse:
             costs.compute_s(len(prompt.ids) - n_tokens),
         )
 
-    def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
+    def _other(self, plan: Plan) -> Other | None:
         """Return where the prompt differs from existing KV, and the ids that this KV has from there on."""
         at, other = max(plan.n_tokens, 1), None
         for lineage in self._hot:
+            if len(lineage.ids) <= at:
+                continue
             shared = common_prefix(lineage.ids, plan.wanted)
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
                 at, other = shared, lineage.ids[shared:]
         if other is None and at == plan.stored.n_tokens < len(plan.wanted):
             other = self._tiers.following(plan.stored)
-        return None if other is None else (at, other.tolist())
+        return None if other is None else (at, other)
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
         source, n_tokens = plan.lineage or plan.row, plan.n_live

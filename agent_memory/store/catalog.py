@@ -129,7 +129,7 @@ class Pins:
 
     def covers(self, segment: Segment) -> bool:
         """True if the lineage of a pinned agent ends in a segment; all that it depends on stays with it."""
-        return bool(self._heads) and any(piece.id in self._heads for piece in segment.pieces)
+        return bool(self._heads) and any(id in self._heads for id in segment.piece_ids())
 
 
 @define

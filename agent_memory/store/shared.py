@@ -17,6 +17,8 @@ from agent_memory.log.files import MANIFEST, Files
 from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.pieces import Ids
+from agent_memory.progress import Progress, silent
+from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, open_disk
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.reading import Match
@@ -104,6 +106,7 @@ class SharedStore(Store):
             catalog.attach(*self._attached, self.chunk_tokens)
             self._pins.load(self._logs, self._manifest)
         self._catalog, self._seen = catalog, seen
+        self.carrier = Carrier(self._logs, self._manifest, catalog, self._path)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest prefix of ``ids`` that is on disk now."""
@@ -122,11 +125,11 @@ class SharedStore(Store):
     def release(self, agent_id: int, ids: Ids) -> None:
         """Do nothing: the KV is the writer's."""
 
-    def verify(self) -> VerifyReport:
+    def verify(self, report: Progress = silent) -> VerifyReport:
         """Read and check every stored byte, at the disk's speed."""
         with store_errors("read it", self._path):
-            report = verify_store(self._manifest, self._logs, self._shared.folder)
-        return attrs.evolve(report, strangers=())
+            found = verify_store(self._manifest, self._logs, self._shared.folder, report)
+        return attrs.evolve(found, strangers=())
 
     create_agent: Any = _Refused("create an agent")
     pin: Any = _Refused("pin an agent")

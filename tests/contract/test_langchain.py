@@ -242,6 +242,15 @@ def test_a_stream_that_is_left_ends_its_request() -> None:
         assert memory.generate("Still there?").text == "Still there?"
 
 
+async def test_an_async_stream_that_is_left_ends_its_request() -> None:
+    async with Memory(scripted("so " * 2000, delay_s=0.002), ":memory:") as memory:
+        stream = ChatAgentMemory(memory=memory, agent="ann", max_tokens=4096).astream("Go on.")
+        await anext(stream)
+        await stream.aclose()
+        assert memory.agent("ann").messages == ()
+        assert (await memory.stream("Still there?")).text == "Still there?"
+
+
 def test_a_graphs_thread_is_an_agent() -> None:
     with Memory(scripted(SUM, "Three.", "Bye."), ":memory:") as memory:
         graph = create_agent(
