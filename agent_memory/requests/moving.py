@@ -19,6 +19,7 @@ from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.agent_file import AgentFileReader
 from agent_memory.store.incoming import Model
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import from_json, to_json
 
@@ -61,6 +62,7 @@ class Moving:
 
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
         """Store the agent of a file, and return its log. Raises ConfigError if the name is taken."""
+        ensure_writable(self._store, "take an agent in")
         terms = self._terms()
         model = Model(
             digests=self._runner.identity,
