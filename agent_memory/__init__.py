@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         OutOfSpaceError,
         PromptTooLongError,
         QueueFullError,
+        ReadOnlyError,
         RequestError,
         RequestTimeoutError,
         StaleVersionError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from agent_memory.memory import Memory
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
+    from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
@@ -171,6 +173,7 @@ __all__ = [
     "Extracted",
     "Extractor",
     "Finish",
+    "Fit",
     "Generation",
     "Group",
     "Health",
@@ -207,6 +210,7 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "QueueFullError",
+    "ReadOnlyError",
     "Reasoning",
     "Recall",
     "Recommendation",
@@ -296,6 +300,7 @@ _HOMES = {
     "Extracted": "recall.protocols",
     "Extractor": "recall.protocols",
     "Finish": "types",
+    "Fit": "observe.fit",
     "Generation": "generation",
     "Group": "groups.group",
     "Health": "figures",
@@ -332,6 +337,7 @@ _HOMES = {
     "Prompt": "types",
     "PromptTooLongError": "errors",
     "QueueFullError": "errors",
+    "ReadOnlyError": "errors",
     "Reasoning": "types",
     "Recall": "types",
     "Recommendation": "recall.episode_types",

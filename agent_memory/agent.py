@@ -45,7 +45,14 @@ class Agent:
 
     @property
     def _own(self) -> Log:
-        """The log, to be changed. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
+        """The log, to be changed. Raises as ``_now`` does, and ReadOnlyError where it is only read."""
+        log = self._now
+        self._asking.ensure_writable(log, "change an agent or add a turn to it")
+        return log
+
+    @property
+    def _now(self) -> Log:
+        """The log as it is now. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
         log = self._live
         if log.viewed is not None:
             raise UnsupportedParameterError(
@@ -155,7 +162,7 @@ class Agent:
 
         ``version``: its number, its label, or what ``history`` listed.
         """
-        return Agent(self._asking, self._asking.versions.view(self._own, version))
+        return Agent(self._asking, self._asking.versions.view(self._now, version))
 
     def transaction(self) -> AbstractContextManager[None]:
         """Return a context manager: where its block raises, the agent is again what it was before, log and KV.
@@ -217,7 +224,7 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
     if not isinstance(agent, Agent):
         return asking.log(agent)
     ensure_of(agent, asking)
-    return agent._own
+    return agent._now
 
 
 def ensure_of(agent: Agent, asking: Asking) -> None:

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from agent_memory.errors import ConfigError, repr_of
 from agent_memory.groups.events import Event
-from agent_memory.recall.cards import escaped
+from agent_memory.prompt.escaping import escaped
 
 Topology = Literal["round", "turns", "free"]
 TOPOLOGIES: tuple[str, ...] = get_args(Topology)

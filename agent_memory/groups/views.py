@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent_memory.groups.events import Event
-from agent_memory.recall.cards import escaped, without_marks_of
+from agent_memory.prompt.escaping import escaped, without_marks_of
 
 NOTHING_NEW = "Nothing new was said. Go on."
 

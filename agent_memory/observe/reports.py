@@ -15,11 +15,13 @@ from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
+from agent_memory.observe.fit import Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
+from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -30,6 +32,11 @@ TOP_AGENTS = 10
 
 class _LongTerm(Protocol):
     n_failed: int
+
+
+class _Models(Protocol):
+    @property
+    def recorded(self) -> Mapping[str, str]: ...
 
 
 class _Asking(Protocol):
@@ -44,7 +51,7 @@ class _Asking(Protocol):
 class Reports:
     """Reads the state of one Memory. Any thread; changes nothing.
 
-    ``recorded``: what the store knew of the model before it was opened.
+    ``models``: knows what the store had recorded of the model before it was opened.
     """
 
     def __init__(
@@ -55,10 +62,10 @@ class Reports:
         observing: Observing,
         config: Config,
         asking: _Asking,
-        recorded: Mapping[str, str],
+        models: _Models,
     ) -> None:
         self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
-        self._store, self._asking, self._recorded = store, asking, recorded
+        self._store, self._asking, self._models = store, asking, models
         self.ensure_open = asking.ensure_open
 
     def _stored(self) -> dict[str, Any]:
@@ -126,9 +133,14 @@ class Reports:
 
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
-        disk_bytes = self._store.stats()["disk_budget_bytes"]
-        at = Circumstances(runner=self.runner, config=self.config, recorded=self._recorded, disk_bytes=disk_bytes)
+        disk_bytes, recorded = self._store.stats()["disk_budget_bytes"], self._models.recorded
+        at = Circumstances(runner=self.runner, config=self.config, recorded=recorded, disk_bytes=disk_bytes)
         return checkup.examine(at, explain=explain)
+
+    def fit(self, n_agents: int, n_tokens: int) -> Fit:
+        """How many agents fit."""
+        disk_bytes = self._store.stats()["disk_budget_bytes"] if self._store.has_disk else None
+        return fit(self.runner, self.config, disk_bytes, n_agents, n_tokens)
 
     def _pseudonym(self, name: str) -> str:
         """The same for a name and a salt in every process; whoever does not know the salt cannot test a guess."""
@@ -182,6 +194,17 @@ class Reporting:
         self._reports.ensure_open()
         return self._reports.doctor(explain=explain)
 
+    def fit(self, n_agents: int, n_tokens: int) -> Fit:
+        """Predict the bytes that agents of ``n_tokens`` each take in every tier, and how many of them fit.
+
+        Computes nothing with the model. Raises ClosedError or UnsupportedParameterError.
+        """
+        for name, value in (("n_agents", n_agents), ("n_tokens", n_tokens)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UnsupportedParameterError(f"{name} must be an int of 1 or more, got {repr_of(value)}")
+        self._reports.ensure_open()
+        return self._reports.fit(n_agents, n_tokens)
+
     def measure_codec(self, name: str, texts: Sequence[str]) -> CodecReport:
         """What codec ``name`` costs on this model and these texts: the first 3/4 of each stands in encoded KV, and what
         the model says of the rest is compared. Others wait while a text is computed, which takes its KV twice.
@@ -190,4 +213,5 @@ class Reporting:
         """
         reports = self._reports
         reports.ensure_open()
-        return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts)
+        with bar(reports.config.progress, "measure", "texts") as report:
+            return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts, report)

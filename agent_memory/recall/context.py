@@ -14,10 +14,11 @@ from typing import IO, Literal
 import attrs
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.prompt.escaping import without_marks_of
 from agent_memory.protocols import Tokenizer
 from agent_memory.recall import audit, consolidation, extraction, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask, question_of, vector_of
-from agent_memory.recall.cards import card, counter_of, without_marks_of
+from agent_memory.recall.cards import card, counter_of
 from agent_memory.recall.database import Database
 from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent_memory.recall.cards import card, without_marks_of
+from agent_memory.prompt.escaping import without_marks_of
+from agent_memory.recall.cards import card
 from agent_memory.recall.types import Hit, IngestReport
 
 Functions = tuple[Callable[[str], str], Callable[[str], str]]

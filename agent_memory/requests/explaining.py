@@ -46,7 +46,8 @@ class Explaining:
         planned = planner.prompt()
         if log is not None and not log.turns:  # nothing of its own: compared with all that is stored
             planned = attrs.evolve(planned, explain=planner.explain_as_new(planned))
-        found = self._engine.call(lambda: self._engine.look(planned, log.name if log is not None else None))
+        owner = log.name if log is not None else None
+        found = self._engine.call(lambda: self._engine.look(planned, owner, is_exact=settings.exact))
         why = found.loss.why()
         return _report(len(planned.ids), found, Why("never_seen", _NEW) if why is None and found.may_be_new else why)
 

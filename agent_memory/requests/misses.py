@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from attrs import frozen
 
 from agent_memory.errors import UnsupportedParameterError
@@ -18,6 +19,8 @@ from agent_memory.prompt.written import written
 from agent_memory.requests.outline import Outline, Place
 from agent_memory.scheduler.request import Texts, Why
 from agent_memory.types import DivergedAt, Message, MissCause, Tool
+
+Ids = np.ndarray[Any, Any]
 
 _TAIL = 2_048  #: ids behind the divergence that are read, at most
 _SPLIT = 64  #: ids in front of the divergence whose text a report shows
@@ -52,12 +55,12 @@ class Before:
 class Difference:
     """Two texts around the token at which one prompt leaves what was computed of another."""
 
-    def __init__(self, outline: Outline, ids: Sequence[int], other: Sequence[int], at: int) -> None:
+    def __init__(self, outline: Outline, ids: Sequence[int], other: Ids, at: int) -> None:
         self.outline = outline
         tokenizer, before = outline.tokenizer, list(ids[max(0, at - _SPLIT) : at])
         known = written(tokenizer, before)
         n_clean = len(known.rstrip("\ufffd"))  # a character may be split between tokens: its bytes are read again
-        self._mine, self._theirs = list(ids[at : at + _TAIL]), list(other[:_TAIL])
+        self._mine, self._theirs = list(ids[at : at + _TAIL]), other[:_TAIL].tolist()
         mine, theirs = (written(tokenizer, before + after)[n_clean:] for after in (self._mine, self._theirs))
         same = _common(mine, theirs)
         #: text from the first character that differs on, special tokens as written
@@ -148,7 +151,7 @@ def _at_end(outline: Outline, at: int) -> DivergedAt:
 def explain(
     outline: Outline,
     ids: Sequence[int],
-    other: Sequence[int],
+    other: Ids,
     at: int,
     *,
     before: Before | None,

@@ -53,7 +53,11 @@ class Moving:
         path = as_path(file, "file")
         flush(self._engine, self._store)
         if n_lost := self._store.carrier.export(self._agents.salt, agent.name, path, is_log_only=is_log_only):
-            log.warning("agent %r was exported without %d files of its KV, which are damaged or follow damaged ones", agent.name, n_lost)
+            log.warning(
+                "agent %r was exported without %d files of its KV, which are damaged or follow damaged ones",
+                agent.name,
+                n_lost,
+            )
 
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
         """Store the agent of a file, and return its log. Raises ConfigError if the name is taken."""

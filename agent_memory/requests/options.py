@@ -50,6 +50,8 @@ class Options(TypedDict, total=False):
     keep_reasoning: bool | None
     on_diverge: OnDiverge
     recall: bool | Recall | None
+    exact: bool
+    progress: bool | None
 
 
 #: The options that are fields of ``Sampling``.
@@ -143,6 +145,16 @@ class Settings:
         default=None,
         converter=checked_recall,
         metadata=_says("what is recalled before the turn, and whether it is remembered; None: as the agent has it"),
+    )
+    exact: bool = field(
+        default=False,
+        validator=_A_BOOL,
+        metadata=_says("True: computed alone, so that no bit of the reply depends on what else runs or ran"),
+    )
+    progress: bool | None = field(
+        default=None,
+        validator=_must("a bool or None", lambda value: value is None or isinstance(value, bool)),
+        metadata=_says("a bar while a long prompt is computed: always, never, or None: as Config.progress says"),
     )
 
     @classmethod

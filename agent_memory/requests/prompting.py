@@ -31,6 +31,8 @@ from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.tools import as_functions
 from agent_memory.types import Card, Message, OnDiverge, Tool
 
+Ids = np.ndarray[Any, Any]
+
 
 @frozen
 class Answers:
@@ -246,15 +248,15 @@ class Planner:
             known=min(shared, log.n_kv),
             foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(known))),
             n_logged=n_logged,
-            why=self._why(composed, ids, known[shared:].tolist(), shared) if shared < n_logged else None,
+            why=self._why(composed, ids, known[shared:], shared) if shared < n_logged else None,
         )
 
-    def explain_as_new(self, prompt: Prompt) -> Callable[[int, Sequence[int]], Why]:
+    def explain_as_new(self, prompt: Prompt) -> Callable[[int, Ids], Why]:
         """Return a function that explains why a prompt without a log differs from other ids at a position."""
         composed, ids = self._composed_last, prompt.ids
         return lambda at, other: self._why(composed, ids, other, at)
 
-    def _why(self, composed: Composed, ids: Sequence[int], other: Sequence[int], at: int) -> Why:
+    def _why(self, composed: Composed, ids: Sequence[int], other: Ids, at: int) -> Why:
         log, tokenizer = self._log, self._tokenizer
         closings = closings_of(tokenizer, self._write) if tokenizer.has_template else ()
         before = None

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from agent_memory.config import Config
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
@@ -165,9 +166,9 @@ class Session:
 class Requests:
     """Builds requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, config: Config) -> None:
         self._runner, self._versions, self._engine = runner, versions, engine
-        self._callable_timeout_s = callable_timeout_s
+        self._callable_timeout_s, self._progress = config.callable_timeout_s, config.progress
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -179,6 +180,10 @@ class Requests:
         """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
 
+    def take_model(self) -> None:
+        """Drop the grammars of the model before."""
+        self.__dict__.pop("grammars", None)
+
     def make(
         self,
         planner: Planner,
@@ -186,15 +191,16 @@ class Requests:
         settings: Settings,
         calling: Calling,
         *,
-        max_tokens: int | None = None,
+        max_tokens: int | None = None,  # 0: prefill only
         remember: Callable[[Sequence[Message]], None] | None = None,
         is_temporary: bool = False,
         compacting: Compacting | None = None,
-        is_prefix: bool = False,
+        is_prefix: bool = False,  # the prompt without its last id
     ) -> Request:
-        """Return a request that is not started yet; a wrong prompt raises here. ``max_tokens`` 0: prefill only."""
+        """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
-        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
+        created, tokenizer = time.perf_counter(), self._runner.tokenizer
+        feed = Feed(self._progress if settings.progress is None else settings.progress)
         session = Session(
             id=feed.id,
             planner=planner,
@@ -223,6 +229,8 @@ class Requests:
             stop=settings.stop,
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
+            is_exact=settings.exact,
+            epoch=self._engine.epoch,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )

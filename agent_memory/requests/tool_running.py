@@ -76,9 +76,7 @@ class Runs:
         thread = _OnThread(lambda: _called(function, call))
         return lambda: self._ended(call, lambda: thread.result(started, self.timeout_s), started, thread)
 
-    def _ended(
-        self, call: ToolCall, result: Callable[[], str], started: float, thread: _OnThread | None = None
-    ) -> Ran:
+    def _ended(self, call: ToolCall, result: Callable[[], str], started: float, thread: _OnThread | None = None) -> Ran:
         """The end of a call that ``result`` waits for."""
         pause, has_failed = None, False
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from agent_memory.config import Config, as_path
 from agent_memory.errors import BackendMissingError, ConfigError
 from agent_memory.models import digests, directory, resolve
+from agent_memory.progress import bar
 from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class MLXRunner:
         self._weights_bytes = self._n_vocab = 0
         self._helper: ThreadPoolExecutor | None = None
         self._early: EarlyLayers | None = None
+        self._stream: Any = None  #: for batches; None: mlx-lm's own
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -196,6 +198,7 @@ class MLXRunner:
             )
         self._opener = threading.get_ident()
         resolve.import_mlx_lm()
+        self._stream = _fresh_streams()
         self._blas = blas.speed_up(self._config.blas)
         if self._model is None:
             self._load(recorded.get("weights_dtype"))
@@ -231,12 +234,16 @@ class MLXRunner:
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
         """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
         if self._path is None:
-            return digests.of_weights(self._model)
+            return self._read_weights()
         files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
         stamp = self._choices["weights_stamp"] = digests.stamp(files, dtype)
         if recorded.get("weights_stamp") == stamp and "weights" in recorded:
             return recorded["weights"]
-        return digests.of_blobs(files, dtype) or digests.of_weights(self._model)
+        return digests.of_blobs(files, dtype) or self._read_weights()
+
+    def _read_weights(self) -> str:
+        with bar(self._config.progress, f"{self._name}: digest", "weights") as report:
+            return digests.of_weights(self._model, report)
 
     def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
@@ -247,7 +254,13 @@ class MLXRunner:
         # This thread's own stream, where it has loaded the model: mlx ends none that is made, nor its system thread.
         beside = mx.default_stream(mx.cpu) if _on_cpu() else None
         return MLXBatch(
-            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
+            self._model,
+            self.layout,
+            chunk_tokens,
+            clears=not _on_cpu(),
+            beside=beside,
+            helper=self._helper,
+            stream=self._stream,
         )
 
     def early_states(self, rows: Sequence[Sequence[int]], depth: float) -> np.ndarray[Any, Any]:
@@ -310,6 +323,23 @@ def _evaluate(model: Any) -> None:
 
     modules = model.modules() if hasattr(model, "modules") else []
     mx.eval(model.parameters(), [list(vars(module).values()) + list(module.values()) for module in modules])
+
+
+def _fresh_streams() -> Any:
+    """Give this thread new streams, and return one for batches, where a model before dropped them in ``close``.
+
+    None on a thread that has its own still.
+    """
+    import mlx.core as mx
+
+    device = mx.default_device()
+    try:
+        mx.eval(mx.add(mx.zeros(1, stream=device), 1, stream=device))
+    except RuntimeError:
+        for one in {mx.Device(mx.cpu), device}:
+            mx.set_default_stream(mx.new_stream(one))
+        return mx.new_stream(device)
+    return None
 
 
 def _on_cpu() -> bool:

@@ -17,6 +17,7 @@ class Place:
     group: int
     tokens: int  #: the most that its buffers may have
     n_bytes: int
+    is_alone: bool = False  #: True if no other row may join the group
 
 
 class Admission:
@@ -25,7 +26,7 @@ class Admission:
     - A group is padded to its longest row: it reserves ``rows * longest`` tokens, and ``row_bytes`` (windows and
       states of layers) for each row.
     - A row gets a group of its own where the padding would read more bytes a step than another forward pass does,
-      which is the weights once more, or where the padding does not fit.
+      which is the weights once more, or where the padding does not fit; or where it must decode alone.
     - ``reserved_bytes <= limit_bytes`` once a row has started.
     """
 
@@ -33,6 +34,7 @@ class Admission:
         self.limit_bytes = limit_bytes
         self._token_bytes, self._weights_bytes, self._row_bytes = token_bytes, weights_bytes, row_bytes
         self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
+        self._closed: set[int] = set()  # groups that no other row may join
         self._n_groups = 0
 
     @property
@@ -59,12 +61,19 @@ class Admission:
             raise OutOfBudgetError(needed, self.limit_bytes)
         return tokens
 
-    def place(self, tokens: int) -> Place:
-        """Return the group in which a row of ``tokens`` adds the fewest bytes. O(groups)."""
+    def place(self, tokens: int, *, is_alone: bool = False) -> Place:
+        """Return the group in which a row of ``tokens`` adds the fewest bytes; a closed one if it ``is_alone``.
+
+        O(groups).
+        """
         alone = tokens * self._token_bytes + self._row_bytes
-        best = Place(self._n_groups, tokens, alone)
+        best = Place(self._n_groups, tokens, alone, is_alone)
+        if is_alone:
+            return best
         free = self.limit_bytes - self.reserved_bytes
         for group, rows in self._groups.items():
+            if group in self._closed:
+                continue
             longest = max(rows.values())
             added = self._token_bytes * ((len(rows) + 1) * max(longest, tokens) - len(rows) * longest)
             added += self._row_bytes
@@ -77,12 +86,15 @@ class Admission:
         """Reserve the bytes of a row that starts."""
         self._groups.setdefault(place.group, {})[row] = place.tokens
         self._n_groups = max(self._n_groups, place.group + 1)
+        if place.is_alone:
+            self._closed.add(place.group)
 
     def remove(self, row: int) -> None:
         """Free the bytes that a row reserved; idempotent."""
         for group, rows in list(self._groups.items()):
             if rows.pop(row, None) is not None and not rows:
                 del self._groups[group]
+                self._closed.discard(group)
 
     def has_room(self, needed_bytes: int) -> bool:
         """True if ``needed_bytes`` fit beside the running rows, with every idle lineage evicted."""

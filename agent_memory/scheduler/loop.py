@@ -129,9 +129,9 @@ class Loop:
         """True if an agent has a request that waits, runs or is being replied to."""
         return self.waiting.has_owner(owner) or owner in self._busy_owners()
 
-    def look(self, prompt: Prompt, owner: str | None) -> Found:
+    def look(self, prompt: Prompt, owner: str | None, *, is_exact: bool = False) -> Found:
         """Return the KV that a request with ``prompt`` would find now, and why no more; changes nothing."""
-        return self._reuse.look(prompt, owner, self.running)
+        return self._reuse.look(prompt, owner, self.running, is_exact=is_exact)
 
     def cancel_all_of(self, owner: str) -> bool:
         """Cancel an agent's requests; True if one of them has not ended yet."""
@@ -139,6 +139,11 @@ class Loop:
             if request.owner == owner:
                 request.is_cancelled = True
         return self.is_busy(owner)
+
+    def cancel_all(self) -> None:
+        """Cancel every request that waits or runs."""
+        for request in [*self.waiting, *(row.request for row in self.running)]:
+            request.is_cancelled = True
 
     def adopt(self, owner: str, heir: Heir) -> None:
         """Give the idle KV of one agent to another."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from agent_memory.types import MissCause
 
 log = logging.getLogger("agent_memory.reuse")
 Ids = np.ndarray[Any, Any]
-Other = tuple[int, Sequence[int]]  #: where a prompt differs from computed ids, and these ids from there on
+Other = tuple[int, Ids]  #: where a prompt differs from computed ids, and these ids from there on
 
 _NOT_STORED: tuple[MissCause, str] = ("not_stored", "the KV was not kept: it was neither in memory nor written")
 _FROM_MEMORY: tuple[MissCause, str] = ("evicted", "the KV was evicted from memory, and there is no disk tier")
@@ -41,8 +41,8 @@ class Loss:
     """
 
     known: Why | None = None
-    explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, repr=False)
-    other: Other = field(default=(0, ()), repr=False)
+    explain: Callable[[int, Ids], Why] | None = field(default=None, repr=False)
+    other: Other = field(default=(0, np.zeros(0, np.uint32)), repr=False, eq=False)
     is_near: bool = False  #: True if the two prompts share so little that they may be unrelated
 
     def why(self) -> Why | None:

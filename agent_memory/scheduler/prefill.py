@@ -66,4 +66,5 @@ class Prefill:
         if start < stop:
             self._running.batch.prefill(row.kv, row.prompt.ids[start:stop])
             self._running.count_fed(row, stop)
+            row.note_step(start, stop, self._chunk_tokens)
             self._observer.prefilled(row.request, start, stop, began)

@@ -47,7 +47,7 @@ class Prompt:
     n_logged: int = 0  #: ids of the agent's log whose KV was computed, whether or not the prompt begins so
     why: Why | None = None  #: why the prompt differs from the log before ``n_logged``
     #: for prompts without an agent: explains why they differ from other ids, from a position on
-    explain: Callable[[int, Sequence[int]], Why] | None = field(default=None, eq=False, repr=False)
+    explain: Callable[[int, np.ndarray[Any, Any]], Why] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen(kw_only=True)
@@ -110,6 +110,8 @@ class Request:
     stop: tuple[str, ...] = ()
     logits_processors: Sequence[Guard] = ()
     priority: int = 0
+    epoch: int = 0  #: how many times the model had been swapped when the prompt was tokenized
+    is_exact: bool = False  #: True: decodes alone, from KV made on the prefill grid alone
     created: float = field(factory=time.perf_counter)
     deadline: float | None = None  #: perf_counter time
     is_cancelled: bool = False  #: set on any thread

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from attrs import define, frozen
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
-from agent_memory.scheduler.losses import Loss, Losses, is_lost
+from agent_memory.scheduler.losses import Loss, Losses, Other, is_lost
 from agent_memory.scheduler.request import Prompt
 from agent_memory.scheduler.row import Base, Row
 from agent_memory.scheduler.saving import Saver
@@ -44,6 +44,7 @@ class Plan:
     is_moved: bool = False  #: True if the lineage itself is taken, not copied
     awaited: Row | None = None  #: a row that is computing more of the same prefix, and is worth waiting for
     n_awaited: int = 0
+    is_exact: bool = False  #: True if only KV that was made on the prefill grid may be taken
 
     @property
     def n_tokens(self) -> int:
@@ -69,6 +70,8 @@ class Reuse:
     - The longest prefix wins; among equals live before warm before cold.
     - At least one id is always left to compute: its logits give the first token.
     - A row that computes more of the same prefix is awaited where it saves more than one prefill step.
+    - An exact request starts from live KV whose every token was computed on the prefill grid, or from nothing: its KV
+      is a function of its ids. Stored KV does not say how it was computed.
     """
 
     # Who owns the KV of ``[0, n_tokens)`` before the row that takes it, and after:
@@ -85,8 +88,10 @@ class Reuse:
         self._losses = Losses(unkept, tiers.store, layout)
         self._prefill_tokens = prefill_tokens
 
-    def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row]) -> Plan:
+    def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row], *, is_exact: bool = False) -> Plan:
         """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
+        if is_exact:
+            return self._exact_plan(wanted, rows)
         plan = Plan(wanted=wanted, stored=self._tiers.match(wanted))
         lineage, n_tokens = self._hot.match(wanted, owner)
         if lineage is not None and n_tokens >= max(1, plan.stored.n_tokens):
@@ -104,6 +109,29 @@ class Reuse:
         if plan.n_awaited < plan.n_tokens + self._prefill_tokens:  # a step of its own costs less than waiting
             plan.awaited = None
         return plan
+
+    def _exact_plan(self, wanted: Ids, rows: Iterable[Row]) -> Plan:
+        """Find ``wanted`` in live KV that was computed on the prefill grid, from token 0 on."""
+        plan = Plan(wanted=wanted, stored=self._tiers.match(wanted[:0]), is_exact=True)
+        if not self._layout.is_storable:
+            return plan
+        for lineage in self._hot:
+            n_tokens = self._on_grid(lineage.kv.reach, min(common_prefix(lineage.ids, wanted), lineage.n_grid))
+            if n_tokens > plan.n_live:
+                plan.lineage, plan.n_live = lineage, n_tokens
+        for row in rows:
+            shared = min(common_prefix(row.ids[: row.n_prefill], wanted), row.n_grid)
+            n_tokens = self._on_grid(lambda n, row=row: self._reach(row, n), shared)  # type: ignore[misc]
+            if n_tokens > plan.n_live:
+                plan.lineage, plan.row, plan.n_live = None, row, n_tokens
+        return plan
+
+    def _on_grid(self, reach: Callable[[int], int], n_tokens: int) -> int:
+        """Return the longest prefix of at most ``n_tokens``, in whole prefill chunks, that KV can be truncated to."""
+        n_tokens -= n_tokens % self._prefill_tokens
+        while n_tokens and (found := reach(n_tokens)) != n_tokens:
+            n_tokens = found - found % self._prefill_tokens
+        return n_tokens
 
     def _may_move(self, lineage: Lineage, n_tokens: int) -> bool:
         """True if forks that share a lineage can still copy their prefix once its owner continues it."""
@@ -135,14 +163,17 @@ class Reuse:
             stopped = f"restore failed: {type(error).__name__}: {error}"
             log.warning("%d tokens are recomputed: %s", stored.n_tokens, stopped)
         base = base or Base(kv=batch.empty())
+        base.n_grid -= base.n_grid % self._prefill_tokens
+        if plan.is_exact:
+            return base  # it computes again what was not computed on the grid: nothing was lost
         if is_lost(prompt, len(plan.wanted), base.n_tokens):
             base.exactness = weakest(base.exactness, "recomputed")
         base.loss = self._losses.of(prompt, plan.wanted, base.n_tokens, stopped, other)
         return base
 
-    def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row]) -> Found:
+    def look(self, prompt: Prompt, owner: str | None, rows: Iterable[Row], *, is_exact: bool = False) -> Found:
         """Return the KV that a request with this prompt would find, and why no more. Reads no KV, changes nothing."""
-        plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows)
+        plan = self.plan(np.array(prompt.ids, np.uint32)[:-1], owner, rows, is_exact=is_exact)
         n_tokens, costs = plan.n_tokens, self._tiers.store.costs
         tiers: Mapping[str, int] = {"hot": plan.n_live} if plan.n_live else plan.stored.tier_tokens
         other = self._other(plan) if prompt.explain is not None else None
@@ -150,28 +181,30 @@ class Reuse:
         return Found(
             n_tokens,
             tiers,
-            self._losses.of(prompt, plan.wanted, n_tokens, plan.stored.stopped, other),
-            not prompt.n_logged and (not n_tokens or other is not None),
+            Loss() if is_exact else self._losses.of(prompt, plan.wanted, n_tokens, plan.stored.stopped, other),
+            not is_exact and not prompt.n_logged and (not n_tokens or other is not None),
             {tier: costs.load_s(tier, tiers[tier] * token_bytes) for tier in TIERS if tier in tiers},
             costs.compute_s(len(prompt.ids) - n_tokens),
         )
 
-    def _other(self, plan: Plan) -> tuple[int, Sequence[int]] | None:
+    def _other(self, plan: Plan) -> Other | None:
         """Return where the prompt differs from existing KV, and the ids that this KV has from there on."""
         at, other = max(plan.n_tokens, 1), None
         for lineage in self._hot:
+            if len(lineage.ids) <= at:
+                continue
             shared = common_prefix(lineage.ids, plan.wanted)
             if at <= shared < min(len(lineage.ids), len(plan.wanted)):
                 at, other = shared, lineage.ids[shared:]
         if other is None and at == plan.stored.n_tokens < len(plan.wanted):
             other = self._tiers.following(plan.stored)
-        return None if other is None else (at, other.tolist())
+        return None if other is None else (at, other)
 
     def _live(self, batch: Batch, plan: Plan) -> Base | None:
         source, n_tokens = plan.lineage or plan.row, plan.n_live
         if source is None:
             return None
-        made, exactness = source.made[:n_tokens], source.exactness
+        made, exactness = source.made[:n_tokens], "exact" if plan.is_exact else source.exactness
         if plan.row is not None:
             row = plan.row
             kv = row.kv.copy(n_tokens) if row.kv is not None else batch.copy(row.number, n_tokens)
@@ -180,7 +213,15 @@ class Reuse:
             kv = self._from_hot(plan.lineage, n_tokens, is_moved=plan.is_moved)
         if kv is None:
             return None
-        return Base(kv=kv, n_tokens=n_tokens, made=made, tier="hot", tier_tokens={"hot": n_tokens}, exactness=exactness)
+        return Base(
+            kv=kv,
+            n_tokens=n_tokens,
+            made=made,
+            tier="hot",
+            tier_tokens={"hot": n_tokens},
+            exactness=exactness,
+            n_grid=min(source.n_grid, n_tokens),
+        )
 
     def _from_hot(self, lineage: Lineage, n_tokens: int, *, is_moved: bool) -> KV | None:
         if is_moved:

@@ -31,6 +31,7 @@ class Base:
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
     loss: Loss = field(factory=Loss)
+    n_grid: int = 0  #: as in ``Lineage``
 
 
 @define(eq=False, kw_only=True)
@@ -61,6 +62,7 @@ class Row:
     ids: np.ndarray[Any, Any] = field(repr=False)  #: the prompt's, u32
     kv: KV | None = field(init=False, repr=False)  #: None once the batch owns it
     fed: int = 0
+    n_grid: int = field(init=False)  #: as in ``Lineage``
     output: list[int] = field(factory=list)
     finish: Finish | None = None
     started: float = field(factory=time.perf_counter)
@@ -73,7 +75,7 @@ class Row:
     def __attrs_post_init__(self) -> None:
         self.stream = TextStream(self.tokenizer, self.request.stop, marks=self.request.shows_marks)
         self.parser = self.request.asker.parser(self.prompt.ids)
-        self.fed = self.base.n_tokens
+        self.fed, self.n_grid = self.base.n_tokens, self.base.n_grid
         self.kv, self.base.kv = self.base.kv, None
         self.check()
 
@@ -119,6 +121,11 @@ class Row:
         """Record that the prompt ids ``[fed, stop)`` were fed."""
         assert self.fed <= stop <= self.n_prompt, (self.fed, stop, self.n_prompt)
         self.fed = stop
+
+    def note_step(self, start: int, stop: int, chunk_tokens: int) -> None:
+        """Record that one prefill step has computed the tokens ``[start, stop)``."""
+        if start == self.n_grid and stop == start + chunk_tokens:
+            self.n_grid = stop
 
     def accept(self, token: int) -> None:
         """Take one sampled token: text, stop strings, limits. Sets ``finish`` if it is the last."""
@@ -216,4 +223,5 @@ class Row:
             is_wanted=is_turn and not self.max_tokens,
             is_turn=is_turn,
             is_temporary=self.request.is_temporary,
+            n_grid=min(self.n_grid, n),
         )

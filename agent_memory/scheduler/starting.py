@@ -129,10 +129,10 @@ class Starting:
         prompt, admission = request.asker.prompt(), self._admission
         n_prompt, limit = len(prompt.ids), self._runner.context_tokens
         max_tokens = min(request.max_tokens, limit - n_prompt) if limit else request.max_tokens
-        place = admission.place(admission.worst_tokens(n_prompt, max_tokens))
+        place = admission.place(admission.worst_tokens(n_prompt, max_tokens), is_alone=request.is_exact)
         if self._running and not admission.has_room(place.n_bytes):
             return "no bytes"
-        plan = self._reuse.plan(request.ids(prompt)[:-1], request.owner, self._running)
+        plan = self._reuse.plan(request.ids(prompt)[:-1], request.owner, self._running, is_exact=request.is_exact)
         if plan.awaited is not None:
             request.awaits = _Prefix(plan.awaited, plan.n_awaited)
             return "awaits"
@@ -169,6 +169,6 @@ class Starting:
         )
 
     def _prefetch(self, request: Request) -> None:
-        if not request.is_prefetched:
+        if not request.is_prefetched and not request.is_exact:
             request.is_prefetched = True
             self._tiers.prefetch(self._tiers.match(request.ids(request.asker.prompt())[:-1]))

@@ -138,10 +138,15 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
             return
         if catalog.segments.get(segment.number) is not segment or segment.is_hidden:
             return
+        if catalog.disk.is_read_only and reason == "missing":  # whoever writes the store has removed it
+            catalog.hide([segment], "evicted")
+            return
         catalog.disk.counts.damage += 1
         catalog.hide([segment], reason)
     what = "resume file" if segment.kind == "resume" else "segment"
     log.warning("store: a %s is %s and KV will be computed again: %s", what, reason, text)
+    if catalog.disk.is_read_only:
+        return
     with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
         catalog.disk.io.submit(lambda: remove_hidden(catalog))
 

@@ -22,6 +22,7 @@ from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
 from agent_memory.prefix.pieces import Segment
+from agent_memory.progress import Progress, bar, silent
 from agent_memory.store.exporting import export_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.sources import checking
@@ -102,7 +103,7 @@ class StoreView:
             if segment.kind == "resume" and segment.parent_number in sizes:
                 sizes[segment.parent_number] += segment.n_bytes
                 files[segment.parent_number] += 1
-        lines = _Lines(rows)
+        lines = Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
@@ -130,11 +131,11 @@ class StoreView:
             found = carried(record, is_damaged=damage is not None)
             export_agent(path, found, self._manifest, None if log_only else folder)
 
-    def verify(self) -> VerifyReport:
-        """Read and check every stored byte, logs included. Reads the disk at its speed."""
-        with self._reading():
+    def verify(self, *, progress: bool | None = None) -> VerifyReport:
+        """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""
+        with self._reading(), bar(progress, "verify", "files") as report:
             folder = self.path / KV_FOLDER
-            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
+            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None, report)
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -163,7 +164,7 @@ class StoreView:
             raise StoreError(f"cannot read the store {self.path}: {error}") from error
 
 
-class _Lines:
+class Lines:
     """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[Segment]) -> None:
@@ -192,13 +193,14 @@ def _use(
     )
 
 
-def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
+def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Progress = silent) -> VerifyReport:
     """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
     damaged: list[str] = []
     unread: list[str] = []
     n_bytes = 0
     segments = manifest.segments() if folder is not None else []
-    for segment in segments if folder is not None else ():
+    for number, segment in enumerate(segments if folder is not None else ()):
+        report(number, len(segments), "")
         assert folder is not None
         try:
             for _ in checking(folder / segment.file, segment):

@@ -33,12 +33,14 @@ class Lineage:
     is_wanted: bool = False  #: computed ahead of need: always saved
     is_turn: bool = True  #: False if its request ended without a reply: the agent's log ends elsewhere
     is_temporary: bool = False  #: True if it must never be written to disk
+    n_grid: int = 0  #: leading tokens that were computed in whole prefill chunks from token 0 on, each by one step
 
     def trim(self, n_tokens: int) -> bool:
         """Truncate to the first ``n_tokens``; False if the KV cannot be truncated."""
         if not self.kv.trim(n_tokens):
             return False
         self.ids, self.made = self.ids[:n_tokens], self.made[:n_tokens]
+        self.n_grid = min(self.n_grid, n_tokens)
         return True
 
 

@@ -26,8 +26,8 @@ from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
 from agent_memory.types import Tier
 
 #: Bytes of a piece's entries here and in the index, and of each array's header.
-_PIECE_BYTES = 2048
-_ARRAY_BYTES = 176
+PIECE_BYTES = 2048
+ARRAY_BYTES = 176
 
 
 class Warm:
@@ -218,7 +218,7 @@ class Warm:
         [piece] = segment.divide(own, lambda first, stop: lineage.made_by(start + first, start + stop))
         index.add(piece, own)
         held = WarmPiece(piece)
-        held.n_bytes = _PIECE_BYTES + len(own) * (4 + self._token_bytes) + _ARRAY_BYTES * len(self.layout.tensors)
+        held.n_bytes = PIECE_BYTES + len(own) * (4 + self._token_bytes) + ARRAY_BYTES * len(self.layout.tensors)
         self.n_bytes += held.n_bytes
         self._held[piece.id] = self._leaves[piece.id] = held
         self._leaves.pop(parent, None)
@@ -372,4 +372,4 @@ class Warm:
 
 def _side_bytes(rows: list[Bytes], state: Bytes | None) -> int:
     arrays = [*rows, *([state] if state is not None else [])]
-    return sum(array.nbytes + _ARRAY_BYTES for array in arrays)
+    return sum(array.nbytes + ARRAY_BYTES for array in arrays)

@@ -27,9 +27,10 @@ from agent_memory import (
     UnsupportedParameterError,
 )
 from agent_memory.echo.tokenizer import EchoTokenizer
+from agent_memory.prompt.escaping import without_marks_of
 from agent_memory.prompt.recalled import END, HEAD, with_cards
 from agent_memory.prompt.template import render
-from agent_memory.recall.cards import card, without_marks_of
+from agent_memory.recall.cards import card
 from agent_memory.recall.types import Item
 from tests.parts.scripted import scripted
 from tests.parts.templated import says, templated

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory import Config, ContextMemory, EchoRunner, Hit, Item, Memory, UnsupportedParameterError
-from agent_memory.recall.cards import card, escaped, utf8_bytes, without_marks_of
+from agent_memory.prompt.escaping import escaped, without_marks_of
+from agent_memory.recall.cards import card, utf8_bytes
 from agent_memory.recall.window import Window
 
 RUNNER = EchoRunner()
