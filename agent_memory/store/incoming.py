@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError
-from agent_memory.kvcache.coding import coded, is_lossy, named, token_bytes
+from agent_memory.kvcache.coding import coded, named, token_bytes
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.carried import MAX_VERSIONS, Intake, Terms
 from agent_memory.log.facts import Facts
@@ -157,6 +157,9 @@ class _Reading:
         found, intake = self._found, self._intake
         if not found.branches or not 0 <= found.live < len(found.branches):
             raise ValueError("the agent's own branch is not there")
+        used = {found.live, *(base for base, _ in found.branches), *(place for _, place, _, _ in found.versions)}
+        if not used.issuperset(range(len(found.branches))):
+            raise ValueError("a branch is of neither the agent nor a version")
         found.n_remade, found.has_secrets = intake.n_remade, intake.has_secrets
         return found
 
@@ -232,7 +235,7 @@ class _Reading:
         is_made = isinstance(made, list) and len(made) == n_pieces and all(one in _MADE for one in made)
         if not is_made or n_pieces > SEGMENT_CHUNKS or not isinstance(made, list):
             raise ValueError("rows do not say how they were made")
-        if is_lossy(model.layout, codec) and exactness != "quantized":
+        if codec != "exact" and exactness != "quantized":
             raise ValueError("rows of a lossy codec pose as exact")
         n_bytes = token_bytes(model.layout, codec) * n_tokens
         if body.part.n_bytes != n_bytes + 4 * n_tokens:
@@ -299,7 +302,7 @@ class _Reading:
             raise ValueError("a resume part is none of this model's")
         if piece in self._resumed:
             raise ValueError("a piece has two resume parts")
-        if is_lossy(layout, codec) and n_rows and rows.exactness != "quantized":
+        if codec != "exact" and rows.exactness != "quantized":
             raise ValueError("a resume part of a lossy codec poses as exact")
         n_bytes = n_rows * sum(coded(spec, codec).token_bytes for spec in layout.windows)
         state_bytes = body.part.n_bytes - n_bytes
