@@ -193,7 +193,7 @@ class Agent:
         word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
         """
         self._asking.ensure_open()
-        self._asking.moving.export(self._own, file, is_log_only=bool(log_only))
+        self._asking.moving.export(self._live, file, is_log_only=bool(log_only))
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
