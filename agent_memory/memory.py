@@ -20,10 +20,12 @@ from agent_memory.groups.group import Group
 from agent_memory.groups.opening import Groups
 from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
+from agent_memory.observe.agents import AgentList
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.reports import Reporting, Reports
+from agent_memory.progress import bar
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
@@ -42,6 +44,7 @@ from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.resident import Resident
 from agent_memory.scheduler.shutting import shut, until_shut
+from agent_memory.store.shared import ensure_writable
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -65,7 +68,9 @@ class Memory(Reporting):
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
     the starter model. ``path``: the store's folder; None for the user's data folder; ":memory:" for no disk tier.
-    Loads the model before it returns. Thread-safe; one process at a time holds a store.
+    Loads the model before it returns. Thread-safe; one process at a time holds a store. ``read_only``: reads one that
+    another process may hold, and writes nothing; new KV stays in memory, and what would change the store raises
+    ReadOnlyError.
 
     Raises ConfigError, ModelError, BackendMissingError, StoreLockedError, IncompatibleStoreError or StoreError.
     """
@@ -77,13 +82,14 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> None:
         check_config(config)
         self._config = config
         self._runner = Resident(runner_for(model, config, adapter))
         hot_bytes, warm_bytes = memory_budgets(config)
         self._path = store_path(path)
-        self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
+        self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
             observing = Observing(config)
@@ -95,7 +101,9 @@ class Memory(Reporting):
         except BaseException:
             self._store.close()
             raise
-        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, self._models)
+        self._reports = Reports(
+            self._runner, self._store, self._engine, observing, config, self._asking, self._models, self._path
+        )
         # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
@@ -107,6 +115,7 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> Opening[Memory]:
         """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
 
@@ -115,7 +124,8 @@ class Memory(Reporting):
         check_config(config)
         folder = store_path(path)
         runner = runner_for(model, config, adapter)
-        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
+        where = ":memory:" if folder is None else folder
+        return Opening(partial(cls, runner, where, config=config, read_only=read_only))
 
     @property
     def model_name(self) -> str:
@@ -273,6 +283,16 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
+    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+        """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
+
+        The whole file is checked before the store is touched; chunks that are stored are not written again. Under
+        another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
+        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        return Agent(self._asking, self._asking.moving.take_in(file, name))
+
     @takes_options()
     def best_of(
         self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]
@@ -299,6 +319,7 @@ class Memory(Reporting):
         (the default: all at once, on the same state), "turns" (one after another) or "free". ``phases``: parts of the
         conversation. Raises ConfigError where the group is another one, UnknownAgentError.
         """
+        ensure_writable(self._store, "open a group")
         return self._groups.open(name, members, topology, phases)
 
     @takes_options(without=["tools"])
@@ -335,7 +356,7 @@ class Memory(Reporting):
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
         self._asking.ensure_open()
-        return self._asking.agents.infos()
+        return AgentList(self._asking.agents.infos(), self._reports.agent_sizes)
 
     def delete(self, name: str | Agent) -> bool:
         """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.
@@ -378,7 +399,8 @@ class Memory(Reporting):
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
-        return self._store.verify()
+        with bar(self._config.progress, "verify", "files") as report:
+            return self._store.verify(report)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""

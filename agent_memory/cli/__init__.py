@@ -6,6 +6,8 @@ Commands that read a store open it for reading: no model is loaded, and another 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agent_memory.errors import INSTALL, AgentMemoryError
 
 try:
@@ -15,6 +17,7 @@ except ImportError as error:
 
 from agent_memory.cli.changing import explain, fork, gc, rm
 from agent_memory.cli.machine import check_model, config, doctor, list_models, stats, version
+from agent_memory.cli.moving import export, import_agent
 from agent_memory.cli.printing import tell
 from agent_memory.cli.reading import du, ls, show, verify
 from agent_memory.cli.recalling import episodes, recall
@@ -27,13 +30,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Agents on a local model that resume where they stopped.",
 )
-for command in (ls, show, du, verify, ask, chat, explain, fork, rm, gc, recall, episodes, stats, doctor):
+_FIRST: tuple[Callable[..., None], ...] = (ls, show, du, verify, ask, chat, explain, fork, rm, gc, export)
+_LAST: tuple[Callable[..., None], ...] = (recall, episodes, stats, doctor)
+
+for command in _FIRST:
+    app.command()(command)
+app.command("import")(import_agent)
+for command in _LAST:
     app.command()(command)
 models = typer.Typer(invoke_without_command=True, callback=list_models)
 models.command("check")(check_model)
 app.add_typer(models, name="models")
-for command in (config, version):
-    app.command()(command)
+app.command()(config)
+app.command()(version)
 
 
 def main() -> None:

@@ -21,14 +21,16 @@ from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import Explaining
 from agent_memory.requests.gate import Gate
 from agent_memory.requests.longterm import LongTerm
+from agent_memory.requests.moving import Moving
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
-from agent_memory.requests.registry import Agents
+from agent_memory.requests.registry import NOT_STORED, Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
 from agent_memory.types import Message, Recall, Tool, Usage
@@ -44,13 +46,14 @@ class Asking:
     def __init__(
         self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
     ) -> None:
-        self._runner, self._engine = runner, engine
+        self._runner, self._store, self._engine = runner, store, engine
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
-        self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
+        self._requests = Requests(runner, self.versions, engine, config)
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
+        self.moving = Moving(self.agents, store, engine, runner, self._clean)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards
@@ -76,6 +79,11 @@ class Asking:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer
 
+    def ensure_writable(self, log: Log | None, doing: str) -> None:
+        """Raise ReadOnlyError for a log that is on disk, in a store that is read only."""
+        if log is not None and not log.is_temporary:
+            ensure_writable(self._store, doing)
+
     def log(self, name: str) -> Log:
         """Return the log of an agent, or a blank log if it is not stored. Raises ConfigError for a bad name."""
         self.ensure_open()
@@ -84,7 +92,11 @@ class Asking:
     def start(self, prompt: object, log: Log | None, settings: Settings) -> Generation:
         """Start one request; with ``log``, a turn of that agent."""
         with self.gate.passing():
-            return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
+            try:
+                request = self._with_agent(prompt, log, settings, self._planned(prompt, log, settings))
+            except UnsupportedParameterError as error:
+                raise error.with_traceback(None)  # noqa: B904 - the same error: its traceback leads to the caller's line
+            return self._requests.start(request)
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
@@ -93,7 +105,10 @@ class Asking:
 
     def _start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         self._engine.ensure_places(len(asked))
-        planned = [self._planned(*one) for one in asked]
+        try:
+            planned = [self._planned(*one) for one in asked]
+        except UnsupportedParameterError as error:
+            raise error.with_traceback(None)  # noqa: B904 - as in ``start``
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
         handles: list[Generation] = []
         try:
@@ -115,6 +130,8 @@ class Asking:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
         with self.gate.passing():
             tokenizer = self.ensure_open()
+            if log is not None and log.agent_id == NOT_STORED:
+                self.ensure_writable(log, "create an agent")
             offered = self._tools(tools) or (log.tools if log else ())
             planner = Planner(tokenizer, prompt, log, self._how_read(offered))
             request = self._requests.make(
@@ -160,6 +177,8 @@ class Asking:
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """Return a request that is not started yet."""
+        self.ensure_open()
+        self.ensure_writable(log, "add a turn to an agent")
         self.longterm.let_pass()
         calling = self._calling(log, settings)
         is_temporary = bool(log and log.is_temporary)

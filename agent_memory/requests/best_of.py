@@ -25,6 +25,7 @@ def best_of(
     - After any exception, also one of ``key``, the agent is unchanged.
     """
     asking.ensure_open()
+    asking.ensure_writable(log, "add the best reply to an agent")
     seeded = _seeded(n, key, settings)
     version, forks = asking.versions.scratch(log, len(seeded))
     try:

@@ -21,6 +21,7 @@ from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.prompting import moved_on
 from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
@@ -138,6 +139,7 @@ class Agents:
 
     def _describe(self, log: Log, spec: AgentSpec) -> None:
         """Store the options of an agent's turns from now on."""
+        ensure_writable(self._store, "change an agent's settings")
 
         def work() -> None:
             log.ensure_exists()
@@ -152,6 +154,7 @@ class Agents:
 
         Raises ToolResultError where the log has moved on from ``version``.
         """
+        ensure_writable(self._store, "keep a tool's result")
 
         def work() -> None:
             log.ensure_exists()
@@ -199,6 +202,8 @@ class Agents:
 
     def _find(self, name: str, identity: str) -> Log | None:
         """``find``, under the lock."""
+        if name in self._logs and self._store.is_read_only and not self._logs[name].is_temporary:
+            del self._logs[name]  # another process may have written to it
         if name not in self._logs and (record := self._store.load_agent(self.salt, name)) is not None:
             stored = self._store.lineage_identities(record.agent_id)
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
@@ -220,6 +225,16 @@ class Agents:
         with self._lock:
             self._logs[log.name] = log
 
+    def arrived(self, name: str, *, is_foreign: bool) -> Log:
+        """Return the log of an agent that was stored as a whole. ``is_foreign``: its KV is of other models alone."""
+        with self._lock:
+            log = self._find(name, self.identity)
+            if self._names is not None:
+                self._names.add(name)
+        assert log is not None
+        log.is_foreign |= is_foreign
+        return log
+
     def agent_id(self, name: str) -> int | None:
         """Return the number of an open agent."""
         with self._lock:
@@ -230,7 +245,8 @@ class Agents:
         """Return every agent in the store, newest use first."""
         listed = {info.name: info for info in self._store.list_agents(self.salt)}
         with self._lock:
-            listed.update({name: log.info for name, log in self._logs.items()})
+            is_own = not self._store.is_read_only
+            listed.update({name: log.info for name, log in self._logs.items() if is_own or log.is_temporary})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
     # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
@@ -314,6 +330,8 @@ class Agents:
         def work() -> bool:
             if log.is_deleted:
                 return False
+            if not log.is_temporary:
+                ensure_writable(self._store, "delete an agent")
             self.ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
             self._engine.forget(log.name)

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from agent_memory.config import Config
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
@@ -165,9 +166,9 @@ class Session:
 class Requests:
     """Builds requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, config: Config) -> None:
         self._runner, self._versions, self._engine = runner, versions, engine
-        self._callable_timeout_s = callable_timeout_s
+        self._callable_timeout_s, self._progress = config.callable_timeout_s, config.progress
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -198,7 +199,8 @@ class Requests:
     ) -> Request:
         """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
-        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
+        created, tokenizer = time.perf_counter(), self._runner.tokenizer
+        feed = Feed(self._progress if settings.progress is None else settings.progress)
         session = Session(
             id=feed.id,
             planner=planner,

@@ -223,6 +223,8 @@ class Versions:
         if turns and turns[0].n_messages_kept < len(log.messages):
             kept, dropped = self._leave(log, "replaced")
             self._store_change(log, kept=kept, dropped=dropped)
+        if facts is not None:
+            facts = attrs.evolve(facts, n_versions=log.n_versions or None)
         for turn in turns:
             if not log.is_temporary:
                 is_told = facts is not None and turn is turns[-1]
