@@ -60,6 +60,15 @@ def test_every_page_is_within_two_clicks_of_the_first() -> None:
     assert set(PAGES) - reached == set()
 
 
+def test_every_page_is_in_the_site_s_table_of_contents_once() -> None:
+    listed = []
+    for index in (DOCS / "index.md", DOCS / "reference" / "index.md"):
+        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", index.read_text(encoding="utf-8"), re.M | re.S):
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed += [index.parent / f"{name}.md" for name in names]
+    assert sorted(listed) == sorted(set(PAGES) - {DOCS / "index.md"})
+
+
 def test_the_generated_pages_are_up_to_date() -> None:
     stale = [str(path.relative_to(ROOT)) for path, text in generate.pages().items() if path.read_text("utf-8") != text]
     if (DOCS / "llms.txt").read_text(encoding="utf-8") != generate.llms():
