@@ -14,7 +14,7 @@ WIDE = {
     "store.store.Store": (31, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (17, "what was asked, read field by field where a row runs"),
     "scheduler.engine.Engine": (20, "the only way to the engine thread: one method for each thing asked of it"),
-    "requests.asking.Asking": (18, "what a Memory and its agents are asked, and the machines that answer"),
+    "requests.asking.Asking": (19, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (30, "the truth: read wherever a prompt is made"),
     "log.logs.Logs": (14, "the rows of all logs: one method for each thing asked of them"),
