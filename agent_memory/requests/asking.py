@@ -14,6 +14,7 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
@@ -183,7 +184,7 @@ class Asking:
         return self._planner(prompt, log, settings, self._calling(log, settings))
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
-        recall, name = self._recall(settings, log), log.name if log else None
+        recall, name = self._recall(settings, log), shown_name(log.name) if log else None
         how = Rendering(
             clock=self.clock,
             pin_dates=self._pin_dates,
