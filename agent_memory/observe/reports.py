@@ -16,7 +16,7 @@ from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
-from agent_memory.observe.fit import Fit, fit
+from agent_memory.observe.fit import MOST_TOKENS, Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
@@ -239,6 +239,8 @@ class Reporting(Shown):
         for name, value in (("n_agents", n_agents), ("n_tokens", n_tokens)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UnsupportedParameterError(f"{name} must be an int of 1 or more, got {repr_of(value)}")
+        if n_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(f"n_tokens must be at most {MOST_TOKENS:,}, got {repr_of(n_tokens)}")
         self._reports.ensure_open()
         return self._reports.fit(n_agents, n_tokens)
 

@@ -14,6 +14,7 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
 from agent_memory.observe.agents import agent_sizes
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.plot import Plot, draw, usages
@@ -223,7 +224,7 @@ class Asking:
         return self._planner(prompt, log, settings, self._calling(log, settings))
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
-        recall, name = self._recall(settings, log), log.name if log else None
+        recall, name = self._recall(settings, log), shown_name(log.name) if log else None
         how = Rendering(
             clock=self.clock,
             pin_dates=self._pin_dates,
