@@ -17,9 +17,14 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolCall, ToolResult
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import ago, count, short
+
+#: Newest messages that a notebook shows of an agent.
+_SHOWN = 8
 
 
-class Agent:
+class Agent(Shown):
     """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent, until it is deleted.
 
     Turns of one agent run one after another; different agents never wait for each other's turns.
@@ -36,6 +41,20 @@ class Agent:
         if log.viewed is not None:
             state += f", version {log.viewed[1]}, read-only"
         return f"Agent({log.name!r} {state})"
+
+    def _page(self) -> Page:
+        log = self._log
+        if log.is_deleted:
+            return Page(f"Agent {log.name}, deleted")
+        info = log.info
+        title = f"Agent {log.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"
+        facts = [f"last used {ago(info.used_s)}", *(["pinned"] if info.is_pinned else [])]
+        shown = [one for one in log.messages if one.role == "system"][:1]
+        newest = [one for one in log.messages if one.role != "system"][-_SHOWN:]
+        rows = [(one.role, short(one.content, 200)) for one in (*shown, *newest)]
+        left_out = len(log.messages) - len(rows)
+        facts += [f"{count(left_out, 'older message')} not shown"] if left_out else []
+        return Page(title, [Note(", ".join(facts)), *([Table(rows)] if rows else [])])
 
     @property
     def _live(self) -> Log:
@@ -193,7 +212,7 @@ class Agent:
         word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
         """
         self._asking.ensure_open()
-        self._asking.moving.export(self._live, file, is_log_only=bool(log_only))
+        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.

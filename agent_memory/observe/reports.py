@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
@@ -25,6 +26,9 @@ from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
+from agent_memory.store.view import StoreView
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import count
 
 #: Agents that ``to_prometheus`` shows by name, unless asked for others.
 TOP_AGENTS = 10
@@ -63,10 +67,11 @@ class Reports:
         config: Config,
         asking: _Asking,
         models: _Models,
+        path: Path | None,
     ) -> None:
         self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
         self._store, self._asking, self._models = store, asking, models
-        self.ensure_open = asking.ensure_open
+        self.ensure_open, self.path = asking.ensure_open, path
 
     def _stored(self) -> dict[str, Any]:
         asked = {"remember_failures": self._asking.longterm.n_failed, "tools_abandoned": self._asking.n_tools_abandoned}
@@ -142,16 +147,44 @@ class Reports:
         disk_bytes = self._store.stats()["disk_budget_bytes"] if self._store.has_disk else None
         return fit(self.runner, self.config, disk_bytes, n_agents, n_tokens)
 
+    def agent_sizes(self) -> dict[str, tuple[int, int]]:
+        """Bytes of each agent: idle in the hot tier, and on disk as last committed."""
+        self.ensure_open()
+        hot = self.engine.call(self.engine.hot_bytes_by_agent)
+        disk: dict[str, int] = {}
+        if self.path is not None:
+            with StoreView(self.path, self.config.salt) as view:
+                disk = {use.name: use.own_bytes + use.shared_bytes for use in view.du().agents}
+        return {name: (hot.get(name, 0), disk.get(name, 0)) for name in {*hot, *disk}}
+
+    def page(self) -> Page:
+        """The Memory at a glance."""
+        where = "in memory alone" if self.path is None else str(self.path)
+        if self._asking.is_closed:
+            return Page(f"Memory of {self.runner.name}, closed", [Note(where)])
+        stats = self.stats()
+        rows = [
+            ("agents", f"{stats.agents:,}"),
+            ("requests", f"{stats.requests:,}"),
+            ("reused", f"{stats.cached_tokens:,} of {count(stats.prompt_tokens, 'prompt token')}"),
+            *(("now", f"{n:,} {what}") for n, what in ((stats.running, "run"), (stats.waiting, "wait")) if n),
+        ]
+        health = [Note(reason) for reason in self.health().reasons]
+        return Page(f"Memory of {self.runner.name}", [Note(where), *health, *stats.tiers, Table(rows)])
+
     def _pseudonym(self, name: str) -> str:
         """The same for a name and a salt in every process; whoever does not know the salt cannot test a guess."""
         key = hashlib.blake2b(self.config.salt.encode(errors="surrogatepass")).digest()
         return hashlib.blake2b(name.encode(), key=key, digest_size=8).hexdigest()
 
 
-class Reporting:
+class Reporting(Shown):
     """What a Memory says of itself; ``Memory`` has these methods."""
 
     _reports: Reports
+
+    def _page(self) -> Page:
+        return self._reports.page()
 
     def stats(self) -> Stats:
         """Return counters since this Memory was opened, and bytes now. Raises ClosedError."""

@@ -48,8 +48,9 @@ class Costs:
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Record one measured prefill."""
         if n_tokens:
+            news = _NEWS if self.is_measured else 1.0  # the first measurement takes the place of the guess
             self.is_measured = True
-            self._token_s += _NEWS * (seconds / n_tokens - self._token_s)
+            self._token_s += news * (seconds / n_tokens - self._token_s)
 
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
         """Record one measured restore of ``n_bytes`` of live KV from a tier."""

@@ -70,6 +70,11 @@ class Resident:
         """The method of that name; None where the current model has none."""
         return getattr(self.current, "early_states", None)
 
+    @property
+    def n_vocab(self) -> Any:
+        """The attribute of that name; None where the current model has none."""
+        return getattr(self.current, "n_vocab", None)
+
     def open(self, recorded: Mapping[str, str]) -> None:
         """Load it. Engine thread."""
         self.current.open(recorded)

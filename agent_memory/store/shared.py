@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 
@@ -18,10 +18,10 @@ from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
+from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, open_disk
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.reading import Match
-from agent_memory.store.save import Save
 from agent_memory.store.store import Store
 from agent_memory.store.view import verify_store
 from agent_memory.types import VerifyReport
@@ -38,12 +38,16 @@ def ensure_writable(store: Store, doing: str) -> None:
         )
 
 
-def _refused(doing: str) -> Callable[..., NoReturn]:
-    def refuse(self: Store, *args: Any, **options: Any) -> NoReturn:
-        ensure_writable(self, doing)
-        raise AssertionError("a store of this class is read only")
+class _Refused:
+    """A method of ``Store`` that a reader does not have: looking it up raises ReadOnlyError."""
 
-    return refuse
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __get__(self, store: Store | None, owner: type[Store]) -> _Refused:
+        if store is not None:
+            ensure_writable(store, self._doing)
+        return self
 
 
 class SharedStore(Store):
@@ -102,15 +106,12 @@ class SharedStore(Store):
             catalog.attach(*self._attached, self.chunk_tokens)
             self._pins.load(self._logs, self._manifest)
         self._catalog, self._seen = catalog, seen
+        self.carrier = Carrier(self._logs, self._manifest, catalog, self._path)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest prefix of ``ids`` that is on disk now."""
         self._follow()
         return super().match(ids)
-
-    def begin_save(self, *args: Any, **options: Any) -> Save:
-        """Plan nothing."""
-        return Save(None)
 
     def touch(self, match: Match) -> None:
         """Do nothing: times of use are the writer's."""
@@ -130,11 +131,11 @@ class SharedStore(Store):
             found = verify_store(self._manifest, self._logs, self._shared.folder, report)
         return attrs.evolve(found, strangers=())
 
-    create_agent: Any = _refused("create an agent")
-    pin: Any = _refused("pin an agent")
-    append_turn: Any = _refused("write a turn")
-    describe: Any = _refused("change an agent")
-    fork: Any = _refused("fork an agent that is kept")
-    change: Any = _refused("change an agent's log")
-    delete_agent: Any = _refused("delete an agent")
-    forget: Any = _refused("forget what was remembered")
+    create_agent: Any = _Refused("create an agent")
+    pin: Any = _Refused("pin an agent")
+    append_turn: Any = _Refused("write a turn")
+    describe: Any = _Refused("change an agent")
+    fork: Any = _Refused("fork an agent that is kept")
+    change: Any = _Refused("change an agent's log")
+    delete_agent: Any = _Refused("delete an agent")
+    forget: Any = _Refused("forget what was remembered")

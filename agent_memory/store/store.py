@@ -320,7 +320,7 @@ class Store:
           and the heads of its agent's lineages do not move.
         - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
-        if self._catalog is None:
+        if self._catalog is None or self.is_read_only:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)

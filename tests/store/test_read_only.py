@@ -168,6 +168,17 @@ def test_every_method_that_writes_raises_before_any_work(store: Path) -> None:
     assert {name: facts for name, facts in files(store).items() if not name.endswith("-wal")} == before
 
 
+def test_an_agent_is_exported_from_a_reader_and_taken_in_by_none(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ann.agent"
+    with reader(store) as memory:
+        memory.agent("ann").export(file)
+        with pytest.raises(ReadOnlyError, match="read_only=True"):
+            memory.import_agent(file, "another")
+    with Memory(EchoRunner(), tmp_path / "other", config=SMALL) as memory:
+        usage = memory.import_agent(file).say("Who am I?").usage
+        assert usage.cached_tokens > usage.computed_tokens
+
+
 def test_two_readers_and_a_writer_use_one_store_and_a_reader_may_be_first(store: Path) -> None:
     with reader(store) as one, reader(store) as two, Memory(EchoRunner(), store, config=SMALL) as writer:
         writer.agent("ann").say("more")
