@@ -13,6 +13,7 @@ import pytest
 
 import agent_memory
 from agent_memory import Agent, EchoRunner, Memory, Reply
+from agent_memory.recall.episode_types import Effectiveness
 from agent_memory.views.page import Bar, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, seconds, short, size
 
@@ -87,6 +88,26 @@ def test_hostile_text_is_escaped_wherever_it_stands(memory: Memory) -> None:
         episode.step(HOSTILE, HOSTILE, ok=True)
         episode.complete(True)
     read(memory.episodes.recall("alert")[0])
+
+
+def test_every_public_value_that_is_shown_has_a_page_of_its_own() -> None:
+    own = {name for name in SHOWN if any("_page" in vars(kind) for kind in getattr(agent_memory, name).__mro__[:-2])}
+    assert own == set(SHOWN)
+    assert Shown._page not in {getattr(agent_memory, name)._page for name in SHOWN}
+
+
+def test_what_was_recalled_shows_the_parts_of_its_score(memory: Memory) -> None:
+    hit_parts = {"relevance": 0.5, "recency": 0.0}
+    advice = agent_memory.Recommendation(
+        text=HOSTILE, tools=("pytest",), score=0.5, parts=hit_parts, pattern=None, episodes=(1,)
+    )
+    assert "score 0.500: relevance +0.500" in read(advice).text
+    how = Effectiveness(successes=3, failures=1, mean=0.7, freshness=1.0, value=0.7)
+    pattern = agent_memory.Pattern(id="1", kind="tool_sequence", episodes=(1, 2), effectiveness=how, tools=(HOSTILE,))
+    assert "3 successes, 1 failures, worth 0.70; episodes 1, 2" in read(pattern).text
+    assert "1 new text remembered" in read(memory.context.remember("We decided to use SQLite.")).text
+    assert "1 text" in read(memory.context.stats()).text
+    assert read(memory.context.check()).text == "Nothing is damaged"
 
 
 def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved(memory: Memory) -> None:
