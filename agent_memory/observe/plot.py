@@ -99,7 +99,8 @@ def _origins(axes: Any, replies: Sequence[Usage]) -> None:
     axes.set(title="prompt tokens by origin", xlabel="turn", ylabel="tokens")
     _whole_turns(axes, len(replies))
     if any(below):
-        axes.legend(fontsize=8, frameon=False)
+        axes.set_ylim(top=1.35 * max(below))
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
 
 
 def _whole_turns(axes: Any, n_turns: int) -> None:
