@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
+        AgentFileError,
         AgentMemoryError,
         BackendMissingError,
         CancelledError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         OutOfSpaceError,
         PromptTooLongError,
         QueueFullError,
+        ReadOnlyError,
         RequestError,
         RequestTimeoutError,
         StaleVersionError,
@@ -133,6 +135,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "AgentDeletedError",
+    "AgentFileError",
     "AgentInfo",
     "AgentMemoryError",
     "AuditRow",
@@ -209,6 +212,7 @@ __all__ = [
     "Prompt",
     "PromptTooLongError",
     "QueueFullError",
+    "ReadOnlyError",
     "Reasoning",
     "Recall",
     "Recommendation",
@@ -259,6 +263,7 @@ __all__ = [
 _HOMES = {
     "Agent": "agent",
     "AgentDeletedError": "errors",
+    "AgentFileError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
     "AuditRow": "recall.types",
@@ -335,6 +340,7 @@ _HOMES = {
     "Prompt": "types",
     "PromptTooLongError": "errors",
     "QueueFullError": "errors",
+    "ReadOnlyError": "errors",
     "Reasoning": "types",
     "Recall": "types",
     "Recommendation": "recall.episode_types",

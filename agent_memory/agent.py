@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Unpack
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
@@ -64,7 +65,14 @@ class Agent(Shown):
 
     @property
     def _own(self) -> Log:
-        """The log, to be changed. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
+        """The log, to be changed. Raises as ``_now`` does, and ReadOnlyError where it is only read."""
+        log = self._now
+        self._asking.ensure_writable(log, "change an agent or add a turn to it")
+        return log
+
+    @property
+    def _now(self) -> Log:
+        """The log as it is now. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
         log = self._live
         if log.viewed is not None:
             raise UnsupportedParameterError(
@@ -174,7 +182,7 @@ class Agent(Shown):
 
         ``version``: its number, its label, or what ``history`` listed.
         """
-        return Agent(self._asking, self._asking.versions.view(self._own, version))
+        return Agent(self._asking, self._asking.versions.view(self._now, version))
 
     def transaction(self) -> AbstractContextManager[None]:
         """Return a context manager: where its block raises, the agent is again what it was before, log and KV.
@@ -197,6 +205,15 @@ class Agent(Shown):
         ``history()``. Nothing changes where there are no more turns. Raises RequestError while a turn runs.
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
+
+    def export(self, file: str | PathLike[str], *, log_only: bool = False) -> None:
+        """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
+
+        ``log_only``: without KV. Flushes first; replaces a file of that name whole, or leaves it. The file has every
+        word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
 
     def plot(self) -> Plot:
         """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.
@@ -234,7 +251,7 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
     if not isinstance(agent, Agent):
         return asking.log(agent)
     ensure_of(agent, asking)
-    return agent._own
+    return agent._now
 
 
 def ensure_of(agent: Agent, asking: Asking) -> None:

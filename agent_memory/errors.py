@@ -25,6 +25,8 @@
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
         ├ OutOfSpaceError                the disk is full
+        ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
+        ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -216,6 +218,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class AgentFileError(StoreError, ValueError):
+    """The file is none that ``agent.export`` wrote, or not as it was written; nothing was changed."""
+
+
+class ReadOnlyError(StoreError):
+    """The store was opened with ``read_only=True``, or cannot be read without writing to its folder."""
 
 
 class ItemNotFoundError(StoreError, LookupError):

@@ -16,7 +16,7 @@ from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
-from agent_memory.observe.fit import Fit, fit
+from agent_memory.observe.fit import MOST_TOKENS, Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
@@ -38,6 +38,11 @@ class _LongTerm(Protocol):
     n_failed: int
 
 
+class _Models(Protocol):
+    @property
+    def recorded(self) -> Mapping[str, str]: ...
+
+
 class _Asking(Protocol):
     is_closed: bool
     n_tools_abandoned: int
@@ -50,7 +55,7 @@ class _Asking(Protocol):
 class Reports:
     """Reads the state of one Memory. Any thread; changes nothing.
 
-    ``recorded``: what the store knew of the model before it was opened.
+    ``models``: knows what the store had recorded of the model before it was opened.
     """
 
     def __init__(
@@ -61,11 +66,11 @@ class Reports:
         observing: Observing,
         config: Config,
         asking: _Asking,
-        recorded: Mapping[str, str],
+        models: _Models,
         path: Path | None,
     ) -> None:
         self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
-        self._store, self._asking, self._recorded = store, asking, recorded
+        self._store, self._asking, self._models = store, asking, models
         self.ensure_open, self.path = asking.ensure_open, path
 
     def _stored(self) -> dict[str, Any]:
@@ -133,8 +138,8 @@ class Reports:
 
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
-        disk_bytes = self._store.stats()["disk_budget_bytes"]
-        at = Circumstances(runner=self.runner, config=self.config, recorded=self._recorded, disk_bytes=disk_bytes)
+        disk_bytes, recorded = self._store.stats()["disk_budget_bytes"], self._models.recorded
+        at = Circumstances(runner=self.runner, config=self.config, recorded=recorded, disk_bytes=disk_bytes)
         return checkup.examine(at, explain=explain)
 
     def fit(self, n_agents: int, n_tokens: int) -> Fit:
@@ -234,6 +239,8 @@ class Reporting(Shown):
         for name, value in (("n_agents", n_agents), ("n_tokens", n_tokens)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UnsupportedParameterError(f"{name} must be an int of 1 or more, got {repr_of(value)}")
+        if n_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(f"n_tokens must be at most {MOST_TOKENS:,}, got {repr_of(n_tokens)}")
         self._reports.ensure_open()
         return self._reports.fit(n_agents, n_tokens)
 

@@ -22,8 +22,8 @@ T = TypeVar("T")
 #: Used until measured: seconds to compute a token, and bytes a second read from a tier.
 _COMPUTE_S = 1e-3
 _LOAD_RATES: dict[Tier, float] = {"warm": 4e9, "cold": 1e9}
+_LONG_STEP = 64  #: tokens of a step that tells the rate of long prompts
 #: Weight of a new measurement in the moving average.
-_LONG_STEP = 64
 _NEWS = 0.2
 _LEAST_IDLE_S = 1e-6
 
@@ -40,6 +40,12 @@ class Costs:
     _long_token_s: float | None = field(default=None, init=False)  #: of steps of ``_LONG_STEP`` tokens or more
     is_measured: bool = field(default=False, init=False)  #: True once a prefill was measured
     measured: set[Tier] = field(factory=set, init=False)  #: tiers from which a restore was measured
+
+    def forget(self) -> None:
+        """Forget what was measured: another model is loaded."""
+        fresh = Costs()
+        self._token_s, self._byte_s, self.is_measured = fresh._token_s, fresh._byte_s, False
+        self.measured.clear()
 
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Record one measured prefill."""

@@ -34,6 +34,7 @@ from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
+from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
 from agent_memory.store.holders import delete_agents, delete_unowned, delete_with_versions, hold, release
@@ -60,6 +61,8 @@ class Store:
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
+    is_read_only = False  #: True in ``SharedStore``
+
     def __init__(
         self,
         path: Path | None,
@@ -85,6 +88,7 @@ class Store:
         else:
             self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
         self._logs, self._manifest = Logs(self._database), Manifest(self._database)
+        self.carrier = Carrier(self._logs, self._manifest, self._catalog, path)  #: takes agents out, and in
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
@@ -102,6 +106,7 @@ class Store:
                 self._compactor = Compactor(catalog)
                 disk.on_commit = self._compactor.wake
                 sweep(catalog)
+                self._pins.load(Logs(self._database), Manifest(self._database))  # before the first eviction
                 keep(catalog)
             except BaseException:
                 self._database.close()
@@ -315,7 +320,7 @@ class Store:
           and the heads of its agent's lineages do not move.
         - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
-        if self._catalog is None:
+        if self._catalog is None or self.is_read_only:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)

@@ -110,10 +110,11 @@ def test_what_was_recalled_shows_the_parts_of_its_score(memory: Memory) -> None:
     assert read(memory.context.check()).text == "Nothing is damaged"
 
 
-def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved(memory: Memory) -> None:
-    agent = memory.agent("ann", system="word " * 300)
-    agent.say("one")
-    usage = agent.say("two").usage
+def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved() -> None:
+    with Memory(EchoRunner(delay_s=0.05), ":memory:") as memory:
+        agent = memory.agent("ann", system="word " * 300)
+        agent.say("one")
+        usage = agent.say("two").usage
     assert usage.saved_s is not None
     assert usage.saved_s > 0
     text = read(usage).text
