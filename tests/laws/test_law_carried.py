@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentFileError, Config, Memory
+from agent_memory import AgentFileError, Config, Memory, UnsupportedParameterError
 from tests.parts.agentfile import parts, sealed
 from tests.parts.tinyrunner import endless
 
@@ -88,6 +88,35 @@ def test_lossy_kv_moves_as_it_is_and_says_so(name: str, codec: str, tmp_path: Pa
     (tmp_path / "b.agent").write_bytes(sealed(found))
     with opened(tmp_path / "three", name) as memory, pytest.raises(AgentFileError, match="poses"):
         memory.import_agent(tmp_path / "b.agent")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_windows"])
+def test_exact_kv_is_encoded_on_its_way_out_as_a_save_encodes_it(name: str, tmp_path: Path) -> None:
+    with opened(tmp_path / "one", name) as memory:
+        agent = memory.agent("a", system="You say what you heard, and nothing else.")
+        agent.say("First, a long message that fills some chunks. " * 3, max_tokens=5)
+        with pytest.raises(UnsupportedParameterError, match="codec must be one of"):
+            agent.export(tmp_path / "odd", codec="q3")  # type: ignore[arg-type]
+        agent.export(tmp_path / "exact")
+        agent.export(tmp_path / "same", codec="exact")
+        agent.export(tmp_path / "a.agent", codec="q8")
+    with opened(tmp_path / "coded", name, cold_codec="q8") as memory:
+        agent = memory.agent("a", system="You say what you heard, and nothing else.")
+        agent.say("First, a long message that fills some chunks. " * 3, max_tokens=5)
+        agent.export(tmp_path / "saved")
+        agent.export(tmp_path / "again", codec="q4")
+    raw = {name: (tmp_path / name).read_bytes() for name in ("exact", "same", "a.agent", "saved", "again")}
+    assert raw["exact"] == raw["same"]
+    rows = {
+        name: [(part.facts, part.body) for part in parts(found) if part.kind == "rows"] for name, found in raw.items()
+    }
+    assert rows["a.agent"] == rows["saved"] == rows["again"]  # and lossy KV is never encoded again
+    assert len(raw["a.agent"]) < len(raw["exact"])
+    with opened(tmp_path / "two", name) as memory:
+        moved = memory.import_agent(tmp_path / "a.agent")
+        usage = moved.say("And now?", max_tokens=2).usage
+        assert (usage.tier, usage.exactness) == ("cold", "quantized")
+        assert memory.verify().ok
 
 
 CHILD = """
