@@ -119,6 +119,51 @@ def test_exact_kv_is_encoded_on_its_way_out_as_a_save_encodes_it(name: str, tmp_
         assert memory.verify().ok
 
 
+def _states(raw: bytes, change: Any) -> bytes:
+    """A file in which the text of the first state is another one."""
+    found = parts(raw)
+    part = next(part for part in found if part.kind == "resume" and part.facts["has_state"])
+    n_text = int.from_bytes(part.body[:8], "little")
+    told = change(json.loads(part.body[8 : 8 + n_text]))
+    text = json.dumps(told, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    part.body = len(text).to_bytes(8, "little") + text + part.body[8 + n_text :]
+    return sealed(found)
+
+
+def _larger(told: Any) -> Any:
+    told[0]["t"][0]["l"][0]["a"][1][1] += 1
+    return told
+
+
+def _beyond(told: Any) -> Any:
+    told[0]["t"][0]["l"][1]["a"][2] += 1 << 20
+    return told
+
+
+def _huge(told: Any) -> Any:
+    told[0]["t"][0]["l"][0]["a"][1] = [1 << 40, 0]
+    return told
+
+
+@pytest.mark.parametrize(
+    "change", [_larger, _beyond, _huge, lambda told: told[:-1], lambda told: [{"v": 1}] * len(told)]
+)
+def test_a_state_that_is_none_of_the_model_is_refused(change: Any, tmp_path: Path) -> None:
+    """A cache with such an array would fail at every turn."""
+    with opened(tmp_path / "one", "qwen3_next") as memory:
+        lived(memory)
+        memory.agent("a").export(tmp_path / "a.agent")
+    raw = (tmp_path / "a.agent").read_bytes()
+    (tmp_path / "same").write_bytes(_states(raw, lambda told: told))
+    (tmp_path / "b.agent").write_bytes(_states(raw, change))
+    with opened(tmp_path / "two", "qwen3_next") as memory:
+        with pytest.raises(AgentFileError, match="state"):
+            memory.import_agent(tmp_path / "b.agent")
+        assert memory.agents() == []
+        assert memory.import_agent(tmp_path / "same").info.n_turns == 2
+
+
 CHILD = """
 import json, sys
 from pathlib import Path
