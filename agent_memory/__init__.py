@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_memory.echo.runner import EchoRunner
     from agent_memory.errors import (
         AgentDeletedError,
+        AgentFileError,
         AgentMemoryError,
         BackendMissingError,
         CancelledError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         OutOfSpaceError,
         PromptTooLongError,
         QueueFullError,
+        ReadOnlyError,
         RequestError,
         RequestTimeoutError,
         StaleVersionError,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
+    from agent_memory.observe.plot import Plot
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
@@ -132,6 +135,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Agent",
     "AgentDeletedError",
+    "AgentFileError",
     "AgentInfo",
     "AgentMemoryError",
     "AuditRow",
@@ -204,9 +208,11 @@ __all__ = [
     "Pause",
     "Phase",
     "Plan",
+    "Plot",
     "Prompt",
     "PromptTooLongError",
     "QueueFullError",
+    "ReadOnlyError",
     "Reasoning",
     "Recall",
     "Recommendation",
@@ -257,6 +263,7 @@ __all__ = [
 _HOMES = {
     "Agent": "agent",
     "AgentDeletedError": "errors",
+    "AgentFileError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
     "AuditRow": "recall.types",
@@ -329,9 +336,11 @@ _HOMES = {
     "Pause": "tools",
     "Phase": "groups.phases",
     "Plan": "recall.types",
+    "Plot": "observe.plot",
     "Prompt": "types",
     "PromptTooLongError": "errors",
     "QueueFullError": "errors",
+    "ReadOnlyError": "errors",
     "Reasoning": "types",
     "Recall": "types",
     "Recommendation": "recall.episode_types",

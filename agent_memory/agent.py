@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Unpack
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
@@ -10,15 +11,21 @@ from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.log.versions import Version
 from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.plot import Plot
 from agent_memory.prompt import messages as shapes
 from agent_memory.requests.answering import answers_of, open_calls
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolCall, ToolResult
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import ago, count, short
+
+#: Newest messages that a notebook shows of an agent.
+_SHOWN = 8
 
 
-class Agent:
+class Agent(Shown):
     """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent, until it is deleted.
 
     Turns of one agent run one after another; different agents never wait for each other's turns.
@@ -36,6 +43,20 @@ class Agent:
             state += f", version {log.viewed[1]}, read-only"
         return f"Agent({log.name!r} {state})"
 
+    def _page(self) -> Page:
+        log = self._log
+        if log.is_deleted:
+            return Page(f"Agent {log.name}, deleted")
+        info = log.info
+        title = f"Agent {log.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"
+        facts = [f"last used {ago(info.used_s)}", *(["pinned"] if info.is_pinned else [])]
+        shown = [one for one in log.messages if one.role == "system"][:1]
+        newest = [one for one in log.messages if one.role != "system"][-_SHOWN:]
+        rows = [(one.role, short(one.content, 200)) for one in (*shown, *newest)]
+        left_out = len(log.messages) - len(rows)
+        facts += [f"{count(left_out, 'older message')} not shown"] if left_out else []
+        return Page(title, [Note(", ".join(facts)), *([Table(rows)] if rows else [])])
+
     @property
     def _live(self) -> Log:
         """The log. Raises AgentDeletedError."""
@@ -44,7 +65,14 @@ class Agent:
 
     @property
     def _own(self) -> Log:
-        """The log, to be changed. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
+        """The log, to be changed. Raises as ``_now`` does, and ReadOnlyError where it is only read."""
+        log = self._now
+        self._asking.ensure_writable(log, "change an agent or add a turn to it")
+        return log
+
+    @property
+    def _now(self) -> Log:
+        """The log as it is now. Raises AgentDeletedError, and UnsupportedParameterError for a view of a version."""
         log = self._live
         if log.viewed is not None:
             raise UnsupportedParameterError(
@@ -154,7 +182,7 @@ class Agent:
 
         ``version``: its number, its label, or what ``history`` listed.
         """
-        return Agent(self._asking, self._asking.versions.view(self._own, version))
+        return Agent(self._asking, self._asking.versions.view(self._now, version))
 
     def transaction(self) -> AbstractContextManager[None]:
         """Return a context manager: where its block raises, the agent is again what it was before, log and KV.
@@ -177,6 +205,22 @@ class Agent:
         ``history()``. Nothing changes where there are no more turns. Raises RequestError while a turn runs.
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
+
+    def export(self, file: str | PathLike[str], *, log_only: bool = False) -> None:
+        """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
+
+        ``log_only``: without KV. Flushes first; replaces a file of that name whole, or leaves it. The file has every
+        word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
+
+    def plot(self) -> Plot:
+        """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.
+
+        Needs the extra ``plot``. Raises ClosedError or MissingExtraError.
+        """
+        return self._asking.plot(self._live)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.
@@ -207,7 +251,7 @@ def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:
     if not isinstance(agent, Agent):
         return asking.log(agent)
     ensure_of(agent, asking)
-    return agent._own
+    return agent._now
 
 
 def ensure_of(agent: Agent, asking: Asking) -> None:

@@ -191,7 +191,7 @@ class Config:
     on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
-    #: None: bars when a person watches
+    #: bars for long work: always, never, or None: where a person watches, a terminal or a notebook
     progress: bool | None = field(default=None, validator=_kind(bool, type(None)))
     #: what takes secrets out of every prompt before the model and the log see it: "rules", or an object with a method
     #: ``redact(text)`` (``Redactor``); long-term memory redacts by rules where this is None

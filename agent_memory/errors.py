@@ -25,6 +25,8 @@
         ├ StoreLockedError               path, holder
         ├ IncompatibleStoreError         found, supported
         ├ OutOfSpaceError                the disk is full
+        ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
+        ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -44,6 +46,7 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
+    "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
     "smolagents": 'pip install "smolagents>=1.20"',
@@ -215,6 +218,14 @@ class IncompatibleStoreError(StoreError):
 
 class OutOfSpaceError(StoreError, OSError):
     """The disk is full."""
+
+
+class AgentFileError(StoreError, ValueError):
+    """The file is none that ``agent.export`` wrote, or not as it was written; nothing was changed."""
+
+
+class ReadOnlyError(StoreError):
+    """The store was opened with ``read_only=True``, or cannot be read without writing to its folder."""
 
 
 class ItemNotFoundError(StoreError, LookupError):

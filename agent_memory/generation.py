@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError, UnsupportedParameterError, repr_of
+from agent_memory.progress import EVERY_S, Bar
 from agent_memory.types import Delta, Reply
 
 State = Literal["queued", "prefill", "decode", "done", "cancelled", "failed"]
@@ -24,9 +26,12 @@ _ENDED = ("done", "cancelled", "failed")
 class Feed:
     """The producer's end: written by the engine thread, read by any number of threads and event loops."""
 
-    __slots__ = ("_at_end", "_changed", "_wakers", "deltas", "error", "id", "pid", "progress", "reply", "state")
+    __slots__ = (
+        "_at_end", "_changed", "_wakers", "deltas", "error", "id", "pid", "progress", "reply", "shows",
+        "state",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, shows: bool | None = None) -> None:
         self.id = uuid.uuid4().hex  #: of the request
         self._changed = threading.Condition()
         self._wakers: set[Callable[[], None]] = set()
@@ -36,6 +41,7 @@ class Feed:
         self.progress = (0, 0)
         self.reply: Reply | None = None
         self.error: BaseException | None = None
+        self.shows = shows  #: True: who waits sees a bar of the prefill; None: where a person watches
         self.pid = os.getpid()
 
     @property
@@ -161,7 +167,7 @@ class Generation:
         Interrupted by Ctrl-C, the request is cancelled. Raises UnsupportedParameterError for a time that is no number.
         """
         try:
-            ended = self._feed.wait(2**62, _limit(timeout_s))
+            ended = self._wait(2**62, _limit(timeout_s))
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -173,7 +179,7 @@ class Generation:
 
     def outcome(self) -> Reply | BaseException:
         """Wait for the reply, or for the error that ``result()`` would raise."""
-        self._feed.wait(2**62, None)
+        self._wait(2**62)
         return self._feed.error or self._reply()
 
     def cancel(self) -> None:
@@ -189,7 +195,7 @@ class Generation:
     def __iter__(self) -> Iterator[Delta]:
         seen = 0
         try:
-            while self._feed.wait(seen, None) and seen < len(self._feed.deltas):
+            while self._wait(seen) and seen < len(self._feed.deltas):
                 yield self._feed.deltas[seen]
                 seen += 1
         finally:
@@ -239,14 +245,53 @@ class Generation:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
                 loop.call_soon_threadsafe(event.set)
 
-        unwatch = self._feed.watch(waker)
+        unwatch, shown = self._feed.watch(waker), self._shown()
         try:
             while len(self._feed.deltas) <= seen and not self._feed.ended:
                 event.clear()
                 if len(self._feed.deltas) <= seen and not self._feed.ended:
-                    await event.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(None if shown is None else EVERY_S):
+                            await event.wait()
+                    shown = self._follow(shown)
         finally:
             unwatch()
+            if shown is not None:
+                shown.close()
+
+    def _wait(self, seen: int, timeout_s: float | None = None) -> bool:
+        """``Feed.wait``, with a bar while a long prompt is computed."""
+        if (shown := self._shown()) is None:
+            return self._feed.wait(seen, timeout_s)
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while shown is not None:
+                left = EVERY_S if until is None else min(EVERY_S, until - time.monotonic())
+                if self._feed.wait(seen, left):
+                    return True
+                if left < EVERY_S:
+                    return False
+                shown = self._follow(shown)
+        finally:
+            if shown is not None:
+                shown.close()
+        return self._feed.wait(seen, None if until is None else until - time.monotonic())
+
+    def _shown(self) -> Bar | None:
+        """A bar for the prefill; None where it is past, or nobody watches."""
+        if self._feed.state not in ("queued", "prefill"):
+            return None
+        shown = Bar(self._feed.shows, "prefill", "tokens")
+        return shown if shown.is_watched else None
+
+    def _follow(self, shown: Bar | None) -> Bar | None:
+        """Draw how far the prefill is; None once it is past."""
+        if shown is not None and self._feed.state == "prefill":
+            shown.report(*self._feed.progress)
+        elif shown is not None and self._feed.state != "queued":
+            shown.close()
+            return None
+        return shown
 
     def _outcome(self) -> Reply:
         if self._feed.error is not None:

@@ -20,11 +20,12 @@ from agent_memory.groups.group import Group
 from agent_memory.groups.opening import Groups
 from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
+from agent_memory.observe.agents import AgentList
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.reports import Reporting, Reports
-from agent_memory.prefix.chunks import identity_of
+from agent_memory.progress import bar
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
@@ -38,8 +39,12 @@ from agent_memory.requests.explaining import linted
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
 from agent_memory.requests.registry import AgentSpec
+from agent_memory.requests.swapping import Models
 from agent_memory.requests.tool_loop import ToolRun, ToolTurn
-from agent_memory.scheduler.engine import Engine, shut, until_shut
+from agent_memory.scheduler.engine import Engine
+from agent_memory.scheduler.resident import Resident
+from agent_memory.scheduler.shutting import shut, until_shut
+from agent_memory.store.shared import ensure_writable
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,
@@ -63,7 +68,9 @@ class Memory(Reporting):
 
     ``model``: hub id, mlx-lm directory, ``.gguf`` file, ``MLXRunner(model, tokenizer)``, ``EchoRunner()``, or None for
     the starter model. ``path``: the store's folder; None for the user's data folder; ":memory:" for no disk tier.
-    Loads the model before it returns. Thread-safe; one process at a time holds a store.
+    Loads the model before it returns. Thread-safe; one process at a time holds a store. ``read_only``: reads one that
+    another process may hold, and writes nothing; new KV stays in memory, and what would change the store raises
+    ReadOnlyError.
 
     Raises ConfigError, ModelError, BackendMissingError, StoreLockedError, IncompatibleStoreError or StoreError.
     """
@@ -75,26 +82,28 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> None:
         check_config(config)
         self._config = config
-        self._runner = runner_for(model, config, adapter)
-        self._model = self._runner.name
+        self._runner = Resident(runner_for(model, config, adapter))
         hot_bytes, warm_bytes = memory_budgets(config)
         self._path = store_path(path)
-        self._tiers = tiers_for(self._path or ":memory:", config, warm_bytes)
+        self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
             observing = Observing(config)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
-            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path)
             self._groups = Groups(self._asking)
-            recorded = self._store.recorded(self._model)
-            self._engine.open(recorded, self._attach)
+            self._models = Models(self._runner, self._tiers, self._engine, self._asking, config)
+            self._models.open()
         except BaseException:
             self._store.close()
             raise
-        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, recorded)
+        self._reports = Reports(
+            self._runner, self._store, self._engine, observing, config, self._asking, self._models, self._path
+        )
         # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
@@ -106,6 +115,7 @@ class Memory(Reporting):
         *,
         config: Config = Config(),
         adapter: str | PathLike[str] | None = None,
+        read_only: bool = False,
     ) -> Opening[Memory]:
         """Open a Memory without blocking the event loop: ``await`` it, or use it with ``async with``.
 
@@ -114,7 +124,8 @@ class Memory(Reporting):
         check_config(config)
         folder = store_path(path)
         runner = runner_for(model, config, adapter)
-        return Opening(partial(cls, runner, ":memory:" if folder is None else folder, config=config))
+        where = ":memory:" if folder is None else folder
+        return Opening(partial(cls, runner, where, config=config, read_only=read_only))
 
     @property
     def model_name(self) -> str:
@@ -272,6 +283,16 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
+    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+        """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
+
+        The whole file is checked before the store is touched; chunks that are stored are not written again. Under
+        another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
+        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        """
+        self._asking.ensure_open()
+        return Agent(self._asking, self._asking.moving.take_in(file, name))
+
     @takes_options()
     def best_of(
         self, agent: str | Agent, message: Prompt, n: int, key: Callable[[Reply], Any], **options: Unpack[Options]
@@ -298,6 +319,7 @@ class Memory(Reporting):
         (the default: all at once, on the same state), "turns" (one after another) or "free". ``phases``: parts of the
         conversation. Raises ConfigError where the group is another one, UnknownAgentError.
         """
+        ensure_writable(self._store, "open a group")
         return self._groups.open(name, members, topology, phases)
 
     @takes_options(without=["tools"])
@@ -334,7 +356,7 @@ class Memory(Reporting):
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
         self._asking.ensure_open()
-        return self._asking.agents.infos()
+        return AgentList(self._asking.agents.infos(), self._asking.agent_sizes)
 
     def delete(self, name: str | Agent) -> bool:
         """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.
@@ -359,10 +381,26 @@ class Memory(Reporting):
         self._asking.ensure_open()
         evict(self._engine, self._tiers, None if agent is None else self._known_log(agent), to=to)
 
+    def swap_model(
+        self,
+        model: str | PathLike[str] | ModelRunner | None,
+        *,
+        adapter: str | PathLike[str] | None = None,
+        drain: bool = True,
+    ) -> None:
+        """Load another model in place of this one, which is freed first; agents keep their logs, and their KV of each.
+
+        Requests in work end first; with ``drain=False`` they are cancelled. Requests made meanwhile wait. If the new
+        model cannot be loaded, the old one is loaded again and the error is raised. Blocks; seconds for a large model.
+        Raises ConfigError, ModelError or BackendMissingError; RequestError on the library's own threads.
+        """
+        self._models.swap(runner_for(model, self._config, adapter), drain=drain)
+
     def verify(self) -> VerifyReport:
         """Read and check every stored byte against its checksum, logs included. Minutes for a large store."""
         self.flush()
-        return self._store.verify()
+        with bar(self._config.progress, "verify", "files") as report:
+            return self._store.verify(report)
 
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
@@ -398,14 +436,6 @@ class Memory(Reporting):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def _attach(self) -> None:
-        """Tell the store whose KV this is; engine thread, after the model is loaded."""
-        identity = identity_of(self._runner.identity, self._config.salt, self._config.chunk_tokens)
-        grid = str(self._config.prefill_tokens or self._runner.prefill_tokens)
-        facts = {"model": self._model, "grid": grid, **self._runner.identity, **self._runner.choices}
-        self._asking.agents.identity = identity
-        self._tiers.attach(identity, self._runner.layout, self._runner.host, facts)
 
     def _name_of(self, agent: str | Agent) -> str:
         """The name of an agent, which may be given by it. Raises as ``log_of`` does for an Agent."""

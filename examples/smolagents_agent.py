@@ -5,7 +5,7 @@
 
 Each step of a ToolCallingAgent must be a call, and a grammar holds it to the tools' schemas. Which tool it is, and with
 which values, is the model's choice, and the starter model (135 million parameters) is far too small to choose well.
-smolagents' own instructions are 2,600 tokens long here: they are computed once.
+smolagents' own instructions are 1,200 tokens long here: they are computed once.
 """
 
 from __future__ import annotations

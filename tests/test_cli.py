@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,12 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from agent_memory import EchoRunner, Memory
+from agent_memory import ConfigError, EchoRunner, Memory, ModelNotFoundError, StoreError, UnknownAgentError
 from agent_memory.cli import app
+from agent_memory.cli.printing import as_bytes, print_table
+from agent_memory.cli.talking import COMMANDS
+from docs.generate import commands, with_commands
+from tests.parts.tinydirectory import directory
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,7 +125,179 @@ def test_config_and_version_need_no_store() -> None:
     assert "agent_memory" in run("version").stdout
 
 
+def test_explain_says_what_the_next_turn_would_reuse(store: str) -> None:
+    found = json.loads(run("explain", "ann", "and now?", "-m", "echo", "-s", store, "--json").stdout)
+    assert found["cause"] is None
+    assert 0 < found["reusable"]["cold"] < found["prompt_tokens"]
+    assert "reusable: " in run("explain", "ann", "-m", "echo", "-s", store).stdout
+    assert isinstance(run("explain", "nobody", "-m", "echo", "-s", store).exception, UnknownAgentError)
+    assert "nobody" not in run("ls", "-s", store).stdout  # asking makes no agent
+
+
+def test_fork_makes_another_agent_from_a_turn_or_a_checkpoint(store: str) -> None:
+    bob = "[bold]bob[/bold]"
+    with Memory(EchoRunner(), store) as memory:
+        memory.agent(bob).checkpoint("both")
+    assert "from turn 2" in run("fork", bob, "whole", "-m", "echo", "-s", store).stdout
+    assert (
+        json.loads(run("fork", bob, "early", "--at", "1", "-m", "echo", "-s", store, "--json").stdout)["n_turns"] == 1
+    )
+    assert "from turn 2" in run("fork", bob, "labelled", "--at", "both", "-m", "echo", "-s", store).stdout
+    assert isinstance(run("fork", bob, "early", "-m", "echo", "-s", store).exception, ConfigError)
+
+
+def test_chat_forks_explains_and_takes_several_turns_back(store: str) -> None:
+    typed = "one\ntwo\n/fork\n/fork twin\n/rewind many\n/rewind 2\n/explain and now?\n/help\n/quit\n"
+    found = run("chat", "ann", "-m", "echo", "-s", store, told=typed)
+    assert found.exit_code == 0
+    assert "/fork needs a name" in found.stdout
+    assert "agent-memory chat twin" in found.stdout
+    assert "a number of turns, not 'many'" in found.stdout
+    assert "taken back; 1 turns are left" in found.stdout
+    assert "reusable: " in found.stdout
+    assert all(f"{command} " in found.stdout or f"{command}:" in found.stdout for command in COMMANDS)
+    assert {row["name"]: row["n_turns"] for row in json.loads(run("ls", "-s", store, "--json").stdout)}["twin"] == 3
+
+
+@pytest.fixture
+def full_store(tmp_path: Path) -> str:
+    """Three agents with some 0.4 MB of KV each: one used long ago, one pinned, one busy."""
+    with Memory(EchoRunner(), tmp_path / "full") as memory:
+        for name in ("idle", "pinned", "busy"):
+            memory.agent(name).say(f"{name} " * 300)
+            memory.flush()
+        memory.agent("pinned").pin()
+        memory.agent("busy").say("more")
+    return str(tmp_path / "full")
+
+
+def test_gc_says_what_would_go_and_then_evicts_that_and_no_pinned_agent(full_store: str) -> None:
+    before = json.loads(run("du", "-s", full_store, "--json").stdout)
+    planned = json.loads(run("gc", "--free", "300KB", "--dry-run", "-s", full_store, "--json").stdout)
+    assert json.loads(run("du", "-s", full_store, "--json").stdout) == before
+    assert planned["agents"]
+    assert "pinned" not in planned["agents"]
+    done = json.loads(run("gc", "--free", "300KB", "-s", full_store, "--json").stdout)
+    assert done["agents"] == planned["agents"]
+    assert done["after_bytes"] <= done["before_bytes"] - 300_000
+    everything = json.loads(run("gc", "--to", "0", "-s", full_store, "--json").stdout)
+    assert "pinned" not in everything["agents"]
+    with Memory(EchoRunner(), full_store) as memory:
+        assert memory.agent("pinned").say("still here").usage.tier == "cold"
+        assert memory.agent("idle").messages[0].content.startswith("idle idle")  # the log stays
+    assert run("verify", "-s", full_store).exit_code == 0
+
+
+def test_gc_refuses_two_targets_nonsense_and_a_folder_without_a_store(full_store: str, tmp_path: Path) -> None:
+    assert run("gc", "--free", "1GB", "--to", "1GB", "-s", full_store).exit_code == 2
+    assert run("gc", "--free", "much", "-s", full_store).exit_code == 2
+    assert isinstance(run("gc", "-s", str(tmp_path)).exception, StoreError)
+
+
+def test_gc_removes_files_that_the_store_does_not_name(full_store: str) -> None:
+    segment = next(Path(full_store, "kv").rglob("*.safetensors"))
+    orphan = segment.with_name(f"{'0' * len(segment.stem)}.safetensors")
+    orphan.write_bytes(bytes(8192))
+    run("gc", "-s", full_store)
+    assert segment.exists()
+    assert not orphan.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("20GB", 20 * 10**9), ("512MiB", 512 << 20), ("1.5 k", 1500), ("2g", 2 * 10**9), ("0", 0)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, n_bytes: int) -> None:
+    assert as_bytes(text) == n_bytes
+
+
+def test_recall_and_episodes_need_no_model(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    with Memory(EchoRunner(), store) as memory:
+        memory.context.remember("The dog is called Rex.")
+        memory.context.workspace("other").remember("The dog is called Fido.")
+        for task in ("mend the parser", "write the docs"):
+            with memory.episodes.start(task) as episode:
+                episode.step("grep", "look")
+                episode.complete(True)
+    found = json.loads(run("recall", "dog", "-s", store, "--json").stdout)
+    assert [hit["item"]["text"] for hit in found] == ["The dog is called Rex."]
+    assert "Fido" in run("recall", "dog", "--workspace", "other", "-s", store).stdout
+    assert [one["task"] for one in json.loads(run("episodes", "-s", store, "--json").stdout)] == [
+        "write the docs", "mend the parser",
+    ]  # fmt: skip
+    assert [one["task"] for one in json.loads(run("episodes", "-k", "1", "-s", store, "--json").stdout)] == [
+        "write the docs"
+    ]
+    like = json.loads(run("episodes", "mend a parser", "-s", store, "--json").stdout)
+    assert like[0]["task"] == "mend the parser"
+    assert isinstance(run("recall", "dog", "-s", str(tmp_path / "none")).exception, StoreError)
+    assert not (tmp_path / "none").exists()
+
+
+def test_models_lists_folders_and_says_what_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "of_tomorrow"}')
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    found = json.loads(run("models", "--folder", str(tmp_path), "--json").stdout)
+    assert found[0]["name"] == "(starter)"
+    mine = {Path(one["name"]).name: one for one in found if one["name"].startswith(str(tmp_path))}
+    assert mine.keys() == {"odd", "cut.gguf"}
+    assert "model*.safetensors" in mine["odd"]["problem"]
+    assert not mine["cut.gguf"]["is_supported"]
+    assert run("models", "check", str(tmp_path / "odd")).exit_code == 3
+    assert isinstance(run("models", "check", "nobody/nothing-of-this-name").exception, ModelNotFoundError)
+
+
+@pytest.mark.mlx
+def test_models_check_tells_the_kinds_of_layers_and_reads_no_weights(tmp_path: Path) -> None:
+    folder = directory(tmp_path / "tiny", sliding_window=64)
+    found = json.loads(run("models", "check", str(folder), "--json").stdout)
+    assert found["is_supported"]
+    assert found["layers"] == {"full": 2}
+    assert "full attention" in run("models", "check", str(folder)).stdout
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    refused = run("models", "check", str(folder))
+    assert refused.exit_code == 3
+    assert "supported" in refused.stdout
+
+
+def test_a_table_keeps_a_row_on_its_line_whatever_stands_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "n"), [("two\nlines\x1b[2J", 1_000), ("見出し", 2)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["name               n", "two lines [2J  1,000", "見出し             2"]
+
+
+def test_a_shell_completes_the_names_of_agents(store: str) -> None:
+    words = f"agent-memory show --store {store} a"
+    asked = {"_AGENT_MEMORY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "4"}
+    code = "import sys; sys.argv = ['agent-memory']; from agent_memory.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **asked}
+    )
+    assert done.stdout.split() == ["ann"]
+
+
+def test_an_error_is_one_line_and_exit_code_1() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "agent_memory", "ls", "-s", "no/such/store"], capture_output=True, text=True,
+        check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("StoreError: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_every_command_is_documented_and_every_documented_command_exists() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    there = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert {line.split("`")[1].split()[0] for line in text.splitlines() if line.startswith("| `")} == there
+    assert set(re.findall(r"^### `agent-memory ([a-z]+(?: [a-z]+)*)", text, re.M)) == {name for name, _ in commands()}
+
+
+def test_the_help_of_every_command_stands_in_the_docs_as_it_is() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert text == with_commands(text), "python docs/generate.py writes it"
+
+
+def test_a_command_whose_help_changed_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert with_commands(text.replace("Show an agent's conversation.", "Show it.")) == text

@@ -117,6 +117,11 @@ class EchoRunner:
         return self._tokenizer
 
     @property
+    def n_vocab(self) -> int:
+        """How many ids there are."""
+        return self._tokenizer.n_vocab
+
+    @property
     def layout(self) -> Layout:
         """``layers`` pairs of tensors (heads, n, dim)."""
         return self._layout

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SAME = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "timeout_s")  #: of ``-o`` and of ``Memory``
 
 
-class AgentMemoryOptions(llm.Options):  # type: ignore[name-defined]
+class AgentMemoryOptions(llm.Options):
     """What ``-o`` takes; ``llm models options set agent-memory model NAME`` keeps one for all prompts."""
 
     model: str | None = Field(None, description="hub id, mlx-lm folder or .gguf file; the starter model")
@@ -97,7 +97,7 @@ class _OfMemory:
         response.response_json = {"finish": reply.finish, "usage": usage.to_dict()}
 
 
-class AgentMemoryModel(_OfMemory, llm.Model):  # type: ignore[name-defined]
+class AgentMemoryModel(_OfMemory, llm.Model):
     """A model of the command, or on a ``memory`` that the caller opens and closes."""
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[StreamEvent]:
@@ -108,7 +108,7 @@ class AgentMemoryModel(_OfMemory, llm.Model):  # type: ignore[name-defined]
             self._tell(generation.result(), response)
 
 
-class AsyncAgentMemoryModel(_OfMemory, llm.AsyncModel):  # type: ignore[name-defined]
+class AsyncAgentMemoryModel(_OfMemory, llm.AsyncModel):
     """The same for an event loop; the first prompt's Memory is opened on it."""
 
     async def execute(

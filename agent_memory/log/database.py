@@ -14,8 +14,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent_memory.errors import StoreError
-from agent_memory.log.files import Files
+from agent_memory.errors import ReadOnlyError, StoreError
+from agent_memory.log.files import Files, held_bytes
 from agent_memory.log.schema import (
     WRITE_VERSION,
     connect,
@@ -137,10 +137,16 @@ def open_database(path: Path | None, files: Files | None = None) -> Database:
 def view_database(path: Path) -> Database:
     """Open a manifest only to read it, beside the process that writes it.
 
-    Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError.
+    Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError, and
+    ReadOnlyError where that would miss what is in the WAL.
     """
-    errors = []
+    errors: list[sqlite3.Error] = []
     for options in ("mode=ro", "mode=ro&immutable=1"):
+        if errors and held_bytes(wal := path.with_name(f"{path.name}-wal")):
+            raise ReadOnlyError(
+                f"cannot read {path}: its newest changes are in {wal.name}, which SQLite reads only with a file beside "
+                f"it that this process may not make ({errors[0]}). Let it write to the folder, or close the store first"
+            )
         db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
         try:
             db.execute("PRAGMA query_only=ON")

@@ -31,6 +31,7 @@ class Facts:
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
     system: str | None = None
     answered: tuple[tuple[str, str], ...] = ()
+    n_versions: int | None = None  #: the highest number that a version of the agent was given; none is given twice
     has_shown: bool | None = None  #: True once cards were shown, also in turns that were taken back
 
     def to_json(self) -> str | None:
@@ -51,6 +52,7 @@ class Facts:
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
                 recall=_recall(row.get("recall")),
                 forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
+                n_versions=row.get("n_versions") if isinstance(row.get("n_versions"), int) else None,
                 has_shown=True if row.get("has_shown") is True else None,
                 system=row.get("system") if isinstance(row.get("system"), str) else None,
                 answered=tuple((str(call), str(text)) for call, text in row.get("answered", ())),

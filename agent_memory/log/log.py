@@ -46,7 +46,7 @@ class Log:
         self.viewed: tuple[Log, int] | None = None  #: of a read-only view: the agent's log, and the version's number
         self.kept: tuple[Kept, ...] = record.kept  #: its versions, the oldest first
         #: the highest number that a version was given
-        self.n_versions = max((kept.version.number for kept in record.kept), default=0)
+        self.n_versions = max((self.facts.n_versions or 0, *(kept.version.number for kept in record.kept)))
         self.spans: tuple[Span, ...] = record.spans or (Span(record.agent_id, 0),)
         self.version = 0
         self._replay(record.turns)
@@ -98,6 +98,7 @@ class Log:
         log.created_s = log.used_s = time.time()
         log.is_deleted, log.is_pinned, log.is_temporary, log.viewed = False, False, False, None
         log.kept, log.n_versions, log.version = (), 0, 0
+        log.facts = attrs.evolve(log.facts, n_versions=None)
         return log
 
     def restore(self, state: State) -> None:
@@ -110,12 +111,14 @@ class Log:
             system=None if self.system == self.first_system else self.system,
             keep_reasoning=now.keep_reasoning,
             recall=now.recall,
+            n_versions=self.n_versions or None,
             has_shown=now.has_shown or state.facts.has_shown,
         )
 
     def keep(self, state: State, reason: Reason, label: str | None = None, *, holder: int = 0) -> Kept:
         """Keep a state of this log as its newest version. ``holder``: the number that its KV is held under."""
         self.n_versions += 1
+        self.facts = attrs.evolve(self.facts, n_versions=self.n_versions)
         state = state.first(len(state.turns))
         version = Version(
             number=self.n_versions, n_turns=len(state.turns), created_s=time.time(), label=label, reason=reason

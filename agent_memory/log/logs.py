@@ -112,7 +112,7 @@ class Logs:
         record = AgentRecord(self.new_number(), name, system, tools, (), now, now, facts=facts)
         try:
             with self._database.transaction() as db:
-                _put_agent(db, salt, record)
+                put_agent(db, salt, record)
         except sqlite3.IntegrityError as error:
             raise StoreError(f"agent {name!r} exists already; load it instead of creating it") from error
         return record
@@ -129,7 +129,7 @@ class Logs:
     def fork(self, salt: str, record: AgentRecord, turns: Sequence[tuple[Turn, str]]) -> None:
         """Commit a new agent whose log begins with another one's; ``turns``: its last ones, which are its own."""
         with self._database.transaction() as db:
-            _put_agent(db, salt, record)
+            put_agent(db, salt, record)
             put_branch(db, record.agent_id, _base(record.spans), turns)
             for kept in record.kept:
                 put_version(db, record.agent_id, kept)
@@ -344,7 +344,8 @@ def _holders(db: sqlite3.Connection, agent_id: int, number: int) -> list[int]:
     return [holder for (holder,) in rows if is_count(holder) and holder]
 
 
-def _put_agent(db: sqlite3.Connection, salt: str, record: AgentRecord) -> None:
+def put_agent(db: sqlite3.Connection, salt: str, record: AgentRecord) -> None:
+    """Add an agent's record. Inside a transaction; raises sqlite3.IntegrityError where it exists."""
     digest = agent_sum(record.name, record.system, record.tools, record.created_s, record.facts)
     row = (
         record.agent_id,

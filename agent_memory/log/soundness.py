@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,28 @@ MANY = 1 << 53  #: numbers of rows, bytes and tokens stay below
 
 #: What reading a JSON text of unknown origin, and taking it apart, may raise.
 BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, AgentMemoryError)
+
+_MAX_VALUES = 100_000  #: values in one JSON text of a stranger: a short text may become large objects
+_MAX_DEPTH = 100
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+
+def strangers_json(raw: bytes) -> Any:
+    """Return a JSON text of unknown origin: ASCII, of no more and no deeper values than a log has.
+
+    Raises ValueError. O(text), in memory of a few times the text.
+    """
+    n_open = raw.count(b"{") + raw.count(b"[")
+    if n_open > _MAX_DEPTH or n_open + raw.count(b",") > _MAX_VALUES:
+        depth = 0
+        for n_values, found in enumerate(re.finditer(rb"[\[{,\]}]", _STRING.sub(b"", raw))):
+            depth += 1 if found[0] in b"[{" else -1 if found[0] in b"]}" else 0
+            if n_values > _MAX_VALUES or depth > _MAX_DEPTH:
+                raise ValueError("it has too many values, or values too deep within one another")
+    try:
+        return json.loads(raw.decode("ascii"))
+    except RecursionError as error:
+        raise ValueError("its values are too deep within one another") from error
 
 
 def sound_agent(row: Mapping[str, Any]) -> dict[str, Any] | None:

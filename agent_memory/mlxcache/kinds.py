@@ -91,6 +91,13 @@ def _kind(cache: Any) -> Kind:
     return "snapshot"
 
 
+def kind_of_empty(cache: Any) -> Kind:
+    """Return how a cache that a model has just made will be stored, by its class alone."""
+    if type(cache) is KVCache:
+        return "full"
+    return "window" if type(cache) is RotatingKVCache and not cache.keep else "snapshot"
+
+
 class MLXKV:
     """The live caches of one row, layer by layer, and how many tokens they cover. Engine thread only.
 

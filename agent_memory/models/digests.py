@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent_memory.progress import Progress, silent
+
 _SAMPLED = 4096  #: elements of each weight that go into its digest, besides the wrapping sum of all its words
 _BLOB = re.compile(r"[0-9a-f]{64}")  #: the sha256 by which the hub's cache names a large file
 
@@ -51,7 +53,7 @@ def of_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def of_weights(model: Any) -> str:
+def of_weights(model: Any, progress: Progress = silent) -> str:
     """sha256 over every weight: name, shape, dtype, evenly sampled elements, and the wrapping sum of all its words.
 
     The sum reads every byte (at memory speed) and does not depend on the order of summation, so two fine-tunes of one
@@ -61,7 +63,9 @@ def of_weights(model: Any) -> str:
     import numpy as np
 
     sha = hashlib.sha256()
-    for name, array in leaves(model):
+    weights = leaves(model)
+    for number, (name, array) in enumerate(weights):
+        progress(number, len(weights), "")
         flat = array.reshape(-1)
         words = flat.view(mx.uint32) if array.nbytes % 4 == 0 else flat.view(mx.uint8).astype(mx.uint32)
         sampled = flat[:: max(1, flat.size // _SAMPLED)].view(mx.uint8)

@@ -90,6 +90,17 @@ def lone_template(path: Path) -> Any:
     return template
 
 
+def chat_template(path: Path) -> str | None:
+    """The chat template of a folder, as text; None where it has none. Raises DamagedModelError."""
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    found = read_json(path, _TOKENIZER_CONFIG).get("chat_template") if (path / _TOKENIZER_CONFIG).is_file() else None
+    if isinstance(found, list):  # named templates: the default one
+        named = [one for one in found if isinstance(one, dict)]
+        found = next((one.get("template") for one in named if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else lone_template(path)
+
+
 def _listed(path: Path) -> set[str]:
     """The weight files that the index names."""
     listed = read_json(path, _INDEX).get("weight_map") or {}

@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_memory.errors import DamagedModelError, UnsupportedModelError
 from agent_memory.models.gguf_header import Header, TensorInfo, read_header
 from agent_memory.models.gguf_tokenizer import end_ids, write_tokenizer
+from agent_memory.progress import Progress, silent
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 log = logging.getLogger("agent_memory.models")
-
-#: Called with ``(done, total, what)`` as work goes on.
-Progress = Callable[[int, int, str], None]
 
 GROUP_SIZE = 32  #: values a GGUF block
 BITS: Mapping[str, int] = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
@@ -67,7 +65,7 @@ def check_gguf(path: Path) -> Header:
     return header
 
 
-def convert(path: Path, out: Path, *, dtype: str | None, progress: Progress | None = None) -> None:
+def convert(path: Path, out: Path, *, dtype: str | None, progress: Progress = silent) -> None:
     """Write ``out`` (an existing folder): config, weights, tokenizer and generation config, as mlx-lm loads them.
 
     ``dtype`` None keeps the stored form; else all weights are dequantized to it. Memory: the whole model once.
@@ -84,17 +82,13 @@ def convert(path: Path, out: Path, *, dtype: str | None, progress: Progress | No
     import mlx.core as mx
 
     with mx.stream(mx.cpu):
-        weights = _weights(path, header, config, dtype, progress or _silent)
+        weights = _weights(path, header, config, dtype, progress)
         mx.save_safetensors(str(out / "model.safetensors"), weights, metadata={"format": "mlx"})
     config |= _precision(header, dtype)
     _write_json(out / "config.json", config)
     ends: dict[str, Any] = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
     _write_json(out / "generation_config.json", ends)
     log.info("converted file=%s tensors=%d dtype=%s", path.name, len(header.tensors), dtype or "as stored")
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """No one watches."""
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

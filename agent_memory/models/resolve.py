@@ -22,6 +22,7 @@ from agent_memory.errors import INSTALL, BackendMissingError, ConfigError, Model
 from agent_memory.models import directory, starter
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import DTYPES, check_gguf, convert
+from agent_memory.progress import bar, import_tqdm, place_of
 
 log = logging.getLogger("agent_memory.models")
 
@@ -164,6 +165,7 @@ def import_mlx_lm() -> Any:
         return module
     try:
         importlib.import_module("mlx.core")
+        import_tqdm()
         with limits_kept():
             return importlib.import_module("mlx_lm")
     except ImportError as error:
@@ -197,7 +199,7 @@ def _converted(path: Path, dtype: str | None, progress: bool | None, cache: Path
     folder = cache / f"{name}-{source[:16]}-v{starter.FORMAT_VERSION}-{dtype or 'stored'}"
 
     def build(made: Path) -> None:
-        with starter.bar(progress, path.stem) as report:
+        with bar(progress, path.stem, "tensors") as report:
             convert(path, made, dtype=dtype, progress=report)
 
     return build_once(folder, build, source=f"gguf:{source}")
@@ -216,19 +218,20 @@ def _content_key(path: Path) -> str:
 
 def _from_hub(name: str, progress: bool | None, trust_remote_code: bool) -> Path:
     """The folder of a hub model, fetched where it is not cached yet."""
+    import_tqdm()
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
         raise BackendMissingError(f"{BACKEND_HINT} ({error})") from error
-    from tqdm.auto import tqdm
+    from tqdm.std import tqdm
+
+    is_shown = place_of(progress) != "nowhere"
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **settings: Any) -> None:
             settings.pop("name", None)
-            if progress is not None:
-                settings["disable"] = not progress
-            super().__init__(*args, **settings)
+            super().__init__(*args, **{**settings, "disable": not is_shown})
 
     patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     log.info("fetching hub_id=%s", name)

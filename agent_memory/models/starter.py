@@ -13,13 +13,12 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from agent_memory.errors import DamagedModelError, ModelError, ModelNotFoundError
 from agent_memory.models.converted import build_once
-from agent_memory.models.gguf import Progress, convert
+from agent_memory.models.gguf import convert
+from agent_memory.progress import bar
 
 log = logging.getLogger("agent_memory.models")
 
@@ -42,7 +41,7 @@ def starter(*, weights_dtype: str | None, progress: bool | None, cache_dir: Path
     folder = cache_dir / f"{NAME}-v{FORMAT_VERSION}-{weights_dtype or 'stored'}"
 
     def build(made: Path) -> None:
-        with bar(progress, NAME) as report:
+        with bar(progress, NAME, "tensors", after_s=0) as report:
             report(0, 0, "fetching")
             file = _installed() or _fetch(made)
             _check(file)
@@ -51,23 +50,6 @@ def starter(*, weights_dtype: str | None, progress: bool | None, cache_dir: Path
                 file.unlink()
 
     return build_once(folder, build, source=f"sha256:{GGUF_SHA256}")
-
-
-@contextmanager
-def bar(progress: bool | None, name: str) -> Iterator[Progress]:
-    """A progress bar on stderr when ``progress``, or when it is None and a person watches; else nothing."""
-    from tqdm import tqdm
-
-    watched = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
-    with tqdm(desc=name, unit=" tensors", disable=not watched, leave=False) as shown:
-
-        def report(done: int, total: int, what: str) -> None:
-            shown.total = total or None
-            shown.set_description(f"{name}: {what}", refresh=False)
-            shown.update(done - shown.n)
-            shown.refresh()
-
-        yield report
 
 
 def _installed() -> Path | None:

@@ -10,6 +10,7 @@ from attrs import frozen
 from agent_memory.config import CODECS, Codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError, repr_of
 from agent_memory.kvcache.coding import fallbacks, is_lossy, named
+from agent_memory.progress import Progress, silent
 from agent_memory.protocols import Divergence, ModelRunner
 from agent_memory.scheduler.engine import Engine
 
@@ -48,7 +49,14 @@ class CodecReport:
         )
 
 
-def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, texts: Sequence[str]) -> CodecReport:
+def measure(
+    engine: Engine,
+    runner: ModelRunner,
+    chunk_tokens: int,
+    name: str,
+    texts: Sequence[str],
+    progress: Progress = silent,
+) -> CodecReport:
     """Return the report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
     if name not in CODECS[1:]:
         raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {repr_of(name)}")
@@ -63,7 +71,10 @@ def measure(engine: Engine, runner: ModelRunner, chunk_tokens: int, name: str, t
         raise UnsupportedParameterError(f"KV of this model is not stored: {runner.layout.unstored[0]}")
     if not is_lossy(runner.layout, codec):
         raise UnsupportedParameterError(f"{codec} leaves all KV of {runner.name} exact; there is nothing to measure")
-    found = [_compared(engine, runner, chunk_tokens, codec, text) for text in texts]
+    found = []
+    for number, text in enumerate(texts):
+        progress(number, len(texts), "")
+        found.append(_compared(engine, runner, chunk_tokens, codec, text))
     return report(codec, found, fallbacks(runner.layout, codec))
 
 

@@ -39,11 +39,18 @@ class Costs:
     is_measured: bool = field(default=False, init=False)  #: True once a prefill was measured
     measured: set[Tier] = field(factory=set, init=False)  #: tiers from which a restore was measured
 
+    def forget(self) -> None:
+        """Forget what was measured: another model is loaded."""
+        fresh = Costs()
+        self._token_s, self._byte_s, self.is_measured = fresh._token_s, fresh._byte_s, False
+        self.measured.clear()
+
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Record one measured prefill."""
         if n_tokens:
+            news = _NEWS if self.is_measured else 1.0  # the first measurement takes the place of the guess
             self.is_measured = True
-            self._token_s += _NEWS * (seconds / n_tokens - self._token_s)
+            self._token_s += news * (seconds / n_tokens - self._token_s)
 
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
         """Record one measured restore of ``n_bytes`` of live KV from a tier."""

@@ -125,6 +125,12 @@ class EpisodicMemory:
         with self._database.read() as db:
             return rows.records(db, self._log.scope, rows.ids_of(db, self._log.scope, ("open", "abandoned")))
 
+    def newest(self, n: int = 20) -> list[EpisodeRecord]:
+        """Return the ``n`` episodes that began last, whatever their state, newest first."""
+        with self._database.read() as db:
+            ids = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"), _checked_k(n))
+            return rows.records(db, self._log.scope, ids)[::-1]
+
     def get(self, id: int) -> EpisodeRecord:
         """Return one episode. Raises ItemNotFoundError."""
         return self._log.record(id)

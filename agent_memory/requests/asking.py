@@ -14,20 +14,27 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
+from agent_memory.observe.agents import agent_sizes
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
 from agent_memory.requests.explaining import Explaining
+from agent_memory.requests.gate import Gate
 from agent_memory.requests.longterm import LongTerm
+from agent_memory.requests.moving import Moving
 from agent_memory.requests.options import Settings
 from agent_memory.requests.prompting import Answers, Planner, Rendering
 from agent_memory.requests.recalled import chosen
-from agent_memory.requests.registry import Agents
+from agent_memory.requests.registry import NOT_STORED, Agents
 from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools
 from agent_memory.types import Message, Recall, Tool, Usage
@@ -41,18 +48,27 @@ class Asking:
     """
 
     def __init__(
-        self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
+        self,
+        runner: ModelRunner,
+        store: Store,
+        engine: Engine,
+        config: Config,
+        observing: Observing,
+        path: Path | None = None,
     ) -> None:
-        self._runner, self._engine = runner, engine
+        self._runner, self._store, self._engine = runner, store, engine
+        self._observing, self._path = observing, path
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
-        self._requests = Requests(runner, self.versions, engine, config.callable_timeout_s)
+        self._requests = Requests(runner, self.versions, engine, config)
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
+        self.moving = Moving(self.agents, store, engine, runner, self._clean)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards
+        self.gate = Gate()
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
@@ -61,12 +77,34 @@ class Asking:
         """The identity of the model's KV, once the model is loaded."""
         return self.agents.identity
 
+    def take_model(self, identity: str) -> None:
+        """Go on with the model that is loaded now. Engine thread."""
+        self.agents.take_model(identity)
+        self._requests.take_model()
+        self.longterm.take_model()
+
+    def agent_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes of each agent: idle in the hot tier, and on disk as last committed. Raises ClosedError."""
+        self.ensure_open()
+        return agent_sizes(self._engine, self._path, self.agents.salt)
+
+    def plot(self, log: Log) -> Plot:
+        """Draw the newest turns of an agent."""
+        hot, disk = self.agent_sizes().get(log.name, (0, 0))
+        replies = usages(self._observing.ring.entries(), log.name)
+        return draw(f"Agent {log.name}", replies, {"hot": hot, "cold": disk})
+
     def ensure_open(self) -> Tokenizer:
         """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
         self._engine.ensure_ours()
         if self.is_closed:
             raise ClosedError("this Memory is closed; open it again")
         return self._runner.tokenizer
+
+    def ensure_writable(self, log: Log | None, doing: str) -> None:
+        """Raise ReadOnlyError for a log that is on disk, in a store that is read only."""
+        if log is not None and not log.is_temporary:
+            ensure_writable(self._store, doing)
 
     def log(self, name: str) -> Log:
         """Return the log of an agent, or a blank log if it is not stored. Raises ConfigError for a bad name."""
@@ -75,12 +113,24 @@ class Asking:
 
     def start(self, prompt: object, log: Log | None, settings: Settings) -> Generation:
         """Start one request; with ``log``, a turn of that agent."""
-        return self._requests.start(self._with_agent(prompt, log, settings, self._planned(prompt, log, settings)))
+        with self.gate.passing():
+            try:
+                request = self._with_agent(prompt, log, settings, self._planned(prompt, log, settings))
+            except UnsupportedParameterError as error:
+                raise error.with_traceback(None)  # noqa: B904 - the same error: its traceback leads to the caller's line
+            return self._requests.start(request)
 
     def start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         """Start several requests, each of a prompt, a log and settings. If one is wrong, raise before work on any."""
+        with self.gate.passing():
+            return self._start_all(asked)
+
+    def _start_all(self, asked: Sequence[tuple[object, Log | None, Settings]]) -> list[Generation]:
         self._engine.ensure_places(len(asked))
-        planned = [self._planned(*one) for one in asked]
+        try:
+            planned = [self._planned(*one) for one in asked]
+        except UnsupportedParameterError as error:
+            raise error.with_traceback(None)  # noqa: B904 - as in ``start``
         requests = [self._with_agent(*one, request) for one, request in zip(asked, planned, strict=True)]
         handles: list[Generation] = []
         try:
@@ -100,15 +150,19 @@ class Asking:
 
     def prefill(self, prompt: object, log: Log | None, tools: Sequence[Any]) -> Usage:
         """Compute a prompt's KV and return when it is there; nothing is generated or logged."""
-        tokenizer = self.ensure_open()
-        offered = self._tools(tools) or (log.tools if log else ())
-        planner = Planner(tokenizer, prompt, log, self._how_read(offered))
-        request = self._requests.make(
-            planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
-        )
-        if log is not None:
-            self.agents.keep(log)
-        return self._requests.start(request).result().usage
+        with self.gate.passing():
+            tokenizer = self.ensure_open()
+            if log is not None and log.agent_id == NOT_STORED:
+                self.ensure_writable(log, "create an agent")
+            offered = self._tools(tools) or (log.tools if log else ())
+            planner = Planner(tokenizer, prompt, log, self._how_read(offered))
+            request = self._requests.make(
+                planner, None, Settings(), Calling(), max_tokens=0, is_temporary=bool(log and log.is_temporary)
+            )
+            if log is not None:
+                self.agents.keep(log)
+            handle = self._requests.start(request)
+        return handle.result().usage
 
     def prepare(self, prompt: object, log: Log, settings: Settings) -> Usage:
         """Compute the KV of a turn's prompt but its last id, in memory alone, and wait for it; nothing is logged."""
@@ -145,6 +199,8 @@ class Asking:
 
     def _planned(self, prompt: object, log: Log | None, settings: Settings) -> Request:
         """Return a request that is not started yet."""
+        self.ensure_open()
+        self.ensure_writable(log, "add a turn to an agent")
         self.longterm.let_pass()
         calling = self._calling(log, settings)
         is_temporary = bool(log and log.is_temporary)
@@ -168,7 +224,7 @@ class Asking:
         return self._planner(prompt, log, settings, self._calling(log, settings))
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
-        recall, name = self._recall(settings, log), log.name if log else None
+        recall, name = self._recall(settings, log), shown_name(log.name) if log else None
         how = Rendering(
             clock=self.clock,
             pin_dates=self._pin_dates,

@@ -35,6 +35,12 @@ class ResidentEmbedder:
         self._lock = threading.Lock()
         self._scale: tuple[Any, Any] | None = None
 
+    def forget_model(self) -> None:
+        """Forget what belongs to one model: another one is loaded."""
+        self._scale = None
+        for name in ("fingerprint", "dim"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def fingerprint(self) -> str:
         """Of weights, tokenizer, depth and standardisation."""

@@ -24,6 +24,7 @@ from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.idle import QUIET_S
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 
@@ -60,7 +61,7 @@ class LongTerm:
     def __init__(
         self, path: Path | None, config: Config, runner: ModelRunner, store: Store, engine: Engine, requests: Requests
     ) -> None:
-        self._path: Path | str = ":memory:" if path is None else path / RECALL
+        self._path: Path | str = ":memory:" if path is None or store.is_read_only else path / RECALL
         self._salt = salt_digest(config.salt).hex()
         self._redact, self._runner, self._store, self._engine = config.redact, runner, store, engine
         self._embedder = ResidentEmbedder(runner, engine) if config.embedder == "resident" else config.embedder
@@ -74,8 +75,16 @@ class LongTerm:
         self._forgotten: set[tuple[str, int]] = set()
         self.n_failed = 0  #: exchanges that could not be remembered
 
+    def take_model(self) -> None:
+        """Embed and read with the model that is loaded now. Engine thread."""
+        if isinstance(self._embedder, ResidentEmbedder):
+            self._embedder.forget_model()
+        if self._reader is not None:
+            self._reader.read_with(self._runner.name)
+
     def context(self, workspace: str = "default") -> ContextMemory:
         """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
+        ensure_writable(self._store, "open what is remembered: recall=False goes without")
         with self._lock:
             self.settle()
             context = self._context(workspace)
@@ -84,6 +93,7 @@ class LongTerm:
 
     def episodes(self) -> EpisodicMemory:
         """Return the episodes. Raises StoreError."""
+        ensure_writable(self._store, "open the episodes")
         from agent_memory.recall.episodes import EpisodicMemory
 
         with self._lock:

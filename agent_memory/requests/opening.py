@@ -8,15 +8,16 @@ from collections.abc import Callable, Generator
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.log.files import MANIFEST
 from agent_memory.protocols import ModelRunner
-from agent_memory.store.store import Store
 from agent_memory.store.view import StoreView
-from agent_memory.tiers.tiers import Tiers
+
+if TYPE_CHECKING:
+    from agent_memory.tiers.tiers import Tiers
 
 
 class _Closing(Protocol):
@@ -95,15 +96,27 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
     return MLXRunner.named(model, config=config, adapter=adapter)
 
 
-def tiers_for(path: str | PathLike[str] | None, config: Config, warm_bytes: int) -> Tiers:
-    """Open the store that ``Memory(path=)`` means, with the warm tier. Raises ConfigError and what ``Store`` does."""
-    store = Store(
-        store_path(path),
-        disk_bytes=config.disk_bytes,
-        chunk_tokens=config.chunk_tokens,
-        bytes_per_day=config.disk_bytes_per_day,
-        codec=config.cold_codec,
-    )
+def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
+    """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    from agent_memory.store.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
+    from agent_memory.store.store import Store
+    from agent_memory.tiers.tiers import Tiers
+
+    store: Store
+    if not isinstance(is_read_only, bool):
+        raise ConfigError(f"read_only must be a bool, got {repr_of(is_read_only)}")
+    if is_read_only and path is None:
+        raise ConfigError("read_only=True needs a store: ':memory:' is no folder, so nothing is there to be read")
+    if is_read_only and path is not None:
+        store = SharedStore(path, chunk_tokens=config.chunk_tokens)
+    else:
+        store = Store(
+            path,
+            disk_bytes=config.disk_bytes,
+            chunk_tokens=config.chunk_tokens,
+            bytes_per_day=config.disk_bytes_per_day,
+            codec=config.cold_codec,
+        )
     return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
 
 

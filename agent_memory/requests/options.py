@@ -51,6 +51,7 @@ class Options(TypedDict, total=False):
     on_diverge: OnDiverge
     recall: bool | Recall | None
     exact: bool
+    progress: bool | None
 
 
 #: The options that are fields of ``Sampling``.
@@ -149,6 +150,11 @@ class Settings:
         default=False,
         validator=_A_BOOL,
         metadata=_says("True: computed alone, so that no bit of the reply depends on what else runs or ran"),
+    )
+    progress: bool | None = field(
+        default=None,
+        validator=_must("a bool or None", lambda value: value is None or isinstance(value, bool)),
+        metadata=_says("a bar while a long prompt is computed: always, never, or None: as Config.progress says"),
     )
 
     @classmethod

@@ -42,8 +42,12 @@ class Reader:
 
     def __init__(self, requests: Requests, model: str) -> None:
         self._requests = requests
-        self.name = f"{model}, reading 1"
+        self.read_with(model)
         self._running: tuple[ContextMemory, Unread, Generation] | None = None
+
+    def read_with(self, model: str) -> None:
+        """Name the model that reads from now on."""
+        self.name = f"{model}, reading 1"
 
     def extract(self, text: str) -> Sequence[Extracted]:
         """Return the items of a text. Raises RequestError."""

@@ -21,6 +21,7 @@ from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.prompting import moved_on
 from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
+from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Card, Message, Recall, Tool
@@ -91,6 +92,7 @@ class Agents:
         self._logs: dict[str, Log] = {}
         self._names: set[str] | None = None  # names of all agents on disk, once one was looked up
         self._lock = threading.Lock()
+        self._ran_under: dict[Log, set[str]] = {}  # identities of models under which open agents had turns
         self.identity = ""  #: identity of the model's KV, once the model is loaded
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
@@ -137,6 +139,7 @@ class Agents:
 
     def _describe(self, log: Log, spec: AgentSpec) -> None:
         """Store the options of an agent's turns from now on."""
+        ensure_writable(self._store, "change an agent's settings")
 
         def work() -> None:
             log.ensure_exists()
@@ -151,6 +154,7 @@ class Agents:
 
         Raises ToolResultError where the log has moved on from ``version``.
         """
+        ensure_writable(self._store, "keep a tool's result")
 
         def work() -> None:
             log.ensure_exists()
@@ -161,6 +165,16 @@ class Agents:
                 self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
 
         self._engine.call(work)
+
+    def take_model(self, identity: str) -> None:
+        """Note that another model is loaded: KV of open agents that only other models made is of no use to it."""
+        with self._lock:
+            before, self.identity = self.identity, identity
+            for log in self._logs.values():
+                if log.turns and not log.is_foreign:
+                    self._ran_under.setdefault(log, set()).add(before)
+                known = self._store.lineage_identities(log.agent_id) | self._ran_under.get(log, set())
+                log.is_foreign = bool(log.turns) and identity not in known
 
     def find(self, name: str, *, identity: str) -> Log | None:
         """Return the log of an agent that exists; None if it does not."""
@@ -188,6 +202,8 @@ class Agents:
 
     def _find(self, name: str, identity: str) -> Log | None:
         """``find``, under the lock."""
+        if name in self._logs and self._store.is_read_only and not self._logs[name].is_temporary:
+            del self._logs[name]  # another process may have written to it
         if name not in self._logs and (record := self._store.load_agent(self.salt, name)) is not None:
             stored = self._store.lineage_identities(record.agent_id)
             self._logs[name] = Log(record, is_foreign=bool(stored) and identity not in stored)
@@ -209,6 +225,16 @@ class Agents:
         with self._lock:
             self._logs[log.name] = log
 
+    def arrived(self, name: str, *, is_foreign: bool) -> Log:
+        """Return the log of an agent that was stored as a whole. ``is_foreign``: its KV is of other models alone."""
+        with self._lock:
+            log = self._find(name, self.identity)
+            if self._names is not None:
+                self._names.add(name)
+        assert log is not None
+        log.is_foreign |= is_foreign
+        return log
+
     def agent_id(self, name: str) -> int | None:
         """Return the number of an open agent."""
         with self._lock:
@@ -219,7 +245,8 @@ class Agents:
         """Return every agent in the store, newest use first."""
         listed = {info.name: info for info in self._store.list_agents(self.salt)}
         with self._lock:
-            listed.update({name: log.info for name, log in self._logs.items()})
+            is_own = not self._store.is_read_only
+            listed.update({name: log.info for name, log in self._logs.items() if is_own or log.is_temporary})
         return sorted(listed.values(), key=lambda info: -info.used_s)
 
     # changes of logs and of the KV that depends on them: on the engine thread, between two ticks
@@ -303,6 +330,8 @@ class Agents:
         def work() -> bool:
             if log.is_deleted:
                 return False
+            if not log.is_temporary:
+                ensure_writable(self._store, "delete an agent")
             self.ensure_idle(log, "delete")
             self._engine.evict(log.name, log.agent_id, to="cold")
             self._engine.forget(log.name)
@@ -311,6 +340,7 @@ class Agents:
             log.is_deleted = True
             with self._lock:
                 self._logs.pop(log.name, None)
+                self._ran_under.pop(log, None)
                 if self._names is not None:
                     self._names.discard(log.name)
             return True

@@ -13,10 +13,12 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from agent_memory.config import Config
 from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling
@@ -116,7 +118,7 @@ class Session:
             self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
             id=self.id,
-            agent=None if self.log is None or self.planner.is_branch else self.log.name,
+            agent=None if self.log is None or self.planner.is_branch else shown_name(self.log.name),
             text=parsed.text,
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
@@ -140,7 +142,7 @@ class Session:
                 "a list replaced an agent's history request=%s agent=%r replaced_messages=%d kept_messages=%d: another "
                 'agent= for another conversation, or on_diverge="branch" or "error", keeps it',
                 self.id,
-                log.name,
+                shown_name(log.name),
                 planner.n_replaced,
                 len(log.messages) - planner.n_replaced,
             )
@@ -165,9 +167,9 @@ class Session:
 class Requests:
     """Builds requests and hands them to the engine. Any thread."""
 
-    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, callable_timeout_s: float) -> None:
+    def __init__(self, runner: ModelRunner, versions: Versions, engine: Engine, config: Config) -> None:
         self._runner, self._versions, self._engine = runner, versions, engine
-        self._callable_timeout_s = callable_timeout_s
+        self._callable_timeout_s, self._progress = config.callable_timeout_s, config.progress
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -178,6 +180,10 @@ class Requests:
     def grammars(self) -> Grammars:
         """The grammars of the model's tokenizer, once the model is loaded."""
         return Grammars(self._runner.tokenizer)
+
+    def take_model(self) -> None:
+        """Drop the grammars of the model before."""
+        self.__dict__.pop("grammars", None)
 
     def make(
         self,
@@ -194,7 +200,8 @@ class Requests:
     ) -> Request:
         """Return a request, not started yet, whose turn ``log`` gets. A wrong prompt raises here, before any work."""
         self._engine.ensure_places()
-        created, tokenizer, feed = time.perf_counter(), self._runner.tokenizer, Feed()
+        created, tokenizer = time.perf_counter(), self._runner.tokenizer
+        feed = Feed(self._progress if settings.progress is None else settings.progress)
         session = Session(
             id=feed.id,
             planner=planner,
@@ -224,6 +231,7 @@ class Requests:
             logits_processors=guarded(settings.logits_processors, self._callable_timeout_s),
             priority=settings.priority,
             is_exact=settings.exact,
+            epoch=self._engine.epoch,
             created=created,
             deadline=_deadline(created, settings.timeout_s),
         )

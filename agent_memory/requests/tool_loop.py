@@ -95,6 +95,7 @@ class ToolTurn:
         """The last reply. Raises UnsupportedParameterError, ToolResultError, and as ``Memory.generate`` does."""
         if message is not None and results:
             raise UnsupportedParameterError("give run_tools a message or results=, not both: results answer open calls")
+        self._asking.ensure_writable(self._log, "add a turn to an agent")
         try:
             if message is None:
                 reply, n_left = self._resumed(results), self._asked.max_rounds - 1

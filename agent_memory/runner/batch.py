@@ -62,7 +62,7 @@ class MLXBatch:
 
     ``chunk_tokens``: the distance of recurrent layers' snapshots, and how far back a window can be truncated.
     ``beside``: a second stream, on which a CPU copies half of the KV of rows that join. ``helper``: a running thread
-    that shares the reading of a restore.
+    that shares the reading of a restore. ``stream``: instead of mlx-lm's own.
     """
 
     def __init__(
@@ -74,11 +74,12 @@ class MLXBatch:
         clears: bool = False,
         beside: Any = None,
         helper: Executor | None = None,
+        stream: Any = None,
     ) -> None:
         self._model, self._layout, self._chunk_tokens, self._clears = model, layout, chunk_tokens, clears
         self._helper = helper
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
-        self._generator = BatchGenerator(model)
+        self._generator = BatchGenerator(model, stream=stream)
         self._beside = beside if beside is not None else self._generator.stream
         self._waiting: dict[int, _Row] = {}
         self._rows: dict[int, _Row] = {}

@@ -44,6 +44,15 @@ def load(folder: Path, adapter: Path | None, *, dtype: str | None, trust_remote_
         return _cast(model, dtype), tokenizer
 
 
+def unread(folder: Path) -> Any:
+    """The model of a folder, none of its weights read. Raises UnsupportedModelError or DamagedModelError."""
+    from mlx_lm.utils import load_model
+
+    packed = directory.unused_quantization(folder)
+    with typed(str(folder)), _without_patterns(folder) as path:
+        return load_model(path, lazy=True, model_config={"quantization_config": {}} if packed else {})[0]
+
+
 def _loaded(path: Path, adapter: Path | None, trust_remote_code: bool) -> tuple[Any, Any]:
     import mlx_lm
     from huggingface_hub.errors import StrictDataclassError

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from agent_memory.config import Config, as_path
 from agent_memory.errors import BackendMissingError, ConfigError
 from agent_memory.models import digests, directory, resolve
+from agent_memory.progress import bar
 from agent_memory.runner import blas, loading, speech
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ class MLXRunner:
         self._identity: dict[str, str] = {}
         self._choices: dict[str, str] = {}
         self._notes: tuple[str, ...] = ()
-        self._weights_bytes = 0
+        self._weights_bytes = self._n_vocab = 0
         self._helper: ThreadPoolExecutor | None = None
         self._early: EarlyLayers | None = None
+        self._stream: Any = None  #: for batches; None: mlx-lm's own
         self._blas = blas.Blas(name="reference", version="", threads=0, active=False, note="not opened yet")
 
     @property
@@ -155,6 +157,11 @@ class MLXRunner:
         return self._identity
 
     @property
+    def n_vocab(self) -> int:
+        """How many ids the model knows, those that its tokenizer does not use included. Valid after ``open``."""
+        return self._n_vocab
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         """Backend, BLAS, dtype and versions, for ``doctor()``."""
         return {
@@ -191,6 +198,7 @@ class MLXRunner:
             )
         self._opener = threading.get_ident()
         resolve.import_mlx_lm()
+        self._stream = _fresh_streams()
         self._blas = blas.speed_up(self._config.blas)
         if self._model is None:
             self._load(recorded.get("weights_dtype"))
@@ -198,7 +206,7 @@ class MLXRunner:
 
         with loading.typed(str(self._path or self._name)):
             self._tokenizer = HFTokenizer(self._hf, self._config.tool_format)
-            self._layout = _probe(self._model)
+            self._layout, self._n_vocab = _probe(self._model)
         self._notes = self._looked_at()
         self._weights_bytes = sum(array.nbytes for _, array in digests.leaves(self._model))
         self._identity = {
@@ -226,12 +234,16 @@ class MLXRunner:
     def _digest_weights(self, recorded: Mapping[str, str]) -> str:
         """The recorded digest if the files have not changed; else the hub's, else computed from the weights."""
         if self._path is None:
-            return digests.of_weights(self._model)
+            return self._read_weights()
         files, dtype = digests.weight_files(self._path, self._adapter), self._choices["weights_dtype"]
         stamp = self._choices["weights_stamp"] = digests.stamp(files, dtype)
         if recorded.get("weights_stamp") == stamp and "weights" in recorded:
             return recorded["weights"]
-        return digests.of_blobs(files, dtype) or digests.of_weights(self._model)
+        return digests.of_blobs(files, dtype) or self._read_weights()
+
+    def _read_weights(self) -> str:
+        with bar(self._config.progress, f"{self._name}: digest", "weights") as report:
+            return digests.of_weights(self._model, report)
 
     def open_batch(self, chunk_tokens: int = 256) -> MLXBatch:
         """An empty batch; engine thread."""
@@ -242,7 +254,13 @@ class MLXRunner:
         # This thread's own stream, where it has loaded the model: mlx ends none that is made, nor its system thread.
         beside = mx.default_stream(mx.cpu) if _on_cpu() else None
         return MLXBatch(
-            self._model, self.layout, chunk_tokens, clears=not _on_cpu(), beside=beside, helper=self._helper
+            self._model,
+            self.layout,
+            chunk_tokens,
+            clears=not _on_cpu(),
+            beside=beside,
+            helper=self._helper,
+            stream=self._stream,
         )
 
     def early_states(self, rows: Sequence[Sequence[int]], depth: float) -> np.ndarray[Any, Any]:
@@ -307,6 +325,23 @@ def _evaluate(model: Any) -> None:
     mx.eval(model.parameters(), [list(vars(module).values()) + list(module.values()) for module in modules])
 
 
+def _fresh_streams() -> Any:
+    """Give this thread new streams, and return one for batches, where a model before dropped them in ``close``.
+
+    None on a thread that has its own still.
+    """
+    import mlx.core as mx
+
+    device = mx.default_device()
+    try:
+        mx.eval(mx.add(mx.zeros(1, stream=device), 1, stream=device))
+    except RuntimeError:
+        for one in {mx.Device(mx.cpu), device}:
+            mx.set_default_stream(mx.new_stream(one))
+        return mx.new_stream(device)
+    return None
+
+
 def _on_cpu() -> bool:
     try:
         import mlx.core as mx
@@ -330,13 +365,14 @@ def _give_back() -> None:
         trim(0)
 
 
-def _probe(model: Any) -> Layout:
-    """Feed one token to fresh caches, to learn their shapes and dtypes. Costs one decode step."""
+def _probe(model: Any) -> tuple[Layout, int]:
+    """Feed one token to fresh caches; return their layout, and how many logits there are. Costs one decode step."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
     from agent_memory.mlxcache import kinds
 
     caches = kinds.fresh(make_prompt_cache(model), kinds.STEP)
-    mx.eval(model(mx.array([[0]]), cache=caches), [c.state for c in caches])
-    return kinds.probe(caches)
+    logits = model(mx.array([[0]]), cache=caches)
+    mx.eval(logits, [c.state for c in caches])
+    return kinds.probe(caches), int(logits.shape[-1])

@@ -16,6 +16,8 @@ from agent_memory.protocols import LogitsProcessor
 
 _Answer = SimpleQueue[tuple[Any, Exception | None]]
 
+THREAD_NAME = "agent_memory-callable"
+
 
 def checked(processors: Iterable[LogitsProcessor]) -> tuple[LogitsProcessor, ...]:
     """Return the processors as a tuple: an iterator would be empty for a second request.
@@ -62,7 +64,7 @@ class Guard:
         """Start the thread; once. Caller's thread."""
         work, self._work = self._work, None  # the thread's alone from now on
         threading.Thread(
-            target=_serve, args=(self._what, work, self._calls, self._after), name="agent_memory-callable", daemon=True
+            target=_serve, args=(self._what, work, self._calls, self._after), name=THREAD_NAME, daemon=True
         ).start()
 
     def close(self) -> None:

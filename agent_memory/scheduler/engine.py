@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from agent_memory.config import Config
-from agent_memory.errors import ClosedError
+from agent_memory.errors import CancelledError, ClosedError
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
@@ -23,9 +22,9 @@ from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.request import Prompt, Request
+from agent_memory.scheduler.resident import Resident
 from agent_memory.scheduler.reuse import Found
 from agent_memory.scheduler.waiting import Places
-from agent_memory.store.store import Store
 from agent_memory.tiers.hot import Heir
 from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import Stats, Tier
@@ -48,12 +47,15 @@ class Pulse:
 class _Submission:
     """A message that puts a request in the line."""
 
-    loop: Loop
+    engine: Engine
     request: Request
     places: Places
 
     def run(self) -> None:
-        self.loop.waiting.add(self.request)
+        if self.request.epoch != self.engine.epoch:
+            self.fail(CancelledError("the model was swapped before this request, which is of its ids, could start"))
+        else:
+            self.engine.put_in_line(self.request)
 
     def fail(self, error: BaseException) -> None:
         self.places.leave(self.request)
@@ -64,11 +66,11 @@ class _Submission:
 class _Drain:
     """A message that wakes a thread once every request has ended."""
 
-    loop: Loop
+    engine: Engine
     drained: threading.Event
 
     def run(self) -> None:
-        self.loop.when_idle(self.drained.set)
+        self.engine.when_idle(self.drained.set)
 
     def fail(self, error: BaseException) -> None:
         self.drained.set()
@@ -85,7 +87,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        resident: Resident,
         tiers: Tiers,
         *,
         hot_bytes: int,
@@ -93,7 +95,8 @@ class Engine:
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
-        self._runner, self._tiers, self._hot_bytes, self._config = runner, tiers, hot_bytes, config
+        self._resident, self._tiers, self._hot_bytes, self._config = resident, tiers, hot_bytes, config
+        self.epoch = 0  #: how many times the model was swapped
         self._mail = Mailbox()
         self._thread: threading.Thread | None = None
         self._counters = Counters()
@@ -148,6 +151,10 @@ class Engine:
             "running": len(self._loop.running),
         }
 
+    def hot_bytes_by_agent(self) -> dict[str, int]:
+        """Return the bytes of each agent's idle live KV. Engine thread (in ``call``)."""
+        return {one.owner: one.kv.nbytes for one in self._loop.hot if one.owner is not None}
+
     def ensure_places(self, n_asked: int = 1) -> None:
         """Raise QueueFullError if fewer than ``n_asked`` more requests may wait."""
         self._places.check(n_asked)
@@ -158,7 +165,7 @@ class Engine:
         request.feed.at_end(partial(self._observer.ended, request))
         self._places.take(request)
         try:
-            self._mail.post(_Submission(self._loop, request, self._places))
+            self._mail.post(_Submission(self, request, self._places))
         except BaseException:
             self._places.leave(request)
             raise
@@ -194,8 +201,16 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - thread boundary: raised again in the caller's thread
                 done.set_exception(error)
 
-        self.call(lambda: self._loop.when_idle(run))
+        self.call(lambda: self.when_idle(run))
         return done.result()
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Run ``call`` once no request waits or runs. Engine thread (in ``call``)."""
+        self._loop.when_idle(call)
+
+    def put_in_line(self, request: Request) -> None:
+        """Let a request wait for its start. Engine thread."""
+        self._loop.waiting.add(request)
 
     def is_busy(self, owner: str) -> bool:
         """True if an agent has a request that waits or runs. Engine thread (in ``call``)."""
@@ -235,6 +250,40 @@ class Engine:
         """Let a fork share its parent's live KV until its own first turn. Engine thread (in ``call``)."""
         self._loop.hot.share(owner, heir)
 
+    def cancel_all(self) -> None:
+        """Cancel every request. Engine thread (in ``call``)."""
+        self._loop.cancel_all()
+
+    def swap(self, runner: ModelRunner, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
+        """Save and free all live KV and the model, then load another one. Engine thread, while no request is there.
+
+        Requests whose prompts were tokenized before are cancelled. Raises what loading or ``attach`` raises: then no
+        model is loaded, and ``reload`` must follow.
+        """
+        self._loop.saver.finish_all()
+        self._loop.close()
+        self._resident.close()
+        self._load(runner, recorded, attach)
+        self.epoch += 1
+
+    def reload(self, runner: ModelRunner, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
+        """Load the model that ``swap`` has freed. If that fails too, every later call raises ClosedError."""
+        try:
+            self._load(runner, recorded, attach)
+        except BaseException:
+            self._mail.close()
+            raise
+
+    def _load(self, runner: ModelRunner, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
+        self._resident.current = runner
+        try:
+            runner.open(recorded)
+            attach()
+            self._loop = self._new_loop()
+        except BaseException:
+            runner.close()
+            raise
+
     def adopt(self, owner: str, heir: Heir) -> None:
         """Give the idle live KV of one agent to another. Engine thread (in ``call``)."""
         self._loop.adopt(owner, heir)
@@ -249,7 +298,7 @@ class Engine:
         the library's own.
         """
         with contextlib.suppress(ClosedError):
-            self._mail.post(_Drain(self._loop, self._drained))
+            self._mail.post(_Drain(self, self._drained))
             self._drained.wait(min(seconds, threading.TIMEOUT_MAX))
 
     def end_drain(self) -> None:
@@ -266,23 +315,11 @@ class Engine:
 
     def _main(self, ready: Future[None], recorded: Mapping[str, str], boot: list[Callable[[], None]]) -> None:
         try:
-            self._runner.open(recorded)
+            self._resident.open(recorded)
             boot.pop()()
-            self._loop = Loop(
-                self._runner,
-                self._tiers,
-                hot_bytes=self._hot_bytes,
-                hot_ttl_s=self._config.hot_ttl_s,
-                max_batch=self._config.max_batch,
-                prefill_tokens=self._config.prefill_tokens or self._runner.prefill_tokens,
-                target_gap_s=self._config.target_gap_s,
-                counters=self._counters,
-                places=self._places,
-                idle=self.idle,
-                observer=self._observer,
-            )
+            self._loop = self._new_loop()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that opens
-            self._runner.close()
+            self._resident.close()
             self._observer.closed()
             ready.set_exception(error)
             return
@@ -290,18 +327,32 @@ class Engine:
         while not self._ends_well(self._serve):
             pass
         closed = ClosedError("the Memory was closed before this request finished")
-        loop = self._loop
+        loop = self._loop  # the last one: no swap follows
         for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
             self._ends_well(step)
         self._mail.fail(closed)
         self._observer.closed()
-        self._runner.close()
+        self._resident.close()
+
+    def _new_loop(self) -> Loop:
+        return Loop(
+            self._resident,
+            self._tiers,
+            hot_bytes=self._hot_bytes,
+            hot_ttl_s=self._config.hot_ttl_s,
+            max_batch=self._config.max_batch,
+            prefill_tokens=self._config.prefill_tokens or self._resident.prefill_tokens,
+            target_gap_s=self._config.target_gap_s,
+            counters=self._counters,
+            places=self._places,
+            idle=self.idle,
+            observer=self._observer,
+        )
 
     def _serve(self) -> None:
         """Run messages and ticks until the mailbox is closed."""
-        loop = self._loop
-        while self._mail.receive(lambda: loop.has_work, lambda: loop.sleep_s):
-            loop.tick()
+        while self._mail.receive(lambda: self._loop.has_work, lambda: self._loop.sleep_s):
+            self._loop.tick()
 
     def _ends_well(self, work: Callable[[], None]) -> bool:
         """Run ``work``. False, and every request ended, if it raises or an exception is thrown into the thread."""
@@ -319,36 +370,3 @@ class Engine:
                 return False
             except BaseException as error:  # noqa: BLE001 - thrown in meanwhile: once more
                 failure = error
-
-
-def shut(engine: Engine, store: Store, drain_s: float = 0.0) -> None:
-    """Close an engine and its store: let requests end for ``drain_s``, fail the others, save, close both.
-
-    Any thread, and any number of times: each call returns when both are closed. An exception (Ctrl-C) ends the
-    draining. On a thread of this library's own, which closing may wait for (a Memory is collected where its last
-    reference goes), another thread closes them and the call returns at once.
-    """
-    if not engine.is_ours:
-        return
-    if threading.current_thread().name.startswith("agent_memory-"):
-        threading.Thread(target=_shut, args=(engine, store, drain_s), name="agent_memory-close").start()
-    else:
-        _shut(engine, store, drain_s)
-
-
-async def until_shut(engine: Engine, close: Callable[[], None]) -> None:
-    """Wait for ``close``, which shuts the engine, without blocking the event loop; cancelled, end its draining."""
-    try:
-        await asyncio.to_thread(close)
-    except asyncio.CancelledError:
-        engine.end_drain()
-        raise
-
-
-def _shut(engine: Engine, store: Store, drain_s: float) -> None:
-    try:
-        if drain_s > 0:
-            engine.drain(drain_s)
-    finally:
-        engine.close()
-        store.close()

@@ -140,6 +140,11 @@ class Loop:
                 request.is_cancelled = True
         return self.is_busy(owner)
 
+    def cancel_all(self) -> None:
+        """Cancel every request that waits or runs."""
+        for request in [*self.waiting, *(row.request for row in self.running)]:
+            request.is_cancelled = True
+
     def adopt(self, owner: str, heir: Heir) -> None:
         """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)

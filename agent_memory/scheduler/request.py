@@ -110,6 +110,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logits_processors: Sequence[Guard] = ()
     priority: int = 0
+    epoch: int = 0  #: how many times the model had been swapped when the prompt was tokenized
     is_exact: bool = False  #: True: decodes alone, from KV made on the prefill grid alone
     created: float = field(factory=time.perf_counter)
     deadline: float | None = None  #: perf_counter time

@@ -62,6 +62,7 @@ class Disk:
     counts: Counts = field(factory=Counts)
     clock: Callable[[], float] = time.time
     on_commit: Callable[[], None] = lambda: None  #: after each save, on the I/O thread
+    is_read_only: bool = False  #: True if another process may write the folder, and this one never does
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 
     def path(self, segment: Segment) -> Path:
@@ -128,7 +129,7 @@ class Pins:
 
     def covers(self, segment: Segment) -> bool:
         """True if the lineage of a pinned agent ends in a segment; all that it depends on stays with it."""
-        return bool(self._heads) and any(piece.id in self._heads for piece in segment.pieces)
+        return bool(self._heads) and any(id in self._heads for id in segment.piece_ids())
 
 
 @define

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from attrs import field, frozen
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.log.carried import Arrival
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.prefix.pieces import HeadMove, Segment
 from agent_memory.store.catalog import Catalog
@@ -38,6 +39,8 @@ class Edit:
     lineage: HeadMove | None = None
     heads: Mapping[bytes, bytes] = field(factory=dict)  #: head of a lineage -> the piece that replaces it
     ended_agent: int | None = None  #: the same commit deletes its log and its record
+    arrival: Arrival | None = None  #: an agent whose log the same commit stores
+    arrived: Sequence[HeadMove] = ()  #: the lineages of that agent and of its versions
 
     @property
     def replaced(self) -> frozenset[int]:
@@ -78,6 +81,8 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
         lineage=edit.lineage,
         heads=edit.heads,
         ended_agent=edit.ended_agent,
+        arrival=edit.arrival,
+        arrived=edit.arrived,
         used=used,
         written=str(disk.admission.written),
     )
@@ -133,10 +138,15 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
             return
         if catalog.segments.get(segment.number) is not segment or segment.is_hidden:
             return
+        if catalog.disk.is_read_only and reason == "missing":  # whoever writes the store has removed it
+            catalog.hide([segment], "evicted")
+            return
         catalog.disk.counts.damage += 1
         catalog.hide([segment], reason)
     what = "resume file" if segment.kind == "resume" else "segment"
     log.warning("store: a %s is %s and KV will be computed again: %s", what, reason, text)
+    if catalog.disk.is_read_only:
+        return
     with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
         catalog.disk.io.submit(lambda: remove_hidden(catalog))
 

@@ -17,6 +17,7 @@ from attrs import evolve
 
 from agent_memory.config import CODECS
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.log.carried import Arrival, put_arrival
 from agent_memory.log.database import Database
 from agent_memory.log.logs import Rewritten, end_agent, replace_turns
 from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
@@ -145,6 +146,8 @@ class Manifest:
         lineage: HeadMove | None = None,
         heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
+        arrival: Arrival | None = None,
+        arrived: Sequence[HeadMove] = (),
         used: Mapping[int, float] | None = None,
         written: str | None = None,
     ) -> None:
@@ -164,6 +167,10 @@ class Manifest:
             if ended_agent is not None:
                 end_agent(db, ended_agent)
                 db.execute("DELETE FROM lineages WHERE agent = ?", (ended_agent,))
+            if arrival is not None:
+                put_arrival(db, arrival)
+            for move in arrived:
+                _move(db, move)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Return the identities under which an agent has stored KV."""

@@ -19,7 +19,7 @@ from agent_memory.store.folder import list_files
 
 log = logging.getLogger("agent_memory.store")
 
-_SLACK = 32  #: share of the budget that an eviction frees beyond what it must, so that not every save evicts
+SLACK = 32  #: share of the budget that an eviction frees beyond what it must, so that not every save evicts
 _ROUNDS = 4  #: evictions in one call at most: removing rows grows the WAL, which counts too
 _PAGE = 4096  #: allocation unit of most file systems
 
@@ -96,7 +96,7 @@ def make_room(catalog: Catalog) -> bool:
             excess = _excess(catalog)
         if excess <= 0:
             return True
-        if not _evict(catalog, excess + catalog.disk.quota.budget_bytes // _SLACK):
+        if not _evict(catalog, excess + catalog.disk.quota.budget_bytes // SLACK):
             return False
         catalog.disk.tidy(catalog.disk.manifest.database.fold)
     return _excess(catalog) <= 0

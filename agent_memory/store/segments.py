@@ -50,6 +50,10 @@ class SegmentWriter:
         last = self._places[-1]
         return self._data_start + last.start + last.nbytes
 
+    def tensor_bytes(self, tensor: int) -> int:
+        """Return the size of one tensor."""
+        return self._by_tensor[tensor].nbytes
+
     def _open(self) -> int:
         if self._fd is None:
             self._fd = self._files.create(self._temp)

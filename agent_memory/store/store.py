@@ -30,9 +30,11 @@ from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
+from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
+from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
 from agent_memory.store.holders import delete_agents, delete_unowned, delete_with_versions, hold, release
@@ -59,6 +61,8 @@ class Store:
     Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
     """
 
+    is_read_only = False  #: True in ``SharedStore``
+
     def __init__(
         self,
         path: Path | None,
@@ -84,6 +88,7 @@ class Store:
         else:
             self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
         self._logs, self._manifest = Logs(self._database), Manifest(self._database)
+        self.carrier = Carrier(self._logs, self._manifest, self._catalog, path)  #: takes agents out, and in
 
     def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
         try:
@@ -101,6 +106,7 @@ class Store:
                 self._compactor = Compactor(catalog)
                 disk.on_commit = self._compactor.wake
                 sweep(catalog)
+                self._pins.load(Logs(self._database), Manifest(self._database))  # before the first eviction
                 keep(catalog)
             except BaseException:
                 self._database.close()
@@ -314,7 +320,7 @@ class Store:
           and the heads of its agent's lineages do not move.
         - ``Save.parts``: rows of full-attention layers. ``Save.sides``: the window rows and states that ``held`` has.
         """
-        if self._catalog is None:
+        if self._catalog is None or self.is_read_only:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
@@ -358,16 +364,17 @@ class Store:
         if self._catalog is not None:
             self._io.call(lambda: [None for _ in self._compactor.steps(rest_s)])
 
-    def verify(self) -> VerifyReport:
+    def verify(self, report: Progress = silent) -> VerifyReport:
         """Read and check every stored byte, at the disk's speed. Raises as ``flush`` does."""
         self.flush()
         catalog = self._catalog
         with store_errors("read it", self._path):
             out_of_step = [] if catalog is None else self._io.call(lambda: check(catalog))
-            report = verify_store(self._manifest, self._logs, None if catalog is None else catalog.disk.folder)
+            folder = None if catalog is None else catalog.disk.folder
+            found = verify_store(self._manifest, self._logs, folder, report)
         repaired = () if self._repair is None else (str(self._repair),)
         others = () if catalog is None else catalog.disk.quota.strangers
-        return attrs.evolve(report, damaged=(*repaired, *out_of_step, *report.damaged), strangers=others)
+        return attrs.evolve(found, damaged=(*repaired, *out_of_step, *found.damaged), strangers=others)
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the store was opened, its size and the disk's state."""

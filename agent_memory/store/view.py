@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
@@ -13,15 +15,20 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.log.carried import carried
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
 from agent_memory.prefix.pieces import Segment
+from agent_memory.progress import Progress, bar, silent
+from agent_memory.store.exporting import export_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.sources import checking
 from agent_memory.types import AgentInfo, Message, VerifyReport
+
+log = logging.getLogger("agent_memory.store")
 
 
 @frozen(kw_only=True)
@@ -96,7 +103,7 @@ class StoreView:
             if segment.kind == "resume" and segment.parent_number in sizes:
                 sizes[segment.parent_number] += segment.n_bytes
                 files[segment.parent_number] += 1
-        lines = _Lines(rows)
+        lines = Lines(rows)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
@@ -111,11 +118,24 @@ class StoreView:
             log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
         )
 
-    def verify(self) -> VerifyReport:
-        """Read and check every stored byte, logs included. Reads the disk at its speed."""
+    def export(self, name: str, file: str | PathLike[str], *, log_only: bool = False) -> None:
+        """Write an agent, as of the last commit, to a file that ``memory.import_agent`` reads; see ``Agent.export``.
+
+        Raises UnknownAgentError, StoreError, OutOfSpaceError.
+        """
+        path, folder = as_path(file, "file"), self.path / KV_FOLDER
+        record, damage = self._record(name)
+        if damage is not None:
+            log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
         with self._reading():
+            found = carried(record, is_damaged=damage is not None)
+            export_agent(path, found, self._manifest, None if log_only else folder)
+
+    def verify(self, *, progress: bool | None = None) -> VerifyReport:
+        """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""
+        with self._reading(), bar(progress, "verify", "files") as report:
             folder = self.path / KV_FOLDER
-            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None)
+            return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None, report)
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -144,7 +164,7 @@ class StoreView:
             raise StoreError(f"cannot read the store {self.path}: {error}") from error
 
 
-class _Lines:
+class Lines:
     """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[Segment]) -> None:
@@ -173,13 +193,14 @@ def _use(
     )
 
 
-def verify_store(manifest: Manifest, logs: Logs, folder: Path | None) -> VerifyReport:
+def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Progress = silent) -> VerifyReport:
     """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
     damaged: list[str] = []
     unread: list[str] = []
     n_bytes = 0
     segments = manifest.segments() if folder is not None else []
-    for segment in segments if folder is not None else ():
+    for number, segment in enumerate(segments if folder is not None else ()):
+        report(number, len(segments), "")
         assert folder is not None
         try:
             for _ in checking(folder / segment.file, segment):

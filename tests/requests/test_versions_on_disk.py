@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import Agent, Config, EchoRunner, Memory, open_store
+from agent_memory import Agent, Config, EchoRunner, Memory, UnsupportedParameterError, open_store
 from agent_memory.log.files import MANIFEST
 from tests.parts.scripted import scripted
 
@@ -348,3 +348,18 @@ def test_a_fork_of_what_is_not_on_disk_has_turns_of_its_own(tmp_path: Path) -> N
         for name in ("of a pruned version", "of a temporary agent"):
             assert said(memory.agent(name)) == ["one", "two"]
         assert memory.verify().ok
+
+
+def test_no_number_of_a_version_is_given_twice(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory:
+        agent = memory.agent("a")
+        agent.say("one")
+        old = agent.checkpoint("mark")
+        agent.say("two")
+        assert agent.prune(checkpoints=True) == 1
+    with opened(tmp_path) as memory:
+        agent = memory.agent("a")
+        assert agent.checkpoint("mark").number == old.number + 1
+        assert agent.fork("b").checkpoint("other").number == 2, "a fork counts its own, the inherited one first"
+        with pytest.raises(UnsupportedParameterError, match="has no version 1"):
+            agent.rewind(to=old)

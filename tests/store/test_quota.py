@@ -108,7 +108,9 @@ def play(memory: Memory, path: Path, steps, budget: int) -> None:
 
 
 def memory_in(path: Path, budget: int) -> Memory:
-    return Memory(EchoRunner(), path, config=Config(chunk_tokens=16, prefill_tokens=16, disk_bytes=budget))
+    # Logs are never evicted: without a limit, the versions of 2,000 replaced histories alone exceed the budget.
+    config = Config(chunk_tokens=16, prefill_tokens=16, disk_bytes=budget, keep_versions=2)
+    return Memory(EchoRunner(), path, config=config)
 
 
 @settings(max_examples=6, deadline=None)
@@ -129,3 +131,13 @@ def test_the_budget_holds_in_2000_random_operations(tmp_path):
             assert part or memory.stats().segments
     with memory_in(tmp_path, 1_500_000) as memory:
         assert memory.verify().ok
+
+
+def test_a_pinned_agents_kv_survives_an_opening_with_less_room(tmp_path):
+    with Memory(EchoRunner(), tmp_path) as memory:
+        for name in ("kept", "other"):
+            memory.agent(name).say(f"{name} " * 300)
+        memory.agent("kept").pin()
+    with Memory(EchoRunner(), tmp_path, config=Config(disk_bytes=1)) as memory:  # evicts while it opens
+        assert memory.agent("kept").say("more").usage.tier == "cold"
+        assert memory.agent("other").say("more").usage.computed_tokens > 1_000

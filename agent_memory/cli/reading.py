@@ -1,0 +1,69 @@
+"""Commands that read a store without a model, while another process may hold it: ls, show, du, verify."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from agent_memory.cli.app import DAMAGE, AsJSON, Name, Salt, Store, view
+from agent_memory.cli.printing import ago, plain, print_json, print_table, say, size
+
+
+def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+    """List the agents of a store, newest use first."""
+    with view(store, salt) as found:
+        agents = found.agents()
+    if as_json:
+        print_json([plain(agent) for agent in agents])
+        return
+    rows = [
+        (a.name, a.n_turns, a.n_messages, a.n_tokens, "pinned" if a.is_pinned else "", ago(a.used_s)) for a in agents
+    ]
+    print_table(("agent", "turns", "messages", "tokens", "", "last used"), rows, empty="no agents")
+
+
+def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+    """Show an agent's conversation."""
+    with view(store, salt) as opened:
+        found = opened.show(name)
+    if as_json:
+        print_json({**plain(found.info), "messages": [plain(message) for message in found.messages]})
+        return
+    info = found.info
+    say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens, last used {ago(info.used_s)}")
+    for message in found.messages:
+        say(f"\n[{message.role}] {message.content}")
+        for call in message.tool_calls:
+            say(f"  calls {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
+    if found.damage:
+        say(f"\n{found.damage} is damaged: the conversation is shown up to there")
+
+
+def du(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+    """Show what each agent's KV takes on disk, largest first."""
+    with view(store, salt) as found:
+        uses = found.du()
+    if as_json:
+        print_json({**plain(uses), "agents": [plain(use) for use in uses.agents]})
+        return
+    rows = [(use.name, size(use.own_bytes), size(use.shared_bytes), use.n_files) for use in uses.agents]
+    print_table(("agent", "its own", "shared with others", "files"), rows, empty="no agents")
+    say(
+        f"KV {size(uses.kv_bytes)}, of it {size(uses.anonymous_bytes)} of prompts without an agent; "
+        f"logs {size(uses.log_bytes)}"
+    )
+
+
+def verify(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+    """Read and check every stored byte; exit code 3 where something is damaged."""
+    with view(store, salt) as found:
+        report = found.verify()
+    if as_json:
+        print_json({**plain(report), "ok": report.ok})
+    else:
+        say(f"{report.segments} segments, {report.turns} turns, {size(report.bytes_read)} read")
+        for line in report.damaged:
+            say(f"damaged: {line}")
+    if not report.ok:
+        raise typer.Exit(DAMAGE)

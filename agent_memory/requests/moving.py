@@ -1,0 +1,97 @@
+"""Agents that move: out of a store into a file, and from a file into a store, under the same model or another one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from typing import Any
+
+from agent_memory.config import as_path
+from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.log.carried import Terms
+from agent_memory.log.log import Log
+from agent_memory.protocols import ModelRunner
+from agent_memory.requests.cleaning import of_tools, without_secrets
+from agent_memory.requests.evicting import flush
+from agent_memory.requests.registry import Agents
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.agent_file import AgentFileReader
+from agent_memory.store.incoming import Model
+from agent_memory.store.shared import ensure_writable
+from agent_memory.store.store import Store
+from agent_memory.tools import from_json, to_json
+
+log = logging.getLogger("agent_memory.requests")
+
+
+class Moving:
+    """Writes agents to files, and takes agents in from files. Any thread; the engine goes on meanwhile.
+
+    - What is written is the agent as of its last finished turn: everything is flushed before.
+    - A file is read and checked to its end before the store is touched.
+    - KV of another model, tenant's chunks included, is never used: ids of chunks are computed from the tokens.
+    """
+
+    def __init__(
+        self,
+        agents: Agents,
+        store: Store,
+        engine: Engine,
+        runner: ModelRunner,
+        clean: Callable[[str], str] | None,
+    ) -> None:
+        self._agents, self._store, self._engine, self._runner, self._clean = agents, store, engine, runner, clean
+
+    def export(self, agent: Log, file: str | PathLike[str], *, is_log_only: bool) -> None:
+        """Write an agent to a file."""
+        if agent.is_temporary:
+            raise UnsupportedParameterError(
+                f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"
+            )
+        path = as_path(file, "file")
+        flush(self._engine, self._store)
+        if n_lost := self._store.carrier.export(self._agents.salt, agent.name, path, is_log_only=is_log_only):
+            log.warning(
+                "agent %r was exported without %d files of its KV, which are damaged or follow damaged ones",
+                agent.name,
+                n_lost,
+            )
+
+    def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
+        """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""
+        ensure_writable(self._store, "take in an agent")
+        terms = self._terms()
+        model = Model(
+            digests=self._runner.identity,
+            identity=self._agents.identity,
+            layout=self._runner.layout,
+            chunk_tokens=self._store.chunk_tokens,
+            n_vocab=terms.n_vocab,
+        )
+        with AgentFileReader(as_path(file, "file")) as reader:
+            found = self._store.carrier.read(reader, terms, model)
+            taken = found.agent["name"] if name is None else name
+            self._agents.ensure_free(taken)
+            has_kv = self._store.carrier.take_in(reader, found, terms, self._agents.salt, taken)
+        is_foreign = bool(found.turns) and not found.n_tokens and bool(found.n_remade or found.n_foreign)
+        if found.n_remade or found.n_foreign or not has_kv:
+            log.info(
+                "agent %r came with kv_tokens=%d; KV of other models tokens=%d and ids of turns=%d are made anew",
+                taken, found.n_tokens if has_kv else 0, found.n_foreign, found.n_remade,
+            )  # fmt: skip
+        return self._agents.arrived(taken, is_foreign=is_foreign)
+
+    def _terms(self) -> Terms:
+        n_vocab: Any = getattr(self._runner, "n_vocab", None)  # a runner of the host may have none
+        digest, clean = self._runner.tokenizer.digest, self._clean
+        if clean is None:
+            return Terms(tokenizer=digest, n_vocab=n_vocab)
+        return Terms(
+            tokenizer=digest,
+            n_vocab=n_vocab,
+            message=partial(without_secrets, clean=clean),
+            text=clean,
+            tools=lambda text: to_json(of_tools(from_json(text), clean)),
+        )

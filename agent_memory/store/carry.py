@@ -1,0 +1,134 @@
+"""Carry an agent out of an open store, and into one: the store's side of ``exporting`` and ``importing``."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from agent_memory.errors import ConfigError, StoreError, UnknownAgentError, repr_of
+from agent_memory.log.carried import Arrival, Terms, carried
+from agent_memory.log.logs import Logs
+from agent_memory.log.refusals import store_errors
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Kept, Span, State
+from agent_memory.prefix.pieces import Segment
+from agent_memory.store.agent_file import AgentFileReader
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.edit import Edit, apply, void
+from agent_memory.store.exporting import export_agent
+from agent_memory.store.importing import Importing
+from agent_memory.store.incoming import Found, Model, read_file, turns_of
+from agent_memory.store.manifest import Manifest
+
+log = logging.getLogger("agent_memory.store")
+
+
+class Carrier:
+    """Takes agents out of one store, and in. Any thread: what the I/O thread must do is given to it.
+
+    ``catalog`` None: a store in memory, which has no KV to carry.
+    """
+
+    def __init__(self, logs: Logs, manifest: Manifest, catalog: Catalog | None, path: Path | None) -> None:
+        self._logs, self._manifest, self._catalog, self._path = logs, manifest, catalog, path
+        self._lock = threading.Lock()  # one import at a time: a second one may follow pieces of the first
+
+    def export(self, salt: str, name: str, path: Path, *, is_log_only: bool) -> int:
+        """Write a flushed agent to a file; return how many files of KV were left out: damaged, or behind damaged ones.
+
+        Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
+        """
+        catalog = self._catalog
+        with store_errors("read the agent", self._path):
+            found = self._logs.load_agent(salt, name)
+            if found is None:
+                raise UnknownAgentError(name)
+            record, damage = found
+            if damage is not None:
+                log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
+            folder = None if catalog is None or is_log_only else catalog.disk.folder
+            on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
+            out = carried(record, is_damaged=damage is not None)
+            return export_agent(path, out, self._manifest, folder, on_damage)
+
+    def read(self, reader: AgentFileReader, terms: Terms, model: Model) -> Found:
+        """Read and check a whole file; changes nothing. Raises AgentFileError."""
+        return read_file(reader, terms, model if self._catalog is not None and model.layout.is_storable else None)
+
+    def take_in(self, reader: AgentFileReader, found: Found, terms: Terms, salt: str, name: str) -> bool:
+        """Store the agent of a file that was read, in one commit; True if it has its KV.
+
+        Raises ConfigError if an agent of that name was created meanwhile, AgentFileError if the file has changed,
+        StoreError, OutOfSpaceError; then nothing is stored.
+        """
+        new = self._logs.new_number
+        agent_id = new()
+        numbers = [agent_id if place == found.live else new() for place in range(len(found.branches))]
+        holders = {0: agent_id} | {version: new() for version in sorted({v for v, _ in found.heads} - {0})}
+        arrival = _arrival(reader, found, terms, salt, name, numbers, holders)
+        catalog = self._catalog
+        try:
+            with self._lock, store_errors("store the agent", self._path):
+                if catalog is None:
+                    self._manifest.commit(arrival=arrival)
+                    return False
+                if not found.n_tokens or found.has_secrets:
+                    catalog.disk.io.call(partial(apply, catalog, Edit(arrival=arrival)))
+                    return False
+                return Importing(catalog=catalog, reader=reader, found=found, arrival=arrival, holders=holders).run()
+        except StoreError as error:
+            if isinstance(error.__cause__, sqlite3.IntegrityError):
+                raise ConfigError(f"agent {repr_of(name)} was created meanwhile: give another name=") from error
+            raise
+
+
+def _arrival(
+    reader: AgentFileReader,
+    found: Found,
+    terms: Terms,
+    salt: str,
+    name: str,
+    numbers: Sequence[int],
+    holders: Mapping[int, int],
+) -> Arrival:
+    """Return the agent as it is stored. ``numbers``: of its branches; ``holders``: of its versions, 0 is the agent."""
+
+    def turns() -> Iterator[tuple[int, int, Turn]]:
+        for place, number, turn in turns_of(reader, found, terms):
+            yield numbers[place], number, turn
+
+    kept = tuple(
+        Kept(
+            version,
+            State(turns=(), spans=(Span(numbers[place], 0),), system=system, facts=facts),
+            holders.get(version.number, 0),
+        )
+        for version, place, system, facts in found.versions
+    )
+    told = found.agent
+    record = AgentRecord(
+        holders[0],
+        name,
+        told["system"],
+        told["tools"],
+        (),
+        told["created_s"],
+        told["used_s"],
+        facts=told["facts"],
+        kept=kept,
+    )
+    bases = [None if base is None else Span(numbers[base], start) for base, start in found.branches]
+    return Arrival(salt=salt, record=record, branches=tuple(zip(numbers, bases, strict=True)), turns=turns)
+
+
+def _void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
+    """Hide a damaged segment, as a reader that restores does."""
+    with catalog.lock:
+        is_rows = segment.kind == "rows"
+        known = catalog.segments.get(segment.number) if is_rows else catalog.resume.get(segment.parent)
+    if known is not None and known.file == segment.file:
+        void(catalog, known, reason, text)
