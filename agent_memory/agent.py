@@ -11,6 +11,7 @@ from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.log.versions import Version
 from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.plot import Plot
 from agent_memory.prompt import messages as shapes
 from agent_memory.requests.answering import answers_of, open_calls
 from agent_memory.requests.asking import Asking
@@ -213,6 +214,13 @@ class Agent(Shown):
         """
         self._asking.ensure_open()
         self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
+
+    def plot(self) -> Plot:
+        """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.
+
+        Needs the extra ``plot``. Raises ClosedError or MissingExtraError.
+        """
+        return self._asking.plot(self._live)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.

@@ -46,6 +46,7 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
+    "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
     "smolagents": 'pip install "smolagents>=1.20"',

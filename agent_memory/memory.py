@@ -94,7 +94,7 @@ class Memory(Reporting):
         try:
             observing = Observing(config)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
-            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path)
             self._groups = Groups(self._asking)
             self._models = Models(self._runner, self._tiers, self._engine, self._asking, config)
             self._models.open()
@@ -356,7 +356,7 @@ class Memory(Reporting):
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
         self._asking.ensure_open()
-        return AgentList(self._asking.agents.infos(), self._reports.agent_sizes)
+        return AgentList(self._asking.agents.infos(), self._asking.agent_sizes)
 
     def delete(self, name: str | Agent) -> bool:
         """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.

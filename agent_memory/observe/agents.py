@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.view import StoreView
 from agent_memory.types import AgentInfo
 from agent_memory.views.page import Page, Shown, Table
 from agent_memory.views.units import ago, count, short, size
 
 #: Agents that a table shows.
 _MOST_ROWS = 50
+
+
+def agent_sizes(engine: Engine, path: Path | None, salt: str) -> dict[str, tuple[int, int]]:
+    """Return the bytes of each agent: idle in the hot tier, and on disk as last committed."""
+    hot = engine.call(engine.hot_bytes_by_agent)
+    disk: dict[str, int] = {}
+    if path is not None:
+        with StoreView(path, salt) as view:
+            disk = {use.name: use.own_bytes + use.shared_bytes for use in view.du().agents}
+    return {name: (hot.get(name, 0), disk.get(name, 0)) for name in {*hot, *disk}}
 
 
 class AgentList(list[AgentInfo], Shown):

@@ -16,17 +16,17 @@ from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
-from agent_memory.observe.fit import Fit, fit
+from agent_memory.observe.fit import MOST_TOKENS, Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
+from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
-from agent_memory.store.view import StoreView
 from agent_memory.views.page import Note, Page, Shown, Table
 from agent_memory.views.units import count
 
@@ -147,15 +147,11 @@ class Reports:
         disk_bytes = self._store.stats()["disk_budget_bytes"] if self._store.has_disk else None
         return fit(self.runner, self.config, disk_bytes, n_agents, n_tokens)
 
-    def agent_sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes of each agent: idle in the hot tier, and on disk as last committed."""
-        self.ensure_open()
-        hot = self.engine.call(self.engine.hot_bytes_by_agent)
-        disk: dict[str, int] = {}
-        if self.path is not None:
-            with StoreView(self.path, self.config.salt) as view:
-                disk = {use.name: use.own_bytes + use.shared_bytes for use in view.du().agents}
-        return {name: (hot.get(name, 0), disk.get(name, 0)) for name in {*hot, *disk}}
+    def plot(self) -> Plot:
+        """The newest replies and the tiers, drawn."""
+        stats = self.stats()
+        tiers = {"hot": stats.hot_bytes, "warm": stats.warm_bytes, "cold": stats.disk_bytes}
+        return draw(f"Memory of {self.runner.name}", usages(self.observing.ring.entries(), None), tiers)
 
     def page(self) -> Page:
         """The Memory at a glance."""
@@ -219,6 +215,14 @@ class Reporting(Shown):
         """Return what the engine did lately, for ui.perfetto.dev: ``memory.trace().save("trace.json")``."""
         return self._reports.trace()
 
+    def plot(self) -> Plot:
+        """Draw the newest replies (time to the first token, tokens by origin) and the tiers' bytes. Needs ``[plot]``.
+
+        Raises ClosedError or MissingExtraError.
+        """
+        self._reports.ensure_open()
+        return self._reports.plot()
+
     def doctor(self, *, explain: bool = False) -> Doctor:
         """Return what was found on this machine, what was chosen and where from, and what would make it faster.
 
@@ -235,6 +239,8 @@ class Reporting(Shown):
         for name, value in (("n_agents", n_agents), ("n_tokens", n_tokens)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UnsupportedParameterError(f"{name} must be an int of 1 or more, got {repr_of(value)}")
+        if n_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(f"n_tokens must be at most {MOST_TOKENS:,}, got {repr_of(n_tokens)}")
         self._reports.ensure_open()
         return self._reports.fit(n_agents, n_tokens)
 

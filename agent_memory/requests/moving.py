@@ -46,7 +46,8 @@ class Moving:
 
     def export(self, agent: Log, file: str | PathLike[str], *, is_log_only: bool) -> None:
         """Write an agent to a file."""
-        agent.ensure_exists()
+        if agent.viewed is not None:
+            raise UnsupportedParameterError("a read-only view of a version moves with its agent: export the agent")
         if agent.is_temporary:
             raise UnsupportedParameterError(
                 f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"
@@ -61,8 +62,8 @@ class Moving:
             )
 
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
-        """Store the agent of a file, and return its log. Raises ConfigError if the name is taken."""
-        ensure_writable(self._store, "take an agent in")
+        """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""
+        ensure_writable(self._store, "take in an agent")
         terms = self._terms()
         model = Model(
             digests=self._runner.identity,

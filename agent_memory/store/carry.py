@@ -51,7 +51,7 @@ class Carrier:
             if damage is not None:
                 log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
             folder = None if catalog is None or is_log_only else catalog.disk.folder
-            on_damage = None if catalog is None else partial(_void, catalog)
+            on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
             out = carried(record, is_damaged=damage is not None)
             return export_agent(path, out, self._manifest, folder, on_damage)
 

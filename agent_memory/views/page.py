@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from attrs import field, frozen
 
-_COLOURS = {
+#: Of tiers, and of what was computed.
+COLOURS = {
     "hot": "#e2574c",
     "warm": "#e8a33d",
     "cold": "#4a90d9",
@@ -113,13 +114,13 @@ class Bar:
         whole = self._whole()
         parts = "".join(
             f'<span style="display:inline-block;height:100%;width:{100 * amount / whole:.2f}%;'
-            f'background:{_COLOURS.get(name, _COLOURS["computed"])}" title="{html.escape(f"{name} {words}")}"></span>'
+            f'background:{COLOURS.get(name, COLOURS["computed"])}" title="{html.escape(f"{name} {words}")}"></span>'
             for name, amount, words in self.shares
             if amount > 0
         )
         legend = " ".join(
             f'<span style="margin-right:.9em;white-space:nowrap"><span style="display:inline-block;width:.7em;'
-            f'height:.7em;border-radius:2px;background:{_COLOURS.get(name, _COLOURS["computed"])}"></span> '
+            f'height:.7em;border-radius:2px;background:{COLOURS.get(name, COLOURS["computed"])}"></span> '
             f"{html.escape(f'{name} {words}')}</span>"
             for name, amount, words in self.shares
             if amount > 0 or self.total

@@ -114,4 +114,5 @@ def test_another_process_with_another_store_goes_on_with_the_same_logits(tmp_pat
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         found.append(json.loads(done.stdout))
     assert found[0] == found[1]
-    assert found[0][2] > 0 and found[0][3] == "cold"
+    assert found[0][2] > 0
+    assert found[0][3] == "cold"

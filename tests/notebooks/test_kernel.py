@@ -54,6 +54,7 @@ def test_progress_appears_while_a_long_prompt_is_computed_and_is_replaced_in_pla
     assert not [content for kind, content in jupyter.sent if kind == "stream"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

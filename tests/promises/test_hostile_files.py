@@ -6,6 +6,7 @@ agent can be asked: what it says is as trustworthy as who made it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentFileError, AgentMemoryError, Config, ConfigError, EchoRunner, Memory, open_store
+from agent_memory import Agent, AgentFileError, AgentMemoryError, Config, ConfigError, EchoRunner, Memory, open_store
 from agent_memory.errors import RequestError
 from tests.parts.agentfile import HEAD, Piece, broken, forged, framed, parts, sealed
 
@@ -65,24 +66,25 @@ class Tries:
         self.file.write_bytes(raw)
         tracemalloc.reset_peak()
         start, _ = tracemalloc.get_traced_memory()
-        try:
-            agent = self.memory.import_agent(self.file)
-        except (AgentFileError, ConfigError) as error:
+        refusal, agent = self._imported()
+        if agent is None:
             peak = tracemalloc.get_traced_memory()[1] - start
             self.worst = max(self.worst, peak / max(len(raw), 100_000))
-            assert contents(self.folder) == self.before, error
-            found = type(error).__name__
+            assert contents(self.folder) == self.before, refusal
         else:
-            try:
+            with contextlib.suppress(RequestError):
                 agent.say("hello", max_tokens=2)
-            except RequestError:
-                pass
             agent.delete()
             self.memory.flush()
             self.before = contents(self.folder)
-            found = "taken"
-        self.counts[found] += 1
-        return found
+        self.counts[refusal] += 1
+        return refusal
+
+    def _imported(self) -> tuple[str, Agent | None]:
+        try:
+            return "taken", self.memory.import_agent(self.file)
+        except (AgentFileError, ConfigError) as error:
+            return type(error).__name__, None
 
 
 def attack(folder: Path, n: int, seed: int) -> Tries:
@@ -146,6 +148,10 @@ def _body(raw: bytes, kind: str, change: Any) -> bytes:
     one = next(piece for piece in found if piece.kind == kind)
     one.body = change(one.body)
     return sealed(found)
+
+
+def _named(raw: bytes, name: str) -> bytes:
+    return _body(raw, "agent", lambda body: json.dumps({**json.loads(body), "name": name}).encode())
 
 
 def _deep(raw: bytes) -> bytes:
@@ -250,7 +256,7 @@ def test_a_hostile_file_is_refused_and_touches_nothing(how: str, tmp_path: Path)
 
 def test_a_name_that_looks_like_a_path_is_a_name_and_no_path(tmp_path: Path) -> None:
     name = "../../../" + str(tmp_path / "outside")
-    raw = _body(exported(tmp_path), "agent", lambda body: json.dumps({**json.loads(body), "name": name}).encode())
+    raw = _named(exported(tmp_path), name)
     (tmp_path / "b.agent").write_bytes(raw)
     with opened(tmp_path / "store") as memory:
         assert memory.import_agent(tmp_path / "b.agent").name == name
