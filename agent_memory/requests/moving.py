@@ -46,8 +46,6 @@ class Moving:
 
     def export(self, agent: Log, file: str | PathLike[str], *, is_log_only: bool) -> None:
         """Write an agent to a file."""
-        if agent.viewed is not None:
-            raise UnsupportedParameterError("a read-only view of a version moves with its agent: export the agent")
         if agent.is_temporary:
             raise UnsupportedParameterError(
                 f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"

@@ -77,6 +77,7 @@ class Resume:
 class Found:
     """What is in a file. Rows of other models are None."""
 
+    identity: str = ""  #: of the model under which ids of pieces were computed
     agent: Mapping[str, Any] = field(factory=dict)
     live: int = 0  #: the place of the branch that the next turn is added to
     branches: list[tuple[int | None, int]] = field(factory=list)  #: base and start
@@ -136,7 +137,11 @@ class _Reading:
 
     def __init__(self, reader: AgentFileReader, terms: Terms, model: Model | None) -> None:
         self._model_open, self._intake = model, Intake(terms)
-        self._found, self._kind, self._n_parts = Found(), "", dict.fromkeys(_ORDER, 0)
+        self._found, self._kind, self._n_parts = (
+            Found(model.identity if model is not None else ""),
+            "",
+            dict.fromkeys(_ORDER, 0),
+        )
         self._models: list[bool] = []  # True: the open model
         self._pieces: dict[bytes, int] = {}  # pieces of the open model -> tokens
         self._resumed: set[bytes] = set()
