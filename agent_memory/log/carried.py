@@ -219,8 +219,9 @@ class Intake:
             raise ValueError("a turn's numbers make no sense")
         if n_reply is not None and not (type(n_reply) is int and 0 <= n_reply <= len(ids)):
             raise ValueError("a turn's reply is longer than the turn")
-        is_digest = isinstance(tokenizer, str) and len(tokenizer) <= _LONG and tokenizer.isprintable()
-        if not is_digest or not tokenizer.isascii() or told.get("finish") not in _FINISHES:
+        if not isinstance(tokenizer, str) or len(tokenizer) > _LONG or not tokenizer.isprintable():
+            raise ValueError("a turn's tokenizer makes no sense")
+        if not tokenizer.isascii() or told.get("finish") not in _FINISHES:
             raise ValueError("a turn's end makes no sense")
         return Turn(
             messages=read_messages(messages),
