@@ -228,13 +228,19 @@ def test_secrets_stay_out_of_a_store_with_a_redactor(tmp_path: Path) -> None:
         agent.say("first")
         agent.say(f"My key is {SECRET}")
         agent.say("last")
+        n_tokens, secret_ids = agent.n_tokens, memory._runner.tokenizer.encode(SECRET)
         agent.export(tmp_path / "a.agent")
     with opened(tmp_path / "two", redact="rules") as memory:
         moved = memory.import_agent(tmp_path / "a.agent")
         assert len(moved.messages) == 7
-        assert not any(SECRET in message.content for message in moved.messages if message.role == "user")
+        assert not any(SECRET in f"{message.content}{message.source}" for message in moved.messages)
+        assert 0 < moved.n_tokens < n_tokens  # ids before the secret are those that were
         moved.say("And now?")
         assert memory.verify().ok
+    ids = secret_ids[2:-2]
+    for name, raw in contents(tmp_path / "two").items():
+        assert SECRET.encode() not in raw, name
+        assert b"".join(id.to_bytes(4, "little") for id in ids) not in raw, name
 
 
 def test_what_is_recalled_stays_in_the_store_that_it_is_of(tmp_path: Path) -> None:
