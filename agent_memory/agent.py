@@ -6,20 +6,27 @@ from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Unpack
 
+from agent_memory.config import Codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.log.versions import Version
 from agent_memory.observe.explain import CacheReport
+from agent_memory.observe.plot import Plot
 from agent_memory.prompt import messages as shapes
 from agent_memory.requests.answering import answers_of, open_calls
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolCall, ToolResult
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import ago, count, short
+
+#: Newest messages that a notebook shows of an agent.
+_SHOWN = 8
 
 
-class Agent:
+class Agent(Shown):
     """A named conversation in a Memory. Cheap handle: two handles of one name are the same agent, until it is deleted.
 
     Turns of one agent run one after another; different agents never wait for each other's turns.
@@ -36,6 +43,20 @@ class Agent:
         if log.viewed is not None:
             state += f", version {log.viewed[1]}, read-only"
         return f"Agent({log.name!r} {state})"
+
+    def _page(self) -> Page:
+        log = self._log
+        if log.is_deleted:
+            return Page(f"Agent {log.name}, deleted")
+        info = log.info
+        title = f"Agent {log.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"
+        facts = [f"last used {ago(info.used_s)}", *(["pinned"] if info.is_pinned else [])]
+        shown = [one for one in log.messages if one.role == "system"][:1]
+        newest = [one for one in log.messages if one.role != "system"][-_SHOWN:]
+        rows = [(one.role, short(one.content, 200)) for one in (*shown, *newest)]
+        left_out = len(log.messages) - len(rows)
+        facts += [f"{count(left_out, 'older message')} not shown"] if left_out else []
+        return Page(title, [Note(", ".join(facts)), *([Table(rows)] if rows else [])])
 
     @property
     def _live(self) -> Log:
@@ -186,14 +207,22 @@ class Agent:
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
 
-    def export(self, file: str | PathLike[str], *, log_only: bool = False) -> None:
+    def export(self, file: str | PathLike[str], *, codec: Codec | None = None, log_only: bool = False) -> None:
         """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
 
-        ``log_only``: without KV. Flushes first; replaces a file of that name whole, or leaves it. The file has every
-        word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
+        ``codec``: encode exact KV so, as ``Config.cold_codec`` does; None: as it is stored. ``log_only``: without KV.
+        Flushes first; replaces a file of that name whole, or leaves it. The file has every word of the conversation,
+        its versions included. Raises StoreError, OutOfSpaceError, UnsupportedParameterError for another codec.
         """
         self._asking.ensure_open()
-        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
+        self._asking.moving.export(self._now, file, codec=codec, is_log_only=bool(log_only))
+
+    def plot(self) -> Plot:
+        """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.
+
+        Needs the extra ``plot``. Raises ClosedError or MissingExtraError.
+        """
+        return self._asking.plot(self._live)
 
     def pin(self, is_pinned: bool = True) -> None:
         """Keep this agent's KV, or no longer: it leaves memory after all others', and the disk's budget not at all.

@@ -46,10 +46,15 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
+    "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
     "smolagents": 'pip install "smolagents>=1.20"',
     "llama-index": 'pip install "llama-index-core>=0.14"',
+    "llm": 'pip install "llm>=0.32"',
+    "openai-agents": 'pip install "openai-agents>=0.20"',
+    "anthropic": 'pip install "anthropic>=2.14"',
+    "mcp": 'pip install "mcp>=2"',
 }
 
 

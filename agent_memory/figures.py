@@ -9,6 +9,8 @@ import attrs
 from attrs import field, frozen
 
 from agent_memory.usage import AsDict
+from agent_memory.views.page import Bar, Note, Page, Shown, Table
+from agent_memory.views.units import count, seconds, size
 
 #: Where a setting's value comes from.
 ChoiceSource = Literal["default", "config", "machine", "store", "model"]
@@ -42,7 +44,7 @@ class Histogram(AsDict):
 
 
 @frozen(kw_only=True)
-class Stats(AsDict):
+class Stats(AsDict, Shown):
     """Counters of one Memory since it was opened, and its bytes now. docs/operations.md lists all with their units."""
 
     requests: int = 0
@@ -80,9 +82,25 @@ class Stats(AsDict):
     hook_failures: int = 0  #: replies for which ``Config.on_reply`` raised, or came too late to be called
     recorder_failures: int = 0  #: lines that could not be written to ``Config.recorder``
 
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in self.rows())
-        return f"<table>{rows}</table>"
+    @property
+    def tiers(self) -> list[Bar]:
+        """Bytes of each tier that has a budget, as bars."""
+        used = {"hot": self.hot_bytes, "warm": self.warm_bytes, "cold": self.disk_bytes}
+        budgets = [(tier, used[tier], self.budgets.get(tier) or 0) for tier in used]
+        return [Bar([(tier, n, f"{size(n)} of {size(most)}")], total=most) for tier, n, most in budgets if most]
+
+    def _page(self) -> Page:
+        title = f"{count(self.requests, 'request')}, {count(self.agents, 'agent')}"
+        tokens = [(tier, self.tier_tokens.get(tier, 0)) for tier in ("hot", "warm", "cold")]
+        shares = [(name, n, f"{n:,}") for name, n in (*tokens, ("computed", self.computed_tokens))]
+        shown = {"hot_bytes", "warm_bytes", "disk_bytes", "budgets", "tier_tokens", "requests", "agents", "times"}
+        rows = [(name, _cell(name, value)) for name, value in self.rows() if name not in shown and value]
+        rows += [
+            (f"{name} time", f"{seconds(one.sum / one.count)} on average, of {one.count:,}")
+            for name, one in self.times.items()
+            if one.count
+        ]
+        return Page(title, [Bar(shares, label="prompt tokens by origin"), *self.tiers, Table(rows)])
 
     def rows(self) -> list[tuple[str, Any]]:
         """(name, value) of every figure."""
@@ -90,13 +108,17 @@ class Stats(AsDict):
 
 
 @frozen(kw_only=True)
-class Health(AsDict):
+class Health(AsDict, Shown):
     """Whether a Memory serves. ``ready`` implies ``live``."""
 
     live: bool  #: False after ``close()``, in a forked child, and where the engine's thread has ended
     ready: bool  #: True if a request that came now would be served as usual
     reasons: tuple[str, ...] = ()  #: why it is not ready; one sentence each
     started_s: float = 0.0  #: Unix time of its opening
+
+    def _page(self) -> Page:
+        title = "Ready" if self.ready else "Not ready" if self.live else "Not live"
+        return Page(title, [Note(reason) for reason in self.reasons])
 
 
 @frozen(kw_only=True)
@@ -111,7 +133,7 @@ class Choice(AsDict):
 
 
 @frozen(kw_only=True)
-class Doctor(AsDict):
+class Doctor(AsDict, Shown):
     """What was found on this machine and of the model, and what would make it faster or right."""
 
     facts: Mapping[str, Any]
@@ -133,6 +155,17 @@ class Doctor(AsDict):
                 lines += [f"      why: {one.why}", f"      to change it: {one.change}"]
         return "\n".join(lines + [f"advice: {one}" for one in self.advice])
 
+    def _page(self) -> Page:
+        sources = {one.name for one in self.choices}
+        found = Table([(name, _human(name, value)) for name, value in self.facts.items() if name not in sources])
+        head = ("chosen", "value", "from", *(("why", "to change it") if self.is_explained else ()))
+        chosen = [
+            (one.name, _human(one.name, one.value), one.source, *((one.why, one.change) if self.is_explained else ()))
+            for one in self.choices
+        ]
+        advice = [Note(f"advice: {one}") for one in self.advice]
+        return Page("Doctor", [*advice, found, *([Table(chosen, head)] if chosen else [])])
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self.facts[name]
@@ -143,3 +176,9 @@ class Doctor(AsDict):
 def _human(name: str, value: Any) -> str:
     is_size = name.endswith("_bytes") and isinstance(value, int) and value >= 1 << 20
     return f"{value:,} ({value / (1 << 30):.1f} GiB)" if is_size else str(value)
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {n:,}" for key, n in value.items())
+    return size(value) if name in ("bytes_written",) else f"{value:,}" if isinstance(value, int) else str(value)

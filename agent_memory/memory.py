@@ -20,6 +20,7 @@ from agent_memory.groups.group import Group
 from agent_memory.groups.opening import Groups
 from agent_memory.groups.phases import Phase, Topology
 from agent_memory.log.log import Log
+from agent_memory.observe.agents import AgentList
 from agent_memory.observe.explain import CacheReport
 from agent_memory.observe.lint import LintReport
 from agent_memory.observe.observing import Observing
@@ -93,14 +94,16 @@ class Memory(Reporting):
         try:
             observing = Observing(config)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
-            self._asking = Asking(self._runner, self._store, self._engine, config, self._path)
+            self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path)
             self._groups = Groups(self._asking)
             self._models = Models(self._runner, self._tiers, self._engine, self._asking, config)
             self._models.open()
         except BaseException:
             self._store.close()
             raise
-        self._reports = Reports(self._runner, self._store, self._engine, observing, config, self._asking, self._models)
+        self._reports = Reports(
+            self._runner, self._store, self._engine, observing, config, self._asking, self._models, self._path
+        )
         # A Memory that nobody closed saves and ends its threads when it and its agents are collected, or at exit.
         self._finalizer = weakref.finalize(self._asking, shut, self._engine, self._store)
 
@@ -353,7 +356,7 @@ class Memory(Reporting):
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
         self._asking.ensure_open()
-        return self._asking.agents.infos()
+        return AgentList(self._asking.agents.infos(), self._asking.agent_sizes)
 
     def delete(self, name: str | Agent) -> bool:
         """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from agent_memory.usage import Role as Role
 from agent_memory.usage import Tier as Tier
 from agent_memory.usage import Usage as Usage
 from agent_memory.usage import weakest as weakest
+from agent_memory.views.page import Note, Page, Part, Plain, Shown, Table
+from agent_memory.views.units import count, seconds, size
 
 Finish = Literal["stop", "length", "tool_calls"]
 OnDiverge = Literal["replace", "branch", "error"]  #: what to do with a list that is another history than the agent's
@@ -179,7 +182,7 @@ class Sampling:
 
 
 @frozen(kw_only=True)
-class Reply:
+class Reply(Shown):
     """A finished generation."""
 
     text: str
@@ -204,10 +207,21 @@ class Reply:
     def __str__(self) -> str:
         return self.text
 
-    def _repr_markdown_(self) -> str:
-        u = self.usage
-        reused = f"{u.cached_tokens:,} of {u.prompt_tokens:,} prompt tokens from {u.tier}"
-        return f"{self.text}\n\n*{reused}, {u.ttft_s * 1e3:.0f} ms*"
+    def _page(self) -> Page:
+        u, parts = self.usage, list[Part]()
+        if self.reasoning:
+            parts.append(Note(self.reasoning))
+        if self.text:
+            parts.append(Plain(self.text))
+        calls = [(call.name, json.dumps(call.arguments, ensure_ascii=False, default=str)) for call in self.tool_calls]
+        calls += [("rejected", one.source) for one in self.rejected_calls]
+        parts += [Table(calls, ("call", "arguments"))] if calls else []
+        parts.append(u.by_tier)
+        reused = (
+            f"{u.cached_tokens:,} of {u.prompt_tokens:,} prompt tokens reused, first token after {seconds(u.ttft_s)}"
+        )
+        parts.append(Note(reused + ("" if self.finish == "stop" else f", ended by {self.finish}")))
+        return Page(f"Reply of {self.agent}" if self.agent else "", parts)
 
 
 @frozen
@@ -317,7 +331,7 @@ class AgentInfo:
 
 
 @frozen(kw_only=True)
-class VerifyReport(AsDict):
+class VerifyReport(AsDict, Shown):
     """The result of ``Memory.verify()``."""
 
     segments: int
@@ -332,6 +346,12 @@ class VerifyReport(AsDict):
     def ok(self) -> bool:
         """True if every file could be read and none was damaged."""
         return not self.damaged and not self.unread
+
+    def _page(self) -> Page:
+        found = [(kind, line) for kind in ("damaged", "unread", "strangers") for line in getattr(self, kind)]
+        title = "The store is whole" if self.ok else f"{len(self.damaged)} damaged, {len(self.unread)} not readable"
+        read = f"{count(self.segments, 'segment')} ({size(self.bytes_read)}) and {count(self.turns, 'turn')} read"
+        return Page(title, [Note(read), *([Table(found)] if found else [])])
 
 
 @frozen(kw_only=True)

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import attrs
 from attrs import field, frozen
 
+from agent_memory.views.page import Bar, Note, Page, Shown, Table
+from agent_memory.views.units import seconds
+
 Role = Literal["system", "user", "assistant", "tool"]
 Tier = Literal["hot", "warm", "cold", "none"]
 Exactness = Literal["exact", "moved", "recomputed", "quantized"]
@@ -64,7 +67,7 @@ class DivergedAt:
 
 
 @frozen(kw_only=True)
-class Usage(AsDict):
+class Usage(AsDict, Shown):
     """The cost of one request. ``cached_tokens + computed_tokens == prompt_tokens``, always."""
 
     prompt_tokens: int
@@ -83,9 +86,30 @@ class Usage(AsDict):
     restore_s: float = 0.0
     prefill_s: float = 0.0
     decode_tps: float = 0.0  #: tokens a second after the first
+    saved_s: float | None = None  #: estimate: what the cached tokens cost at the measured rate, less their restore
 
     def __repr__(self) -> str:
         return (
             f"Usage(prompt={self.prompt_tokens} cached={self.cached_tokens} computed={self.computed_tokens} "
             f"output={self.output_tokens} tier={self.tier} exactness={self.exactness} ttft={self.ttft_s * 1e3:.0f}ms)"
         )
+
+    @property
+    def by_tier(self) -> Bar:
+        """The prompt's tokens by where they came from, as a bar."""
+        tiers = [(tier, self.tier_tokens.get(tier, 0)) for tier in ("hot", "warm", "cold")]
+        shares = [(name, n, f"{n:,}") for name, n in (*tiers, ("computed", self.computed_tokens))]
+        saved = f"about {seconds(self.saved_s)} saved" if self.saved_s and self.saved_s >= 0.01 else ""
+        return Bar(shares, label=saved)
+
+    def _page(self) -> Page:
+        title = f"{self.cached_tokens:,} of {self.prompt_tokens:,} prompt tokens reused"
+        times = [("first token after", self.ttft_s), ("waited", self.queue_s), ("restored in", self.restore_s)]
+        rows = [(name, seconds(s)) for name, s in (*times, ("prefilled in", self.prefill_s)) if s]
+        if self.output_tokens:
+            speed = f", {self.decode_tps:,.0f} a second" if self.decode_tps else ""
+            rows.append(("output", f"{self.output_tokens:,} tokens{speed}"))
+        if self.exactness != "exact":
+            rows.append(("exactness", self.exactness))
+        missed = [Note(f"{self.miss}: {self.miss_detail}")] if self.miss else []
+        return Page(title, [self.by_tier, *([Table(rows)] if rows else []), *missed])

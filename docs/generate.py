@@ -255,7 +255,8 @@ def reference() -> dict[str, str]:
         for page, (title, _) in PAGES.items()
     ]
     head = "# Reference\n\n" + BEGIN + "\n\nEvery public name of `agent_memory`, with its units and errors.\n\n"
-    pages["index.md"] = head + "| page | names |\n| --- | --- |\n" + "\n".join(rows) + "\n"
+    tree = "```{toctree}\n:hidden:\n\n" + "\n".join(PAGES) + "\n```\n"
+    pages["index.md"] = head + "| page | names |\n| --- | --- |\n" + "\n".join(rows) + "\n\n" + tree
     return pages
 
 

@@ -16,12 +16,23 @@ from typing import Any
 import pytest
 
 import agent_memory
-from agent_memory import Config, ConfigError, EchoRunner, Memory, MLXRunner, SentenceModel, StoreView, open_store
+from agent_memory import (
+    Config,
+    ConfigError,
+    EchoRunner,
+    Memory,
+    MLXRunner,
+    SentenceModel,
+    StaticModel,
+    StoreView,
+    open_store,
+)
 from agent_memory.config import as_path
 from agent_memory.recall.context import ContextMemory
 from agent_memory.recall.episodes import EpisodicMemory
 from tests.parts.tinydirectory import adapter, directory
 from tests.recall.test_sentence_model import write
+from tests.recall.test_static_model import write as write_table
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=32, blas=None)
 BIG = "a word and another one " * 8
@@ -234,6 +245,79 @@ def _context(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path)
         assert memory.recall("harbour")
 
 
+def _static(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    write_table(folder)
+    model = StaticModel(given)
+    away()
+    assert model.embed(["the harbour"]).shape == (1, model.dim)
+
+
+def _export(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with Memory(EchoRunner(), tmp_path / "store", config=SMALL) as memory:
+        memory.agent("a").say(BIG)
+        memory.agent("a").export(given)
+        away()
+    assert folder.is_file()
+
+
+def _view_export(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with Memory(EchoRunner(), tmp_path / "store", config=SMALL) as memory:
+        memory.agent("a").say(BIG)
+    with open_store(tmp_path / "store") as view:
+        view.export("a", given)
+        away()
+    assert folder.is_file()
+
+
+def _import(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    _export(folder, lambda: None, folder, tmp_path)
+    with Memory(EchoRunner(), tmp_path / "other", config=SMALL) as memory:
+        agent = memory.import_agent(given)
+        away()
+        assert agent.messages[0].content == BIG
+
+
+def _trace(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir(exist_ok=True)
+    with Memory(EchoRunner(), ":memory:", config=SMALL) as memory:
+        memory.generate(BIG)
+        memory.trace().save(given)
+        away()
+    assert folder.is_file()
+
+
+def _plot(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    folder.mkdir(parents=True)
+    with Memory(EchoRunner(), ":memory:", config=SMALL) as memory:
+        memory.generate(BIG)
+        assert memory.plot().save(Path(given) / "plot.png") == folder.resolve() / "plot.png"
+        away()
+    assert (folder / "plot.png").is_file()
+
+
+def _swapped(away: Callable[[], None], base: Path, **given: Any) -> tuple[int, ...]:
+    with Memory(MLXRunner.named(base, config=SMALL), ":memory:", config=SMALL) as memory:
+        memory.swap_model(**given)
+        away()
+        return memory.generate("The same words.", max_tokens=8).token_ids
+
+
+def _swap(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    directory(folder)
+    found = _swapped(away, directory(tmp_path / "base"), model=given)
+    assert found == _opened(MLXRunner.named(folder, config=SMALL), away, tmp_path)
+
+
+def _swap_adapter(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    adapter(folder, 1)
+    base = directory(tmp_path / "base")
+    found = _swapped(away, base, model=base, adapter=given)
+    assert found == _opened(MLXRunner.named(base, config=SMALL, adapter=folder), away, tmp_path)
+
+
 Case = Callable[[Any, Callable[[], None], Path, Path], None]
 #: Each parameter that takes a path, and a use of it in which the working directory changes meanwhile: what was given,
 #: the change, the folder that was meant, and room for more.
@@ -251,6 +335,14 @@ CASES: Mapping[str, Case] = {
     "EpisodicMemory.export_jsonl(file)": _episodes_out,
     "EpisodicMemory.import_jsonl(file)": _episodes_in,
     "SentenceModel.__init__(folder)": _sentences,
+    "StaticModel.__init__(folder)": _static,
+    "Agent.export(file)": _export,
+    "StoreView.export(file)": _view_export,
+    "Memory.import_agent(file)": _import,
+    "Memory.swap_model(model)": _swap,
+    "Memory.swap_model(adapter)": _swap_adapter,
+    "Trace.save(path)": _trace,
+    "Plot.save(path)": _plot,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }

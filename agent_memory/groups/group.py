@@ -191,7 +191,7 @@ class Group:
         Raises MissingExtraError without llguidance, RequestError in the middle of a round or of another vote.
         """
         settings = _settings(Group.vote, how, "schema")
-        choices = checked_vote(question, options)
+        choices = checked_vote(question, options, is_ranked=ranked)
         settings = attrs.evolve(settings, schema=ballot_schema(choices, is_ranked=ranked))
         more = {"question": question, "options": list(choices), "ranked": ranked}
         with self._lock:
@@ -260,9 +260,14 @@ class Group:
         """The number of the vote that is open, or of a new one. Raises RequestError."""
         events, floor = self._record.floor()
         if (vote := open_vote(events)) is not None:
-            if dict(vote.more) != more:
-                raise RequestError(f"a vote is open and not over: ask it again first, with {dict(vote.more)}")
-            return int(vote.number or 0)
+            number = int(vote.number or 0)
+            if dict(vote.more) == more:
+                return number
+            if ballots_in(events, number):
+                asked, options = vote.more.get("question"), vote.more.get("options")
+                raise RequestError(
+                    f"a vote is open and not over: ask it again first, {repr_of(asked)} with {repr_of(options)}"
+                )  # without a ballot it was perhaps one that nobody can be asked, and another takes its place
         self._speaking.ensure_quiet()
         if floor.heard is not None:
             raise RequestError(f"the round is not over: {' and '.join(floor.left)} have yet to speak; then vote")

@@ -26,10 +26,11 @@ def _members(value: Any) -> tuple[str, ...]:
 
 def _opening(value: Any) -> str | Mapping[str, str]:
     if isinstance(value, Mapping):
-        return {str(getattr(name, "name", name)): str(text) for name, text in value.items()}
-    if isinstance(value, str):
+        if all(isinstance(text, str) for text in value.values()):
+            return {str(getattr(name, "name", name)): text for name, text in value.items()}
+    elif isinstance(value, str):
         return value
-    raise ConfigError(f"opening must be a text, or a text for each member by name, got {type(value).__name__}")
+    raise ConfigError(f"opening must be a text, or a text for each member by name, got {repr_of(value)}")
 
 
 @frozen
@@ -61,6 +62,8 @@ class Phase:
 
 def checked_phases(phases: Sequence[Phase], members: Sequence[str]) -> tuple[Phase, ...]:
     """Phases as a group has them. Raises ConfigError."""
+    if not isinstance(phases, Sequence):
+        raise ConfigError(f"phases must be a list of Phase values, got {repr_of(phases)}")
     found: list[Phase] = []
     for phase in phases:
         if not isinstance(phase, Phase):

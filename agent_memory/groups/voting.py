@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
+from agent_memory.config import is_text
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.groups.events import Event
 
@@ -34,14 +35,16 @@ class Tally:
         return f"{scores}: a tie between {' and '.join(self.tied)}" if self.tied else f"{scores}: no valid ballot"
 
 
-def checked_vote(question: object, options: Sequence[str]) -> tuple[str, ...]:
+def checked_vote(question: object, options: Sequence[str], *, is_ranked: object = False) -> tuple[str, ...]:
     """The options of a vote. Raises UnsupportedParameterError."""
-    if not isinstance(question, str) or not question.strip():
+    if not is_text(question) or not question.strip():
         raise UnsupportedParameterError(f"question must be a text, got {repr_of(question)}")
+    if not isinstance(is_ranked, bool):
+        raise UnsupportedParameterError(f"ranked must be a bool, got {repr_of(is_ranked)}")
     if isinstance(options, str) or not isinstance(options, Sequence):
         raise UnsupportedParameterError(f"options must be a list of texts, got {repr_of(options)}")
     found = tuple(options)
-    if len(found) < 2 or len(set(found)) < len(found) or not all(isinstance(one, str) and one for one in found):
+    if not all(is_text(one) and one for one in found) or not 2 <= len(found) == len(set(found)):
         raise UnsupportedParameterError(f"options must be two or more different texts, got {repr_of(found)}")
     return found
 

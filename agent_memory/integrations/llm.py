@@ -144,7 +144,7 @@ def _messages(message: Message) -> Iterator[dict[str, Any]]:
                 said["tool_calls"].append({"id": part.tool_call_id, "name": part.name, "arguments": part.arguments})
             case _:
                 raise agent_memory.UnsupportedParameterError(
-                    f"{type(part).__name__} is not supported if it is no text; known: text, tool calls, their results"
+                    f"{type(part).__name__} is not supported or has an attachment; known: text, calls and their results"
                 )
     if message.role != "tool":
         yield said

@@ -128,6 +128,21 @@ class Change:
     dropped: tuple[int, ...] = ()  #: numbers of versions that end
 
 
+_HIDDEN = "\ud800"  # no agent's name has it: it is no valid Unicode
+
+
+def hidden_name(number: int, name: str) -> str:
+    """Return the name of a fork without a public name, of the agent ``name``."""
+    return f"{_HIDDEN}{number} of {name}"
+
+
+def shown_name(name: str | None) -> str | None:
+    """Return the name to show for a log's: the agent's own for a fork without a public name."""
+    if name is None or not name.startswith(_HIDDEN):
+        return name
+    return name.split(" of ", 1)[1]
+
+
 def squashed(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
     """Return the turns that the conversation consists of: without messages that a later turn replaced.
 

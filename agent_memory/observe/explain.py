@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from attrs import field, frozen
 
 from agent_memory.usage import AsDict, DivergedAt, MissCause
+from agent_memory.views.page import Bar, Page, Shown, Table
 
 #: One sentence for each cause: what to do about it.
 ADVICE: Mapping[MissCause, str] = {
@@ -35,7 +35,7 @@ ADVICE: Mapping[MissCause, str] = {
 
 
 @frozen(kw_only=True)
-class CacheReport(AsDict):
+class CacheReport(AsDict, Shown):
     """What a request would reuse now, and why no more: ``cause`` None where nothing was lost or left behind.
 
     ``here``, ``there``: the text from the first divergent token on, of this prompt and of what had been computed;
@@ -92,12 +92,10 @@ class CacheReport(AsDict):
     def __repr__(self) -> str:
         return f"CacheReport(cause={self.cause} reusable={self.reusable_tokens:,} of {self.prompt_tokens:,})"
 
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{html.escape(n)}</th><td>{html.escape(text)}</td></tr>" for n, text in self.rows())
-        return f"<table>{rows}</table>"
-
-    def _repr_markdown_(self) -> str:
-        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in self.rows())])
+    def _page(self) -> Page:
+        shares = [(tier, n, f"{n:,}") for tier, n in self.reusable.items()]
+        computed = self.prompt_tokens - self.reusable_tokens
+        return Page("", [Bar([*shares, ("computed", computed, f"{computed:,}")]), Table(self.rows())])
 
 
 def _seconds(value: float | None) -> str:
@@ -113,10 +111,3 @@ def _place(at: DivergedAt) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
-
-
-_MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_{}[]<>()#+!|~"} | {"\n": " "})
-
-
-def _cell(text: str) -> str:
-    return text.translate(_MARKDOWN)

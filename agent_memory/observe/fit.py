@@ -68,6 +68,10 @@ class Fit(AsDict):
         return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
+#: tokens of an agent that ``fit`` is asked for at most: it lays out their files one by one
+MOST_TOKENS = 10_000_000
+
+
 def live_bytes(layout: Layout, n_tokens: int, chunk_tokens: int) -> int:
     """Return the bytes that an idle agent of ``n_tokens`` takes in the hot tier, spare capacity included."""
     rows = (n_tokens // _STEP + 1) * _STEP * layout.token_bytes if n_tokens else 0

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import define
 
 from agent_memory.config import Config
+from agent_memory.log.versions import shown_name
 from agent_memory.observe.hook import Hook
 from agent_memory.observe.meters import Meters
 from agent_memory.observe.recorder import Recorder
@@ -54,21 +55,21 @@ class Observing(Observer):
             self.hook.start()
         if self.recorder is not None:
             asked = {"max_tokens": request.max_tokens, "priority": request.priority}
-            self.recorder.write("queued", {"id": id, "agent": request.owner, **asked})
+            self.recorder.write("queued", {"id": id, "agent": shown_name(request.owner), **asked})
 
     def started(self, request: Request, usage: Callable[[], Usage]) -> None:
         """Note what a request starts from."""
         so_far, id = usage(), request.feed.id
         if (one := self._open.get(id)) is not None:
             one.usage, one.recorded = usage, time.perf_counter()
-        self.ring.add(Begin(id, request.owner, request.created, so_far))
+        self.ring.add(Begin(id, shown_name(request.owner), request.created, so_far))
         if self.recorder is not None:
             self.recorder.write("start", {"id": id, **_chosen(so_far, _AT_START)})
 
     def prefilled(self, request: Request, start: int, stop: int, began: float) -> None:
         """Note a prefill step."""
         now, id = time.perf_counter(), request.feed.id
-        self.ring.add(Step("prefill", began, now, request.owner, (id,), {"start": start, "stop": stop}))
+        self.ring.add(Step("prefill", began, now, shown_name(request.owner), (id,), {"start": start, "stop": stop}))
         if self.recorder is not None:
             self.recorder.write("prefill", {"id": id, "start": start, "stop": stop, "s": _s(now - began)})
 
@@ -87,7 +88,7 @@ class Observing(Observer):
 
     def ended(self, request: Request) -> None:
         """Note how a request ended, and hand its reply to the hook."""
-        now, feed, agent = time.perf_counter(), request.feed, request.owner
+        now, feed, agent = time.perf_counter(), request.feed, shown_name(request.owner)
         reply, one, total_s = feed.reply, self._open.get(feed.id), now - request.created
         if reply is not None:
             usage: Usage | None = reply.usage
@@ -109,11 +110,11 @@ class Observing(Observer):
 
     def saved(self, owner: str | None, n_tokens: int, to: Tier, began: float) -> None:
         """Note KV on its way to disk or in warm."""
-        self._step("save", began, {"agent": owner, "tokens": n_tokens, "to": to})
+        self._step("save", began, {"agent": shown_name(owner), "tokens": n_tokens, "to": to})
 
     def evicted(self, owner: str | None, n_tokens: int, n_bytes: int, to: Tier, began: float) -> None:
         """Note KV that has left hot."""
-        self._step("evict", began, {"agent": owner, "tokens": n_tokens, "bytes": n_bytes, "to": to})
+        self._step("evict", began, {"agent": shown_name(owner), "tokens": n_tokens, "bytes": n_bytes, "to": to})
 
     def faulted(self, error: BaseException) -> None:
         """Note a step that raised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
@@ -15,16 +16,19 @@ from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
 from agent_memory.observe.codec_quality import CodecReport, measure
-from agent_memory.observe.fit import Fit, fit
+from agent_memory.observe.fit import MOST_TOKENS, Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
+from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import count
 
 #: Agents that ``to_prometheus`` shows by name, unless asked for others.
 TOP_AGENTS = 10
@@ -63,10 +67,11 @@ class Reports:
         config: Config,
         asking: _Asking,
         models: _Models,
+        path: Path | None,
     ) -> None:
         self.runner, self.engine, self.observing, self.config = runner, engine, observing, config
         self._store, self._asking, self._models = store, asking, models
-        self.ensure_open = asking.ensure_open
+        self.ensure_open, self.path = asking.ensure_open, path
 
     def _stored(self) -> dict[str, Any]:
         asked = {"remember_failures": self._asking.longterm.n_failed, "tools_abandoned": self._asking.n_tools_abandoned}
@@ -142,16 +147,40 @@ class Reports:
         disk_bytes = self._store.stats()["disk_budget_bytes"] if self._store.has_disk else None
         return fit(self.runner, self.config, disk_bytes, n_agents, n_tokens)
 
+    def plot(self) -> Plot:
+        """The newest replies and the tiers, drawn."""
+        stats = self.stats()
+        tiers = {"hot": stats.hot_bytes, "warm": stats.warm_bytes, "cold": stats.disk_bytes}
+        return draw(f"Memory of {self.runner.name}", usages(self.observing.ring.entries(), None), tiers)
+
+    def page(self) -> Page:
+        """The Memory at a glance."""
+        where = "in memory alone" if self.path is None else str(self.path)
+        if self._asking.is_closed:
+            return Page(f"Memory of {self.runner.name}, closed", [Note(where)])
+        stats = self.stats()
+        rows = [
+            ("agents", f"{stats.agents:,}"),
+            ("requests", f"{stats.requests:,}"),
+            ("reused", f"{stats.cached_tokens:,} of {count(stats.prompt_tokens, 'prompt token')}"),
+            *(("now", f"{n:,} {what}") for n, what in ((stats.running, "run"), (stats.waiting, "wait")) if n),
+        ]
+        health = [Note(reason) for reason in self.health().reasons]
+        return Page(f"Memory of {self.runner.name}", [Note(where), *health, *stats.tiers, Table(rows)])
+
     def _pseudonym(self, name: str) -> str:
         """The same for a name and a salt in every process; whoever does not know the salt cannot test a guess."""
         key = hashlib.blake2b(self.config.salt.encode(errors="surrogatepass")).digest()
         return hashlib.blake2b(name.encode(), key=key, digest_size=8).hexdigest()
 
 
-class Reporting:
+class Reporting(Shown):
     """What a Memory says of itself; ``Memory`` has these methods."""
 
     _reports: Reports
+
+    def _page(self) -> Page:
+        return self._reports.page()
 
     def stats(self) -> Stats:
         """Return counters since this Memory was opened, and bytes now. Raises ClosedError."""
@@ -186,6 +215,14 @@ class Reporting:
         """Return what the engine did lately, for ui.perfetto.dev: ``memory.trace().save("trace.json")``."""
         return self._reports.trace()
 
+    def plot(self) -> Plot:
+        """Draw the newest replies (time to the first token, tokens by origin) and the tiers' bytes. Needs ``[plot]``.
+
+        Raises ClosedError or MissingExtraError.
+        """
+        self._reports.ensure_open()
+        return self._reports.plot()
+
     def doctor(self, *, explain: bool = False) -> Doctor:
         """Return what was found on this machine, what was chosen and where from, and what would make it faster.
 
@@ -202,6 +239,8 @@ class Reporting:
         for name, value in (("n_agents", n_agents), ("n_tokens", n_tokens)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UnsupportedParameterError(f"{name} must be an int of 1 or more, got {repr_of(value)}")
+        if n_tokens > MOST_TOKENS:
+            raise UnsupportedParameterError(f"n_tokens must be at most {MOST_TOKENS:,}, got {repr_of(n_tokens)}")
         self._reports.ensure_open()
         return self._reports.fit(n_agents, n_tokens)
 

@@ -9,6 +9,8 @@ from attrs import field, frozen
 from attrs.validators import ge, instance_of, le, optional
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.views.page import Note, Page, Plain, Shown, Table
+from agent_memory.views.units import ago, short
 
 EpisodeState = Literal["open", "completed", "abandoned"]
 
@@ -100,7 +102,7 @@ class Insight:
 
 
 @frozen(kw_only=True)
-class EpisodeRecord:
+class EpisodeRecord(Shown):
     """An episode as it is stored."""
 
     id: int
@@ -120,17 +122,34 @@ class EpisodeRecord:
         end = "" if self.outcome is None else " success" if self.outcome.success else " failure"
         return f"EpisodeRecord({self.id} {repr_of(self.task[:60])} {self.state}{end} {len(self.steps)} steps)"
 
+    def _page(self) -> Page:
+        end = self.state if self.outcome is None else "success" if self.outcome.success else "failure"
+        worth = f", score {self.score.total:.2f}" if self.score else ""
+        rows = [
+            (str(one.number), one.tool, short(one.action), "ok" if one.ok else "failed", short(one.observation))
+            for one in self.steps
+        ]
+        said = [Note(f"{one.number}. when {one.condition}: {one.choice}") for one in self.decisions]
+        came = [] if self.outcome is None else [Note(self.outcome.result or self.outcome.error)]
+        title = f"Episode {self.id}: {short(self.task)} ({end}{worth})"
+        steps = [Table(rows, ("", "tool", "action", "", "observation"))] if rows else []
+        return Page(title, [Note(f"started {ago(self.started_s)}"), *steps, *said, *came])
+
 
 ScoreFunction = Callable[[EpisodeRecord], Score]
 
 
 @frozen
-class EpisodeHit:
+class EpisodeHit(Shown):
     """An episode like the task that was asked about. The values of ``parts`` sum to ``score``."""
 
     episode: EpisodeRecord
     score: float
     parts: Mapping[str, float]
+
+    def _page(self) -> Page:
+        page = self.episode._page()
+        return Page(f"{self.score:.3f} {page.title}", [Note(_line(self.parts)), *page.parts])
 
 
 PatternKind = Literal["tool_sequence", "decision_point", "error_recovery", "context_pattern"]
@@ -163,7 +182,7 @@ class Branch:
 
 
 @frozen(kw_only=True)
-class Pattern:
+class Pattern(Shown):
     """What several episodes have in common. Derived: it cites its ``episodes`` and can be made anew from them.
 
     What is filled depends on ``kind``:
@@ -204,6 +223,12 @@ class Pattern:
     def __repr__(self) -> str:
         return f"Pattern({self.id} {self.text!r} in {len(self.episodes)} episodes, {self.effectiveness.value:.2f})"
 
+    def _page(self) -> Page:
+        how = self.effectiveness
+        seen = f"{how.successes} successes, {how.failures} failures, worth {how.value:.2f}"
+        numbers = ", ".join(map(str, self.episodes))
+        return Page(self.kind.replace("_", " "), [Plain(self.text), Note(f"{seen}; episodes {numbers}")])
+
 
 def described(tools: Sequence[str], actions: Sequence[str]) -> list[str]:
     """Return tools with what they did in brackets, where that is known and says more than the name."""
@@ -215,7 +240,7 @@ def described(tools: Sequence[str], actions: Sequence[str]) -> list[str]:
 
 
 @frozen(kw_only=True)
-class Recommendation:
+class Recommendation(Shown):
     """What earlier episodes advise. The values of ``parts`` sum to ``score``."""
 
     text: str
@@ -224,6 +249,9 @@ class Recommendation:
     parts: Mapping[str, float]
     pattern: Pattern | None  #: None: from the steps of similar episodes
     episodes: tuple[int, ...]  #: what it rests on
+
+    def _page(self) -> Page:
+        return Page("", [Plain(self.text), Note(f"score {self.score:.3f}: {_line(self.parts)}")])
 
 
 @frozen(kw_only=True)
@@ -273,3 +301,7 @@ class StepRecorder(Protocol):
     ) -> int:
         """Record one call of ``tool``; return its number. Called from the thread that ran the tool."""
         ...
+
+
+def _line(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:+.3f}" for name, value in parts.items() if value)

@@ -10,6 +10,8 @@ from attrs.validators import ge
 
 from agent_memory.errors import repr_of
 from agent_memory.types import Message
+from agent_memory.views.page import Note, Page, Plain, Shown, Table
+from agent_memory.views.units import ago, count, short, size
 
 #: What a text was remembered as.
 TextKind = Literal["chat", "note", "diff", "log"]
@@ -50,7 +52,7 @@ class Item:
 
 
 @frozen
-class Hit:
+class Hit(Shown):
     """An item that a question recalled. The values of ``parts`` sum to ``score``."""
 
     item: Item
@@ -60,6 +62,11 @@ class Hit:
     def __repr__(self) -> str:
         parts = " ".join(f"{name}={value:+.3f}" for name, value in self.parts.items() if value)
         return f"Hit({self.score:.3f} {repr_of(self.item)} {parts})"
+
+    def _page(self) -> Page:
+        one = self.item
+        said = ", ".join(str(part) for part in (one.kind, one.source, one.speaker, ago(one.at)) if part)
+        return Page(f"{self.score:.3f} {said}", [Plain(one.text), Note(_line(self.parts))])
 
 
 @frozen(kw_only=True)
@@ -81,7 +88,7 @@ class Weights:
 
 
 @frozen(kw_only=True)
-class IngestReport:
+class IngestReport(Shown):
     """What one ``remember`` wrote. Everything in it is durable."""
 
     ids: tuple[int, ...]  #: of the passages and typed items that were added
@@ -91,6 +98,13 @@ class IngestReport:
     redactions: Mapping[str, int]  #: secrets that were replaced, by kind
     superseded: tuple[int, ...] = ()  #: facts that a newer one replaced
     extraction_error: str | None = None  #: why an extractor failed; the text is stored and searchable
+
+    def _page(self) -> Page:
+        rows = [("duplicates", f"{self.n_duplicates:,}"), ("superseded", f"{len(self.superseded):,}")]
+        rows = [*((kind, f"{n:,}") for kind, n in self.n_items.items()), *rows]
+        rows += [(f"redacted: {kind}", f"{n:,}") for kind, n in self.redactions.items()]
+        failed = [Note(self.extraction_error)] if self.extraction_error else []
+        return Page(f"{count(self.n_texts, 'new text')} remembered", [Table(rows), *failed])
 
 
 @frozen(kw_only=True)
@@ -114,7 +128,7 @@ class Dropped:
 
 
 @frozen(kw_only=True)
-class WorkingSet:
+class WorkingSet(Shown):
     """Cards for one task, in an order whose beginning stays the same from turn to turn."""
 
     text: str  #: the cards' texts, joined
@@ -126,6 +140,12 @@ class WorkingSet:
 
     def __repr__(self) -> str:
         return f"WorkingSet({len(self.items)} cards, {self.n_tokens} tokens, {len(self.dropped)} dropped)"
+
+    def _page(self) -> Page:
+        title = f"{count(len(self.items), 'card')}, {count(self.n_tokens, 'token')}"
+        rows = [(one.kind, one.text, ago(one.at)) for one in self.items]
+        dropped = [Note(f"left out ({one.reason}): {short(one.item.text)}") for one in self.dropped]
+        return Page(title, [*([Table(rows)] if rows else []), *dropped])
 
 
 @frozen(kw_only=True)
@@ -171,7 +191,7 @@ class AuditRow:
 
 
 @frozen(kw_only=True)
-class ContextStats:
+class ContextStats(Shown):
     """Figures of one workspace."""
 
     n_texts: int
@@ -183,9 +203,15 @@ class ContextStats:
     nbytes: int  #: of the whole file, all workspaces
     by: Mapping[str, int] = field(factory=dict)  #: texts by day, kind or workspace, where asked for
 
+    def _page(self) -> Page:
+        rows = [*self.n_items.items(), ("superseded", self.n_superseded), ("vectors", self.n_vectors)]
+        rows += [("duplicates", self.n_duplicates), ("unread", self.n_unread), *self.by.items()]
+        title = f"{count(self.n_texts, 'text')}, {size(self.nbytes)}"
+        return Page(title, [Table([(name, f"{n:,}") for name, n in rows])])
+
 
 @frozen(kw_only=True)
-class CheckReport:
+class CheckReport(Shown):
     """What ``check`` found wrong, one line each."""
 
     damaged: tuple[str, ...]
@@ -194,3 +220,12 @@ class CheckReport:
     def ok(self) -> bool:
         """True if nothing is damaged."""
         return not self.damaged
+
+    def _page(self) -> Page:
+        title = "Nothing is damaged" if self.ok else f"{len(self.damaged)} damaged"
+        return Page(title, [Note(line) for line in self.damaged])
+
+
+def _line(parts: Mapping[str, float]) -> str:
+    """Return the parts of a score as one line."""
+    return ", ".join(f"{name} {value:+.3f}" for name, value in parts.items() if value)

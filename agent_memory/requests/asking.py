@@ -14,6 +14,10 @@ from agent_memory.config import Config
 from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
+from agent_memory.observe.agents import agent_sizes
+from agent_memory.observe.observing import Observing
+from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
@@ -44,9 +48,16 @@ class Asking:
     """
 
     def __init__(
-        self, runner: ModelRunner, store: Store, engine: Engine, config: Config, path: Path | None = None
+        self,
+        runner: ModelRunner,
+        store: Store,
+        engine: Engine,
+        config: Config,
+        observing: Observing,
+        path: Path | None = None,
     ) -> None:
         self._runner, self._store, self._engine = runner, store, engine
+        self._observing, self._path = observing, path
         self.agents = Agents(store, engine, config.salt)
         self.versions = Versions(self.agents, store, engine, config.keep_versions)
         self._requests = Requests(runner, self.versions, engine, config)
@@ -71,6 +82,17 @@ class Asking:
         self.agents.take_model(identity)
         self._requests.take_model()
         self.longterm.take_model()
+
+    def agent_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes of each agent: idle in the hot tier, and on disk as last committed. Raises ClosedError."""
+        self.ensure_open()
+        return agent_sizes(self._engine, self._path, self.agents.salt)
+
+    def plot(self, log: Log) -> Plot:
+        """Draw the newest turns of an agent."""
+        hot, disk = self.agent_sizes().get(log.name, (0, 0))
+        replies = usages(self._observing.ring.entries(), log.name)
+        return draw(f"Agent {log.name}", replies, {"hot": hot, "cold": disk})
 
     def ensure_open(self) -> Tokenizer:
         """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""
@@ -202,7 +224,7 @@ class Asking:
         return self._planner(prompt, log, settings, self._calling(log, settings))
 
     def _planner(self, prompt: object, log: Log | None, settings: Settings, calling: Calling) -> Planner:
-        recall, name = self._recall(settings, log), log.name if log else None
+        recall, name = self._recall(settings, log), shown_name(log.name) if log else None
         how = Rendering(
             clock=self.clock,
             pin_dates=self._pin_dates,

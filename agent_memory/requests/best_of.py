@@ -14,6 +14,8 @@ from agent_memory.requests.batching import replies
 from agent_memory.requests.options import Settings
 from agent_memory.types import Reply, Usage, weakest
 
+_MOST = 1_000  #: replies that one call may draw: each is a request, and a fork in memory
+
 
 def best_of(
     asking: Asking, log: Log, message: object, n: object, key: Callable[[Reply], Any], settings: Settings
@@ -31,7 +33,7 @@ def best_of(
     try:
         usage = asking.prepare(message, forks[0], settings)
         found = replies(asking.start_all([(message, *one) for one in zip(forks, seeded, strict=True)]))
-        best = max(range(len(found)), key=lambda number: key(found[number]))
+        best = _largest([key(reply) for reply in found])
         added = asking.versions.adopt(log, forks[best], version)
     finally:
         asking.versions.discard(forks)
@@ -41,8 +43,8 @@ def best_of(
 
 def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
     """Return the settings of each request."""
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise UnsupportedParameterError(f"n must be an int of at least 1, got {repr_of(n)}")
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST:
+        raise UnsupportedParameterError(f"n must be an int from 1 to {_MOST:,}, got {repr_of(n)}")
     if not callable(key):
         raise UnsupportedParameterError(f"key must be a function of a Reply, got {repr_of(key)}")
     sampling = settings.sampling
@@ -50,6 +52,14 @@ def _seeded(n: object, key: object, settings: Settings) -> Sequence[Settings]:
         raise ConfigError(f"best_of draws {n} replies, and greedy sampling makes {n} equal ones: give a temperature=")
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(n)]
     return [attrs.evolve(settings, sampling=attrs.evolve(sampling, seed=seed)) for seed in seeds]
+
+
+def _largest(scores: Sequence[Any]) -> int:
+    """Return the number of the largest score, of equal ones the first."""
+    try:
+        return max(range(len(scores)), key=scores.__getitem__)
+    except TypeError as error:
+        raise UnsupportedParameterError(f"key must give values that can be compared: {error}") from error
 
 
 def _joined(prompt: Usage, reply: Usage) -> Usage:

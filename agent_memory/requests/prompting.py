@@ -15,6 +15,7 @@ from attrs import frozen
 from agent_memory.errors import HistoryDivergedError, ToolResultError, UnsupportedParameterError
 from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.frame import closings_of
@@ -144,7 +145,7 @@ class Planner:
         n_same = log.n_same(self.given)
         self.n_replaced = len(log.messages) - n_same
         if self.n_replaced and self._how.on_diverge == "error":
-            raise HistoryDivergedError(log.name, n_same, len(log.messages))
+            raise HistoryDivergedError(shown_name(log.name) or "", n_same, len(log.messages))
         self.is_branch = self.is_branch or bool(self.n_replaced and self._how.on_diverge == "branch")
 
     def _recall(self) -> Candidates:

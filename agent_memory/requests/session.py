@@ -18,6 +18,7 @@ from agent_memory.errors import PromptTooLongError
 from agent_memory.generation import Feed, Generation
 from agent_memory.grammar.grammar import Grammars
 from agent_memory.log.log import Log
+from agent_memory.log.versions import shown_name
 from agent_memory.prompt.messages import as_written, copied
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.requests.calling import Calling
@@ -117,7 +118,7 @@ class Session:
             self.remember((*self.planner.given[self.planner.n_known :], message))
         return Reply(
             id=self.id,
-            agent=None if self.log is None or self.planner.is_branch else self.log.name,
+            agent=None if self.log is None or self.planner.is_branch else shown_name(self.log.name),
             text=parsed.text,
             reasoning=parsed.reasoning,
             tool_calls=parsed.tool_calls,
@@ -141,7 +142,7 @@ class Session:
                 "a list replaced an agent's history request=%s agent=%r replaced_messages=%d kept_messages=%d: another "
                 'agent= for another conversation, or on_diverge="branch" or "error", keeps it',
                 self.id,
-                log.name,
+                shown_name(log.name),
                 planner.n_replaced,
                 len(log.messages) - planner.n_replaced,
             )

@@ -16,14 +16,13 @@ from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParam
 from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
 from agent_memory.log.turns import Turn
-from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, squashed
+from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, hidden_name, squashed
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tiers.hot import Heir
 from agent_memory.types import Message
 
-_HIDDEN = "\ud800"  #: prefix of temporary names: it is no valid Unicode, so no agent's name begins with it
 _AGAIN_S = 0.002  #: seconds between two looks at a cancelled turn
 
 
@@ -127,7 +126,7 @@ class Versions:
 
         def work() -> tuple[int, list[Log]]:
             log.ensure_exists()
-            names = [f"{_HIDDEN}{next(self._hidden)} of {log.name}" for _ in range(n)]
+            names = [hidden_name(next(self._hidden), log.name) for _ in range(n)]
             return log.version, [self._forked(log, log.state, name, is_temporary=True) for name in names]
 
         return self._engine.call(work)
@@ -308,11 +307,11 @@ class Versions:
         number = which.number if isinstance(which, Version) else which
         if isinstance(number, int | str) and not isinstance(number, bool):
             for kept in reversed(log.kept):
-                if number in (kept.version.number, kept.version.label):
+                if which in (kept.version, kept.version.number, kept.version.label):
                     return kept
         labels = [kept.version.label for kept in log.kept if kept.version.label is not None]
         raise UnsupportedParameterError(
-            f"agent {repr_of(log.name)} has no version {repr_of(number)}: it has {len(log.kept)} versions, labels "
+            f"agent {repr_of(log.name)} has no version {repr_of(which)}: it has {len(log.kept)} versions, labels "
             f"{repr_of(labels)}. history() lists them"
         )
 

@@ -151,6 +151,10 @@ class Engine:
             "running": len(self._loop.running),
         }
 
+    def hot_bytes_by_agent(self) -> dict[str, int]:
+        """Return the bytes of each agent's idle live KV. Engine thread (in ``call``)."""
+        return {one.owner: one.kv.nbytes for one in self._loop.hot if one.owner is not None}
+
     def ensure_places(self, n_asked: int = 1) -> None:
         """Raise QueueFullError if fewer than ``n_asked`` more requests may wait."""
         self._places.check(n_asked)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
+from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
 from agent_memory.scheduler.losses import Loss
@@ -67,6 +68,7 @@ class Row:
     finish: Finish | None = None
     started: float = field(factory=time.perf_counter)
     restored_s: float = 0.0
+    costs: Costs = field(factory=Costs, repr=False)  #: as measured on this machine
     prefilled: float = 0.0  #: when its prefill began
     first_token: float = 0.0
     stream: TextStream = field(init=False)
@@ -197,7 +199,13 @@ class Row:
             restore_s=self.restored_s,
             prefill_s=first - self.prefilled if self.prefilled else 0.0,
             decode_tps=n_later / (now - first) if n_later and now > first else 0.0,
+            saved_s=self._saved_s(),
         )
+
+    def _saved_s(self) -> float | None:
+        """Return what the reused tokens would have cost, less their restore; None: no long prefill was measured."""
+        cost_s = self.costs.long_compute_s(self.base.n_tokens) if self.base.n_tokens else 0.0
+        return None if cost_s is None else max(0.0, cost_s - self.restored_s)
 
     def cut_to_sound(self, kv: KV) -> bool:
         """Truncate the KV of a row that failed while it decoded to tokens fed before the failed step; False: none are.

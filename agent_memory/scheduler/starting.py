@@ -165,6 +165,7 @@ class Starting:
             group=place.group,
             started=started,
             restored_s=now - started,
+            costs=self._tiers.store.costs,
             prefilled=now,
         )
 

@@ -126,7 +126,9 @@ class Importing:
 
     def _refusal(self) -> str | None:
         """Return why no KV is written; None if it is."""
-        disk = self.catalog.disk
+        disk, model = self.catalog.disk, self.catalog.model
+        if model is None or model.identity != self.found.identity:
+            return "another model was loaded meanwhile"
         first = next((rows for rows in self.found.rows if rows is not None), None)
         if first is None:
             return None

@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError
-from agent_memory.kvcache.coding import coded, is_lossy, named, token_bytes
+from agent_memory.kvcache.coding import coded, named, token_bytes
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.carried import MAX_VERSIONS, Intake, Terms
 from agent_memory.log.facts import Facts
@@ -27,6 +27,7 @@ from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS, Made
 from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
+from agent_memory.store.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.types import EXACTNESS, Exactness
 
 _ORDER = {"agent": 0, "branch": 1, "turn": 1, "version": 2, "model": 3, "rows": 4, "resume": 5, "head": 6}
@@ -77,6 +78,7 @@ class Resume:
 class Found:
     """What is in a file. Rows of other models are None."""
 
+    identity: str = ""  #: of the model under which ids of pieces were computed
     agent: Mapping[str, Any] = field(factory=dict)
     live: int = 0  #: the place of the branch that the next turn is added to
     branches: list[tuple[int | None, int]] = field(factory=list)  #: base and start
@@ -136,7 +138,11 @@ class _Reading:
 
     def __init__(self, reader: AgentFileReader, terms: Terms, model: Model | None) -> None:
         self._model_open, self._intake = model, Intake(terms)
-        self._found, self._kind, self._n_parts = Found(), "", dict.fromkeys(_ORDER, 0)
+        self._found, self._kind, self._n_parts = (
+            Found(model.identity if model is not None else ""),
+            "",
+            dict.fromkeys(_ORDER, 0),
+        )
         self._models: list[bool] = []  # True: the open model
         self._pieces: dict[bytes, int] = {}  # pieces of the open model -> tokens
         self._resumed: set[bytes] = set()
@@ -157,6 +163,9 @@ class _Reading:
         found, intake = self._found, self._intake
         if not found.branches or not 0 <= found.live < len(found.branches):
             raise ValueError("the agent's own branch is not there")
+        used = {found.live, *(base for base, _ in found.branches), *(place for _, place, _, _ in found.versions)}
+        if not used.issuperset(range(len(found.branches))):
+            raise ValueError("a branch is of neither the agent nor a version")
         found.n_remade, found.has_secrets = intake.n_remade, intake.has_secrets
         return found
 
@@ -232,7 +241,7 @@ class _Reading:
         is_made = isinstance(made, list) and len(made) == n_pieces and all(one in _MADE for one in made)
         if not is_made or n_pieces > SEGMENT_CHUNKS or not isinstance(made, list):
             raise ValueError("rows do not say how they were made")
-        if is_lossy(model.layout, codec) and exactness != "quantized":
+        if codec != "exact" and exactness != "quantized":
             raise ValueError("rows of a lossy codec pose as exact")
         n_bytes = token_bytes(model.layout, codec) * n_tokens
         if body.part.n_bytes != n_bytes + 4 * n_tokens:
@@ -299,12 +308,14 @@ class _Reading:
             raise ValueError("a resume part is none of this model's")
         if piece in self._resumed:
             raise ValueError("a piece has two resume parts")
-        if is_lossy(layout, codec) and n_rows and rows.exactness != "quantized":
+        if codec != "exact" and rows.exactness != "quantized":
             raise ValueError("a resume part of a lossy codec poses as exact")
         n_bytes = n_rows * sum(coded(spec, codec).token_bytes for spec in layout.windows)
         state_bytes = body.part.n_bytes - n_bytes
         if state_bytes < 0 or (state_bytes > 0) is not has_state:
             raise ValueError("a resume part has another size than it tells")
+        if has_state:
+            _check_state(body, n_bytes, state_bytes, layout.snapshots)
         self._resumed.add(piece)
         told = state_bytes if has_state else None
         self._found.resume.append(Resume(part=body.part, piece=piece, n_rows=n_rows, state_bytes=told, codec=codec))
@@ -316,6 +327,16 @@ class _Reading:
         if not self._is_foreign(facts.get("piece")):
             rows, place = self._piece(facts.get("piece"))
             self._found.heads.append((version, rows.pieces[place]))
+
+
+def _check_state(body: Body, at: int, n_bytes: int, snapshots: tuple[str, ...]) -> None:
+    """Check the arrays of a state that begins ``at`` bytes into a body."""
+    for _ in body.blocks(at):
+        pass
+    n_text = int.from_bytes(body.read(min(8, n_bytes)), "little")
+    if n_text > min(MAX_TEXT_BYTES, n_bytes - 8):
+        raise ValueError("a state is shorter than it tells")
+    check_state(body.read(n_text), n_bytes - 8 - n_text, snapshots)
 
 
 def _provenance(facts: Mapping[str, Any]) -> tuple[Codec, Exactness, str]:

@@ -21,6 +21,7 @@ from agent_memory import (
     Group,
     Memory,
     Phase,
+    PromptTooLongError,
     RequestError,
     ToolResult,
     UnknownAgentError,
@@ -473,19 +474,47 @@ def test_a_vote_that_was_cut_short_goes_on_with_those_who_have_not_voted() -> No
         assert [len(asked(group, name)) for name in NAMES] == [1, 1, 1], "nobody is asked twice"
 
 
+def test_a_vote_that_nobody_could_be_asked_does_not_stand_in_the_way_of_another() -> None:
+    with Memory(voting(lambda name: "red"), ":memory:") as memory:
+        group = group_of(memory, *NAMES)
+        with pytest.raises(PromptTooLongError):
+            group.vote("Which? " * 20_000, ["red", "blue"])
+        assert group.vote("Which?", ["red", "blue"]).scores == {"red": 3, "blue": 0}
+        assert [len(asked(group, name)) for name in NAMES] == [1, 1, 1]
+
+
 def test_what_is_no_vote_is_refused(memory: Memory) -> None:
     group = memory.group("team", NAMES)
     for bad in ([], ["red"], ["red", "red"], "red", ["red", ""]):
         with pytest.raises(UnsupportedParameterError, match="options must be"):
             group.vote("Which?", bad)
-    with pytest.raises(UnsupportedParameterError, match="question"):
-        group.vote(" ", ["red", "blue"])
+    for odd in (["red", "\ud800"], ["red", []], ["red", None]):
+        with pytest.raises(UnsupportedParameterError, match="options must be"):
+            group.vote("Which?", odd)
+    for question in (" ", "\ud800"):
+        with pytest.raises(UnsupportedParameterError, match="question"):
+            group.vote(question, ["red", "blue"])
+    with pytest.raises(UnsupportedParameterError, match="ranked must be a bool"):
+        group.vote("Which?", ["red", "blue"], ranked=b"yes")  # type: ignore[arg-type]
     group.turn("ann")
     with pytest.raises(RequestError, match="the round is not over: bob and cem"):
         group.vote("Which?", ["red", "blue"])
 
 
 # --- phases ---
+
+
+@pytest.mark.parametrize("opening", [{"ann": None}, {"ann": 3}, None, ["Confess."]])
+def test_an_opening_that_is_no_text_is_refused(opening: Any) -> None:
+    with pytest.raises(ConfigError, match="opening must be a text"):
+        Phase("court", opening)
+
+
+@pytest.mark.parametrize("phases", [None, 3, {"court"}])
+def test_phases_that_are_no_list_are_refused(memory: Memory, phases: Any) -> None:
+    with pytest.raises(ConfigError, match="phases must be a list"):
+        memory.group("trial", NAMES, phases=phases)
+
 
 PHASES = [
     Phase("ann_alone", "Confess, ann.", members=["ann", "cem"], rounds=2, topology="turns"),

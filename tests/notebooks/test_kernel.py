@@ -16,6 +16,11 @@ from agent_memory import Config, EchoRunner, Memory
 runner = EchoRunner(delay_s=0.3)
 memory = Memory(runner, "agents", config=Config(hot_bytes=1 << 30))
 ann = memory.agent("ann")
+
+def later(hours: int) -> str:
+    '''Tell the time.'''
+    return "noon"
+
 LONG = "many words of a long prompt " * 500
 """
 
@@ -49,6 +54,7 @@ def test_progress_appears_while_a_long_prompt_is_computed_and_is_replaced_in_pla
     assert not [content for kind, content in jupyter.sent if kind == "stream"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [
@@ -58,7 +64,7 @@ def test_progress_appears_while_a_long_prompt_is_computed_and_is_replaced_in_pla
         "memory.batch([LONG.replace('many', '4'), LONG.replace('many', '5')], max_tokens=1)",
         "for piece in ann.stream(LONG.replace('many', '6'), max_tokens=1): pass",
         "await ann.stream(LONG.replace('many', '7'), max_tokens=1)",
-        "memory.run_tools(ann, LONG.replace('many', '8'), [print], max_tokens=1)",
+        "memory.run_tools(ann, LONG.replace('many', '8'), [later], max_tokens=1)",
     ],
 )
 def test_ctrl_c_in_a_long_call_leaves_the_kernel_and_the_agent_usable(call: str, jupyter: Kernel) -> None:

@@ -81,6 +81,8 @@ def test_what_is_no_number_of_agents_or_tokens_is_refused() -> None:
             memory.fit(wrong, 10)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedParameterError, match="n_tokens must be an int"):
             memory.fit(10, wrong)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedParameterError, match="n_tokens must be at most 10,000,000"):
+        memory.fit(1, 10**30)
     memory.close()
     with pytest.raises(ClosedError):
         memory.fit(1, 1)

@@ -20,6 +20,7 @@ from agent_memory import (
     EchoRunner,
     Memory,
     Message,
+    ReadOnlyError,
     UnknownAgentError,
     UnsupportedParameterError,
     open_store,
@@ -75,7 +76,7 @@ def test_an_agent_goes_on_in_another_store_as_if_it_had_stayed(tmp_path: Path) -
         assert memory.verify().ok
     with opened(tmp_path / "two") as memory:
         assert memory.agent("a")._log.facts.keep_reasoning is True
-        assert [v.label for v in memory.agent("a").history()][0] == "three said"
+        assert next(v.label for v in memory.agent("a").history()) == "three said"
 
 
 def test_the_file_depends_on_the_agent_alone(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_a_file_has_no_word_of_another_agent_and_nothing_of_the_salt(tmp_path: P
         raw = (tmp_path / "b.agent").read_bytes()
     assert b"parent alone" not in raw
     assert b"".join(id.to_bytes(4, "little") for id in ids[1:-1]) not in raw
-    assert b"tenant" not in raw and identity.encode() not in raw and bytes.fromhex(identity) not in raw
+    for salted in (b"tenant", identity.encode(), bytes.fromhex(identity)):
+        assert salted not in raw
 
 
 def test_chunks_that_are_there_are_not_written_again(tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_agents_are_imported_while_others_answer(tmp_path: Path) -> None:
             try:
                 agent = memory.import_agent(tmp_path / "a.agent", name=f"n{number}")
                 found.append((agent.say("And now?").usage.miss, agent.info.n_turns))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - shown by the assertion below
                 found.append(error)
 
         threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
@@ -381,6 +383,18 @@ def test_what_is_no_file_of_an_agent_is_refused(tmp_path: Path) -> None:
             with pytest.raises((AgentFileError, ConfigError)):
                 memory.import_agent(tmp_path / name)
         assert memory.agents() == []
+
+
+def test_a_memory_that_only_reads_exports_and_imports_nothing(tmp_path: Path) -> None:
+    runner = EchoRunner(layers=1, heads=1, dim=8)
+    with opened(tmp_path / "one") as memory:
+        lived(memory).export(tmp_path / "a.agent")
+        memory.flush()
+        with Memory(runner, tmp_path / "one", config=memory.config, read_only=True) as reader:
+            reader.agent("a").export(tmp_path / "b.agent")
+            with pytest.raises(ReadOnlyError):
+                reader.import_agent(tmp_path / "a.agent", name="c")
+    assert (tmp_path / "b.agent").read_bytes() == (tmp_path / "a.agent").read_bytes()
 
 
 def test_a_tool_call_and_its_result_move_along(tmp_path: Path) -> None:

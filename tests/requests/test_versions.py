@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from agent_memory import (
     Agent,
     AgentDeletedError,
+    ClosedError,
     Config,
     ConfigError,
     EchoRunner,
+    HistoryDivergedError,
     Memory,
     Message,
     PromptTooLongError,
@@ -329,7 +333,8 @@ def test_the_seeds_of_best_of_are_those_of_single_requests(memory: Memory) -> No
     ("how", "error", "says"),
     [
         ({}, ConfigError, "4 replies, and greedy sampling makes 4 equal ones"),
-        ({"n": 0}, UnsupportedParameterError, "n must be an int of at least 1, got 0"),
+        ({"n": 0}, UnsupportedParameterError, "n must be an int from 1 to 1,000, got 0"),
+        ({"n": 10**30}, UnsupportedParameterError, "n must be an int from 1 to 1,000"),
         ({"n": True}, UnsupportedParameterError, "n must be"),
         ({"agent": "nobody"}, UnknownAgentError, "no agent 'nobody'"),
     ],
@@ -500,3 +505,46 @@ def test_what_a_fork_inherits_is_not_more_than_it_may_know(memory: Memory) -> No
     [lineage] = memory._engine._loop.hot
     assert lineage.owner == "b"
     assert lineage.ids.tolist() == fork._log.ids[: fork._log.n_kv].tolist()
+
+
+def test_best_of_says_that_keys_cannot_be_compared_and_changes_nothing(memory: Memory) -> None:
+    agent = spoken(memory, "one")
+    with pytest.raises(UnsupportedParameterError, match="key must give values that can be compared"):
+        memory.best_of(agent, "two", 2, lambda reply: reply, temperature=1.0, max_tokens=3)
+    assert agent.info.n_turns == 1
+
+
+def test_a_closed_memory_refuses_to_compact_a_short_conversation_too() -> None:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        agent = spoken(memory, "one")
+    with pytest.raises(ClosedError):
+        agent.compact()
+
+
+def test_a_version_of_another_agent_is_refused(memory: Memory) -> None:
+    ann, bob = spoken(memory, "one", "two", name="ann"), spoken(memory, "three", name="bob")
+    ann.checkpoint("hers")
+    his = bob.checkpoint("his")
+    before = ann.messages
+    for refused in (lambda: ann.rewind(to=his), lambda: ann.fork("c", at=his), lambda: ann.at(his)):
+        with pytest.raises(UnsupportedParameterError, match="agent 'ann' has no version"):
+            refused()
+    assert ann.messages == before
+
+
+def test_replies_that_best_of_draws_are_the_agents_own_wherever_agents_are_named(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+    recorder = tmp_path / "recorder.jsonl"
+    config = Config(on_reply=lambda reply: seen.append(reply.agent), recorder=recorder)
+    with Memory(EchoRunner(), ":memory:", config=config) as memory:
+        agent = spoken(memory, "one", name="ann of kent")
+        reply = memory.best_of(agent, "two", 2, lambda _: 0, temperature=1.0, max_tokens=3)
+        assert reply.agent == "ann of kent"
+        assert 'agent="ann of kent"' in memory.to_prometheus(top_agents=5).encode().decode()
+        assert "agent_memory_agent_requests_total" in memory.to_prometheus(top_agents=5, hash_names=True)
+        history = [{"role": "user", "content": "another"}]
+        with pytest.raises(HistoryDivergedError, match="agent 'ann of kent'"):
+            memory.best_of(agent, history, 2, lambda _: 0, temperature=1.0, on_diverge="error")
+    assert set(seen) == {"ann of kent", None}  # without an agent: the prompt, which is computed once
+    lines = [json.loads(line) for line in recorder.read_text().splitlines()]
+    assert {line["agent"] for line in lines if line.get("agent")} == {"ann of kent"}
