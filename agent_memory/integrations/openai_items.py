@@ -71,7 +71,7 @@ async def events_of(generation: Generation, model: str) -> AsyncIterator[Any]:
         for one in delta.events:
             item: Any
             if isinstance(one, Text | Reasoning):
-                item = (_message if isinstance(one, Text) else _reasoning)(generation.id, "", "in_progress")
+                item: Any = (_message if isinstance(one, Text) else _reasoning)(generation.id, "", "in_progress")
             elif isinstance(one, CallEnd) and one.call is not None:
                 item = _call(one.call)
             else:
