@@ -41,7 +41,7 @@ class Compacting:
     def compact(self, log: Log, keep_turns: object, summary: Summary) -> None:
         """Compact an idle agent's conversation; does nothing if it has at most ``keep_turns`` turns.
 
-        Raises ClosedError, UnsupportedParameterError, RequestError while a turn runs, StaleVersionError where one ran meanwhile.
+        Raises ClosedError, UnsupportedParameterError, RequestError while a turn runs, StaleVersionError if one ran.
         """
         if not isinstance(keep_turns, int) or isinstance(keep_turns, bool) or keep_turns < 1:
             raise UnsupportedParameterError(f"keep_turns must be an int of at least 1, got {repr_of(keep_turns)}")
