@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Unpack
 
+from agent_memory.config import Codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
@@ -206,14 +207,15 @@ class Agent(Shown):
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
 
-    def export(self, file: str | PathLike[str], *, log_only: bool = False) -> None:
+    def export(self, file: str | PathLike[str], *, codec: Codec | None = None, log_only: bool = False) -> None:
         """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
 
-        ``log_only``: without KV. Flushes first; replaces a file of that name whole, or leaves it. The file has every
-        word of the conversation, its versions included. Raises StoreError, OutOfSpaceError.
+        ``codec``: encode exact KV so, as ``Config.cold_codec`` does; None: as it is stored. ``log_only``: without KV.
+        Flushes first; replaces a file of that name whole, or leaves it. The file has every word of the conversation,
+        its versions included. Raises StoreError, OutOfSpaceError, UnsupportedParameterError for another codec.
         """
         self._asking.ensure_open()
-        self._asking.moving.export(self._now, file, is_log_only=bool(log_only))
+        self._asking.moving.export(self._now, file, codec=codec, is_log_only=bool(log_only))
 
     def plot(self) -> Plot:
         """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.

@@ -51,6 +51,10 @@ INSTALL: Mapping[str, str] = {
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
     "smolagents": 'pip install "smolagents>=1.20"',
     "llama-index": 'pip install "llama-index-core>=0.14"',
+    "llm": 'pip install "llm>=0.32"',
+    "openai-agents": 'pip install "openai-agents>=0.20"',
+    "anthropic": 'pip install "anthropic>=2.14"',
+    "mcp": 'pip install "mcp>=2"',
 }
 
 

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 #: ``report(done, total, what)``; a ``total`` of 0 is unknown.
@@ -185,8 +186,7 @@ class _Cell:
         self._show("", f"{bar.title}: {how} in {time.perf_counter() - bar.began:,.1f} s")
 
     def _show(self, before: str, text: str) -> None:
-        from IPython.display import display
-
+        display = import_module("IPython.display").display
         shown = {"text/plain": text, "text/html": f'<small style="opacity:.75">{before}{html.escape(text)}</small>'}
         if self._handle is None:
             self._handle = display(shown, raw=True, display_id=True)

@@ -99,7 +99,7 @@ class Usage(AsDict, Shown):
         """The prompt's tokens by where they came from, as a bar."""
         tiers = [(tier, self.tier_tokens.get(tier, 0)) for tier in ("hot", "warm", "cold")]
         shares = [(name, n, f"{n:,}") for name, n in (*tiers, ("computed", self.computed_tokens))]
-        saved = f"about {seconds(self.saved_s)} saved" if self.saved_s else ""
+        saved = f"about {seconds(self.saved_s)} saved" if self.saved_s and self.saved_s >= 0.01 else ""
         return Bar(shares, label=saved)
 
     def _page(self) -> Page:

@@ -14,7 +14,7 @@ WIDE = {
     "store.store.Store": (33, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
     "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
-    "requests.asking.Asking": (20, "what a Memory and its agents are asked, and the machines that answer"),
+    "requests.asking.Asking": (22, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (31, "the truth: read wherever a prompt is made"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agent_memory"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
 #: Files that may be longer: they list every public method, each one line into its room.
-LONG_FILES = {"memory.py": 650, "store/store.py": 450}
+LONG_FILES = {"__init__.py": 500, "memory.py": 650, "store/store.py": 450}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -166,7 +166,8 @@ def test_an_integration_is_short_and_knows_public_names_alone(path: Path) -> Non
     source = path.read_text(encoding="utf-8")
     imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     inside = {(node.module or "") for node in imported if (node.module or "").startswith("agent_memory")}
-    assert inside <= {"agent_memory", "agent_memory.integrations.shapes"}
+    shapes = {"agent_memory.integrations.shapes", "agent_memory.integrations.openai_items"}  # these know no Memory
+    assert inside <= {"agent_memory", *shapes}
     assert source.count("\n") <= 200
 
 

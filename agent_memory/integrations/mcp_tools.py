@@ -118,7 +118,7 @@ def _hint(schema: Any) -> Any:
         return Any if Any in hints else Union[tuple(hints)]  # noqa: UP007 - of a tuple
     if kind == "array":
         return list[_hint(schema.get("items", {}))]  # type: ignore[misc]
-    return _TYPES.get(kind, Any)
+    return _TYPES.get(str(kind), Any)
 
 
 def _many(kind: Any) -> list[str]:

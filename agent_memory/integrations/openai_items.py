@@ -56,7 +56,8 @@ def usage_of(reply: Reply) -> ResponseUsage:
 
 async def events_of(generation: Generation, model: str) -> AsyncIterator[Any]:
     """Yield what a generation says, event by event, and its response at the end."""
-    numbers, opened = count(), {}  # places of the items, by id, in the order in which they are begun
+    numbers = count()
+    opened: dict[str, int] = {}  # places of the items, by id, in the order in which they are begun
 
     def event(kind: Any, **fields: Any) -> Any:
         return kind(sequence_number=next(numbers), **fields)
@@ -69,7 +70,7 @@ async def events_of(generation: Generation, model: str) -> AsyncIterator[Any]:
     async for delta in generation:
         for one in delta.events:
             if isinstance(one, Text | Reasoning):
-                item = (_message if isinstance(one, Text) else _reasoning)(generation.id, "", "in_progress")
+                item: Any = (_message if isinstance(one, Text) else _reasoning)(generation.id, "", "in_progress")
             elif isinstance(one, CallEnd) and one.call is not None:
                 item = _call(one.call)
             else:

@@ -135,7 +135,8 @@ class Intake:
         self._is_cleaned = system != told["system"]
         tools = self._terms.tools(told["tools"])
         self.has_secrets |= self._is_cleaned or tools != told["tools"]
-        return {**told, "system": system, "facts": facts, "tools": tools}
+        times = {name: _time(told, name) for name in ("created_s", "used_s")}
+        return {**told, **times, "system": system, "facts": facts, "tools": tools}
 
     def described(self, system: Any, facts: Any) -> tuple[str | None, str | None]:
         """Return a system prompt and the JSON of facts. What is recalled is of another store, and stays there."""
@@ -218,7 +219,9 @@ class Intake:
             raise ValueError("a turn's numbers make no sense")
         if n_reply is not None and not (type(n_reply) is int and 0 <= n_reply <= len(ids)):
             raise ValueError("a turn's reply is longer than the turn")
-        if not isinstance(tokenizer, str) or len(tokenizer) > _LONG or told.get("finish") not in _FINISHES:
+        if not isinstance(tokenizer, str) or len(tokenizer) > _LONG or not tokenizer.isprintable():
+            raise ValueError("a turn's tokenizer makes no sense")
+        if not tokenizer.isascii() or told.get("finish") not in _FINISHES:
             raise ValueError("a turn's end makes no sense")
         return Turn(
             messages=read_messages(messages),
@@ -226,7 +229,7 @@ class Intake:
             ids=ids,
             tokenizer=tokenizer,
             finish=told.get("finish"),
-            created_s=told["created_s"],
+            created_s=_time(told),
             n_messages_kept=told["n_messages_kept"],
             n_kv=told["n_kv"],
             n_reply=n_reply,
@@ -249,11 +252,16 @@ class Intake:
         version = Version(
             number=number,
             n_turns=n_turns,
-            created_s=told["created_s"],
+            created_s=_time(told),
             label=None if label is None else self._terms.text(label),
             reason=told["reason"],
         )
         return version, branch, system, Facts.from_json(facts)
+
+
+def _time(told: Mapping[str, Any], name: str = "created_s") -> float:
+    """Return a time as SQLite gives it back: it knows no negative zero."""
+    return float(told[name]) + 0.0
 
 
 def read_messages(text: str) -> tuple[Message, ...]:

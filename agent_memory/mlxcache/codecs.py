@@ -42,6 +42,13 @@ def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
     return _rotated(values.reshape(heads, n, form.dim), form).astype(_DTYPES[dtype])
 
 
+def encode_stored(rows: np.ndarray[Any, Any], form: Coding, dtype: str) -> np.ndarray[Any, Any]:
+    """Encode (heads, n, bytes) uint8 in host memory, rows of floats of ``dtype``, to (heads, n, row_bytes) uint8."""
+    found = encode(mx.array(np.ascontiguousarray(rows)).view(_DTYPES[dtype]), form)
+    mx.eval(found)
+    return np.array(found)
+
+
 def _rotated(rows: mx.array, form: Coding) -> mx.array:
     """Multiply every block of a row by the orthonormal Hadamard matrix, which is its own inverse."""
     blocks = rows.reshape(*rows.shape[:-1], -1, form.block)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,9 @@ def usages(entries: Sequence[Entry], owner: str | None) -> list[Usage]:
 def draw(title: str, replies: Sequence[Usage], tiers: Mapping[str, int]) -> Plot:
     """Draw three panels. ``tiers``: bytes by tier. Raises MissingExtraError."""
     try:
-        from matplotlib.figure import Figure
+        figure = import_module("matplotlib.figure").Figure(figsize=(11, 3.2), layout="constrained")
     except ImportError as error:
         raise MissingExtraError(f"matplotlib is not installed: {INSTALL['plot']} ({error})") from error
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"), fontsize=11)
     first, tokens, stored = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     _first_tokens(first, replies)
@@ -99,7 +99,8 @@ def _origins(axes: Any, replies: Sequence[Usage]) -> None:
     axes.set(title="prompt tokens by origin", xlabel="turn", ylabel="tokens")
     _whole_turns(axes, len(replies))
     if any(below):
-        axes.legend(fontsize=8, frameon=False)
+        axes.set_ylim(top=1.35 * max(below))
+        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
 
 
 def _whole_turns(axes: Any, n_turns: int) -> None:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 #: Used until measured: seconds to compute a token, and bytes a second read from a tier.
 _COMPUTE_S = 1e-3
 _LOAD_RATES: dict[Tier, float] = {"warm": 4e9, "cold": 1e9}
+_LONG_STEP = 64  #: tokens of a step that tells the rate of long prompts
 #: Weight of a new measurement in the moving average.
 _NEWS = 0.2
 _LEAST_IDLE_S = 1e-6
@@ -36,6 +37,7 @@ class Costs:
         factory=lambda: {tier: 1 / rate for tier, rate in _LOAD_RATES.items()}, init=False
     )
 
+    _long_token_s: float | None = field(default=None, init=False)  #: of steps of ``_LONG_STEP`` tokens or more
     is_measured: bool = field(default=False, init=False)  #: True once a prefill was measured
     measured: set[Tier] = field(factory=set, init=False)  #: tiers from which a restore was measured
 
@@ -48,9 +50,11 @@ class Costs:
     def computed(self, n_tokens: int, seconds: float) -> None:
         """Record one measured prefill."""
         if n_tokens:
-            news = _NEWS if self.is_measured else 1.0  # the first measurement takes the place of the guess
             self.is_measured = True
-            self._token_s += news * (seconds / n_tokens - self._token_s)
+            self._token_s += _NEWS * (seconds / n_tokens - self._token_s)
+        if n_tokens >= _LONG_STEP:
+            known = self._long_token_s or seconds / n_tokens
+            self._long_token_s = known + _NEWS * (seconds / n_tokens - known)
 
     def loaded(self, tier: Tier, n_bytes: int, seconds: float) -> None:
         """Record one measured restore of ``n_bytes`` of live KV from a tier."""
@@ -61,6 +65,13 @@ class Costs:
     def compute_s(self, n_tokens: int) -> float | None:
         """Return the seconds to compute ``n_tokens``; None until a prefill was measured."""
         return self._token_s * n_tokens if self.is_measured else None
+
+    def long_compute_s(self, n_tokens: int) -> float | None:
+        """Return the seconds to compute ``n_tokens`` of a long prompt; None until a step of one was measured.
+
+        A short step costs more a token, and says nothing of a long one.
+        """
+        return None if self._long_token_s is None else self._long_token_s * n_tokens
 
     def load_s(self, tier: Tier, n_bytes: int) -> float | None:
         """Return the measured seconds to restore ``n_bytes`` from a tier; 0 from hot, None until measured."""

@@ -250,6 +250,9 @@ class Recommendation(Shown):
     pattern: Pattern | None  #: None: from the steps of similar episodes
     episodes: tuple[int, ...]  #: what it rests on
 
+    def _page(self) -> Page:
+        return Page("", [Plain(self.text), Note(f"score {self.score:.3f}: {_line(self.parts)}")])
+
 
 @frozen(kw_only=True)
 class PRF:
@@ -298,9 +301,6 @@ class StepRecorder(Protocol):
     ) -> int:
         """Record one call of ``tool``; return its number. Called from the thread that ran the tool."""
         ...
-
-    def _page(self) -> Page:
-        return Page("", [Plain(self.text), Note(f"score {self.score:.3f}: {_line(self.parts)}")])
 
 
 def _line(parts: Mapping[str, float]) -> str:

@@ -41,13 +41,14 @@ class Compacting:
     def compact(self, log: Log, keep_turns: object, summary: Summary) -> None:
         """Compact an idle agent's conversation; does nothing if it has at most ``keep_turns`` turns.
 
-        Raises UnsupportedParameterError, RequestError while a turn runs, StaleVersionError where one ran meanwhile.
+        Raises ClosedError, UnsupportedParameterError, RequestError while a turn runs, StaleVersionError if one ran.
         """
         if not isinstance(keep_turns, int) or isinstance(keep_turns, bool) or keep_turns < 1:
             raise UnsupportedParameterError(f"keep_turns must be an int of at least 1, got {repr_of(keep_turns)}")
         if not (summary is None or isinstance(summary, str) or callable(summary)):
             raise UnsupportedParameterError(f"summary must be a str, a function or None, got {repr_of(summary)}")
         log.ensure_exists()
+        self._tokenizer()  # refused where the Memory is closed, also for a conversation that is short enough
         version, before = log.version, _scratch(log, squashed(log.turns, log.first_system), log.first_system)
         first = _first_kept(before.turns, keep_turns)
         if not first:

@@ -8,8 +8,11 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
-from agent_memory.config import as_path
+import numpy as np
+
+from agent_memory.config import CODECS, Codec, as_path
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.kvcache.coding import Coding
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
 from agent_memory.protocols import ModelRunner
@@ -18,6 +21,7 @@ from agent_memory.requests.evicting import flush
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.agent_file import AgentFileReader
+from agent_memory.store.exporting import Recoding
 from agent_memory.store.incoming import Model
 from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
@@ -44,20 +48,34 @@ class Moving:
     ) -> None:
         self._agents, self._store, self._engine, self._runner, self._clean = agents, store, engine, runner, clean
 
-    def export(self, agent: Log, file: str | PathLike[str], *, is_log_only: bool) -> None:
-        """Write an agent to a file."""
+    def export(self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool) -> None:
+        """Write an agent to a file. ``codec``: exact KV is encoded so; None: KV is written as it is stored."""
+        if codec is not None and codec not in CODECS:
+            raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS)} or None, got {repr_of(codec)}")
         if agent.is_temporary:
             raise UnsupportedParameterError(
                 f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"
             )
         path = as_path(file, "file")
         flush(self._engine, self._store)
-        if n_lost := self._store.carrier.export(self._agents.salt, agent.name, path, is_log_only=is_log_only):
+        recoding = None if codec in (None, "exact") else Recoding(codec, self._encode)
+        n_lost = self._store.carrier.export(
+            self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only
+        )
+        if n_lost:
             log.warning(
                 "agent %r was exported without %d files of its KV, which are damaged or follow damaged ones",
                 agent.name,
                 n_lost,
             )
+
+    def _encode(self, rows: np.ndarray[Any, Any], form: Coding, dtype: str) -> np.ndarray[Any, Any]:
+        """Encode rows of one tensor on the engine thread, between two of its ticks."""
+        encode = getattr(self._runner, "encode", None)
+        if encode is None:
+            raise UnsupportedParameterError("codec= needs a runner that encodes; this model's has no method encode")
+        encoded: np.ndarray[Any, Any] = self._engine.call(lambda: encode(rows, form, dtype))
+        return encoded
 
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
         """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""

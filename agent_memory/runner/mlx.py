@@ -24,6 +24,7 @@ from agent_memory.runner import blas, loading, speech
 if TYPE_CHECKING:
     import numpy as np
 
+    from agent_memory.kvcache.coding import Coding
     from agent_memory.kvcache.layout import Layout
     from agent_memory.runner.batch import MLXBatch
     from agent_memory.runner.early import EarlyLayers
@@ -273,6 +274,12 @@ class MLXRunner:
         if self._early is None:
             self._early = EarlyLayers(self._model, self._name, depth)
         return self._early.states(rows)
+
+    def encode(self, rows: np.ndarray[Any, Any], form: Coding, dtype: str) -> np.ndarray[Any, Any]:
+        """Encode stored rows of one tensor, (heads, n, bytes) uint8, as ``kvcache.coding`` says. Engine thread."""
+        from agent_memory.mlxcache.codecs import encode_stored
+
+        return encode_stored(rows, form, dtype)
 
     def close(self) -> None:
         """Drop the model and this thread's mlx streams; do nothing on a thread that has not opened it.

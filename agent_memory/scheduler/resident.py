@@ -75,6 +75,11 @@ class Resident:
         """The attribute of that name; None where the current model has none."""
         return getattr(self.current, "n_vocab", None)
 
+    @property
+    def encode(self) -> Any:
+        """The method of that name; None where the current model has none."""
+        return getattr(self.current, "encode", None)
+
     def open(self, recorded: Mapping[str, str]) -> None:
         """Load it. Engine thread."""
         self.current.open(recorded)

@@ -203,9 +203,9 @@ class Row:
         )
 
     def _saved_s(self) -> float | None:
-        """Return what the reused tokens would have cost, less what their restore did; None: no prefill was measured."""
-        cost_s = self.costs.compute_s(self.base.n_tokens)
-        return None if cost_s is None else max(0.0, cost_s - self.restored_s) if self.base.n_tokens else 0.0
+        """Return what the reused tokens would have cost, less their restore; None: no long prefill was measured."""
+        cost_s = self.costs.long_compute_s(self.base.n_tokens) if self.base.n_tokens else 0.0
+        return None if cost_s is None else max(0.0, cost_s - self.restored_s)
 
     def cut_to_sound(self, kv: KV) -> bool:
         """Truncate the KV of a row that failed while it decoded to tokens fed before the failed step; False: none are.

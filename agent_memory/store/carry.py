@@ -19,7 +19,7 @@ from agent_memory.prefix.pieces import Segment
 from agent_memory.store.agent_file import AgentFileReader
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, void
-from agent_memory.store.exporting import export_agent
+from agent_memory.store.exporting import Recoding, export_agent
 from agent_memory.store.importing import Importing
 from agent_memory.store.incoming import Found, Model, read_file, turns_of
 from agent_memory.store.manifest import Manifest
@@ -37,7 +37,7 @@ class Carrier:
         self._logs, self._manifest, self._catalog, self._path = logs, manifest, catalog, path
         self._lock = threading.Lock()  # one import at a time: a second one may follow pieces of the first
 
-    def export(self, salt: str, name: str, path: Path, *, is_log_only: bool) -> int:
+    def export(self, salt: str, name: str, path: Path, *, recoding: Recoding | None, is_log_only: bool) -> int:
         """Write a flushed agent to a file; return how many files of KV were left out: damaged, or behind damaged ones.
 
         Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
@@ -53,7 +53,7 @@ class Carrier:
             folder = None if catalog is None or is_log_only else catalog.disk.folder
             on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
             out = carried(record, is_damaged=damage is not None)
-            return export_agent(path, out, self._manifest, folder, on_damage)
+            return export_agent(path, out, self._manifest, folder, on_damage, recoding)
 
     def read(self, reader: AgentFileReader, terms: Terms, model: Model) -> Found:
         """Read and check a whole file; changes nothing. Raises AgentFileError."""

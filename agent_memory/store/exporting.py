@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError, AgentMemoryError
+from agent_memory.kvcache.coding import Coding, coding
+from agent_memory.kvcache.layout import TensorSpec
 from agent_memory.log.carried import Carried
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.versions import Kept
@@ -36,6 +39,21 @@ _LOCAL_PREFIX = "weights_"
 _TRIES = 4  #: look-ups of segments that were joined or replaced while they were read
 
 OnDamage = Callable[[Segment, str, str], None]
+
+
+@frozen
+class Recoding:
+    """Encodes exact rows on their way out. KV that was lossy before is never encoded again."""
+
+    codec: Codec
+    encode: Callable[[np.ndarray[Any, Any], Coding, str], np.ndarray[Any, Any]]  #: stored rows, form, dtype
+
+    def form(self, source: OpenSegment, name: str) -> Coding | None:
+        """Return how a tensor is encoded; None: it stays as it is."""
+        if name == "ids":
+            return None
+        heads, _, dim = source.table[name]["shape"]
+        return coding(TensorSpec(name, heads, dim, source.table[name]["dtype"]), self.codec)
 
 
 @frozen
@@ -71,7 +89,12 @@ class Kv:
 
 
 def export_agent(
-    path: Path, found: Carried, manifest: Manifest, folder: Path | None, on_damage: OnDamage | None = None
+    path: Path,
+    found: Carried,
+    manifest: Manifest,
+    folder: Path | None,
+    on_damage: OnDamage | None = None,
+    recoding: Recoding | None = None,
 ) -> int:
     """Write an agent to a file; return how many segments had to be left out. ``folder`` None: the log alone.
 
@@ -81,7 +104,7 @@ def export_agent(
         kvs = [] if folder is None else held(manifest, found)
         with AgentFileWriter(path) as writer:
             _write_log(writer, found)
-            writing = _Writing(writer, folder, is_last=number == _TRIES - 1, on_damage=on_damage)
+            writing = _Writing(writer, folder, is_last=number == _TRIES - 1, on_damage=on_damage, recoding=recoding)
             with contextlib.suppress(_ChangedError):
                 for model, kv in enumerate(kvs):
                     writing.write(model, kv)
@@ -213,9 +236,16 @@ class _Writing:
     """Writes the KV of one agent; counts segments that cannot be read."""
 
     def __init__(
-        self, writer: AgentFileWriter, folder: Path | None, *, is_last: bool, on_damage: OnDamage | None
+        self,
+        writer: AgentFileWriter,
+        folder: Path | None,
+        *,
+        is_last: bool,
+        on_damage: OnDamage | None,
+        recoding: Recoding | None,
     ) -> None:
         self._writer, self._folder, self._is_last, self._on_damage = writer, folder, is_last, on_damage
+        self._recoding = recoding
         self._places: dict[tuple[int, bytes], tuple[int, int]] = {}  # model and piece -> rows and piece in the file
         self._n_rows = 0
         self.n_lost = 0
@@ -266,11 +296,17 @@ class _Writing:
                 if kind == "resume":
                     facts |= {"codec": source.codec, "host": source.metadata["host"]}
                 names = [name for name in source.table if not name.startswith("pad.")]
-                n_bytes = sum(_n_bytes(source, name, segment, n_tokens) for name in names)
+                forms = self._forms(source, names, segment)
+                if any(form is not None for form in forms):
+                    facts |= {"codec": self._recoding.codec if self._recoding else "", "exactness": "quantized"}
+                n_bytes = sum(
+                    _n_bytes(source, name, segment, n_tokens, form) for name, form in zip(names, forms, strict=True)
+                )
                 self._writer.begin(kind, facts, n_bytes)
                 is_begun = True
-                for number, name in enumerate(names):
-                    self._writer.write(_taken(source, name, number, segment, n_tokens))
+                for number, (name, form) in enumerate(zip(names, forms, strict=True)):
+                    raw = _taken(source, name, number, segment, n_tokens)
+                    self._writer.write(raw if form is None else self._encoded(source, name, raw, n_tokens, form))
                 self._writer.end()
                 return True
         except AgentMemoryError:  # of the file that is written
@@ -285,8 +321,23 @@ class _Writing:
                 self._on_damage(segment, reason_of(error), str(error))
             return False
 
+    def _forms(self, source: OpenSegment, names: Sequence[str], segment: Segment) -> list[Coding | None]:
+        """Return how each tensor of a segment is encoded on its way out; resume segments stay as they are."""
+        if self._recoding is None or segment.kind == "resume" or segment.exactness == "quantized":
+            return [None] * len(names)
+        return [self._recoding.form(source, name) for name in names]
 
-def _n_bytes(source: OpenSegment, name: str, segment: Segment, n_tokens: int) -> int:
+    def _encoded(self, source: OpenSegment, name: str, raw: memoryview, n_tokens: int, form: Coding) -> memoryview:
+        assert self._recoding is not None
+        entry = source.table[name]
+        rows = np.frombuffer(raw, np.uint8).reshape(entry["shape"][0], n_tokens, -1)
+        encoded = np.ascontiguousarray(self._recoding.encode(rows, form, entry["dtype"]))
+        return memoryview(encoded).cast("B")  # type: ignore[arg-type]
+
+
+def _n_bytes(source: OpenSegment, name: str, segment: Segment, n_tokens: int, form: Coding | None) -> int:
+    if form is not None:
+        return int(source.table[name]["shape"][0]) * n_tokens * form.row_bytes
     start, stop = source.table[name]["data_offsets"]
     if name == "state" or n_tokens == segment.n_tokens:
         return int(stop - start)

@@ -27,6 +27,7 @@ from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS, Made
 from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
+from agent_memory.store.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.types import EXACTNESS, Exactness
 
 _ORDER = {"agent": 0, "branch": 1, "turn": 1, "version": 2, "model": 3, "rows": 4, "resume": 5, "head": 6}
@@ -313,6 +314,8 @@ class _Reading:
         state_bytes = body.part.n_bytes - n_bytes
         if state_bytes < 0 or (state_bytes > 0) is not has_state:
             raise ValueError("a resume part has another size than it tells")
+        if has_state:
+            _check_state(body, n_bytes, state_bytes, layout.snapshots)
         self._resumed.add(piece)
         told = state_bytes if has_state else None
         self._found.resume.append(Resume(part=body.part, piece=piece, n_rows=n_rows, state_bytes=told, codec=codec))
@@ -324,6 +327,16 @@ class _Reading:
         if not self._is_foreign(facts.get("piece")):
             rows, place = self._piece(facts.get("piece"))
             self._found.heads.append((version, rows.pieces[place]))
+
+
+def _check_state(body: Body, at: int, n_bytes: int, snapshots: tuple[str, ...]) -> None:
+    """Check the arrays of a state that begins ``at`` bytes into a body."""
+    for _ in body.blocks(at):
+        pass
+    n_text = int.from_bytes(body.read(min(8, n_bytes)), "little")
+    if n_text > min(MAX_TEXT_BYTES, n_bytes - 8):
+        raise ValueError("a state is shorter than it tells")
+    check_state(body.read(n_text), n_bytes - 8 - n_text, snapshots)
 
 
 def _provenance(facts: Mapping[str, Any]) -> tuple[Codec, Exactness, str]:

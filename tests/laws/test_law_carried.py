@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentFileError, Config, Memory
+from agent_memory import AgentFileError, Config, Memory, UnsupportedParameterError
 from tests.parts.agentfile import parts, sealed
 from tests.parts.tinyrunner import endless
 
@@ -88,6 +88,80 @@ def test_lossy_kv_moves_as_it_is_and_says_so(name: str, codec: str, tmp_path: Pa
     (tmp_path / "b.agent").write_bytes(sealed(found))
     with opened(tmp_path / "three", name) as memory, pytest.raises(AgentFileError, match="poses"):
         memory.import_agent(tmp_path / "b.agent")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_windows"])
+def test_exact_kv_is_encoded_on_its_way_out_as_a_save_encodes_it(name: str, tmp_path: Path) -> None:
+    with opened(tmp_path / "one", name) as memory:
+        agent = memory.agent("a", system="You say what you heard, and nothing else.")
+        agent.say("First, a long message that fills some chunks. " * 3, max_tokens=5)
+        with pytest.raises(UnsupportedParameterError, match="codec must be one of"):
+            agent.export(tmp_path / "odd", codec="q3")  # type: ignore[arg-type]
+        agent.export(tmp_path / "exact")
+        agent.export(tmp_path / "same", codec="exact")
+        agent.export(tmp_path / "a.agent", codec="q8")
+    with opened(tmp_path / "coded", name, cold_codec="q8") as memory:
+        agent = memory.agent("a", system="You say what you heard, and nothing else.")
+        agent.say("First, a long message that fills some chunks. " * 3, max_tokens=5)
+        agent.export(tmp_path / "saved")
+        agent.export(tmp_path / "again", codec="q4")
+    raw = {name: (tmp_path / name).read_bytes() for name in ("exact", "same", "a.agent", "saved", "again")}
+    assert raw["exact"] == raw["same"]
+    rows = {
+        name: [(part.facts, part.body) for part in parts(found) if part.kind == "rows"] for name, found in raw.items()
+    }
+    assert rows["a.agent"] == rows["saved"] == rows["again"]  # and lossy KV is never encoded again
+    assert len(raw["a.agent"]) < len(raw["exact"])
+    with opened(tmp_path / "two", name) as memory:
+        moved = memory.import_agent(tmp_path / "a.agent")
+        usage = moved.say("And now?", max_tokens=2).usage
+        assert (usage.tier, usage.exactness) == ("cold", "quantized")
+        assert memory.verify().ok
+
+
+def _states(raw: bytes, change: Any) -> bytes:
+    """A file in which the text of the first state is another one."""
+    found = parts(raw)
+    part = next(part for part in found if part.kind == "resume" and part.facts["has_state"])
+    n_text = int.from_bytes(part.body[:8], "little")
+    told = change(json.loads(part.body[8 : 8 + n_text]))
+    text = json.dumps(told, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    part.body = len(text).to_bytes(8, "little") + text + part.body[8 + n_text :]
+    return sealed(found)
+
+
+def _larger(told: Any) -> Any:
+    told[0]["t"][0]["l"][0]["a"][1][1] += 1
+    return told
+
+
+def _beyond(told: Any) -> Any:
+    told[0]["t"][0]["l"][1]["a"][2] += 1 << 20
+    return told
+
+
+def _huge(told: Any) -> Any:
+    told[0]["t"][0]["l"][0]["a"][1] = [1 << 40, 0]
+    return told
+
+
+@pytest.mark.parametrize(
+    "change", [_larger, _beyond, _huge, lambda told: told[:-1], lambda told: [{"v": 1}] * len(told)]
+)
+def test_a_state_that_is_none_of_the_model_is_refused(change: Any, tmp_path: Path) -> None:
+    """A cache with such an array would fail at every turn."""
+    with opened(tmp_path / "one", "qwen3_next") as memory:
+        lived(memory)
+        memory.agent("a").export(tmp_path / "a.agent")
+    raw = (tmp_path / "a.agent").read_bytes()
+    (tmp_path / "same").write_bytes(_states(raw, lambda told: told))
+    (tmp_path / "b.agent").write_bytes(_states(raw, change))
+    with opened(tmp_path / "two", "qwen3_next") as memory:
+        with pytest.raises(AgentFileError, match="state"):
+            memory.import_agent(tmp_path / "b.agent")
+        assert memory.agents() == []
+        assert memory.import_agent(tmp_path / "same").info.n_turns == 2
 
 
 CHILD = """

@@ -13,6 +13,7 @@ import pytest
 
 import agent_memory
 from agent_memory import Agent, EchoRunner, Memory, Reply
+from agent_memory.recall.episode_types import Effectiveness
 from agent_memory.views.page import Bar, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, seconds, short, size
 
@@ -89,10 +90,31 @@ def test_hostile_text_is_escaped_wherever_it_stands(memory: Memory) -> None:
     read(memory.episodes.recall("alert")[0])
 
 
-def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved(memory: Memory) -> None:
-    agent = memory.agent("ann", system="word " * 300)
-    agent.say("one")
-    usage = agent.say("two").usage
+def test_every_public_value_that_is_shown_has_a_page_of_its_own() -> None:
+    own = {name for name in SHOWN if any("_page" in vars(kind) for kind in getattr(agent_memory, name).__mro__[:-2])}
+    assert own == set(SHOWN)
+    assert Shown._page not in {getattr(agent_memory, name)._page for name in SHOWN}
+
+
+def test_what_was_recalled_shows_the_parts_of_its_score(memory: Memory) -> None:
+    hit_parts = {"relevance": 0.5, "recency": 0.0}
+    advice = agent_memory.Recommendation(
+        text=HOSTILE, tools=("pytest",), score=0.5, parts=hit_parts, pattern=None, episodes=(1,)
+    )
+    assert "score 0.500: relevance +0.500" in read(advice).text
+    how = Effectiveness(successes=3, failures=1, mean=0.7, freshness=1.0, value=0.7)
+    pattern = agent_memory.Pattern(id="1", kind="tool_sequence", episodes=(1, 2), effectiveness=how, tools=(HOSTILE,))
+    assert "3 successes, 1 failures, worth 0.70; episodes 1, 2" in read(pattern).text
+    assert "1 new text remembered" in read(memory.context.remember("We decided to use SQLite.")).text
+    assert "1 text" in read(memory.context.stats()).text
+    assert read(memory.context.check()).text == "Nothing is damaged"
+
+
+def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved() -> None:
+    with Memory(EchoRunner(delay_s=0.05), ":memory:") as memory:
+        agent = memory.agent("ann", system="word " * 300)
+        agent.say("one")
+        usage = agent.say("two").usage
     assert usage.saved_s is not None
     assert usage.saved_s > 0
     text = read(usage).text
@@ -106,7 +128,10 @@ def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved(memory: Me
 
 def test_nothing_is_saved_where_nothing_is_reused(memory: Memory) -> None:
     assert memory.generate("hello").usage.saved_s == 0
-    assert "saved" not in memory.generate("other")._repr_html_()
+    reply = memory.generate("hello again")
+    assert reply.usage.cached_tokens
+    assert reply.usage.saved_s is None  # no long prefill was measured
+    assert "saved" not in reply._repr_html_()
 
 
 def test_the_agents_are_a_list_and_a_table_with_bytes_and_times_in_words(memory: Memory) -> None:

@@ -13,6 +13,7 @@ import pytest
 from agent_memory import (
     Agent,
     AgentDeletedError,
+    ClosedError,
     Config,
     ConfigError,
     EchoRunner,
@@ -511,6 +512,13 @@ def test_best_of_says_that_keys_cannot_be_compared_and_changes_nothing(memory: M
     with pytest.raises(UnsupportedParameterError, match="key must give values that can be compared"):
         memory.best_of(agent, "two", 2, lambda reply: reply, temperature=1.0, max_tokens=3)
     assert agent.info.n_turns == 1
+
+
+def test_a_closed_memory_refuses_to_compact_a_short_conversation_too() -> None:
+    with Memory(EchoRunner(), ":memory:") as memory:
+        agent = spoken(memory, "one")
+    with pytest.raises(ClosedError):
+        agent.compact()
 
 
 def test_a_version_of_another_agent_is_refused(memory: Memory) -> None:
