@@ -16,7 +16,15 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from agent_memory import ConfigError, EchoRunner, Memory, ModelNotFoundError, StoreError, UnknownAgentError
+from agent_memory import (
+    ConfigError,
+    EchoRunner,
+    Memory,
+    ModelNotFoundError,
+    StoreError,
+    StoreLockedError,
+    UnknownAgentError,
+)
 from agent_memory.cli import app
 from agent_memory.cli.printing import as_bytes, print_table
 from agent_memory.cli.talking import COMMANDS
@@ -67,6 +75,9 @@ def test_ls_and_show_work_while_another_process_holds_the_store(store: str) -> N
         assert holder.stdout.readline() == "open\n"
         assert run("ls", "-s", store).exit_code == 0
         assert run("du", "-s", store).exit_code == 0
+        assert run("explain", "ann", "-m", "echo", "-s", store).exit_code == 0
+        assert run("gc", "--free", "1MB", "--dry-run", "-s", store).exit_code == 0
+        assert isinstance(run("gc", "--free", "1MB", "-s", store).exception, StoreLockedError)
         refused = subprocess.run(
             [sys.executable, "-m", "agent_memory", "rm", "ann", "-m", "echo", "-s", store],
             capture_output=True, text=True, cwd=ROOT, check=False,

@@ -51,11 +51,12 @@ def view(store: str | None, salt: str) -> StoreView:
 
 
 @contextmanager
-def memory_of(model: str | None, store: str | None, salt: str) -> Iterator[Memory]:
+def memory_of(model: str | None, store: str | None, salt: str, *, read_only: bool = False) -> Iterator[Memory]:
     """Open a Memory on a model and a store; ``echo`` is the stand-in without a model."""
     from agent_memory import Config, EchoRunner, Memory
 
-    with Memory(EchoRunner() if model == "echo" else model, store, config=Config(salt=salt)) as memory:
+    runner = EchoRunner() if model == "echo" else model
+    with Memory(runner, store, config=Config(salt=salt), read_only=read_only) as memory:
         yield memory
 
 

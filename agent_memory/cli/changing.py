@@ -1,4 +1,4 @@
-"""Commands on one agent that need its model, and what frees the disk: explain, fork, rm, gc."""
+"""Commands on one agent that need its model, and the one that frees disk: explain, fork, rm, gc."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def explain(
     as_json: AsJSON = False,
 ) -> None:
     """Explain what an agent's next turn would reuse, from where, and why no more."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, read_only=True) as memory:
         report = agent_of(memory, name).explain(message)
     if as_json:
         print_json(report.to_dict())
