@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
-    from agent_memory.observe.plot import Plot
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.recall.context import ContextMemory
@@ -208,7 +207,6 @@ __all__ = [
     "Pause",
     "Phase",
     "Plan",
-    "Plot",
     "Prompt",
     "PromptTooLongError",
     "QueueFullError",
@@ -336,7 +334,6 @@ _HOMES = {
     "Pause": "tools",
     "Phase": "groups.phases",
     "Plan": "recall.types",
-    "Plot": "observe.plot",
     "Prompt": "types",
     "PromptTooLongError": "errors",
     "QueueFullError": "errors",

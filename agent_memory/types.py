@@ -327,6 +327,7 @@ class AgentInfo:
     created_s: float = 0.0  #: Unix time
     used_s: float = 0.0
     is_pinned: bool = False
+    n_checkpoints: int = 0
 
 
 @frozen(kw_only=True)

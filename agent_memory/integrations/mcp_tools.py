@@ -26,7 +26,7 @@ from typing import Any, Literal, Union
 from anyio.from_thread import start_blocking_portal
 from mcp import Client
 
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None, "object": dict}
+_TYPES: dict[Any, Any] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None, "object": dict}
 
 Function = Callable[..., str]
 

@@ -91,9 +91,9 @@ async def events_of(generation: Generation, model: str) -> AsyncIterator[Any]:
                 yield event(parts.ResponseOutputItemDoneEvent, type="response.output_item.done", **place(item))
     reply = await generation
     output = sorted(output_of(generation.id, reply), key=lambda item: opened.setdefault(item.id, len(opened)))
-    for item in output:
-        if item.type != "function_call":
-            yield event(parts.ResponseOutputItemDoneEvent, type="response.output_item.done", **place(item))
+    for said in output:
+        if said.type != "function_call":
+            yield event(parts.ResponseOutputItemDoneEvent, type="response.output_item.done", **place(said))
     whole = _response(generation.id, model, since, status="completed", output=output, usage=usage_of(reply))
     yield event(parts.ResponseCompletedEvent, type="response.completed", response=whole)
 

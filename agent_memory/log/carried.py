@@ -196,7 +196,8 @@ class Intake:
         if turn.keep > n_told or turn.n_messages_kept > n_messages + 1 or turn.n_kv > n_after:
             raise ValueError("a turn refers to what is not there")
         clean = tuple(map(self._terms.message, turn.messages))
-        is_clean = clean == turn.messages and not self._is_cleaned
+        is_same = all(a is b or to_json([a]) == to_json([b]) for a, b in zip(clean, turn.messages, strict=True))
+        is_clean = is_same and not self._is_cleaned
         self.has_secrets |= not is_clean
         if is_clean and turn.tokenizer == self._terms.tokenizer and turn.keep <= n_kept:
             if self._terms.n_vocab is not None and len(ids) and int(ids.max()) >= self._terms.n_vocab:

@@ -272,4 +272,5 @@ class Log:
             created_s=self.created_s,
             used_s=self.used_s,
             is_pinned=self.is_pinned,
+            n_checkpoints=sum(kept.version.reason == "checkpoint" for kept in self.kept),
         )

@@ -55,6 +55,7 @@ _LAST_TURNS = (
 _OLD_LAST_TURNS = (
     "LEFT JOIN turns t ON t.agent = a.agent AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent)"
 )
+_CHECKPOINTS = "SELECT agent, count(*) FROM versions WHERE reason = 'checkpoint' GROUP BY agent"
 _PINNED = "pinned "  #: and an agent's number: the fact of the store that it is pinned
 
 
@@ -163,6 +164,7 @@ class Logs:
                 f"FROM agents a {self._last_turns} WHERE a.salt = ?",
                 (salt_digest(salt),),
             ).fetchall()
+            kept = dict(db.execute(_CHECKPOINTS).fetchall()) if self._has_versions else {}
         pinned = self.pinned()
         found = []
         for *row, last, n_messages, n_tokens in rows:
@@ -179,6 +181,7 @@ class Logs:
                 created_s=agent["created_s"],
                 used_s=agent["used_s"],
                 is_pinned=agent["agent"] in pinned,
+                n_checkpoints=kept.get(agent["agent"], 0),
             )
             found.append(info)
         return sorted(found, key=lambda info: info.name)

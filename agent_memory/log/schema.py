@@ -72,6 +72,9 @@ MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS), (5, _VERSION
 
 
 _AUTO_VACUUM = 2  #: incremental
+#: Pages of the WAL at which it is folded back: half of SQLite's own number, so that it stays below 4 MiB even where
+#: a large transaction comes last.
+_WAL_PAGES = 512
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
@@ -95,6 +98,7 @@ def _connect(path: Path | None, locking: str) -> sqlite3.Connection:
         if db.execute("PRAGMA auto_vacuum").fetchone()[0] != _AUTO_VACUUM:  # else setting it writes
             db.execute(f"PRAGMA auto_vacuum={_AUTO_VACUUM}")  # first: it says how the first page is written
         db.execute("PRAGMA journal_mode=WAL")
+        db.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES}")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=FAST")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -92,8 +92,11 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
+_MOST_STOP = 10_000  #: characters of a request's stop strings: every beginning of each is kept, n * n / 2 bytes
+
+
 def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """Stop strings as a tuple. Raises UnsupportedParameterError for an empty one or one that is no str."""
+    """Stop strings as a tuple. Raises UnsupportedParameterError for an empty one, one that is no str, and too much."""
     if not isinstance(stop, Sequence) or isinstance(stop, (bytes, bytearray)):
         raise UnsupportedParameterError(f"stop must be a str or a list of them, got {type(stop).__name__}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -102,6 +105,10 @@ def check_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
             raise UnsupportedParameterError(f"a stop string must be a non-empty str, got {repr_of(one)}")
         if any("\ud800" <= letter <= "\udfff" for letter in one):
             raise UnsupportedParameterError(f"a stop string must be valid Unicode, got {repr_of(one)}")
+    if (n_characters := sum(map(len, stops))) > _MOST_STOP:
+        raise UnsupportedParameterError(
+            f"stop strings may have {_MOST_STOP:,} characters together, got {n_characters:,}. Give their beginnings"
+        )
     return stops
 
 

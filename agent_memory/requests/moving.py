@@ -8,6 +8,7 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+import attrs
 import numpy as np
 
 from agent_memory.config import CODECS, Codec, as_path
@@ -26,6 +27,7 @@ from agent_memory.store.incoming import Model
 from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import from_json, to_json
+from agent_memory.types import Message
 
 log = logging.getLogger("agent_memory.requests")
 
@@ -109,7 +111,15 @@ class Moving:
         return Terms(
             tokenizer=digest,
             n_vocab=n_vocab,
-            message=partial(without_secrets, clean=clean),
+            message=partial(_without_secrets, clean=clean),
             text=clean,
             tools=lambda text: to_json(of_tools(from_json(text), clean)),
         )
+
+
+def _without_secrets(message: Message, clean: Callable[[str], str]) -> Message:
+    """Return a message without secrets, replies and cards too: here nothing depends on a reply's own spelling yet."""
+    cards = tuple(attrs.evolve(card, text=clean(card.text)) for card in message.recalled)
+    found = attrs.evolve(without_secrets(message, clean), recalled=cards)
+    is_same = found == message and clean(message.source) == message.source
+    return found if is_same else attrs.evolve(found, source="")

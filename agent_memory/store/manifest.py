@@ -27,6 +27,7 @@ from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
 from agent_memory.types import EXACTNESS
 
 #: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
+_PAGE_ROWS = 1000  #: rows read in one transaction, a few milliseconds long
 _ROWS = {
     "segment": "number",
     "identity": "identity",
@@ -223,12 +224,17 @@ def _row_of(segment: Segment) -> dict[str, Any]:
 
 
 def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
-    where, given = ("WHERE identity = ?", (identity,)) if identity is not None else ("", ())
-    rows = db.execute(f"SELECT {', '.join(_ROWS)} FROM segments {where} ORDER BY segment", given)
+    where, given = ("AND identity = ?", (identity,)) if identity is not None else ("", ())
+    query = f"SELECT {', '.join(_ROWS)} FROM segments WHERE segment > ? {where} ORDER BY segment LIMIT {_PAGE_ROWS}"
     names = tuple(_ROWS.values())
+    last = -(1 << 63)
     lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII; others are an error
     try:
-        return [Segment(**dict(zip(names, row, strict=True)), is_ready=True) for row in rows]
+        found: list[Segment] = []
+        while rows := db.execute(query, (last, *given)).fetchall():  # each statement is a read transaction of its own
+            found += [Segment(**dict(zip(names, row, strict=True)), is_ready=True) for row in rows]
+            last = rows[-1][names.index("number")]
+        return found
     finally:
         db.text_factory = lenient
 

@@ -154,3 +154,10 @@ def test_a_hugging_face_tokenizer_keeps_generated_ids_too() -> None:
     cut = reuse(fresh, letters[:7], tokenizer)
     assert cut[:7] == letters[:7]
     assert tokenizer.key(cut) == tokenizer.key(fresh)
+
+
+def test_stop_strings_whose_beginnings_would_fill_memory_are_refused() -> None:
+    assert check_stop("x" * 10_000) == ("x" * 10_000,)
+    for stop in ("x" * 10_001, ["x" * 5_000, "y" * 5_001]):
+        with pytest.raises(UnsupportedParameterError, match="10,000 characters together, got 10,001"):
+            check_stop(stop)

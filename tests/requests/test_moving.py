@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from agent_memory import (
     EchoRunner,
     Memory,
     Message,
+    OutOfSpaceError,
     ReadOnlyError,
     UnknownAgentError,
     UnsupportedParameterError,
@@ -27,6 +29,8 @@ from agent_memory import (
 )
 from agent_memory.errors import StoreError
 from agent_memory.log.files import KV_FOLDER
+from agent_memory.store.agent_file import AgentFileReader
+from agent_memory.store.incoming import Model
 from tests.parts.scripted import scripted
 
 SYSTEM = "Answer with what you heard. " * 8
@@ -224,13 +228,19 @@ def test_secrets_stay_out_of_a_store_with_a_redactor(tmp_path: Path) -> None:
         agent.say("first")
         agent.say(f"My key is {SECRET}")
         agent.say("last")
+        n_tokens, secret_ids = agent.n_tokens, memory._runner.tokenizer.encode(SECRET)
         agent.export(tmp_path / "a.agent")
     with opened(tmp_path / "two", redact="rules") as memory:
         moved = memory.import_agent(tmp_path / "a.agent")
         assert len(moved.messages) == 7
-        assert not any(SECRET in message.content for message in moved.messages if message.role == "user")
+        assert not any(SECRET in f"{message.content}{message.source}" for message in moved.messages)
+        assert 0 < moved.n_tokens < n_tokens  # ids before the secret are those that were
         moved.say("And now?")
         assert memory.verify().ok
+    ids = secret_ids[2:-2]
+    for name, raw in contents(tmp_path / "two").items():
+        assert SECRET.encode() not in raw, name
+        assert b"".join(id.to_bytes(4, "little") for id in ids) not in raw, name
 
 
 def test_what_is_recalled_stays_in_the_store_that_it_is_of(tmp_path: Path) -> None:
@@ -325,6 +335,66 @@ def test_kv_that_the_budget_has_no_space_for_stays_out_and_the_log_comes(tmp_pat
         assert memory.stats().segments == 0
         memory.flush()
         assert memory.stats().disk_bytes <= 180_000
+
+
+@pytest.mark.parametrize("call", ["create", "write", "sync", "rename", "commit"])
+def test_a_disk_that_refuses_in_mid_import_leaves_the_store_as_it_was(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "one") as memory:
+        lived(memory).export(tmp_path / "a.agent")
+    with opened(tmp_path / "two") as memory:
+        memory.agent("other", system=SYSTEM).say("hello")
+        memory.flush()
+        before, files = memory.stats().segments, memory._store._files
+        names = {name for name in contents(tmp_path / "two") if name.startswith(KV_FOLDER)}
+        left, real = 2, getattr(files, call)
+
+        def refuse(*given: object) -> object:
+            nonlocal left
+            left -= call != "commit"
+            if left <= 0 or call == "commit":
+                raise OSError(errno.ENOSPC, "no space left")
+            return real(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, call, refuse)
+            with pytest.raises(OutOfSpaceError):
+                memory.import_agent(tmp_path / "a.agent")
+        assert [info.name for info in memory.agents()] == ["other"]
+        assert memory.stats().segments == before
+        assert {name for name in contents(tmp_path / "two") if name.startswith(KV_FOLDER)} == names
+        moved = memory.import_agent(tmp_path / "a.agent")
+        assert moved.say("And now?").usage.miss is None
+        assert memory.verify().ok
+
+
+def test_a_file_that_changes_after_it_was_checked_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path / "one") as memory:
+        lived(memory).export(tmp_path / "a.agent")
+    raw = (tmp_path / "a.agent").read_bytes()
+    with opened(tmp_path / "two") as memory:
+        moving, carrier = memory._asking.moving, memory._store.carrier
+        terms = moving._terms()
+        model = Model(
+            digests=memory._runner.identity,
+            identity=memory._asking.identity,
+            layout=memory._runner.layout,
+            chunk_tokens=16,
+            n_vocab=terms.n_vocab,
+        )
+        for at in range(len(raw) // 3, len(raw) - 400, len(raw) // 5):
+            with AgentFileReader(tmp_path / "a.agent") as reader:
+                found = carrier.read(reader, terms, model)
+                with (tmp_path / "a.agent").open("r+b") as file:
+                    file.seek(at)
+                    file.write(bytes([raw[at] ^ 1]))
+                with pytest.raises(AgentFileError):
+                    carrier.take_in(reader, found, terms, "", "a")
+            (tmp_path / "a.agent").write_bytes(raw)
+        assert memory.agents() == []
+        assert memory.stats().segments == 0
+        assert memory.import_agent(tmp_path / "a.agent").info.n_turns == 2
 
 
 def test_agents_are_imported_while_others_answer(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_it_lists_shows_explains_and_generates_from_committed_kv_beside_the_writ
         before = files(store)
         runner = EchoRunner()
         with reader(store, runner) as memory:
-            assert {info.name for info in memory.agents()} == {"ann", "bob"}
+            assert {info.name: info.n_checkpoints for info in memory.agents()} == {"ann": 1, "bob": 0}
+            assert writer.agent("ann").info.n_checkpoints == 1
             ann = memory.agent("ann")
             assert [message.role for message in ann.messages] == ["system", "user", "assistant"]
             assert [version.label for version in ann.history()] == ["start"]
