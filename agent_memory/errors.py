@@ -55,6 +55,7 @@ INSTALL: Mapping[str, str] = {
     "openai-agents": 'pip install "openai-agents>=0.20"',
     "anthropic": 'pip install "anthropic>=2.14"',
     "mcp": 'pip install "mcp>=2"',
+    "dspy": 'pip install "dspy>=3.4,<3.5"',
 }
 
 

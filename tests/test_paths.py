@@ -289,15 +289,6 @@ def _trace(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -
     assert folder.is_file()
 
 
-def _plot(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
-    folder.mkdir(parents=True)
-    with Memory(EchoRunner(), ":memory:", config=SMALL) as memory:
-        memory.generate(BIG)
-        assert memory.plot().save(Path(given) / "plot.png") == folder.resolve() / "plot.png"
-        away()
-    assert (folder / "plot.png").is_file()
-
-
 def _swapped(away: Callable[[], None], base: Path, **given: Any) -> tuple[int, ...]:
     with Memory(MLXRunner.named(base, config=SMALL), ":memory:", config=SMALL) as memory:
         memory.swap_model(**given)
@@ -342,7 +333,6 @@ CASES: Mapping[str, Case] = {
     "Memory.swap_model(model)": _swap,
     "Memory.swap_model(adapter)": _swap_adapter,
     "Trace.save(path)": _trace,
-    "Plot.save(path)": _plot,
     "MLXRunner.named(model)": _model,
     "MLXRunner.named(adapter)": _adapter,
 }

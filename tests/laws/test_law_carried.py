@@ -86,7 +86,7 @@ def test_lossy_kv_moves_as_it_is_and_says_so(name: str, codec: str, tmp_path: Pa
     assert {(row.facts["codec"], row.facts["exactness"]) for row in rows} == {(codec, "quantized")}
     rows[0].facts["exactness"] = "exact"
     (tmp_path / "b.agent").write_bytes(sealed(found))
-    with opened(tmp_path / "three", name) as memory, pytest.raises(AgentFileError, match="poses"):
+    with opened(tmp_path / "three", name) as memory, pytest.raises(AgentFileError, match="pose as exact"):
         memory.import_agent(tmp_path / "b.agent")
 
 
