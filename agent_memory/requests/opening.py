@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator
 from os import PathLike, fspath
@@ -17,6 +16,8 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.store.view import StoreView
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agent_memory.tiers.tiers import Tiers
 
 
@@ -59,6 +60,8 @@ class Opening(Generic[M]):
         await self._memory.__aexit__(kind, error, trace)
 
     async def _open(self) -> M:
+        import asyncio  # here: open_store needs no event loop
+
         if self._future is None:
             self._future = asyncio.get_running_loop().run_in_executor(None, self._on_thread)
         try:
