@@ -22,7 +22,7 @@ def _batch(name: str) -> Any:
     from agent_memory.runner.mlx import _probe
 
     built = tiny.model(name)
-    return MLXBatch(built, _probe(built))
+    return MLXBatch(built, _probe(built)[0])
 
 
 def _ids(n: int) -> list[int]:

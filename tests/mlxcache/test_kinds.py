@@ -58,7 +58,7 @@ def _setup(name: str, dtype: str = "float32") -> Any:
 
     built = tiny.model(name)
     built.set_dtype(getattr(mx, dtype))
-    return built, MLXBatch(built, _probe(built), CHUNK)
+    return built, MLXBatch(built, _probe(built)[0], CHUNK)
 
 
 def _logits(model: Any, caches: Any, *tokens: int) -> bytes:

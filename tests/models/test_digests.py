@@ -42,7 +42,7 @@ def n_read(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry for each time that weights were read for their digest."""
     calls: list[Any] = []
     real = digests.of_weights
-    monkeypatch.setattr(digests, "of_weights", lambda model: calls.append(model) or real(model))
+    monkeypatch.setattr(digests, "of_weights", lambda model, *rest: calls.append(model) or real(model, *rest))
     return calls
 
 

@@ -252,7 +252,7 @@ def test_kv_is_tried_again_less_and_less_often():
 @pytest.mark.parametrize("code", STATES)
 def test_replies_go_on_while_the_disk_refuses_and_nothing_acknowledged_later_is_lost(tmp_path, monkeypatch, code, soon):
     files = Refusing(code)
-    monkeypatch.setattr("agent_memory.requests.opening.Store", functools.partial(Store, files=files))
+    monkeypatch.setattr("agent_memory.store.store.Store", functools.partial(Store, files=files))
     config = Config(chunk_tokens=16, prefill_tokens=16)
     with Memory(EchoRunner(), tmp_path, config=config) as memory:
         agent = memory.agent("ann")
@@ -293,7 +293,7 @@ def test_a_slow_disk_holds_up_no_reply_and_little_memory_and_what_it_missed_come
     monkeypatch.setattr("agent_memory.store.io.HIGH_WATER_BYTES", 100_000)
     monkeypatch.setattr("agent_memory.store.io.LIMIT_BYTES", 300_000)
     files = Slow()
-    monkeypatch.setattr("agent_memory.requests.opening.Store", functools.partial(Store, files=files))
+    monkeypatch.setattr("agent_memory.store.store.Store", functools.partial(Store, files=files))
     config = Config(chunk_tokens=16, prefill_tokens=16)
     with Memory(EchoRunner(), tmp_path, config=config) as memory:
         agent = memory.agent("ann")

@@ -21,7 +21,7 @@ def _batch(name: str = "llama", seed: int = 0) -> Any:
     from agent_memory.runner.mlx import _probe
 
     built = tiny.model(name, seed)
-    return MLXBatch(built, _probe(built))
+    return MLXBatch(built, _probe(built)[0])
 
 
 def _ids(n: int, seed: int) -> list[int]:
