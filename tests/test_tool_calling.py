@@ -222,12 +222,12 @@ def test_results_that_answer_no_open_call_are_refused_before_any_work_21(opened:
     memory = opened(CALL)
     ann = memory.agent("ann", tools=[ADD])
     call_id = ann.say("go").tool_calls[0].id
-    before, fed = ann.messages, memory._runner.calls.computed
+    before, fed = ann.messages, memory.stats().computed_ids
     with pytest.raises(ToolResultError):
         ann.give(*(ToolResult(call_id if one == "1" else one, "3") for one in results))
     with pytest.raises(ToolResultError, match="open call"):
         ann.say("never mind")
-    assert (ann.messages, memory._runner.calls.computed) == (before, fed)
+    assert (ann.messages, memory.stats().computed_ids) == (before, fed)
     ann.rewind()
     assert ann.say("never mind").text == "never mind"
 
@@ -340,7 +340,7 @@ def test_the_loop_needs_a_function_before_it_generates_anything(opened: Any, fun
     ann = memory.agent("ann", tools=[ADD])
     with pytest.raises(UnsupportedParameterError, match="at least one function"):
         memory.run_tools(ann, "go", functions)
-    assert (ann.messages, memory._runner.calls.computed) == ((), 0)
+    assert (ann.messages, memory.stats().computed_ids) == ((), 0)
 
 
 class Unspeakable(Exception):
