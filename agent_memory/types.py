@@ -352,20 +352,3 @@ class VerifyReport(AsDict, Shown):
         title = "The store is whole" if self.ok else f"{len(self.damaged)} damaged, {len(self.unread)} not readable"
         read = f"{count(self.segments, 'segment')} ({size(self.bytes_read)}) and {count(self.turns, 'turn')} read"
         return Page(title, [Note(read), *([Table(found)] if found else [])])
-
-
-@frozen(kw_only=True)
-class Divergence:
-    """One text's share of a ``CodecReport``: sums over the tokens that were compared."""
-
-    n_tokens: int
-    kl: float  #: nats
-    worst_kl: float
-    agreed: int
-    loss: float  #: nats, of the text's own tokens, on exact KV
-    coded_loss: float
-    n_values: int  #: in the KV
-    exact_bytes: int
-    coded_bytes: int
-    encode_s: float
-    decode_s: float

@@ -17,7 +17,7 @@ def reuse(fresh: Sequence[int], known: Sequence[int], tokenizer: Tokenizer) -> l
     ids; the first run that differs keeps its longest common prefix of ids, and everything after it is fresh. No id is
     ever cut. O(len) time.
     """
-    same = _common(fresh, known)
+    same = n_common(list(fresh), list(known))
     if same in (len(fresh), len(known)):
         return list(fresh)
     specials = tokenizer.special_ids
@@ -79,13 +79,12 @@ def _runs(ids: Sequence[int], start: int, specials: frozenset[int]) -> Iterator[
     yield start, len(ids)
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix: halved until slices are equal, so that equal runs cost a memory compare."""
-    low, high = 0, min(len(a), len(b))
-    a, b = list(a[:high]), list(b[:high])
+def n_common(one: str | list[int], other: str | list[int]) -> int:
+    """Return the length of the longest common prefix, found by halves: each step is one comparison of memory."""
+    low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle - 1

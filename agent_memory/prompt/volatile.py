@@ -8,6 +8,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from agent_memory.prompt.tokens import n_common
+
 Kind = Literal["uuid", "timestamp", "date", "clock", "hash", "identifier", "number", "counter"]
 
 _MONTHS = (
@@ -103,28 +105,16 @@ def differ_in_volatile_alone(one: str, other: str, *, kinds: Collection[Kind] = 
     """
     if one == other:
         return False
-    start = max(0, _n_common(one, other) - _AROUND)
-    same = 0 if is_open else _n_common(one[start:][::-1], other[start:][::-1])
+    start = max(0, n_common(one, other) - _AROUND)
+    same = 0 if is_open else n_common(one[start:][::-1], other[start:][::-1])
     mine, theirs = (text[start : len(text) - max(0, same - _AROUND)] for text in (one, other))
     first, second = (masked(text, kinds) for text in (mine[: 3 * _AROUND], theirs[: 3 * _AROUND]))
     if not is_open and len(mine) <= 3 * _AROUND >= len(theirs):
         return first == second
-    if _n_common(first, second) < min(len(first), len(second)) - _AROUND:
+    if n_common(first, second) < min(len(first), len(second)) - _AROUND:
         return False
     first, second = masked(mine, kinds), masked(theirs, kinds)
     if is_open:
         n = max(0, min(len(first), len(second)) - _AROUND)
         first, second = first[:n], second[:n]
     return first == second
-
-
-def _n_common(one: str, other: str) -> int:
-    """Length of the longest common prefix, by halves: O(n), and fast."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -14,6 +14,7 @@ from attrs import frozen
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.log.facts import Facts
 from agent_memory.prompt.jsontexts import differ_in_key_order_alone
+from agent_memory.prompt.tokens import n_common
 from agent_memory.prompt.volatile import Kind, differ_in_volatile_alone
 from agent_memory.prompt.written import written
 from agent_memory.requests.outline import Outline, Place
@@ -62,7 +63,7 @@ class Difference:
         n_clean = len(known.rstrip("\ufffd"))  # a character may be split between tokens: its bytes are read again
         self._mine, self._theirs = list(ids[at : at + _TAIL]), other[:_TAIL].tolist()
         mine, theirs = (written(tokenizer, before + after)[n_clean:] for after in (self._mine, self._theirs))
-        same = _common(mine, theirs)
+        same = n_common(mine, theirs)
         #: text from the first character that differs on, special tokens as written
         self.here, self.there = mine[same:], theirs[same:]
         self.shared = known[:n_clean] + mine[:same]
@@ -101,14 +102,14 @@ class Difference:
         place = self.place
         if not self.is_templates or outline == (mine := self.outline.text):
             return False
-        left = _common(mine, outline)
+        left = n_common(mine, outline)
         left = min(self.outline.mark_start(mine, left), self.outline.mark_start(outline, left))
         if left != place.outline_at + (0 if place.is_content else self.n_behind):
             return False
         n_known = place.within + self.n_behind if place.is_content else 0
         theirs = (self.shared[len(self.shared) - n_known :] if n_known else "") + self.there
         following = self.outline.resolved(outline[left:], messages)
-        return _common(following, theirs) >= min(n_known + _AGREE, len(following), len(theirs)) > n_known
+        return n_common(following, theirs) >= min(n_known + _AGREE, len(following), len(theirs)) > n_known
 
     @property
     def is_templates(self) -> bool:
@@ -137,7 +138,7 @@ class Difference:
         if not mine or not theirs:
             return False
         shorter = min(len(mine), len(theirs))
-        if _common(mine, theirs) + _common(mine[::-1], theirs[::-1]) >= _ALIKE * shorter:
+        if n_common(mine, theirs) + n_common(mine[::-1], theirs[::-1]) >= _ALIKE * shorter:
             return True
         words, others = Counter(mine.split()), Counter(theirs.split())
         return (words & others).total() >= _ALIKE * max(words.total(), others.total())
@@ -300,7 +301,7 @@ def _is_system(found: Difference) -> bool:
     added = (Message("system", "?"), *messages)
     text = outline.render(added)
     at = found.place.outline_at
-    left = _common(outline.text, text)
+    left = n_common(outline.text, text)
     following = text[left : text.find("qz", left)]
     return left == at + found.n_behind and bool(following) and found.there.startswith(following)
 
@@ -362,22 +363,10 @@ def _anonymous(found: Difference) -> tuple[MissCause, str]:
     return "never_seen", "the text from there on was never computed before"
 
 
-def _common(one: str, other: str) -> int:
-    """Length of the longest common prefix; O(n), by halves."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def _differing(text: str, other: str) -> tuple[int, int]:
     """The characters from the first that differs to the end of the word with the last."""
-    start = _common(text, other)
-    stop = len(text) - _common(text[start:][::-1], other[start:][::-1])
+    start = n_common(text, other)
+    stop = len(text) - n_common(text[start:][::-1], other[start:][::-1])
     while stop < len(text) and text[stop].isalnum():
         stop += 1
     return start, stop
