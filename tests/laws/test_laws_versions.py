@@ -61,7 +61,7 @@ class Twin:
         """The states without those that a list replaced."""
         kept = self.states[:1]
         for state in self.states[1:]:
-            while len(kept) > 1 and kept[-1] != state[: len(kept[-1])]:
+            while len(kept) > 1 and (kept[-1] != state[: len(kept[-1])] or len(kept[-1]) == len(state)):
                 kept.pop()
             kept.append(state)
         return kept
