@@ -38,16 +38,21 @@ def frozen_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert changed == []
 
 
+@pytest.fixture
+def edit_faults() -> list[str]:
+    """Return what was out of step after an Edit so far; a long test may assert at each step that it is empty."""
+    return []
+
+
 @pytest.fixture(autouse=True)
-def edits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def edits(monkeypatch: pytest.MonkeyPatch, edit_faults: list[str]) -> Iterator[list[int]]:
     """Count the Edits of a test; the test fails if manifest and memory were out of step after one."""
-    found: list[str] = []
     counted: list[int] = []
 
     def edited(catalog: Catalog) -> None:
-        found.extend(check(catalog))
+        edit_faults.extend(check(catalog))
         counted.append(1)
 
     monkeypatch.setattr(Catalog, "edited", edited)
     yield counted
-    assert found == []
+    assert edit_faults == []

@@ -318,7 +318,8 @@ class Catalog:
     def change(self, add: Sequence[Segment], remove: Sequence[Segment], rehang: Mapping[int, int]) -> list[Segment]:
         """Change the set as an Edit says; return the segments whose files nothing names any more.
 
-        ``remove``: parents first. A resume segment in ``add`` replaces the one of its piece.
+        ``remove``: parents first. A resume segment in ``add`` replaces the one of its piece. What a save has entered
+        after pieces that are gone now is hidden: that save is abandoned.
         """
         left = list(remove)
         for segment in reversed(remove):
@@ -335,6 +336,14 @@ class Catalog:
                 left += [former] if former.is_ready else []
             segment.is_ready, segment.ids = True, None
             self.enter(segment)
+        orphans = [
+            one
+            for number in {rehang.get(s.number, s.number) for s in remove if s.kind == "rows"}
+            for one in self._dependents.get(number, {}).values()
+            if number not in self.segments or one.parent not in self.segments[number].piece_ids()
+        ]
+        if orphans:
+            self.hide(orphans, None)
         return left
 
     def edited(self) -> None:

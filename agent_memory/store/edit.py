@@ -59,12 +59,14 @@ def apply(catalog: Catalog, edit: Edit) -> bool:
 
 def settle(catalog: Catalog) -> None:
     """Remove hidden segments. I/O thread; raises what the manifest raises: then they stay hidden, and counted."""
-    while catalog.hidden:
+    while n_hidden := len(catalog.hidden):
         with catalog.lock:
-            there = [s for s in catalog.hidden[0] if s.is_ready and catalog.segments.get(s.number) is s]
+            gone = {s.number: s for hidden in list(catalog.hidden)[:n_hidden] for s in hidden}
+            there = [s for s in gone.values() if s.is_ready and catalog.segments.get(s.number) is s]
         if there:
             _apply(catalog, Edit(remove=there))
-        catalog.hidden.popleft()
+        for _ in range(n_hidden):
+            catalog.hidden.popleft()
 
 
 def _apply(catalog: Catalog, edit: Edit) -> bool:

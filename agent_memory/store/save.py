@@ -17,7 +17,7 @@ from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.edit import Edit, apply, remove_hidden
+from agent_memory.store.edit import Edit, apply, remove_hidden, settle
 from agent_memory.store.holders import settle_held
 from agent_memory.store.planning import Part, Plan, lineage_of, plan_save, stale_resume, superseded
 from agent_memory.store.room import NoRoomError, announce, make_room
@@ -160,7 +160,7 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
 
 
 def _commit(catalog: Catalog, save: Save) -> None:
-    """Make a save durable and readable, remove what it supersedes, keep the budget. I/O thread."""
+    """Make a save durable and readable, then remove what it supersedes and keep the budget. I/O thread."""
     if save.is_over:
         return
     plan, started = save.plan, time.perf_counter()
@@ -179,6 +179,7 @@ def _commit(catalog: Catalog, save: Save) -> None:
     catalog.disk.counts.unwritten.written(plan.agent_id if plan.is_turn else None, plan.head)
     if plan.fresh:
         catalog.disk.admission.note_commit(time.perf_counter() - started)
+    catalog.disk.tidy(partial(_follow_up, catalog, plan))
     make_room(catalog)
     catalog.disk.on_commit()
 
@@ -263,7 +264,7 @@ def _is_live(catalog: Catalog, plan: Plan) -> bool:
 
 def _store(catalog: Catalog, plan: Plan) -> bool:
     """Apply the Edit of a save; False if one of its segments or ancestors was hidden."""
-    while _is_live(catalog, plan):  # again if a segment that it removes was hidden meanwhile
+    while _is_live(catalog, plan):  # again if a segment that it replaces was hidden meanwhile
         with catalog.lock:
             edit = _edit(catalog, plan)
         if apply(catalog, edit):
@@ -273,37 +274,49 @@ def _store(catalog: Catalog, plan: Plan) -> bool:
                 _discard(catalog, part.segment)
             if plan.is_turn and plan.agent_id is not None:
                 catalog.awaited.pop(plan.agent_id, None)  # what it has saved itself is more
-            settle_held(catalog)
-            _drop_stale(catalog, plan)
             return True
     return False
 
 
 def _edit(catalog: Catalog, plan: Plan) -> Edit:
-    """Return the Edit of a save, as the catalog is now. Under the lock."""
-    model, replaced = catalog.model, superseded(catalog, plan)
+    """Return the Edit of a save, as the catalog is now. Under the lock.
+
+    A replacement that was not entered yet depends on what its piece depends on now: joins may have moved that.
+    """
+    model = catalog.model
     renewed = [
         (old, part.segment)
         for part in plan.rows
         if (old := part.replaces) is not None and catalog.segments.get(old.number) is old and not old.is_hidden
     ]
+    for old, new in renewed:
+        new.parent_number = old.parent_number
     planned = [part.segment for part in plan.resume if not part.segment.is_hidden]
     resume = [one for one in planned if model is not None and one.parent in model.index.pieces]
-    gone = {piece.segment.number: piece.segment for piece in replaced}
+    for one in resume:
+        if model is not None and catalog.segments.get(one.number) is not one:
+            one.parent_number = model.index.pieces[one.parent].segment.number
     return Edit(
         add=[*plan.fresh, *(new for _, new in renewed), *resume],
-        remove=[*gone.values(), *(old for old, _ in renewed)],
+        remove=[old for old, _ in renewed],
         lineage=lineage_of(catalog, plan),
-        heads={piece.id: new for piece, new in replaced.items()},
+        heads={piece.id: new for piece, new in superseded(catalog, plan).items()},
     )
 
 
-def _drop_stale(catalog: Catalog, plan: Plan) -> None:
-    """Remove resume segments that the saved lineage no longer needs.
+def _follow_up(catalog: Catalog, plan: Plan) -> None:
+    """Remove the deltas and resume segments that a stored save has made superfluous, and settle who holds its KV.
 
-    An Edit of its own: a crash before it leaves too many of them, and the next save of that lineage removes those.
+    Edits of their own: a crash before them leaves too many segments, and never too few. Deltas are hidden in the moment
+    in which nothing depends on them: from then on no other save can be planned after them.
     """
     with catalog.lock:
-        gone = stale_resume(catalog, plan)
-    if gone:
-        apply(catalog, Edit(remove=gone))
+        gone = {piece.segment.number: piece.segment for piece in superseded(catalog, plan)}
+        if gone:
+            catalog.hide([*gone.values()], None)
+    settle(catalog)
+    settle_held(catalog)
+    with catalog.lock:
+        stale = stale_resume(catalog, plan)
+    if stale:
+        apply(catalog, Edit(remove=stale))

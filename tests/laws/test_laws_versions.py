@@ -19,7 +19,14 @@ import pytest
 from attrs import define, field
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agent_memory import (
     Agent,
@@ -149,6 +156,7 @@ class Versions(RuleBasedStateMachine):
     """Everything that changes an agent, in any order."""
 
     world_class: type[World] = World
+    edit_faults: list[str]  #: what was out of step after an Edit of the store
     draws = st.integers(0, 99)
 
     @initialize()
@@ -165,9 +173,16 @@ class Versions(RuleBasedStateMachine):
             self.restart()
             assert self.memory.verify().ok
             assert self.memory.stats().damage == 0
+            self.is_in_step()
         finally:
             self.memory.close()
             shutil.rmtree(self.folder)
+
+    @invariant()
+    def is_in_step(self) -> None:
+        """Fail at the step at which it is found: the next run begins without it. Does not wait for the disk."""
+        faults, self.edit_faults[:] = self.edit_faults[:], []
+        assert faults == []
 
     # parts
 
@@ -370,8 +385,8 @@ class Versions(RuleBasedStateMachine):
             self.make(name)
 
 
-def run(world: type[World], n_runs: int, n_steps: int) -> None:
-    machine = type("Machine", (Versions,), {"world_class": world})
+def run(world: type[World], n_runs: int, n_steps: int, edit_faults: list[str]) -> None:
+    machine = type("Machine", (Versions,), {"world_class": world, "edit_faults": edit_faults})
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -380,22 +395,24 @@ def run(world: type[World], n_runs: int, n_steps: int) -> None:
     )
 
 
-def test_agents_are_what_was_done_to_them() -> None:
-    run(World, 8, 20)
+def test_agents_are_what_was_done_to_them(edit_faults: list[str]) -> None:
+    run(World, 8, 20, edit_faults)
 
 
 @pytest.mark.mlx
-def test_agents_of_a_tiny_model_compute_what_a_fresh_one_computes_of_their_logs() -> None:
-    run(type("Windows", (TinyWorld,), {"name": "llama_windows"}), 3, 12)
+def test_agents_of_a_tiny_model_compute_what_a_fresh_one_computes_of_their_logs(edit_faults: list[str]) -> None:
+    run(type("Windows", (TinyWorld,), {"name": "llama_windows"}), 3, 12, edit_faults)
 
 
 @pytest.mark.slow
-def test_agents_are_what_was_done_to_them_in_many_runs() -> None:
-    run(World, 300, 30)
+def test_agents_are_what_was_done_to_them_in_many_runs(edit_faults: list[str]) -> None:
+    run(World, 300, 30, edit_faults)
 
 
 @pytest.mark.slow
 @pytest.mark.mlx
 @pytest.mark.parametrize("name", [*tiny.SHAPES, *tiny.MORE])
-def test_agents_of_every_architecture_compute_what_a_fresh_one_computes_of_their_logs(name: str) -> None:
-    run(type("Tiny", (TinyWorld,), {"name": name}), 20, 25)
+def test_agents_of_every_architecture_compute_what_a_fresh_one_computes_of_their_logs(
+    name: str, edit_faults: list[str]
+) -> None:
+    run(type("Tiny", (TinyWorld,), {"name": name}), 20, 25, edit_faults)

@@ -78,11 +78,10 @@ def tiered(path: Path | None, warm_bytes: int, *, layout: Layout = SMALL, chunk_
         store.close()
 
 
-def save(
+def begin(
     store: Store,
     ids: np.ndarray,
     *,
-    layout: Layout = SMALL,
     agent_id: int | None = None,
     made: int = 1,
     exactness="exact",
@@ -90,7 +89,8 @@ def save(
     snapshots=(),
     is_turn: bool = True,
 ) -> Save:
-    found = store.begin_save(
+    """Plan a save; ``hand_over`` does the rest."""
+    return store.begin_save(
         ids,
         len(ids),
         np.full(len(ids), made, np.uint8),
@@ -99,6 +99,10 @@ def save(
         held=Held(held_from, {*snapshots, len(ids)}),
         is_turn=is_turn,
     )
+
+
+def hand_over(found: Save, ids: np.ndarray, *, layout: Layout = SMALL, held_from: int = 0, snapshots=()) -> None:
+    """Put all that a save planned, and finish it."""
     for number, part in enumerate(found.parts):
         for t, spec in enumerate(layout.tensors):
             found.put(number, t, np.ascontiguousarray(rows(ids, spec, t)[:, part.start : part.stop]))
@@ -110,6 +114,11 @@ def save(
             number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
         )
     found.finish()
+
+
+def save(store: Store, ids: np.ndarray, *, layout: Layout = SMALL, held_from: int = 0, snapshots=(), **planned) -> Save:
+    found = begin(store, ids, held_from=held_from, snapshots=snapshots, **planned)
+    hand_over(found, ids, layout=layout, held_from=held_from, snapshots=snapshots)
     return found
 
 
