@@ -152,6 +152,7 @@ class Agent(Shown):
         System prompt, tools, settings, and the checkpoints on the way come along. Durable at the next flush.
         ``temporary``: never on disk, gone when the Memory closes. Raises ConfigError where the name is taken.
         """
+        self._asking.agents.ensure_own(self._live, "fork it", "transcript")
         fork = self._asking.versions.fork(self._live, name, at, is_temporary=bool(temporary))
         return Agent(self._asking, fork)
 
@@ -237,9 +238,14 @@ class Agent(Shown):
         Every handle of it is dead then: but for ``name`` and ``delete()``, which gives False, each use raises
         AgentDeletedError. ``memory.agent(name)`` then makes a new agent; old handles stay dead.
         """
-        if self._log.viewed is not None:
-            return self._asking.agents.delete(self._own)
-        return self._asking.agents.delete(self._log)
+        return delete(self._asking, self._log if self._log.viewed is None else self._own)
+
+
+def delete(asking: Asking, log: Log) -> bool:
+    """Delete an agent. Raises UnsupportedParameterError for the log of a group's events."""
+    if not log.is_deleted:
+        asking.agents.ensure_own(log, "delete it", "delete()")
+    return asking.agents.delete(log)
 
 
 def log_of(agent: str | Agent | None, asking: Asking) -> Log | None:

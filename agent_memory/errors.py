@@ -130,14 +130,13 @@ class UnsupportedParameterError(RequestError, ValueError):
 class AgentDeletedError(RequestError, LookupError):
     """The agent was deleted; a handle of it is of no use any more."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(
-            f"agent {name!r} was deleted, and its conversation with it. Call memory.agent({name!r}) again for a new one"
-        )
+    def __init__(self, name: str, advice: str | None = None) -> None:
+        self.name, self.advice = name, advice
+        told = f"Call memory.agent({name!r}) again for a new one" if advice is None else advice
+        super().__init__(f"agent {name!r} was deleted, and its conversation with it. {told}")
 
-    def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str]]:
-        return type(self), (self.name,)
+    def __reduce__(self) -> tuple[type[AgentDeletedError], tuple[str, str | None]]:
+        return type(self), (self.name, self.advice)
 
 
 class HistoryDivergedError(RequestError, ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from agent_memory.agent import Agent, ensure_of, log_of
+from agent_memory.agent import Agent, delete, ensure_of, log_of
 from agent_memory.config import Config, memory_budgets
 from agent_memory.dialects.anthropic import AnthropicMessages
 from agent_memory.dialects.openai import OpenAIChat
@@ -368,7 +368,7 @@ class Memory(Reporting):
             ensure_of(name, self._asking)
             return name.delete()
         log = self._asking.agents.find(name, identity=self._asking.identity) if isinstance(name, str) else None
-        return log is not None and self._asking.agents.delete(log)
+        return log is not None and delete(self._asking, log)
 
     def evict(self, agent: str | Agent | None = None, *, to: Literal["warm", "cold"] = "cold") -> None:
         """Free the memory of one idle agent, or of all idle KV; saved first, where that is worth a write.

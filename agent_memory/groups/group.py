@@ -94,7 +94,9 @@ class Group:
 
     def member(self, name: str | Agent) -> Agent:
         """Return the member's agent in this group: its log, its tokens. What it says there by itself is private."""
-        return Agent(self._asking, self._seat(name).log)
+        seat = self._seat(name)
+        seat.ensure_exists()
+        return Agent(self._asking, seat.log)
 
     def say(self, text: str, sender: str | Agent | None = None) -> None:
         """Tell the members of this phase something; nobody answers yet.

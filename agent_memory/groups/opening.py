@@ -21,8 +21,9 @@ class Groups:
 
     def __init__(self, asking: Asking) -> None:
         self._asking = asking
-        self._open: dict[str, tuple[Log, Group]] = {}
+        self._open: dict[str, tuple[Log, Sequence[Seat], Group]] = {}
         self._lock = threading.Lock()
+        asking.agents.group_of = group_of
 
     def open(
         self, name: str, members: Sequence[str | Agent], topology: Topology | None, phases: Sequence[Phase]
@@ -44,11 +45,12 @@ class Groups:
             _ensure_same(name, spec, names, topology, checked)
             log = self._asking.agents.find(log_name(name), identity=self._asking.identity)
             assert log is not None
-            if held is None or held[0] is not log:
+            if held is None or held[0] is not log or any(seat.log.is_deleted for seat in held[1]):
                 of_phases = tuple(map(Phase.of_row, spec.more["phases"]))
                 seats = [Seat.open(self._asking, name, member) for member in spec.more["members"]]
-                self._open[name] = held = (log, Group(self._asking, name, log, seats, spec.more["topology"], of_phases))
-            return held[1]
+                group = Group(self._asking, name, log, seats, spec.more["topology"], of_phases)
+                self._open[name] = held = (log, seats, group)
+            return held[2]
 
     def _names(self, members: Sequence[str | Agent]) -> tuple[str, ...]:
         if isinstance(members, str | Agent) or not isinstance(members, Sequence):
@@ -85,6 +87,12 @@ def _spec_of(log: Log) -> Event | None:
     """What a group's log says of the group; None where it is none's."""
     first = Event.of(log.messages[0]) if log.messages else None
     return first if first is not None and first.kind == "group" else None
+
+
+def group_of(log: Log) -> str | None:
+    """The name of the group whose events a log holds; None for any other log."""
+    name = log.name.removesuffix("/")
+    return name if log.name == log_name(name) and not log.is_deleted and _spec_of(log) is not None else None
 
 
 def _ensure_same(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from agent_memory.errors import UnknownAgentError
+from agent_memory.errors import AgentDeletedError, UnknownAgentError
 from agent_memory.groups.events import Event, Mark
 from agent_memory.log.log import Log
 from agent_memory.requests.asking import Asking
@@ -48,6 +48,16 @@ class Seat:
                 raise UnknownAgentError(member)
             log = asking.versions.fork(own, name)
         return cls(group, member, log)
+
+    def ensure_exists(self) -> None:
+        """Raise AgentDeletedError once the agent of the seat was deleted; it says how the member sits down again."""
+        if self.log.is_deleted:
+            raise AgentDeletedError(
+                self.log.name,
+                f"It was the seat of member {self.member!r} in group {self.group!r}. Call memory.group({self.group!r}) "
+                f"again: it seats a new fork of agent {self.member!r}, which hears all that was said; or delete() the "
+                "group",
+            )
 
     def newest(self) -> Asked | None:
         """The group's newest question that the log has; None before the first."""

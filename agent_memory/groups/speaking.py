@@ -77,6 +77,8 @@ class Speaking:
         ``floor``: the order that they are part of; None: of none. ``vote``: they are ballots of it, and ``asks`` says
         what for.
         """
+        for member in members:
+            self._seats[member].ensure_exists()
         self.ensure_quiet(members)
         running = self._alive()
         number, heard = (floor.round, floor.heard) if floor else (None, None)

@@ -102,7 +102,12 @@ class Asking:
         return self._runner.tokenizer
 
     def ensure_writable(self, log: Log | None, doing: str) -> None:
-        """Raise ReadOnlyError for a log that is on disk, in a store that is read only."""
+        """Raise ReadOnlyError for a log that is on disk, in a store that is read only.
+
+        Raises UnsupportedParameterError for the log of a group's events.
+        """
+        if log is not None:
+            self.agents.ensure_own(log, doing)
         if log is not None and not log.is_temporary:
             ensure_writable(self._store, doing)
 

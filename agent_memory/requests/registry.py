@@ -94,6 +94,7 @@ class Agents:
         self._lock = threading.Lock()
         self._ran_under: dict[Log, set[str]] = {}  # identities of models under which open agents had turns
         self.identity = ""  #: identity of the model's KV, once the model is loaded
+        self.group_of: Callable[[Log], str | None] = lambda log: None  #: the group whose events a log holds, if it does
 
     def open(self, name: str, spec: AgentSpec, *, identity: str, tokenizer: str) -> Log:
         """Return the log of an agent, loaded or created. Raises ConfigError if it differs from ``spec``.
@@ -346,6 +347,14 @@ class Agents:
             return True
 
         return self._engine.call(work)
+
+    def ensure_own(self, log: Log, doing: str, instead: str = "turn() or say()") -> None:
+        """Raise UnsupportedParameterError for the log of a group's events, which its Group alone may change."""
+        if (group := self.group_of(log)) is not None:
+            raise UnsupportedParameterError(
+                f"cannot {doing}: {repr_of(log.name)} is the log of group {repr_of(group)}, which would be destroyed. "
+                f"Use memory.group({group!r}).{instead}"
+            )
 
     def ensure_idle(self, log: Log, what: str) -> None:
         """Raise RequestError while a turn of an agent waits or runs. Engine thread."""

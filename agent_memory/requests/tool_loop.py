@@ -144,10 +144,12 @@ class ToolTurn:
     def _answered(self, reply: Reply, calls: Sequence[ToolCall], given: Sequence[ToolResult] = ()) -> Reply:
         """The reply to the results of ``calls``, given and kept ones; ``reply`` itself where a call paused."""
         ran: list[Ran] = []
+        asked = self._log
         try:
             for one in self._runs.run(calls):
                 ran.append(one)
                 _record(one, self._asked.episode)
+            asked.ensure_exists()  # by its name, an agent that a function has deleted would be found as a new one
             answers = answers_of(self._log, [*given, *_results(ran)])
             paused = {one.call.id: one.pause.reason for one in ran if one.pause is not None}
             if not paused:

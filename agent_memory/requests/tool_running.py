@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import inspect
 import json
+import math
 import threading
 import time
 import typing
@@ -181,7 +182,24 @@ def _called(function: Function, call: ToolCall) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A result's text: a str as it is, else JSON, which has no numbers such as NaN: those are written as strings."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        json.dumps(value)  # raises what is wrong besides
+    spelled = _spelled(value)
+    return spelled if isinstance(spelled, str) else json.dumps(spelled, ensure_ascii=False, allow_nan=False)
+
+
+def _spelled(value: Any) -> Any:
+    """``value`` with each number that JSON does not have in words: NaN, Infinity or -Infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(one) for key, one in value.items()}
+    return [_spelled(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _described(error: Exception) -> str:

@@ -14,7 +14,7 @@ AGE_S = 10.0
 
 
 class Places:
-    """Places in the line: one for each request that was handed in and has neither started nor ended. Any thread.
+    """Places in the line: one for each request that was handed in, not cancelled, and has not started. Any thread.
 
     - ``limit``: number of places; None: any number.
     - A request takes its place on its caller's thread, before the engine knows of it, and leaves it once.
@@ -23,7 +23,7 @@ class Places:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._taken: set[Request] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that runs meanwhile may cancel a request
 
     def check(self, n_asked: int = 1) -> None:
         """Raise QueueFullError where fewer than ``n_asked`` places are free."""

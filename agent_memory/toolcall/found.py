@@ -89,9 +89,12 @@ def member(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def loads(text: str) -> Any:
-    """JSON of RFC 8259: unlike ``json.loads``, no NaN and no infinity, nor a number so large. Raises ValueError."""
+    """JSON of RFC 8259: unlike ``json.loads``, no NaN and no infinity, nor a number so large. Raises ValueError.
+
+    A member that stands twice with two values is refused too: nobody knows which of them was meant.
+    """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_float)
+        return json.loads(text, parse_constant=_refuse, parse_float=_float, object_pairs_hook=_certain)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -106,6 +109,14 @@ def dumps(value: object) -> str:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _certain(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in members:
+        if found.setdefault(key, value) is not value and dumps(found[key]) != dumps(value):
+            raise ValueError(f"it has {repr_of(key)} twice, with two values")
+    return found
 
 
 def _float(text: str) -> float:

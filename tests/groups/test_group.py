@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 import pytest
 
 from agent_memory import (
+    AgentDeletedError,
     CancelledError,
     Config,
     ConfigError,
@@ -656,3 +658,63 @@ def test_another_process_goes_on_where_the_group_stopped(opened: Callable[..., M
     new = f"<|user|>{asked(group, 'bob')[-1]}<|end|><|assistant|>"
     assert reply.usage.computed_tokens == len(memory._runner.tokenizer.encode(new))
     assert (reply.usage.tier, reply.usage.miss) == ("cold", None)
+
+
+def weather(place: str) -> str:
+    """The weather of a place."""
+    return place
+
+
+HANDS: dict[str, Callable[[Memory, str], object]] = {
+    "a turn": lambda memory, name: memory.agent(name).say("Hello."),
+    "a turn by name": lambda memory, name: memory.generate("Hello.", agent=name),
+    "a batch": lambda memory, name: memory.batch(["Hello."], agent=name),
+    "a list": lambda memory, name: memory.generate([{"role": "user", "content": "Hello."}], agent=name),
+    "the best of": lambda memory, name: memory.best_of(name, "Hello.", 1, lambda reply: 1),
+    "tools": lambda memory, name: memory.run_tools(name, "Hello.", [weather]),
+    "rewind": lambda memory, name: memory.agent(name).rewind(),
+    "compact": lambda memory, name: memory.agent(name).compact(1, summary="All was said."),
+    "prune": lambda memory, name: memory.agent(name).prune(),
+    "checkpoint": lambda memory, name: memory.agent(name).checkpoint("here"),
+    "fork": lambda memory, name: memory.agent(name).fork("copy"),
+    "delete": lambda memory, name: memory.agent(name).delete(),
+    "delete by name": lambda memory, name: memory.delete(name),
+}
+
+
+@pytest.mark.parametrize("what", HANDS)
+def test_the_log_of_a_group_is_changed_by_the_group_alone(memory: Memory, what: str) -> None:
+    group = memory.group("g", NAMES)
+    group.round()
+    before = group.transcript
+    with pytest.raises(UnsupportedParameterError, match=r"'g/' is the log of group 'g'.*memory\.group\('g'\)\."):
+        HANDS[what](memory, "g/")
+    assert memory.agent("g/").info.n_turns > 0, "it can be looked at"
+    assert group.transcript == before
+    assert memory.group("g").transcript == before
+    assert set(group.round()) == set(NAMES)
+    assert {info.name for info in memory.agents()} >= {"g/", *(f"g/{name}" for name in NAMES)}
+    assert group.delete()
+    assert not memory.delete("g/")
+    memory.agent("g/").say("An agent like any other.")
+
+
+def test_the_error_of_a_deleted_seat_names_the_member_and_the_group_seats_it_again(memory: Memory) -> None:
+    group = memory.group("g", NAMES)
+    group.round()
+    before = group.transcript
+    memory.delete("g/bob")
+    for ask in (group.round, lambda: group.turn("bob"), lambda: group.member("bob"), lambda: group.broadcast("Well?")):
+        with pytest.raises(AgentDeletedError, match=r"member 'bob' in group 'g'.*memory\.group\('g'\)"):
+            ask()
+    assert pickle.loads(pickle.dumps(AgentDeletedError("x", "Do y."))).advice == "Do y."
+    again = memory.group("g")
+    assert [line for line in again.transcript if line.text != "Well?"] == list(before)
+    assert set(again.round()) == set(NAMES)
+    heard = again.member("bob").messages[-2].content
+    assert "word 1 of ann" in heard
+    assert "word 1 of cem" in heard
+    memory.delete("bob")
+    memory.delete("g/bob")
+    with pytest.raises(UnknownAgentError, match="'bob'"):
+        memory.group("g")
