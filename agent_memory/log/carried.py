@@ -154,6 +154,7 @@ class Intake:
             told,
             recall=None,
             forgotten=told.forgotten if is_count(told.forgotten) else None,
+            compacted=told.compacted if is_count(told.compacted) else None,
             system=None if told.system is None else clean(told.system),
             answered=tuple((call, clean(text)) for call, text in told.answered),
         )
