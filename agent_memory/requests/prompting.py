@@ -246,15 +246,15 @@ class Planner:
                 n_logged=n_forgotten,
                 why=forgotten_why(n_forgotten, shared),
             )
-        if log.facts.compacted is not None and log.n_kv < len(known):
-            return Prompt(ids=tuple(ids), known=min(shared, log.n_kv), n_logged=len(known), why=compacted_why(log))
-        return Prompt(
+        prompt = Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
             foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(known))),
             n_logged=n_logged,
-            why=self._why(composed, ids, known[shared:], shared) if shared < n_logged else None,
         )
+        if log.facts.compacted is not None and log.n_kv < len(known):
+            return attrs.evolve(prompt, n_logged=len(known), why=compacted_why(log))
+        return attrs.evolve(prompt, why=self._why(composed, ids, known[shared:], shared) if shared < n_logged else None)
 
     def explain_as_new(self, prompt: Prompt) -> Callable[[int, Ids], Why]:
         """Return a function that explains why a prompt without a log differs from other ids at a position."""
