@@ -33,6 +33,7 @@ from agent_memory import (
     UnsupportedParameterError,
     Version,
 )  # fmt: skip
+from agent_memory.prefix.chunks import common_prefix
 from tests.parts import tiny
 
 SYSTEM = "Be brief. " * 3
@@ -240,16 +241,17 @@ class Versions(RuleBasedStateMachine):
         assert len([v for v in versions if v.reason != "checkpoint"]) <= 3
         self.memory._engine.call(self.memory._engine._loop.check)
 
-    def turn(self, name: str, ask: Callable[..., Reply], said: Said, *, n_kv: int | None = None, **how: Any) -> None:
-        """A turn after the messages ``said``. ``n_kv``: tokens of the prompt that were computed before."""
+    def turn(self, name: str, ask: Callable[..., Reply], said: Said, *, known: Any = None, **how: Any) -> None:
+        """A turn after the messages ``said``. ``known``: ids that were computed before."""
         twin = self.twins[name]
         before = list(twin.states)
         reply = self.world.ask(ask, lambda: self.memory.agent(name), **how)
         usage = reply.usage
         assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
         assert usage.miss in MISSES, usage.miss_detail
-        if n_kv is not None and usage.miss is None:
-            assert usage.cached_tokens >= n_kv, "a turn computes only what is new"
+        if known is not None and usage.miss is None:
+            same = common_prefix(known, self.memory.agent(name)._log.ids[: usage.prompt_tokens - 1])
+            assert usage.cached_tokens >= same, "a turn computes only what is new"
         twin.states.append((*said, ("assistant", reply.message.content)))
         self.check(name, left=before)
 
@@ -264,8 +266,8 @@ class Versions(RuleBasedStateMachine):
             self.turn(name, lambda **how: agent.give(result, **how), (*twin.now, ("tool", self.world.text(0))))
             return
         text = self.world.text(what)
-        n_kv = agent._log.n_kv
-        self.turn(name, lambda **how: agent.say(text, **how), (*twin.now, ("user", text)), n_kv=n_kv)
+        known = agent._log.ids[: agent._log.n_kv]
+        self.turn(name, lambda **how: agent.say(text, **how), (*twin.now, ("user", text)), known=known)
 
     @rule(who=draws, what=draws, n=draws)
     def list(self, who: int, what: int, n: int) -> None:
