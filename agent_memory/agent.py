@@ -20,7 +20,7 @@ from agent_memory.requests.compacting import KEEP_TURNS, Summary
 from agent_memory.requests.options import Options, Settings, takes_options
 from agent_memory.types import AgentInfo, Message, Prompt, Reply, Tool, ToolCall, ToolResult
 from agent_memory.views.page import Note, Page, Shown, Table
-from agent_memory.views.units import ago, count, short
+from agent_memory.views.units import ago, count, short, size
 
 #: Newest messages that a notebook shows of an agent.
 _SHOWN = 8
@@ -48,9 +48,10 @@ class Agent(Shown):
         log = self._log
         if log.is_deleted:
             return Page(f"Agent {log.name}, deleted")
-        info = log.info
+        info = self._asking.info(log)
         title = f"Agent {log.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"
         facts = [f"last used {ago(info.used_s)}", *(["pinned"] if info.is_pinned else [])]
+        facts += [f"{tier} {n:,} tokens, {size(info.tier_bytes[tier])}" for tier, n in info.tier_tokens.items()]
         shown = [one for one in log.messages if one.role == "system"][:1]
         newest = [one for one in log.messages if one.role != "system"][-_SHOWN:]
         rows = [(one.role, short(one.content, 200)) for one in (*shown, *newest)]
@@ -112,7 +113,7 @@ class Agent(Shown):
     @property
     def info(self) -> AgentInfo:
         """The agent at a glance."""
-        return self._live.info
+        return self._asking.info(self._live)
 
     @takes_options()
     def say(self, message: Prompt, **options: Unpack[Options]) -> Reply:

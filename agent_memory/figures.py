@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import attrs
 from attrs import field, frozen
 
-from agent_memory.usage import AsDict
+from agent_memory.usage import AsDict, Tier
 from agent_memory.views.page import Bar, Note, Page, Shown, Table
 from agent_memory.views.units import count, seconds, size
 
 #: Where a setting's value comes from.
 ChoiceSource = Literal["default", "config", "machine", "store", "model"]
+
+
+class ByTier(Mapping[Tier, int]):
+    """Numbers by tier, looked up when they are first read, and kept then."""
+
+    __slots__ = ("_found", "_look")
+
+    def __init__(self, look: Callable[[], Mapping[Tier, int]]) -> None:
+        self._look: Callable[[], Mapping[Tier, int]] | None = look
+        self._found: Mapping[Tier, int] = {}
+
+    def _read(self) -> Mapping[Tier, int]:
+        if (look := self._look) is not None:
+            self._found, self._look = look(), None
+        return self._found
+
+    def __getitem__(self, tier: Tier) -> int:
+        return self._read()[tier]
+
+    def __iter__(self) -> Iterator[Tier]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __repr__(self) -> str:
+        return repr(dict(self._read()))
+
+    def __reduce__(self) -> tuple[type[dict[Tier, int]], tuple[dict[Tier, int]]]:
+        return dict, (dict(self._read()),)
 
 
 @frozen(repr=False)

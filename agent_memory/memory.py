@@ -355,8 +355,7 @@ class Memory(Reporting):
 
     def agents(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
-        self._asking.ensure_open()
-        return AgentList(self._asking.agents.infos(), self._asking.agent_sizes)
+        return AgentList(self._asking.infos())
 
     def delete(self, name: str | Agent) -> bool:
         """Delete an agent: log and KV, in all tiers; True if it existed. What others share stays.

@@ -317,7 +317,12 @@ class Delta:
 
 @frozen(kw_only=True)
 class AgentInfo:
-    """An agent at a glance."""
+    """An agent at a glance.
+
+    ``tier_tokens``, ``tier_bytes``: how much of its log each tier holds, hot, warm or cold, looked up when they are
+    first read. Bytes that other agents use too count in full for each of them; versions do not count. ``cold``: as
+    last committed. A turn that runs has its KV in no tier.
+    """
 
     name: str
     n_turns: int
@@ -328,6 +333,8 @@ class AgentInfo:
     used_s: float = 0.0
     is_pinned: bool = False
     n_checkpoints: int = 0
+    tier_tokens: Mapping[Tier, int] = field(factory=dict, eq=False, repr=False)
+    tier_bytes: Mapping[Tier, int] = field(factory=dict, eq=False, repr=False)
 
 
 @frozen(kw_only=True)

@@ -17,8 +17,8 @@ Exactness = Literal["exact", "moved", "recomputed", "quantized"]
 #: Why a request reused less than had been computed before it (docs/reuse.md explains each).
 MissCause = Literal[
     "edited_history", "system_changed", "tools_changed", "template_changed", "template_moved", "reasoning_dropped",
-    "date_moved", "volatile_text", "key_order", "replaced_history", "cancelled", "forgotten", "evicted", "not_stored",
-    "damaged", "other_model", "other_tenant", "never_seen",
+    "date_moved", "volatile_text", "key_order", "replaced_history", "compacted", "cancelled", "forgotten", "evicted",
+    "not_stored", "damaged", "other_model", "other_tenant", "never_seen",
 ]  # fmt: skip
 
 TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unicodedata import combining, east_asian_width
 
@@ -71,7 +71,7 @@ def plain(value: Any) -> dict[str, Any]:
     """Return a value of the library as a dict."""
     import attrs
 
-    return attrs.asdict(value)
+    return attrs.asdict(value, value_serializer=lambda _, __, one: dict(one) if isinstance(one, Mapping) else one)
 
 
 def as_bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
@@ -14,31 +15,43 @@ from agent_memory.views.units import ago, size
 def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
     """List the agents of a store, newest use first."""
     with view(store, salt) as found:
-        agents = found.agents()
+        agents = [plain(agent) for agent in found.agents()]
     if as_json:
-        print_json([plain(agent) for agent in agents])
+        print_json(agents)
         return
     rows = [
-        (a.name, a.n_turns, a.n_messages, a.n_tokens, "pinned" if a.is_pinned else "", ago(a.used_s)) for a in agents
-    ]
-    print_table(("agent", "turns", "messages", "tokens", "", "last used"), rows, empty="no agents")
+        (a["name"], a["n_turns"], a["n_messages"], a["n_tokens"], _stored(a), "pinned" if a["is_pinned"] else "",
+         ago(a["used_s"]))
+        for a in agents
+    ]  # fmt: skip
+    print_table(("agent", "turns", "messages", "tokens", "on disk", "", "last used"), rows, empty="no agents")
 
 
 def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
     """Show an agent's conversation."""
     with view(store, salt) as opened:
         found = opened.show(name)
+        told = plain(found.info)
     if as_json:
-        print_json({**plain(found.info), "messages": [plain(message) for message in found.messages]})
+        print_json({**told, "messages": [plain(message) for message in found.messages]})
         return
     info = found.info
-    say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens, last used {ago(info.used_s)}")
+    say(
+        f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens, on disk {_stored(told)}, "
+        f"last used {ago(info.used_s)}"
+    )
     for message in found.messages:
         say(f"\n[{message.role}] {message.content}")
         for call in message.tool_calls:
             say(f"  calls {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
     if found.damage:
         say(f"\n{found.damage} is damaged: the conversation is shown up to there")
+
+
+def _stored(agent: dict[str, Any]) -> str:
+    """Return how much of an agent's log has its KV on disk."""
+    tokens, n_bytes = agent["tier_tokens"].get("cold", 0), agent["tier_bytes"].get("cold", 0)
+    return f"{tokens:,} tokens, {size(n_bytes)}"
 
 
 def du(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:

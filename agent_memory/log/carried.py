@@ -154,6 +154,7 @@ class Intake:
             told,
             recall=None,
             forgotten=told.forgotten if is_count(told.forgotten) else None,
+            compacted=told.compacted if is_count(told.compacted) else None,
             system=None if told.system is None else clean(told.system),
             answered=tuple((call, clean(text)) for call, text in told.answered),
         )
@@ -218,8 +219,8 @@ class Intake:
         n_reply, tokenizer = told.get("n_reply"), told.get("tokenizer")
         if not all(type(n) is int and is_count(n) for n in numbers) or not is_time(told.get("created_s")):
             raise ValueError("a turn's numbers make no sense")
-        if n_reply is not None and not (type(n_reply) is int and 0 <= n_reply <= len(ids)):
-            raise ValueError("a turn's reply is longer than the turn")
+        if n_reply is not None and not (type(n_reply) is int and 0 <= n_reply <= told["keep"] + len(ids)):
+            raise ValueError("a turn's reply is longer than the conversation")
         if not isinstance(tokenizer, str) or len(tokenizer) > _LONG or not tokenizer.isprintable():
             raise ValueError("a turn's tokenizer makes no sense")
         if not tokenizer.isascii() or told.get("finish") not in _FINISHES:

@@ -29,6 +29,7 @@ class Facts:
     variables: str = ""
     recall: Recall | None = None  #: what each turn recalls; None: nothing
     forgotten: int | None = None  #: ids that had their KV before a card was forgotten, until the next turn
+    compacted: int | None = None  #: turns that were compacted since the newest turn, until the next one
     system: str | None = None
     answered: tuple[tuple[str, str], ...] = ()
     n_versions: int | None = None  #: the highest number that a version of the agent was given; none is given twice
@@ -52,6 +53,7 @@ class Facts:
                 keep_reasoning=row.get("keep_reasoning") if isinstance(row.get("keep_reasoning"), bool) else None,
                 recall=_recall(row.get("recall")),
                 forgotten=row.get("forgotten") if isinstance(row.get("forgotten"), int) else None,
+                compacted=row.get("compacted") if isinstance(row.get("compacted"), int) else None,
                 n_versions=row.get("n_versions") if isinstance(row.get("n_versions"), int) else None,
                 has_shown=True if row.get("has_shown") is True else None,
                 system=row.get("system") if isinstance(row.get("system"), str) else None,

@@ -1,52 +1,49 @@
-"""The agents of a store as a list, which a notebook shows as a table with their bytes."""
+"""The agents of a store as a list, which a notebook shows as a table, and what of each is in which tier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent_memory.errors import AgentMemoryError
+from agent_memory.log.log import Log
 from agent_memory.scheduler.engine import Engine
+from agent_memory.store.uses import TierUse, Use
 from agent_memory.store.view import StoreView
-from agent_memory.types import AgentInfo
+from agent_memory.types import AgentInfo, Tier
 from agent_memory.views.page import Page, Shown, Table
 from agent_memory.views.units import ago, count, short, size
 
+_SHOWN: tuple[Tier, ...] = ("hot", "warm", "cold")
 #: Agents that a table shows.
 _MOST_ROWS = 50
 
 
-def agent_sizes(engine: Engine, path: Path | None, salt: str) -> dict[str, tuple[int, int]]:
-    """Return the bytes of each agent: idle in the hot tier, and on disk as last committed."""
-    hot = engine.call(engine.hot_bytes_by_agent)
-    disk: dict[str, int] = {}
+def tier_uses(engine: Engine, path: Path | None, salt: str, logs: Sequence[Log]) -> dict[str, TierUse]:
+    """Return what of each agent is in which tier: idle in memory, and on disk as last committed.
+
+    ``logs``: of the agents whose KV may be in memory. Raises ClosedError, StoreError.
+    """
+    live = engine.call(lambda: engine.memory_uses({log.name: log.ids for log in logs}))
+    cold: Mapping[str, Use] = {}
     if path is not None:
         with StoreView(path, salt) as view:
-            disk = {use.name: use.own_bytes + use.shared_bytes for use in view.du().agents}
-    return {name: (hot.get(name, 0), disk.get(name, 0)) for name in {*hot, *disk}}
+            cold = view.uses({log.name: len(log.ids) for log in logs})
+    return {name: TierUse.of({**live.get(name, {}), "cold": cold.get(name)}) for name in {*live, *cold}}
 
 
 class AgentList(list[AgentInfo], Shown):
-    """A list of agents. ``sizes``: asked only when it is shown; name -> (bytes in the hot tier, bytes on disk)."""
+    """A list of agents."""
 
-    __slots__ = ("_sizes",)
-
-    def __init__(self, infos: Iterable[AgentInfo], sizes: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        super().__init__(infos)
-        self._sizes = sizes
+    __slots__ = ()
 
     def _page(self) -> Page:
-        try:
-            sizes = self._sizes()
-        except AgentMemoryError:  # closed meanwhile: the table without sizes
-            sizes = {}
-        head = ("name", "turns", "tokens", "hot", "disk", "", "last used")
+        head = ("name", "turns", "tokens", "hot", "warm", "disk", "", "last used")
         rows = [
             (
                 short(one.name, 60),
                 f"{one.n_turns:,}",
                 f"{one.n_tokens:,}",
-                *(size(n) if n else "" for n in sizes.get(one.name, (0, 0))),
+                *(size(n) if (n := one.tier_bytes.get(tier)) else "" for tier in _SHOWN),
                 "pinned" if one.is_pinned else "",
                 ago(one.used_s),
             )

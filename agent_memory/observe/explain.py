@@ -23,6 +23,7 @@ ADVICE: Mapping[MissCause, str] = {
     "volatile_text": "Leave the clock, identifier or counter out, or put it into the newest message.",
     "key_order": "Build the JSON once, or write it with sorted keys.",
     "replaced_history": 'Give another conversation another agent=, or ask with on_diverge="branch".',
+    "compacted": "Nothing to do: what compact() keeps is computed once; a smaller keep_turns keeps less.",
     "cancelled": "Let the request finish, or give it more time with timeout_s: only what it had computed is reused.",
     "forgotten": "Nothing to do: a card of this conversation was forgotten, and its KV with it.",
     "evicted": "Give the tier more bytes, or pin the agent: see docs/tiers.md.",

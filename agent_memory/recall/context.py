@@ -30,7 +30,7 @@ from agent_memory.recall.places import MOST_NEIGHBOURS
 from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor, TokenCounter
 from agent_memory.recall.redaction import chosen_redactor
 from agent_memory.recall.rows import items_of, row_of, rows_of
-from agent_memory.recall.scope import checked_name, open_scope
+from agent_memory.recall.scope import Scope, checked_name, find_scope, open_scope
 from agent_memory.recall.slots import chain_of
 from agent_memory.recall.told import split, told
 from agent_memory.recall.types import (
@@ -83,12 +83,21 @@ class ContextMemory:
         self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
-        with self._database.write() as db:
-            ensure_index(db)
-            self._scope = open_scope(db, salt, workspace, clock())
-            self._redactor = chosen_redactor(redact, db)
-        self._listener = Listener(self._database, self._scope, on_forget)
-        self._vectors = None if embedder is None else VectorView(self._scope, embedder)
+        if self._database.is_read_only:
+            with self._database.read() as db:
+                scope = find_scope(db, salt, workspace)
+                self._redactor = chosen_redactor(redact, db, is_read_only=True)
+        else:
+            with self._database.write() as db:
+                ensure_index(db)
+                scope = open_scope(db, salt, workspace, clock())
+                self._redactor = chosen_redactor(redact, db)
+        self._bind(scope, on_forget)
+
+    def _bind(self, scope: Scope, on_forget: OnForget | None) -> None:
+        self._scope = scope
+        self._listener = Listener(self._database, scope, on_forget)
+        self._vectors = None if self._embedder is None else VectorView(scope, self._embedder)
 
     @property
     def name(self) -> str:
@@ -302,8 +311,13 @@ class ContextMemory:
         return Maintenance(self._listener, self._embedder, extractor, now, retain_s, max_s).run()
 
     def catch_up(self) -> None:
-        """Tell ``on_forget`` what others on the same file have forgotten."""
-        self._listener.catch_up()
+        """Tell ``on_forget`` what others on the same file have forgotten; a reader looks for its workspace again."""
+        if not self._database.is_read_only:
+            self._listener.catch_up()
+        elif not self._scope.exists:
+            with self._database.read() as db:
+                scope = find_scope(db, self._salt, self._scope.name)
+            self._bind(scope, self._listener.on_forget)
 
     def unread(self) -> extraction.Unread | None:
         """Return the next piece of a text for an extractor that runs elsewhere; None where all was read."""

@@ -6,6 +6,8 @@ Policy:
   (``synchronous=FULL``, ``fullfsync`` where the system knows it), unless its caller does without ``fsync``.
 - Readers take a connection from a pool, never wait for the writer, and see one snapshot per ``read()``.
 - Another process may read and write the same file (WAL); a busy file is waited for ``BUSY_S`` seconds.
+- ``read_only``: reads a file that another process may write, and writes nothing but SQLite's -shm; what would write
+  raises ReadOnlyError. Where the folder takes no file, SQLite reads it as immutable.
 - ``":memory:"`` has the writer connection alone: readers share it under the lock.
 - Pages that are freed are zeroed (``secure_delete``). ``scrub()`` removes what deleted rows left anywhere in the files;
   where a process died between a deletion and its scrub, the next one to open the file scrubs it.
@@ -22,7 +24,14 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from agent_memory.config import as_path
-from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
+from agent_memory.errors import (
+    ClosedError,
+    ConfigError,
+    IncompatibleStoreError,
+    OutOfSpaceError,
+    ReadOnlyError,
+    StoreError,
+)
 from agent_memory.recall.schema import STEPS, Step
 
 log = logging.getLogger("agent_memory.recall")
@@ -37,8 +46,10 @@ _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 class Database:
     """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
 
-    def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS, read_only: bool = False) -> None:
         self.path = None if str(path) == ":memory:" else as_path(path, "path")
+        self.is_read_only = read_only
+        self._options = "mode=ro"  #: of a reader's connections
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._pool: list[sqlite3.Connection] = []
@@ -46,10 +57,14 @@ class Database:
         self._is_closed = False
         self._n_open_writes = 0
         with _translated(self.path):
-            self._writer = self._connect(create=True)
+            is_reader = read_only and self.path is not None
+            self._writer = self._first_reader() if is_reader else self._connect(create=True)
             try:
-                self._migrate(steps)
-                self._finish_scrub()
+                if is_reader:
+                    self._ensure_current(steps)
+                else:
+                    self._migrate(steps)
+                    self._finish_scrub()
             except BaseException:
                 self._writer.close()
                 raise
@@ -63,6 +78,7 @@ class Database:
         """
         with self._lock, _translated(self.path):
             self._alive()
+            self.ensure_writable()
             db = self._writer
             if self._n_open_writes == 0:
                 db.execute(f"PRAGMA synchronous={'FULL' if fsync else 'NORMAL'}")
@@ -79,6 +95,14 @@ class Database:
                     _commit(db)
             finally:
                 self._n_open_writes -= 1
+
+    def ensure_writable(self) -> None:
+        """Raise ReadOnlyError if the file was opened to be read only."""
+        if self.is_read_only:
+            raise ReadOnlyError(
+                "cannot change what is remembered: this Memory was opened with read_only=True. Open one that writes, "
+                "where no other process has the store open"
+            )
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -145,6 +169,7 @@ class Database:
         """
         with self._lock, _translated(self.path):
             self._alive()
+            self.ensure_writable()
             for name in self._fts_tables():
                 self._writer.execute(f"INSERT INTO {name} ({name}) VALUES ('optimize')")
             if self.path is None:
@@ -163,7 +188,7 @@ class Database:
             self._alive()
             found = [str(row[0]) for row in self._writer.execute("PRAGMA integrity_check")]
             damage = [line for line in found if line != "ok"]
-            for name in self._fts_tables():
+            for name in self._fts_tables() if not self.is_read_only else ():  # FTS5 asks by a statement that writes
                 try:
                     self._writer.execute(f"INSERT INTO {name} ({name}) VALUES ('integrity-check')")
                 except sqlite3.DatabaseError as error:
@@ -223,7 +248,43 @@ class Database:
             self._alive()
             if self._pool:
                 return self._pool.pop()
-        return self._connect()
+        return self._reader() if self.is_read_only else self._connect()
+
+    def _first_reader(self) -> sqlite3.Connection:
+        """Open a file to be read; as immutable where its folder takes no file. Raises ReadOnlyError."""
+        assert self.path is not None
+        try:
+            return self._reader()
+        except sqlite3.OperationalError as error:
+            wal = self.path.with_name(f"{self.path.name}-wal")
+            if not self.path.exists() or (wal.exists() and wal.stat().st_size):
+                raise ReadOnlyError(
+                    f"cannot read {self.path}: SQLite needs a file beside it that this process may not make ({error}). "
+                    "Let it write to the folder, or close the store that writes first"
+                ) from error
+            self._options = "mode=ro&immutable=1"
+            return self._reader()
+
+    def _reader(self) -> sqlite3.Connection:
+        assert self.path is not None
+        name = f"{self.path.as_uri()}?{self._options}"
+        db = sqlite3.connect(name, uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA query_only=ON")
+            _refuse_foreign(db, str(self.path))
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _ensure_current(self, steps: Sequence[Step]) -> None:
+        """Raise IncompatibleStoreError if the file has another version than ``steps`` make."""
+        version = _user_version(self._writer)
+        if version != len(steps):
+            way = "Update it" if version > len(steps) else "Open it once with a Memory that writes"
+            raise IncompatibleStoreError(
+                f"{self.path}: the recall file has version {version}; a reader reads version {len(steps)}. {way}"
+            )
 
     def _give_back(self, db: sqlite3.Connection) -> None:
         with self._pool_lock:

@@ -35,7 +35,7 @@ from agent_memory.recall.episode_types import (
 from agent_memory.recall.learned import Learned, as_pattern
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.redaction import redactor_of
-from agent_memory.recall.scope import checked_name, open_scope
+from agent_memory.recall.scope import checked_name, find_scope, open_scope
 from agent_memory.recall.scoring import product_score, reflection
 from agent_memory.recall.types import CheckReport
 from agent_memory.recall.validating import validated
@@ -81,9 +81,10 @@ class EpisodicMemory:
         self._owns = not isinstance(path, Database)
         self._database = path if isinstance(path, Database) else Database(path)
         self._salt, self._abandon_after_s = salt, abandon_after_s
-        with self._database.write() as db:
-            scope = open_scope(db, salt, workspace, clock())
-            redactor = redactor_of(db) if redact == "rules" else redact
+        is_read_only = self._database.is_read_only
+        with self._database.read() if is_read_only else self._database.write() as db:
+            scope = find_scope(db, salt, workspace) if is_read_only else open_scope(db, salt, workspace, clock())
+            redactor = redactor_of(db, is_read_only=is_read_only) if redact == "rules" else redact
         self._log = EpisodeLog(self._database, scope, redactor, score, clock, fsync_steps)
         self._learned: tuple[int, Learned] | None = None
         self._learning = threading.Lock()
@@ -92,6 +93,11 @@ class EpisodicMemory:
     def name(self) -> str:
         """The workspace's name."""
         return self._log.scope.name
+
+    @property
+    def exists(self) -> bool:
+        """False if the file, which was opened to be read, had no such workspace then."""
+        return self._log.scope.exists
 
     def workspace(self, name: str) -> EpisodicMemory:
         """Return a handle on another workspace of the same file and salt; this handle's ``close`` closes both."""
@@ -285,7 +291,7 @@ class EpisodicMemory:
         with self._learning:
             with self._database.read() as db:
                 n, is_stale = rows.n_changes(db, scope), rows.has_untouched(db, scope, before)
-            if is_stale:
+            if is_stale and not self._database.is_read_only:
                 with self._database.write() as db:
                     rows.abandon_untouched(db, scope, before)
                     n = rows.n_changes(db, scope)

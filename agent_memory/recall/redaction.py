@@ -87,22 +87,25 @@ def _moved(found: Found, shift: int) -> Found:
     return Found(found.kind, found.start + shift, found.stop + shift)
 
 
-def redactor_of(db: sqlite3.Connection) -> RuleRedactor:
+def redactor_of(db: sqlite3.Connection, *, is_read_only: bool = False) -> RuleRedactor:
     """Return the redactor of a recall file: its salt lies in the file, so that equal secrets stay equal for good.
 
-    Inside a write transaction.
+    Inside a write transaction; with ``is_read_only`` in any, and then a file without a salt gets none.
     """
     row = db.execute("SELECT value FROM redaction_salt").fetchone()
     if row is None:
         row = (secrets.token_bytes(32),)
-        db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
+        if not is_read_only:
+            db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
     return RuleRedactor(bytes(row[0]))
 
 
-def chosen_redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
-    """Return the redactor that a caller chose. Inside a write transaction. Raises ConfigError."""
+def chosen_redactor(
+    redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection, *, is_read_only: bool = False
+) -> Redactor | None:
+    """Return the redactor that a caller chose. In a transaction as ``redactor_of`` needs it. Raises ConfigError."""
     if redact == "rules":
-        return redactor_of(db)
+        return redactor_of(db, is_read_only=is_read_only)
     if redact is not None and not isinstance(redact, Redactor):
         raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {type(redact).__name__}")
     return redact

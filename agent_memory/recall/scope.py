@@ -15,8 +15,13 @@ _LONGEST_NAME = 200
 class Scope:
     """A workspace's number in the file, and the name that callers know it by."""
 
-    workspace: int
+    workspace: int  #: 0: the file has none of that name; nothing is in it
     name: str
+
+    @property
+    def exists(self) -> bool:
+        """True if the workspace is in the file."""
+        return self.workspace > 0
 
 
 def checked_name(name: object, what: str = "workspace") -> str:
@@ -32,3 +37,9 @@ def open_scope(db: sqlite3.Connection, salt: str, name: str, now: float) -> Scop
     db.execute(sql, (salt, name, now))
     row = db.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
     return Scope(int(row[0]), name)
+
+
+def find_scope(db: sqlite3.Connection, salt: str, name: str) -> Scope:
+    """Return the workspace (salt, name), or one that nothing is in. Inside a read transaction."""
+    row = db.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
+    return Scope(int(row[0]) if row else 0, name)

@@ -15,7 +15,7 @@ from agent_memory.errors import ClosedError, UnsupportedParameterError
 from agent_memory.generation import Generation
 from agent_memory.log.log import Log
 from agent_memory.log.versions import shown_name
-from agent_memory.observe.agents import agent_sizes
+from agent_memory.observe.agents import tier_uses
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.protocols import ModelRunner, Tokenizer
@@ -36,8 +36,9 @@ from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
 from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
+from agent_memory.store.uses import TierUse, with_uses
 from agent_memory.tools import as_tools
-from agent_memory.types import Message, Recall, Tool, Usage
+from agent_memory.types import AgentInfo, Message, Recall, Tool, Usage
 
 
 class Asking:
@@ -83,16 +84,26 @@ class Asking:
         self._requests.take_model()
         self.longterm.take_model()
 
-    def agent_sizes(self) -> dict[str, tuple[int, int]]:
-        """Return the bytes of each agent: idle in the hot tier, and on disk as last committed. Raises ClosedError."""
+    def infos(self) -> list[AgentInfo]:
+        """Return every agent, newest use first, with figures by tier that are looked up when one is first read."""
         self.ensure_open()
-        return agent_sizes(self._engine, self._path, self.agents.salt)
+        return with_uses(self.agents.infos(), lambda: self._uses(self.agents.opened))
+
+    def info(self, log: Log) -> AgentInfo:
+        """Return an agent at a glance; of a view without figures by tier."""
+        (found,) = with_uses([log.info], lambda: {} if log.viewed is not None else self._uses([log]))
+        return found
+
+    def _uses(self, logs: Sequence[Log]) -> dict[str, TierUse]:
+        self.ensure_open()
+        return tier_uses(self._engine, self._path, self.agents.salt, logs)
 
     def plot(self, log: Log) -> Plot:
         """Draw the newest turns of an agent."""
-        hot, disk = self.agent_sizes().get(log.name, (0, 0))
+        self.ensure_open()
         replies = usages(self._observing.ring.entries(), log.name)
-        return draw(f"Agent {log.name}", replies, {"hot": hot, "cold": disk})
+        n_bytes = self.info(log).tier_bytes
+        return draw(f"Agent {log.name}", replies, {"hot": n_bytes.get("hot", 0), "cold": n_bytes.get("cold", 0)})
 
     def ensure_open(self) -> Tokenizer:
         """Return the model's tokenizer. Raises ClosedError after ``close()`` and in a forked child."""

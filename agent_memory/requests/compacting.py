@@ -104,7 +104,8 @@ class Compacting:
         scratch = _scratch(log, turns, system)
         planner = Planner(tokenizer, Answers((), scratch.version), scratch, how)
         turns[-1] = _with_ids(turns[-1], planner.prompt().ids, tokenizer)
-        return _scratch(log, turns, system).state
+        n_left_out = (log.facts.compacted or 0) + first
+        return attrs.evolve(_scratch(log, turns, system).state, facts=attrs.evolve(log.facts, compacted=n_left_out))
 
 
 def _scratch(log: Log, turns: Sequence[Turn], system: str | None) -> Log:

@@ -14,7 +14,7 @@ from agent_memory.observe.lint import LintReport, lint
 from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import Tokenizer
 from agent_memory.requests.options import Settings
-from agent_memory.requests.prompting import Planner, forgotten_why
+from agent_memory.requests.prompting import Planner, compacted_why, forgotten_why
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.scheduler.reuse import Found
@@ -53,13 +53,16 @@ class Explaining:
 
     def _of_log(self, log: Log, tokenizer: Tokenizer) -> CacheReport:
         ids, n_kv, n_forgotten = log.known(tokenizer), log.n_kv, log.facts.forgotten
+        why = None if n_forgotten is None else forgotten_why(n_forgotten, 0)
+        if why is None and log.facts.compacted is not None and n_kv < len(ids):
+            n_kv, why = len(ids), compacted_why(log)
         kept = tuple(np.asarray(ids[:n_kv]).tolist())
         prompt = Prompt(
             ids=(*kept, *kept[:1]),  # one more, as a next turn has
-            known=len(kept),
+            known=min(log.n_kv, len(kept)),
             foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(ids))),
             n_logged=len(kept),
-            why=None if n_forgotten is None else forgotten_why(n_forgotten, 0),
+            why=why,
         )
         found = self._engine.call(lambda: self._engine.look(prompt, log.name))
         return _report(len(kept), found, found.loss.why())

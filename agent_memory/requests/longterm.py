@@ -24,7 +24,6 @@ from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.idle import QUIET_S
-from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 
@@ -54,6 +53,7 @@ class LongTerm:
     """Context memory and episodes in one file of the store's folder; in memory if the store has none.
 
     - Opened, and its code imported, on first use. Any thread.
+    - In a reader (``read_only=True``) it is read as the last commit left it, and nothing is remembered.
     - Exchanges are remembered behind the reply, on the store's I/O thread, or before the next question: whichever
       comes first. ``Store.flush`` waits for them.
     """
@@ -61,7 +61,7 @@ class LongTerm:
     def __init__(
         self, path: Path | None, config: Config, runner: ModelRunner, store: Store, engine: Engine, requests: Requests
     ) -> None:
-        self._path: Path | str = ":memory:" if path is None or store.is_read_only else path / RECALL
+        self._path = None if path is None else path / RECALL
         self._salt = salt_digest(config.salt).hex()
         self._redact, self._runner, self._store, self._engine = config.redact, runner, store, engine
         self._embedder = ResidentEmbedder(runner, engine) if config.embedder == "resident" else config.embedder
@@ -84,7 +84,6 @@ class LongTerm:
 
     def context(self, workspace: str = "default") -> ContextMemory:
         """Return the context memory of a workspace, queued exchanges remembered first. Raises StoreError."""
-        ensure_writable(self._store, "open what is remembered: recall=False goes without")
         with self._lock:
             self.settle()
             context = self._context(workspace)
@@ -93,12 +92,12 @@ class LongTerm:
 
     def episodes(self) -> EpisodicMemory:
         """Return the episodes. Raises StoreError."""
-        ensure_writable(self._store, "open the episodes")
         from agent_memory.recall.episodes import EpisodicMemory
 
         with self._lock:
-            if self._episodes is None:
-                self._episodes = EpisodicMemory(self._open(), salt=self._salt, redact=self._redact or "rules")
+            database = self._open()
+            if self._episodes is None or not self._episodes.exists:
+                self._episodes = EpisodicMemory(database, salt=self._salt, redact=self._redact or "rules")
             return self._episodes
 
     def clean(self, text: str) -> str:
@@ -151,7 +150,7 @@ class LongTerm:
             for message in messages
             if message.role in ("user", "assistant") and (text := _without(cards, message.content))
         )
-        if recall.remember and said:
+        if recall.remember and said and not self._store.is_read_only:
             self._pending.append(_Said(said, recall.workspace, None if agent is None else source_of(agent)))
             self._store.behind(self.settle)
 
@@ -176,7 +175,7 @@ class LongTerm:
 
         None: nothing is left. Never waits for whoever uses the file: it looks again a little later.
         """
-        if self._database is None:
+        if self._database is None or self._store.is_read_only:
             return None
         if not self._lock.acquire(blocking=False):
             return QUIET_S
@@ -213,9 +212,10 @@ class LongTerm:
         from agent_memory.recall.context import ContextMemory
 
         with self._lock:
+            database = self._open()
             if workspace not in self._contexts:
                 self._contexts[workspace] = ContextMemory(
-                    self._open(),
+                    database,
                     workspace=workspace,
                     salt=self._salt,
                     redact=self._redact or "rules",
@@ -238,8 +238,14 @@ class LongTerm:
     def _open(self) -> Database:
         from agent_memory.recall.database import Database
 
+        is_read_only, where = self._store.is_read_only, ":memory:" if self._path is None else self._path
+        if is_read_only and self._path is not None and not self._path.exists():
+            where = ":memory:"
+        if self._database is not None and self._database.path is None and where != ":memory:":  # the file is new
+            self._database.close()
+            self._database, self._contexts, self._episodes = None, {}, None
         if self._database is None:
-            self._database = Database(self._path)
+            self._database = Database(where, read_only=is_read_only)
         return self._database
 
 

@@ -31,6 +31,7 @@ from agent_memory.requests.recalled import NOTHING, Candidates
 from agent_memory.scheduler.request import Prompt, Why
 from agent_memory.tools import as_functions
 from agent_memory.types import Card, Message, OnDiverge, Tool
+from agent_memory.views.units import count
 
 Ids = np.ndarray[Any, Any]
 
@@ -170,6 +171,7 @@ class Planner:
         return attrs.evolve(
             kept,
             forgotten=None,
+            compacted=None,
             answered=(),
             has_shown=kept.has_shown or any(message.recalled for message in self.given) or None,
             date=kept.date or (self._date if self._log and self._how.pin_dates else None),
@@ -244,13 +246,15 @@ class Planner:
                 n_logged=n_forgotten,
                 why=forgotten_why(n_forgotten, shared),
             )
-        return Prompt(
+        prompt = Prompt(
             ids=tuple(ids),
             known=min(shared, log.n_kv),
             foreign=bool(log.turns) and (log.is_foreign or bool(len(log.ids) and not len(known))),
             n_logged=n_logged,
-            why=self._why(composed, ids, known[shared:], shared) if shared < n_logged else None,
         )
+        if log.facts.compacted is not None and log.n_kv < len(known):
+            return attrs.evolve(prompt, n_logged=len(known), why=compacted_why(log))
+        return attrs.evolve(prompt, why=self._why(composed, ids, known[shared:], shared) if shared < n_logged else None)
 
     def explain_as_new(self, prompt: Prompt) -> Callable[[int, Ids], Why]:
         """Return a function that explains why a prompt without a log differs from other ids at a position."""
@@ -290,6 +294,12 @@ def forgotten_why(n_computed: int, shared: int) -> Why:
     n_lost = max(0, n_computed - shared)
     detail = f"a card of this conversation was forgotten, and the KV with it; {n_lost:,} tokens that were computed"
     return Why("forgotten", f"{detail} before are computed anew")
+
+
+def compacted_why(log: Log) -> Why:
+    """Return the cause of KV that does not exist yet because the conversation was compacted."""
+    detail = f"{count(log.facts.compacted or 0, 'turn')} of this conversation left it when it was compacted"
+    return Why("compacted", f"{detail}; the {len(log.ids):,} tokens that stay are computed as a new prompt")
 
 
 def _n_answered(messages: Sequence[Message]) -> int:

@@ -242,6 +242,12 @@ class Agents:
             log = self._logs.get(name)
         return None if log is None else log.agent_id
 
+    @property
+    def opened(self) -> list[Log]:
+        """The logs of the agents that are open, temporary ones included."""
+        with self._lock:
+            return list(self._logs.values())
+
     def infos(self) -> list[AgentInfo]:
         """Return every agent in the store, newest use first."""
         listed = {info.name: info for info in self._store.list_agents(self.salt)}

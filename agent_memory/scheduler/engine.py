@@ -14,6 +14,7 @@ from attrs import frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
+from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
@@ -151,9 +152,16 @@ class Engine:
             "running": len(self._loop.running),
         }
 
-    def hot_bytes_by_agent(self) -> dict[str, int]:
-        """Return the bytes of each agent's idle live KV. Engine thread (in ``call``)."""
-        return {one.owner: one.kv.nbytes for one in self._loop.hot if one.owner is not None}
+    def memory_uses(self, logs: Mapping[str, Ids]) -> dict[str, dict[Tier, tuple[int, int]]]:
+        """Return (tokens, bytes) of each agent's idle KV, by name and tier. Engine thread (in ``call``).
+
+        ``logs``: name -> ids of its log.
+        """
+        hot, warm = self._loop.hot.uses(logs), self._tiers.warm
+        found: dict[str, dict[Tier, tuple[int, int]]] = {name: {"hot": use} for name, use in hot.items()}
+        for name, ids in logs.items() if len(warm) else ():
+            found.setdefault(name, {})["warm"] = warm.use(ids)
+        return found
 
     def ensure_places(self, n_asked: int = 1) -> None:
         """Raise QueueFullError if fewer than ``n_asked`` more requests may wait."""

@@ -22,7 +22,7 @@ from agent_memory.store.folder import list_files, strangers
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.room import SLACK
 from agent_memory.store.store import Store
-from agent_memory.store.view import Lines
+from agent_memory.store.uses import Lines
 
 
 @frozen(kw_only=True)

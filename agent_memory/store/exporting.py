@@ -106,8 +106,10 @@ def export_agent(
             _write_log(writer, found)
             writing = _Writing(writer, folder, is_last=number == _TRIES - 1, on_damage=on_damage, recoding=recoding)
             with contextlib.suppress(_ChangedError):
+                for kv in kvs:  # all of them first: that is the order in which a file is read
+                    writer.part("model", {"chunk_tokens": kv.chunk_tokens}, _json(kv.facts))
                 for model, kv in enumerate(kvs):
-                    writing.write(model, kv)
+                    writing.write_rows(model, kv)
                 for model, kv in enumerate(kvs):
                     writing.write_resume(model, kv)
                 for model, kv in enumerate(kvs):
@@ -250,9 +252,8 @@ class _Writing:
         self._n_rows = 0
         self.n_lost = 0
 
-    def write(self, model: int, kv: Kv) -> None:
-        """Write a model's part, and its rows."""
-        self._writer.part("model", {"chunk_tokens": kv.chunk_tokens}, _json(kv.facts))
+    def write_rows(self, model: int, kv: Kv) -> None:
+        """Write the segments of a model's rows."""
         for row in kv.rows:
             segment = row.segment
             parent = self._places.get((model, segment.parent))

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +21,11 @@ from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
-from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, bar, silent
 from agent_memory.store.exporting import export_agent
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.sources import checking
+from agent_memory.store.uses import Lines, TierUse, Use, with_uses
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -76,10 +76,21 @@ class StoreView:
         return f"StoreView({str(self.path)!r})"
 
     def agents(self) -> list[AgentInfo]:
-        """Return every agent, newest use first."""
+        """Return every agent, newest use first. Figures by tier are those of ``cold``; reading one reads all."""
         with self._reading():
             found = self._logs.list_agents(self._salt)
-        return sorted(found, key=lambda info: -info.used_s)
+        sizes = {info.name: info.n_tokens for info in found}
+        return with_uses(
+            sorted(found, key=lambda info: -info.used_s),
+            lambda: {name: TierUse.of({"cold": use}) for name, use in self.uses(sizes).items()},
+        )
+
+    def uses(self, n_tokens: Mapping[str, int]) -> dict[str, Use]:
+        """Return the tokens and bytes on disk of each agent's log. ``n_tokens``: name -> tokens of the log."""
+        with self._reading():
+            lines, heads, names = Lines(self._manifest.segments()), self._manifest.heads(), self._logs.names(self._salt)
+        uses = lines.uses(head for head in heads if head[0] in names)
+        return {names[agent]: (min(n, n_tokens.get(names[agent], n)), size) for agent, (n, size) in uses.items()}
 
     def show(self, name: str) -> AgentLog:
         """Return an agent's messages. Raises UnknownAgentError."""
@@ -96,25 +107,18 @@ class StoreView:
             segments = self._manifest.segments()
             heads = self._manifest.heads()
             names, holders = self._logs.names(self._salt), self._logs.holders()
-        rows = [segment for segment in segments if segment.kind == "rows"]
-        sizes: dict[int, int] = {row.number: row.n_bytes for row in rows}
-        files: dict[int, int] = {row.number: 1 for row in rows}
-        for segment in segments:
-            if segment.kind == "resume" and segment.parent_number in sizes:
-                sizes[segment.parent_number] += segment.n_bytes
-                files[segment.parent_number] += 1
-        lines = Lines(rows)
+        lines = Lines(segments)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
         users: dict[int, int] = defaultdict(int)
         for number in (number for numbers in used.values() for number in numbers):
             users[number] += 1
-        uses = [_use(name, used.get(agent, set()), users, sizes, files) for agent, name in names.items()]
+        uses = [_use(name, used.get(agent, set()), users, lines) for agent, name in names.items()]
         return DiskUses(
             agents=tuple(sorted(uses, key=lambda use: (-use.own_bytes - use.shared_bytes, use.name))),
-            kv_bytes=sum(sizes.values()),
-            anonymous_bytes=sum(n for segment, n in sizes.items() if segment not in users),
+            kv_bytes=sum(lines.sizes.values()),
+            anonymous_bytes=sum(n for segment, n in lines.sizes.items() if segment not in users),
             log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
         )
 
@@ -164,32 +168,13 @@ class StoreView:
             raise StoreError(f"cannot read the store {self.path}: {error}") from error
 
 
-class Lines:
-    """The segments of a lineage, by its last piece."""
-
-    def __init__(self, rows: Sequence[Segment]) -> None:
-        self._parents = {row.number: row.parent_number for row in rows}
-        self._homes = {(row.identity, piece): row.number for row in rows for piece in row.piece_ids()}
-
-    def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
-        found: set[int] = set()
-        segment = self._homes.get((identity, head))
-        while segment is not None and segment not in found:
-            found.add(segment)
-            segment = self._parents.get(segment)
-        return found
-
-
-def _use(
-    name: str, segments: set[int], users: Mapping[int, int], sizes: Mapping[int, int], files: Mapping[int, int]
-) -> DiskUse:
-    own = sum(sizes[segment] for segment in segments if users[segment] == 1)
+def _use(name: str, segments: set[int], users: Mapping[int, int], lines: Lines) -> DiskUse:
+    own = sum(lines.sizes[segment] for segment in segments if users[segment] == 1)
     return DiskUse(
         name=name,
         own_bytes=own,
-        shared_bytes=sum(sizes[segment] for segment in segments) - own,
-        n_files=sum(files[segment] for segment in segments),
+        shared_bytes=sum(lines.sizes[segment] for segment in segments) - own,
+        n_files=sum(lines.files[segment] for segment in segments),
     )
 
 

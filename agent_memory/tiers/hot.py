@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,21 @@ class HotTier:
     def of(self, owner: str) -> Lineage | None:
         """Return an agent's lineage."""
         return next((one for one in self._lineages.values() if one.owner == owner), None)
+
+    def uses(self, logs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, tuple[int, int]]:
+        """Return (tokens, allocated bytes) of the lineage that each agent owns or shares, by name.
+
+        ``logs``: name -> ids of its log; tokens are those that lead the log.
+        """
+        held = {one.owner: one for one in self._lineages.values() if one.owner is not None}
+        for owner, heirs in self._heirs.items():
+            if owner in held:
+                held.update(dict.fromkeys(heirs, held[owner]))
+        return {
+            name: (common_prefix(held[name].ids, ids), held[name].kv.nbytes)
+            for name, ids in logs.items()
+            if name in held
+        }
 
     def clear(self) -> None:
         """Drop all lineages."""

@@ -98,6 +98,12 @@ class Warm:
             return Plan(self._index.plan(ids))
         return best_plan(self._index.paths(ids), self._sides, self.needs)
 
+    def use(self, ids: Ids) -> tuple[int, int]:
+        """Return (tokens, allocated bytes) of the pieces that lead ``ids``."""
+        pieces = self.plan(ids).pieces
+        held = [found for piece, _ in pieces if (found := self.find(piece.id)) is not None]
+        return n_tokens(pieces), sum(one.n_bytes for one in held)
+
     def find(self, piece: bytes) -> WarmPiece | None:
         """Return a piece by its id; None if it is unknown or still being copied."""
         found = self._held.get(piece)

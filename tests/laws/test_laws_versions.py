@@ -1,4 +1,4 @@
-"""Laws 1, 2, 3 and 7 after any sequence of turns, forks, rewinds and what else changes an agent's state.
+"""Laws 1, 2, 3, 7 and 12 after any sequence of turns, forks, rewinds and what else changes an agent's state.
 
 A twin of each agent holds what its conversation must be, after each of its turns and in each of its versions. What a
 reply computed is compared with a fresh model that is fed the agent's log.
@@ -40,6 +40,7 @@ from agent_memory import (
     UnsupportedParameterError,
     Version,
 )  # fmt: skip
+from agent_memory.prefix.chunks import common_prefix
 from tests.parts import tiny
 
 SYSTEM = "Be brief. " * 3
@@ -48,6 +49,13 @@ TAG = Tool("tag", "Tags.", {"type": "object", "properties": {"word": {"type": "s
 CALL = '<tool_call>{"name": "tag", "arguments": {"word": "x"}}</tool_call>'
 LASTING, TEMPORARY = ("a", "b", "c"), ("s", "t")
 LETTERS = [ord(letter) - 33 for letter in string.ascii_letters]  #: as tinytokenizer.py numbers them
+
+#: What a turn may have lost without a fault: by a change of its history, a compaction, another model, KV that no disk
+#: has, and states of layers that were not kept at a position.
+MISSES = {
+    None, "edited_history", "replaced_history", "compacted", "other_model", "evicted", "not_stored", "never_seen",
+    "template_moved",
+}  # fmt: skip
 
 Said = tuple[tuple[str, str], ...]
 
@@ -84,16 +92,28 @@ class Twin:
 
 
 class World:
-    """A Memory whose replies are compared with a model that never saw a cache."""
+    """A Memory whose replies are compared with a model that never saw a cache.
+
+    ``model``: 0 or 1, the model that is loaded: both have the same tokenizer.
+    """
 
     max_tokens = 12
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.model = 0
         self.memory = self.open()
 
-    def open(self) -> Memory:
-        return Memory(EchoRunner(), self.folder, config=CONFIG)
+    def runner(self) -> Any:
+        return EchoRunner(identity=f"echo {self.model}")
+
+    def open(self, folder: Path | None = None) -> Memory:
+        return Memory(self.runner(), folder or self.folder, config=CONFIG)
+
+    def swap(self) -> None:
+        """Load the other model."""
+        self.model = 1 - self.model
+        self.memory.swap_model(self.runner())
 
     def text(self, draw: int) -> str:
         return ("one", "two words", "a believable thing", CALL, "the end of it all")[draw % 5]
@@ -103,14 +123,18 @@ class World:
         reply = ask(max_tokens=40, **how)
         messages = [m for m in get().messages[:-1] if m.role != "assistant" or not m.tool_calls]
         if "temperature" not in how and all(m.role != "tool" for m in messages):
-            with Memory(EchoRunner(), ":memory:", config=CONFIG) as fresh:
+            with Memory(self.runner(), ":memory:", config=CONFIG) as fresh:
                 assert fresh.generate(list(messages), max_tokens=40, tools=[TAG]).text == reply.text
         return reply
 
+    def first_logits(self, agent: Agent, text: str) -> tuple[Reply, Any]:
+        """Say something, and return the reply with the logits of its first token, where there are any."""
+        return agent.say(text, max_tokens=1), None
+
 
 @cache
-def fresh_model(name: str) -> Any:
-    return tiny.model(name)
+def fresh_model(name: str, seed: int) -> Any:
+    return tiny.model(name, seed)
 
 
 class TinyWorld(World):
@@ -118,11 +142,20 @@ class TinyWorld(World):
 
     name = "llama"
 
-    def open(self) -> Memory:
+    def runner(self) -> Any:
         from agent_memory import MLXRunner
         from tests.parts.tinytokenizer import tokenizer
 
-        return Memory(MLXRunner(tiny.model(self.name), tokenizer(), name=self.name), self.folder, config=CONFIG)
+        return MLXRunner(tiny.model(self.name, self.model), tokenizer(), name=f"{self.name} {self.model}")
+
+    def first_logits(self, agent: Agent, text: str) -> tuple[Reply, Any]:
+        seen: list[Any] = []
+
+        def note(ids: Any, logits: Any) -> Any:
+            seen.append(np.array(logits))
+            return logits
+
+        return agent.say(text, max_tokens=1, logits_processors=[note]), seen[0]
 
     def text(self, draw: int) -> str:
         return string.ascii_letters[draw % 20 :][: (3, 17, 30, 1, 9)[draw % 5]]
@@ -145,7 +178,7 @@ class TinyWorld(World):
         n_reply = log.turns[-1].n_reply
         seen = seen[:n_reply]  # the step behind the last token may have begun
         assert n_reply == len(seen)
-        logits = np.array(fresh_model(self.name)(mx.array([log.ids.tolist()]))[0].astype(mx.float32))
+        logits = np.array(fresh_model(self.name, self.model)(mx.array([log.ids.tolist()]))[0].astype(mx.float32))
         wanted = logits[len(log.ids) - n_reply - 1 : -1]
         gap = np.abs(np.array(seen) - wanted).max()
         assert gap < 1e-3, gap
@@ -223,13 +256,17 @@ class Versions(RuleBasedStateMachine):
         assert len([v for v in versions if v.reason != "checkpoint"]) <= 3
         self.memory._engine.call(self.memory._engine._loop.check)
 
-    def turn(self, name: str, ask: Callable[..., Reply], said: Said, **how: Any) -> None:
-        """A turn after the messages ``said``."""
+    def turn(self, name: str, ask: Callable[..., Reply], said: Said, *, known: Any = None, **how: Any) -> None:
+        """A turn after the messages ``said``. ``known``: ids that were computed before."""
         twin = self.twins[name]
         before = list(twin.states)
         reply = self.world.ask(ask, lambda: self.memory.agent(name), **how)
         usage = reply.usage
         assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
+        assert usage.miss in MISSES, usage.miss_detail
+        if known is not None and usage.miss is None:
+            same = common_prefix(known, self.memory.agent(name)._log.ids[: usage.prompt_tokens - 1])
+            assert usage.cached_tokens >= same, "a turn computes only what is new"
         twin.states.append((*said, ("assistant", reply.message.content)))
         self.check(name, left=before)
 
@@ -244,7 +281,8 @@ class Versions(RuleBasedStateMachine):
             self.turn(name, lambda **how: agent.give(result, **how), (*twin.now, ("tool", self.world.text(0))))
             return
         text = self.world.text(what)
-        self.turn(name, lambda **how: agent.say(text, **how), (*twin.now, ("user", text)))
+        known = agent._log.ids[: agent._log.n_kv]
+        self.turn(name, lambda **how: agent.say(text, **how), (*twin.now, ("user", text)), known=known)
 
     @rule(who=draws, what=draws, n=draws)
     def list(self, who: int, what: int, n: int) -> None:
@@ -291,6 +329,71 @@ class Versions(RuleBasedStateMachine):
             self.twins[to].versions[version.number] = list(states[: version.n_turns + 1])
         self.check(to)
         self.check(name)
+
+    @rule(who=draws, what=draws)
+    def restored(self, who: int, what: int) -> None:
+        """Law 2, and law 7 of forks: the KV of an agent from memory and from disk gives the same bits."""
+        name, twin, agent = self.one(who)
+        if twin.is_temporary or self.is_open(name):
+            return
+        self.memory.flush()
+        n_bytes = self.kv_bytes()
+        hot = agent.fork("live", temporary=True)
+        cold = agent.fork("restored")
+        self.memory.flush()
+        assert self.kv_bytes() == n_bytes, "a fork writes no KV"
+        first, wanted = self.world.first_logits(hot, self.world.text(what % 3))
+        hot.delete()
+        self.memory.evict()
+        again, found = self.world.first_logits(cold, self.world.text(what % 3))
+        if (first.usage.cached_tokens, first.usage.exactness) == (again.usage.cached_tokens, again.usage.exactness):
+            assert np.array_equal(wanted, found)
+        assert first.text == again.text
+        cold.delete()
+        self.check(name)
+
+    def kv_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.glob("store/kv/*/*"))
+
+    @rule(who=draws, is_log_only=st.booleans())
+    def carry(self, who: int, is_log_only: bool) -> None:
+        """An agent goes into a file, from there into a second store, and back under another name."""
+        name, twin, agent = self.one(who)
+        file = self.folder / "a.agent"
+        if twin.is_temporary:
+            with pytest.raises(UnsupportedParameterError):
+                agent.export(file)
+            return
+        to = next((one for one in LASTING if one not in self.twins), None)
+        agent.export(file, log_only=is_log_only)
+        with pytest.raises(ConfigError):
+            self.memory.import_agent(file)
+        with self.world.open(self.folder / "second") as second:
+            there = second.import_agent(file, name="there")
+            assert self.said(there) == twin.now
+            assert [self.said(there.at(v)) for v in there.history()] == [
+                twin.versions[v.number][-1] for v in agent.history()
+            ]
+            second.flush()
+            there.export(file)
+            second._engine.call(second._engine._loop.check)
+            assert second.verify().ok
+            if who % 2:
+                there.delete()
+            else:
+                second.agent("there").fork(f"kept {len(second.agents())}")
+                there.delete()
+        if to is not None:
+            self.memory.import_agent(file, name=to)
+            self.twins[to] = Twin(list(twin.states), versions={n: list(v) for n, v in twin.versions.items()})
+            self.check(to)
+        self.check(name)
+
+    @rule()
+    def swap(self) -> None:
+        self.world.swap()
+        for name in self.twins:
+            self.check(name)
 
     @rule(who=draws, n=draws)
     def rewind(self, who: int, n: int) -> None:

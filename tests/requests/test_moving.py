@@ -498,3 +498,33 @@ def test_the_format_page_tells_of_every_kind_of_part(tmp_path: Path) -> None:
     section = page[page.index("## Agent's file") :].split("\n## ")[0]
     assert kinds | {"resume"} == set(re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE))
     assert all(f"`{key}`" in section for head in heads for key in head if key != "part")
+
+
+def test_kv_of_two_models_moves_in_one_file(tmp_path: Path) -> None:
+    with opened(tmp_path / "one") as memory:
+        agent = memory.agent("a", system=SYSTEM)
+        agent.say("one")
+        memory.swap_model(EchoRunner(identity="another", layers=1, heads=1, dim=8))
+        agent.say("two")
+        agent.export(tmp_path / "a.agent")
+    for identity in ("echo", "another"):
+        with opened(tmp_path / identity, identity=identity) as memory:
+            moved = memory.import_agent(tmp_path / "a.agent")
+            usage = moved.say("three").usage
+            assert usage.cached_tokens > 0
+            assert memory.verify().ok
+
+
+def test_a_reply_that_begins_as_the_one_before_it_moves(tmp_path: Path) -> None:
+    """The log shares ids of the reply with the state that it replaced."""
+    asked = [{"role": "user", "content": "say it again"}]
+    with opened(tmp_path / "one") as memory:
+        for _ in range(2):
+            memory.generate(asked, agent="a")
+        agent = memory.agent("a")
+        assert agent._log.turns[-1].n_reply > len(agent._log.turns[-1].ids)
+        agent.export(tmp_path / "a.agent")
+    with opened(tmp_path / "two") as memory:
+        moved = memory.import_agent(tmp_path / "a.agent")
+        assert moved.messages[-1].content == "say it again"
+        assert moved.say("three").usage.miss is None

@@ -548,3 +548,39 @@ def test_replies_that_best_of_draws_are_the_agents_own_wherever_agents_are_named
     assert set(seen) == {"ann of kent", None}  # without an agent: the prompt, which is computed once
     lines = [json.loads(line) for line in recorder.read_text().splitlines()]
     assert {line["agent"] for line in lines if line.get("agent")} == {"ann of kent"}
+
+
+def test_the_turn_after_a_compaction_says_how_many_turns_were_compacted(memory: Memory) -> None:
+    agent = spoken(memory, *(f"turn {number}" for number in range(6)))
+    agent.compact(2)
+    report = agent.explain()
+    assert (report.cause, report.prompt_tokens) == ("compacted", agent.n_tokens)
+    assert "4 turns" in report.detail
+    assert report.advice
+    assert agent.explain("next").cause == "compacted"
+    usage = agent.say("next").usage
+    assert (usage.miss, usage.miss_detail[:7]) == ("compacted", "4 turns")
+    assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
+    assert memory.stats().misses["compacted"] == 1
+    assert (agent.say("more").usage.miss, agent.explain().cause) == (None, None)
+
+
+def test_two_compactions_before_a_turn_are_counted_together(memory: Memory) -> None:
+    agent = spoken(memory, *(f"turn {number}" for number in range(6)))
+    agent.compact(3)
+    agent.compact(1)
+    assert agent.fork("b").explain().detail.startswith("5 turns")
+    assert agent.say("next").usage.miss_detail.startswith("5 turns")
+    assert memory.agent("b").say("next").usage.miss is None, "a has computed it"
+    agent.rewind(to=agent.history()[0])
+    assert agent.say("next").usage.miss != "compacted"
+
+
+def test_a_turn_that_compacts_a_full_conversation_says_so() -> None:
+    with Memory(EchoRunner(context_tokens=200), ":memory:", config=Config(on_full="compact")) as memory:
+        agent = memory.agent("a", system=SYSTEM)
+        usages = [(agent.history(), agent.say(f"turn {n}").usage, agent.history()) for n in range(20)]
+        compacted = [usage for before, usage, after in usages if before != after]
+        assert {usage.miss for usage in compacted} == {"compacted"}
+        assert all("turns of this conversation" in usage.miss_detail for usage in compacted)
+        assert {usage.miss for before, usage, after in usages if before == after} == {None}

@@ -363,3 +363,18 @@ def test_no_number_of_a_version_is_given_twice(tmp_path: Path) -> None:
         assert agent.fork("b").checkpoint("other").number == 2, "a fork counts its own, the inherited one first"
         with pytest.raises(UnsupportedParameterError, match="has no version .*number=1"):
             agent.rewind(to=old)
+
+
+def test_a_compaction_is_the_cause_of_a_miss_through_a_restart(tmp_path: Path) -> None:
+    with Memory(EchoRunner(), tmp_path) as memory:
+        agent = memory.agent("a", system=SYSTEM)
+        for number in range(6):
+            agent.say(f"turn {number}")
+        agent.compact(2)
+    with Memory(EchoRunner(), tmp_path) as memory:
+        agent = memory.agent("a")
+        assert agent.explain().cause == "compacted"
+        usage = agent.say("next").usage
+        assert (usage.miss, usage.miss_detail[:7]) == ("compacted", "4 turns")
+    with Memory(EchoRunner(), tmp_path) as memory:
+        assert memory.agent("a").say("more").usage.miss is None

@@ -142,9 +142,12 @@ def write_calls(memory: Memory, ann: Agent) -> dict[str, Callable[[], Any]]:
         "deleting by name": lambda: memory.delete("ann"),
         "a group": lambda: memory.group("g", ["ann", "bob"]),
         "prefilling for a new agent": lambda: memory.prefill("x", agent="new"),
-        "what is remembered": lambda: memory.context,
-        "recall": lambda: memory.generate("x", recall=True),
-        "episodes": lambda: memory.episodes,
+        "remembering": lambda: memory.context.remember("x"),
+        "a working set": lambda: memory.context.working_set("x"),
+        "forgetting": lambda: memory.context.forget(source="x"),
+        "idle work": lambda: memory.context.maintain(),
+        "an episode": lambda: memory.episodes.start("x"),
+        "forgetting episodes": lambda: memory.episodes.forget(),
         "Anthropic's dialect": lambda: memory.messages.create(
             model="echo", max_tokens=5, agent="ann", messages=[{"role": "user", "content": "x"}]
         ),
