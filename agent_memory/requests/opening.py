@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.log.files import MANIFEST
-from agent_memory.protocols import ModelRunner
 from agent_memory.store.view import StoreView
 
 if TYPE_CHECKING:
     import asyncio
 
+    from agent_memory.protocols import ModelRunner
     from agent_memory.tiers.tiers import Tiers
 
 
@@ -91,7 +91,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
             raise ConfigError(
                 "adapter= goes with a model that this library loads; load it into the model you pass instead"
             )
-        return cast(ModelRunner, model)
+        return cast("ModelRunner", model)
     if model is not None and not isinstance(model, (str, PathLike)):
         raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
     from agent_memory.runner.mlx import MLXRunner
