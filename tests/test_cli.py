@@ -101,9 +101,9 @@ def test_ask_prints_the_reply_and_on_stderr_what_was_reused(store: str) -> None:
 def test_chat_resumes_takes_turns_back_and_ends(store: str) -> None:
     found = run("chat", "ann", "-m", "echo", "-s", store, told="next\n/info\n/rewind\n/fly\n/quit\n")
     assert found.exit_code == 0
-    assert "ann: 1 turns" in found.stdout
+    assert "ann: 1 turn, " in found.stdout
     assert "2 turns, 5 messages" in found.stdout
-    assert "taken back; 1 turns are left" in found.stdout
+    assert "taken back; left: 1 turn" in found.stdout
     assert "no such command: /fly" in found.stdout
 
 
@@ -164,7 +164,7 @@ def test_chat_forks_explains_and_takes_several_turns_back(store: str) -> None:
     assert "/fork needs a name" in found.stdout
     assert "agent-memory chat twin" in found.stdout
     assert "a number of turns, not 'many'" in found.stdout
-    assert "taken back; 1 turns are left" in found.stdout
+    assert "taken back; left: 1 turn" in found.stdout
     assert "reusable: " in found.stdout
     assert all(f"{command} " in found.stdout or f"{command}:" in found.stdout for command in COMMANDS)
     assert {row["name"]: row["n_turns"] for row in json.loads(run("ls", "-s", store, "--json").stdout)}["twin"] == 3

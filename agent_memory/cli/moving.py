@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agent_memory.cli.app import AsJSON, Model, Name, Salt, Store, memory_of, view
-from agent_memory.cli.printing import plain, print_json, say, size
+from agent_memory.cli.printing import many, plain, print_json, say, size
 
 
 def export(
@@ -43,4 +43,4 @@ def import_agent(
     if as_json:
         print_json(plain(info))
     else:
-        say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens")
+        say(f"{info.name}: {many(info.n_turns, 'turn')}, {many(info.n_tokens, 'token')}")

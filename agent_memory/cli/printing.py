@@ -77,6 +77,11 @@ def plain(value: Any) -> dict[str, Any]:
     return attrs.asdict(value)
 
 
+def many(n: int, noun: str) -> str:
+    """A number of things: 1 turn, 2,000 turns."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def size(n_bytes: int) -> str:
     """Bytes in words: 12.3 MiB."""
     shown, number = float(n_bytes), 0
@@ -100,7 +105,7 @@ def ago(unix_s: float) -> str:
     for unit, seconds in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if since >= seconds:
             n = int(since // seconds)
-            return f"{n} {unit}{'' if n == 1 else 's'} ago"
+            return f"{many(n, unit)} ago"
     return "just now"
 
 

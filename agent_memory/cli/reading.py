@@ -7,7 +7,7 @@ import json
 import typer
 
 from agent_memory.cli.app import DAMAGE, AsJSON, Name, Salt, Store, view
-from agent_memory.cli.printing import ago, plain, print_json, print_table, say, size
+from agent_memory.cli.printing import ago, many, plain, print_json, print_table, say, size
 
 
 def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
@@ -31,7 +31,7 @@ def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = Fal
         print_json({**plain(found.info), "messages": [plain(message) for message in found.messages]})
         return
     info = found.info
-    say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens, last used {ago(info.used_s)}")
+    say(f"{info.name}: {many(info.n_turns, 'turn')}, {many(info.n_tokens, 'token')}, last used {ago(info.used_s)}")
     for message in found.messages:
         say(f"\n[{message.role}] {message.content}")
         for call in message.tool_calls:
@@ -62,7 +62,7 @@ def verify(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> Non
     if as_json:
         print_json({**plain(report), "ok": report.ok})
     else:
-        say(f"{report.segments} segments, {report.turns} turns, {size(report.bytes_read)} read")
+        say(f"{many(report.segments, 'segment')}, {many(report.turns, 'turn')}, {size(report.bytes_read)} read")
         for line in report.damaged:
             say(f"damaged: {line}")
     if not report.ok:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.log.files import MANIFEST
+from agent_memory.progress import bar
 from agent_memory.store.view import StoreView
 
 if TYPE_CHECKING:
@@ -113,13 +114,15 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
     if is_read_only and path is not None:
         store = SharedStore(path, chunk_tokens=config.chunk_tokens)
     else:
-        store = Store(
-            path,
-            disk_bytes=config.disk_bytes,
-            chunk_tokens=config.chunk_tokens,
-            bytes_per_day=config.disk_bytes_per_day,
-            codec=config.cold_codec,
-        )
+        with bar(config.progress, "open the store", "files") as report:
+            store = Store(
+                path,
+                disk_bytes=config.disk_bytes,
+                chunk_tokens=config.chunk_tokens,
+                bytes_per_day=config.disk_bytes_per_day,
+                codec=config.cold_codec,
+                report=report,
+            )
     return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
 
 

@@ -120,10 +120,12 @@ class StoreView:
             log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
         )
 
-    def export(self, name: str, file: str | PathLike[str], *, log_only: bool = False) -> None:
+    def export(
+        self, name: str, file: str | PathLike[str], *, log_only: bool = False, progress: bool | None = None
+    ) -> None:
         """Write an agent, as of the last commit, to a file that ``memory.import_agent`` reads; see ``Agent.export``.
 
-        Raises UnknownAgentError, StoreError, OutOfSpaceError.
+        ``progress`` as in Config. Raises UnknownAgentError, StoreError, OutOfSpaceError.
         """
         from agent_memory.log.carried import carried
         from agent_memory.store.exporting import export_agent
@@ -132,9 +134,9 @@ class StoreView:
         record, damage = self._record(name)
         if damage is not None:
             log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
-        with self._reading():
+        with self._reading(), bar(progress, "export", "MiB") as report:
             found = carried(record, is_damaged=damage is not None)
-            export_agent(path, found, self._manifest, None if log_only else folder)
+            export_agent(path, found, self._manifest, None if log_only else folder, report=report)
 
     def verify(self, *, progress: bool | None = None) -> VerifyReport:
         """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""
