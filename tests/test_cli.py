@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 pytest.importorskip("typer")
@@ -17,6 +18,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from agent_memory import (
+    Config,
     ConfigError,
     EchoRunner,
     Memory,
@@ -129,6 +131,16 @@ def test_verify_exits_with_3_where_something_is_damaged(store: str) -> None:
 def test_figures_come_as_a_table_and_as_json(command: str, store: str) -> None:
     assert run(command, "-m", "echo", "-s", store).exit_code == 0
     assert json.loads(run(command, "-m", "echo", "-s", store, "--json").stdout)
+
+
+def test_doctor_shows_where_each_choice_comes_from_and_on_wish_why(store: str) -> None:
+    found = run("doctor", "-m", "echo", "-s", store).stdout
+    rows = {line.split()[0]: line.split()[-1] for line in found.splitlines() if line.strip()}
+    assert rows["hot_bytes"] == "machine"
+    assert rows["max_batch"] == "default"
+    assert "to change it" not in found
+    told = run("doctor", "-m", "echo", "-s", store, "--explain").stdout
+    assert told.count("to change it: Config(") == told.count("      why: ") == len(attrs.fields(Config))
 
 
 def test_config_and_version_need_no_store() -> None:

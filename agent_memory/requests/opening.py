@@ -147,7 +147,12 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     if folder is None:
         raise StoreError("':memory:' is no folder: there is nothing on disk to look at")
     if not (folder / MANIFEST).is_file():
-        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
+        else_do = "Give the folder that Memory was given"
+        if path is None:
+            else_do = (
+                "Agents that are opened without a path are stored there: none was yet. Else give the store's folder"
+            )
+        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. {else_do}")
     return StoreView(folder, salt)
 
 
