@@ -160,8 +160,8 @@ class UnknownAgentError(RequestError, LookupError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"there is no agent {repr_of(name)} in this store. memory.agents() lists those that exist; "
-            f"memory.agent({repr_of(name)}) creates it"
+            f"there is no agent {repr_of(name)} in this store. memory.agents(), or agent-memory ls, lists those that "
+            f"exist; memory.agent({repr_of(name)}) creates it"
         )
 
     def __reduce__(self) -> tuple[type[UnknownAgentError], tuple[str]]:

@@ -161,6 +161,11 @@ class Choice(AsDict):
     why: str  #: one sentence, with its numbers
     change: str  #: what to type or to do for another value
 
+    @property
+    def shown(self) -> str:
+        """The value in words: bytes in GiB too."""
+        return _human(self.name, self.value)
+
 
 @frozen(kw_only=True)
 class Doctor(AsDict, Shown):
@@ -180,7 +185,7 @@ class Doctor(AsDict, Shown):
         lines = ["found"] + [f"  {name}: {value}" for name, value in self.facts.items() if name not in sources]
         lines.append("chosen")
         for one in self.choices:
-            lines.append(f"  {one.name}: {_human(one.name, one.value)} ({one.source})")
+            lines.append(f"  {one.name}: {one.shown} ({one.source})")
             if self.is_explained:
                 lines += [f"      why: {one.why}", f"      to change it: {one.change}"]
         return "\n".join(lines + [f"advice: {one}" for one in self.advice])
@@ -190,7 +195,7 @@ class Doctor(AsDict, Shown):
         found = Table([(name, _human(name, value)) for name, value in self.facts.items() if name not in sources])
         head = ("chosen", "value", "from", *(("why", "to change it") if self.is_explained else ()))
         chosen = [
-            (one.name, _human(one.name, one.value), one.source, *((one.why, one.change) if self.is_explained else ()))
+            (one.name, one.shown, one.source, *((one.why, one.change) if self.is_explained else ()))
             for one in self.choices
         ]
         advice = [Note(f"advice: {one}") for one in self.advice]

@@ -31,6 +31,11 @@ class _Drawing(Protocol):
     def end(self, bar: Bar) -> None: ...
 
 
+def mib(n_bytes: int) -> int:
+    """MiB that have been begun."""
+    return -(-n_bytes >> 20)
+
+
 def silent(done: int, total: int, what: str) -> None:
     """Report to nobody."""
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 pytest.importorskip("typer")
@@ -17,6 +18,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from agent_memory import (
+    Config,
     ConfigError,
     EchoRunner,
     Memory,
@@ -101,9 +103,9 @@ def test_ask_prints_the_reply_and_on_stderr_what_was_reused(store: str) -> None:
 def test_chat_resumes_takes_turns_back_and_ends(store: str) -> None:
     found = run("chat", "ann", "-m", "echo", "-s", store, told="next\n/info\n/rewind\n/fly\n/quit\n")
     assert found.exit_code == 0
-    assert "ann: 1 turns" in found.stdout
+    assert "ann: 1 turn, " in found.stdout
     assert "2 turns, 5 messages" in found.stdout
-    assert "taken back; 1 turns are left" in found.stdout
+    assert "taken back; left: 1 turn" in found.stdout
     assert "no such command: /fly" in found.stdout
 
 
@@ -129,6 +131,16 @@ def test_verify_exits_with_3_where_something_is_damaged(store: str) -> None:
 def test_figures_come_as_a_table_and_as_json(command: str, store: str) -> None:
     assert run(command, "-m", "echo", "-s", store).exit_code == 0
     assert json.loads(run(command, "-m", "echo", "-s", store, "--json").stdout)
+
+
+def test_doctor_shows_where_each_choice_comes_from_and_on_wish_why(store: str) -> None:
+    found = run("doctor", "-m", "echo", "-s", store).stdout
+    rows = {line.split()[0]: line.split()[-1] for line in found.splitlines() if line.strip()}
+    assert rows["hot_bytes"] == "machine"
+    assert rows["max_batch"] == "default"
+    assert "to change it" not in found
+    told = run("doctor", "-m", "echo", "-s", store, "--explain").stdout
+    assert told.count("to change it: Config(") == told.count("      why: ") == len(attrs.fields(Config))
 
 
 def test_config_and_version_need_no_store() -> None:
@@ -164,7 +176,7 @@ def test_chat_forks_explains_and_takes_several_turns_back(store: str) -> None:
     assert "/fork needs a name" in found.stdout
     assert "agent-memory chat twin" in found.stdout
     assert "a number of turns, not 'many'" in found.stdout
-    assert "taken back; 1 turns are left" in found.stdout
+    assert "taken back; left: 1 turn" in found.stdout
     assert "reusable: " in found.stdout
     assert all(f"{command} " in found.stdout or f"{command}:" in found.stdout for command in COMMANDS)
     assert {row["name"]: row["n_turns"] for row in json.loads(run("ls", "-s", store, "--json").stdout)}["twin"] == 3

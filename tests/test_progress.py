@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory, UnsupportedParameterError
 from agent_memory.progress import Bar
+from agent_memory.store.shared import SharedStore
+from agent_memory.store.store import Store
 
 LONG = "a long prompt of many words " * 200
 PROGRAM = textwrap.dedent("""
@@ -122,3 +126,83 @@ def test_a_wait_with_a_bar_still_ends_in_time() -> None:
 def test_progress_is_a_bool_or_none() -> None:
     with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(UnsupportedParameterError, match="progress must be"):
         memory.generate("hi", progress=1)  # type: ignore[arg-type]
+
+
+#: A disk that takes its time for every read, then one piece of work.
+ON_A_SLOW_DISK = textwrap.dedent("""
+    import os, time
+    real = os.pread
+    def slow(*arguments):
+        time.sleep({s})
+        return real(*arguments)
+    os.pread = slow
+    from agent_memory import Config, EchoRunner, Memory, open_store
+    store, other, file = {store!r}, {other!r}, {file!r}
+    {work}
+""")
+LONG_WORK = {
+    "export": (0.12, "with Memory(EchoRunner(), store) as memory: memory.agent('ann').export(file)"),
+    "export of a view": (0.12, "open_store(store).export('ann', file)"),
+    "import": (0.005, "with Memory(EchoRunner(), other) as memory: memory.import_agent(file)"),
+    "repair": (0.12, "os.remove(store + '/manifest.sqlite3'); Memory(EchoRunner(), store).close()"),
+}
+SHOWN = {
+    "export": "export: ",
+    "export of a view": "export: ",
+    "import": "import: checking",
+    "repair": "open the store: repairing the manifest",
+}
+
+
+@pytest.mark.parametrize("name", LONG_WORK)
+def test_long_work_on_the_disk_says_how_far_it_is_in_a_terminal_and_nothing_in_a_pipe(
+    name: str, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "ann.agent")
+    with Memory(EchoRunner(), tmp_path / "store") as memory:
+        agent = memory.agent("ann")
+        for turn in range(12):
+            agent.say(f"{turn} {'a long prompt of many words ' * 60}", max_tokens=4)
+        agent.export(file)
+    slow_s, work = LONG_WORK[name]
+    code = ON_A_SLOW_DISK.format(
+        s=slow_s, work=work, store=str(tmp_path / "store"), other=str(tmp_path / "other"), file=file
+    )
+    seen, status = in_terminal([sys.executable, "-c", code])
+    assert status == 0, seen
+    assert SHOWN[name] in seen
+    shutil.rmtree(tmp_path / "other", ignore_errors=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert SHOWN[name] not in done.stderr
+
+
+def test_reading_a_large_store_is_told_row_by_row_and_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_memory.store.manifest._PAGE_ROWS", 2)
+    monkeypatch.setattr("agent_memory.store.catalog._REPORT_EVERY", 2)
+    with Memory(EchoRunner(), tmp_path / "store") as memory:
+        for number in range(5):
+            memory.agent(f"agent {number}").say(f"{number} {LONG}", max_tokens=1)
+    told: list[tuple[int, int, str]] = []
+    store = Store(
+        tmp_path / "store",
+        disk_bytes=None,
+        chunk_tokens=256,
+        report=lambda done, total, what: told.append((done, total, what)),
+    )
+    try:
+        n_rows = told[-1][1]
+        assert n_rows >= 5
+        assert [done for done, _, _ in told] == [*range(2, n_rows, 2), n_rows]
+    finally:
+        store.close()
+    told.clear()
+    shared = SharedStore(tmp_path / "store", chunk_tokens=256)
+    try:
+        runner = EchoRunner()
+        shared.attach("0" * 64, runner.layout, "host", {}, lambda done, total, what: told.append((done, total, what)))
+        assert told[-1] == (n_rows, n_rows, "")
+    finally:
+        shared.close()

@@ -76,8 +76,8 @@ def recall_file(store: str | None, salt: str, open_as: Any, workspace: str) -> I
     Raises StoreError where the store has none.
     """
     from agent_memory.errors import StoreError
+    from agent_memory.log.blobs import salt_digest
     from agent_memory.log.files import RECALL
-    from agent_memory.log.turns import salt_digest
     from agent_memory.requests.opening import store_path
 
     folder = store_path(store)

@@ -35,8 +35,16 @@ def doctor(
         found = memory.doctor(explain=explain)
     if as_json:
         print_json(found.to_dict())
-    else:
+    elif explain:
         say(str(found))
+    else:
+        chosen = {one.name for one in found.choices}
+        print_table(("found", "value"), [(name, str(v)) for name, v in found.facts.items() if name not in chosen])
+        say("")
+        print_table(("chosen", "value", "from"), [(one.name, one.shown, one.source) for one in found.choices])
+        for line in found.advice:
+            say(f"\nadvice: {line}")
+        say("\n--explain says of each choice why, and what would change it")
 
 
 def list_models(

@@ -9,7 +9,7 @@ import typer
 
 from agent_memory.cli.app import AsJSON, Model, Name, Salt, Store, memory_of, view
 from agent_memory.cli.printing import plain, print_json, say
-from agent_memory.views.units import size
+from agent_memory.views.units import count, size
 
 
 def export(
@@ -44,4 +44,4 @@ def import_agent(
     if as_json:
         print_json(plain(info))
     else:
-        say(f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens")
+        say(f"{info.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}")

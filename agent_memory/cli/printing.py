@@ -51,6 +51,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty:
 
 def _one_line(text: str) -> str:
     """A text without what would leave its cell: line breaks, and codes that move a terminal's cursor."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else " " for character in text)
 
 

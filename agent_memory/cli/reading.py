@@ -9,7 +9,7 @@ import typer
 
 from agent_memory.cli.app import DAMAGE, AsJSON, Name, Salt, Store, view
 from agent_memory.cli.printing import plain, print_json, print_table, say
-from agent_memory.views.units import ago, size
+from agent_memory.views.units import ago, count, size
 
 
 def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
@@ -37,7 +37,7 @@ def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = Fal
         return
     info = found.info
     say(
-        f"{info.name}: {info.n_turns} turns, {info.n_tokens:,} tokens, on disk {_stored(told)}, "
+        f"{info.name}: {count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}, on disk {_stored(told)}, "
         f"last used {ago(info.used_s)}"
     )
     for message in found.messages:
@@ -76,7 +76,7 @@ def verify(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> Non
     if as_json:
         print_json({**plain(report), "ok": report.ok})
     else:
-        say(f"{report.segments} segments, {report.turns} turns, {size(report.bytes_read)} read")
+        say(f"{count(report.segments, 'segment')}, {count(report.turns, 'turn')}, {size(report.bytes_read)} read")
         for line in report.damaged:
             say(f"damaged: {line}")
     if not report.ok:

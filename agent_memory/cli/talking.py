@@ -11,6 +11,7 @@ import typer
 from agent_memory.cli.app import AsJSON, MaxTokens, Model, Name, Salt, Store, memory_of
 from agent_memory.cli.printing import plain, print_json, say, tell
 from agent_memory.errors import AgentMemoryError
+from agent_memory.views.units import count
 
 if TYPE_CHECKING:
     from agent_memory.agent import Agent
@@ -47,7 +48,8 @@ def chat(
     with memory_of(model, store, salt) as memory:
         agent = memory.agent(name, system=system)
         info = agent.info
-        say(f"{name}: {info.n_turns} turns, {info.n_tokens:,} tokens. /help lists the commands, /quit ends.")
+        so_far = f"{count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"
+        say(f"{name}: {so_far}. /help lists the commands, /quit ends.")
         for line in _lines("> "):
             if line.split()[:1] in (["/quit"], ["/exit"]):
                 break
@@ -82,7 +84,7 @@ def _rewind(agent: Agent, turns: str) -> None:
         say(f"/rewind takes a number of turns, not {turns!r}")
         return
     agent.rewind(int(turns or 1))
-    say(f"taken back; {agent.info.n_turns} turns are left")
+    say(f"taken back; left: {count(agent.info.n_turns, 'turn')}")
 
 
 def _explain(agent: Agent, message: str) -> None:
@@ -91,7 +93,7 @@ def _explain(agent: Agent, message: str) -> None:
 
 def _info(agent: Agent, _: str) -> None:
     info = agent.info
-    say(f"{info.n_turns} turns, {info.n_messages} messages, {info.n_tokens:,} tokens")
+    say(f"{count(info.n_turns, 'turn')}, {count(info.n_messages, 'message')}, {count(info.n_tokens, 'token')}")
 
 
 def _help(_: Agent, __: str) -> None:
@@ -119,7 +121,9 @@ def _told(handle: Any) -> Reply:
     reply: Reply = handle.result()
     usage = reply.usage
     where = f" from {usage.tier}" if usage.cached_tokens else ""
-    said = f"{usage.cached_tokens:,} tokens reused{where}, {usage.computed_tokens:,} computed, {usage.ttft_s:.2f} s"
+    said = (
+        f"{count(usage.cached_tokens, 'token')} reused{where}, {usage.computed_tokens:,} computed, {usage.ttft_s:.2f} s"
+    )
     tell(f"{said}{'' if usage.miss is None else f', {usage.miss}'}")
     return reply
 

@@ -17,10 +17,12 @@ from typing import Any
 import attrs
 import xxhash
 
+from agent_memory.log.blobs import blob_text, text_blob
 from agent_memory.log.facts import Facts
+from agent_memory.log.listing import LIVE
 from agent_memory.log.soundness import BAD_JSON, is_agent_facts, is_count, is_time
 from agent_memory.log.turn_rows import checked_turn, put_turn
-from agent_memory.log.turns import Turn, blob_text, text_blob
+from agent_memory.log.turns import Turn
 from agent_memory.log.versions import REASONS, Kept, Span, State, Version
 from agent_memory.prompt.messages import from_json
 
@@ -32,8 +34,6 @@ _VERSION = (
 )  # fmt: skip
 _DEEP = 10_000  #: branches that leave one another in a row; more are a cycle
 
-#: The branch that an agent's next turn is added to.
-LIVE = "coalesce(a.branch, a.agent)"
 #: Branches that something refers to.
 REFERRED = f"SELECT {LIVE} FROM agents a UNION SELECT base FROM branches UNION SELECT branch FROM versions"
 

@@ -11,8 +11,9 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from agent_memory.errors import ReadOnlyError, StoreError
 from agent_memory.log.files import Files, held_bytes
@@ -29,6 +30,8 @@ from agent_memory.log.schema import (
 _COUNT_COMMIT = (
     "INSERT INTO meta VALUES ('commits', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
 )
+
+_TICK_STEPS = 100_000  #: steps of SQLite's machine between two ticks: some milliseconds
 
 
 class Database:
@@ -89,10 +92,13 @@ class Database:
             if free > total * from_share or not from_share:  # else the WAL holds rows that were deleted
                 self._files.fold(self._db)
 
-    def examine(self) -> str | None:
-        """Return what SQLite finds wrong with the file; None: nothing. Reads all of it."""
+    def examine(self, tick: Callable[[], None] | None = None) -> str | None:
+        """Return what SQLite finds wrong with the file; None: nothing. Reads all of it, calling ``tick``."""
         with self._lock:
-            check = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if tick is None:
+                check = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            else:
+                check = _ticking(self._db, "PRAGMA integrity_check(1)", tick)
         return None if check == "ok" else str(check)
 
     @property
@@ -113,6 +119,28 @@ class Database:
         """Return the names of the facts of the store that begin with ``prefix``."""
         with self._lock:
             return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
+
+
+def _ticking(db: sqlite3.Connection, statement: str, tick: Callable[[], None]) -> Any:
+    """Return a statement's one value; call ``tick`` meanwhile, and raise what it raises, Ctrl-C included."""
+    raised: list[BaseException] = []
+
+    def ticked() -> bool:
+        try:
+            tick()
+        except BaseException as error:  # noqa: BLE001  # SQLite would swallow it
+            raised.append(error)
+        return bool(raised)  # True ends the statement
+
+    db.set_progress_handler(ticked, _TICK_STEPS)
+    try:
+        return db.execute(statement).fetchone()[0]
+    except sqlite3.OperationalError:
+        if raised:
+            raise raised[0] from None
+        raise
+    finally:
+        db.set_progress_handler(None, 0)
 
 
 def open_database(path: Path | None, files: Files | None = None) -> Database:

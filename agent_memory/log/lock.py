@@ -41,7 +41,9 @@ class Lock:
             os.close(self._fd)
             if not isinstance(error, BlockingIOError):
                 raise opening_error(path, error) from error
-            raise StoreLockedError(f"{path} is in use by {_holder(found)}, or give another path") from error
+            raise StoreLockedError(
+                f"{path} is in use by {_holder(found)}, give another path, or open it to be read: read_only=True"
+            ) from error
         try:
             self._take(self._read())
         except OSError as error:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from agent_memory.errors import StoreError
+from agent_memory.log.blobs import agent_sum, blob_text, salt_digest, text_blob
 from agent_memory.log.branches import (
-    LIVE,
     REFERRED,
     collect,
     drop_versions,
@@ -24,10 +24,10 @@ from agent_memory.log.branches import (
     read_versions,
 )
 from agent_memory.log.database import Database
-from agent_memory.log.facts import Facts
+from agent_memory.log.listing import AGENT, LIVE, PINNED, AgentRows, read_agent
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.log.turn_rows import end_turns, put_turn
-from agent_memory.log.turns import Turn, agent_sum, blob_text, salt_digest, text_blob
+from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Change, Span, ids_of
 from agent_memory.prompt.messages import to_json
 from agent_memory.types import AgentInfo
@@ -38,7 +38,6 @@ Described = tuple[str | None, str | None]
 #: Turns that take the place of others, by branch and number.
 Rewritten = Mapping[tuple[int, int], Turn]
 
-_AGENT = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "facts", "branch", "xxh3")
 _ORPHANS = f"SELECT count(*) FROM turns WHERE agent NOT IN ({REFERRED})"
 _OLD_ORPHANS = "SELECT count(*) FROM turns WHERE agent NOT IN (SELECT agent FROM agents)"
 _LAST_NUMBERS = (
@@ -46,17 +45,6 @@ _LAST_NUMBERS = (
     "SELECT max(branch) FROM versions UNION SELECT max(holder) FROM versions UNION SELECT max(branch) FROM agents "
     "UNION SELECT max(agent) FROM turns"
 )
-#: Of each agent the last turn ``t``: of its branch or, where that has none of its own, of the branch's base.
-_LAST_TURNS = (
-    f"LEFT JOIN branches b ON b.branch = {LIVE} LEFT JOIN turns t ON t.rowid = coalesce("
-    f"(SELECT rowid FROM turns WHERE agent = {LIVE} ORDER BY number DESC LIMIT 1), "
-    "(SELECT rowid FROM turns WHERE agent = b.base AND number = b.n_base - 1))"
-)
-_OLD_LAST_TURNS = (
-    "LEFT JOIN turns t ON t.agent = a.agent AND t.number = (SELECT max(number) FROM turns WHERE agent = a.agent)"
-)
-_CHECKPOINTS = "SELECT agent, count(*) FROM versions WHERE reason = 'checkpoint' GROUP BY agent"
-_PINNED = "pinned "  #: and an agent's number: the fact of the store that it is pinned
 
 
 class Logs:
@@ -69,22 +57,19 @@ class Logs:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._last_number: int | None = None
-        with database.reading() as db:  # one that is only read may be of an older version
-            there = {name for _, name, *_ in db.execute("PRAGMA table_info(agents)")}
-        self._has_versions = "branch" in there
-        self._agent_columns = ", ".join(f"a.{name}" if name in there else f"NULL AS {name}" for name in _AGENT)
-        self._last_turns = _LAST_TURNS if self._has_versions else _OLD_LAST_TURNS
+        self._agents = AgentRows(database)
+        self._has_versions = self._agents.has_versions
 
     def load_agent(self, salt: str, name: str) -> tuple[AgentRecord, str | None] | None:
         """Return the agent with its log up to the first damaged turn, and what was damaged."""
         with self._database.reading() as db:
             row = db.execute(
-                f"SELECT {self._agent_columns} FROM agents a WHERE salt = ? AND name = ?",
+                f"SELECT {self._agents.columns} FROM agents a WHERE salt = ? AND name = ?",
                 (salt_digest(salt), text_blob(name)),
             ).fetchone()
             if row is None:
                 return None
-            agent, is_whole = _read_agent(row)
+            agent, is_whole = read_agent(row)
             if agent is None:
                 return None
             state, damage = read_turns(db, _live(agent))
@@ -158,33 +143,7 @@ class Logs:
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """Return all agents of one salt, by name."""
-        with self._database.reading() as db:
-            rows = db.execute(
-                f"SELECT {self._agent_columns}, t.number, t.n_messages, t.n_tokens "
-                f"FROM agents a {self._last_turns} WHERE a.salt = ?",
-                (salt_digest(salt),),
-            ).fetchall()
-            kept = dict(db.execute(_CHECKPOINTS).fetchall()) if self._has_versions else {}
-        pinned = self.pinned()
-        found = []
-        for *row, last, n_messages, n_tokens in rows:
-            agent, _ = _read_agent(row)
-            if agent is None:
-                continue
-            is_sound = all(is_count(n) for n in (last, n_messages, n_tokens))
-            info = AgentInfo(
-                name=blob_text(agent["name"]),
-                n_turns=last + 1 if is_sound else 0,
-                n_messages=n_messages if is_sound else 0,
-                n_tokens=n_tokens if is_sound else 0,
-                system=_system_now(agent),
-                created_s=agent["created_s"],
-                used_s=agent["used_s"],
-                is_pinned=agent["agent"] in pinned,
-                n_checkpoints=kept.get(agent["agent"], 0),
-            )
-            found.append(info)
-        return sorted(found, key=lambda info: info.name)
+        return self._agents.infos(salt)
 
     def names(self, salt: str) -> dict[int, str]:
         """Return the name of every agent of a salt, by its number."""
@@ -194,14 +153,13 @@ class Logs:
 
     def pinned(self) -> set[int]:
         """Return the numbers of the pinned agents, of all salts."""
-        numbers = [key.removeprefix(_PINNED) for key in self._database.meta_keys(_PINNED)]
-        return {int(number) for number in numbers if number.isdecimal() and len(number) < 20}
+        return self._agents.pinned()
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Commit that an agent is pinned, or no longer."""
         change = "INSERT OR REPLACE INTO meta VALUES (?, '')" if is_pinned else "DELETE FROM meta WHERE key = ?"
         with self._database.transaction() as db:
-            db.execute(change, (f"{_PINNED}{agent_id}",))
+            db.execute(change, (f"{PINNED}{agent_id}",))
 
     def append_turn(
         self, agent_id: int, number: int, turn: Turn, messages: str, described: Described | None = None
@@ -261,8 +219,8 @@ class Logs:
         found = []
         with self._database.reading() as db:
             total = int(db.execute("SELECT count(*) FROM turns").fetchone()[0])
-            for row in db.execute(f"SELECT {self._agent_columns} FROM agents a").fetchall():
-                agent, is_whole = _read_agent(row)
+            for row in db.execute(f"SELECT {self._agents.columns} FROM agents a").fetchall():
+                agent, is_whole = read_agent(row)
                 _, damage = read_turns(db, row[0] if agent is None else _live(agent))
                 _, lost = read_versions(db, row[0]) if self._has_versions else ((), None)
                 damage = (damage or lost) if is_whole else "its own record"
@@ -277,12 +235,12 @@ class Logs:
     def examine(self) -> str | None:
         """Return what is wrong with the rows, beyond what a log's checksums say when it is read; None: nothing."""
         with self._database.reading() as db:
-            rows = db.execute(f"SELECT {self._agent_columns} FROM agents a").fetchall()
+            rows = db.execute(f"SELECT {self._agents.columns} FROM agents a").fetchall()
             numbers = db.execute("SELECT seq FROM sqlite_sequence").fetchall()
             n_orphans = db.execute(_ORPHANS).fetchone()[0]
         if n_orphans:
             return f"{n_orphans} turns are no agent's"
-        agents = [dict(zip(_AGENT, row, strict=True)) for row in rows]
+        agents = [dict(zip(AGENT, row, strict=True)) for row in rows]
         n_bad = sum(sound_agent(row) != row for row in agents)
         if n_bad or not all(is_count(n) and n >= max((r["agent"] for r in agents), default=0) for (n,) in numbers):
             return f"{n_bad} rows of agents make no sense"
@@ -301,23 +259,6 @@ def replace_turns(db: sqlite3.Connection, turns: Rewritten) -> None:
     for (branch, number), turn in turns.items():
         db.execute("DELETE FROM turns WHERE agent = ? AND number = ?", (branch, number))
         put_turn(db, branch, number, turn, to_json(turn.messages))
-
-
-def _read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:
-    """The agent of a row with _AGENT, and whether it is as it was written; None: it has no name."""
-    found = sound_agent(dict(zip(_AGENT, row, strict=True)))
-    if found is None:
-        return None, False
-    system = None if found["system"] is None else blob_text(found["system"])
-    tools = blob_text(found["tools"])
-    digest = agent_sum(blob_text(found["name"]), system, tools, found["created_s"], found["facts"], found["branch"])
-    return found, digest == found["xxh3"]
-
-
-def _system_now(agent: Mapping[str, Any]) -> str | None:
-    """The system prompt of an agent's newest turn; its column holds the one before the first turn."""
-    later = Facts.from_json(agent["facts"]).system
-    return later if later is not None or agent["system"] is None else blob_text(agent["system"])
 
 
 def _describe_agent(db: sqlite3.Connection, agent_id: int, described: Described) -> None:

@@ -27,6 +27,8 @@ _NO_LOCKS = "The file system has no locks, as some network file systems have non
 _PERMISSION = "Give the user that runs this the right to read and write the folder and the files in it"
 _SQLITE_FILES = 4  #: file descriptors of one database: the file, its WAL and index, the folder
 _BY_ERRNO: dict[int, str] = {
+    errno.EEXIST: "Give another path: a store is a folder, and need not exist yet",
+    errno.ENOTDIR: "Give another path: a store is a folder, and need not exist yet",
     errno.EMFILE: _MINE,
     errno.ENFILE: "The system has as many files open as it may: close some, or raise its limit (fs.file-max)",
     errno.ENOLCK: _NO_LOCKS,

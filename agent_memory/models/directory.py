@@ -23,6 +23,8 @@ def check_directory(path: Path) -> None:
     Raises ModelNotFoundError or UnsupportedModelError (a file is missing), or DamagedModelError with the bytes
     expected and found.
     """
+    if path.is_file():
+        raise UnsupportedModelError(f"{path} is a file; a model is an mlx-lm directory, a .gguf file or a hub id.")
     config = read_json(path, "config.json")
     if "model_type" not in config:
         raise UnsupportedModelError(f"{path / 'config.json'} names no model_type; mlx-lm needs one.")

@@ -18,7 +18,7 @@ import xxhash
 from attrs import frozen
 
 from agent_memory.config import as_path, total_memory_bytes
-from agent_memory.errors import INSTALL, BackendMissingError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from agent_memory.errors import INSTALL, BackendMissingError, ConfigError, ModelNotFoundError
 from agent_memory.models import directory, starter
 from agent_memory.models.converted import build_once
 from agent_memory.models.gguf import DTYPES, check_gguf, convert
@@ -84,12 +84,10 @@ def short_name(model: Located) -> str:
 
 
 def _check_path(path: Path) -> None:
-    if path.is_dir():
-        directory.check_directory(path)
-    elif path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
         check_gguf(path)
     elif path.exists():
-        raise UnsupportedModelError(f"{path} is a file; a model is an mlx-lm directory, a .gguf file or a hub id.")
+        directory.check_directory(path)
     else:
         raise ModelNotFoundError(f"no such directory or file: {path}. A hub id has the form 'owner/name'.")
 

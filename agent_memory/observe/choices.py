@@ -34,7 +34,7 @@ EFFECTS: Mapping[str, str] = {
     "max_waiting": "a limit refuses requests with QueueFullError in place of letting them wait",
     "callable_timeout_s": "more patience for your own functions; one that hangs holds its request as long",
     "pin_dates": "False: a template that writes today's date makes each day's first turn compute everything",
-    "tool_format": "one of toolcall.FORMATS: calls are read in that form alone",
+    "tool_format": "a format's name: calls are read in that form alone; the error for an unknown name lists them all",
     "keep_versions": "more keeps more of what rewinds and replaced histories left behind, on disk too",
     "on_full": "'compact' goes on from a conversation's newest turns when it reaches the model's context",
     "blas": "None leaves the BLAS of mlx as it is: float32 prefill on Linux CPUs is then many times slower",

@@ -78,7 +78,7 @@ class CacheReport(AsDict, Shown):
         """(name, text) of every line that the report has."""
         tiers = ", ".join(f"{tier} {n:,}" for tier, n in self.reusable.items())
         reusable = f"{self.reusable_tokens:,} of {self.prompt_tokens:,} tokens" + (f" ({tiers})" if tiers else "")
-        lines = [("cause", self.cause or "none: a hit"), ("detail", self.detail), ("advice", self.advice)]
+        lines = [("cause", self.cause or "none, a hit"), ("detail", self.detail), ("advice", self.advice)]
         lines += [("reusable", reusable), ("restore", _seconds(self.restore_s)), ("prefill", _seconds(self.prefill_s))]
         lines.append(("not measured", self.unmeasured))
         if self.diverged_at is not None:

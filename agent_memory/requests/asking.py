@@ -65,7 +65,7 @@ class Asking:
         self.longterm = LongTerm(path, config, runner, store, engine, self._requests)
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
-        self.moving = Moving(self.agents, store, engine, runner, self._clean)
+        self.moving = Moving(self.agents, store, engine, runner, self._clean, config.progress)
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards

@@ -14,8 +14,8 @@ from attrs import frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import AgentMemoryError
+from agent_memory.log.blobs import salt_digest
 from agent_memory.log.files import RECALL
-from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.escaping import escaped, without_marks_of
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner

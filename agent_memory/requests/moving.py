@@ -16,6 +16,7 @@ from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.kvcache.coding import Coding
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
+from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.evicting import flush
@@ -47,7 +48,9 @@ class Moving:
         engine: Engine,
         runner: ModelRunner,
         clean: Callable[[str], str] | None,
+        progress: bool | None = None,
     ) -> None:
+        self._progress = progress
         self._agents, self._store, self._engine, self._runner, self._clean = agents, store, engine, runner, clean
 
     def export(self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool) -> None:
@@ -61,9 +64,10 @@ class Moving:
         path = as_path(file, "file")
         flush(self._engine, self._store)
         recoding = None if codec in (None, "exact") else Recoding(codec, self._encode)
-        n_lost = self._store.carrier.export(
-            self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only
-        )
+        with bar(self._progress, "export", "MiB") as report:
+            n_lost = self._store.carrier.export(
+                self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report
+            )
         if n_lost:
             log.warning(
                 "agent %r was exported without %d files of its KV, which are damaged or follow damaged ones",
@@ -90,11 +94,11 @@ class Moving:
             chunk_tokens=self._store.chunk_tokens,
             n_vocab=terms.n_vocab,
         )
-        with AgentFileReader(as_path(file, "file")) as reader:
-            found = self._store.carrier.read(reader, terms, model)
+        with AgentFileReader(as_path(file, "file")) as reader, bar(self._progress, "import", "MiB") as report:
+            found = self._store.carrier.read(reader, terms, model, report)
             taken = found.agent["name"] if name is None else name
             self._agents.ensure_free(taken)
-            has_kv = self._store.carrier.take_in(reader, found, terms, self._agents.salt, taken)
+            has_kv = self._store.carrier.take_in(reader, found, terms, self._agents.salt, taken, report)
         is_foreign = bool(found.turns) and not found.n_tokens and bool(found.n_remade or found.n_foreign)
         if found.n_remade or found.n_foreign or not has_kv:
             log.info(

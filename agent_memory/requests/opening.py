@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.log.files import MANIFEST
-from agent_memory.protocols import ModelRunner
+from agent_memory.progress import bar
 from agent_memory.store.view import StoreView
 
 if TYPE_CHECKING:
     import asyncio
 
+    from agent_memory.protocols import ModelRunner
     from agent_memory.tiers.tiers import Tiers
 
 
@@ -91,7 +92,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
             raise ConfigError(
                 "adapter= goes with a model that this library loads; load it into the model you pass instead"
             )
-        return cast(ModelRunner, model)
+        return cast("ModelRunner", model)
     if model is not None and not isinstance(model, (str, PathLike)):
         raise ConfigError(f"model must be a name, a path, a runner or None, got {type(model).__name__}")
     from agent_memory.runner.mlx import MLXRunner
@@ -113,13 +114,15 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
     if is_read_only and path is not None:
         store = SharedStore(path, chunk_tokens=config.chunk_tokens)
     else:
-        store = Store(
-            path,
-            disk_bytes=config.disk_bytes,
-            chunk_tokens=config.chunk_tokens,
-            bytes_per_day=config.disk_bytes_per_day,
-            codec=config.cold_codec,
-        )
+        with bar(config.progress, "open the store", "files") as report:
+            store = Store(
+                path,
+                disk_bytes=config.disk_bytes,
+                chunk_tokens=config.chunk_tokens,
+                bytes_per_day=config.disk_bytes_per_day,
+                codec=config.cold_codec,
+                report=report,
+            )
     return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
 
 
@@ -144,7 +147,12 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
     if folder is None:
         raise StoreError("':memory:' is no folder: there is nothing on disk to look at")
     if not (folder / MANIFEST).is_file():
-        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. Give the folder that Memory was given")
+        else_do = "Give the folder that Memory was given"
+        if path is None:
+            else_do = (
+                "Agents that are opened without a path are stored there: none was yet. Else give the store's folder"
+            )
+        raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. {else_do}")
     return StoreView(folder, salt)
 
 

@@ -10,6 +10,7 @@ from attrs import frozen
 from agent_memory.config import Config
 from agent_memory.errors import RequestError, UnsupportedParameterError, repr_of
 from agent_memory.prefix.chunks import identity_of
+from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.requests.asking import Asking
 from agent_memory.scheduler.engine import Engine
@@ -78,5 +79,6 @@ class Models:
         grid = str(config.prefill_tokens or runner.prefill_tokens)
         facts = {"model": model.name, "grid": grid, **runner.identity, **runner.choices}
         self._tiers.store.costs.forget()
-        self._tiers.attach(identity, runner.layout, runner.host, facts)
+        with bar(config.progress, "open the store", "files") as report:
+            self._tiers.attach(identity, runner.layout, runner.host, facts, report)
         self._asking.take_model(identity)

@@ -16,6 +16,7 @@ from agent_memory.log.refusals import store_errors
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Kept, Span, State
 from agent_memory.prefix.pieces import Segment
+from agent_memory.progress import Progress, silent
 from agent_memory.store.agent_file import AgentFileReader
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, void
@@ -37,7 +38,16 @@ class Carrier:
         self._logs, self._manifest, self._catalog, self._path = logs, manifest, catalog, path
         self._lock = threading.Lock()  # one import at a time: a second one may follow pieces of the first
 
-    def export(self, salt: str, name: str, path: Path, *, recoding: Recoding | None, is_log_only: bool) -> int:
+    def export(
+        self,
+        salt: str,
+        name: str,
+        path: Path,
+        *,
+        recoding: Recoding | None,
+        is_log_only: bool,
+        report: Progress = silent,
+    ) -> int:
         """Write a flushed agent to a file; return how many files of KV were left out: damaged, or behind damaged ones.
 
         Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
@@ -53,13 +63,16 @@ class Carrier:
             folder = None if catalog is None or is_log_only else catalog.disk.folder
             on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
             out = carried(record, is_damaged=damage is not None)
-            return export_agent(path, out, self._manifest, folder, on_damage, recoding)
+            return export_agent(path, out, self._manifest, folder, on_damage, recoding, report)
 
-    def read(self, reader: AgentFileReader, terms: Terms, model: Model) -> Found:
+    def read(self, reader: AgentFileReader, terms: Terms, model: Model, report: Progress = silent) -> Found:
         """Read and check a whole file; changes nothing. Raises AgentFileError."""
-        return read_file(reader, terms, model if self._catalog is not None and model.layout.is_storable else None)
+        is_kept = self._catalog is not None and model.layout.is_storable
+        return read_file(reader, terms, model if is_kept else None, report)
 
-    def take_in(self, reader: AgentFileReader, found: Found, terms: Terms, salt: str, name: str) -> bool:
+    def take_in(
+        self, reader: AgentFileReader, found: Found, terms: Terms, salt: str, name: str, report: Progress = silent
+    ) -> bool:
         """Store the agent of a file that was read, in one commit; True if it has its KV.
 
         Raises ConfigError if an agent of that name was created meanwhile, AgentFileError if the file has changed,
@@ -79,7 +92,9 @@ class Carrier:
                 if not found.n_tokens or found.has_secrets:
                     catalog.disk.io.call(partial(apply, catalog, Edit(arrival=arrival)))
                     return False
-                return Importing(catalog=catalog, reader=reader, found=found, arrival=arrival, holders=holders).run()
+                return Importing(
+                    catalog=catalog, reader=reader, found=found, arrival=arrival, holders=holders, report=report
+                ).run()
         except StoreError as error:
             if isinstance(error.__cause__, sqlite3.IntegrityError):
                 raise ConfigError(f"agent {repr_of(name)} was created meanwhile: give another name=") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from threading import RLock
@@ -29,11 +29,14 @@ from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
+from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import Quota, default_budget
 from agent_memory.store.io import IOThread
 from agent_memory.store.losses import Losses
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.writing import Unwritten, WriteAdmission, Written
+
+_REPORT_EVERY = 1_000  #: segments that are indexed between two reports of progress
 
 
 @define
@@ -172,7 +175,7 @@ class Catalog:
 
     # opening
 
-    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int) -> None:
+    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int, report: Progress = silent) -> None:
         """Index the pieces of one identity. ~3 us a piece."""
         with self.lock:
             mine = [s for s in self.segments.values() if s.kind == "rows" and s.identity == identity and s.is_ready]
@@ -182,7 +185,7 @@ class Catalog:
                     segment.packed = packed.get(segment.number, b"")
             for segment in self.segments.values():
                 segment.pieces = []
-            index = self.build_index(identity, chunk_tokens, (s for s in mine if not s.is_hidden))
+            index = self.build_index(identity, chunk_tokens, [s for s in mine if not s.is_hidden], report)
             for segment in self.segments.values():
                 segment.packed = b""
             self.model = Attached(
@@ -194,12 +197,22 @@ class Catalog:
                 index,
             )
 
-    def build_index(self, identity: str, chunk_tokens: int, segments: Iterable[Segment]) -> Index:
+    def build_index(
+        self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent
+    ) -> Index:
         """Unpack segments, parents before children, and index their pieces."""
+        n_segments = len(segments)
+
+        def reported() -> Iterator[Segment]:
+            for number, segment in enumerate(sorted(segments, key=lambda s: s.number)):
+                if number % _REPORT_EVERY == 0:
+                    report(number, n_segments, "indexing")
+                yield segment
+
         index = Index(root_id(identity), chunk_tokens, self._read_ids)
         index.fill(
             piece
-            for segment in sorted(segments, key=lambda s: s.number)
+            for segment in reported()
             if segment.packed and segment.chunk_tokens == chunk_tokens
             for piece in segment.unpack()
         )

@@ -26,6 +26,7 @@ from agent_memory.log.carried import Carried
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.versions import Kept
 from agent_memory.prefix.pieces import Segment
+from agent_memory.progress import Progress, mib, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.store.manifest import Manifest
@@ -95,8 +96,11 @@ def export_agent(
     folder: Path | None,
     on_damage: OnDamage | None = None,
     recoding: Recoding | None = None,
+    report: Progress = silent,
 ) -> int:
     """Write an agent to a file; return how many segments had to be left out. ``folder`` None: the log alone.
+
+    ``report``: told the MiB of KV that were read.
 
     Raises StoreError, OutOfSpaceError.
     """
@@ -105,6 +109,7 @@ def export_agent(
         with AgentFileWriter(path) as writer:
             _write_log(writer, found)
             writing = _Writing(writer, folder, is_last=number == _TRIES - 1, on_damage=on_damage, recoding=recoding)
+            writing.counts(kvs, report)
             with contextlib.suppress(_ChangedError):
                 for kv in kvs:  # all of them first: that is the order in which a file is read
                     writer.part("model", {"chunk_tokens": kv.chunk_tokens}, _json(kv.facts))
@@ -251,6 +256,13 @@ class _Writing:
         self._places: dict[tuple[int, bytes], tuple[int, int]] = {}  # model and piece -> rows and piece in the file
         self._n_rows = 0
         self.n_lost = 0
+        self._report: Progress = silent
+        self._n_bytes = self._n_done = 0
+
+    def counts(self, kvs: Sequence[Kv], report: Progress) -> None:
+        """Report from now on how much of this KV is read."""
+        segments = [segment for kv in kvs for segment in (*(row.segment for row in kv.rows), *kv.resume)]
+        self._report, self._n_bytes = report, sum(segment.n_bytes for segment in segments)
 
     def write_rows(self, model: int, kv: Kv) -> None:
         """Write the segments of a model's rows."""
@@ -291,6 +303,8 @@ class _Writing:
     def _copied(self, kind: str, segment: Segment, facts: dict[str, Any], n_tokens: int) -> bool:
         """Write one segment's part; False if its file cannot be read."""
         assert self._folder is not None
+        self._report(self._n_done >> 20, mib(self._n_bytes), "")
+        self._n_done += segment.n_bytes
         is_begun = False
         try:
             with contextlib.closing(OpenSegment(self._folder / segment.file, segment)) as source:

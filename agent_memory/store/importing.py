@@ -20,6 +20,7 @@ from agent_memory.errors import AgentFileError
 from agent_memory.log.carried import Arrival
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import HeadMove, Piece, Segment, resume_segment
+from agent_memory.progress import Progress, mib, silent
 from agent_memory.store.agent_file import AgentFileReader, Body
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
@@ -54,6 +55,7 @@ class Importing:
     found: Found
     arrival: Arrival
     holders: dict[int, int]  #: number of a version, 0: the agent -> number under which its KV is held
+    report: Progress = silent  #: told the MiB that were written
     _wanted: list[_Wanted] = field(factory=list)
     _writers: list[SegmentWriter] = field(factory=list)
 
@@ -153,7 +155,10 @@ class Importing:
         io = self.catalog.disk.io
         assert self.catalog.model is not None
         layout = self.catalog.model.layout
+        done, total = 0, sum(wanted.of.part.n_bytes for wanted in self._wanted)
         for wanted in self._wanted:
+            self.report(done >> 20, mib(total), "writing")
+            done += wanted.of.part.n_bytes
             body = self.reader.again(wanted.of.part)
             writer = io.call(partial(self._open, wanted))
             if isinstance(wanted.of, Rows):

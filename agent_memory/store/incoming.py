@@ -26,6 +26,7 @@ from agent_memory.log.versions import Version
 from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS, Made
+from agent_memory.progress import Progress, mib, silent
 from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
 from agent_memory.store.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.types import EXACTNESS, Exactness
@@ -93,11 +94,15 @@ class Found:
     has_secrets: bool = False
 
 
-def read_file(reader: AgentFileReader, terms: Terms, model: Model | None) -> Found:
-    """Read and check a whole file. ``model`` None: no KV is taken in. Raises AgentFileError."""
+def read_file(reader: AgentFileReader, terms: Terms, model: Model | None, report: Progress = silent) -> Found:
+    """Read and check a whole file. ``model`` None: no KV is taken in. Raises AgentFileError.
+
+    ``report``: told the MiB that were checked.
+    """
     reading = _Reading(reader, terms, model)
     try:
         for body in reader.bodies():
+            report(body.part.body_at >> 20, mib(reader.n_bytes), "checking")
             reading.take(body)
         return reading.end()
     except (*BAD_JSON, UnicodeError) as error:

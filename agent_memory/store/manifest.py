@@ -24,6 +24,7 @@ from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
 from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
+from agent_memory.progress import Progress, silent
 from agent_memory.types import EXACTNESS
 
 #: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
@@ -112,13 +113,13 @@ class Manifest:
             raise ValueError("the layout that is recorded makes no sense")
         return Layout(tuple(TensorSpec(*tensor) for tensor in json.loads(row[0])))
 
-    def segments(self, identity: str | None = None) -> list[Segment]:
+    def segments(self, identity: str | None = None, report: Progress = silent) -> list[Segment]:
         """Return all segments, or those of one identity: rows first, parents before children, then resume segments.
 
         Rows that make no sense are left out. A resume segment whose segment is not stored has no identity.
         """
         with self.database.reading() as db:
-            rows = [segment for segment in _read_rows(db, identity) if _is_sound(segment)]
+            rows = [segment for segment in _read_rows(db, identity, report) if _is_sound(segment)]
             resume = [segment for segment in _read_resume(db) if _is_sound(segment)]
         known = {segment.number: segment for segment in rows}
         resume = [_completed(segment, known.get(segment.parent_number or 0)) for segment in resume]
@@ -223,7 +224,7 @@ def _row_of(segment: Segment) -> dict[str, Any]:
     return {column: getattr(segment, name) for column, name in _ROWS.items()} | {"pieces": segment.pack()}
 
 
-def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
+def _read_rows(db: sqlite3.Connection, identity: str | None, report: Progress = silent) -> list[Segment]:
     where, given = ("AND identity = ?", (identity,)) if identity is not None else ("", ())
     query = f"SELECT {', '.join(_ROWS)} FROM segments WHERE segment > ? {where} ORDER BY segment LIMIT {_PAGE_ROWS}"
     names = tuple(_ROWS.values())
@@ -231,9 +232,11 @@ def _read_rows(db: sqlite3.Connection, identity: str | None) -> list[Segment]:
     lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII; others are an error
     try:
         found: list[Segment] = []
+        total = 0 if report is silent else db.execute("SELECT count(*) FROM segments").fetchone()[0]
         while rows := db.execute(query, (last, *given)).fetchall():  # each statement is a read transaction of its own
             found += [Segment(**dict(zip(names, row, strict=True)), is_ready=True) for row in rows]
             last = rows[-1][names.index("number")]
+            report(len(found), total, "")
         return found
     finally:
         db.text_factory = lenient

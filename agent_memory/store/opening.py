@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import MADE, Made
+from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import list_files
 from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
@@ -42,6 +44,7 @@ _NOT_DAMAGE = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_NOMEM,
@@ -76,7 +79,9 @@ class Repair:
         )
 
 
-def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0) -> tuple[Database, Repair | None]:
+def open_manifest(
+    root: Path, files: Files, closed: str | None, commits: int = 0, report: Progress = silent
+) -> tuple[Database, Repair | None]:
     """Return the manifest of a store, repaired if necessary.
 
     ``closed``: its checksum when the store was closed; ``commits``: its acknowledged transactions.
@@ -86,30 +91,32 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
     path = root / MANIFEST
     refuse_dangling(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
-        has_kv = bool(list_files(root / KV_FOLDER))
-        return (open_database(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
+        if not list_files(root / KV_FOLDER) and not closed:
+            return open_database(path, files), None
+        return _repair(root, files, "is missing", report)
     if path.with_name(f"{MANIFEST}-wal").exists():
         closed = None  # another program wrote to it since
     try:
         check_versions(path)
         if closed is not None and manifest_sum(path) != closed:
-            return _repair(root, files, "is damaged (its checksum is wrong)")
+            return _repair(root, files, "is damaged (its checksum is wrong)", report)
         database = open_database(path, files)
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-        return _repair(root, files, f"is damaged ({error})")
-    if closed is None and (found := _examine(database, commits)) is not None:
+        return _repair(root, files, f"is damaged ({error})", report)
+    if closed is None and (found := _examine(database, commits, report)) is not None:
         database.close()
-        return _repair(root, files, f"is damaged ({found})")
+        return _repair(root, files, f"is damaged ({found})", report)
     return database, None
 
 
-def _examine(database: Database, commits: int) -> str | None:
+def _examine(database: Database, commits: int, report: Progress) -> str | None:
+    tick = None if report is silent else partial(report, 0, 0, "checking the manifest, which was not closed")
     try:
         if lost := max(0, commits - database.commits):
             return f"{lost} of {commits} acknowledged changes are lost"
-        return database.examine() or Logs(database).examine() or Manifest(database).examine()
+        return database.examine(tick) or Logs(database).examine() or Manifest(database).examine()
     except (*BAD_JSON, sqlite3.DatabaseError) as error:
         if isinstance(error, sqlite3.Error) and not _is_damage(error):
             database.close()
@@ -121,8 +128,8 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
 
 
-def _repair(root: Path, files: Files, what: str) -> tuple[Database, Repair]:
-    found, n_files = read_files(root / KV_FOLDER)  # first: if it cannot be read now, nothing is changed
+def _repair(root: Path, files: Files, what: str, report: Progress) -> tuple[Database, Repair]:
+    found, n_files = read_files(root / KV_FOLDER, report)  # first: if it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
     database = open_database(root / MANIFEST, files)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
@@ -150,7 +157,7 @@ def _set_aside(root: Path, files: Files) -> str | None:
     return aside.name
 
 
-def read_files(folder: Path) -> tuple[list[Segment], int]:
+def read_files(folder: Path, report: Progress = silent) -> tuple[list[Segment], int]:
     """Return every segment that its own file proves and that a root reaches, and the number of files.
 
     Times of use are those of the files. A segment and one that superseded it may both be entered, which costs space
@@ -158,7 +165,8 @@ def read_files(folder: Path) -> tuple[list[Segment], int]:
     """
     found: list[Segment] = []
     names = sorted(filter(is_kv_name, list_files(folder)))
-    for name in names:
+    for number, name in enumerate(names):
+        report(number, len(names), "repairing the manifest")
         if is_kv_name(name, finished=True):
             try:
                 found.append(_read(folder, name))

@@ -13,6 +13,7 @@ from agent_memory.log.health import Health
 from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
 from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.worth import victims
+from agent_memory.progress import Progress, silent
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import remove_hidden
 from agent_memory.store.folder import list_files
@@ -28,13 +29,13 @@ class NoRoomError(Exception):
     """Internal: the budget leaves no space for this save."""
 
 
-def sweep(catalog: Catalog) -> None:
+def sweep(catalog: Catalog, report: Progress = silent) -> None:
     """Enter the manifest's segments, hide those whose file is missing or has a wrong size, remove files without a row.
 
     At opening; I/O thread or none yet. Segments that depend on a hidden one are hidden too.
     """
     disk = catalog.disk
-    rows, found = disk.manifest.segments(), list_files(disk.folder)
+    rows, found = disk.manifest.segments(report=report), list_files(disk.folder)
     bad: list[Segment] = []
     lost: set[int] = set()
     n_bad = dict.fromkeys(("rows", "resume"), 0)

@@ -71,7 +71,15 @@ class SharedStore(Store):
         super().__init__(path, disk_bytes=0, chunk_tokens=chunk_tokens)
         self._seen = -1  #: the commit that the catalog shows
 
-    def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
+    def _open(
+        self,
+        path: Path,
+        disk_bytes: int | None,
+        bytes_per_day: int | None,
+        codec: Codec,
+        files: Files,
+        report: Progress,
+    ) -> None:
         self._database = view_database(path / MANIFEST)
         try:
             self._shared = open_disk(
@@ -85,13 +93,15 @@ class SharedStore(Store):
         self._catalog = Catalog(self._shared, self._pins, codec=codec)
         log.info("store open path=%s read-only", path)
 
-    def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
+    def attach(
+        self, identity: str, layout: Layout, host: str, facts: Mapping[str, str], report: Progress = silent
+    ) -> None:
         """Index the committed KV of one identity."""
         self._io.start()
         self._attached, self._seen = (identity, layout, host), -1
-        self._follow()
+        self._follow(report)
 
-    def _follow(self) -> None:
+    def _follow(self, report: Progress = silent) -> None:
         """Read the manifest again if it has changed. Engine thread."""
         with store_errors("read it", self._path):
             with self._database.reading() as db:
@@ -99,11 +109,11 @@ class SharedStore(Store):
             if self._attached is None or seen == self._seen:
                 return
             catalog = Catalog(self._shared, self._pins)
-            for segment in self._manifest.segments():
+            for segment in self._manifest.segments(report=report):
                 segment.held_bytes = segment.n_bytes
                 if segment.parent_number is None or segment.parent_number in catalog.segments:
                     catalog.enter(segment)
-            catalog.attach(*self._attached, self.chunk_tokens)
+            catalog.attach(*self._attached, self.chunk_tokens, report)
             self._pins.load(self._logs, self._manifest)
         self._catalog, self._seen = catalog, seen
         self.carrier = Carrier(self._logs, self._manifest, catalog, self._path)

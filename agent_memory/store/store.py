@@ -72,6 +72,7 @@ class Store:
         codec: Codec = "exact",
         bytes_per_day: int | None = None,
         files: Files | None = None,
+        report: Progress = silent,
     ) -> None:
         self._path, self.chunk_tokens = path, chunk_tokens
         self.costs, self._pins = Costs(), Pins()
@@ -86,14 +87,22 @@ class Store:
         if path is None:
             self._database = open_database(None)
         else:
-            self._open(path, disk_bytes, bytes_per_day, codec, files or Files())
+            self._open(path, disk_bytes, bytes_per_day, codec, files or Files(), report)
         self._logs, self._manifest = Logs(self._database), Manifest(self._database)
         self.carrier = Carrier(self._logs, self._manifest, self._catalog, path)  #: takes agents out, and in
 
-    def _open(self, path: Path, disk_bytes: int | None, bytes_per_day: int | None, codec: Codec, files: Files) -> None:
+    def _open(
+        self,
+        path: Path,
+        disk_bytes: int | None,
+        bytes_per_day: int | None,
+        codec: Codec,
+        files: Files,
+        report: Progress,
+    ) -> None:
         try:
             self._lock = Lock(path, files)
-            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits)
+            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits, report)
             self._log_damage += self._repair is not None
             try:
                 self._place = Place.of(path)
@@ -105,7 +114,7 @@ class Store:
                 self._catalog = catalog = Catalog(disk, self._pins, codec=codec)
                 self._compactor = Compactor(catalog)
                 disk.on_commit = self._compactor.wake
-                sweep(catalog)
+                sweep(catalog, report)
                 self._pins.load(Logs(self._database), Manifest(self._database))  # before the first eviction
                 keep(catalog)
             except BaseException:
@@ -130,14 +139,16 @@ class Store:
         with store_errors("read what is known of the model", self._path):
             return self._manifest.facts(model)
 
-    def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
+    def attach(
+        self, identity: str, layout: Layout, host: str, facts: Mapping[str, str], report: Progress = silent
+    ) -> None:
         """Load the index of one identity and record its facts; call it again for another model. ~2 us a chunk."""
         self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
             self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
-                self._catalog.attach(identity, layout, host, self.chunk_tokens)
+                self._catalog.attach(identity, layout, host, self.chunk_tokens, report)
             self._pins.load(self._logs, self._manifest)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:

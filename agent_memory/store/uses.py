@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import attrs
 from attrs import field, frozen
 
 from agent_memory.errors import AgentMemoryError
 from agent_memory.figures import ByTier
-from agent_memory.prefix.pieces import Segment
 from agent_memory.types import AgentInfo, Tier
+
+if TYPE_CHECKING:
+    from agent_memory.prefix.pieces import Segment
 
 #: (tokens of an agent's log, bytes of their KV) in one tier.
 Use = tuple[int, int]

@@ -7,26 +7,28 @@ import logging
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
-from agent_memory.log.carried import carried
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
-from agent_memory.log.logs import Logs
-from agent_memory.log.versions import AgentRecord
+from agent_memory.log.listing import AgentRows
 from agent_memory.progress import Progress, bar, silent
-from agent_memory.store.exporting import export_agent
-from agent_memory.store.manifest import Manifest
-from agent_memory.store.sources import checking
 from agent_memory.store.uses import Lines, TierUse, Use, with_uses
 from agent_memory.types import AgentInfo, Message, VerifyReport
+
+if TYPE_CHECKING:  # what reads logs and KV is imported where it is first needed: a list of agents waits for none
+    from agent_memory.log.logs import Logs
+    from agent_memory.log.versions import AgentRecord
+    from agent_memory.store.manifest import Manifest
 
 log = logging.getLogger("agent_memory.store")
 
@@ -70,7 +72,7 @@ class StoreView:
     def __init__(self, path: Path, salt: str) -> None:
         self.path, self._salt = as_path(path, "path"), salt
         self._database = view_database(self.path / MANIFEST)
-        self._logs, self._manifest = Logs(self._database), Manifest(self._database)
+        self._agents = AgentRows(self._database)
 
     def __repr__(self) -> str:
         return f"StoreView({str(self.path)!r})"
@@ -78,7 +80,7 @@ class StoreView:
     def agents(self) -> list[AgentInfo]:
         """Return every agent, newest use first. Figures by tier are those of ``cold``; reading one reads all."""
         with self._reading():
-            found = self._logs.list_agents(self._salt)
+            found = self._agents.infos(self._salt)
         sizes = {info.name: info.n_tokens for info in found}
         return with_uses(
             sorted(found, key=lambda info: -info.used_s),
@@ -122,18 +124,23 @@ class StoreView:
             log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
         )
 
-    def export(self, name: str, file: str | PathLike[str], *, log_only: bool = False) -> None:
+    def export(
+        self, name: str, file: str | PathLike[str], *, log_only: bool = False, progress: bool | None = None
+    ) -> None:
         """Write an agent, as of the last commit, to a file that ``memory.import_agent`` reads; see ``Agent.export``.
 
-        Raises UnknownAgentError, StoreError, OutOfSpaceError.
+        ``progress`` as in Config. Raises UnknownAgentError, StoreError, OutOfSpaceError.
         """
+        from agent_memory.log.carried import carried
+        from agent_memory.store.exporting import export_agent
+
         path, folder = as_path(file, "file"), self.path / KV_FOLDER
         record, damage = self._record(name)
         if damage is not None:
             log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
-        with self._reading():
+        with self._reading(), bar(progress, "export", "MiB") as report:
             found = carried(record, is_damaged=damage is not None)
-            export_agent(path, found, self._manifest, None if log_only else folder)
+            export_agent(path, found, self._manifest, None if log_only else folder, report=report)
 
     def verify(self, *, progress: bool | None = None) -> VerifyReport:
         """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""
@@ -152,6 +159,18 @@ class StoreView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @cached_property
+    def _logs(self) -> Logs:
+        from agent_memory.log.logs import Logs
+
+        return Logs(self._database)
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        from agent_memory.store.manifest import Manifest
+
+        return Manifest(self._database)
 
     def _record(self, name: str) -> tuple[AgentRecord, str | None]:
         with self._reading():
@@ -180,6 +199,8 @@ def _use(name: str, segments: set[int], users: Mapping[int, int], lines: Lines) 
 
 def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Progress = silent) -> VerifyReport:
     """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
+    from agent_memory.store.sources import checking
+
     damaged: list[str] = []
     unread: list[str] = []
     n_bytes = 0

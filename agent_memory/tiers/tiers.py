@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.pieces import Ids
+from agent_memory.progress import Progress, silent
 from agent_memory.protocols import Source
 from agent_memory.store.store import Store
 from agent_memory.tiers import lookup
@@ -47,9 +48,11 @@ class Tiers:
             clock=clock,
         )
 
-    def attach(self, identity: str, layout: Layout, host: str, facts: Mapping[str, str]) -> None:
+    def attach(
+        self, identity: str, layout: Layout, host: str, facts: Mapping[str, str], report: Progress = silent
+    ) -> None:
         """Open the KV of one model: ``Store.attach``, and an empty warm tier."""
-        self.store.attach(identity, layout, host, facts)
+        self.store.attach(identity, layout, host, facts, report)
         self.warm.attach(identity, layout, host, self.store.chunk_tokens)
 
     def match(self, ids: Ids) -> Match:

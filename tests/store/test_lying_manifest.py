@@ -16,8 +16,9 @@ import pytest
 
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.errors import AgentMemoryError
+from agent_memory.log.blobs import agent_sum
 from agent_memory.log.schema import check_schema, connect, migrate
-from agent_memory.log.turns import Turn, agent_sum, turn_sum
+from agent_memory.log.turns import Turn, turn_sum
 from agent_memory.store.catalog import Catalog
 from agent_memory.types import Message
 from tests.parts.breaking import Counted

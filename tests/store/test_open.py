@@ -127,3 +127,22 @@ def test_two_identities_keep_their_kv_apart_in_one_folder(tmp_path):
     with opened(tmp_path) as store:
         assert store.match(ids).n_tokens == 50
         assert store.verify().segments == 4
+
+
+def test_ctrl_c_while_a_manifest_is_checked_ends_the_opening_and_repairs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("agent_memory.log.database._TICK_STEPS", 1)
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"held\n"
+    child.kill()  # so that the manifest is checked
+    child.communicate()
+
+    def interrupted(done, total, what):
+        told.append(what)
+        raise KeyboardInterrupt
+
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path, disk_bytes=None, chunk_tokens=16, report=interrupted)
+    assert told == ["checking the manifest, which was not closed"]
+    assert not list(tmp_path.glob("*.damaged-*"))
+    Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
