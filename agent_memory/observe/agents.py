@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.reader.view import StoreView
 from agent_memory.scheduler.engine import Engine
-from agent_memory.store.view import StoreView
 from agent_memory.types import AgentInfo
 from agent_memory.views.page import Page, Shown, Table
 from agent_memory.views.units import ago, count, short, size

@@ -19,12 +19,12 @@ from agent_memory.log.turns import salt_digest
 from agent_memory.prompt.escaping import escaped, without_marks_of
 from agent_memory.prompt.recalled import END, HEAD
 from agent_memory.protocols import ModelRunner
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.embedding import ResidentEmbedder
 from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.idle import QUIET_S
-from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 

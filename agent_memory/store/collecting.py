@@ -15,14 +15,13 @@ from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST, Size
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.names import is_kv_name
-from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.pieces import Lines, Segment
 from agent_memory.prefix.worth import victims
 from agent_memory.store.catalog import Pins
 from agent_memory.store.folder import list_files, strangers
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.room import SLACK
 from agent_memory.store.store import Store
-from agent_memory.store.view import Lines
 
 
 @frozen(kw_only=True)

@@ -6,26 +6,25 @@ import contextlib
 import logging
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
 from attrs import field, frozen
 
+from agent_memory.carry.exporting import export_agent
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
 from agent_memory.log.carried import carried
-from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.logs import Logs
 from agent_memory.log.versions import AgentRecord
-from agent_memory.prefix.pieces import Segment
-from agent_memory.progress import Progress, bar, silent
-from agent_memory.store.exporting import export_agent
+from agent_memory.prefix.pieces import Lines
+from agent_memory.progress import bar
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.sources import checking
+from agent_memory.store.verify import verify_store
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -164,23 +163,6 @@ class StoreView:
             raise StoreError(f"cannot read the store {self.path}: {error}") from error
 
 
-class Lines:
-    """The segments of a lineage, by its last piece."""
-
-    def __init__(self, rows: Sequence[Segment]) -> None:
-        self._parents = {row.number: row.parent_number for row in rows}
-        self._homes = {(row.identity, piece): row.number for row in rows for piece in row.piece_ids()}
-
-    def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
-        found: set[int] = set()
-        segment = self._homes.get((identity, head))
-        while segment is not None and segment not in found:
-            found.add(segment)
-            segment = self._parents.get(segment)
-        return found
-
-
 def _use(
     name: str, segments: set[int], users: Mapping[int, int], sizes: Mapping[int, int], files: Mapping[int, int]
 ) -> DiskUse:
@@ -190,33 +172,4 @@ def _use(
         own_bytes=own,
         shared_bytes=sum(sizes[segment] for segment in segments) - own,
         n_files=sum(files[segment] for segment in segments),
-    )
-
-
-def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Progress = silent) -> VerifyReport:
-    """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
-    damaged: list[str] = []
-    unread: list[str] = []
-    n_bytes = 0
-    segments = manifest.segments() if folder is not None else []
-    for number, segment in enumerate(segments if folder is not None else ()):
-        report(number, len(segments), "")
-        assert folder is not None
-        try:
-            for _ in checking(folder / segment.file, segment):
-                pass
-            n_bytes += segment.n_bytes
-        except READ_ERRORS as error:
-            if any(one.file == segment.file for one in manifest.segments()):  # else the file was removed meanwhile
-                found = unread if reason_of(error) == "unreadable" else damaged
-                found.append(f"{'segment' if segment.kind == 'rows' else 'resume file'} {segment.file}: {error}")
-    turns, bad_logs = logs.damaged_turns()
-    rows = [segment for segment in segments if segment.kind == "rows"]
-    return VerifyReport(
-        segments=len(rows),
-        chunks=sum(segment.n_chunks for segment in rows),
-        bytes_read=n_bytes,
-        turns=turns,
-        damaged=(*damaged, *bad_logs),
-        unread=tuple(unread),
     )
