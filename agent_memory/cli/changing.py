@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from agent_memory.cli.app import NOTHING, AsJSON, Model, Name, Salt, Store, agent_of, memory_of
-from agent_memory.cli.printing import as_bytes, plain, print_json, print_table, say, size
+from agent_memory.cli.printing import as_bytes, plain, print_json, print_table, say
+from agent_memory.views.units import size
 
 
 def explain(

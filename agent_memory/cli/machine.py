@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from agent_memory.cli.app import DAMAGE, AsJSON, Model, Salt, Store, memory_of
-from agent_memory.cli.printing import plain, print_json, print_table, say, size
+from agent_memory.cli.printing import plain, print_json, print_table, say
+from agent_memory.views.units import size
 
 
 def stats(model: Model = None, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from agent_memory.cli.app import AsJSON, Model, Name, Salt, Store, memory_of, view
-from agent_memory.cli.printing import plain, print_json, say, size
+from agent_memory.cli.printing import plain, print_json, say
+from agent_memory.views.units import size
 
 
 def export(

@@ -14,7 +14,6 @@ from unicodedata import combining, east_asian_width
 
 import typer
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -75,14 +74,6 @@ def plain(value: Any) -> dict[str, Any]:
     return attrs.asdict(value)
 
 
-def size(n_bytes: int) -> str:
-    """Bytes in words: 12.3 MiB."""
-    shown, number = float(n_bytes), 0
-    while shown >= 1024 and number < len(_UNITS) - 1:
-        shown, number = shown / 1024, number + 1
-    return f"{n_bytes} B" if number == 0 else f"{shown:.1f} {_UNITS[number]}"
-
-
 def as_bytes(text: str) -> int:
     """Bytes out of words: 20GB, 512 MiB, 1.5g. Raises typer.BadParameter."""
     found = _SIZE.fullmatch(text.strip())
@@ -90,16 +81,6 @@ def as_bytes(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is no size. Write 20GB, 512MiB or a number of bytes.")
     number, letter, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter.lower() or " "))
-
-
-def ago(unix_s: float) -> str:
-    """A time in words: 3 hours ago."""
-    since = max(0.0, time.time() - unix_s)
-    for unit, seconds in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if since >= seconds:
-            n = int(since // seconds)
-            return f"{n} {unit}{'' if n == 1 else 's'} ago"
-    return "just now"
 
 
 def day(unix_s: float) -> str:

@@ -7,7 +7,8 @@ import json
 import typer
 
 from agent_memory.cli.app import DAMAGE, AsJSON, Name, Salt, Store, view
-from agent_memory.cli.printing import ago, plain, print_json, print_table, say, size
+from agent_memory.cli.printing import plain, print_json, print_table, say
+from agent_memory.views.units import ago, size
 
 
 def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:

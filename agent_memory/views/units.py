@@ -8,11 +8,11 @@ import time
 def size(n_bytes: int) -> str:
     """Return bytes in words: 12.3 MiB."""
     n = float(n_bytes)
-    for unit in ("B", "KiB", "MiB"):
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(n) < 1024:
             return f"{n_bytes} B" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1024
-    return f"{n:.1f} GiB"
+    return f"{n:.1f} TiB"
 
 
 def seconds(s: float) -> str:
