@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
     from agent_memory.protocols import LogitsProcessor
+    from agent_memory.reader.view import StoreView
     from agent_memory.recall.context import ContextMemory
     from agent_memory.recall.episode import Episode
     from agent_memory.recall.episode_types import (
@@ -98,7 +99,6 @@ if TYPE_CHECKING:
     from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
-    from agent_memory.store.view import StoreView
     from agent_memory.tools import Pause
     from agent_memory.types import (
         AgentInfo,
@@ -358,7 +358,7 @@ _HOMES = {
     "StepRecorder": "recall.episode_types",
     "StoreError": "errors",
     "StoreLockedError": "errors",
-    "StoreView": "store.view",
+    "StoreView": "reader.view",
     "Tally": "groups.voting",
     "TaskContext": "recall.episode_types",
     "Text": "types",

@@ -194,28 +194,22 @@ class Generation:
 
     def __iter__(self) -> Iterator[Delta]:
         seen = 0
-        try:
+        with self:
             while self._wait(seen) and seen < len(self._feed.deltas):
                 yield self._feed.deltas[seen]
                 seen += 1
-        finally:
-            if not self._feed.ended:
-                self.cancel()
         if self._feed.state == "failed":
             self._outcome()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         seen = 0
-        try:
+        with self:
             while True:
                 await self._changed(seen)
                 if seen >= len(self._feed.deltas):
                     break
                 yield self._feed.deltas[seen]
                 seen += 1
-        finally:
-            if not self._feed.ended:
-                self.cancel()
         if self._feed.state == "failed":
             self._outcome()
 

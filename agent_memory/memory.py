@@ -30,6 +30,7 @@ from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.prompt.template import prompt_ids
 from agent_memory.protocols import ModelRunner
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
@@ -44,7 +45,6 @@ from agent_memory.requests.tool_loop import ToolRun, ToolTurn
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.resident import Resident
 from agent_memory.scheduler.shutting import shut, until_shut
-from agent_memory.store.shared import ensure_writable
 from agent_memory.tools import as_tools
 from agent_memory.types import (
     AgentInfo,

@@ -1,6 +1,6 @@
 """The store's layout at work, without a model: bytes written a turn, files, restore time, look-ups.
 
-    python benchmarks/layout.py [--json FILE] [--layers N]
+    python -m benchmarks.layout [--json FILE] [--layers N]
 
 Agents talk in turns over a shared prefix, one is forked, one is deleted; the KV has a real model's shape.
 The first part compares reading one 2,048-token segment through the store with a plain ``preadv`` + xxh3.
@@ -25,6 +25,7 @@ import xxhash
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
+from benchmarks.store import save
 
 IDENTITY = "ab" * 32
 
@@ -34,17 +35,6 @@ def layout_of(layers: int) -> Layout:
     return Layout(
         tuple(TensorSpec(f"{i:03d}.{k}", 3, 64, "F32") for i in range(layers) for k in "kv"), ("full",) * layers
     )
-
-
-def save(store: Store, layout: Layout, ids: np.ndarray[Any, Any], agent_id: int | None = None) -> None:
-    """Save one lineage; every token's bytes are its id, repeated."""
-    found = store.begin_save(ids, len(ids), np.ones(len(ids), np.uint8), "exact", agent_id=agent_id)
-    for number, part in enumerate(found.parts):
-        tokens = ids[part.start : part.stop].astype(np.uint8)
-        for tensor, spec in enumerate(layout.tensors):
-            block = np.broadcast_to(tokens[None, :, None], (spec.heads, len(tokens), spec.row_bytes))
-            found.put(number, tensor, np.ascontiguousarray(block))
-    found.finish()
 
 
 def restore(store: Store, layout: Layout, match: Match, outs: list[memoryview], capacity: int) -> float:

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
+from agent_memory.kvfile import segments, sources
 from agent_memory.log.files import Files
-from agent_memory.store import segments, sources
 from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
 from benchmarks.common import drop_page_cache, median, timed, write_json

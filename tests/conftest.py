@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 import pytest
@@ -17,6 +21,25 @@ from agent_memory.store.edit import check
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+#: Where stores of tests go if it has the room: nothing here needs a disk, and a folder in memory syncs at once.
+MEMORY_FOLDER, ROOM_BYTES = Path("/dev/shm"), 6 << 30
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Else each of the processes that tests start compiles the package anew, for a second.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if config.option.basetemp is None and MEMORY_FOLDER.is_dir():
+        if os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= ROOM_BYTES:
+            for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
+                if not Path(f"/proc/{left.name.split('-')[2]}").exists():
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
+            config.option.basetemp = Path(folder) / "paths"
+            tempfile.tempdir = folder
+            config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 FROZEN = tuple(field.name for field in attrs.fields(Segment))
@@ -42,6 +65,12 @@ def frozen_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def edit_faults() -> list[str]:
     """Return what was out of step after an Edit so far; a long test may assert at each step that it is empty."""
     return []
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls are not held to a grammar, as without the extra: the model may write them in any way, and wrong."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import pytest
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.errors import CancelledError, ClosedError, RequestTimeoutError
 from agent_memory.generation import Generation
+from tests.parts.waiting import cancel_a_task, together
 
 PATIENCE_S = 30.0
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)
@@ -140,14 +141,7 @@ def _cancel_the_task_that_awaits(memory: Memory, handle: Generation) -> None:
     async def wait() -> str:
         return (await handle).text
 
-    async def main() -> None:
-        task = asyncio.create_task(wait())
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    cancel_a_task(wait)
 
 
 def _cancel_the_task_that_iterates(memory: Memory, handle: Generation) -> None:
@@ -155,14 +149,7 @@ def _cancel_the_task_that_iterates(memory: Memory, handle: Generation) -> None:
         async for _ in handle:
             pass
 
-    async def main() -> None:
-        task = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
+    cancel_a_task(read)
 
 
 @pytest.mark.parametrize(
@@ -221,11 +208,7 @@ def test_8_caller_threads_share_one_memory(memory: Memory) -> None:
         agent = memory.agent(f"agent {number % 4}")
         found[number] = [agent.say(f"{number} says {turn}", max_tokens=30).text for turn in range(3)]
 
-    threads = [threading.Thread(target=talk, args=(n,), daemon=True) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
+    together(talk)
     assert found == {n: [f"{n} says {turn}" for turn in range(3)] for n in range(8)}
     for number in range(4):
         log = memory.agent(f"agent {number}").messages

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.parts.house import cycles, import_graph, lines, modules, room_graph
+from tests.parts.house import arrows_within, cycles, import_graph, lines, modules, room_graph
 from tests.parts.ownership import outside_members
 
 MAX_MEMBERS = 12
+MAX_STORE_ARROWS = 45
+MAX_ROOM_SHARE = 0.18  #: of the package's lines
 
 #: Machines of which other files use more members than that, each with why.
 WIDE = {
@@ -40,7 +42,7 @@ def test_rooms_import_no_room_that_imports_them() -> None:
 
 
 def test_the_log_knows_no_room_of_kv_not_even_for_types() -> None:
-    kv = {"prefix", "store", "tiers", "kvcache", "mlxcache", "runner", "echo", "scheduler"}
+    kv = {"prefix", "kvfile", "store", "carry", "reader", "tiers", "kvcache", "mlxcache", "runner", "echo", "scheduler"}
     assert room_graph(import_graph())["log"].isdisjoint(kv)
     assert "log" in room_graph(import_graph())["store"]
 
@@ -48,6 +50,15 @@ def test_the_log_knows_no_room_of_kv_not_even_for_types() -> None:
 def test_other_files_use_few_members_of_a_machine() -> None:
     found = {name: len(members) for name, members in outside_members().items() if len(members) > MAX_MEMBERS}
     assert {name: n for name, n in found.items() if n > WIDE.get(name, (0, ""))[0]} == {}
+
+
+def test_the_store_is_read_file_by_file() -> None:
+    assert arrows_within(import_graph(), "store") <= MAX_STORE_ARROWS
+
+
+def test_no_room_outgrows_the_others() -> None:
+    name, n_lines = lines().most_common(1)[0]
+    assert n_lines <= MAX_ROOM_SHARE * sum(lines().values()), name
 
 
 def test_the_figures_count_what_is_there() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import agent_memory
 from agent_memory import errors
+from tests.parts import signatures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agent_memory"
@@ -68,6 +69,12 @@ def test_the_type_checker_sees_the_same_names_as_the_interpreter() -> None:
         for alias in node.names
     }
     assert seen == agent_memory._HOMES
+
+
+def test_public_signatures_are_as_recorded() -> None:
+    """Changes show in review: record them with ``python -m tests.parts.signatures``, and say them in the changelog."""
+    recorded = signatures.RECORD.read_text(encoding="utf-8").splitlines()
+    assert signatures.signatures().splitlines() == recorded, "run: python -m tests.parts.signatures"
 
 
 def test_every_error_is_public_and_under_the_root() -> None:

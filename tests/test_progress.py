@@ -16,7 +16,7 @@ import pytest
 
 from agent_memory import Config, EchoRunner, Memory, UnsupportedParameterError
 from agent_memory.progress import Bar
-from agent_memory.store.shared import SharedStore
+from agent_memory.reader.shared import SharedStore
 from agent_memory.store.store import Store
 
 LONG = "a long prompt of many words " * 200

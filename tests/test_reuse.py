@@ -12,7 +12,6 @@ import attrs
 import pytest
 
 from agent_memory import (
-    Config,
     ConfigError,
     EchoRunner,
     HistoryDivergedError,
@@ -23,6 +22,7 @@ from agent_memory import (
     UnsupportedParameterError,
     open_store,
 )  # fmt: skip
+from tests.parts.opening import opening, small
 from tests.parts.templated import Templated, says, templated
 from tests.parts.templates import NATIVE
 
@@ -42,25 +42,13 @@ SPELLINGS: dict[str, Callable[[Any], str]] = {
 RESULT = "written, 42 bytes"
 
 
-@pytest.fixture(autouse=True)
-def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are not held to a grammar, so that the model may spell them as it likes."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+pytestmark = pytest.mark.usefixtures("free")  # the model spells its calls as it likes
 
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(runner: EchoRunner, path: Any = ":memory:", **settings: Any) -> Memory:
-        memories.append(Memory(runner, path, config=Config(chunk_tokens=16, prefill_tokens=16, **settings)))
-        return memories[-1]
-
-    yield open_
-    for memory in memories:
-        memory.close()
+    with opening(small) as open_:
+        yield open_
 
 
 def spelled(tokenizer: Any, spelling: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from agent_memory import (
 )  # fmt: skip
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.types import CallArguments, CallEnd, CallStart, Delta, Reasoning, Text
+from tests.parts.opening import opening
 from tests.parts.scripted import scripted
 
 ADD = Tool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
@@ -35,21 +35,8 @@ TWO = f"Let me see.\n{CALL}\n{CALL}\nDone."
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(*replies: str, path: str | Path = ":memory:") -> Memory:
-        memories.append(Memory(scripted(*replies), path))
-        return memories[-1]
-
-    yield open_
-    for memory in memories:
-        memory.close()
-
-
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra nothing holds calls, so that they can be wrong."""
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with opening(lambda *replies, path=":memory:": Memory(scripted(*replies), path)) as open_:
+        yield open_
 
 
 def without_ids(calls: Sequence[ToolCall]) -> list[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from agent_memory.errors import AgentMemoryError
 if TYPE_CHECKING:
     from agent_memory.agent import Agent
     from agent_memory.memory import Memory
-    from agent_memory.store.view import StoreView
+    from agent_memory.reader.view import StoreView
 
 NOTHING, DAMAGE = 1, 3
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent_memory.log.log import Log
+from agent_memory.reader.view import StoreView
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.uses import TierUse, Use
-from agent_memory.store.view import StoreView
 from agent_memory.types import AgentInfo, Tier
 from agent_memory.views.page import Page, Shown, Table
 from agent_memory.views.units import ago, count, short, size

@@ -12,12 +12,12 @@ from attrs import frozen
 from agent_memory.config import Codec, Config, memory_budgets
 from agent_memory.kvcache.coding import token_bytes
 from agent_memory.kvcache.layout import Layout, is_kept
+from agent_memory.kvfile.format import extents, header, metadata
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Segment, resume_segment
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.prefix.resume import Held, Needs, missing_resume
 from agent_memory.protocols import ModelRunner
-from agent_memory.store.format import extents, header, metadata
 from agent_memory.tiers.warm import ARRAY_BYTES, PIECE_BYTES
 from agent_memory.usage import AsDict
 

@@ -11,7 +11,7 @@ from agent_memory.recall.chance import discoveries, probably_better
 from agent_memory.recall.drafts import Draft, evidence
 from agent_memory.recall.episode_types import Branch, EpisodeRecord
 from agent_memory.recall.signatures import choice_key, condition_key, if_then
-from agent_memory.recall.similarity import DUPLICATE, text_similarity
+from agent_memory.recall.similarity import merged
 
 MIN_SUPPORT = 3  #: episodes that took the best choice
 FALSE_SHARE = 0.05  #: of the decision points found, how many may be there by chance
@@ -34,7 +34,7 @@ def decision_points(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
         for made in _choices(episode):
             groups[made.condition].append(made)
     outcomes = {episode.id: episode.outcome.success for episode in episodes if episode.outcome is not None}
-    tested = [choices for _, choices in _merged(groups) if len({made.episode.id for made in choices}) >= MIN_SUPPORT]
+    tested = [choices for _, choices in merged(groups) if len({made.episode.id for made in choices}) >= MIN_SUPPORT]
     drafts: dict[int, Draft] = {}
     chances: dict[int, float] = {}
     for i, choices in enumerate(tested):
@@ -51,18 +51,6 @@ def _choices(episode: EpisodeRecord) -> Iterator[_Choice]:
         keys = condition_key(condition), choice_key(choice)
         if all(keys):
             yield _Choice(*keys, choice, episode)
-
-
-def _merged(groups: dict[str, list[_Choice]]) -> list[tuple[str, list[_Choice]]]:
-    """Groups of one condition; near duplicates go to the most frequent spelling."""
-    merged: list[tuple[str, list[_Choice]]] = []
-    for key in sorted(groups, key=lambda key: (-len(groups[key]), key)):
-        near = next((made for other, made in merged if text_similarity(other, key) >= DUPLICATE), None)
-        if near is None:
-            merged.append((key, list(groups[key])))
-        else:
-            near.extend(groups[key])
-    return merged
 
 
 def _draft(choices: Sequence[_Choice]) -> Draft | None:

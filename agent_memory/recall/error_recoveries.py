@@ -11,7 +11,7 @@ from agent_memory.recall.chance import rate, tail
 from agent_memory.recall.drafts import Draft, Evidence, outcome_of
 from agent_memory.recall.episode_types import EpisodeRecord, EpisodeStep
 from agent_memory.recall.signatures import error_signature
-from agent_memory.recall.similarity import DUPLICATE, text_similarity
+from agent_memory.recall.similarity import merged
 
 MIN_SUPPORT = 3  #: repaired errors
 MIN_SHARE = 0.6  #: of the repaired errors, how many had a tool in between
@@ -63,20 +63,8 @@ def error_recoveries(episodes: Sequence[EpisodeRecord]) -> list[Draft]:
         for detour in detours(episode):
             groups[detour.signature].append(detour)
     uses = Counter(step.tool for episode in episodes for step in episode.steps if step.ok)
-    drafts = (_draft(signature, found, uses) for signature, found in _merged(groups))
+    drafts = (_draft(signature, found, uses) for signature, found in merged(groups))
     return [draft for draft in drafts if draft is not None]
-
-
-def _merged(groups: dict[str, list[Detour]]) -> list[tuple[str, list[Detour]]]:
-    """Groups of one error; near duplicates go to the most frequent signature."""
-    merged: list[tuple[str, list[Detour]]] = []
-    for key in sorted(groups, key=lambda key: (-len(groups[key]), key)):
-        near = next((found for other, found in merged if text_similarity(other, key) >= DUPLICATE), None)
-        if near is None:
-            merged.append((key, list(groups[key])))
-        else:
-            near.extend(groups[key])
-    return merged
 
 
 def _draft(signature: str, found: Sequence[Detour], uses: Counter[str]) -> Draft | None:

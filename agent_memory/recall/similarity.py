@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from random import Random
 from typing import TypeVar
 
@@ -59,6 +59,18 @@ def matched(found: Sequence[T], gold: Sequence[S], similarity: Callable[[T, S], 
     for i in range(len(gold)):
         place(i, set())
     return {i: j for j, i in owner.items()}
+
+
+def merged(groups: Mapping[str, Sequence[T]]) -> list[tuple[str, list[T]]]:
+    """Return groups, largest first; one whose key is ``DUPLICATE`` alike to a larger one's joins that."""
+    kept: list[tuple[str, list[T]]] = []
+    for key in sorted(groups, key=lambda key: (-len(groups[key]), key)):
+        near = next((group for other, group in kept if text_similarity(other, key) >= DUPLICATE), None)
+        if near is None:
+            kept.append((key, list(groups[key])))
+        else:
+            near.extend(groups[key])
+    return kept
 
 
 def clusters(items: Sequence[T], similarity: Callable[[T, T], float], *, n: int, seed: int = 0) -> list[list[int]]:

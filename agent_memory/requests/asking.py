@@ -19,6 +19,7 @@ from agent_memory.observe.agents import tier_uses
 from agent_memory.observe.observing import Observing
 from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.protocols import ModelRunner, Tokenizer
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.calling import Calling, calling_of
 from agent_memory.requests.cleaning import of_tools
 from agent_memory.requests.compacting import Compacting
@@ -34,7 +35,6 @@ from agent_memory.requests.session import Requests
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.request import Request
-from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.store.uses import TierUse, with_uses
 from agent_memory.tools import as_tools

@@ -11,6 +11,10 @@ from typing import Any
 import attrs
 import numpy as np
 
+from agent_memory.carry.agent_file import AgentFileReader
+from agent_memory.carry.carrier import Carrier
+from agent_memory.carry.exporting import Recoding
+from agent_memory.carry.incoming import Model
 from agent_memory.config import CODECS, Codec, as_path
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.kvcache.coding import Coding
@@ -18,14 +22,11 @@ from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.evicting import flush
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
-from agent_memory.store.agent_file import AgentFileReader
-from agent_memory.store.exporting import Recoding
-from agent_memory.store.incoming import Model
-from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import from_json, to_json
 from agent_memory.types import Message
@@ -52,6 +53,7 @@ class Moving:
     ) -> None:
         self._progress = progress
         self._agents, self._store, self._engine, self._runner, self._clean = agents, store, engine, runner, clean
+        self._carrier = Carrier(store)
 
     def export(self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool) -> None:
         """Write an agent to a file. ``codec``: exact KV is encoded so; None: KV is written as it is stored."""
@@ -65,7 +67,7 @@ class Moving:
         flush(self._engine, self._store)
         recoding = None if codec in (None, "exact") else Recoding(codec, self._encode)
         with bar(self._progress, "export", "MiB") as report:
-            n_lost = self._store.carrier.export(
+            n_lost = self._carrier.export(
                 self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report
             )
         if n_lost:
@@ -95,10 +97,10 @@ class Moving:
             n_vocab=terms.n_vocab,
         )
         with AgentFileReader(as_path(file, "file")) as reader, bar(self._progress, "import", "MiB") as report:
-            found = self._store.carrier.read(reader, terms, model, report)
+            found = self._carrier.read(reader, terms, model, report)
             taken = found.agent["name"] if name is None else name
             self._agents.ensure_free(taken)
-            has_kv = self._store.carrier.take_in(reader, found, terms, self._agents.salt, taken, report)
+            has_kv = self._carrier.take_in(reader, found, terms, self._agents.salt, taken, report)
         is_foreign = bool(found.turns) and not found.n_tokens and bool(found.n_remade or found.n_foreign)
         if found.n_remade or found.n_foreign or not has_kv:
             log.info(

@@ -13,7 +13,7 @@ from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
 from agent_memory.log.files import MANIFEST
 from agent_memory.progress import bar
-from agent_memory.store.view import StoreView
+from agent_memory.reader.view import StoreView
 
 if TYPE_CHECKING:
     import asyncio
@@ -102,7 +102,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
-    from agent_memory.store.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
+    from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
     from agent_memory.tiers.tiers import Tiers
 

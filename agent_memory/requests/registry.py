@@ -17,11 +17,11 @@ from agent_memory.log.log import Log
 from agent_memory.log.versions import AgentRecord, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.prompting import moved_on
 from agent_memory.requests.recalled import checked_recall, chosen
 from agent_memory.scheduler.engine import Engine
-from agent_memory.store.shared import ensure_writable
 from agent_memory.store.store import Store
 from agent_memory.tools import as_tools, to_json
 from agent_memory.types import AgentInfo, Card, Message, Recall, Tool

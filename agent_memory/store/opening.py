@@ -19,6 +19,8 @@ import numpy as np
 from attrs import evolve, frozen
 
 from agent_memory.kvcache.coding import named
+from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
+from agent_memory.kvfile.segments import read_header
 from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import Database, open_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, refuse_dangling
@@ -33,9 +35,7 @@ from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import list_files
-from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
-from agent_memory.store.segments import read_header
 from agent_memory.types import EXACTNESS
 
 log = logging.getLogger("agent_memory.store")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.kvfile.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.prefix.pieces import Ids, Piece, Segment
@@ -17,7 +18,6 @@ from agent_memory.prefix.provenance import made_of_all
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
-from agent_memory.store.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.types import Exactness, Tier, weakest
 
 Whose = Literal["other_model", "other_tenant"]

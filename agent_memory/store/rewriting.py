@@ -17,6 +17,7 @@ import numpy as np
 from attrs import evolve
 
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.segments import OpenSegment, SegmentWriter
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.prefix.pieces import Ids, Segment
@@ -24,7 +25,6 @@ from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
 from agent_memory.store.room import NoRoomError, announce
-from agent_memory.store.segments import OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 

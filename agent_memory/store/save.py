@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from agent_memory.kvfile.segments import OpenSegment, SegmentWriter
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.log.logs import Logs
@@ -21,7 +22,6 @@ from agent_memory.store.edit import Edit, apply, remove_hidden, settle
 from agent_memory.store.holders import settle_held
 from agent_memory.store.planning import Part, Plan, lineage_of, plan_save, stale_resume, superseded
 from agent_memory.store.room import NoRoomError, announce, make_room
-from agent_memory.store.segments import OpenSegment, SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 

@@ -34,7 +34,6 @@ from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
 from agent_memory.store import reading
-from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
 from agent_memory.store.holders import delete_agents, delete_unowned, delete_with_versions, hold, release
@@ -45,10 +44,20 @@ from agent_memory.store.reading import NOTHING, Elsewhere, Match
 from agent_memory.store.rewriting import Compactor
 from agent_memory.store.room import figures, folder_bytes, keep, sweep
 from agent_memory.store.save import Save, begin_save
-from agent_memory.store.view import verify_store
+from agent_memory.store.verify import verify_store
 from agent_memory.types import AgentInfo, Exactness, VerifyReport
 
 log = logging.getLogger("agent_memory.store")
+
+
+@attrs.frozen(kw_only=True)
+class Parts:
+    """What a store consists of now, for who carries agents out of it, and in."""
+
+    logs: Logs
+    manifest: Manifest
+    catalog: Catalog | None  #: None: a store in memory, which has no KV
+    path: Path | None
 
 
 class Store:
@@ -89,7 +98,6 @@ class Store:
         else:
             self._open(path, disk_bytes, bytes_per_day, codec, files or Files(), report)
         self._logs, self._manifest = Logs(self._database), Manifest(self._database)
-        self.carrier = Carrier(self._logs, self._manifest, self._catalog, path)  #: takes agents out, and in
 
     def _open(
         self,
@@ -133,6 +141,11 @@ class Store:
         if self._place is not None and self._lock is not None:
             self._place.check()
             self._lock.mark()
+
+    @property
+    def parts(self) -> Parts:
+        """What the store consists of now: a reader's catalog is another one after each commit of the writer."""
+        return Parts(logs=self._logs, manifest=self._manifest, catalog=self._catalog, path=self._path)
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 from attrs import frozen
 
@@ -116,34 +117,28 @@ class _Reader:
 
     def call(self) -> Found:
         """Read ``name(key=value, ...)``."""
-        name = self.name()
-        members: list[tuple[str, str]] = []
-        self.expect("(")
-        while not self.take(")"):
-            if members:
-                self.expect(",")
-                if self.take(")"):
-                    break
-            key = self.name()
-            self.expect("=")
-            members.append((key, self.value()))
-        return from_members(name, members)
+        return from_members(self.name(), self._pairs("(", self.name, "=", ")"))
 
     def members(self) -> list[tuple[str, str]]:
         """Read an object: its keys, and the JSON text of each value."""
-        members: list[tuple[str, str]] = []
-        self.expect("{")
-        while not self.take("}"):
-            if members:
-                self.expect(",")
-                if self.take("}"):
-                    break
-            key = self._key()
-            self.expect(":")
-            members.append((key, self.value()))
+        members = self._pairs("{", self._key, ":", "}")
         if len({key for key, _ in members}) < len(members):
             raise ValueError("an object has a key twice")
         return members
+
+    def _pairs(self, start: str, read_key: Callable[[], str], between: str, end: str) -> list[tuple[str, str]]:
+        """Read keys and values with commas between them; one comma may stand behind the last value."""
+        pairs: list[tuple[str, str]] = []
+        self.expect(start)
+        while not self.take(end):
+            if pairs:
+                self.expect(",")
+                if self.take(end):
+                    break
+            key = read_key()
+            self.expect(between)
+            pairs.append((key, self.value()))
+        return pairs
 
     def value(self) -> str:
         """Read a value; its JSON text."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from pydantic import TypeAdapter
 
 from agent_memory import CancelledError, EchoRunner, Memory, Message, ToolResultError, UnsupportedParameterError
 from agent_memory.dialects.plain import begun_object
+from tests.parts.opening import opening
 from tests.parts.waiting import within
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
@@ -48,22 +48,12 @@ SAYINGS = [
 
 @pytest.fixture
 def saying() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(*said: str) -> Memory:
+    def make(*said: str) -> Memory:
         rest = list(said)
-        memories.append(Memory(EchoRunner(lambda asked, ids: rest.pop(0) if len(rest) > 1 else rest[0]), ":memory:"))
-        return memories[-1]
+        return Memory(EchoRunner(lambda asked, ids: rest.pop(0) if len(rest) > 1 else rest[0]), ":memory:")
 
-    yield open_
-    for memory in memories:
-        memory.close()
-
-
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra nothing holds calls, so that they can be wrong."""
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with opening(make) as open_:
+        yield open_
 
 
 def anthropic_request(**more: Any) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_two_memories_coexist(tmp_path: Path) -> None:
 
 def test_equal_texts_here_do_mean_right_kv(tmp_path: Path) -> None:
     """The planted fault: a source that gives one wrong byte unnoticed makes the answer garbage."""
-    from agent_memory.store.sources import SegmentSource
+    from agent_memory.kvfile.sources import SegmentSource
 
     real = SegmentSource.read_into
 

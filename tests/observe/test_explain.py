@@ -13,7 +13,6 @@ import pytest
 from agent_memory import (
     AgentDeletedError,
     ClosedError,
-    Config,
     EchoRunner,
     Memory,
     MissCause,
@@ -23,6 +22,7 @@ from agent_memory import (
 )
 from agent_memory.observe.explain import ADVICE
 from tests.parts.explaining import cases, play, verdict
+from tests.parts.opening import opening, small
 from tests.parts.templated import says, templated
 
 LONG = "Be brief and believable, whatever is asked of you. " * 3
@@ -33,26 +33,13 @@ WRITE = Tool("write", "Writes a file.", {"type": "object", "properties": {"path"
 REUSED = {"keys-01-function-keys", "keys-03-call-arguments"}
 
 
-@pytest.fixture(autouse=True)
-def free_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls are not held to a grammar, so that the model may say what a case has written."""
-    import sys
-
-    monkeypatch.setitem(sys.modules, "llguidance", None)
+pytestmark = pytest.mark.usefixtures("free")  # the model says what a case has written
 
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(runner: EchoRunner | None = None, path: Any = ":memory:", **settings: Any) -> Memory:
-        config = Config(**{"chunk_tokens": 16, "prefill_tokens": 16, **settings})
-        memories.append(Memory(runner or EchoRunner(), path, config=config))
-        return memories[-1]
-
-    yield open_
-    for memory in memories:
-        memory.close()
+    with opening(small) as open_:
+        yield open_
 
 
 def chat(system: str, *said: str) -> list[dict[str, str]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from agent_memory import Generation, Memory, Reply
@@ -41,6 +42,42 @@ def wait_for(condition: Callable[[], bool], what: str = "a condition", patience_
     while not condition():
         assert time.monotonic() < until, f"waited in vain for {what}"
         time.sleep(0.001)
+
+
+def together(work: Callable[[int], object], n: int = 8) -> None:
+    """Run ``work(0)`` to ``work(n - 1)``, each on a thread of its own; raise the first error of any."""
+    errors: list[BaseException] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), f"a thread did not end within {PATIENCE_S} s"
+
+
+def cancel_a_task(work: Callable[[], Awaitable[object]], after_s: float = 0.05) -> None:
+    """Await ``work()`` in a task, cancel that, and see that it ends as cancelled."""
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(after_s)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            return
+        raise AssertionError("the task was cancelled and ended otherwise")
+
+    asyncio.run(main())
 
 
 def outcome(handle: Generation) -> Reply | BaseException:

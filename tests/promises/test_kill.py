@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from tests.parts.killing import killed
 
 AGENTS = ("alice", "bob")
 SMALL = Config(chunk_tokens=16, prefill_tokens=16)
@@ -40,18 +36,7 @@ with Memory(runner, path, config=config) as memory:
 
 def _converse_and_die(model: str, path: Path, after_s: float) -> dict[str, int]:
     """Run the child until ``after_s`` after it has opened the store; the turns that it acknowledged, by agent."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, model, str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "open\n"
-    time.sleep(after_s)
-    child.send_signal(signal.SIGKILL)
-    lines = child.communicate()[0].splitlines()
-    assert child.returncode == -signal.SIGKILL
+    lines = killed(CHILD, model, str(path), after_s=after_s)
     whole = [line.split() for line in lines if line.startswith("acknowledged:") and line.count(" ") == 2]
     return {name: int(turns) for _, name, turns in whole}
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from tests.parts import killing
 
 CONFIG = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=2)
 CHILD = """
@@ -80,19 +76,7 @@ def life(memory: Memory, seed: int) -> Iterator[None]:
 
 def killed(path: Path, seed: int, after_s: float) -> int:
     """Run the child until ``after_s`` after it has opened the store; the newest operation that it acknowledged."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), str(seed)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        cwd=Path(__file__).parents[2],
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "open\n"
-    time.sleep(after_s)
-    child.send_signal(signal.SIGKILL)
-    lines = child.communicate()[0].splitlines()
-    assert child.returncode == -signal.SIGKILL
+    lines = killing.killed(CHILD, str(path), str(seed), after_s=after_s)
     told = [int(line.split()[1]) for line in lines if line.startswith("acknowledged ")]
     return max(told, default=-1)
 

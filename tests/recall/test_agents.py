@@ -32,6 +32,7 @@ from agent_memory.prompt.recalled import END, HEAD, with_cards
 from agent_memory.prompt.template import render
 from agent_memory.recall.cards import card
 from agent_memory.recall.types import Item
+from tests.parts.opening import opening, small
 from tests.parts.scripted import scripted
 from tests.parts.templated import says, templated
 from tests.parts.templates import NATIVE
@@ -45,15 +46,8 @@ N_CLOSING = {"harmony": 1}
 
 @pytest.fixture
 def opened() -> Iterator[Callable[..., Memory]]:
-    memories: list[Memory] = []
-
-    def open_(runner: EchoRunner, path: Any = ":memory:", **settings: Any) -> Memory:
-        memories.append(Memory(runner, path, config=Config(chunk_tokens=16, prefill_tokens=16, **settings)))
-        return memories[-1]
-
-    yield open_
-    for memory in memories:
-        memory.close()
+    with opening(small) as open_:
+        yield open_
 
 
 def runner_of(name: str, *replies: str) -> EchoRunner:

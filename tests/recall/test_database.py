@@ -14,6 +14,7 @@ import pytest
 from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, StoreError
 from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS, Step
+from tests.parts.waiting import together
 
 
 def add(db: Database, word: str) -> None:
@@ -86,22 +87,13 @@ def test_another_process_reads_what_was_committed(tmp_path: Path) -> None:
 
 def test_eight_threads_write_and_read_without_a_lock_error(tmp_path: Path) -> None:
     db = Database(tmp_path / "recall.sqlite")
-    failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        try:
-            for i in range(20):
-                add(db, f"{number}-{i}")
-                words(db)
-        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
-            failures.append(error)
+        for i in range(20):
+            add(db, f"{number}-{i}")
+            words(db)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    together(work)
     assert len(words(db)) == 160
     db.close()
 

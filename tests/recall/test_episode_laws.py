@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -18,6 +17,7 @@ from agent_memory.recall.episode_types import Outcome
 from agent_memory.recall.episodes import EpisodicMemory
 from agent_memory.recall.protocols import Redacted
 from tests.parts.secret_corpus import secrets
+from tests.parts.waiting import together
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,33 +83,24 @@ def test_two_hundred_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_eight_threads_of_mixed_work_lose_no_update(tmp_path: Path) -> None:
-    errors: list[BaseException] = []
     with EpisodicMemory(tmp_path / "recall.db") as memory:
         shared = memory.start("a shared task")
 
         def work(seed: int) -> None:
             rng = Random(seed)
-            try:
-                for i in range(12):
-                    with memory.start(f"task {seed} {i}", context={"tags": (str(seed),)}) as episode:
-                        for name in "abc":
-                            episode.step(name, ok=rng.random() > 0.2, observation="error: x")
-                        shared.step("note", f"{seed} {i}")
-                        memory.recall("task", k=3)
-                        memory.recommend("task", after=["a"])
-                        episode.complete(rng.random() > 0.3)
-                    if i % 6 == 5:
-                        memory.patterns()
-                        memory.stats()
-            except BaseException as error:  # noqa: BLE001 - told to the test
-                errors.append(error)
+            for i in range(12):
+                with memory.start(f"task {seed} {i}", context={"tags": (str(seed),)}) as episode:
+                    for name in "abc":
+                        episode.step(name, ok=rng.random() > 0.2, observation="error: x")
+                    shared.step("note", f"{seed} {i}")
+                    memory.recall("task", k=3)
+                    memory.recommend("task", after=["a"])
+                    episode.complete(rng.random() > 0.3)
+                if i % 6 == 5:
+                    memory.patterns()
+                    memory.stats()
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert errors == []
+        together(work)
         kept = memory.get(shared.id)
         assert [step.number for step in kept.steps] == list(range(1, 97))
         assert {step.action for step in kept.steps} == {f"{seed} {i}" for seed in range(8) for i in range(12)}

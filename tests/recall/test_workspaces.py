@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory import AgentMemoryError, ConfigError, ContextMemory, ItemNotFoundError
+from tests.parts.waiting import together
 
 NOW = 1_800_000_000.0
 WORDS = "ferry harbour anchor cargo pilot storm rope deck mast sail".split()
@@ -124,25 +125,16 @@ def test_a_workspace_needs_a_name() -> None:
 def test_eight_threads_lose_no_update(tmp_path: Path) -> None:
     with ContextMemory(tmp_path / "recall.sqlite") as memory:
         shared = memory.remember("The ferry is red, says everybody.").ids[0]
-        failures: list[BaseException] = []
 
         def work(number: int) -> None:
-            try:
-                for n in range(15):
-                    memory.remember(f"Thread {number} saw the ferry for the {n}th time.")
-                    memory.remember("Told by all.")
-                    assert memory.recall("ferry")
-                    memory.feedback(shared, 0.5)
-                    memory.working_set("ferry", window=f"w{number}")
-            except BaseException as error:  # noqa: BLE001 - shown by the assertion below
-                failures.append(error)
+            for n in range(15):
+                memory.remember(f"Thread {number} saw the ferry for the {n}th time.")
+                memory.remember("Told by all.")
+                assert memory.recall("ferry")
+                memory.feedback(shared, 0.5)
+                memory.working_set("ferry", window=f"w{number}")
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert failures == []
+        together(work)
         assert memory.stats().n_texts == 1 + 8 * 15 + 1
         assert memory.stats().n_duplicates == 8 * 15 - 1
         with memory._database.read() as db:

@@ -27,10 +27,10 @@ from agent_memory import (
     UnsupportedParameterError,
     open_store,
 )
+from agent_memory.carry.agent_file import AgentFileReader
+from agent_memory.carry.incoming import Model
 from agent_memory.errors import StoreError
 from agent_memory.log.files import KV_FOLDER
-from agent_memory.store.agent_file import AgentFileReader
-from agent_memory.store.incoming import Model
 from tests.parts.scripted import scripted
 
 SYSTEM = "Answer with what you heard. " * 8
@@ -374,7 +374,7 @@ def test_a_file_that_changes_after_it_was_checked_is_refused(tmp_path: Path) -> 
         lived(memory).export(tmp_path / "a.agent")
     raw = (tmp_path / "a.agent").read_bytes()
     with opened(tmp_path / "two") as memory:
-        moving, carrier = memory._asking.moving, memory._store.carrier
+        moving, carrier = memory._asking.moving, memory._asking.moving._carrier
         terms = moving._terms()
         model = Model(
             digests=memory._runner.identity,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent_memory import CancelledError, Config, EchoRunner, Memory, UnsupportedParameterError
-from tests.parts.waiting import PATIENCE_S, shown, wait_for, within
+from tests.parts.waiting import PATIENCE_S, shown, together, wait_for, within
 
 LONG = "an unbelievably long message, of which there is no end in sight. " * 12
 
@@ -90,11 +90,7 @@ def test_32_caller_threads_share_one_memory(memory: Memory) -> None:
             said.append(agent.say(text, max_tokens=30).text if draw.random() < 0.8 else memory.generate(text).text)
         found[number] = said
 
-    threads = [threading.Thread(target=talk, args=(n,), daemon=True) for n in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
+    together(talk, 32)
     assert found == {n: [f"{n} says {turn}" for turn in range(3)] for n in range(32)}
     for number in range(8):
         contents = [m.content for m in memory.agent(f"agent {number}").messages]

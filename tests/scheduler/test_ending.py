@@ -17,7 +17,7 @@ from attrs import define, field
 
 from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory, RequestTimeoutError
 from tests.parts.faulty import Faults, with_faults
-from tests.parts.waiting import PATIENCE_S, outcome, shown, wait_for
+from tests.parts.waiting import PATIENCE_S, cancel_a_task, outcome, shown, wait_for
 
 LONG = "an unbelievably long message, of which there is no end in sight. " * 6
 #: state of the request -> the call of the batch in which the engine is held meanwhile
@@ -101,22 +101,11 @@ def _raise_in_the_with_block(handle: Generation) -> None:
         raise ZeroDivisionError
 
 
-def _cancel_a_task(work: Callable[[], Any]) -> None:
-    async def main() -> None:
-        task = asyncio.ensure_future(work())
-        await asyncio.sleep(0.02)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-
-
 def _cancel_the_awaiting_task(handle: Generation) -> None:
     async def wait() -> None:
         await handle
 
-    _cancel_a_task(wait)
+    cancel_a_task(wait)
 
 
 def _cancel_the_iterating_task(handle: Generation) -> None:
@@ -124,7 +113,7 @@ def _cancel_the_iterating_task(handle: Generation) -> None:
         async for _ in handle:
             pass
 
-    _cancel_a_task(read)
+    cancel_a_task(read)
 
 
 def _time_out_waiting(handle: Generation) -> None:

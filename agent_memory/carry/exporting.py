@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError, AgentMemoryError
 from agent_memory.kvcache.coding import Coding, coding
 from agent_memory.kvcache.layout import TensorSpec
+from agent_memory.kvfile.segments import OpenSegment
 from agent_memory.log.carried import Carried
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.versions import Kept
 from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, mib, silent
 from agent_memory.prompt.messages import to_json
-from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.store.manifest import Manifest
-from agent_memory.store.segments import OpenSegment
 
 log = logging.getLogger("agent_memory.store")
 

@@ -27,7 +27,7 @@ from agent_memory import (
     StoreError,
     ToolResult,
 )
-from tests.store.test_view import files
+from tests.reader.test_view import files
 
 SMALL = Config(chunk_tokens=16, prefill_tokens=64)
 BRIEF = "You keep the tools of a village. " * 20

@@ -14,6 +14,8 @@ from typing import Any, get_args
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
+from agent_memory.carry.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError
 from agent_memory.kvcache.coding import coded, named, token_bytes
@@ -27,8 +29,6 @@ from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS, Made
 from agent_memory.progress import Progress, mib, silent
-from agent_memory.store.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
-from agent_memory.store.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.types import EXACTNESS, Exactness
 
 _ORDER = {"agent": 0, "branch": 1, "turn": 1, "version": 2, "model": 3, "rows": 4, "resume": 5, "head": 6}

@@ -14,9 +14,9 @@ from attrs import frozen
 
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.segments import OpenSegment, Rows, preadv
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
-from agent_memory.store.segments import OpenSegment, Rows, preadv
 
 _CHECKED_BYTES = 512 << 10  #: checked while they are in the core's cache: 13 % of the time, else 50 %
 

@@ -13,11 +13,11 @@ import xxhash
 
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.format import extents, file_sum, header, metadata, parse_header, split_sums
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.files import Files, make_folders, size_of
 from agent_memory.prefix.names import TEMP_SUFFIX
 from agent_memory.prefix.pieces import Ids, Segment
-from agent_memory.store.format import extents, file_sum, header, metadata, parse_header, split_sums
 
 Rows = np.ndarray[Any, np.dtype[np.uint8]]
 _IOV_MAX = 512  # POSIX promises 16, Linux and macOS take 1024

@@ -18,12 +18,11 @@ from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
-from agent_memory.store.carry import Carrier
 from agent_memory.store.catalog import Catalog, open_disk
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
-from agent_memory.store.view import verify_store
+from agent_memory.store.verify import verify_store
 from agent_memory.types import VerifyReport
 
 log = logging.getLogger("agent_memory.store")
@@ -116,7 +115,6 @@ class SharedStore(Store):
             catalog.attach(*self._attached, self.chunk_tokens, report)
             self._pins.load(self._logs, self._manifest)
         self._catalog, self._seen = catalog, seen
-        self.carrier = Carrier(self._logs, self._manifest, catalog, self._path)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest prefix of ``ids`` that is on disk now."""

@@ -17,11 +17,10 @@ from attrs import field, frozen
 
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
-from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
 from agent_memory.log.listing import AgentRows
-from agent_memory.progress import Progress, bar, silent
+from agent_memory.progress import bar
 from agent_memory.store.uses import Lines, TierUse, Use, with_uses
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
@@ -131,8 +130,8 @@ class StoreView:
 
         ``progress`` as in Config. Raises UnknownAgentError, StoreError, OutOfSpaceError.
         """
+        from agent_memory.carry.exporting import export_agent
         from agent_memory.log.carried import carried
-        from agent_memory.store.exporting import export_agent
 
         path, folder = as_path(file, "file"), self.path / KV_FOLDER
         record, damage = self._record(name)
@@ -144,6 +143,8 @@ class StoreView:
 
     def verify(self, *, progress: bool | None = None) -> VerifyReport:
         """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""
+        from agent_memory.store.verify import verify_store
+
         with self._reading(), bar(progress, "verify", "files") as report:
             folder = self.path / KV_FOLDER
             return verify_store(self._manifest, self._logs, folder if folder.is_dir() else None, report)
@@ -194,35 +195,4 @@ def _use(name: str, segments: set[int], users: Mapping[int, int], lines: Lines) 
         own_bytes=own,
         shared_bytes=sum(lines.sizes[segment] for segment in segments) - own,
         n_files=sum(lines.files[segment] for segment in segments),
-    )
-
-
-def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Progress = silent) -> VerifyReport:
-    """Check every file that the manifest names, every turn, and the manifest itself; ``folder`` None: no KV."""
-    from agent_memory.store.sources import checking
-
-    damaged: list[str] = []
-    unread: list[str] = []
-    n_bytes = 0
-    segments = manifest.segments() if folder is not None else []
-    for number, segment in enumerate(segments if folder is not None else ()):
-        report(number, len(segments), "")
-        assert folder is not None
-        try:
-            for _ in checking(folder / segment.file, segment):
-                pass
-            n_bytes += segment.n_bytes
-        except READ_ERRORS as error:
-            if any(one.file == segment.file for one in manifest.segments()):  # else the file was removed meanwhile
-                found = unread if reason_of(error) == "unreadable" else damaged
-                found.append(f"{'segment' if segment.kind == 'rows' else 'resume file'} {segment.file}: {error}")
-    turns, bad_logs = logs.damaged_turns()
-    rows = [segment for segment in segments if segment.kind == "rows"]
-    return VerifyReport(
-        segments=len(rows),
-        chunks=sum(segment.n_chunks for segment in rows),
-        bytes_read=n_bytes,
-        turns=turns,
-        damaged=(*damaged, *bad_logs),
-        unread=tuple(unread),
     )

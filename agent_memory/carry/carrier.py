@@ -9,21 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from agent_memory.carry.agent_file import AgentFileReader
+from agent_memory.carry.exporting import Recoding, export_agent
+from agent_memory.carry.importing import Importing
+from agent_memory.carry.incoming import Found, Model, read_file, turns_of
 from agent_memory.errors import ConfigError, StoreError, UnknownAgentError, repr_of
 from agent_memory.log.carried import Arrival, Terms, carried
-from agent_memory.log.logs import Logs
 from agent_memory.log.refusals import store_errors
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Kept, Span, State
 from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, silent
-from agent_memory.store.agent_file import AgentFileReader
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, void
-from agent_memory.store.exporting import Recoding, export_agent
-from agent_memory.store.importing import Importing
-from agent_memory.store.incoming import Found, Model, read_file, turns_of
-from agent_memory.store.manifest import Manifest
+from agent_memory.store.store import Store
 
 log = logging.getLogger("agent_memory.store")
 
@@ -31,11 +30,11 @@ log = logging.getLogger("agent_memory.store")
 class Carrier:
     """Takes agents out of one store, and in. Any thread: what the I/O thread must do is given to it.
 
-    ``catalog`` None: a store in memory, which has no KV to carry.
+    A store in memory has no catalog, and no KV to carry.
     """
 
-    def __init__(self, logs: Logs, manifest: Manifest, catalog: Catalog | None, path: Path | None) -> None:
-        self._logs, self._manifest, self._catalog, self._path = logs, manifest, catalog, path
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._lock = threading.Lock()  # one import at a time: a second one may follow pieces of the first
 
     def export(
@@ -52,9 +51,10 @@ class Carrier:
 
         Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
         """
-        catalog = self._catalog
-        with store_errors("read the agent", self._path):
-            found = self._logs.load_agent(salt, name)
+        parts = self._store.parts
+        catalog = parts.catalog
+        with store_errors("read the agent", parts.path):
+            found = parts.logs.load_agent(salt, name)
             if found is None:
                 raise UnknownAgentError(name)
             record, damage = found
@@ -63,11 +63,11 @@ class Carrier:
             folder = None if catalog is None or is_log_only else catalog.disk.folder
             on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
             out = carried(record, is_damaged=damage is not None)
-            return export_agent(path, out, self._manifest, folder, on_damage, recoding, report)
+            return export_agent(path, out, parts.manifest, folder, on_damage, recoding, report)
 
     def read(self, reader: AgentFileReader, terms: Terms, model: Model, report: Progress = silent) -> Found:
         """Read and check a whole file; changes nothing. Raises AgentFileError."""
-        is_kept = self._catalog is not None and model.layout.is_storable
+        is_kept = self._store.parts.catalog is not None and model.layout.is_storable
         return read_file(reader, terms, model if is_kept else None, report)
 
     def take_in(
@@ -78,16 +78,17 @@ class Carrier:
         Raises ConfigError if an agent of that name was created meanwhile, AgentFileError if the file has changed,
         StoreError, OutOfSpaceError; then nothing is stored.
         """
-        new = self._logs.new_number
+        parts = self._store.parts
+        new = parts.logs.new_number
         agent_id = new()
         numbers = [agent_id if place == found.live else new() for place in range(len(found.branches))]
         holders = {0: agent_id} | {version: new() for version in sorted({v for v, _ in found.heads} - {0})}
         arrival = _arrival(reader, found, terms, salt, name, numbers, holders)
-        catalog = self._catalog
+        catalog = parts.catalog
         try:
-            with self._lock, store_errors("store the agent", self._path):
+            with self._lock, store_errors("store the agent", parts.path):
                 if catalog is None:
-                    self._manifest.commit(arrival=arrival)
+                    parts.manifest.commit(arrival=arrival)
                     return False
                 if not found.n_tokens or found.has_secrets:
                     catalog.disk.io.call(partial(apply, catalog, Edit(arrival=arrival)))

@@ -16,17 +16,17 @@ from functools import partial
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.carry.agent_file import AgentFileReader, Body
+from agent_memory.carry.incoming import Found, Resume, Rows
 from agent_memory.errors import AgentFileError
+from agent_memory.kvfile.segments import SegmentWriter
 from agent_memory.log.carried import Arrival
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import HeadMove, Piece, Segment, resume_segment
 from agent_memory.progress import Progress, mib, silent
-from agent_memory.store.agent_file import AgentFileReader, Body
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
-from agent_memory.store.incoming import Found, Resume, Rows
 from agent_memory.store.room import NoRoomError, announce, make_room
-from agent_memory.store.segments import SegmentWriter
 
 log = logging.getLogger("agent_memory.store")
 

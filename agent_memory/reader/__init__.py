@@ -1,0 +1,1 @@
+"""A store that another process may have open: read as its last commit left it, never written."""
