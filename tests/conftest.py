@@ -31,15 +31,17 @@ MEMORY_FOLDER, ROOM_BYTES = Path("/dev/shm"), 6 << 30
 def pytest_configure(config: pytest.Config) -> None:
     # Else each of the processes that tests start compiles the package anew, for a second.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if config.option.basetemp is None and MEMORY_FOLDER.is_dir():
-        if os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= ROOM_BYTES:
-            for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
-                if not Path(f"/proc/{left.name.split('-')[2]}").exists():
-                    shutil.rmtree(left, ignore_errors=True)
-            folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
-            config.option.basetemp = Path(folder) / "paths"
-            tempfile.tempdir = folder
-            config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if config.option.basetemp is not None or not os.access(MEMORY_FOLDER, os.W_OK):
+        return
+    if shutil.disk_usage(MEMORY_FOLDER).free < ROOM_BYTES:
+        return
+    for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
+        if not Path(f"/proc/{left.name.split('-')[2]}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
+    config.option.basetemp = Path(folder) / "paths"
+    tempfile.tempdir = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 FROZEN = tuple(field.name for field in attrs.fields(Segment))
