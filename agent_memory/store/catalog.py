@@ -153,7 +153,7 @@ class Catalog:
     - ``hide`` takes segments out of the index at once, on any thread. They stay stored until the Edit that removes them
       is applied.
     - ``held_bytes``: the sum of the ``held_bytes`` of all stored segments.
-    - A segment depends on ``parent_number``: it is removed with that one, or before.
+    - A segment depends on those that it ``needs``: it is removed with them, or before.
     """
 
     def __init__(self, disk: Disk, pins: Pins, *, codec: Codec = "exact") -> None:
@@ -236,12 +236,12 @@ class Catalog:
         """Record that segments, and all that they depend on, were used now."""
         now = time.time()
         with self.lock:
-            for segment in segments:
-                at: Segment | None = segment
-                while at is not None and at.used_s < now:
+            queue = list(segments)
+            for at in queue:
+                if at.used_s < now:
                     at.used_s = now
                     self._uses[at.number] = now
-                    at = self.segments.get(at.parent_number) if at.parent_number is not None else None
+                    queue += [self.segments[number] for number in at.needs if number in self.segments]
 
     def take_uses(self) -> dict[int, float]:
         """Return the times of use that the manifest lacks; the caller writes them."""
@@ -279,6 +279,11 @@ class Catalog:
         """Return the resume segments of a segment's pieces, hidden ones too."""
         return [one for one in self._dependents.get(segment.number, {}).values() if one.kind == "resume"]
 
+    def borrowers(self, segment: Segment) -> list[Segment]:
+        """Return the segments that share rows of a segment, entered and hidden ones too. Under the lock."""
+        others = self._dependents.get(segment.number, {}).values()
+        return [one for one in others if one.source_number == segment.number]
+
     # the set itself: ``enter`` is called by saves too, the others by ``edit.apply`` alone; under the lock
 
     def enter(self, segment: Segment) -> None:
@@ -290,8 +295,8 @@ class Catalog:
             segment.number = self._last_number + 1 if segment.kind == "rows" else next(self._resume_numbers)
         self._last_number = max(self._last_number, segment.number)
         self.segments[segment.number] = segment
-        if segment.parent_number is not None:
-            self._dependents.setdefault(segment.parent_number, {})[segment.number] = segment
+        for number in segment.needs:
+            self._dependents.setdefault(number, {})[segment.number] = segment
         if segment.kind == "resume":
             self.resume[segment.parent] = segment
         if not segment.is_ready:
@@ -310,10 +315,11 @@ class Catalog:
             return
         del self.segments[segment.number]
         self.held_bytes -= segment.held_bytes if segment.is_ready else 0
-        siblings = self._dependents.get(segment.parent_number or 0, {})
-        siblings.pop(segment.number, None)
-        if not siblings:
-            self._dependents.pop(segment.parent_number or 0, None)
+        for number in segment.needs:
+            others = self._dependents.get(number, {})
+            others.pop(segment.number, None)
+            if not others:
+                self._dependents.pop(number, None)
 
     def change(self, add: Sequence[Segment], remove: Sequence[Segment], rehang: Mapping[int, int]) -> list[Segment]:
         """Change the set as an Edit says; return the segments whose files nothing names any more.
@@ -326,7 +332,8 @@ class Catalog:
         for old, new in rehang.items():
             moved = self._dependents.pop(old, {})
             for other in moved.values():
-                other.parent_number = new
+                other.parent_number = new if other.parent_number == old else other.parent_number
+                other.source_number = new if other.source_number == old else other.source_number
             self._dependents.setdefault(new, {}).update(moved)
         for segment in add:
             former = self.resume.get(segment.parent) if segment.kind == "resume" else None

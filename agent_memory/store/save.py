@@ -148,10 +148,10 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
     try:
         assert catalog.model is not None
         layout, sources = catalog.model.layout, save.opened.setdefault(part, [])
-        for piece, _ in part.stored[len(sources) :]:
-            sources.append(OpenSegment(catalog.disk.path(piece.segment), piece.segment))
+        for one in part.stored[len(sources) :]:
+            sources.append(OpenSegment(catalog.disk.path(one.segment), one.segment))
         stored = zip(sources, part.stored, strict=True)
-        first = [source.rows(layout, tensor, p.offset, p.offset + take) for source, (p, take) in stored]
+        first = [source.rows(layout, tensor, s.first_row, s.first_row + s.stop - s.start) for source, s in stored]
         joined = np.concatenate([*first, rows], axis=1)
     except WRITE_ERRORS as error:
         _fail(catalog, save, error)

@@ -168,16 +168,19 @@ class Lines:
     """The segments of a lineage, by its last piece."""
 
     def __init__(self, rows: Sequence[Segment]) -> None:
-        self._parents = {row.number: row.parent_number for row in rows}
+        self._needs = {row.number: row.needs for row in rows}
         self._homes = {(row.identity, piece): row.number for row in rows for piece in row.piece_ids()}
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
+        """Return the segment of piece ``head`` and all that it depends on; empty if the piece is gone."""
         found: set[int] = set()
-        segment = self._homes.get((identity, head))
-        while segment is not None and segment not in found:
-            found.add(segment)
-            segment = self._parents.get(segment)
+        home = self._homes.get((identity, head))
+        queue = [] if home is None else [home]
+        while queue:
+            segment = queue.pop()
+            if segment not in found:
+                found.add(segment)
+                queue += self._needs.get(segment, ())
         return found
 
 
