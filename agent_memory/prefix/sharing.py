@@ -128,9 +128,9 @@ def _staying(
         if take < piece.n_tokens or is_followed or any(True for _ in borrowers(piece.segment)):
             n_staying, source = piece.start + take - start, piece.segment
     for piece, _ in path:
-        shared = piece.segment.shared_stop - start
-        if piece.index == 0 and piece.start - start >= n_staying and shared > n_staying:
-            return shared, segments.get(piece.segment.source_number or 0)
+        of, shared = piece.segment, piece.segment.shared_stop - start
+        if of.source_number is not None and piece.index == 0 and piece.start - start >= n_staying < shared:
+            return shared, segments.get(of.source_number)
     return n_staying, source
 
 
