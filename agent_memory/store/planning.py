@@ -30,8 +30,8 @@ log = logging.getLogger("agent_memory.store")
 class Part:
     """One file of a save: the tokens of its segment that are queued, from ``start`` on.
 
-    ``stored``: stored rows of the same lineage that come before them in the file. ``replaces``: the quantized segment that this exact one
-    replaces.
+    ``stored``: stored rows of the same lineage that come before them in the file. ``replaces``: the quantized segment
+    that this exact one replaces.
     """
 
     segment: Segment
@@ -114,9 +114,7 @@ def plan_save(
     return Plan(rows=tuple(rows), resume=resume, head=head, former=former, agent_id=agent_id, is_turn=is_turn)
 
 
-def _runs(
-    catalog: Catalog, model: Attached, missed: Sequence[Run], ids: Ids, lineage: Provenance
-) -> Iterator[Run]:
+def _runs(catalog: Catalog, model: Attached, missed: Sequence[Run], ids: Ids, lineage: Provenance) -> Iterator[Run]:
     """Yield the runs to write, each in its codec; the first one may share rows of another lineage."""
     for number, run in enumerate(coded_runs(missed, model.index, ids, lineage, model.codec)):
         if model.needs is None and not number:
