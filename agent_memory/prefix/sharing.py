@@ -6,7 +6,7 @@
   ``stretches`` finds these rows by walking back through sources and parents. So segments may be joined, shortened or
   made exact under the same number, and every reference stays right.
 - A segment has a smaller number than all that depend on it, so walks end.
-- Shared is what stays in any case: rows of a piece that goes on otherwise, or that others depend on. A lineage's own
+- Shared is what stays in any case: rows of a piece that goes on otherwise, or that others need. A lineage's own
   deltas are folded as ever: their rows are written again, and the deltas go.
 - Not shared: what would make KV seem better than it is (another codec, a weaker promise, another host), and less than
   a 16th of a chunk: many prompts begin with the same few tokens, and should not depend on one file for them.
@@ -69,20 +69,21 @@ def share(
     index: Index,
     ids: Ids,
     segments: Mapping[int, Segment],
-    borrowers: Callable[[Segment], Iterable[Segment]],
+    is_needed: Callable[[Piece], bool],
     *,
     exactness: Exactness,
     host: str,
 ) -> Run:
     """Return the run with the rows that it need not write: the most that one reference leads to.
 
-    ``exactness``: of the segment that it becomes. ``borrowers``: the segments that share rows of one.
+    ``exactness``: of the segment that it becomes. ``is_needed``: True if another lineage ends in a piece, or a segment
+    shares rows of it.
     """
     parent = run.before.id if run.before is not None else index.root
     own = ids[run.start : min(run.start + index.chunk_tokens, run.stop)]
     best, paths = run, list(index.covers(parent, own, ready=False))
     going = {piece.id for path in paths for piece, take in path if take == piece.n_tokens}  # unless others need them
-    found = [_staying(path, going, index, segments, borrowers, run.start) for path in paths]
+    found = [_staying(path, going, index, segments, is_needed, run.start) for path in paths]
     for n_shared, source in (*found, *_whole(paths, {n for n, _ in found})):
         n_shared = min(n_shared, len(own) - 1)
         if source is None or n_shared < max(1, best.n_shared) or n_shared * _LEAST_SHARE < index.chunk_tokens:
@@ -118,14 +119,14 @@ def _staying(
     going: Collection[bytes],
     index: Index,
     segments: Mapping[int, Segment],
-    borrowers: Callable[[Segment], Iterable[Segment]],
+    is_needed: Callable[[Piece], bool],
     start: int,
 ) -> tuple[int, Segment | None]:
     """Return how many rows of a path stay stored when its own deltas are superseded, and the segment of the last."""
     n_staying, source = 0, None
     for piece, take in path:
         is_followed = any(child.id not in going for child in index.children(piece.id))
-        if take < piece.n_tokens or is_followed or any(True for _ in borrowers(piece.segment)):
+        if take < piece.n_tokens or is_followed or is_needed(piece):
             n_staying, source = piece.start + take - start, piece.segment
     for piece, _ in path:
         of, shared = piece.segment, piece.segment.shared_stop - start

@@ -89,6 +89,8 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     )
     with catalog.lock:
         left = _follow(catalog, edit, removed)
+        moves = [edit.lineage] if edit.lineage is not None else []
+        catalog.ends.move([*moves, *edit.arrived], edit.heads, edit.ended_agent)
     for path in map(disk.path, left):
         if not path.parent.is_symlink():  # files behind a link are not the store's
             disk.files.unlink(path)

@@ -94,6 +94,7 @@ def delete_with_versions(catalog: Catalog, agent_id: int) -> None:
         catalog.awaited.pop(number, None)
     hold(catalog, [*logs.without_kv().items()])
     manifest.gather(holders, agent_id)
+    _read_ends(catalog)
     delete_agent(catalog, agent_id)
 
 
@@ -108,8 +109,17 @@ def delete_unowned(catalog: Catalog) -> None:
 
     Also deletes KV that an earlier process gave to ``NOBODY`` and did not delete.
     """
+    _read_ends(catalog)
     delete_agent(catalog, NOBODY)
     catalog.disk.manifest.database.fold()
+
+
+def _read_ends(catalog: Catalog) -> None:
+    """Read again where lineages end: rows were given to another holder without an Edit."""
+    heads = catalog.disk.manifest.heads()
+    with catalog.lock:
+        if catalog.model is not None:
+            catalog.ends.load(heads, catalog.model.identity)
 
 
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:

@@ -94,7 +94,7 @@ def plan_save(
     index = model.index
     former = n_tokens(index.plan(ids, ready=False)) if model.needs is not None else 0
     missed, head, kept = missing(index, ids, is_cuttable=model.needs is None)
-    runs = list(_runs(catalog, model, missed, ids, lineage))
+    runs = list(_runs(catalog, model, missed, ids, lineage, agent_id))
     catalog.touch([kept.segment] if kept is not None else [])
     if reason := _refusal(catalog, model, ids, runs, is_promised):
         catalog.disk.counts.skipped[reason] += 1
@@ -114,14 +114,18 @@ def plan_save(
     return Plan(rows=tuple(rows), resume=resume, head=head, former=former, agent_id=agent_id, is_turn=is_turn)
 
 
-def _runs(catalog: Catalog, model: Attached, missed: Sequence[Run], ids: Ids, lineage: Provenance) -> Iterator[Run]:
+def _runs(
+    catalog: Catalog, model: Attached, missed: Sequence[Run], ids: Ids, lineage: Provenance, agent_id: int | None
+) -> Iterator[Run]:
     """Yield the runs to write, each in its codec; the first one may share rows of another lineage."""
+
+    def is_needed(piece: Piece) -> bool:
+        return catalog.ends.has_other(piece.id, agent_id) or bool(catalog.borrowers(piece.segment))
+
     for number, run in enumerate(coded_runs(missed, model.index, ids, lineage, model.codec)):
         if model.needs is None and not number:
             exactness = _exactness(run, lineage)
-            run = share(
-                run, model.index, ids, catalog.segments, catalog.borrowers, exactness=exactness, host=model.host
-            )
+            run = share(run, model.index, ids, catalog.segments, is_needed, exactness=exactness, host=model.host)
         if reused(run, catalog.segments) is None:  # not as they would be written: the values are, exactly
             run = evolve(run, codec="exact", stored=(), source=None, n_shared=0)
         yield run

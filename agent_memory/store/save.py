@@ -113,6 +113,7 @@ def begin_save(
         plan = plan_save(catalog, ids, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
         if plan is not None and is_turn:
             catalog.pins.note(agent_id, plan.head)
+            catalog.ends.note(agent_id, plan.head)
     return Save(None) if plan is None else Save(catalog, plan)
 
 
