@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from agent_memory import Agent, Config, EchoRunner, Memory, Reply
 from agent_memory.prefix.chunks import common_prefix
+from agent_memory.prefix.pieces import Segment
 from tests.parts.kvmodel import held_bytes
 
 CONFIG = Config(chunk_tokens=64, prefill_tokens=64)
@@ -123,3 +125,41 @@ def test_a_forked_agent_travels_with_the_rows_that_it_shares(tmp_path: Path) -> 
             assert reply.usage.tier == "cold"
             assert reply.usage.cached_tokens >= held - 3
             assert memory.verify().ok
+
+
+@pytest.mark.mlx
+def test_an_exact_lineage_makes_lossy_rows_exact_that_others_share(tmp_path: Path) -> None:
+    lossy = attrs.evolve(CONFIG, cold_codec="q8")
+
+    def opened(config: Config) -> Memory:
+        return Memory(runner("llama"), tmp_path, config=config)
+
+    def segments(memory: Memory) -> list[Segment]:
+        memory.flush()
+        return [s for s in memory._store._catalog.segments.values() if s.kind == "rows"]
+
+    with opened(lossy) as memory:
+        for name in ("a", "b", "c"):
+            ask(memory.agent(name, system=BRIEF), f"{name}: is it what it was? And was it what it is? " * 3)
+        found = segments(memory)
+        assert sum(s.n_shared > 0 for s in found) == 2
+        assert {s.codec for s in found} == {"q8"}
+    with opened(lossy) as memory:  # rows that were decoded are taken over as they are stored, never encoded again
+        for name in ("a", "b", "c"):
+            assert ask(memory.agent(name), "Again? " * 12).usage.exactness == "quantized"
+        assert {s.codec for s in segments(memory)} == {"q8"}
+        assert sum(s.n_shared > 0 for s in segments(memory)) >= 2
+        assert memory.verify().ok
+    with opened(CONFIG) as memory:
+        memory.agent("a").say("Exactly?", max_tokens=8, exact=True)
+        found = {s.number: s for s in segments(memory)}
+        sources = {s.source_number for s in found.values() if s.codec == "q8" and s.n_shared} - {None}
+        assert {found[number].codec for number in sources} >= {"exact"}, "the same number, another file"
+        assert memory.verify().ok
+        for name in ("b", "c"):
+            assert ask(memory.agent(name), "And you?").usage.exactness == "quantized"
+            memory.agent(name).export(tmp_path.with_name(f"{name}.agent"))
+        assert memory.verify().ok
+        assert memory.stats().damage == 0
+    with opened(CONFIG) as memory:
+        assert ask(memory.agent("c"), "And then?").usage.tier == "cold"
