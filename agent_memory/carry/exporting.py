@@ -1,6 +1,7 @@
 """Export: an agent's log and the KV that it and its versions hold, into one file. Reads the store, changes nothing.
 
-- Of a segment that goes on with tokens of others, only the agent's own pieces are written.
+- Of a segment that goes on with tokens of others, only the agent's own pieces are written. Rows that it shares are
+  written with its own: the file has no references.
 - Neither the salt nor anything derived from it is written: no identity, no id of a piece.
 - Parts come in an order that depends on the agent alone: an agent that did not change gives the same bytes.
 - Damaged KV is left out with all that depends on it. One tensor of one segment is in memory at a time.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.config import Codec
@@ -27,7 +28,8 @@ from agent_memory.kvfile.segments import OpenSegment
 from agent_memory.log.carried import Carried
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.versions import Kept
-from agent_memory.prefix.pieces import Segment
+from agent_memory.prefix.pieces import PIECE_BYTES, Segment
+from agent_memory.prefix.sharing import Stretch, stretches
 from agent_memory.progress import Progress, mib, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.store.manifest import Manifest
@@ -59,15 +61,38 @@ class Recoding:
 
 @frozen
 class Row:
-    """The first ``n_pieces`` pieces of a segment, which the agent holds."""
+    """``n_pieces`` pieces of a segment from piece ``first`` on, which the agent holds."""
 
     segment: Segment
+    first: int
     n_pieces: int
+    parts: tuple[Stretch, ...] = ()  #: where their rows are
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of these pieces."""
-        return min(self.n_pieces * self.segment.chunk_tokens, self.segment.n_tokens)
+    def start(self) -> int:
+        """Position of the first token."""
+        return self.segment.start + self.first * self.segment.chunk_tokens
+
+    @property
+    def stop(self) -> int:
+        """Position after the last token."""
+        return min(self.start + self.n_pieces * self.segment.chunk_tokens, self.segment.stop)
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """Ids of the pieces."""
+        return self.segment.piece_ids()[self.first : self.first + self.n_pieces]
+
+    @property
+    def parent(self) -> bytes:
+        """The piece that they follow."""
+        return self.segment.piece_ids()[self.first - 1] if self.first else self.segment.parent
+
+    @property
+    def order(self) -> tuple[int, bytes, int, bytes]:
+        """Sorts rows of one model, parents before children, by nothing but their tokens."""
+        packed = self.segment.packed
+        return self.start, packed[self.first * PIECE_BYTES :][33:PIECE_BYTES], self.stop, packed
 
 
 @frozen(kw_only=True)
@@ -155,9 +180,12 @@ def _of_model(manifest: Manifest, identity: str, lines: Sequence[Line]) -> Itera
         kept.setdefault(path[0][0].chunk_tokens, []).append(line)
     pieces = {piece for row in rows for piece in row.piece_ids()[: taken.get(row.number, 0)]}
     for chunk_tokens, ends in kept.items():
-        mine = [Row(row, taken[row.number]) for row in rows if row.number in taken and row.chunk_tokens == chunk_tokens]
-        mine.sort(key=lambda row: (row.segment.start, row.segment.packed[33:97], row.n_tokens, row.segment.packed))
-        order = {piece: (i, j) for i, row in enumerate(mine) for j, piece in enumerate(row.segment.piece_ids())}
+        known = {row.number: row for row in rows}
+        held = [row for row in rows if row.number in taken and row.chunk_tokens == chunk_tokens]
+        mine = sorted(
+            (one for row in held for one in _divided(row, taken[row.number], known)), key=lambda row: row.order
+        )
+        order = {piece: (i, j) for i, row in enumerate(mine) for j, piece in enumerate(row.pieces)}
         resume = [s for s in segments if s.kind == "resume" and s.parent in order and s.parent in pieces]
         yield Kv(
             facts=_shared(manifest.all_facts().get(identity, {})),
@@ -166,6 +194,16 @@ def _of_model(manifest: Manifest, identity: str, lines: Sequence[Line]) -> Itera
             resume=sorted(resume, key=lambda s: order[s.parent]),
             lines=sorted(ends, key=lambda line: (line.version, order[line.piece])),
         )
+
+
+def _divided(segment: Segment, n_pieces: int, known: Mapping[int, Segment]) -> Iterator[Row]:
+    """Yield whole chunks, and by itself a shorter piece behind them. Nothing if rows that it shares are nowhere."""
+    size = segment.chunk_tokens
+    n_chunks = min(n_pieces, segment.n_tokens // size)
+    for row in (Row(segment, 0, n_chunks), Row(segment, n_chunks, n_pieces - n_chunks)):
+        with contextlib.suppress(LookupError):
+            if row.n_pieces:
+                yield evolve(row, parts=stretches(known, segment, row.start, row.stop))
 
 
 def _shared(facts: Mapping[str, str]) -> dict[str, str]:
@@ -255,6 +293,7 @@ class _Writing:
         self._recoding = recoding
         self._places: dict[tuple[int, bytes], tuple[int, int]] = {}  # model and piece -> rows and piece in the file
         self._n_rows = 0
+        self._reading: Segment | None = None
         self.n_lost = 0
         self._report: Progress = silent
         self._n_bytes = self._n_done = 0
@@ -268,22 +307,22 @@ class _Writing:
         """Write the segments of a model's rows."""
         for row in kv.rows:
             segment = row.segment
-            parent = self._places.get((model, segment.parent))
-            if parent is None and segment.start:
+            parent = self._places.get((model, row.parent))
+            if parent is None and row.start:
                 self.n_lost += 1  # what it follows could not be read
                 continue
             facts = {
                 "model": model,
                 "parent": parent,
-                "start": segment.start,
-                "n_tokens": row.n_tokens,
-                "made": segment.made()[: row.n_pieces],
+                "start": row.start,
+                "n_tokens": row.stop - row.start,
+                "made": segment.made()[row.first : row.first + row.n_pieces],
                 "exactness": segment.exactness,
                 "codec": segment.codec,
                 "host": segment.host,
             }
-            if self._copied("rows", segment, facts, row.n_tokens):
-                for place, piece in enumerate(segment.piece_ids()[: row.n_pieces]):
+            if self._copied("rows", segment, facts, row.parts):
+                for place, piece in enumerate(row.pieces):
                     self._places[model, piece] = (self._n_rows, place)
                 self._n_rows += 1
 
@@ -292,7 +331,7 @@ class _Writing:
         for segment in kv.resume:
             if (place := self._places.get((model, segment.parent))) is not None:
                 facts = {"piece": place, "n_rows": segment.n_tokens, "has_state": segment.has_state}
-                self._copied("resume", segment, facts, segment.n_tokens)
+                self._copied("resume", segment, facts, (Stretch(segment, segment.start, segment.stop),))
 
     def write_lines(self, model: int, kv: Kv) -> None:
         """Write the ends of lineages that were written."""
@@ -300,14 +339,18 @@ class _Writing:
             if (place := self._places.get((model, line.piece))) is not None:
                 self._writer.part("head", {"version": line.version, "piece": place})
 
-    def _copied(self, kind: str, segment: Segment, facts: dict[str, Any], n_tokens: int) -> bool:
-        """Write one segment's part; False if its file cannot be read."""
-        assert self._folder is not None
+    def _copied(self, kind: str, segment: Segment, facts: dict[str, Any], parts: Sequence[Stretch]) -> bool:
+        """Write one segment's part; False if a file that has rows of it cannot be read."""
         self._report(self._n_done >> 20, mib(self._n_bytes), "")
         self._n_done += segment.n_bytes
         is_begun = False
         try:
-            with contextlib.closing(OpenSegment(self._folder / segment.file, segment)) as source:
+            with contextlib.ExitStack() as opened:
+                sources = [(opened.enter_context(contextlib.closing(self._open(one))), one) for one in parts]
+                source, n_tokens = sources[-1][0], parts[-1].stop - parts[0].start
+                if any(one.codec != source.codec for one, _ in sources):
+                    self.n_lost += 1  # a part of the file has one codec
+                    return False
                 if kind == "resume":
                     facts |= {"codec": source.codec, "host": source.metadata["host"]}
                 names = [name for name in source.table if not name.startswith("pad.")]
@@ -320,7 +363,7 @@ class _Writing:
                 self._writer.begin(kind, facts, n_bytes)
                 is_begun = True
                 for number, (name, form) in enumerate(zip(names, forms, strict=True)):
-                    raw = _taken(source, name, number, segment, n_tokens)
+                    raw = self._joined(sources, name, number)
                     self._writer.write(raw if form is None else self._encoded(source, name, raw, n_tokens, form))
                 self._writer.end()
                 return True
@@ -333,8 +376,22 @@ class _Writing:
                 self._writer.retract()
             self.n_lost += 1
             if self._on_damage is not None:
-                self._on_damage(segment, reason_of(error), str(error))
+                self._on_damage(self._reading or segment, reason_of(error), str(error))
             return False
+
+    def _open(self, part: Stretch) -> OpenSegment:
+        assert self._folder is not None
+        self._reading = part.segment
+        return OpenSegment(self._folder / part.segment.file, part.segment)
+
+    def _joined(self, sources: Sequence[tuple[OpenSegment, Stretch]], name: str, number: int) -> memoryview:
+        """Return one tensor, read from the files that have its rows; ids and a state from the last alone."""
+        taken: list[np.ndarray[Any, Any]] = []
+        start = sources[0][1].start
+        for source, part in sources if name not in ("ids", "state") else sources[-1:]:
+            self._reading = part.segment
+            taken.append(_taken(source, name, number, part, start))
+        return memoryview(np.ascontiguousarray(np.concatenate(taken, axis=1))).cast("B")  # type: ignore[arg-type]
 
     def _forms(self, source: OpenSegment, names: Sequence[str], segment: Segment) -> list[Coding | None]:
         """Return how each tensor of a segment is encoded on its way out; resume segments stay as they are."""
@@ -354,18 +411,20 @@ def _n_bytes(source: OpenSegment, name: str, segment: Segment, n_tokens: int, fo
     if form is not None:
         return int(source.table[name]["shape"][0]) * n_tokens * form.row_bytes
     start, stop = source.table[name]["data_offsets"]
-    if name == "state" or n_tokens == segment.n_tokens:
+    n_rows = segment.n_tokens if name == "ids" else segment.n_own
+    if name == "state" or n_tokens == n_rows:
         return int(stop - start)
-    if (stop - start) % segment.n_tokens:
+    if (stop - start) % n_rows:
         raise DamageError("damaged", f"{name} has not the same bytes for each token")
-    return int(stop - start) // segment.n_tokens * n_tokens
+    return int(stop - start) // n_rows * n_tokens
 
 
-def _taken(source: OpenSegment, name: str, number: int, segment: Segment, n_tokens: int) -> memoryview:
-    """Return the first ``n_tokens`` of a tensor, or all of a state, checked."""
-    raw = source.tensor(name, number)
-    if name == "state" or n_tokens == segment.n_tokens:
-        return raw
-    heads = 1 if name == "ids" else source.table[name]["shape"][0]
-    rows = np.frombuffer(raw, np.uint8).reshape(heads, segment.n_tokens, -1)[:, :n_tokens]
-    return memoryview(np.ascontiguousarray(rows)).cast("B")  # type: ignore[arg-type]
+def _taken(source: OpenSegment, name: str, number: int, of: Stretch, start: int) -> np.ndarray[Any, Any]:
+    """Return a stretch of a tensor, or all ids from ``start`` on, or all of a state, checked: (heads, n, row_bytes)."""
+    raw, segment = np.frombuffer(source.tensor(name, number), np.uint8), of.segment
+    if name == "state" or not raw.size:
+        return raw.reshape(1, -1, 1)
+    if name == "ids":
+        return raw.reshape(1, segment.n_tokens, -1)[:, start - segment.start : of.stop - segment.start]
+    rows = raw.reshape(source.table[name]["shape"][0], segment.n_own, -1)
+    return rows[:, of.first_row : of.first_row + of.stop - of.start]

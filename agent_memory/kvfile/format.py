@@ -21,6 +21,7 @@ from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.provenance import MADE
 
 FORMAT = "agent_memory.kv/1"
+SHARED_FORMAT = "agent_memory.kv/2"  #: of a segment that shares rows: older versions cannot read it
 RESUME_FORMAT = "agent_memory.side/1"  #: resume files; the name is that of older versions
 ALIGN = 64  #: bytes: every tensor, and the data section, start at a multiple
 
@@ -51,6 +52,7 @@ def metadata(segment: Segment) -> dict[str, str]:
             "codec": segment.codec,
             "host": segment.host,
         }
+    shared = {"format": SHARED_FORMAT, "shared": str(segment.n_shared)} if segment.n_shared else {}
     return {
         "format": FORMAT,
         "identity": segment.identity,
@@ -62,7 +64,7 @@ def metadata(segment: Segment) -> dict[str, str]:
         "exactness": segment.exactness,
         "codec": segment.codec,
         "host": segment.host,
-    }
+    } | shared
 
 
 def file_sum(data: bytes | memoryview) -> str:
@@ -73,12 +75,12 @@ def file_sum(data: bytes | memoryview) -> str:
 def extents(layout: Layout, segment: Segment, state_bytes: int | None = None) -> tuple[Extent, ...]:
     """Return the position of each part of a segment's file, padded to 64 bytes.
 
-    Rows: the full-attention tensors in layout order, the ids last. Resume data: the window tensors in layout order,
-    then the state of ``state_bytes`` (as tensor after them).
+    Rows: the full-attention tensors in layout order without shared rows, all ids last. Resume data: the window tensors
+    in layout order, then the state of ``state_bytes`` (as tensor after them).
     """
     n = segment.n_tokens
     if segment.kind == "rows":
-        found = _rows(layout.tensors, n, segment.codec)
+        found = _rows(layout.tensors, segment.n_own, segment.codec)
         return (*found, Extent("ids", "U32", (n,), _end(found), 4 * n, -1))
     found = _rows(layout.windows, n, segment.codec) if n else []
     if state_bytes is not None:

@@ -150,11 +150,11 @@ class OpenSegment:
     def rows(self, layout: Layout, tensor: int, start: int, stop: int) -> Rows:
         """Return rows ``[start, stop)`` of one full-attention tensor as stored, checked: (heads, n, row_bytes) uint8.
 
-        The whole tensor is read.
+        Counted from the file's first. The whole tensor is read.
         """
         spec = coded(layout.tensors[tensor], self.codec)
         raw = np.frombuffer(self.tensor(spec.name, tensor), np.uint8)
-        return raw.reshape(spec.heads, self._segment.n_tokens, spec.row_bytes)[:, start:stop]
+        return raw.reshape(spec.heads, self._segment.n_own, spec.row_bytes)[:, start:stop]
 
     def close(self) -> None:
         """Close the file; idempotent."""

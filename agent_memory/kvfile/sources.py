@@ -23,7 +23,7 @@ _CHECKED_BYTES = 512 << 10  #: checked while they are in the core's cache: 13 % 
 
 @frozen
 class Span:
-    """The first ``take`` tokens of one segment, at position ``at`` of the KV that is filled."""
+    """``take`` tokens of one segment whose rows are in its file, at position ``at`` of the KV that is filled."""
 
     segment: Segment
     path: Path
@@ -34,6 +34,11 @@ class Span:
     def stop(self) -> int:
         """Position after its last token in the KV."""
         return self.at + self.take
+
+    @property
+    def first_row(self) -> int:
+        """Row of the file that has its first token."""
+        return self.at - self.segment.shared_stop
 
 
 @frozen
@@ -53,23 +58,31 @@ class SegmentSource:
 
     - ``on_damage(segment, reason, text)`` is called at most once, on the thread that found damage; nothing raises.
     - Several threads may read tensors at once; they end before ``close``.
+    - ``is_whole`` False: some of its rows are in no file any more; it gives nothing.
     """
 
     def __init__(
-        self, layout: Layout, spans: Sequence[Span], ids: Ids, on_damage: Callable[[Segment, str, str], None]
+        self,
+        layout: Layout,
+        spans: Sequence[Span],
+        ids: Ids,
+        on_damage: Callable[[Segment, str, str], None],
+        *,
+        is_whole: bool = True,
     ) -> None:
         self._layout, self._spans, self._on_damage = layout, spans, on_damage
         self._n_tokens = len(ids)
         self._lock = threading.Lock()  # guards ``damage``
         self._open: list[OpenSegment] = []
-        self.damage: str | None = None
+        self.damage: str | None = None if is_whole else "rows that it shares were removed meanwhile"
         self._cut: int = self._n_tokens  # tokens from here on are zeros
         for span in spans:
             try:
                 found = OpenSegment(span.path, span.segment)
                 self._open.append(found)
-                stored = found.ids()[: span.take]
-                if not np.array_equal(stored, ids[span.at : span.stop]):
+                start = span.segment.start
+                stored = found.ids()[: span.stop - start]
+                if span.first_row < 0 or not np.array_equal(stored, ids[start : span.stop]):
                     raise DamageError("damaged", f"{span.path.name}: it holds other ids than the index says")
             except READ_ERRORS as error:
                 self._note(span, error)
@@ -101,7 +114,7 @@ class SegmentSource:
                 self._note(span, error)
                 break
             rows = np.frombuffer(raw, np.uint8).reshape(spec.heads, -1, form.row_bytes)
-            found.append(Encoded(span.at, span.stop, form, rows[:, : span.take]))
+            found.append(Encoded(span.at, span.stop, form, rows[:, span.first_row : span.first_row + span.take]))
         return found
 
     def read_state(self) -> None:
@@ -126,7 +139,7 @@ class SegmentSource:
     def _read(self, i: int, span: Span, tensor: int, out: memoryview, capacity: int) -> None:
         spec, source = self._layout.tensors[tensor], self._open[i]
         row = spec.row_bytes
-        n = span.segment.n_tokens
+        n, first = span.segment.n_own, span.first_row
         place = source.data_start + source.table[spec.name]["data_offsets"][0]
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
@@ -140,7 +153,7 @@ class SegmentSource:
                 place += len(part)
         if scratch is not None:
             for h, run in enumerate(runs):
-                run[:] = scratch[h * n * row : (h * n + span.take) * row]
+                run[:] = scratch[(h * n + first) * row : (h * n + first + span.take) * row]
         if digest.hexdigest() != source.sums[tensor]:
             raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
 

@@ -173,16 +173,21 @@ class Index:
         plan = [(piece, piece.n_tokens) for piece in chunks]
         rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
         parent = chunks[-1].id if chunks else self.root
-        for chain in self.deltas(parent, rest, ready=ready):
-            done = sum(p.n_tokens for p in chain)
-            partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
-            more = [(partial, take)] if partial is not None and take else []
-            yield [*plan, *((p, p.n_tokens) for p in chain), *more]
+        for behind in self.covers(parent, rest, ready=ready):
+            yield [*plan, *behind]
         for number in range(len(chunks) - 1 if every_end else -1, -1, -1):
             own = ids[number * self.chunk_tokens :][: self.chunk_tokens]
             for chain in self.deltas(chunks[number].parent, own, ready=ready):
                 if chain:
                     yield [*plan[:number], *((p, p.n_tokens) for p in chain)]
+
+    def covers(self, parent: bytes, rest: Ids, *, ready: bool) -> Iterator[list[tuple[Piece, int]]]:
+        """Yield the paths that cover a prefix of ``rest`` after ``parent``: whole deltas, then a part of one piece."""
+        for chain in self.deltas(parent, rest, ready=ready):
+            done = sum(p.n_tokens for p in chain)
+            partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
+            more = [(partial, take)] if partial is not None and take else []
+            yield [*((p, p.n_tokens) for p in chain), *more]
 
     def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
         """Return the pieces of the longest stored prefix of ``ids``, with tokens taken of each."""

@@ -34,6 +34,10 @@ class Segment:
 
     ``parent_number``: the segment that has the piece ``parent``; this one depends on it. Rows of the manifest, headers
     and figures are derived from these fields. Only the header of a loaded resume file says its codec.
+
+    A segment that leaves another lineage inside a piece *shares* its first rows: its file has all of its ids, and rows
+    from ``shared_stop`` on. Those before are in ``source_number``, at the same positions of the same tokens; what that
+    one lacks of them is in its own source, or before it. It depends on both. See ``prefix/sharing.py``.
     """
 
     kind: Kind = "rows"
@@ -47,9 +51,11 @@ class Segment:
     codec: Codec
     host: str
     has_state: bool = False
+    n_shared: int = 0  #: of its first piece, and never all of that
     # the fields above never change; those below do
     number: int = 0  #: of rows, the manifest's; of resume segments below 0, and of this process alone
     parent_number: int | None = None
+    source_number: int | None = None  #: None: it shares no rows
     used_s: float = 0.0
     n_bytes: int = 0  #: of its file, once that is whole
     header_xxh3: str = ""
@@ -70,6 +76,21 @@ class Segment:
     def stop(self) -> int:
         """Position after its last token."""
         return self.start + self.n_tokens
+
+    @property
+    def shared_stop(self) -> int:
+        """Position of the first token whose rows are in its own file."""
+        return self.start + self.n_shared
+
+    @property
+    def n_own(self) -> int:
+        """Number of tokens whose rows are in its own file."""
+        return self.n_tokens - self.n_shared
+
+    @property
+    def needs(self) -> tuple[int, ...]:
+        """Numbers of the segments that it depends on."""
+        return tuple({one for one in (self.parent_number, self.source_number) if one is not None})
 
     @property
     def n_chunks(self) -> int:

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.prefix.index import Index, n_tokens
-from agent_memory.prefix.pieces import Ids, Piece
+from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.types import Exactness
 
 Made = Literal[1, 2, 3]
@@ -65,6 +65,8 @@ class Run:
     codec: Codec = "exact"
     #: pieces whose stored rows are reused for the first tokens, with how many of each
     stored: Stored = ()
+    source: Segment | None = None  #: has the last of the rows that are shared
+    n_shared: int = 0  #: first tokens whose rows are not written, because other segments keep them
 
 
 def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], bytes, Piece | None]:

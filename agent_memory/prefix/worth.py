@@ -90,12 +90,12 @@ def worth(cost_s: float, n_bytes: int, idle_s: float) -> float:
 
 
 def leaves_first(
-    leaves: Iterable[T], order: Callable[[T], tuple[Any, ...]], freed: Callable[[T], T | None] = lambda one: None
+    leaves: Iterable[T], order: Callable[[T], tuple[Any, ...]], freed: Callable[[T], Iterable[T]] = lambda one: ()
 ) -> Iterator[T]:
     """Yield items to evict, one by one: of those that no other depends on, the first in ``order``.
 
-    The caller evicts each before it asks for the next; ``freed`` then returns the parent, if it has become a leaf and
-    may be evicted. O(log n) for each.
+    The caller evicts each before it asks for the next; ``freed`` then returns what has become a leaf by that and may be
+    evicted. O(log n) for each.
     """
     heap = [(order(one), number, one) for number, one in enumerate(leaves)]
     heapq.heapify(heap)
@@ -103,9 +103,9 @@ def leaves_first(
     while heap:
         *_, one = heapq.heappop(heap)
         yield one
-        if (parent := freed(one)) is not None:
+        for other in freed(one):
             number += 1
-            heapq.heappush(heap, (order(parent), number, parent))
+            heapq.heappush(heap, (order(other), number, other))
 
 
 def victims(
@@ -120,19 +120,18 @@ def victims(
     if excess_bytes <= 0:
         return []
     known = {s.number: s for s in segments}
-    children = Counter(s.parent_number for s in known.values() if s.parent_number is not None)
-    lineages = _lineages(known, children)
+    children = Counter(number for s in known.values() for number in s.needs)
+    lineages = _lineages(known)
 
     def order(s: Segment) -> tuple[float, float, int]:
         idle_s = max(now_s - s.used_s, 0.0) + 1.0
         return worth(s.n_tokens * lineages[s.number], sizes[s.number], idle_s), s.used_s, -s.number
 
-    def freed(s: Segment) -> Segment | None:
-        parent = known.get(s.parent_number) if s.parent_number is not None else None
-        if parent is None:
-            return None
-        children[parent.number] -= 1
-        return None if children[parent.number] or parent.number in pinned else parent
+    def freed(s: Segment) -> Iterator[Segment]:
+        for number in s.needs:
+            children[number] -= 1
+            if not children[number] and number in known and number not in pinned:
+                yield known[number]
 
     chosen: list[Segment] = []
     leaves = [s for s in known.values() if not children[s.number] and s.number not in pinned]
@@ -144,10 +143,18 @@ def victims(
     return chosen
 
 
-def _lineages(known: Mapping[int, Segment], children: Counter[int]) -> Counter[int]:
-    """Count the lineages that depend on each segment: its leaves. Parents have smaller numbers than children."""
-    found = Counter({number: 1 for number in known if not children[number]})
+def _lineages(known: Mapping[int, Segment]) -> Counter[int]:
+    """Count the lineages that depend on each segment: its leaves, and those of segments that share its rows.
+
+    Parents have smaller numbers than children.
+    """
+    parents = {s.parent_number for s in known.values()}
+    found = Counter({number: 1 for number in known if number not in parents})
     for number in sorted(known, reverse=True):
         if (parent := known[number].parent_number) is not None:
             found[parent] += found[number]
-    return found
+    sharing = Counter[int]()
+    for number, segment in known.items():
+        if segment.source_number is not None:
+            sharing[segment.source_number] += found[number]
+    return found + sharing

@@ -110,7 +110,7 @@ class SharedStore(Store):
             catalog = Catalog(self._shared, self._pins)
             for segment in self._manifest.segments(report=report):
                 segment.held_bytes = segment.n_bytes
-                if segment.parent_number is None or segment.parent_number in catalog.segments:
+                if all(number in catalog.segments for number in segment.needs):
                     catalog.enter(segment)
             catalog.attach(*self._attached, self.chunk_tokens, report)
             self._pins.load(self._logs, self._manifest)

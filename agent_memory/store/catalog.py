@@ -27,7 +27,7 @@ from agent_memory.log.logs import Logs
 from agent_memory.log.place import Place
 from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.index import Index
-from agent_memory.prefix.pieces import Ids, Piece, Segment
+from agent_memory.prefix.pieces import HeadMove, Ids, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
 from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import Quota, default_budget
@@ -135,6 +135,50 @@ class Pins:
         return bool(self._heads) and any(id in self._heads for id in segment.piece_ids())
 
 
+class Ends:
+    """Which holders' lineages end in which pieces of the attached model, those of saves under way too.
+
+    Known here so that a plan need not wait for the manifest. A hint alone: what is removed is decided at the commit.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[bytes, tuple[int, ...]] = {}
+
+    def load(self, heads: Iterable[tuple[int, str, bytes]], identity: str) -> None:
+        """Read the ends of lineages of one identity."""
+        self._holders = {}
+        for holder, of, head in heads:
+            if of == identity:
+                self.note(holder, head)
+
+    def note(self, holder: int | None, head: bytes | None) -> None:
+        """Record that a lineage ends, or will end, in a piece."""
+        if holder is not None and head is not None:
+            others = self._holders.get(head, ())
+            self._holders[head] = others if holder in others else (*others, holder)
+
+    def move(self, moves: Iterable[HeadMove], heads: Mapping[bytes, bytes], ended: int | None) -> None:
+        """Follow an Edit."""
+        for old, new in heads.items():
+            for holder in self._holders.pop(old, ()):
+                self.note(holder, new)
+        for one in moves:
+            for head in one.former:
+                self._drop(one.agent_id, head)
+            self.note(one.agent_id, one.head)
+        for head in [head for head, holders in self._holders.items() if ended in holders] if ended is not None else ():
+            self._drop(ended, head)
+
+    def _drop(self, holder: int | None, head: bytes) -> None:
+        left = tuple(one for one in self._holders.pop(head, ()) if one != holder)
+        if left:
+            self._holders[head] = left
+
+    def has_other(self, piece: bytes, holder: int | None) -> bool:
+        """True if another holder's lineage ends in a piece."""
+        return any(one != holder for one in self._holders.get(piece, ()))
+
+
 @define
 class Attached:
     """The model whose KV is looked up and saved, and the index of its pieces."""
@@ -156,11 +200,11 @@ class Catalog:
     - ``hide`` takes segments out of the index at once, on any thread. They stay stored until the Edit that removes them
       is applied.
     - ``held_bytes``: the sum of the ``held_bytes`` of all stored segments.
-    - A segment depends on ``parent_number``: it is removed with that one, or before.
+    - A segment depends on those that it ``needs``: it is removed with them, or before.
     """
 
     def __init__(self, disk: Disk, pins: Pins, *, codec: Codec = "exact") -> None:
-        self.disk, self.pins, self.losses = disk, pins, Losses()
+        self.disk, self.pins, self.losses, self.ends = disk, pins, Losses(), Ends()
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}  # by number, both kinds
         self.resume: dict[bytes, Segment] = {}  # findable resume segments, by piece
@@ -196,6 +240,7 @@ class Catalog:
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
+            self.ends.load(self.disk.manifest.heads(), identity)
 
     def build_index(
         self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent
@@ -249,12 +294,12 @@ class Catalog:
         """Record that segments, and all that they depend on, were used now."""
         now = time.time()
         with self.lock:
-            for segment in segments:
-                at: Segment | None = segment
-                while at is not None and at.used_s < now:
+            queue = list(segments)
+            for at in queue:
+                if at.used_s < now:
                     at.used_s = now
                     self._uses[at.number] = now
-                    at = self.segments.get(at.parent_number) if at.parent_number is not None else None
+                    queue += [self.segments[number] for number in at.needs if number in self.segments]
 
     def take_uses(self) -> dict[int, float]:
         """Return the times of use that the manifest lacks; the caller writes them."""
@@ -292,6 +337,11 @@ class Catalog:
         """Return the resume segments of a segment's pieces, hidden ones too."""
         return [one for one in self._dependents.get(segment.number, {}).values() if one.kind == "resume"]
 
+    def borrowers(self, segment: Segment) -> list[Segment]:
+        """Return the segments that share rows of a segment, entered and hidden ones too. Under the lock."""
+        others = self._dependents.get(segment.number, {}).values()
+        return [one for one in others if one.source_number == segment.number]
+
     # the set itself: ``enter`` is called by saves too, the others by ``edit.apply`` alone; under the lock
 
     def enter(self, segment: Segment) -> None:
@@ -303,8 +353,8 @@ class Catalog:
             segment.number = self._last_number + 1 if segment.kind == "rows" else next(self._resume_numbers)
         self._last_number = max(self._last_number, segment.number)
         self.segments[segment.number] = segment
-        if segment.parent_number is not None:
-            self._dependents.setdefault(segment.parent_number, {})[segment.number] = segment
+        for number in segment.needs:
+            self._dependents.setdefault(number, {})[segment.number] = segment
         if segment.kind == "resume":
             self.resume[segment.parent] = segment
         if not segment.is_ready:
@@ -323,10 +373,11 @@ class Catalog:
             return
         del self.segments[segment.number]
         self.held_bytes -= segment.held_bytes if segment.is_ready else 0
-        siblings = self._dependents.get(segment.parent_number or 0, {})
-        siblings.pop(segment.number, None)
-        if not siblings:
-            self._dependents.pop(segment.parent_number or 0, None)
+        for number in segment.needs:
+            others = self._dependents.get(number, {})
+            others.pop(segment.number, None)
+            if not others:
+                self._dependents.pop(number, None)
 
     def change(self, add: Sequence[Segment], remove: Sequence[Segment], rehang: Mapping[int, int]) -> list[Segment]:
         """Change the set as an Edit says; return the segments whose files nothing names any more.
@@ -340,7 +391,8 @@ class Catalog:
         for old, new in rehang.items():
             moved = self._dependents.pop(old, {})
             for other in moved.values():
-                other.parent_number = new
+                other.parent_number = new if other.parent_number == old else other.parent_number
+                other.source_number = new if other.source_number == old else other.source_number
             self._dependents.setdefault(new, {}).update(moved)
         for segment in add:
             former = self.resume.get(segment.parent) if segment.kind == "resume" else None

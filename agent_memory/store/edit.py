@@ -18,6 +18,7 @@ from agent_memory.errors import AgentMemoryError
 from agent_memory.log.carried import Arrival
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.prefix.pieces import HeadMove, Segment
+from agent_memory.prefix.sharing import stretches
 from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.store")
@@ -90,6 +91,8 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
     )
     with catalog.lock:
         left = _follow(catalog, edit, removed)
+        moves = [edit.lineage] if edit.lineage is not None else []
+        catalog.ends.move([*moves, *edit.arrived], edit.heads, edit.ended_agent)
     for path in map(disk.path, left):
         if not path.parent.is_symlink():  # files behind a link are not the store's
             disk.files.unlink(path)
@@ -136,7 +139,8 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
     is_kept = reason == "unreadable" or catalog.disk.place.lost is not None
     with catalog.lock:
         if is_kept:
-            catalog.losses.postpone(segment, text)
+            for one in [segment, *_sharing(catalog, segment)]:
+                catalog.losses.postpone(one, text)
             return
         if catalog.segments.get(segment.number) is not segment or segment.is_hidden:
             return
@@ -151,6 +155,14 @@ def void(catalog: Catalog, segment: Segment, reason: str, text: str) -> None:
         return
     with contextlib.suppress(AgentMemoryError):  # the store is closing: the next open finds the damage again
         catalog.disk.io.submit(lambda: remove_hidden(catalog))
+
+
+def _sharing(catalog: Catalog, segment: Segment) -> list[Segment]:
+    """Return all whose rows are in a segment, or in one that shares its rows."""
+    found = catalog.borrowers(segment)
+    for one in found:
+        found += catalog.borrowers(one)
+    return found
 
 
 def remove_hidden(catalog: Catalog) -> bool:
@@ -168,7 +180,7 @@ def check(catalog: Catalog) -> list[str]:
 
     - Rows == stored segments in memory.
     - ``held_bytes`` == the sum over stored segments.
-    - Every segment's parent is stored or being saved.
+    - Every segment that another one depends on is stored or being saved, and has the rows that it shares.
     """
     with catalog.lock:
         stored = {_name(s): s for s in catalog.segments.values() if s.is_ready}
@@ -181,10 +193,20 @@ def check(catalog: Catalog) -> list[str]:
             *(f"{name} is in memory and not in the manifest" for name in stored.keys() - rows.keys()),
             *(f"{n}: its row is another" for n in rows.keys() & stored.keys() if differ(rows[n], stored[n])),
             *(f"{name} has no parent" for name, s in stored.items() if s.parent_number not in known),
+            *(f"{name}: {text}" for name, s in stored.items() if (text := _lacks(catalog, s)) is not None),
         ]
         if n_bytes != catalog.held_bytes:
             found.append(f"{n_bytes:,} bytes are stored, {catalog.held_bytes:,} counted")
         return found
+
+
+def _lacks(catalog: Catalog, segment: Segment) -> str | None:
+    """Return which shared rows of a segment are nowhere; None: it has them all."""
+    try:
+        stretches(catalog.segments, segment, segment.start, segment.shared_stop)
+    except LookupError as error:
+        return str(error)
+    return None
 
 
 def _name(segment: Segment) -> str:

@@ -2,21 +2,23 @@
 
 - A holder is an agent by its number, or a version by the number that it was given. A lineage under its number ends with
   the last piece that is all of its ids; a fork or version finds that piece once it is stored.
-- Deleted are pieces that only the lineages of a deleted holder use; shared ones stay.
+- Deleted are pieces that only the lineages of a deleted holder use; shared ones stay. Of a piece whose first rows
+  others share, these rows stay alone: its segment is cut there.
 - What is forgotten belongs to ``NOBODY``, and is deleted with it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 
 from attrs import evolve
 
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Logs
+from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import Index
-from agent_memory.prefix.pieces import NOBODY, HeadMove, Ids, Piece, Segment
+from agent_memory.prefix.pieces import HEAD_IDS, NOBODY, HeadMove, Ids, Piece, Segment, sort_key
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply
 from agent_memory.store.rewriting import rewrite
@@ -92,6 +94,7 @@ def delete_with_versions(catalog: Catalog, agent_id: int) -> None:
         catalog.awaited.pop(number, None)
     hold(catalog, [*logs.without_kv().items()])
     manifest.gather(holders, agent_id)
+    _read_ends(catalog)
     delete_agent(catalog, agent_id)
 
 
@@ -106,12 +109,21 @@ def delete_unowned(catalog: Catalog) -> None:
 
     Also deletes KV that an earlier process gave to ``NOBODY`` and did not delete.
     """
+    _read_ends(catalog)
     delete_agent(catalog, NOBODY)
     catalog.disk.manifest.database.fold()
 
 
+def _read_ends(catalog: Catalog) -> None:
+    """Read again where lineages end: rows were given to another holder without an Edit."""
+    heads = catalog.disk.manifest.heads()
+    with catalog.lock:
+        if catalog.model is not None:
+            catalog.ends.load(heads, catalog.model.identity)
+
+
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
-    """Return segments that only this agent's lineages use, and (segment, pieces that stay) if shared in part."""
+    """Return segments that only this agent's lineages use, and (segment, tokens that stay) if shared in part."""
     heads = catalog.disk.manifest.heads()
     drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
@@ -121,8 +133,23 @@ def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[t
         for index in _indexes(catalog, identity):
             whole, parts = _unshared(index, mine, others)
             drop |= {s.number: catalog.segments[s.number] for s in whole}
-            cuts += parts
+            for segment, n_tokens in parts:
+                if _is_there(index, segment, n_tokens, drop):
+                    family = catalog.family([catalog.segments[segment.number]])
+                    drop |= {one.number: one for one in family if one.is_ready}
+                else:
+                    cuts.append((segment, n_tokens))
     return drop, cuts
+
+
+def _is_there(index: Index, segment: Segment, n_tokens: int, drop: Collection[int]) -> bool:
+    """True if what would be left of a piece is there as a piece of its own: only an import makes such a one."""
+    rest = n_tokens % segment.chunk_tokens
+    if not rest:
+        return False
+    piece = segment.pieces[n_tokens // segment.chunk_tokens]
+    found = index.pieces.get(piece_id(piece.parent, index.ids(piece)[:rest])) if rest < piece.n_tokens else None
+    return found is not None and found.segment.number not in drop
 
 
 def _shortened(
@@ -130,9 +157,9 @@ def _shortened(
 ) -> list[tuple[Segment, Segment]]:
     """Return (segment, its shorter replacement); a segment that cannot be rewritten is dropped with its descendants."""
     changes: list[tuple[Segment, Segment]] = []
-    for segment, n_pieces in cuts:
+    for segment, n_tokens in cuts:
         try:
-            changes.append((catalog.segments[segment.number], _cut(catalog, segment, n_pieces)))
+            changes.append((catalog.segments[segment.number], _cut(catalog, segment, n_tokens)))
         except WRITE_ERRORS as error:
             log.warning("store: a shared segment could not be rewritten and will be computed again: %s", error)
             with catalog.lock:
@@ -168,30 +195,88 @@ def _is_shown(catalog: Catalog, number: int) -> bool:
     return number in catalog.segments and not catalog.segments[number].is_hidden
 
 
-def _cut(catalog: Catalog, segment: Segment, n_pieces: int) -> Segment:
-    """Write a segment's first pieces as a new file; return the segment that replaces it."""
+def _cut(catalog: Catalog, segment: Segment, n_tokens: int) -> Segment:
+    """Write a segment's first tokens as a new file; return the segment that replaces it."""
     disk, model = catalog.disk, catalog.model
     is_attached = model is not None and segment.identity == model.identity
     layout = model.layout if model is not None and is_attached else disk.manifest.layout(segment.identity)
-    new = evolve(segment, n_tokens=n_pieces * segment.chunk_tokens).successor(segment.pieces[:n_pieces])
-    for _ in rewrite(catalog, layout, [segment], lambda _: new):
+    new = evolve(segment, n_tokens=n_tokens).successor(segment.pieces[: n_tokens // segment.chunk_tokens])
+    last = segment.pieces[len(new.pieces)] if n_tokens % segment.chunk_tokens else None
+
+    def shorter(ids: Ids) -> Segment:
+        if last is not None:  # what stays of a piece is a piece of its own
+            own = ids[last.offset : n_tokens]
+            id, head = piece_id(last.parent, own), sort_key(own[:HEAD_IDS])
+            new.pieces.append(Piece(id, last.parent, new, last.index, len(own), last.made, head))
+        return new
+
+    for _ in rewrite(catalog, layout, [segment], shorter):
         pass
     return new
 
 
 def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
-    """Return the segments that only heads ``mine`` reach, and (segment, pieces that stay) of those shared in part."""
+    """Return the segments that only heads ``mine`` reach, and (segment, tokens that stay) of those shared in part."""
     used = {p.id for head in others if head in index.pieces for p in index.ancestors(index.pieces[head])}
-    removed: dict[bytes, Piece] = {}
-    for head in mine:
-        for piece in index.ancestors(index.pieces[head]) if head in index.pieces else ():
-            is_last = all(c.id in removed for c in index.children(piece.id))
-            if piece.id in used or not is_last or not piece.segment.is_ready:
-                break
-            removed[piece.id] = piece
+    going = _Going(index, used)
+    going.follow([index.pieces[head] for head in mine if head in index.pieces])
     stay: dict[int, int] = {}
-    segments = {p.segment.number: p.segment for p in removed.values()}
+    segments = {p.segment.number: p.segment for p in (*going.pieces.values(), *going.blocked.values())}
     for number, segment in segments.items():
-        stay[number] = sum(p.id not in removed for p in segment.pieces)
+        stay[number] = sum(p.n_tokens for p in segment.pieces if p.id not in going.pieces)
+        last = next((p for p in reversed(segment.pieces) if p.id not in going.pieces), None)
+        if last is not None and last.id in going.blocked:
+            stay[number] += going.shared(last) - last.n_tokens
     whole = [s for n, s in segments.items() if not stay[n]]
-    return whole, [(s, stay[n]) for n, s in segments.items() if stay[n]]
+    return whole, [(s, stay[n]) for n, s in segments.items() if 0 < stay[n] < s.n_tokens]
+
+
+class _Going:
+    """Pieces that end with some lineages: no other lineage, piece or shared row needs them."""
+
+    def __init__(self, index: Index, used: Set[bytes]) -> None:
+        self._index, self._used = index, used
+        self.pieces: dict[bytes, Piece] = {}
+        self.blocked: dict[bytes, Piece] = {}  # pieces of which only rows that others share are needed
+        self._borrowers: dict[int, dict[int, Segment]] = {}
+        for segment in (piece.segment for piece in index.pieces.values()):
+            if segment.source_number is not None:
+                self._borrowers.setdefault(segment.source_number, {})[segment.number] = segment
+
+    def follow(self, ends: Sequence[Piece]) -> None:
+        """Enter what ends with lineages that end in some pieces, and with what is entered."""
+        starts = list(ends)
+        n_before = -1
+        while len(self.pieces) > n_before:  # what goes may have been the last that needed another
+            n_before = len(self.pieces)
+            self.blocked.clear()
+            for end in starts:
+                for piece in self._index.ancestors(end):
+                    if piece.id in self.pieces:
+                        continue
+                    if not self._may_go(piece):
+                        break
+                    self.pieces[piece.id] = piece
+                    starts += self._beside(piece)
+
+    def shared(self, piece: Piece) -> int:
+        """Return how many of a piece's tokens others share that stay."""
+        found = self._borrowers.get(piece.segment.number, {}).values()
+        stops = [one.shared_stop for one in found if one.pieces[0].id not in self.pieces]
+        return min(piece.n_tokens, max(0, max(stops, default=0) - piece.start))
+
+    def _may_go(self, piece: Piece) -> bool:
+        is_last = all(child.id in self.pieces for child in self._index.children(piece.id))
+        if piece.id in self._used or not is_last or not piece.segment.is_ready:
+            return False
+        if self.shared(piece):
+            self.blocked[piece.id] = piece
+            return False
+        return True
+
+    def _beside(self, piece: Piece) -> list[Piece]:
+        """Return the ends of chains of deltas that have no other tokens than a piece: rows that it shares."""
+        if len(self._index.children(piece.parent)) < 2:
+            return []
+        chains = self._index.deltas(piece.parent, self._index.ids(piece), ready=True)
+        return [chain[-1] for chain in chains if chain and chain[-1] is not piece]

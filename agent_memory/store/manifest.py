@@ -24,6 +24,7 @@ from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
 from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
+from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
 from agent_memory.types import EXACTNESS
 
@@ -37,6 +38,8 @@ _ROWS = {
     "header_xxh3": "header_xxh3",
     "parent": "parent",
     "parent_segment": "parent_number",
+    "source_segment": "source_number",
+    "n_shared": "n_shared",
     "start": "start",
     "n_tokens": "n_tokens",
     "chunk_tokens": "chunk_tokens",
@@ -46,6 +49,7 @@ _ROWS = {
     "used_s": "used_s",
     "pieces": "packed",
 }
+_SHARING = ("source_segment", "n_shared")  #: columns since write version 6
 _RESUME = {
     "piece": "parent",
     "segment": "parent_number",
@@ -226,8 +230,10 @@ def _row_of(segment: Segment) -> dict[str, Any]:
 
 def _read_rows(db: sqlite3.Connection, identity: str | None, report: Progress = silent) -> list[Segment]:
     where, given = ("AND identity = ?", (identity,)) if identity is not None else ("", ())
-    query = f"SELECT {', '.join(_ROWS)} FROM segments WHERE segment > ? {where} ORDER BY segment LIMIT {_PAGE_ROWS}"
-    names = tuple(_ROWS.values())
+    there = {row[1] for row in db.execute("PRAGMA table_info(segments)")}  # an older store that is only viewed has less
+    columns = [column for column in _ROWS if column in there or column not in _SHARING]
+    query = f"SELECT {', '.join(columns)} FROM segments WHERE segment > ? {where} ORDER BY segment LIMIT {_PAGE_ROWS}"
+    names = tuple(_ROWS[column] for column in columns)
     last = -(1 << 63)
     lenient, db.text_factory = db.text_factory, str  # many texts, all ASCII; others are an error
     try:
@@ -274,6 +280,7 @@ def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
     rows = [(new, old) for old, new in rehang.items()]
     db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
     db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
+    db.executemany("UPDATE segments SET source_segment = ? WHERE source_segment = ?", rows)
 
 
 def _drop(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:
@@ -316,10 +323,29 @@ def _is_sound(segment: Segment) -> bool:
         return False
     if not is_time(segment.used_s) or not (segment.parent_number is None or is_count(segment.parent_number)):
         return False
+    if not _is_sharing_sound(segment):
+        return False
     if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
         return False
     is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
     return is_named and segment.exactness in EXACTNESS and segment.codec in CODECS
+
+
+def _is_sharing_sound(segment: Segment) -> bool:
+    """True if a row shares nothing, or a part of its first piece."""
+    source, n_shared = segment.source_number, segment.n_shared
+    if source is None:
+        return n_shared == 0 and type(n_shared) is int
+    is_some = type(n_shared) is int and 0 < n_shared < min(segment.n_tokens, segment.chunk_tokens)
+    return is_some and is_count(source) and source < segment.number
+
+
+def _shares_nothing_there_is(row: Segment, rows: Mapping[int, Segment]) -> bool:
+    """True if rows that a segment shares are in none of ``rows``."""
+    try:
+        return any(one.segment.identity != row.identity for one in stretches(rows, row, row.start, row.shared_stop))
+    except LookupError:
+        return True
 
 
 def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
@@ -330,14 +356,17 @@ def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
     ends: dict[tuple[str, bytes], tuple[int, int]] = {}  # identity and piece -> its segment and its end
     files: set[str] = set()
     n_bad = 0
+    known: dict[int, Segment] = {}
     for row in rows:
         at = ends.get((row.identity, row.parent)) if row.parent_number is not None else (None, 0)
         is_rooted = row.parent_number is not None or row.parent.hex() == row.identity
         ids = row.piece_ids()
         is_new = row.file not in files and not any((row.identity, id) in ends for id in ids)
-        if at != (row.parent_number, row.start) or not is_rooted or not is_new:
+        is_placed = at == (row.parent_number, row.start) and not _shares_nothing_there_is(row, known)
+        if not (is_placed and is_rooted and is_new):
             n_bad += 1
             continue
+        known[row.number] = row
         files.add(row.file)
         for i, id in enumerate(ids, 1):
             ends[row.identity, id] = row.number, row.start + min(i * row.chunk_tokens, row.n_tokens)

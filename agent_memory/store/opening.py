@@ -19,7 +19,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from agent_memory.kvcache.coding import named
-from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
+from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT, file_sum, split_sums
 from agent_memory.kvfile.segments import read_header
 from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import Database, open_database
@@ -30,13 +30,15 @@ from agent_memory.log.place import is_passing
 from agent_memory.log.salvage import IsSound, Salvaged, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
+from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.names import is_kv_name
-from agent_memory.prefix.pieces import Ids, Segment
+from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import MADE, Made
+from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import list_files
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
-from agent_memory.types import EXACTNESS
+from agent_memory.types import EXACTNESS, weakest
 
 log = logging.getLogger("agent_memory.store")
 
@@ -186,7 +188,7 @@ def _read(folder: Path, name: str) -> Segment:
         facts, table, data_start = read_header(fd, status.st_size)
         if facts["format"] == RESUME_FORMAT:
             return _resume(name, facts, status, has_state="state" in table)
-        if facts["format"] != FORMAT:
+        if facts["format"] not in (FORMAT, SHARED_FORMAT):
             raise ValueError(f"its format is {facts['format']}")
         start, stop = table["ids"]["data_offsets"]
         raw = os.pread(fd, stop - start, data_start + start)
@@ -226,10 +228,14 @@ def _rows(name: str, facts: Mapping[str, str], ids: Ids, status: os.stat_result)
         exactness=EXACTNESS[EXACTNESS.index(facts["exactness"])],
         codec=named(facts["codec"]),
         host=facts["host"],
+        n_shared=int(facts.get("shared", "0")),
+        ids=ids,
         **_written(facts, status),
     )
     if len(ids) != segment.n_tokens:
         raise ValueError(f"{len(ids)} ids of {segment.n_tokens}")
+    if not 0 <= segment.n_shared < min(segment.n_tokens, segment.chunk_tokens):
+        raise ValueError(f"it shares {segment.n_shared} rows of {segment.n_tokens}")
     kinds = iter(facts["made"].split(","))
     segment.divide(ids, lambda start, stop: _MADE[next(kinds)])
     return segment
@@ -240,22 +246,70 @@ def _written(facts: Mapping[str, str], status: os.stat_result) -> dict[str, Any]
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:
-    """Return the segments that a root reaches, parents before children, numbered in that order."""
+    """Return the segments that a root reaches, and whose shared rows are there; what others need comes before them.
+
+    They are numbered in that order.
+    """
     waiting: dict[bytes, list[Segment]] = {}
     for segment in segments:
         waiting.setdefault(segment.parent, []).append(segment)
-    holders: dict[bytes, int] = {}
-    kept: list[Segment] = []
-    queue = [(bytes.fromhex(identity), None) for identity in sorted({s.identity for s in segments})]
-    reached: list[tuple[bytes, int | None]] = list(queue)
-    for parent, number in reached:
-        for segment in waiting.pop(parent, []):
-            fresh = [p for p in segment.pieces if p.id not in holders]
-            if len(fresh) < len(segment.pieces):
-                continue  # another file has the same piece
-            segment.number, segment.parent_number = len(kept) + 1, number
-            kept.append(segment)
-            for piece in segment.pieces:
-                holders[piece.id] = segment.number
-                reached.append((piece.id, segment.number))
-    return kept
+    indexes = {
+        (s.identity, s.chunk_tokens): Index(bytes.fromhex(s.identity), s.chunk_tokens, _own_ids) for s in segments
+    }
+    kept: dict[int, Segment] = {}
+    reached: list[tuple[bytes, int | None]] = [(bytes.fromhex(i), None) for i in sorted({s.identity for s in segments})]
+    sharing: list[Segment] = []  # wait for what they share
+    while reached or sharing:
+        n_kept = len(kept)
+        for parent, number in reached:
+            for segment in waiting.pop(parent, []):
+                segment.parent_number = number
+                if segment.n_shared:
+                    sharing.append(segment)
+                else:
+                    reached += _kept(segment, kept, indexes)
+        reached = []
+        for segment in sharing:
+            segment.source_number = _source(segment, kept, indexes[segment.identity, segment.chunk_tokens])
+            if segment.source_number is not None:
+                reached += _kept(segment, kept, indexes)
+        sharing = [segment for segment in sharing if segment.source_number is None]
+        if len(kept) == n_kept:
+            break
+    for segment in kept.values():
+        segment.ids = None
+    return list(kept.values())
+
+
+def _kept(
+    segment: Segment, kept: dict[int, Segment], indexes: Mapping[tuple[str, int], Index]
+) -> list[tuple[bytes, int | None]]:
+    """Number a segment and enter it; return what others may follow. Nothing if another file has the same piece."""
+    index = indexes[segment.identity, segment.chunk_tokens]
+    if any(piece.id in index.pieces for piece in segment.pieces):
+        return []
+    segment.number = len(kept) + 1
+    kept[segment.number] = segment
+    for piece in segment.pieces:
+        index.add(piece)
+    return [(piece.id, segment.number) for piece in segment.pieces]
+
+
+def _own_ids(piece: Piece) -> Ids:
+    ids = piece.segment.ids
+    assert ids is not None
+    return ids[piece.offset : piece.offset + piece.n_tokens]
+
+
+def _source(segment: Segment, kept: Mapping[int, Segment], index: Index) -> int | None:
+    """Return the segment that has the last of the rows that another shares, found by their ids; None: nothing has."""
+    assert segment.ids is not None
+    for path in index.covers(segment.parent, segment.ids[: segment.n_shared], ready=True):
+        if n_tokens(path) == segment.n_shared:
+            try:
+                found = stretches(kept, path[-1][0].segment, segment.start, segment.shared_stop)
+            except LookupError:  # positions that contradict each other
+                continue
+            if all(weakest(one.segment.exactness, segment.exactness) == segment.exactness for one in found):
+                return found[-1].segment.number
+    return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from attrs import evolve, frozen
 
@@ -17,9 +17,11 @@ from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import n_tokens
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import HeadMove, Ids, Kind, Piece, Segment, resume_segment
-from agent_memory.prefix.provenance import Provenance, Run, Stored, coded_runs, missing
+from agent_memory.prefix.provenance import Provenance, Run, coded_runs, missing
 from agent_memory.prefix.resume import Held, missing_resume, stale
+from agent_memory.prefix.sharing import Stretch, reused, share
 from agent_memory.store.catalog import Attached, Catalog
+from agent_memory.types import Exactness
 
 log = logging.getLogger("agent_memory.store")
 
@@ -28,13 +30,13 @@ log = logging.getLogger("agent_memory.store")
 class Part:
     """One file of a save: the tokens of its segment that are queued, from ``start`` on.
 
-    ``stored``: pieces whose stored rows come before them. ``replaces``: the quantized segment that this exact one
-    replaces.
+    ``stored``: stored rows of the same lineage that come before them in the file. ``replaces``: the quantized segment
+    that this exact one replaces.
     """
 
     segment: Segment
     start: int
-    stored: Stored = ()
+    stored: tuple[Stretch, ...] = ()
     replaces: Segment | None = None
 
     @property
@@ -92,7 +94,7 @@ def plan_save(
     index = model.index
     former = n_tokens(index.plan(ids, ready=False)) if model.needs is not None else 0
     missed, head, kept = missing(index, ids, is_cuttable=model.needs is None)
-    runs = list(coded_runs(missed, index, ids, lineage, model.codec))
+    runs = list(_runs(catalog, model, missed, ids, lineage, agent_id))
     catalog.touch([kept.segment] if kept is not None else [])
     if reason := _refusal(catalog, model, ids, runs, is_promised):
         catalog.disk.counts.skipped[reason] += 1
@@ -104,11 +106,33 @@ def plan_save(
     for run in runs:
         before = run.before or (rows[-1].segment.pieces[-1] if rows and run.start else None)
         segment = _plan_rows(catalog, model, ids, lineage, run, before)
-        rows.append(Part(segment, run.start + n_tokens(run.stored), run.stored))
+        start = run.start + max(run.n_shared, n_tokens(run.stored))
+        rows.append(Part(segment, start, reused(run, catalog.segments) or ()))
         head = segment.pieces[-1].id
     rows += _plan_renewals(model, index.chunks(ids, ready=True), ids, lineage)
     resume = _plan_resume(catalog, model, head, lineage, held)
     return Plan(rows=tuple(rows), resume=resume, head=head, former=former, agent_id=agent_id, is_turn=is_turn)
+
+
+def _runs(
+    catalog: Catalog, model: Attached, missed: Sequence[Run], ids: Ids, lineage: Provenance, agent_id: int | None
+) -> Iterator[Run]:
+    """Yield the runs to write, each in its codec; the first one may share rows of another lineage."""
+
+    def is_needed(piece: Piece) -> bool:
+        return catalog.ends.has_other(piece.id, agent_id) or bool(catalog.borrowers(piece.segment))
+
+    for number, run in enumerate(coded_runs(missed, model.index, ids, lineage, model.codec)):
+        if model.needs is None and not number:
+            exactness = _exactness(run, lineage)
+            run = share(run, model.index, ids, catalog.segments, is_needed, exactness=exactness, host=model.host)
+        if reused(run, catalog.segments) is None:  # not as they would be written: the values are, exactly
+            run = evolve(run, codec="exact", stored=(), source=None, n_shared=0)
+        yield run
+
+
+def _exactness(run: Run, lineage: Provenance) -> Exactness:
+    return lineage.exactness if run.codec == "exact" else "quantized"
 
 
 def _refusal(catalog: Catalog, model: Attached, ids: Ids, runs: Sequence[Run], is_promised: bool) -> str | None:
@@ -120,8 +144,8 @@ def _refusal(catalog: Catalog, model: Attached, ids: Ids, runs: Sequence[Run], i
         return None
     own = ids[runs[0].start : min(runs[0].start + index.chunk_tokens, runs[0].stop)]
     first = piece_id(runs[0].before.id if runs[0].before is not None else index.root, own)
-    n_new = sum(r.stop - r.start for r in runs)
-    n_bytes = sum((r.stop - r.start) * token_bytes(model.layout, r.codec) for r in runs)
+    n_new = sum(r.stop - r.start - r.n_shared for r in runs)
+    n_bytes = sum((r.stop - r.start - r.n_shared) * token_bytes(model.layout, r.codec) for r in runs)
     if n_bytes > disk.quota.budget_bytes:
         return "larger than the disk budget"
     return disk.admission.refusal(first, n_new, n_bytes, is_promised=is_promised)
@@ -136,10 +160,12 @@ def _plan_rows(
         file=new_file(model.identity),
         parent=before.id if before is not None else model.index.root,
         parent_number=before.segment.number if before is not None else None,
+        source_number=run.source.number if run.source is not None else None,
+        n_shared=run.n_shared,
         start=run.start,
         n_tokens=len(own),
         chunk_tokens=model.index.chunk_tokens,
-        exactness=lineage.exactness if run.codec == "exact" else "quantized",
+        exactness=_exactness(run, lineage),
         codec=run.codec,
         host=model.host,
         used_s=time.time(),
@@ -164,7 +190,15 @@ def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: 
     for old in {piece.segment.number: piece.segment for piece in chunks}.values():
         if old.exactness != "quantized" or not old.is_ready or not covered.issuperset(p.id for p in old.pieces):
             continue
-        exact = evolve(old, exactness=lineage.exactness, codec="exact", host=model.host, used_s=time.time())
+        exact = evolve(
+            old,
+            exactness=lineage.exactness,
+            codec="exact",
+            host=model.host,
+            used_s=time.time(),
+            source_number=None,  # all rows are at hand
+            n_shared=0,
+        )
         new = exact.successor(old.pieces)
         new.ids = ids[old.start : old.stop].copy()
         for piece in new.pieces:
@@ -221,7 +255,9 @@ def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
         covered = {p for chain in chains for p in chain} - {piece}
         held = catalog.disk.manifest.held_by_others((p.id for p in covered), plan.agent_id)
         for delta in sorted(covered, key=lambda p: -p.start):
-            if delta.id not in held and all(child in found for child in model.index.children(delta.id)):
+            is_free = all(child in found for child in model.index.children(delta.id))
+            is_alone = len(delta.segment.pieces) == 1 and not catalog.borrowers(delta.segment)
+            if delta.id not in held and is_free and is_alone:
                 found[delta] = piece.id
     return found
 

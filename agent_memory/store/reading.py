@@ -15,6 +15,7 @@ from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
+from agent_memory.prefix.sharing import Stretch, stretches
 from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
@@ -101,31 +102,43 @@ def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
     model = catalog.model
     assert model is not None
     assert start <= n_tokens <= match.n_tokens
-    spans: list[Span] = []
-    at = 0
     with catalog.lock:
-        for piece, whole in match.pieces:
-            take = min(whole, n_tokens - at)
-            if take <= 0:
-                break
-            if spans and spans[-1].segment is piece.segment:
-                spans[-1] = Span(piece.segment, spans[-1].path, spans[-1].at, spans[-1].take + take)
-            elif at >= start:
-                spans.append(Span(piece.segment, catalog.disk.path(piece.segment), at, take))
-            at += take
+        found = _stretches(catalog, match, n_tokens, start)
         resume = _resume_spans(catalog, match)
+    spans = [Span(one.segment, catalog.disk.path(one.segment), one.start, one.stop - one.start) for one in found or ()]
     on_damage = partial(void, catalog)
-    files = SegmentSource(model.layout, spans, match.ids[:n_tokens], on_damage)
+    files = SegmentSource(model.layout, spans, match.ids[:n_tokens], on_damage, is_whole=found is not None)
     if model.needs is None:
         return files
     assert n_tokens == match.n_tokens
     return StoredSource(model.layout, files, resume, on_damage)
 
 
+def _stretches(catalog: Catalog, match: Match, n_tokens: int, start: int) -> list[Stretch] | None:
+    """Return where rows ``[start, n_tokens)`` of a match are, a file once; None if some are gone. Under the lock."""
+    found: list[Stretch] = []
+    at = 0
+    for piece, whole in match.pieces:
+        take = min(whole, n_tokens - at)
+        if take > 0 and at >= start:
+            try:
+                parts = stretches(catalog.segments, piece.segment, at, at + take)
+            except LookupError:
+                return None
+            for one in parts:
+                if found and found[-1].segment is one.segment:
+                    found[-1] = Stretch(one.segment, found[-1].start, one.stop)
+                else:
+                    found.append(one)
+        at += take
+    return found
+
+
 def reading_ahead(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
     """Read and check the files of a match's tokens from ``start`` on, a step at a time. I/O thread."""
-    segments = {p.segment.number: p.segment for p, _ in match.pieces if p.start >= start}
     with catalog.lock:
+        rows = _stretches(catalog, match, match.n_tokens, start) or ()
+        segments = {one.segment.number: one.segment for one in rows}
         resume = [span.segment for span in _resume_spans(catalog, match).spans]
     for segment in (*segments.values(), *resume):
         try:

@@ -75,7 +75,7 @@ def find(catalog: Catalog, number: int, before_s: float) -> list[Segment]:
     while True:
         following = model.index.children(found[-1].pieces[-1].id)
         after = following[0].segment if len(following) == 1 and following[0].index == 0 else None
-        if after is None or not _may_join(after, before_s) or _is_delta(after) != is_tail:
+        if after is None or not _may_join(after, before_s) or _is_delta(after) != is_tail or after.n_shared:
             break
         n_tokens += after.n_tokens
         if n_tokens > limit or (after.exactness, after.codec, after.host) != (first.exactness, first.codec, first.host):
@@ -98,7 +98,7 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
     index = catalog.model.index
     before = index.pieces.get(found[0].parent)
     ends = {s.pieces[-1].id for s in found[:-1]}
-    is_first = before is None or not _is_delta(before.segment)
+    is_first = before is None or before.n_tokens == index.chunk_tokens
     has_end_inside = not ends.isdisjoint(head for _, _, head in catalog.disk.manifest.heads())
     return is_first and not has_end_inside and not index.children(found[-1].pieces[-1].id)
 
@@ -145,7 +145,8 @@ def rewrite(
 ) -> Iterator[None]:
     """Copy the stored rows of some segments into a new file, one tensor a step; never decoded. I/O thread.
 
-    ``successor``: the new segment, with all of their ids or the first ones. If it is not stored, the caller removes its
+    Only the first of them may share rows; then the new one shares the same. ``successor``: the new segment, with all of
+    their ids or the first ones. If it is not stored, the caller removes its
     file.
     """
     disk = catalog.disk
@@ -156,7 +157,7 @@ def rewrite(
         writer = SegmentWriter(disk.files, disk.path(to), to, layout, ids=ids[: to.n_tokens], state_bytes=None)
         try:
             for tensor in range(len(layout.tensors)):
-                rows = np.concatenate([source.rows(layout, tensor, 0, to.n_tokens) for source in sources], axis=1)
+                rows = np.concatenate([source.rows(layout, tensor, 0, to.n_own) for source in sources], axis=1)
                 writer.write(tensor, memoryview(np.ascontiguousarray(rows)).cast("B"))  # type: ignore[arg-type]
                 yield
             writer.finish()

@@ -40,9 +40,9 @@ def sweep(catalog: Catalog, report: Progress = silent) -> None:
     lost: set[int] = set()
     n_bad = dict.fromkeys(("rows", "resume"), 0)
     for segment in rows:  # parents come first
-        size, parent = found.get(segment.file), segment.parent_number
+        size = found.get(segment.file)
         is_whole = size is not None and size.n_bytes == segment.n_bytes
-        has_parent = parent is None or (parent in catalog.segments and parent not in lost)
+        has_parent = all(number in catalog.segments and number not in lost for number in segment.needs)
         segment.held_bytes = size.held_bytes if size is not None else 0
         catalog.enter(segment)
         if not (is_whole and has_parent):

@@ -113,6 +113,7 @@ def begin_save(
         plan = plan_save(catalog, ids, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
         if plan is not None and is_turn:
             catalog.pins.note(agent_id, plan.head)
+            catalog.ends.note(agent_id, plan.head)
     return Save(None) if plan is None else Save(catalog, plan)
 
 
@@ -148,10 +149,10 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
     try:
         assert catalog.model is not None
         layout, sources = catalog.model.layout, save.opened.setdefault(part, [])
-        for piece, _ in part.stored[len(sources) :]:
-            sources.append(OpenSegment(catalog.disk.path(piece.segment), piece.segment))
+        for one in part.stored[len(sources) :]:
+            sources.append(OpenSegment(catalog.disk.path(one.segment), one.segment))
         stored = zip(sources, part.stored, strict=True)
-        first = [source.rows(layout, tensor, p.offset, p.offset + take) for source, (p, take) in stored]
+        first = [source.rows(layout, tensor, s.first_row, s.first_row + s.stop - s.start) for source, s in stored]
         joined = np.concatenate([*first, rows], axis=1)
     except WRITE_ERRORS as error:
         _fail(catalog, save, error)

@@ -73,13 +73,15 @@ class Lines:
                 self.files[segment.parent_number] += 1
 
     def ancestry(self, identity: str, head: bytes) -> set[int]:
-        """Return the segments from that of piece ``head`` back to the first; empty if the piece is gone."""
+        """Return the segment of piece ``head`` and all that it depends on; empty if the piece is gone."""
         found: set[int] = set()
-        segment = self._homes.get((identity, head))
-        while segment is not None and segment not in found:
-            found.add(segment)
-            row = self._rows.get(segment)
-            segment = None if row is None else row.parent_number
+        home = self._homes.get((identity, head))
+        queue = [] if home is None else [home]
+        while queue:
+            segment = queue.pop()
+            if segment in self._rows and segment not in found:
+                found.add(segment)
+                queue += self._rows[segment].needs
         return found
 
     def uses(self, heads: Iterable[tuple[int, str, bytes]]) -> dict[int, Use]:

@@ -315,9 +315,9 @@ class Warm:
         def order(held: WarmPiece) -> tuple[bool, float, bytes]:
             return self._is_pinned(held), self._worth(held, now), held.piece.id
 
-        def freed(held: WarmPiece) -> WarmPiece | None:
+        def freed(held: WarmPiece) -> list[WarmPiece]:
             parent = self._held.get(held.piece.parent)
-            return parent if parent is not None and self._may_go(parent, is_pinned=is_pinned) else None
+            return [parent] if parent is not None and self._may_go(parent, is_pinned=is_pinned) else []
 
         leaves = [held for held in self._leaves.values() if self._may_go(held, is_pinned=is_pinned)]
         for held in leaves_first(leaves, order, freed):

@@ -54,9 +54,9 @@ def test_leaves_go_first_and_among_them_always_the_one_worth_least(rows: list[tu
     def order(one: int) -> tuple[int, int]:
         return rows[one][1], one
 
-    def freed(one: int) -> int | None:
+    def freed(one: int) -> list[int]:
         parent = parents[one]
-        return parent if parent is not None and is_leaf(parent) else None
+        return [parent] if parent is not None and is_leaf(parent) else []
 
     for one in leaves_first([number for number in parents if is_leaf(number)], order, freed):
         assert one == min(filter(is_leaf, there), key=order)

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_memory.prefix.sharing import stretches
 from agent_memory.store.rewriting import Compactor
 from tests.parts.breaking import Counted
 from tests.parts.kvmodel import (
@@ -186,6 +187,9 @@ def test_whatever_was_joined_all_lineages_are_found_as_before_and_deletion_frees
         index, reached = store._catalog.model.index, set()
         for _, _, head in store._manifest.heads():
             reached |= {p.id for p in index.ancestors(index.pieces[head])}
+        for segment in [index.pieces[id].segment for id in reached]:  # and whose rows those share
+            for one in stretches(store._catalog.segments, segment, segment.start, segment.shared_stop):
+                reached |= {p.id for p in one.segment.pieces if p.start < one.stop}
         assert set(index.pieces) == reached
         assert {f"{f.parent.name}/{f.name}" for f in kv_files(path)} == {
             file.file for file in store._manifest.segments()
