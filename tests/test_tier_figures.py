@@ -99,7 +99,7 @@ def test_a_view_of_a_store_says_what_is_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_list_of_agents_reads_no_log_and_looks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent_memory.store import view
+    from agent_memory.reader import view
 
     with opened(tmp_path) as memory:
         for number in range(5):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.files import LOCK, MANIFEST
 from agent_memory.prefix.sharing import stretches
+from agent_memory.reader.shared import SharedStore
 from agent_memory.store.edit import check
-from agent_memory.store.shared import SharedStore
 from tests.parts.breaking import Counted
 from tests.parts.kvmodel import (
     IDENTITY,
