@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
             if not Path(f"/proc/{left.name.split('-')[2]}").exists():
                 shutil.rmtree(left, ignore_errors=True)
         folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
+        os.chmod(folder, 0o711)  # as /tmp: tests that become another user find their way through it
         config.option.basetemp = Path(folder) / "paths"
         tempfile.tempdir = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
