@@ -16,6 +16,7 @@ from hypothesis import settings
 from agent_memory.prefix.pieces import Segment
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import check
+from tests.parts import beside
 
 # The machines that run these tests are shared and slow at times: a deadline would test them and not the code.
 settings.register_profile("local", deadline=None)
@@ -31,17 +32,21 @@ MEMORY_FOLDER, ROOM_BYTES = Path("/dev/shm"), 6 << 30
 def pytest_configure(config: pytest.Config) -> None:
     # Else each of the processes that tests start compiles the package anew, for a second.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if config.option.basetemp is not None or not os.access(MEMORY_FOLDER, os.W_OK):
-        return
-    if shutil.disk_usage(MEMORY_FOLDER).free < ROOM_BYTES:
-        return
-    for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
-        if not Path(f"/proc/{left.name.split('-')[2]}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
-    config.option.basetemp = Path(folder) / "paths"
-    tempfile.tempdir = folder
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    has_room = os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= ROOM_BYTES
+    if config.option.basetemp is None and has_room:
+        for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
+            if not Path(f"/proc/{left.name.split('-')[2]}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=f"agent_memory-tests-{os.getpid()}-", dir=MEMORY_FOLDER)
+        os.chmod(folder, 0o711)  # as /tmp: tests that become another user find their way through it
+        config.option.basetemp = Path(folder) / "paths"
+        tempfile.tempdir = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(item.name.startswith("test_lint_types_and_layers") for item in session.items):
+        beside.start()
 
 
 FROZEN = tuple(field.name for field in attrs.fields(Segment))

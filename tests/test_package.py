@@ -14,7 +14,7 @@ import pytest
 
 import agent_memory
 from agent_memory import errors
-from tests.parts import signatures
+from tests.parts import beside, signatures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agent_memory"
@@ -194,16 +194,6 @@ def test_no_file_is_a_drawer_for_everything() -> None:
     assert [path.name for path in FILES if path.stem in {"util", "utils", "helpers", "common", "misc", "manager"}] == []
 
 
-def test_the_linter_is_content() -> None:
-    done = run("-m", "ruff", "check", ".")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_type_checker_is_content() -> None:
-    done = run("-m", "mypy")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_imports_flow_one_way() -> None:
-    done = run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("check", beside.CHECKS)
+def test_lint_types_and_layers_are_in_order(check: str) -> None:
+    assert beside.complaints(check) == ""

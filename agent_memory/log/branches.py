@@ -26,7 +26,6 @@ from agent_memory.log.turns import Turn
 from agent_memory.log.versions import REASONS, Kept, Span, State, Version
 from agent_memory.prompt.messages import from_json
 
-BRANCHES = "branches"
 VERSIONS = "versions"
 _BRANCH = ("branch", "base", "n_base", "xxh3")
 _VERSION = (

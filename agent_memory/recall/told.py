@@ -38,7 +38,6 @@ class Told:
     speaker: str | None = None
     source: str | None = None
     at: float = 0.0
-    is_dated: bool = False  #: the caller said when
 
 
 def told(content: object, kind: str | None) -> list[Told]:
