@@ -1,4 +1,4 @@
-"""A lineage that leaves another inside a chunk stores its own rows and shares those before, whatever happens to both."""
+"""A lineage that leaves another inside a chunk stores its own rows and shares those before; whatever then happens."""
 
 from __future__ import annotations
 
