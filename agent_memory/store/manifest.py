@@ -24,8 +24,8 @@ from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
 from agent_memory.prefix.chunks import ID_BYTES
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
-from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
+from agent_memory.store.disorder import disorder, is_sharing_sound
 from agent_memory.types import EXACTNESS
 
 #: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
@@ -77,7 +77,7 @@ class Manifest:
             return "what it says of a model cannot be read"
         if n_bad := sum(not is_lineage(*head) for head in heads):
             return f"{n_bad} ends of lineages make no sense"
-        n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or _disorder(rows, resume)
+        n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or disorder(rows, resume)
         return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
     def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> None:
@@ -323,58 +323,12 @@ def _is_sound(segment: Segment) -> bool:
         return False
     if not is_time(segment.used_s) or not (segment.parent_number is None or is_count(segment.parent_number)):
         return False
-    if not _is_sharing_sound(segment):
+    if not is_sharing_sound(segment):
         return False
     if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
         return False
     is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
     return is_named and segment.exactness in EXACTNESS and segment.codec in CODECS
-
-
-def _is_sharing_sound(segment: Segment) -> bool:
-    """True if a row shares nothing, or a part of its first piece."""
-    source, n_shared = segment.source_number, segment.n_shared
-    if source is None:
-        return n_shared == 0 and type(n_shared) is int
-    is_some = type(n_shared) is int and 0 < n_shared < min(segment.n_tokens, segment.chunk_tokens)
-    return is_some and is_count(source) and source < segment.number
-
-
-def _shares_nothing_there_is(row: Segment, rows: Mapping[int, Segment]) -> bool:
-    """True if rows that a segment shares are in none of ``rows``."""
-    try:
-        return any(one.segment.identity != row.identity for one in stretches(rows, row, row.start, row.shared_stop))
-    except LookupError:
-        return True
-
-
-def _disorder(rows: Sequence[Segment], resume: Sequence[Segment]) -> int:
-    """Count rows that contradict others: a missing parent, a piece or a file that occurs twice.
-
-    ``rows``: each of them sound, parents before children.
-    """
-    ends: dict[tuple[str, bytes], tuple[int, int]] = {}  # identity and piece -> its segment and its end
-    files: set[str] = set()
-    n_bad = 0
-    known: dict[int, Segment] = {}
-    for row in rows:
-        at = ends.get((row.identity, row.parent)) if row.parent_number is not None else (None, 0)
-        is_rooted = row.parent_number is not None or row.parent.hex() == row.identity
-        ids = row.piece_ids()
-        is_new = row.file not in files and not any((row.identity, id) in ends for id in ids)
-        is_placed = at == (row.parent_number, row.start) and not _shares_nothing_there_is(row, known)
-        if not (is_placed and is_rooted and is_new):
-            n_bad += 1
-            continue
-        known[row.number] = row
-        files.add(row.file)
-        for i, id in enumerate(ids, 1):
-            ends[row.identity, id] = row.number, row.start + min(i * row.chunk_tokens, row.n_tokens)
-    holders = {(id, segment) for (_, id), (segment, _) in ends.items()}
-    for one in resume:
-        n_bad += (one.parent, one.parent_number) not in holders or one.file in files
-        files.add(one.file)
-    return n_bad
 
 
 def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:
