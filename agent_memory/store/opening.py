@@ -30,7 +30,7 @@ from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import MADE, Made
-from agent_memory.store.folder import list_files
+from agent_memory.store.folder import list_files, refuse_linked
 from agent_memory.store.format import FORMAT, RESUME_FORMAT, file_sum, split_sums
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
 from agent_memory.store.segments import read_header
@@ -85,6 +85,7 @@ def open_manifest(root: Path, files: Files, closed: str | None, commits: int = 0
     """
     path = root / MANIFEST
     refuse_dangling(root / KV_FOLDER)
+    refuse_linked(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         has_kv = bool(list_files(root / KV_FOLDER))
         return (open_database(path, files), None) if not has_kv and not closed else _repair(root, files, "is missing")
