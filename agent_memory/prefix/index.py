@@ -173,11 +173,8 @@ class Index:
         plan = [(piece, piece.n_tokens) for piece in chunks]
         rest = ids[len(chunks) * self.chunk_tokens :][: self.chunk_tokens]
         parent = chunks[-1].id if chunks else self.root
-        for chain in self.deltas(parent, rest, ready=ready):
-            done = sum(p.n_tokens for p in chain)
-            partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
-            more = [(partial, take)] if partial is not None and take else []
-            yield [*plan, *((p, p.n_tokens) for p in chain), *more]
+        for tail in self._tails(parent, rest, ready):
+            yield [*plan, *tail]
         for number in range(len(chunks) - 1 if every_end else -1, -1, -1):
             own = ids[number * self.chunk_tokens :][: self.chunk_tokens]
             for chain in self.deltas(chunks[number].parent, own, ready=ready):
@@ -187,6 +184,17 @@ class Index:
     def plan(self, ids: Ids, *, ready: bool = True) -> list[tuple[Piece, int]]:
         """Return the pieces of the longest stored prefix of ``ids``, with tokens taken of each."""
         return max(self.paths(ids, ready=ready), key=n_tokens)
+
+    def tail(self, parent: bytes, rest: Ids) -> list[tuple[Piece, int]]:
+        """Return the readable pieces that cover the longest prefix of ``rest``, less than a chunk, after ``parent``."""
+        return max(self._tails(parent, rest, True), key=n_tokens)
+
+    def _tails(self, parent: bytes, rest: Ids, ready: bool) -> Iterator[list[tuple[Piece, int]]]:
+        for chain in self.deltas(parent, rest, ready=ready):
+            done = sum(p.n_tokens for p in chain)
+            partial, take = self._partial(chain[-1].id if chain else parent, rest[done:], ready)
+            more = [(partial, take)] if partial is not None and take else []
+            yield [*((p, p.n_tokens) for p in chain), *more]
 
     def _delta_lengths(self, parent: bytes) -> list[int]:
         found = self._children.get(parent)

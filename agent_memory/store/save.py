@@ -13,6 +13,7 @@ import numpy as np
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.log.logs import Logs
+from agent_memory.prefix.index import n_tokens
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
@@ -40,7 +41,7 @@ class Save:
         self.parts, self.sides = plan.rows, plan.resume
         self._is_given_up = False
         self.writers: dict[Part, SegmentWriter] = {}  # this and all below: I/O thread
-        self.opened: dict[Part, list[OpenSegment]] = {}
+        self.opened: dict[Part, list[tuple[OpenSegment, int, int]]] = {}  #: with first row and rows to take
         self.is_over = False
 
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
@@ -147,16 +148,36 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
         return
     try:
         assert catalog.model is not None
-        layout, sources = catalog.model.layout, save.opened.setdefault(part, [])
-        for piece, _ in part.stored[len(sources) :]:
-            sources.append(OpenSegment(catalog.disk.path(piece.segment), piece.segment))
-        stored = zip(sources, part.stored, strict=True)
-        first = [source.rows(layout, tensor, p.offset, p.offset + take) for source, (p, take) in stored]
-        joined = np.concatenate([*first, rows], axis=1)
+        layout = catalog.model.layout
+        if part not in save.opened and not _open_stored(catalog, save, part):
+            catalog.disk.counts.skipped["replaced"] += 1
+            _abandon(catalog, save)
+            return
+        sources = save.opened[part]
+        joined = np.concatenate([*(one.rows(layout, tensor, at, at + take) for one, at, take in sources), rows], axis=1)
     except WRITE_ERRORS as error:
         _fail(catalog, save, error)
         return
     _write(catalog, save, part, tensor, memoryview(joined).cast("B"))  # type: ignore[arg-type]
+
+
+def _open_stored(catalog: Catalog, save: Save, part: Part) -> bool:
+    """Open the files of the stored rows that a part begins with; False if they are encoded so in none any more.
+
+    Another save may have taken them into a longer piece since this one was planned.
+    """
+    model, stored, own = catalog.model, part.stored, part.segment
+    n_stored = part.start - own.start
+    with catalog.lock:
+        if model is not None and any(catalog.segments.get(p.segment.number) is not p.segment for p, _ in stored):
+            assert own.ids is not None
+            stored = tuple(model.index.tail(own.parent, own.ids[:n_stored]))
+    if n_tokens(stored) != n_stored or any(piece.segment.codec != own.codec for piece, _ in stored):
+        return False
+    opened = save.opened.setdefault(part, [])
+    for piece, take in stored:
+        opened.append((OpenSegment(catalog.disk.path(piece.segment), piece.segment), piece.offset, take))
+    return True
 
 
 def _commit(catalog: Catalog, save: Save) -> None:
@@ -199,7 +220,7 @@ def _finish_files(catalog: Catalog, save: Save) -> None:
 
 
 def _close(save: Save) -> None:
-    for source in (source for sources in save.opened.values() for source in sources):
+    for source, _, _ in (one for sources in save.opened.values() for one in sources):
         source.close()
 
 
@@ -240,8 +261,8 @@ def _discard(catalog: Catalog, segment: Segment) -> None:
 
 
 def _note_unwritten(catalog: Catalog, plan: Plan) -> None:
-    n_tokens = sum(segment.n_tokens for segment in plan.fresh)
-    catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_tokens)
+    n_unwritten = sum(segment.n_tokens for segment in plan.fresh)
+    catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_unwritten)
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
