@@ -98,7 +98,7 @@ class Memory(Reporting):
             self._groups = Groups(self._asking)
             self._models = Models(self._runner, self._tiers, self._engine, self._asking, config)
             self._models.open()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else releases the store's lock
             self._store.close()
             raise
         self._reports = Reports(

@@ -129,8 +129,7 @@ def from_function(function: Callable[..., Any], within: tuple[type, ...] = ()) -
     name = getattr(function, "__name__", type(function).__name__)
     try:
         signature, hints = inspect.signature(function), typing.get_type_hints(function)
-    except Exception as error:
-        # An annotation that is a text is the caller's code: it fails in every way there is.
+    except Exception as error:  # an annotation that is a text is the caller's code: it fails in every way there is
         raise UnsupportedParameterError(
             f"the types of function {repr_of(name)} cannot be read: {type(error).__name__}: {error}"
         ) from error

@@ -64,3 +64,14 @@ def test_no_room_outgrows_the_others() -> None:
 def test_the_figures_count_what_is_there() -> None:
     assert sum(lines().values()) == sum(path.read_text(encoding="utf-8").count("\n") for path in modules().values())
     assert len(outside_members()["store.store.Store"]) > 5
+
+
+def test_whoever_catches_everything_says_why() -> None:
+    broad = re.compile(r"\s*except( \(?(Base)?Exception\b.*)?:")
+    found = [
+        f"{name}:{number}"
+        for name, path in modules().items()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if broad.match(line) and not re.search(r":  # (noqa: BLE001 - )?\w", line)
+    ]
+    assert found == []

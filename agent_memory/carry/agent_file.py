@@ -200,7 +200,7 @@ class AgentFileReader:
                 raise AgentFileError(f"{path} is no file")
             self.n_bytes = found.st_size
             self._check_magic()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             self.close()
             raise
 

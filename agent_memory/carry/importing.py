@@ -76,7 +76,7 @@ class Importing:
                 log.warning("store: an agent comes without its KV, which is computed again: %s", error)
                 self._abandon()
                 break
-            except BaseException:
+            except BaseException:  # also Ctrl-C: what was planned is forgotten
                 self._abandon()
                 raise
             self._abandon()

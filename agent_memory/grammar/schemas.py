@@ -155,8 +155,7 @@ def _described(describe: Callable[[], Any], schema: type) -> Mapping[str, Any]:
     """The JSON Schema that a class has for itself. Raises UnsupportedParameterError."""
     try:
         described = describe()
-    except Exception as error:
-        # A user's class: it fails in every way there is.
+    except Exception as error:  # a user's class: it fails in every way there is
         raise UnsupportedParameterError(
             f"schema: {schema.__name__}.model_json_schema() fails: {type(error).__name__}: {error}"
         ) from error

@@ -12,12 +12,13 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.groups.events import Event
+from agent_memory.views.page import Note, Page, Shown, Table
 
 _MOST_HELD = 4  #: options of which a grammar lists every order: 24; of more it holds each place alone
 
 
 @frozen(kw_only=True)
-class Tally:
+class Tally(Shown):
     """A vote's result. ``winner`` is None where there is a tie, or no valid ballot; ``tied`` names the options then."""
 
     question: str
@@ -33,6 +34,14 @@ class Tally:
         if self.winner is not None:
             return f"{scores}: {self.winner} wins"
         return f"{scores}: a tie between {' and '.join(self.tied)}" if self.tied else f"{scores}: no valid ballot"
+
+    def _page(self) -> Page:
+        best = sorted(self.options, key=lambda option: -self.scores[option])
+        rows = [(option, f"{self.scores[option]:g}") for option in best]
+        cast = [(member, ", ".join(ballot) or "invalid") for member, ballot in self.ballots.items()]
+        ended = str(self).rpartition(": ")[2]
+        scores = Table(rows, ("option", "points" if self.is_ranked else "ballots"))
+        return Page(self.question, [Note(ended), scores, *([Table(cast, ("member", "ballot"))] if cast else [])])
 
 
 def checked_vote(question: object, options: Sequence[str], *, is_ranked: object = False) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Database:
                 yield self._db
                 self._db.execute(_COUNT_COMMIT)
                 self._files.commit(self._db)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: no transaction stays open
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -156,7 +156,7 @@ def open_database(path: Path | None, files: Files | None = None) -> Database:
         if version_of(db) < WRITE_VERSION:
             with database.transaction():
                 migrate(db)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nobody else closes it
         db.close()
         raise
     return database
@@ -183,7 +183,7 @@ def view_database(path: Path) -> Database:
         except sqlite3.Error as error:
             db.close()
             errors.append(error)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             db.close()
             raise
         else:

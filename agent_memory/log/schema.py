@@ -107,7 +107,7 @@ def _connect(path: Path | None, locking: str) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=FAST")
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nobody else closes it
         db.close()
         raise
     return db
@@ -242,7 +242,7 @@ def _for_reading(path: Path) -> sqlite3.Connection:
             db.close()
             if options != "mode=ro" or _has_wal(path):
                 raise
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             db.close()
             raise
     raise AssertionError

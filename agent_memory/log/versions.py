@@ -12,6 +12,8 @@ from attrs import field, frozen
 from agent_memory.log.facts import Facts
 from agent_memory.log.turns import Turn
 from agent_memory.types import Message
+from agent_memory.views.page import Note, Page, Shown
+from agent_memory.views.units import ago, count
 
 #: Why a version is kept: a named one, or what a rewind, a list, a compaction or a transaction that failed left behind.
 Reason = Literal["checkpoint", "rewind", "replaced", "compacted", "rolled_back"]
@@ -19,7 +21,7 @@ REASONS: tuple[Reason, ...] = ("checkpoint", "rewind", "replaced", "compacted", 
 
 
 @frozen(kw_only=True)
-class Version:
+class Version(Shown):
     """One earlier state of an agent, as ``Agent.history()`` lists it."""
 
     number: int  #: counts up from 1 for each agent
@@ -27,6 +29,11 @@ class Version:
     created_s: float  #: Unix time
     label: str | None = None  #: of a checkpoint
     reason: Reason = "checkpoint"
+
+    def _page(self) -> Page:
+        named = "" if self.label is None else f" {self.label}"
+        facts = f"{self.reason.replace('_', ' ')}, {count(self.n_turns, 'turn')}, {ago(self.created_s)}"
+        return Page(f"Version {self.number}{named}", [Note(facts)])
 
 
 @frozen

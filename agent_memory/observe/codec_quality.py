@@ -13,6 +13,8 @@ from agent_memory.kvcache.coding import fallbacks, is_lossy, named
 from agent_memory.progress import Progress, silent
 from agent_memory.protocols import Divergence, ModelRunner
 from agent_memory.scheduler.engine import Engine
+from agent_memory.views.page import Note, Page, Shown, Table
+from agent_memory.views.units import count
 
 #: This share of a text is the context, in encoded KV; predictions of the remaining tokens are compared.
 _CONTEXT_SHARE = 0.75
@@ -20,7 +22,7 @@ _LEAST_TOKENS = 8
 
 
 @frozen(kw_only=True)
-class CodecReport:
+class CodecReport(Shown):
     """What a codec costs in quality: the model's next tokens on decoded KV, against those on exact KV."""
 
     codec: str
@@ -47,6 +49,18 @@ class CodecReport:
             f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
             f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
         )
+
+    def _page(self) -> Page:
+        rows = [
+            ("bits per value", f"{self.bits_per_value:.2f}"),
+            ("smaller than exact", f"{self.ratio:.2f} times"),
+            ("divergence from exact", f"{self.kl:.2g} nats a token, {self.worst_kl:.2g} at worst"),
+            ("perplexity", f"{self.coded_perplexity:.3f}, {self.perplexity_change:+.2%}"),
+            ("same next token", f"{self.agreement:.1%}"),
+            ("encodes, decodes", f"{self.encode_gb_s:.1f}, {self.decode_gb_s:.1f} GB a second"),
+        ]
+        left = [Note(f"left exact: {tensor}") for tensor in self.exact_tensors]
+        return Page(f"Codec {self.codec}, compared over {count(self.n_tokens, 'token')}", [Table(rows), *left])
 
 
 def measure(

@@ -46,7 +46,7 @@ class Recorder:
             ) from error
         try:
             self._begin(self._fd)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             os.close(self._fd)
             raise
 

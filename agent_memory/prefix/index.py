@@ -193,6 +193,10 @@ class Index:
         """Return the pieces of the longest stored prefix of ``ids``, with tokens taken of each."""
         return max(self.paths(ids, ready=ready), key=n_tokens)
 
+    def tail(self, parent: bytes, rest: Ids) -> list[tuple[Piece, int]]:
+        """Return the readable pieces that cover the longest prefix of ``rest``, less than a chunk, after ``parent``."""
+        return max(self.covers(parent, rest, ready=True), key=n_tokens)
+
     def _delta_lengths(self, parent: bytes) -> list[int]:
         found = self._children.get(parent)
         if isinstance(found, Piece):

@@ -65,7 +65,7 @@ class Database:
                 else:
                     self._migrate(steps)
                     self._finish_scrub()
-            except BaseException:
+            except BaseException:  # also Ctrl-C: nobody else closes it
                 self._writer.close()
                 raise
 
@@ -86,7 +86,7 @@ class Database:
             self._n_open_writes += 1
             try:
                 yield db
-            except BaseException:
+            except BaseException:  # also Ctrl-C: no transaction stays open
                 if self._n_open_writes == 1 and db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
@@ -238,7 +238,7 @@ class Database:
             db.execute("PRAGMA fullfsync=ON")  # a macOS disk keeps a cache that fsync does not empty
             db.execute("PRAGMA secure_delete=ON")
             db.execute("PRAGMA foreign_keys=ON")
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             db.close()
             raise
         return db
@@ -338,7 +338,7 @@ class Database:
             db.execute(f"PRAGMA user_version={max(version, len(steps))}")
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             db.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no transaction stays open
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
@@ -356,7 +356,7 @@ class Database:
 def _commit(db: sqlite3.Connection) -> None:
     try:
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # also Ctrl-C: no transaction stays open
         with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some failures
             db.execute("ROLLBACK")
         raise

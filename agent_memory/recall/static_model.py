@@ -57,7 +57,7 @@ class StaticModel:
             self._tokenizer = Tokenizer.from_str(tokenizer)
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"{folder} is no folder of a table of vectors: {error}") from error
-        except Exception as error:
+        except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
             raise ConfigError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
         self._table, self._rows, self._weights = _parts_of(tensors, self._tokenizer.get_vocab_size(), str(folder))
         if self.by_rank:

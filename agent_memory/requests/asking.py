@@ -151,7 +151,7 @@ class Asking:
         handles: list[Generation] = []
         try:
             handles.extend(map(self._requests.start, requests))
-        except BaseException:
+        except BaseException:  # also Ctrl-C: of a batch all requests start, or none goes on
             for handle in handles:
                 handle.cancel()
             raise

@@ -241,7 +241,7 @@ class Requests:
         try:
             request.begin()
             self._engine.submit(request)
-        except BaseException as error:
+        except BaseException as error:  # also Ctrl-C: whoever waits for the handle is told
             request.feed.fail(error)
             raise
         engine, running = self._engine, weakref.ref(request)  # a kept handle keeps no ended request

@@ -64,7 +64,7 @@ class Models:
         old, self._model = self._model, new
         try:
             self._engine.swap(new.runner, new.recorded, lambda: self._attach(self._model))
-        except BaseException:
+        except BaseException:  # whatever the new model raises: the old one comes back
             self._model = old
             self._engine.reload(old.runner, old.recorded, lambda: self._attach(self._model))
             raise

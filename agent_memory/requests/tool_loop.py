@@ -154,7 +154,7 @@ class ToolTurn:
             paused = {one.call.id: one.pause.reason for one in ran if one.pause is not None}
             if not paused:
                 return self._ask(answers)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: what has run is never run again
             self._keep([*given, *_results(ran)])
             raise
         self._asking.keep_results(self._log, answers)

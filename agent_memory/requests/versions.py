@@ -171,7 +171,7 @@ class Versions:
         state, version = log.state, log.version
         try:
             yield
-        except BaseException:
+        except BaseException:  # also Ctrl-C: of a transaction all is undone
             while not self._engine.call(lambda: self._roll_back(log, state, version)):
                 time.sleep(_AGAIN_S)
             raise

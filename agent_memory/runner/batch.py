@@ -106,7 +106,7 @@ class MLXBatch:
                 self._model(mx.array([list(ids)]), cache=mine.caches)
                 is_computed = True
                 mx.eval([c.state for c in mine.caches])
-            except BaseException:
+            except BaseException:  # also Ctrl-C, between two layers: the row is what it was
                 # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
                 mine.unwind(is_sound=not is_computed)
                 raise

@@ -174,7 +174,7 @@ class Engine:
         self._places.take(request)
         try:
             self._mail.post(_Submission(self, request, self._places))
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no request has the place
             self._places.leave(request)
             raise
 
@@ -279,7 +279,7 @@ class Engine:
         """Load the model that ``swap`` has freed. If that fails too, every later call raises ClosedError."""
         try:
             self._load(runner, recorded, attach)
-        except BaseException:
+        except BaseException:  # whatever a runner raises: no model is loaded, and no request may wait for one
             self._mail.close()
             raise
 
@@ -289,7 +289,7 @@ class Engine:
             runner.open(recorded)
             attach()
             self._loop = self._new_loop()
-        except BaseException:
+        except BaseException:  # whatever a runner raises: what it has loaded is freed
             runner.close()
             raise
 

@@ -203,7 +203,7 @@ class Loop:
         self.waiting.clear()
         try:
             self.running.drop()
-        except Exception:
+        except Exception:  # the batch is broken already: what is left is freed
             log.exception("a broken batch could not be closed")
         self._note_idle()
 

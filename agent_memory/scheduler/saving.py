@@ -186,7 +186,7 @@ class Saver:
                     yield
                 to.put_side(number, rows, kv.read_state(side.stop) if side.has_state else None)
                 yield
-        except BaseException:
+        except BaseException:  # also GeneratorExit: the save is dropped half way
             to.abandon()
             raise
         to.finish()

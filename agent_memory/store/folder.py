@@ -7,13 +7,14 @@ the folder is surveyed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from agent_memory.log.files import BLOCK, KV_FOLDER, LOCK, MANIFEST, RECALL, Size, entries, held_bytes, size_of
-from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_name
+from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_folder, is_kv_name
 
 _OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 _MAX_DEFAULT_BYTES = 32 << 30
@@ -34,6 +35,17 @@ def list_files(folder: Path) -> dict[str, Size]:
                     with contextlib.suppress(FileNotFoundError):  # gone meanwhile
                         found[f"{sub.name}/{entry.name}"] = size_of(entry.stat(follow_symlinks=False))
     return found
+
+
+def refuse_linked(folder: Path) -> None:
+    """Raise OSError where the folder of an identity is a link: its files are not missing, and never written."""
+    for sub in entries(folder):
+        if is_kv_folder(sub.name) and sub.is_symlink():
+            raise OSError(
+                errno.ELOOP,
+                f"{sub.path} is a symbolic link, behind which no KV is kept: move the folder back, or link {folder} "
+                "as a whole. Remove the link, and its KV is computed again",
+            )
 
 
 def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str, int]:

@@ -36,7 +36,7 @@ from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
-from agent_memory.store.folder import list_files
+from agent_memory.store.folder import list_files, refuse_linked
 from agent_memory.store.manifest import Manifest, is_lineage, is_model
 from agent_memory.types import EXACTNESS, weakest
 
@@ -92,6 +92,7 @@ def open_manifest(
     """
     path = root / MANIFEST
     refuse_dangling(root / KV_FOLDER)
+    refuse_linked(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         if not list_files(root / KV_FOLDER) and not closed:
             return open_database(path, files), None

@@ -14,9 +14,11 @@ from agent_memory.kvfile.segments import OpenSegment, SegmentWriter
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
 from agent_memory.log.logs import Logs
+from agent_memory.prefix.index import n_tokens
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held
+from agent_memory.prefix.sharing import Stretch, stretches
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden, settle
 from agent_memory.store.holders import settle_held
@@ -40,7 +42,7 @@ class Save:
         self.parts, self.sides = plan.rows, plan.resume
         self._is_given_up = False
         self.writers: dict[Part, SegmentWriter] = {}  # this and all below: I/O thread
-        self.opened: dict[Part, list[OpenSegment]] = {}
+        self.opened: dict[Part, list[tuple[OpenSegment, Stretch]]] = {}
         self.is_over = False
 
     def put(self, part: int, tensor: int, array: np.ndarray[Any, Any]) -> None:
@@ -148,16 +150,51 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
         return
     try:
         assert catalog.model is not None
-        layout, sources = catalog.model.layout, save.opened.setdefault(part, [])
-        for one in part.stored[len(sources) :]:
-            sources.append(OpenSegment(catalog.disk.path(one.segment), one.segment))
-        stored = zip(sources, part.stored, strict=True)
-        first = [source.rows(layout, tensor, s.first_row, s.first_row + s.stop - s.start) for source, s in stored]
-        joined = np.concatenate([*first, rows], axis=1)
+        layout = catalog.model.layout
+        if part not in save.opened and not _open_stored(catalog, save, part):
+            catalog.disk.counts.skipped["replaced"] += 1
+            _abandon(catalog, save)
+            return
+        stored = [one.rows(layout, tensor, s.first_row, s.first_row + s.stop - s.start) for one, s in save.opened[part]]
+        joined = np.concatenate([*stored, rows], axis=1)
     except WRITE_ERRORS as error:
         _fail(catalog, save, error)
         return
     _write(catalog, save, part, tensor, memoryview(joined).cast("B"))  # type: ignore[arg-type]
+
+
+def _open_stored(catalog: Catalog, save: Save, part: Part) -> bool:
+    """Open the files of the stored rows that a part begins with; False if they are encoded so in none any more.
+
+    Another save may have taken them into a longer piece since this one was planned.
+    """
+    with catalog.lock:
+        stored = part.stored
+        if any(catalog.segments.get(one.segment.number) is not one.segment for one in stored):
+            stored = _found_again(catalog, part)
+    if not stored or any(one.segment.codec != part.codec for one in stored):
+        return False
+    opened = save.opened.setdefault(part, [])
+    for one in stored:
+        opened.append((OpenSegment(catalog.disk.path(one.segment), one.segment), one))
+    return True
+
+
+def _found_again(catalog: Catalog, part: Part) -> tuple[Stretch, ...]:
+    """Return where the stored rows of a part are now; none if some are nowhere. Under the lock."""
+    own, model = part.segment, catalog.model
+    assert own.ids is not None
+    n_stored = part.start - own.start
+    path = model.index.tail(own.parent, own.ids[:n_stored]) if model is not None else []
+    if n_tokens(path) != n_stored:
+        return ()
+    found: list[Stretch] = []
+    try:
+        for piece, take in path:
+            found += stretches(catalog.segments, piece.segment, max(piece.start, own.shared_stop), piece.start + take)
+    except LookupError:
+        return ()
+    return tuple(found)
 
 
 def _commit(catalog: Catalog, save: Save) -> None:
@@ -200,7 +237,7 @@ def _finish_files(catalog: Catalog, save: Save) -> None:
 
 
 def _close(save: Save) -> None:
-    for source in (source for sources in save.opened.values() for source in sources):
+    for source, _ in (one for sources in save.opened.values() for one in sources):
         source.close()
 
 
@@ -241,8 +278,8 @@ def _discard(catalog: Catalog, segment: Segment) -> None:
 
 
 def _note_unwritten(catalog: Catalog, plan: Plan) -> None:
-    n_tokens = sum(segment.n_tokens for segment in plan.fresh)
-    catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_tokens)
+    n_unwritten = sum(segment.n_tokens for segment in plan.fresh)
+    catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_unwritten)
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:

@@ -125,10 +125,10 @@ class Store:
                 sweep(catalog, report)
                 self._pins.load(Logs(self._database), Manifest(self._database))  # before the first eviction
                 keep(catalog)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: nobody else closes it
                 self._database.close()
                 raise
-        except BaseException as error:
+        except BaseException as error:  # also Ctrl-C: nobody else releases the lock
             if self._lock is not None:
                 self._lock.release(is_whole=False)
             if isinstance(error, sqlite3.Error | OSError) and not isinstance(error, AgentMemoryError):

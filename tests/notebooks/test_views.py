@@ -68,8 +68,8 @@ def memory(tmp_path: Path) -> Iterator[Memory]:
 
 def test_the_values_that_a_notebook_user_looks_at_are_shown() -> None:
     assert {
-        "Agent", "CacheReport", "Doctor", "EpisodeHit", "Health", "Hit", "Memory", "Reply", "Stats", "Usage",
-        "VerifyReport", "WorkingSet",
+        "Agent", "CacheReport", "CodecReport", "Doctor", "EpisodeHit", "Health", "Hit", "Memory", "Reply", "Stats",
+        "Tally", "Usage", "VerifyReport", "Version", "WorkingSet",
     } <= set(SHOWN)  # fmt: skip
 
 
@@ -124,6 +124,44 @@ def test_a_reply_shows_where_its_prompt_came_from_and_what_that_saved() -> None:
     assert "saved" in text
     assert f"width:{100 * usage.computed_tokens / usage.prompt_tokens:.2f}%" in usage._repr_html_()
     assert f"hot {usage.tier_tokens['hot']:,}" in usage._repr_markdown_()
+
+
+def test_a_version_says_why_it_is_kept_and_how_long_it_is(memory: Memory) -> None:
+    agent = memory.agent("ann")
+    agent.say("one")
+    agent.checkpoint(HOSTILE)
+    agent.rewind()
+    shown = [read(version).text for version in agent.history()]
+    assert HOSTILE.splitlines()[0] in shown[0]
+    assert all("1 turn, just now" in text for text in shown)
+    assert "checkpoint" in shown[0]
+
+
+def test_a_tally_shows_scores_ballots_and_how_it_ended() -> None:
+    scores, ballots = {"red": 1.0, HOSTILE: 2.0}, {"ann": (HOSTILE,), HOSTILE: (HOSTILE,), "cem": ("red",), "dan": ()}
+    tally = agent_memory.Tally(
+        question=HOSTILE, options=("red", HOSTILE), is_ranked=False, scores=scores, ballots=ballots, winner=HOSTILE
+    )
+    text = read(tally).text
+    assert "daninvalid" in text
+    assert text.index("2") < text.index("red1")
+    assert "wins" in text
+    tied = attrs.evolve(tally, is_ranked=True, winner=None, tied=("red", HOSTILE))
+    assert "a tie between red and" in read(tied).text
+    assert "points" in read(tied).text
+    assert "no valid ballot" in read(attrs.evolve(tied, tied=())).text
+
+
+def test_what_a_codec_costs_is_shown_with_the_tensors_that_it_leaves_exact() -> None:
+    report = agent_memory.CodecReport(
+        codec="q8", bits_per_value=8.5, ratio=1.9, kl=1e-4, worst_kl=2e-3, perplexity=10.0, coded_perplexity=10.1,
+        agreement=0.995, n_tokens=1_200, encode_gb_s=2.0, decode_gb_s=4.0, exact_tensors=(HOSTILE,),
+    )  # fmt: skip
+    text = read(report).text
+    assert "Codec q8, compared over 1,200 tokens" in text
+    assert "1.90 times" in text
+    assert "+1.00%" in text
+    assert f"left exact: {HOSTILE.splitlines()[0]}" in text
 
 
 def test_nothing_is_saved_where_nothing_is_reused(memory: Memory) -> None:
@@ -195,7 +233,8 @@ def test_tables_align_numbers_and_survive_no_rows() -> None:
         (size(0), "0 B"),
         (size(1023), "1023 B"),
         (size(12_900_000), "12.3 MiB"),
-        (size(5 << 40), "5120.0 GiB"),
+        (size(3 << 30), "3.0 GiB"),
+        (size(5 << 40), "5.0 TiB"),
         (seconds(0.0123), "12 ms"),
         (seconds(3.44), "3.4 s"),
         (seconds(600), "10 min"),

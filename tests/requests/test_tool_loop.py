@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from agent_memory import (
+    AgentDeletedError,
     Config,
     Memory,
     Pause,
@@ -493,3 +494,62 @@ def test_another_process_goes_on_days_later_and_computes_the_results_alone(way: 
         assert reply.usage.computed_tokens == len(tokenizer.encode(new)) == runner.calls.computed
         assert reply.usage.cached_tokens == n_prompt + n_output
         assert (reply.usage.tier, reply.usage.exactness, reply.usage.miss) == ("cold", "exact", None)
+
+
+@pytest.mark.parametrize("is_handle", [False, True], ids=["by name", "by handle"])
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_an_agent_that_one_of_its_tools_deletes_is_said_to_be_deleted(
+    opened: Callable[..., Memory], is_handle: bool, concurrent: bool
+) -> None:
+    memory = opened(call("end"), "never said")
+    agent = memory.agent("ann")
+
+    def end() -> str:
+        """End it all."""
+        assert memory.delete("ann")
+        return "done"
+
+    with pytest.raises(AgentDeletedError, match="'ann' was deleted"):
+        memory.run_tools(agent if is_handle else "ann", "go", [end], concurrent=concurrent)
+    assert memory.agents() == []
+
+
+NUMBERS: dict[str, tuple[object, str]] = {
+    "nan": (float("nan"), "NaN"),
+    "infinity": (float("inf"), "Infinity"),
+    "less": (float("-inf"), "-Infinity"),
+    "inside": (
+        {"mean": float("nan"), "all": [1.5, float("inf")], "pair": (2, float("-inf")), "ä": "NaN"},
+        '{"mean": "NaN", "all": [1.5, "Infinity"], "pair": [2, "-Infinity"], "ä": "NaN"}',
+    ),
+    "as a key": ({float("nan"): 1}, '{"NaN": 1}'),
+    "all finite": ({"mean": 1.5}, '{"mean": 1.5}'),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_result_with_numbers_that_json_does_not_have_is_json_all_the_same(
+    opened: Callable[..., Memory], name: str
+) -> None:
+    memory = opened(call("mean"), "Fine.")
+    value, text = NUMBERS[name]
+
+    def mean():
+        """The mean."""
+        return value
+
+    assert memory.run_tools("ann", "go", [mean]).text == "Fine."
+    assert told(memory) == [text]
+
+
+def test_a_result_that_holds_itself_is_an_error_for_the_model_to_read(opened: Callable[..., Memory]) -> None:
+    memory = opened(call("loop"), "Fine.")
+
+    def loop():
+        """A loop."""
+        found = [float("nan")]
+        found.append(found)
+        return found
+
+    memory.run_tools("ann", "go", [loop])
+    assert told(memory) == ["Error: ValueError: Circular reference detected"]

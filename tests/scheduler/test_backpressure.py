@@ -83,6 +83,19 @@ def test_who_leaves_the_line_leaves_a_place_and_no_more(leave: Callable[..., Non
         assert [type(outcome(one)) for one in more] == [Reply] * n_free
 
 
+def test_a_request_that_was_cancelled_has_no_place_from_that_moment_on() -> None:
+    with _full() as (memory, faults, running, waiting):
+        with faults.hold("step"):  # no tick comes in between
+            for handle in waiting:
+                handle.cancel()
+            more = [memory.stream("one more ", max_tokens=2) for _ in range(LIMIT)]
+            with pytest.raises(QueueFullError, match="3 requests wait"):
+                memory.stream("too many")
+        running.cancel()
+        assert [type(outcome(one)) for one in waiting] == [CancelledError] * LIMIT
+        assert [type(outcome(one)) for one in more] == [Reply] * LIMIT
+
+
 def test_of_many_threads_no_more_get_a_place_than_there_are() -> None:
     with _full() as (memory, _, running, waiting):
         waiting.pop().cancel()

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from agent_memory.kvcache.coding import coding
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.prefix.resume import Held
+from agent_memory.store.edit import void
+from agent_memory.store.save import Save
 from agent_memory.store.store import Store
 from tests.parts.kvmodel import held_bytes
 
@@ -57,10 +59,16 @@ class Toy:
         return np.ascontiguousarray(np.broadcast_to(row, (spec.heads, *row.shape)))
 
     def save(self, store: Store) -> None:
-        n_full, made = len(self.layout.tensors), np.array(self.made, np.uint8)
-        held = Held(self.held_from, {len(self.ids)})
-        ids = np.array(self.ids, np.uint32)
-        found = store.begin_save(ids, len(ids), made, self.exactness, agent_id=None, held=held)
+        self.hand_over(self.begin(store))
+        store.flush()
+
+    def begin(self, store: Store) -> Save:
+        held, ids = Held(self.held_from, {len(self.ids)}), np.array(self.ids, np.uint32)
+        made = np.array(self.made, np.uint8)
+        return store.begin_save(ids, len(ids), made, self.exactness, agent_id=None, held=held)
+
+    def hand_over(self, found: Save) -> None:
+        n_full = len(self.layout.tensors)
         for number, part in enumerate(found.parts):
             for tensor in range(n_full):
                 found.put(number, tensor, self.read(tensor, part.start, part.stop, part.codec))
@@ -68,7 +76,6 @@ class Toy:
             windows = range(n_full, n_full + len(self.layout.windows))
             found.put_side(number, [self.read(t, side.start, side.stop, side.codec) for t in windows], None)
         found.finish()
-        store.flush()
 
 
 def restored(store: Store, ids: list[int], layout: Layout) -> Toy:
@@ -242,3 +249,33 @@ def test_an_exact_copy_takes_the_place_of_a_quantized_one(tmp_path: Path) -> Non
     _told(life, 1, IDS[:40])
     assert restored(life.store, IDS[:40], FULL).exactness == "exact"
     life.store.close()
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["there", "lost by now"])
+def test_stored_rows_that_another_save_has_taken_over_are_found_where_they_are_and_no_disk_is_blamed(tmp_path, is_lost):
+    life = Life(tmp_path, FULL)
+    life.open("q8")
+    store = life.store
+    first = Toy(FULL)
+    first.feed([1, 2, 3], 1)
+    first.save(store)
+    one, two = (restored(store, first.ids, FULL) for _ in range(2))
+    one.feed(list(range(10, 20)), 1)
+    two.feed(list(range(30, 40)), 1)
+    saves = one.begin(store), two.begin(store)
+    assert [save.parts[0].stored[0][1] for save in saves] == [3, 3], "both begin with the stored rows"
+    one.hand_over(saves[0])
+    store.flush()
+    if is_lost:
+        void(store._catalog, store.match(np.array(one.ids, np.uint32)).pieces[0][0].segment, "damaged", "by a test")
+    two.hand_over(saves[1])
+    store.flush()
+    stats = store.stats()
+    assert (stats["save_failures"], stats["disk_state"], stats["disk_failures"]) == (0, "ok", 0)
+    assert stats["saves_skipped"] == ({"replaced": 1} if is_lost else {})
+    if is_lost:
+        two.save(store)
+    assert store.match(np.array(two.ids, np.uint32)).n_tokens == len(two.ids)
+    assert len(restored(store, two.ids, FULL).ids) == len(two.ids), "each of its rows was encoded once"
+    assert store.verify().ok
+    store.close()

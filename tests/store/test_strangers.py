@@ -101,17 +101,46 @@ def test_a_link_in_place_of_one_of_the_stores_own_files_is_refused_and_its_targe
     assert os.readlink(path / name) == str(target)
 
 
-def test_an_identitys_folder_that_is_a_link_is_not_written_through_and_nothing_there_is_removed(tmp_path):
+def test_an_identitys_folder_that_is_a_link_is_refused_at_opening_and_nothing_is_lost(tmp_path):
     path, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
     fill(path)
     folder = segment_files(path)[0].parent
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
     before = contents(elsewhere.iterdir())
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"{folder.name} is a symbolic link.*or link .*kv as a whole"):
+            Store(path, disk_bytes=None, chunk_tokens=16)
+    assert contents(elsewhere.iterdir()) == before
+    folder.unlink()
+    elsewhere.rename(folder)
     with opened(path) as store:
-        assert store.match(IDS).n_tokens == 0, "its files are not in the folder"
-        save(store, IDS)
+        assert store.match(IDS).n_tokens == len(IDS)
+        assert store.stats()["damage"] == 0
+
+
+def test_a_link_that_takes_the_place_of_an_identitys_folder_is_not_written_through_and_nothing_there_is_removed(
+    tmp_path,
+):
+    path, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    fill(path)
+    with opened(path) as store:
+        folder = segment_files(path)[0].parent
+        folder.rename(elsewhere)
+        folder.symlink_to(elsewhere)
+        before = contents(elsewhere.iterdir())
+        save(store, np.concatenate([IDS, IDS[:40]]))
         store.flush()
         assert store.stats()["save_failures"] == 1
-        assert store.match(IDS).n_tokens == 0
+        store._catalog.disk.quota.budget_bytes = 1
+        store.flush()
     assert contents(elsewhere.iterdir()) == before
+
+
+def test_a_link_of_another_name_among_the_kv_is_a_strangers(tmp_path):
+    fill(tmp_path / "store")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "store" / "kv" / "other").symlink_to(tmp_path / "other")
+    with opened(tmp_path / "store") as store:
+        assert store.match(IDS).n_tokens == len(IDS)
+        assert store.verify().strangers == ("kv/other",)

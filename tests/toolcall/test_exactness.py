@@ -269,3 +269,25 @@ def test_a_value_of_the_wrong_type_is_an_error_that_the_model_reads_and_no_chang
         assert GIVEN == []
         [result] = [message for message in memory.agent("ann").messages if message.role == "tool"]
         assert "wrong type: count" in result.content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ('{"n": 1, "n": 2}', "it has 'n' twice, with two values"),
+        ('{"n": 1, "text": {"a": [{"b": 1, "b": "1"}]}}', "it has 'b' twice, with two values"),
+        ('{"n": 1, "n": true}', "it has 'n' twice, with two values"),
+        ('{"n": 1, "n": 1.0}', "it has 'n' twice, with two values"),
+    ],
+)
+def test_an_argument_with_two_values_rejects_the_call_in_json_as_in_tags(arguments: str, said: str) -> None:
+    parsed = check(f'<tool_call>{{"name": "do", "arguments": {arguments}}}</tool_call>', "json_tools")
+    assert (parsed.tool_calls, said in parsed.rejected_calls[0].detail) == ((), True)
+    parsed = check('<tool_call>{"name": "do", "name": "other", "arguments": {}}</tool_call>', "json_tools")
+    assert (parsed.tool_calls, "'name' twice" in parsed.rejected_calls[0].detail) == ((), True)
+
+
+def test_an_argument_that_comes_twice_with_one_value_is_that_value() -> None:
+    parsed = check('<tool_call>{"name": "do", "arguments": {"n": 1, "n": 1}}</tool_call>', "json_tools")
+    assert found(parsed) == [("do", {"n": 1})]
+    assert not parsed.rejected_calls
