@@ -170,16 +170,35 @@ def test_fork_makes_another_agent_from_a_turn_or_a_checkpoint(store: str) -> Non
 
 
 def test_chat_forks_explains_and_takes_several_turns_back(store: str) -> None:
-    typed = "one\ntwo\n/fork\n/fork twin\n/rewind many\n/rewind 2\n/explain and now?\n/help\n/quit\n"
+    typed = "one\ntwo\n/fork\n/fork twin\n/fork its twin\n/rewind many\n/rewind 2\n/explain and now?\n/help\n/quit\n"
     found = run("chat", "ann", "-m", "echo", "-s", store, told=typed)
     assert found.exit_code == 0
     assert "/fork needs a name" in found.stdout
     assert "agent-memory chat twin" in found.stdout
+    assert "agent-memory chat 'its twin'" in found.stdout
     assert "a number of turns, not 'many'" in found.stdout
     assert "taken back; left: 1 turn" in found.stdout
     assert "reusable: " in found.stdout
     assert all(f"{command} " in found.stdout or f"{command}:" in found.stdout for command in COMMANDS)
     assert {row["name"]: row["n_turns"] for row in json.loads(run("ls", "-s", store, "--json").stdout)}["twin"] == 3
+
+
+def test_chat_without_a_turn_says_that_there_is_none_to_take_back(store: str) -> None:
+    found = run("chat", "new", "-m", "echo", "-s", store, told="/rewind\n")
+    assert "agent 'new' has no turn that could be taken back" in found.stdout
+
+
+def test_what_a_newcomer_types_before_there_is_anything_is_told_what_to_do(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda name: str(tmp_path / name))
+    assert "none was yet" in str(run("ls").exception)
+    assert "agent-memory ls" in str(run("show", "nobody", "-s", store).exception)
+    (tmp_path / "file").write_text("no store")
+    assert "a store is a folder" in str(run("ask", "hi", "-m", "echo", "-s", str(tmp_path / "file")).exception)
+    checked = run("models", "check", str(tmp_path / "file"))
+    assert checked.exit_code == 3
+    assert "is a file; a model is" in checked.stdout
 
 
 @pytest.fixture

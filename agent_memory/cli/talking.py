@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,7 +77,7 @@ def _fork(agent: Agent, name: str) -> None:
         say("/fork needs a name for the new agent")
         return
     agent.fork(name)
-    say(f"{name} goes on from here: agent-memory chat {name}. You still talk to {agent.name}")
+    say(f"{name} goes on from here: agent-memory chat {shlex.quote(name)}. You still talk to {agent.name}")
 
 
 def _rewind(agent: Agent, turns: str) -> None:
@@ -134,6 +135,7 @@ def _lines(prompt: str) -> Iterator[str]:
         try:
             yield input(prompt)
         except EOFError:
+            say("")  # the shell goes on on a line of its own
             return
         except KeyboardInterrupt:
             say("")

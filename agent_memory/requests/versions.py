@@ -72,6 +72,8 @@ class Versions:
         """Remove an idle agent's newest turns."""
         most = len(log.turns)
         if not isinstance(n_turns, int) or isinstance(n_turns, bool) or not 1 <= n_turns <= most:
+            if not most:
+                raise UnsupportedParameterError(f"agent {repr_of(log.name)} has no turn that could be taken back")
             raise UnsupportedParameterError(
                 f"turns must be between 1 and {most}, the agent's turns: {repr_of(n_turns)}"
             )
