@@ -37,6 +37,18 @@ class TensorSpec:
 
 
 @frozen
+class Growing:
+    """Rows of chunked attention in a state, of all such layers together.
+
+    They are at most ``most_rows``, and those of the newest forward pass.
+    """
+
+    row_bytes: int
+    most_rows: int
+    n_rows: int  #: counted in ``Layout.state_bytes``
+
+
+@frozen
 class Layout:
     """The tensors of all layers in their stored order (layer-major), and the kind of each layer.
 
@@ -55,6 +67,8 @@ class Layout:
     snapshots: tuple[str, ...] = field(default=())
     #: bytes of one snapshot as first seen; the snapshot of a chunked layer grows
     state_bytes: int = field(default=0, eq=False)
+    #: how it grows; None: it does not
+    growing: Growing | None = field(default=None, eq=False)
 
     @property
     def token_bytes(self) -> int:
@@ -80,7 +94,15 @@ class Layout:
         """Return the bytes that a live row of ``n_tokens`` may take beyond ``token_bytes``: windows and snapshots."""
         rows = min(n_tokens + chunk_tokens, self.window + chunk_tokens) if self.windows else 0
         states = 2 + (n_tokens // chunk_tokens).bit_length() if self.snapshots else 0
-        return rows * self.window_token_bytes + states * self.state_bytes
+        return rows * self.window_token_bytes + states * self.state_bytes_at(n_tokens, chunk_tokens)
+
+    def state_bytes_at(self, n_tokens: int, n_newest: int) -> int:
+        """Return the bytes of a snapshot at ``n_tokens``, of which the newest forward pass had ``n_newest``."""
+        if (growing := self.growing) is None:
+            return self.state_bytes
+        n_newest = min(n_newest, n_tokens)
+        n_rows = min(n_tokens - n_newest, growing.most_rows) + n_newest
+        return self.state_bytes + (n_rows - growing.n_rows) * growing.row_bytes
 
     @property
     def digest(self) -> str:

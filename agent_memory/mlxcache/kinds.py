@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coding
-from agent_memory.kvcache.layout import Kind, Layout, TensorSpec, is_kept
+from agent_memory.kvcache.layout import Growing, Kind, Layout, TensorSpec, is_kept
 from agent_memory.mlxcache import codecs, states
 from agent_memory.mlxcache.windows import WindowKVCache
 
@@ -76,7 +76,17 @@ def probe(caches: Sequence[Any]) -> Layout:
         window,
         tuple(snapshots),
         state_bytes,
+        _growing([cache for _, cache in named if type(cache) is ChunkedKVCache]),
     )
+
+
+def _growing(caches: Sequence[Any]) -> Growing | None:
+    """Return how the rows of chunked attention grow; None without such layers."""
+    if not caches:
+        return None
+    n_rows = caches[0].offset - caches[0].start_position
+    row_bytes = sum(states.nbytes(states.captured(cache)) for cache in caches) // n_rows
+    return Growing(row_bytes, max(cache.chunk_size for cache in caches), n_rows)
 
 
 def _kind(cache: Any) -> Kind:

@@ -43,7 +43,6 @@ class Fit(AsDict):
     total_bytes: Mapping[str, int]  #: of all, by tier
     budget_bytes: Mapping[str, int | None]  #: by tier; None: no such tier
     n_fit: Mapping[str, int | None]  #: agents that a tier's budget holds
-    is_least: bool = False  #: True if some layers keep a state that grows, which is counted as small as it begins
 
     @property
     def fits(self) -> bool:
@@ -72,19 +71,37 @@ class Fit(AsDict):
 MOST_TOKENS = 10_000_000
 
 
-def live_bytes(layout: Layout, n_tokens: int, chunk_tokens: int) -> int:
-    """Return the bytes that an idle agent of ``n_tokens`` takes in the hot tier, spare capacity included."""
+def live_bytes(layout: Layout, n_tokens: int, chunk_tokens: int, step: int) -> int:
+    """Return the bytes that an idle agent of ``n_tokens`` takes in the hot tier, spare capacity included.
+
+    ``step``: tokens of a prefill step, here and below.
+    """
     rows = (n_tokens // _STEP + 1) * _STEP * layout.token_bytes if n_tokens else 0
     window_rows = min(n_tokens + chunk_tokens, layout.window + chunk_tokens) if layout.windows else 0
-    states = len(_snapshots(n_tokens, chunk_tokens)) if layout.snapshots else 0
-    return rows + window_rows * layout.window_token_bytes + states * layout.state_bytes
+    places = _snapshots(n_tokens, chunk_tokens) if layout.snapshots and n_tokens else frozenset()
+    states = sum(_state_bytes(layout, place, n_tokens, step) for place in places)
+    if (growing := layout.growing) is not None and n_tokens:  # the state at the end is live, with its spare capacity
+        n_last = min(n_tokens - 1, growing.most_rows) + 1
+        is_cut = n_tokens > growing.most_rows + step  # each pass cuts the rows to ``most_rows``, and adds a step's room
+        live = growing.most_rows + _STEP if is_cut else (n_tokens // _STEP + 1) * _STEP
+        states += (live - n_last) * growing.row_bytes
+    return rows + window_rows * layout.window_token_bytes + states
 
 
-def file_bytes(layout: Layout, n_tokens: int, chunk_tokens: int, host: str, block_bytes: int = _BLOCK_BYTES) -> int:
+def _state_bytes(layout: Layout, place: int, n_tokens: int, step: int) -> int:
+    """Return the bytes of the state at ``place`` of an agent of ``n_tokens``, whose newest tokens were decoded."""
+    return layout.state_bytes_at(place, 1 if place == n_tokens else step)
+
+
+def file_bytes(
+    layout: Layout, n_tokens: int, chunk_tokens: int, host: str, step: int, block_bytes: int = _BLOCK_BYTES
+) -> int:
     """Return the allocated bytes of the KV files of one agent of ``n_tokens``, exact, written in one save."""
     if not layout.is_storable or not n_tokens:
         return 0
-    sizes = [_file_bytes(layout, one) for one in _files(layout, n_tokens, chunk_tokens, host)]
+    files = _files(layout, n_tokens, chunk_tokens, host)
+    stops = _stops(files)
+    sizes = [_file_bytes(layout, one, _state_bytes(layout, stops.get(one.parent, 0), n_tokens, step)) for one in files]
     return sum(-(-size // block_bytes) * block_bytes for size in sizes)
 
 
@@ -130,34 +147,42 @@ def _snapshots(n_tokens: int, chunk_tokens: int) -> frozenset[int]:
     return frozenset((*kept, n_tokens))
 
 
-def _file_bytes(layout: Layout, segment: Segment) -> int:
-    places = extents(layout, segment, layout.state_bytes if segment.has_state else None)
+def _stops(files: Sequence[Segment]) -> dict[bytes, int]:
+    """Return the position after each piece, by its id."""
+    return {piece.id: piece.start + piece.n_tokens for one in files for piece in one.pieces}
+
+
+def _file_bytes(layout: Layout, segment: Segment, state_bytes: int) -> int:
+    places = extents(layout, segment, state_bytes if segment.has_state else None)
     end = places[-1].start + places[-1].nbytes if places else 0
     return len(header(places, metadata(segment))) + end
 
 
-def warm_bytes(layout: Layout, n_tokens: int, chunk_tokens: int, codec: Codec) -> int:
+def warm_bytes(layout: Layout, n_tokens: int, chunk_tokens: int, codec: Codec, step: int) -> int:
     """Return the bytes that one agent of ``n_tokens`` takes in the warm tier."""
     if not layout.is_storable or not n_tokens:
         return 0
     n_pieces, row_bytes = -(-n_tokens // chunk_tokens), 4 + token_bytes(layout, codec)
     n_bytes = n_pieces * (PIECE_BYTES + ARRAY_BYTES * len(layout.tensors)) + n_tokens * row_bytes
-    for one in _files(layout, n_tokens, chunk_tokens, ""):
+    files = _files(layout, n_tokens, chunk_tokens, "")
+    stops = _stops(files)
+    for one in files:
         if one.kind == "resume":
             n_bytes += one.n_tokens * layout.window_token_bytes + ARRAY_BYTES * len(layout.windows) * bool(one.n_tokens)
-            n_bytes += (layout.state_bytes + ARRAY_BYTES) * one.has_state
+            state = _state_bytes(layout, stops.get(one.parent, 0), n_tokens, step)
+            n_bytes += (state + ARRAY_BYTES) * one.has_state
     return n_bytes
 
 
 def fit(runner: ModelRunner, config: Config, disk_bytes: int | None, n_agents: int, n_tokens: int) -> Fit:
     """Return the figures of ``n_agents`` of ``n_tokens``. ``disk_bytes``: the disk's budget; None: no disk tier."""
-    layout, chunk_tokens = runner.layout, config.chunk_tokens
+    layout, chunk_tokens, step = runner.layout, config.chunk_tokens, config.prefill_tokens or runner.prefill_tokens
     hot_bytes, budget = memory_budgets(config)
     budgets = {"hot": hot_bytes, "warm": budget or None, "cold": disk_bytes}
     agent = {
-        "hot": live_bytes(layout, n_tokens, chunk_tokens),
-        "warm": warm_bytes(layout, n_tokens, chunk_tokens, config.warm_codec),
-        "cold": file_bytes(layout, n_tokens, chunk_tokens, runner.host),
+        "hot": live_bytes(layout, n_tokens, chunk_tokens, step),
+        "warm": warm_bytes(layout, n_tokens, chunk_tokens, config.warm_codec, step),
+        "cold": file_bytes(layout, n_tokens, chunk_tokens, runner.host, step),
     }
     return Fit(
         n_agents=n_agents,
@@ -166,5 +191,4 @@ def fit(runner: ModelRunner, config: Config, disk_bytes: int | None, n_agents: i
         total_bytes={tier: n_agents * n_bytes for tier, n_bytes in agent.items()},
         budget_bytes=budgets,
         n_fit={tier: None if most is None else most // max(1, agent[tier]) for tier, most in budgets.items()},
-        is_least=any(kind.startswith("ChunkedKVCache") for kind in layout.snapshots),
     )

@@ -83,15 +83,12 @@ class ContextMemory:
         self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
-        if self._database.is_read_only:
-            with self._database.read() as db:
-                scope = find_scope(db, salt, workspace)
-                self._redactor = chosen_redactor(redact, db, is_read_only=True)
-        else:
-            with self._database.write() as db:
+        is_read_only = self._database.is_read_only
+        with self._database.read() if is_read_only else self._database.write() as db:
+            if not is_read_only:
                 ensure_index(db)
-                scope = open_scope(db, salt, workspace, clock())
-                self._redactor = chosen_redactor(redact, db)
+            scope = find_scope(db, salt, workspace) if is_read_only else open_scope(db, salt, workspace, clock())
+            self._redactor = chosen_redactor(redact, db, is_read_only=is_read_only)
         self._bind(scope, on_forget)
 
     def _bind(self, scope: Scope, on_forget: OnForget | None) -> None:
@@ -316,8 +313,7 @@ class ContextMemory:
             self._listener.catch_up()
         elif not self._scope.exists:
             with self._database.read() as db:
-                scope = find_scope(db, self._salt, self._scope.name)
-            self._bind(scope, self._listener.on_forget)
+                self._bind(find_scope(db, self._salt, self._scope.name), self._listener.on_forget)
 
     def unread(self) -> extraction.Unread | None:
         """Return the next piece of a text for an extractor that runs elsewhere; None where all was read."""

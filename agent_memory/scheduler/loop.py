@@ -78,7 +78,7 @@ class Loop:
         self._leaving = Leaving(
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer)
+        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer)
         self._starting = Starting(
             runner,

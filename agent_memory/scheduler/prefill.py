@@ -19,14 +19,16 @@ class Prefill:
     """Chooses the next row and feeds it one prefill chunk. Engine thread only.
 
     - The order: by priority, then age. A row that needs a single step passes longer ones, but never twice running.
-    - A step ends at a multiple of ``chunk_tokens`` counted from the prompt's start, whatever else runs: a row's KV does
-      not depend on load.
+    - A step ends at a multiple of ``chunk_tokens`` counted from the prompt's start, or at the prompt's end
+      (``Row.next_step``), whatever else runs: a row's KV does not depend on load.
     - After its last step a row joins the batch; with ``max_tokens`` 0 it ends.
     - A step that raises ends its row, and no other.
     """
 
-    def __init__(self, running: Running, leaving: Leaving, chunk_tokens: int, observer: Observer) -> None:
-        self._running, self._leaving, self._chunk_tokens = running, leaving, chunk_tokens
+    def __init__(
+        self, running: Running, leaving: Leaving, chunk_tokens: int, observer: Observer, *, is_full: bool
+    ) -> None:
+        self._running, self._leaving, self._chunk_tokens, self._is_full = running, leaving, chunk_tokens, is_full
         self._observer = observer
         self._passed = False  # True if the last step was of a row that passed an older one
 
@@ -37,7 +39,7 @@ class Prefill:
         first = max(effective_priority(row.request, now) for row in prefilling)
         rows = [row for row in prefilling if effective_priority(row.request, now) == first]
         shortest = min(rows, key=lambda row: row.n_prefill - row.fed)
-        is_short = shortest.next_step(self._chunk_tokens) == shortest.n_prefill
+        is_short = self._stop_of(shortest) == shortest.n_prefill
         self._passed = is_short and not self._passed and shortest is not rows[0]
         return shortest if self._passed else rows[0]
 
@@ -61,10 +63,13 @@ class Prefill:
         return time.perf_counter() - started
 
     def _feed(self, row: Row) -> None:
-        start, stop, began = row.fed, row.next_step(self._chunk_tokens), time.perf_counter()
+        start, stop, began = row.fed, self._stop_of(row), time.perf_counter()
         assert row.kv is not None
         if start < stop:
             self._running.batch.prefill(row.kv, row.prompt.ids[start:stop])
             self._running.count_fed(row, stop)
             row.note_step(start, stop, self._chunk_tokens)
             self._observer.prefilled(row.request, start, stop, began)
+
+    def _stop_of(self, row: Row) -> int:
+        return row.next_step(self._chunk_tokens, is_full=self._is_full)

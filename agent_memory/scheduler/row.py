@@ -115,8 +115,14 @@ class Row:
         """Ids to be fed before the first token is sampled; the last prompt id is a step of its own."""
         return self.n_prompt - (1 if self.max_tokens else 0)
 
-    def next_step(self, chunk_tokens: int) -> int:
-        """Return where the next prefill step ends: at a multiple of ``chunk_tokens`` from the prompt's start."""
+    def next_step(self, chunk_tokens: int, *, is_full: bool) -> int:
+        """Return where the next prefill step ends: at a multiple of ``chunk_tokens`` from the prompt's start.
+
+        ``is_full``: every layer can be truncated at any token. A rest of at most ``chunk_tokens`` is one step then,
+        wherever it begins: a few ids across a multiple are not worth two forward passes.
+        """
+        if is_full and self.n_prefill - self.fed <= chunk_tokens:
+            return self.n_prefill
         return min((self.fed // chunk_tokens + 1) * chunk_tokens, self.n_prefill)
 
     def advance(self, stop: int) -> None:
