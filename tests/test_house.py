@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.parts.house import arrows_within, cycles, import_graph, lines, modules, room_graph
 from tests.parts.ownership import outside_members
 
