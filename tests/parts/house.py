@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "agent_memory"
@@ -32,6 +33,7 @@ def room(module: str) -> str:
     return module.partition(".")[0]
 
 
+@cache
 def import_graph(package: Path = PACKAGE) -> Graph:
     """Who imports whom. The package's own ``__init__`` is left out: its names load on first use."""
     names = modules(package)

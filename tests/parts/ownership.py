@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
 
 from tests.parts.house import PACKAGE, modules
 
 
+@cache
 def outside_members(package: Path = PACKAGE) -> dict[str, set[str]]:
     """ "module.Class" -> names of its members that files other than its own use."""
     trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules(package).items()}
