@@ -93,7 +93,9 @@ def payoffs(group: Group, scenario: dict[str, Any]) -> list[tuple[str, str, str,
         if not {first, second} <= set(phase["members"]):
             continue
         said = [line for line in group.transcript if line.kind == "turn" and line.phase == phase["name"]]
-        of_first, of_second = ([choice_of(one.text, scenario) for one in said if one.speaker == who] for who in (first, second))
+        of_first, of_second = (
+            [choice_of(one.text, scenario) for one in said if one.speaker == who] for who in (first, second)
+        )
         for pair in zip(of_first, of_second, strict=True):
             years = scenario["payoff"][keys[pair]] if pair in keys else None
             rows.append((phase["name"], *pair, "-" if years is None else f"{years[0]}, {years[1]}"))
@@ -115,7 +117,9 @@ def plot(file: Path, cold: list[float], kept: list[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)")
+    parser.add_argument(
+        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
+    )
     parser.add_argument("--echo", action="store_true", help="no model: a stand-in answers")
     parser.add_argument("--scenario", type=Path, default=SCENARIOS / "prisoners_dilemma.toml")
     parser.add_argument("--max-tokens", type=int, default=24)
@@ -138,15 +142,25 @@ def main() -> None:
 
 
 def report(
-    rows: list[dict[str, Any]], cold: list[dict[str, Any]], table: list[Any], scenario: dict[str, Any], file: Path | None
+    rows: list[dict[str, Any]],
+    cold: list[dict[str, Any]],
+    table: list[Any],
+    scenario: dict[str, Any],
+    file: Path | None,
 ) -> None:
     """Print the tables."""
     print(f"{'phase':14} {'turns':>5} {'prompt':>7} {'computed':>9} {'cold ms':>8} {'kept ms':>8} {'gain':>6}")
     ttfts = []
     for number, phase in enumerate(scenario["phase"], 1):
-        both = [(row["reply"].usage, one["reply"].usage) for row, one in zip(rows, cold, strict=True) if row["phase"] == number]
+        both = [
+            (row["reply"].usage, one["reply"].usage)
+            for row, one in zip(rows, cold, strict=True)
+            if row["phase"] == number
+        ]
         kept_ms, cold_ms = (1000 * statistics.mean(pair[at].ttft_s for pair in both) for at in (0, 1))
-        prompt, computed = (statistics.mean(getattr(pair[0], key) for pair in both) for key in ("prompt_tokens", "computed_tokens"))
+        prompt, computed = (
+            statistics.mean(getattr(pair[0], key) for pair in both) for key in ("prompt_tokens", "computed_tokens")
+        )
         print(
             f"{phase['name']:14} {len(both):5} {prompt:7.0f} {computed:9.0f} {cold_ms:8.0f} {kept_ms:8.0f} "
             f"{cold_ms / kept_ms:5.1f}x"
@@ -155,7 +169,9 @@ def report(
     kept_s, cold_s = (sum(row["wall"] for row in part) for part in (rows, cold))
     print(f"\nwall: {cold_s:.1f} s cold, {kept_s:.1f} s persistent ({100 * (kept_s / cold_s - 1):+.0f} %)")
     same = sum(row["reply"].text == one["reply"].text for row, one in zip(rows, cold, strict=True))
-    print(f"equal replies: {same} of {len(rows)}; tokens reused by cold turns: {sum(r['reply'].usage.cached_tokens for r in cold)}")
+    print(
+        f"equal replies: {same} of {len(rows)}; tokens reused by cold turns: {sum(r['reply'].usage.cached_tokens for r in cold)}"
+    )
     first, second = scenario["prisoners"]
     print(f"\n{'phase':14} {first:8} {second:8} years")
     for row in table:

@@ -33,7 +33,12 @@ KEYS = {
     "expert": [{"name": str, "questions": [str], "keywords": [str]}],
     "cross": [{"question": str, "experts": [str], "keywords": [str]}],
 }
-PHASES = {"prime": "prime (cold)", "query": "query (hot)", "requery": "re-query (restored)", "cross": "cross-topic (hot)"}
+PHASES = {
+    "prime": "prime (cold)",
+    "query": "query (hot)",
+    "requery": "re-query (restored)",
+    "cross": "cross-topic (hot)",
+}
 
 
 def load(file: Path, n_experts: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -42,7 +47,9 @@ def load(file: Path, n_experts: int) -> tuple[dict[str, Any], dict[str, str]]:
     names = [one["name"] for one in scenario["expert"]]
     for number, one in enumerate(scenario["cross"]):
         if strangers := [name for name in one["experts"] if name not in names]:
-            raise ScenarioError(f"{file.name}: cross[{number}].experts names {strangers[0]!r}; allowed are {', '.join(names)}")
+            raise ScenarioError(
+                f"{file.name}: cross[{number}].experts names {strangers[0]!r}; allowed are {', '.join(names)}"
+            )
     scenario["expert"] = scenario["expert"][:n_experts]
     kept = names[:n_experts]
     scenario["cross"] = [one for one in scenario["cross"] if set(one["experts"]) <= set(kept)]
@@ -100,23 +107,35 @@ def second_process(memory: Memory, scenario: dict[str, Any]) -> list[dict[str, A
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Print a row a phase, with medians, and the ratios."""
-    print(f"{'phase':20} {'asked':>5} {'prompt':>7} {'computed':>9} {'TTFT ms':>8} {'cold/this':>9} {'quality':>8}  tiers")
+    print(
+        f"{'phase':20} {'asked':>5} {'prompt':>7} {'computed':>9} {'TTFT ms':>8} {'cold/this':>9} {'quality':>8}  tiers"
+    )
     cold = statistics.median(row["ttft_s"] for row in rows if row["phase"] == "prime")
     for phase, title in PHASES.items():
         part = [row for row in rows if row["phase"] == phase]
         if not part:
             continue
-        ttft, prompt, computed = (statistics.median(row[key] for row in part) for key in ("ttft_s", "prompt", "computed"))
+        ttft, prompt, computed = (
+            statistics.median(row[key] for row in part) for key in ("ttft_s", "prompt", "computed")
+        )
         good = f"{sum(row['is_good'] for row in part)}/{len(part)}"
         tiers = ", ".join(sorted({row["tier"] for row in part}))
-        print(f"{title:20} {len(part):5} {prompt:7.0f} {computed:9.0f} {1000 * ttft:8.1f} {cold / ttft:8.1f}x {good:>8}  {tiers}")
+        print(
+            f"{title:20} {len(part):5} {prompt:7.0f} {computed:9.0f} {1000 * ttft:8.1f} {cold / ttft:8.1f}x "
+            f"{good:>8}  {tiers}"
+        )
     routed = [row["routed"] == row["expert"] for row in rows if "routed" in row]
-    print(f"\nrouted to the right expert: {sum(routed)} of {len(routed)}; shortest prompt: {min(r['prompt'] for r in rows):,} tokens")
+    print(
+        f"\nrouted to the right expert: {sum(routed)} of {len(routed)}; "
+        f"shortest prompt: {min(row['prompt'] for row in rows):,} tokens"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)")
+    parser.add_argument(
+        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
+    )
     parser.add_argument("--echo", action="store_true", help="no model: a stand-in answers")
     parser.add_argument("--scenario", type=Path, default=SCENARIOS / "routing.toml")
     parser.add_argument("--experts", type=int, default=10, help="the first so many experts alone")
