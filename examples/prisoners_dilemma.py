@@ -30,7 +30,7 @@ KEYS = {
     "temporary": [str],
     "cooperate": [str],
     "defect": [str],
-    "payoff": dict.fromkeys(("both_silent", "first_confesses", "second_confesses", "both_confess"), [int]),
+    "payoff": {"both_silent": [int], "first_confesses": [int], "second_confesses": [int], "both_confess": [int]},
     "agent": [{"name": str, "system": str}],
     "phase": [{"name": str, "opening": str, "members": [str], "rounds": int}],
 }
@@ -169,9 +169,8 @@ def report(
     kept_s, cold_s = (sum(row["wall"] for row in part) for part in (rows, cold))
     print(f"\nwall: {cold_s:.1f} s cold, {kept_s:.1f} s persistent ({100 * (kept_s / cold_s - 1):+.0f} %)")
     same = sum(row["reply"].text == one["reply"].text for row, one in zip(rows, cold, strict=True))
-    print(
-        f"equal replies: {same} of {len(rows)}; tokens reused by cold turns: {sum(r['reply'].usage.cached_tokens for r in cold)}"
-    )
+    reused = sum(one["reply"].usage.cached_tokens for one in cold)
+    print(f"equal replies: {same} of {len(rows)}; tokens reused by cold turns: {reused}")
     first, second = scenario["prisoners"]
     print(f"\n{'phase':14} {first:8} {second:8} years")
     for row in table:

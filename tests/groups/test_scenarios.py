@@ -77,3 +77,16 @@ def test_the_texts_are_ten_and_small() -> None:
     sizes = [file.stat().st_size for file in TEXTS.glob("*.txt")]
     assert len(sizes) == 10
     assert sum(sizes) < 150_000
+
+
+@pytest.mark.contract
+@pytest.mark.model
+@pytest.mark.slow
+def test_three_experts_on_the_starter_model_compute_their_text_once() -> None:
+    command = [sys.executable, "examples/routing.py", "--experts", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^(prime|query|re-query|cross-topic) \(\w+\) +\d+ +(\d+) +(\d+) ", done.stdout, re.M)
+    assert [row[0] for row in found] == ["prime", "query", "re-query", "cross-topic"]
+    assert int(re.findall(r"shortest prompt: ([\d,]+)", done.stdout)[0].replace(",", "")) >= 2_000
+    assert all(int(computed) * 10 < int(prompt) for _, prompt, computed in found[1:])
