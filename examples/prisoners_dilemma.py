@@ -133,6 +133,7 @@ def main() -> None:
             rows, group = play(memory, scenario, args.max_tokens)
             table = payoffs(group, scenario)
             for name in scenario["temporary"]:
+                memory.delete(group.member(name))
                 memory.delete(name)
         model = EchoRunner("I stay silent.") if args.echo else args.model
         with Memory(model, Path(folder) / "cold") as memory:
