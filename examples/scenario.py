@@ -1,0 +1,63 @@
+"""Scenarios of the examples: TOML files, read and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+
+#: What a scenario must say: ``str`` or ``int``, a table of keys, or a list of one of these.
+Keys = Mapping[str, Any]
+
+
+class ScenarioError(ValueError):
+    """A scenario says something that it may not say, or leaves out what it must. Names the key and what is allowed."""
+
+
+def read_scenario(file: Path, keys: Keys) -> dict[str, Any]:
+    """Return a checked scenario. Every key is needed. Raises ScenarioError."""
+    try:
+        found = tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{file.name} is no TOML: {error}") from error
+    _check(found, keys, file.name)
+    return found
+
+
+def _check(table: Any, keys: Keys, where: str) -> None:
+    if not isinstance(table, Mapping):
+        raise ScenarioError(f"{where}: must be a table, got {type(table).__name__}")
+    if unknown := sorted(set(table) - set(keys)):
+        raise ScenarioError(f"{where}: unknown key {unknown[0]!r}; allowed are {', '.join(sorted(keys))}")
+    for key, kind in keys.items():
+        name = f"{where}: {key}"
+        if key not in table:
+            raise ScenarioError(f"{name} is missing")
+        value = table[key]
+        if isinstance(kind, list):
+            if not isinstance(value, list) or not value:
+                raise ScenarioError(
+                    f"{name} must be a list with at least one value, {_name(kind[0])} each, got {repr(value)[:60]}"
+                )
+            for number, one in enumerate(value):
+                _check_value(one, kind[0], f"{name}[{number}]")
+        else:
+            _check_value(value, kind, name)
+
+
+def _check_value(value: Any, kind: Any, name: str) -> None:
+    if isinstance(kind, Mapping):
+        _check(value, kind, name)
+    elif type(value) is not kind or (kind is int and value < 0) or (kind is str and not value.strip()):
+        raise ScenarioError(f"{name} must be {_name(kind)}, got {repr(value)[:60]}")
+
+
+def _name(kind: Any) -> str:
+    return (
+        "a table"
+        if isinstance(kind, Mapping)
+        else {str: "a text that is not empty", int: "a whole number, not negative"}[kind]
+    )
