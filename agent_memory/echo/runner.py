@@ -271,6 +271,42 @@ class EchoBatch:
         self._wait()
         return out
 
+    def can_verify(self, group: int) -> bool:
+        """True if all rows have been fed their prompts, none has logits processors, and KV can be truncated."""
+        rows = [row for row in self._rows.values() if row.group == group]
+        is_ready = all(row.is_fed and not row.processors and row.error is None for row in rows)
+        return bool(rows) and is_ready and not self._runner.layout.unstored
+
+    def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
+        """Return the ids that the next step will feed."""
+        return {number: (row.next, row.is_ahead) for number, row in self._rows.items() if row.group == group}
+
+    def verify(self, group: int, drafts: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+        """Feed each row its draft, and truncate it behind the first id that it would not have said itself."""
+        self._runner.calls.steps += 1
+        out: list[tuple[int, int]] = []
+        for number, row in self._rows.items():
+            if row.group == group:
+                said = self._verify(row, drafts[number])
+                out += [(number, token) for token in (said[1:] if row.is_ahead else said)]
+                row.is_ahead = False
+        self._wait()
+        return out
+
+    def _verify(self, row: _Row, draft: Sequence[int]) -> list[int]:
+        start = row.kv.n_tokens
+        said = [row.next]
+        row.kv.feed([row.next, *draft])
+        self._draw(row)
+        for token in draft:
+            if token != row.next or row.error is not None:
+                break
+            said.append(token)
+            self._draw(row)
+        row.kv.trim(start + len(said))
+        self._runner.calls.generated_ids += len(said)
+        return said
+
     def error(self, row: int) -> BaseException | None:
         """Return what a logits processor or the constraint of this row raised first."""
         return self._rows[row].error if row in self._rows else None
