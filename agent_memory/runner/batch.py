@@ -201,7 +201,7 @@ class MLXBatch:
             logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
             tokens.append(row.sampler.several(logprobs) if isinstance(row.sampler, Drawn) else greedy(logprobs))
         mx.eval(tokens)
-        return [one.tolist() for one in tokens]  # type: ignore[misc]
+        return [one.tolist() for one in tokens]
 
     def error(self, row: int) -> BaseException | None:
         """Return what a user's callable or the constraint of this row raised."""

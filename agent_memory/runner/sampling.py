@@ -18,7 +18,6 @@ from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.runner.processed import returned
 from agent_memory.types import Sampling
 
-
 #: At a lower temperature the draw is the most probable token anyway, and the inverse overflows.
 _COLDEST, _HOTTEST = 1e-5, 1e30
 #: A smaller value vanishes in float32; no vocabulary's best token is this improbable.
@@ -34,9 +33,9 @@ def greedy(logprobs: mx.array) -> mx.array:
 
 
 class Drawn:
-    """The sampler of one row that draws: ``(1, vocab)`` log-probabilities to a ``(1,)`` token, each with a key of its own.
+    """The sampler of one row that draws: ``(1, vocab)`` log-probabilities to a ``(1,)`` token.
 
-    Filters as mlx-lm applies them.
+    Each draw has a key of its own. Filters as mlx-lm applies them.
     """
 
     __slots__ = ("_keys", "_sampling", "_scale")

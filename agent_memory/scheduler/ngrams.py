@@ -1,9 +1,9 @@
 """Prompt lookup: what a conversation says next if it repeats itself, and how likely that is. Pure.
 
-The newest ids are searched for in everything before them: system prompt, tools, the agent's turns and the reply so far.
-What followed there is proposed (prompt lookup decoding: apoorvumang/prompt-lookup-decoding). The longer the run of equal
-ids, the likelier its next one: the shares are counted at every id of the reply, whether or not it was proposed, so
-that nothing need be tried to learn whether trying pays.
+The newest ids are searched for in everything before them: system prompt, tools, turns and the reply so far. What
+followed there is proposed (prompt lookup decoding: github.com/apoorvumang/prompt-lookup-decoding). The longer the run
+of equal ids, the likelier its next one: the shares are counted at every id of the reply, whether or not it was
+proposed, so that nothing need be tried to learn whether trying pays.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Ngrams:
         return out
 
     def _search(self) -> None:
-        """Find the longest run that ends like the conversation: of equal ones the next after the last run, or the newest."""
+        """Find the longest run that equals the conversation's end: the first after the last run, else the newest."""
         ids, n, before = self._ids, self._n, self._at
         hits = np.flatnonzero(ids[: max(0, n - 1)] == ids[n - 1]) if n else np.zeros(0, np.intp)
         run = min(1, len(hits))
