@@ -3,7 +3,7 @@
     python benchmarks/lookup.py [--rounds 5] [--tokens 160] [--json FILE] [--model MODEL]
 
 Two Memories of one model answer the same prompts in turns, each way first equally often; rates are output tokens a
-second after the first token, and of four rows the output tokens of all over the seconds of ``batch``, whose prompts were
+second after the first token; of four rows, the output tokens of all over the seconds of ``batch``. All prompts were
 computed before. Figures are medians of ratios within one round. Kinds of prompts: ``copy`` (write this JSON, this list,
 this file again with one change), ``elsewhere`` (stories, letters, explanations), ``schema`` (20 fields, constrained).
 """
@@ -27,26 +27,19 @@ _TOWNS = ("Aberdeen", "Bergen", "Cadiz", "Dover", "Esbjerg", "Faro", "Ghent", "H
 
 def people(n: int, seed: int) -> str:
     """Records of made-up people as indented JSON."""
-    return json.dumps(
-        [
-            {
-                "id": 100 + seed + i,
-                "name": _NAMES[(i + seed) % 8],
-                "city": _TOWNS[(3 * i + seed) % 8],
-                "active": i % 2 == 0,
-            }
-            for i in range(n)
-        ],
-        indent=1,
-    )
+    records = []
+    for i in range(seed, seed + n):
+        records.append({"id": 100 + i, "name": _NAMES[i % 8], "city": _TOWNS[3 * i % 8], "active": i % 2 == 0})
+    return json.dumps(records, indent=1)
 
 
 def code(seed: int) -> str:
     """A made-up Python file."""
     noun = ("price", "weight", "length", "score")[seed % 4]
     return (
-        f"def total_{noun}(items):\n    total = 0\n    for item in items:\n        total += item.{noun}\n    return total\n\n\n"
-        f"def mean_{noun}(items):\n    if not items:\n        return 0\n    return total_{noun}(items) / len(items)\n\n\n"
+        f"def total_{noun}(items):\n    total = 0\n    for item in items:\n        total += item.{noun}\n"
+        f"    return total\n\n\ndef mean_{noun}(items):\n    if not items:\n        return 0\n"
+        f"    return total_{noun}(items) / len(items)\n\n\n"
         f"def largest_{noun}(items):\n    best = None\n    for item in items:\n"
         f"        if best is None or item.{noun} > best:\n            best = item.{noun}\n    return best\n"
     )
@@ -80,8 +73,8 @@ def schema() -> dict[str, Any]:
     }
     fields = (
         "order_number customer_is_known priority_level delivery_city item_count is_fragile packing_grade carrier_name "
-        "weight_in_kilograms has_insurance insurance_class warehouse_code shelf_number is_paid payment_risk invoice_label "
-        "days_until_delivery needs_signature handling_level remark_for_driver"
+        "weight_in_kilograms has_insurance insurance_class warehouse_code shelf_number is_paid payment_risk "
+        "invoice_label days_until_delivery needs_signature handling_level remark_for_driver"
     ).split()
     return {
         "type": "object",
@@ -193,14 +186,11 @@ def main() -> None:
     ):
         found = measure({"auto": auto, "off": off}, cases(args.tokens), args.rounds)
     lines = table(found)
-    print(
-        f"{'kind':20} {'ratio':>6} {'bar':>5} {'off/s':>7} {'auto/s':>7} {'tokens':>7} {'proposed':>9} {'accepted':>9}  equal"
-    )
+    heads = ("ratio", "bar", "off tokens/s", "auto tokens/s", "tokens", "proposed", "accepted", "equal")
+    print(f"{'kind':18}" + "".join(f"{head:>14}" for head in heads))
     for one in lines:
-        print(
-            f"{one['kind']:20} {one['ratio']:6.2f} {one['bar'] or '':>5} {one['off tokens/s']:7.1f} "
-            f"{one['auto tokens/s']:7.1f} {one['tokens']:7} {one['proposed']:9} {one['accepted']:9}  {one['equal']}"
-        )
+        shown = (f"{one[head]:.2f}" if isinstance(one[head], float) else str(one[head] or "") for head in heads)
+        print(f"{one['kind']:18}" + "".join(f"{text:>14}" for text in shown))
     write_json(args.json, table=lines, cases=found, rounds=args.rounds, max_tokens=args.tokens)
 
 
