@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -13,9 +14,9 @@ from agent_memory.scheduler.row import Row
 _MOST_ROWS = 4
 #: Ids fed for each row, its next one included.
 _WIDTHS = (2, 3, 4, 6, 8, 12, 16)
-#: Seconds of a step with ``n`` ids, by the seconds of one with a single id: 1 + _SLOPE * (n - 1), measured on CPUs
-#: (benchmarks/lookup.py); of GPUs it is less.
-_SLOPE = 0.1
+#: What a step costs more each time that the number of its ids doubles, in steps of a single id: on CPUs, decoding 1, 2,
+#: 4 and 8 rows of the starter model takes 39, 53, 62 and 74 ms. On GPUs a small number of ids costs next to nothing.
+_DOUBLING = 0.3
 #: Tokens a second must be expected to grow by so much.
 _LEAST_GAIN = 1.1
 #: Verified steps after which the gain is judged, and ids for which verifying then pauses; twice as many each time.
@@ -86,7 +87,7 @@ class Drafting:
             if width < 2:
                 break
             n_tokens = 1.0 + sum(chances[n_fed : n_fed + width - 1])
-            gain = n_tokens / (1 + _SLOPE * (width - 1))
+            gain = n_tokens * cost(len(rows)) / cost(len(rows) * width)
             if gain > best_gain:
                 best, best_gain = width, gain
         return best
@@ -104,6 +105,11 @@ class Drafting:
             n_steps = max(n_steps, 1 + n_right)
         self._brake.verified(len(rows), seconds, n_steps)
         return tokens
+
+
+def cost(n_ids: int) -> float:
+    """Return the expected cost of a step with ``n_ids`` ids, in steps of a single id."""
+    return 1 + _DOUBLING * math.log2(n_ids)
 
 
 class Brake:
