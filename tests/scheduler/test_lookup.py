@@ -162,6 +162,20 @@ def test_a_call_within_a_verified_run_is_read_as_without() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("lookup", ["auto", "off"])
+def test_a_reply_that_ends_with_its_call_leaves_no_more_kv_than_it_says(lookup: Any) -> None:
+    tool = Tool("look", "", {"type": "object", "properties": {"at": {"type": "string"}}})
+    with Memory(EchoRunner(), ":memory:", config=Config(lookup=lookup)) as memory:
+        for length in range(12):  # one of them ends within a verified run
+            at = "the sea, the sea"[: 4 + length]
+            call = f'<tool_call>\n{{"name": "look", "arguments": {{"at": "{at}"}}}}\n</tool_call>'
+            agent = memory.agent(f"a{length}", tools=[tool])
+            reply = agent.say(f"{call}\nthe sea, the sea, the sea", max_tokens=300, parallel_tool_calls=False)
+            assert (reply.finish, reply.tool_calls[0].arguments) == ("tool_calls", {"at": at})
+            assert (reply.usage.accepted > 0) == (lookup == "auto")
+            memory._engine.call(memory._engine._loop.check)
+
+
 @pytest.mark.parametrize("is_late", [False, True], ids=["cancelled", "timed out"])
 def test_a_copy_that_is_cut_short_keeps_its_kv(is_late: bool) -> None:
     runner = EchoRunner(delay_s=0.005)
