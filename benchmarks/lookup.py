@@ -97,13 +97,13 @@ def cases(n_tokens: int) -> list[Case]:
     """All prompts of a round."""
     plain = {"max_tokens": n_tokens}
     drawn = {**plain, "sampling": Sampling(temperature=0.7, top_p=0.9, seed=5)}
-    made = [Case("copy", (copying(seed),), plain) for seed in range(4)]
-    made += [Case("copy, seeded", (copying(seed),), drawn) for seed in range(4, 6)]
-    made += [Case("elsewhere", (topic,), plain) for topic in _TOPICS[:4]]
-    made += [Case("elsewhere, seeded", (topic,), drawn) for topic in _TOPICS[4:]]
+    made = [Case("copy", (copying(seed),), plain) for seed in range(3)]
+    made.append(Case("schema", ("Make up an order.",), {"schema": schema(), "max_tokens": 600}))
+    made += [Case("elsewhere", (topic,), plain) for topic in _TOPICS[:3]]
     made.append(Case("copy, 4 rows", tuple(copying(2 * seed) for seed in range(4)), plain))
     made.append(Case("elsewhere, 4 rows", _TOPICS[:4], plain))
-    made.append(Case("schema", ("Make up an order.",), {"schema": schema(), "max_tokens": 600}))
+    made.append(Case("copy, seeded", (copying(4),), drawn))
+    made.append(Case("elsewhere, seeded", (_TOPICS[4],), drawn))
     return made
 
 
@@ -117,30 +117,29 @@ def ask(memory: Memory, case: Case) -> tuple[float, list[Reply]]:
     return sum(reply.usage.output_tokens for reply in replies) / (time.perf_counter() - start), replies
 
 
-def measure(ways: dict[str, Memory], todo: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """Rates of each case in each round, and whether the tokens were equal."""
-    found: list[dict[str, Any]] = []
-    for case in todo:
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        replies: dict[str, list[Reply]] = {}
-        for number in range(rounds + 1):
-            for name in list(ways)[:: 1 if number % 2 else -1]:
-                rate, replies[name] = ask(ways[name], case)
-                if number:  # the first round computes the prompts
-                    rates[name].append(rate)
-        usage = [reply.usage for reply in replies["auto"]]
-        found.append(
-            {
-                "kind": case.kind,
-                "rates": rates,
-                "ratio": median([a / b for a, b in zip(rates["auto"], rates["off"], strict=True)]),
-                "tokens": sum(one.output_tokens for one in usage),
-                "proposed": sum(one.proposed for one in usage),
-                "accepted": sum(one.accepted for one in usage),
-                "equal": [a.token_ids for a in replies["auto"]] == [b.token_ids for b in replies["off"]],
-            }
-        )
-        print(f"{case.kind:20} {found[-1]['ratio']:.2f}  {case.prompts[0][:40]!r}", flush=True)
+def measure(ways: dict[str, Memory], case: Case, rounds: int) -> dict[str, Any]:
+    """Rates of a case in each round, and whether the tokens were equal."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    replies: dict[str, list[Reply]] = {}
+    for memory in ways.values():
+        for prompt in case.prompts:
+            memory.prefill(prompt)
+    for number in range(rounds):
+        for name in list(ways)[:: 1 if number % 2 else -1]:
+            rate, replies[name] = ask(ways[name], case)
+            rates[name].append(rate)
+    usage = [reply.usage for reply in replies["auto"]]
+    found = {
+        "kind": case.kind,
+        "rates": rates,
+        "ratio": median([a / b for a, b in zip(rates["auto"], rates["off"], strict=True)]),
+        "tokens": sum(one.output_tokens for one in usage),
+        "proposed": sum(one.proposed for one in usage),
+        "accepted": sum(one.accepted for one in usage),
+        "equal": [a.token_ids for a in replies["auto"]] == [b.token_ids for b in replies["off"]],
+        "text": [reply.text for reply in replies["auto"]],
+    }
+    print(f"{case.kind:20} {found['ratio']:.2f}  {case.prompts[0][:40]!r}", flush=True)
     return found
 
 
@@ -156,6 +155,8 @@ def table(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for kind, bar in BARS.items():
         mine = [one for one in found if one["kind"] == kind]
+        if not mine:
+            continue
         share: Callable[[str], int] = lambda name: sum(one[name] for one in mine)  # noqa: B023, E731 - called here
         lines.append(
             {
@@ -184,14 +185,16 @@ def main() -> None:
         Memory(args.model, ":memory:", config=Config(lookup="auto")) as auto,
         Memory(args.model, ":memory:", config=Config(lookup="off")) as off,
     ):
-        found = measure({"auto": auto, "off": off}, cases(args.tokens), args.rounds)
+        found: list[dict[str, Any]] = []
+        for case in cases(args.tokens):
+            found.append(measure({"auto": auto, "off": off}, case, args.rounds))
+            write_json(args.json, table=table(found), cases=found, rounds=args.rounds, max_tokens=args.tokens)
     lines = table(found)
     heads = ("ratio", "bar", "off tokens/s", "auto tokens/s", "tokens", "proposed", "accepted", "equal")
     print(f"{'kind':18}" + "".join(f"{head:>14}" for head in heads))
     for one in lines:
         shown = (f"{one[head]:.2f}" if isinstance(one[head], float) else str(one[head] or "") for head in heads)
         print(f"{one['kind']:18}" + "".join(f"{text:>14}" for text in shown))
-    write_json(args.json, table=lines, cases=found, rounds=args.rounds, max_tokens=args.tokens)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ WIDE = {
     "store.catalog.Catalog": (21, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (33, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
+    "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
     "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (22, "what a Memory and its agents are asked, and the machines that answer"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),

@@ -82,10 +82,13 @@ class Matcher:
         for token in ids:
             if twin.is_stopped or not twin._inner.validate_tokens([token]):
                 break
-            twin.accept(token)
-            if twin.is_stopped:
+            try:
+                twin.accept(token)
+                if twin.is_stopped:
+                    break
+                out.append(twin.mask().copy())
+            except UnsupportedParameterError:  # raised again if the reply comes this far
                 break
-            out.append(twin.mask().copy())
         return out
 
     @property

@@ -87,15 +87,17 @@ def test_a_call_is_forced_from_its_name_on() -> None:
     assert jumped[0].usage.accepted > 10
 
 
-def test_length_ends_a_jump_where_it_ends_single_steps() -> None:
-    for n_tokens in (1, 2, 5, 9, 17):
-        found = []
-        for lookup in ("auto", "off"):
-            with Memory(EchoRunner("x"), ":memory:", config=Config(lookup=lookup)) as memory:  # type: ignore[arg-type]
-                with pytest.raises(Exception, match=r".") as failed:  # noqa: PT011 - cut short: no JSON, however it ended
-                    memory.generate("go", schema=ORDER, max_tokens=n_tokens).parsed["field_number_0"]
-                found.append(type(failed.value))
-        assert found[0] is found[1]
+@pytest.mark.parametrize("n_tokens", [1, 2, 5, 9, 17, 40])
+def test_length_ends_a_jump_where_it_ends_single_steps(n_tokens: int) -> None:
+    found = []
+    for lookup in ("auto", "off"):
+        with Memory(EchoRunner("x"), ":memory:", config=Config(lookup=lookup)) as memory:  # type: ignore[arg-type]
+            agent = memory.agent("a")
+            reply = agent.say("go", schema=ORDER, max_tokens=n_tokens)
+            memory._engine.call(memory._engine._loop.check)
+            found.append((reply.token_ids, reply.finish, agent.n_tokens, agent.say("and?").usage.cached_tokens))
+            assert (reply.finish, reply.usage.output_tokens) == ("length", n_tokens)
+    assert found[0] == found[1]
 
 
 walks = st.lists(st.integers(0, 10**6), max_size=60)
