@@ -16,6 +16,7 @@ import numpy as np
 from attrs import define
 
 from agent_memory.config import is_text
+from agent_memory.echo.drawing import constrained, sample
 from agent_memory.echo.kv import EchoKV, room
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
@@ -379,7 +380,7 @@ class EchoBatch:
         logits[self._runner.tokenizer.end_id if place >= len(row.plan) else row.plan[place]] = 10.0
         if row.error is None:
             logits = self._processed(row, logits)
-        row.next = _sample(logits, row.sampling, len(row.history))
+        row.next = sample(logits, row.sampling, len(row.history))
         row.history.append(row.next)
 
     def _processed(self, row: _Row, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -388,32 +389,11 @@ class EchoBatch:
             for process in row.processors:
                 made = returned(process(tuple(row.history), made.copy()), logits.shape)
             if row.constraint is not None:
-                made = _constrained(made, row.constraint, row.history[row.n_prompt :])
+                made = constrained(made, row.constraint, row.history[row.n_prompt :])
         except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone
             row.error = error
             return logits
         return made
-
-
-def _constrained(logits: np.ndarray[Any, Any], constraint: Constraint, said: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Return the logits of tokens that may follow ``said``; the constraint has not seen its last token yet."""
-    if said:
-        constraint.accept(said[-1])
-    words = constraint.mask()
-    if words is None:
-        return logits
-    return np.where(np.unpackbits(words.view(np.uint8), bitorder="little", count=len(logits)), logits, -np.inf)
-
-
-def _sample(logits: np.ndarray[Any, Any], sampling: Sampling, position: int) -> int:
-    """Argmax, or a draw among the best few that depends on seed and position alone (no seed is seed 0)."""
-    if sampling.is_greedy:
-        return int(np.argmax(logits))
-    best = np.argsort(-logits, kind="stable")[: min(sampling.top_k or 8, 8)]
-    scaled = (logits[best] - logits[best[0]]).astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled)
-    draw = np.random.default_rng([sampling.seed or 0, position]).random() * weights.sum()
-    return int(best[min(int(np.searchsorted(np.cumsum(weights), draw)), len(best) - 1)])
 
 
 def _echo(kv: KV) -> EchoKV:
