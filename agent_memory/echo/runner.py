@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -275,8 +276,8 @@ class EchoBatch:
     def can_verify(self, group: int) -> bool:
         """True if all rows have been fed their prompts, none has logits processors, and KV can be truncated."""
         rows = [row for row in self._rows.values() if row.group == group]
-        is_ready = all(row.is_fed and not row.processors and row.error is None for row in rows)
-        return bool(rows) and is_ready and not self._runner.layout.unstored
+        can = bool(rows) and not self._runner.layout.unstored
+        return can and all(row.is_fed and not row.processors and row.error is None for row in rows)
 
     def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
         """Return the ids that the next step will feed."""
@@ -295,13 +296,10 @@ class EchoBatch:
         return out
 
     def _verify(self, row: _Row, draft: Sequence[int]) -> list[int]:
-        start = row.kv.n_tokens
-        said = [row.next]
+        start, said = row.kv.n_tokens, [row.next]
         row.kv.feed([row.next, *draft])
         self._draw(row)
-        for token in draft:
-            if token != row.next or row.error is not None:
-                break
+        for token in takewhile(lambda token: token == row.next and row.error is None, draft):
             said.append(token)
             self._draw(row)
         row.kv.trim(start + len(said))

@@ -89,7 +89,7 @@ def test_with_lookup_everything_is_as_without(tmp_path_factory: pytest.TempPathF
 def test_rows_together_say_what_they_say_without(turns: list[Ask]) -> None:
     found = []
     for lookup in ("auto", "off"):
-        with Memory(EchoRunner(), ":memory:", config=Config(lookup=lookup)) as memory:  # type: ignore[arg-type]
+        with Memory(EchoRunner(), ":memory:", config=Config(lookup=lookup)) as memory:
             handles = [memory.stream(turn.text, **turn.options) for turn in turns]
             found.append([_shown(handle.result(60))[:4] for handle in handles])
             memory._engine.call(memory._engine._loop.check)
@@ -139,7 +139,7 @@ def test_nothing_is_proposed_for_kv_that_cannot_be_truncated() -> None:
 def test_a_stop_string_within_a_verified_run_ends_log_and_kv_where_single_steps_do() -> None:
     found = []
     for lookup in ("auto", "off"):
-        with Memory(EchoRunner(), ":memory:", config=Config(lookup=lookup)) as memory:  # type: ignore[arg-type]
+        with Memory(EchoRunner(), ":memory:", config=Config(lookup=lookup)) as memory:
             agent = memory.agent("a")
             first = agent.say("one two three four five six seven, " * 5 + "halt here " + "x" * 9, stop=("lt he",))
             second = agent.say("go on", max_tokens=9)
@@ -154,7 +154,7 @@ def test_a_call_within_a_verified_run_is_read_as_without() -> None:
     tool = Tool("look", "", {"type": "object", "properties": {"at": {"type": "string"}}})
     found = []
     for lookup in ("auto", "off"):
-        with Memory(EchoRunner(call), ":memory:", config=Config(lookup=lookup)) as memory:  # type: ignore[arg-type]
+        with Memory(EchoRunner(call), ":memory:", config=Config(lookup=lookup)) as memory:
             agent = memory.agent("a", tools=[tool])
             first = agent.say("Do " + call, max_tokens=300)
             found.append((_shown(first), first.tool_calls[0].arguments, first.finish))
