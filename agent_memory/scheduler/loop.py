@@ -63,7 +63,7 @@ class Loop:
         places: Places,
         idle: Idle,
         observer: Observer,
-        looks_up: bool = True,
+        looks_up: bool = False,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens

@@ -99,9 +99,9 @@ def test_rows_together_say_what_they_say_without(turns: list[Ask]) -> None:
 COPY = "The keeper lights the lamp at dusk, and puts it out at dawn. " * 4
 
 
-def _steps(options: dict[str, Any], **config: Any) -> tuple[Reply, int]:
+def _steps(options: dict[str, Any], lookup: Any = "auto") -> tuple[Reply, int]:
     runner = EchoRunner()
-    with Memory(runner, ":memory:", config=Config(**config)) as memory:
+    with Memory(runner, ":memory:", config=Config(lookup=lookup)) as memory:
         return memory.generate(COPY, max_tokens=400, **options), runner.calls.steps
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_proposed_where_single_steps_are_asked_for(options: Any, conf
 
 
 def test_nothing_is_proposed_for_kv_that_cannot_be_truncated() -> None:
-    with Memory(EchoRunner(unstorable=True), ":memory:") as memory:
+    with Memory(EchoRunner(unstorable=True), ":memory:", config=Config(lookup="auto")) as memory:
         reply = memory.generate(COPY, max_tokens=400)
     assert (reply.text, reply.usage.proposed) == (COPY, 0)
 
@@ -179,7 +179,7 @@ def test_a_reply_that_ends_with_its_call_leaves_no_more_kv_than_it_says(lookup: 
 @pytest.mark.parametrize("is_late", [False, True], ids=["cancelled", "timed out"])
 def test_a_copy_that_is_cut_short_keeps_its_kv(is_late: bool) -> None:
     runner = EchoRunner(delay_s=0.005)
-    with Memory(runner, ":memory:") as memory:
+    with Memory(runner, ":memory:", config=Config(lookup="auto")) as memory:
         agent = memory.agent("a")
         handle = agent.stream(COPY * 8, max_tokens=4000, timeout_s=0.4 if is_late else None)
         if not is_late:
