@@ -189,6 +189,9 @@ class Config:
     #: what a turn does whose conversation is longer than the model's context: raise PromptTooLongError, or go on from
     #: the newest turns that fit (``Agent.compact``)
     on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
+    #: "auto": where a reply copies what was said before, or its grammar leaves no choice, verify several tokens in one
+    #: step; the same tokens up to rounding. "off": one step a token
+    lookup: Literal["auto", "off"] = field(default="off", validator=_one_of("auto", "off"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: bars for long work: always, never, or None: where a person watches, a terminal or a notebook

@@ -216,6 +216,18 @@ class Constraint(Protocol):
         The words are valid until the next call.
         """
 
+    def ahead(self, token: int, n_ids: int) -> Sequence[int]:
+        """Return ids that are likely the only ones allowed after ``token``, at most ``n_ids``; () where none is known.
+
+        ``token`` was generated and is not accepted yet. Changes nothing.
+        """
+
+    def masks(self, ids: Sequence[int]) -> Sequence[np.ndarray[Any, Any]]:
+        """Return what ``mask`` would return if each of ``ids`` were accepted in turn. Changes nothing.
+
+        The list ends before the first id that is not allowed, and where the constraint cannot look ahead.
+        """
+
 
 class Batch(Protocol):
     """Rows of one model that decode together. Engine thread only."""
@@ -255,6 +267,24 @@ class Batch(Protocol):
 
         A row that joins rows that decode gives its first token one step later. Every token given out is covered by its
         row's KV, but for the first token of rows that joined an empty group. Raises what the model raised.
+        """
+
+    def can_verify(self, group: int) -> bool:
+        """True if ``verify`` may take this group's next step: its KV can be truncated, its rows sampled at each place.
+
+        False while a row waits to join, and for rows with logits processors or a repetition penalty.
+        """
+
+    def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
+        """Return by row the id that the next step will feed, and whether it was given out; waits until it is known."""
+
+    def verify(self, group: int, drafts: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+        """One step of a group that feeds each row its next id and, behind it, its draft: what may follow that id.
+
+        At every place a row samples as single steps would, with its own draws; a draft's ids are right up to the first
+        that differs. Every row goes on by as many ids as are right in all rows (or by its own: as the batch can), the
+        rest is truncated. Returns what as many calls of ``step`` would, up to rounding; possibly nothing. Only where
+        ``can_verify``; raises what the model raised.
         """
 
     def error(self, row: int) -> BaseException | None:

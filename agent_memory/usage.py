@@ -86,6 +86,8 @@ class Usage(AsDict, Shown):
     restore_s: float = 0.0
     prefill_s: float = 0.0
     decode_tps: float = 0.0  #: tokens a second after the first
+    proposed: int = 0  #: tokens that prompt lookup or a grammar proposed
+    accepted: int = 0  #: of these, the ones that the model would have said: no step of their own was needed
     saved_s: float | None = None  #: estimate: what the cached tokens cost at the measured rate, less their restore
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ WIDE = {
     "store.catalog.Catalog": (23, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (33, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
+    "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
     "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (23, "what a Memory and its agents are asked, and the machines that answer"),
     "requests.registry.Agents": (13, "logs by name, and the changes of them that the engine thread makes"),

@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import define
 
 from agent_memory.config import is_text
+from agent_memory.echo.drawing import constrained, sample
 from agent_memory.echo.kv import EchoKV, room
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
@@ -271,6 +273,39 @@ class EchoBatch:
         self._wait()
         return out
 
+    def can_verify(self, group: int) -> bool:
+        """True if all rows have been fed their prompts, none has logits processors, and KV can be truncated."""
+        rows = [row for row in self._rows.values() if row.group == group]
+        can = bool(rows) and not self._runner.layout.unstored
+        return can and all(row.is_fed and not row.processors and row.error is None for row in rows)
+
+    def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
+        """Return the ids that the next step will feed."""
+        return {number: (row.next, row.is_ahead) for number, row in self._rows.items() if row.group == group}
+
+    def verify(self, group: int, drafts: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+        """Feed each row its draft, and truncate it behind the first id that it would not have said itself."""
+        self._runner.calls.steps += 1
+        out: list[tuple[int, int]] = []
+        for number, row in self._rows.items():
+            if row.group == group:
+                said = self._verify(row, drafts[number])
+                out += [(number, token) for token in (said[1:] if row.is_ahead else said)]
+                row.is_ahead = False
+        self._wait()
+        return out
+
+    def _verify(self, row: _Row, draft: Sequence[int]) -> list[int]:
+        start, said = row.kv.n_tokens, [row.next]
+        row.kv.feed([row.next, *draft])
+        self._draw(row)
+        for token in takewhile(lambda token: token == row.next and row.error is None, draft):
+            said.append(token)
+            self._draw(row)
+        row.kv.trim(start + len(said))
+        self._runner.calls.generated_ids += len(said)
+        return said
+
     def error(self, row: int) -> BaseException | None:
         """Return what a logits processor or the constraint of this row raised first."""
         return self._rows[row].error if row in self._rows else None
@@ -343,7 +378,7 @@ class EchoBatch:
         logits[self._runner.tokenizer.end_id if place >= len(row.plan) else row.plan[place]] = 10.0
         if row.error is None:
             logits = self._processed(row, logits)
-        row.next = _sample(logits, row.sampling, len(row.history))
+        row.next = sample(logits, row.sampling, len(row.history))
         row.history.append(row.next)
 
     def _processed(self, row: _Row, logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -352,32 +387,11 @@ class EchoBatch:
             for process in row.processors:
                 made = returned(process(tuple(row.history), made.copy()), logits.shape)
             if row.constraint is not None:
-                made = _constrained(made, row.constraint, row.history[row.n_prompt :])
+                made = constrained(made, row.constraint, row.history[row.n_prompt :])
         except Exception as error:  # noqa: BLE001 - of a user's callable, or a reply off its grammar: the row fails alone
             row.error = error
             return logits
         return made
-
-
-def _constrained(logits: np.ndarray[Any, Any], constraint: Constraint, said: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Return the logits of tokens that may follow ``said``; the constraint has not seen its last token yet."""
-    if said:
-        constraint.accept(said[-1])
-    words = constraint.mask()
-    if words is None:
-        return logits
-    return np.where(np.unpackbits(words.view(np.uint8), bitorder="little", count=len(logits)), logits, -np.inf)
-
-
-def _sample(logits: np.ndarray[Any, Any], sampling: Sampling, position: int) -> int:
-    """Argmax, or a draw among the best few that depends on seed and position alone (no seed is seed 0)."""
-    if sampling.is_greedy:
-        return int(np.argmax(logits))
-    best = np.argsort(-logits, kind="stable")[: min(sampling.top_k or 8, 8)]
-    scaled = (logits[best] - logits[best[0]]).astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled)
-    draw = np.random.default_rng([sampling.seed or 0, position]).random() * weights.sum()
-    return int(best[min(int(np.searchsorted(np.cumsum(weights), draw)), len(best) - 1)])
 
 
 def _echo(kv: KV) -> EchoKV:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,14 @@ class Forced:
     def mask(self) -> np.ndarray[Any, Any]:
         """The ids that may come next."""
         return self._goes_on if self._closing else self._matcher.mask()
+
+    def ahead(self, token: int, n_ids: int) -> Sequence[int]:
+        """Ids of the text that must follow ``token``; () within reasoning."""
+        return () if self._closing else self._matcher.ahead(token, n_ids)
+
+    def masks(self, ids: Sequence[int]) -> Sequence[np.ndarray[Any, Any]]:
+        """The masks after each of ``ids``; () within reasoning."""
+        return () if self._closing else self._matcher.masks(ids)
 
 
 class HeldCalls:
@@ -89,6 +97,14 @@ class HeldCalls:
         except UnsupportedParameterError as error:
             self._lose(error)
             return None
+
+    def ahead(self, token: int, n_ids: int) -> Sequence[int]:
+        """Ids of the text that must follow ``token``; () outside calls."""
+        return () if self._matcher is None else self._matcher.ahead(token, n_ids)
+
+    def masks(self, ids: Sequence[int]) -> Sequence[np.ndarray[Any, Any]]:
+        """The masks after each of ``ids``, up to the call's end; () outside calls."""
+        return () if self._matcher is None else self._matcher.masks(ids)
 
     def _lose(self, error: UnsupportedParameterError) -> None:
         if self._is_promised:

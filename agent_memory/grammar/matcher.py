@@ -65,6 +65,32 @@ class Matcher:
         self._check()
         return self._words
 
+    def ahead(self, token: int, n_ids: int) -> list[int]:
+        """Return ids of the text that the grammar forces after ``token``, at most ``n_ids``; changes nothing.
+
+        The text is certain, its ids are not: other ids may spell it, so the model's own choice must be asked.
+        """
+        inner = self._inner.deep_copy()
+        if inner.is_stopped() or not inner.consume_token(token) or inner.is_stopped():
+            return []
+        written = inner.compute_ff_bytes()
+        return list(self._vocabulary.tokenize_bytes(written)[:n_ids]) if written else []
+
+    def masks(self, ids: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+        """Return the mask after each of ``ids`` in turn, up to the first that is not allowed; changes nothing."""
+        twin, out = self.copy(), []
+        for token in ids:
+            if twin.is_stopped or not twin._inner.validate_tokens([token]):
+                break
+            try:
+                twin.accept(token)
+                if twin.is_stopped:
+                    break
+                out.append(twin.mask().copy())
+            except UnsupportedParameterError:  # raised again if the reply comes this far
+                break
+        return out
+
     @property
     def is_accepting(self) -> bool:
         """True if the reply may end here."""

@@ -10,14 +10,14 @@ turns them into batch caches with spare capacity (figures: benchmarks/handover.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
 from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
@@ -25,7 +25,7 @@ from agent_memory.mlxcache import filling, joining, kinds
 from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 from agent_memory.runner import measuring
-from agent_memory.runner.sampling import Processors, Sampler, greedy, make_sampler
+from agent_memory.runner.sampling import Drawn, Processors, Sampler, greedy, make_sampler
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -148,6 +148,60 @@ class MLXBatch:
         if self._steps % _CLEAR_STEPS == 0:
             mx.clear_cache()
         return out
+
+    def can_verify(self, group: int) -> bool:
+        """True for one lane of full attention whose rows only a constraint, or nothing, processes."""
+        lanes = self._lanes.get(group, ())
+        if len(lanes) != 1 or any(row.group == group for row in self._waiting.values()):
+            return False
+        rows = [self._rows[uid] for uid in lanes[0].uids]
+        caches = kinds.leaves(lanes[0].prompt_cache)
+        return all(row.processors.can_look_ahead for row in rows) and all(
+            type(c) in (KVCache, BatchKVCache) for c in caches
+        )
+
+    def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
+        """Wait for the step under way, and return the ids that it has sampled."""
+        [lane] = self._lanes[group]
+        tokens: Any = lane._next_tokens.tolist()
+        return {uid: (token, self._rows[uid].n_skip > 0) for uid, token in zip(lane.uids, tokens, strict=True)}
+
+    def verify(self, group: int, drafts: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+        """Feed all rows their next ids and drafts; mlx-lm's batch caches truncate all rows by the same number."""
+        [lane] = self._lanes[group]
+        rows = [self._rows[uid] for uid in lane.uids]
+        pending: Any = lane._next_tokens.tolist()
+        width = 1 + max(len(draft) for draft in drafts.values())
+        fed = [[token, *drafts[row.number]] for row, token in zip(rows, pending, strict=True)]
+        with mx.stream(self._generator.stream):
+            padded = mx.array([ids + ids[-1:] * (width - len(ids)) for ids in fed], mx.uint32)
+            logits = self._model(padded, cache=lane.prompt_cache)
+            sampled = self._sampled(rows, fed, logits)
+            n_right = min(_n_right(ids[1:], tokens) for ids, tokens in zip(fed, sampled, strict=True))
+            for cache in kinds.leaves(lane.prompt_cache):
+                cache.trim(width - 1 - n_right)
+            lane._next_tokens = mx.array([tokens[n_right] for tokens in sampled], mx.uint32)
+        lane._next_logprobs = [mx.zeros(1) for _ in rows]
+        self._steps += 1
+        out: list[tuple[int, int]] = []
+        for row, ids, tokens in zip(rows, fed, lane.tokens, strict=True):
+            row.processors.confirm(ids[1 : 1 + n_right])
+            if isinstance(row.sampler, Drawn):
+                row.sampler.keep(1 + n_right)
+            tokens.extend(ids[: 1 + n_right])
+            out += [(row.number, token) for token in ids[row.n_skip : 1 + n_right]]
+            row.n_skip = 0
+        return out
+
+    def _sampled(self, rows: list[_Row], fed: list[list[int]], logits: mx.array) -> list[list[int]]:
+        """Return what each row samples after each id that it was fed, as far as its constraint looks ahead."""
+        tokens = []
+        for place, (row, ids) in enumerate(zip(rows, fed, strict=True)):
+            own = row.processors.several(ids[0], ids[1:], logits[place, : len(ids)])
+            logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
+            tokens.append(row.sampler.several(logprobs) if isinstance(row.sampler, Drawn) else greedy(logprobs))
+        mx.eval(tokens)
+        return [one.tolist() for one in tokens]
 
     def error(self, row: int) -> BaseException | None:
         """Return what a user's callable or the constraint of this row raised."""
@@ -324,6 +378,14 @@ class MLXBatch:
 
 def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
     return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
+
+
+def _n_right(draft: Sequence[int], sampled: Sequence[int]) -> int:
+    """Return how many ids of a draft were sampled at their places; fewer where the last sample is needed."""
+    n = 0
+    while n < min(len(draft), len(sampled) - 1) and draft[n] == sampled[n]:
+        n += 1
+    return n
 
 
 def _own(kv: KV) -> MLXKV:

@@ -18,8 +18,6 @@ from agent_memory.protocols import Constraint, LogitsProcessor
 from agent_memory.runner.processed import returned
 from agent_memory.types import Sampling
 
-Sampler = Callable[[mx.array], mx.array]
-
 #: At a lower temperature the draw is the most probable token anyway, and the inverse overflows.
 _COLDEST, _HOTTEST = 1e-5, 1e30
 #: A smaller value vanishes in float32; no vocabulary's best token is this improbable.
@@ -34,26 +32,51 @@ def greedy(logprobs: mx.array) -> mx.array:
     return mx.argmax(logprobs, axis=-1)
 
 
-def make_sampler(sampling: Sampling) -> Sampler:
-    """The sampler of one row: ``(1, vocab)`` log-probabilities to a ``(1,)`` token. Filters as mlx-lm applies them."""
-    if sampling.temperature < _COLDEST:
-        return greedy
-    seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
-    key = mx.random.key(seed % 2**64)
-    scale = 1.0 / min(sampling.temperature, _HOTTEST)
+class Drawn:
+    """The sampler of one row that draws: ``(1, vocab)`` log-probabilities to a ``(1,)`` token.
 
-    def sampler(logprobs: mx.array) -> mx.array:
-        nonlocal key
-        key, draw = mx.random.split(key)
+    Each draw has a key of its own. Filters as mlx-lm applies them.
+    """
+
+    __slots__ = ("_keys", "_sampling", "_scale")
+
+    def __init__(self, sampling: Sampling) -> None:
+        seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
+        self._sampling, self._scale = sampling, 1.0 / min(sampling.temperature, _HOTTEST)
+        self._keys = [mx.random.key(seed % 2**64)]  # the next draw's; behind it, those after draws not yet kept
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        token = self._draw(logprobs)
+        self.keep(1)
+        return token
+
+    def several(self, logprobs: mx.array) -> mx.array:
+        """Sample ``(n, vocab)``, one place after another, as n calls would; ``keep`` says how many of them count."""
+        return mx.concatenate([self._draw(logprobs[place : place + 1]) for place in range(logprobs.shape[0])])
+
+    def keep(self, n_draws: int) -> None:
+        """Go on behind the first ``n_draws`` of the newest draws."""
+        self._keys = [self._keys[n_draws]]
+
+    def _draw(self, logprobs: mx.array) -> mx.array:
+        sampling = self._sampling
+        key, draw = mx.random.split(self._keys[-1])
+        self._keys.append(key)
         if sampling.top_p < 1.0:
             logprobs = apply_top_p(logprobs, max(sampling.top_p, _LEAST_TOP_P))
         if sampling.min_p > 0.0:
             logprobs = apply_min_p(logprobs, sampling.min_p)
         if 0 < sampling.top_k < logprobs.shape[-1]:
             logprobs = apply_top_k(logprobs, sampling.top_k)
-        return mx.random.categorical(logprobs.astype(mx.float32) * scale, key=draw)
+        return mx.random.categorical(logprobs.astype(mx.float32) * self._scale, key=draw)
 
-    return sampler
+
+Sampler = Drawn | Callable[[mx.array], mx.array]
+
+
+def make_sampler(sampling: Sampling) -> Sampler:
+    """Return the sampler of one row: ``(1, vocab)`` log-probabilities to a ``(1,)`` token."""
+    return greedy if sampling.temperature < _COLDEST else Drawn(sampling)
 
 
 class Processors:
@@ -79,6 +102,42 @@ class Processors:
         self.reads_ids = bool(self.chain)
         if constraint is not None:
             self.chain.append(self._constrain)
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """True if logits of several places can be processed at once: only a constraint, or nothing, is to be asked."""
+        return not self.reads_ids and self.error is None
+
+    def several(self, token: int, draft: Sequence[int], logits: mx.array) -> mx.array:
+        """Process logits of the places after ``token`` and after each of ``draft``: (1 + len(draft), vocab).
+
+        Returns the first of them, at least one, as far as the constraint looks ahead. ``confirm`` follows.
+        """
+        if self._constraint is None or self.error is not None:
+            return logits
+        mx.async_eval(logits)
+        try:
+            self._constraint.accept(token)
+            words = self._constraint.mask()
+            masks = [None if words is None else words.copy(), *self._constraint.masks(draft)]
+        except Exception as error:  # noqa: BLE001 - a reply that left its grammar: its row reports it
+            self.error = error
+            return logits[:1]
+        rows = [
+            logits[place] if one is None else mx.where(allowed(one, logits.shape[-1]), logits[place], -mx.inf)
+            for place, one in enumerate(masks)
+        ]
+        return mx.stack(rows)
+
+    def confirm(self, ids: Sequence[int]) -> None:
+        """Record the ids of a draft that were right."""
+        if self._constraint is None or self.error is not None:
+            return
+        try:
+            for token in ids:
+                self._constraint.accept(token)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.error = error
 
     def _process(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self.error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.observer import Observer
@@ -22,8 +23,10 @@ class Decode:
     - A row whose logits processor, constraint or text raises ends alone; what came before that step is kept.
     """
 
-    def __init__(self, running: Running, leaving: Leaving, observer: Observer) -> None:
-        self._running, self._leaving, self._observer = running, leaving, observer
+    def __init__(
+        self, running: Running, leaving: Leaving, observer: Observer, drafting: Drafting | None = None
+    ) -> None:
+        self._running, self._leaving, self._observer, self._drafting = running, leaving, observer, drafting
 
     def step(self) -> float:
         """Run one decode step of every group; return its seconds."""
@@ -32,7 +35,7 @@ class Decode:
         for group in sorted({row.group for row in decoding.values()}):
             rows, began = [row for row in decoding.values() if row.group == group], time.perf_counter()
             try:
-                tokens = batch.step(group)
+                tokens = batch.step(group) if self._drafting is None else self._drafting.step(batch, group, rows)
             except Exception as error:  # noqa: BLE001 - the model's own failure: these rows end with it
                 ids = " ".join(row.request.feed.id for row in rows)
                 log.warning(
@@ -59,6 +62,8 @@ class Decode:
         finished: list[Row] = []
         for number, token in tokens:
             row = self._running.decoding[number]
+            if row.finish is not None or row in failed:
+                continue  # a verified draft goes on behind the end of the text
             try:
                 if raised := self._running.batch.error(number):
                     raise raised

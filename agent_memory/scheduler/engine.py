@@ -356,6 +356,7 @@ class Engine:
             places=self._places,
             idle=self.idle,
             observer=self._observer,
+            looks_up=self._config.lookup == "auto",
         )
 
     def _serve(self) -> None:

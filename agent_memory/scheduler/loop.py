@@ -15,6 +15,7 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
+from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
@@ -62,6 +63,7 @@ class Loop:
         places: Places,
         idle: Idle,
         observer: Observer,
+        looks_up: bool = False,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
@@ -79,7 +81,7 @@ class Loop:
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
         )
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
-        self._decode = Decode(self.running, self._leaving, observer)
+        self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
             runner,
             tiers,

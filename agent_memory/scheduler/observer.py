@@ -27,7 +27,7 @@ class Observer:
         """The prompt ids ``[start, stop)`` of a request were fed."""
 
     def decoded(self, requests: Sequence[Request], began: float) -> None:
-        """One decode step of one group gave each of these requests a token, or fed the last id of its prompt."""
+        """One decode step of one group gave each of these requests tokens, or fed the last id of its prompt."""
 
     def ended(self, request: Request) -> None:
         """A request has ended; its feed says how. The caller has not seen the end yet."""

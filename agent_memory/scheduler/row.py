@@ -12,6 +12,7 @@ from attrs import define, field
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
+from agent_memory.scheduler.draft import Draft
 from agent_memory.scheduler.losses import Loss
 from agent_memory.scheduler.request import Outcome, Prompt, Request
 from agent_memory.tiers.hot import Lineage
@@ -65,6 +66,7 @@ class Row:
     fed: int = 0
     n_grid: int = field(init=False)  #: as in ``Lineage``
     output: list[int] = field(factory=list)
+    draft: Draft = field(init=False, repr=False)
     finish: Finish | None = None
     started: float = field(factory=time.perf_counter)
     restored_s: float = 0.0
@@ -77,6 +79,7 @@ class Row:
     def __attrs_post_init__(self) -> None:
         self.stream = TextStream(self.tokenizer, self.request.stop, marks=self.request.shows_marks)
         self.parser = self.request.asker.parser(self.prompt.ids)
+        self.draft = Draft(self.ids)
         self.fed, self.n_grid = self.base.n_tokens, self.base.n_grid
         self.kv, self.base.kv = self.base.kv, None
         self.check()
@@ -160,6 +163,7 @@ class Row:
     def outcome(self, kv: KV) -> Outcome:
         """Return the finished row. Truncates ``kv`` to the last id that the log keeps, if it can be truncated."""
         kept, n_ids = tuple(self.output), len(self.output)
+        self.cut_to_output(kv)
         if self.stream.stopped is not None:
             n_ids, tail = self.stream.kept()
             kept = (*self.output[:n_ids], *self.tokenizer.encode(tail))
@@ -204,6 +208,8 @@ class Row:
             queue_s=self.started - self.request.created,
             restore_s=self.restored_s,
             prefill_s=first - self.prefilled if self.prefilled else 0.0,
+            proposed=self.draft.n_proposed,
+            accepted=self.draft.n_accepted,
             decode_tps=n_later / (now - first) if n_later and now > first else 0.0,
             saved_s=self._saved_s(),
         )
@@ -222,8 +228,13 @@ class Row:
         n_tokens = kv.reach(min(kv.n_tokens, self.n_prompt + len(self.output) - 1))
         return n_tokens > 0 and kv.trim(n_tokens) and kv.is_finite
 
+    def cut_to_output(self, kv: KV) -> None:
+        """Truncate the KV to the output: a verified draft may go on behind its last token. Such KV can be truncated."""
+        kv.trim(min(kv.n_tokens, self.n_prompt + len(self.output)))
+
     def lineage(self, kv: KV, *, is_turn: bool = True) -> Lineage:
         """Return the KV with the ids that it covers, for the hot tier. ``is_turn``: the row ended with a reply."""
+        self.cut_to_output(kv)
         n = kv.n_tokens
         ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
         made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])
