@@ -362,11 +362,18 @@ class Catalog:
             one
             for number in {rehang.get(s.number, s.number) for s in remove if s.kind == "rows"}
             for one in self._dependents.get(number, {}).values()
-            if number not in self.segments or one.parent not in self.segments[number].piece_ids()
+            if not self._has_what_it_needs(one, number)
         ]
         if orphans:
             self.hide(orphans, None)
         return left
+
+    def _has_what_it_needs(self, one: Segment, number: int) -> bool:
+        """True if segment ``number`` is there, with the piece or the rows for which ``one`` depends on it."""
+        of = self.segments.get(number)
+        if of is None or (one.parent_number == number and one.parent not in of.piece_ids()):
+            return False
+        return one.source_number != number or one.shared_stop <= of.stop
 
     def edited(self) -> None:
         """Do nothing. Called after each Edit, on the I/O thread: tests replace it by ``check``."""
