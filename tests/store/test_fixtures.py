@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory import IncompatibleStoreError, Memory
+from agent_memory import IncompatibleStoreError, Memory, open_store
 from agent_memory.log.files import MANIFEST
 from agent_memory.log.schema import WRITE_VERSION
 from tests.parts.kvmodel import MIXED, load_beside, opened, save
@@ -95,3 +95,13 @@ def test_the_fixtures_are_what_their_script_makes(tmp_path):
             again = sorted(i.file_size for i in made.infolist() if i.filename != MANIFEST)
         with zipfile.ZipFile(FOLDER / f"{name}-{WRITE_VERSION}.zip") as kept:
             assert sorted(i.file_size for i in kept.infolist() if i.filename != MANIFEST) == again
+
+
+@pytest.mark.parametrize("version", [5, 6])
+def test_a_store_is_viewed_as_its_version_left_it(tmp_path, version):
+    path = unpacked("echo", version, tmp_path)
+    with open_store(path) as view:
+        assert sorted(agent.name for agent in view.agents()) == sorted(SAID)
+        assert view.verify().ok
+        assert view.du().kv_bytes > 0
+    assert write_version(path) == str(version)
