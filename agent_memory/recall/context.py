@@ -19,19 +19,20 @@ from agent_memory.protocols import Tokenizer
 from agent_memory.recall import audit, consolidation, extraction, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask, question_of, vector_of
 from agent_memory.recall.cards import card, counter_of
-from agent_memory.recall.database import Database
 from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare
 from agent_memory.recall.indexing import ensure_index
 from agent_memory.recall.learning import count_use
 from agent_memory.recall.listening import Listener, OnForget
 from agent_memory.recall.maintenance import Maintenance
+from agent_memory.recall.opening import closed_on_error, open_storage
 from agent_memory.recall.places import MOST_NEIGHBOURS
 from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor, TokenCounter
 from agent_memory.recall.redaction import chosen_redactor
 from agent_memory.recall.rows import items_of, row_of, rows_of
 from agent_memory.recall.scope import checked_name, open_scope
 from agent_memory.recall.slots import chain_of
+from agent_memory.recall.storage import Storage
 from agent_memory.recall.told import split, told
 from agent_memory.recall.types import (
     AuditRow,
@@ -65,7 +66,7 @@ class ContextMemory:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Database = ":memory:",
+        path: str | os.PathLike[str] | Storage = ":memory:",
         *,
         workspace: str = "default",
         salt: str = "",
@@ -78,15 +79,15 @@ class ContextMemory:
         on_remember: Callable[[], None] | None = None,
     ) -> None:
         checked_name(workspace)
-        self._owns = not isinstance(path, Database)
-        self._database = path if isinstance(path, Database) else Database(path)
+        storage, self._owns = open_storage(path)
         self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
-        with self._database.write() as db:
-            ensure_index(db)
+        with closed_on_error(storage, self._owns), storage.write() as db:
             self._scope = open_scope(db, salt, workspace, clock())
+            ensure_index(db, self._scope)
             self._redactor = chosen_redactor(redact, db)
+        self._database = storage.of(self._scope)
         self._listener = Listener(self._database, self._scope, on_forget)
         self._vectors = None if embedder is None else VectorView(self._scope, embedder)
 
@@ -333,10 +334,13 @@ class ContextMemory:
             return figures.stats(db, self._scope, nbytes, None if since is None else seconds_of(since), by)
 
     def check(self) -> CheckReport:
-        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything."""
+        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything.
+
+        On PostgreSQL: this workspace; pages are the server's to check.
+        """
         damaged = self._database.check()
         with self._database.read() as db:
-            return CheckReport(damaged=(*damaged, *figures.damage(db)))
+            return CheckReport(damaged=(*damaged, *figures.damage(db, self._scope)))
 
     def export_jsonl(self, file: IO[str]) -> int:
         """Write the workspace's texts, and what was learnt of them, as lines of JSON; return the number of lines."""
@@ -379,7 +383,7 @@ class ContextMemory:
         self.close()
 
     def __repr__(self) -> str:
-        return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
+        return f"ContextMemory({self._database.name!r}, workspace={self._scope.name!r})"
 
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:

@@ -24,6 +24,8 @@ from pathlib import Path
 from agent_memory.config import as_path
 from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
 from agent_memory.recall.schema import STEPS, Step
+from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows, Words
 
 log = logging.getLogger("agent_memory.recall")
 
@@ -34,6 +36,32 @@ _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
+class Connection(sqlite3.Connection):
+    """A connection to a recall file: ``storage.Rows``."""
+
+    @property
+    def words(self) -> Words:
+        """The full-text index."""
+        from agent_memory.recall.sqlite_words import SQLiteWords  # numpy: episodes do without
+
+        return SQLiteWords(self)
+
+    def next_number(self, name: str) -> int:
+        """Return the next number of a counter of the file; the first is 1. Inside a write transaction."""
+        sql = (
+            "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 "
+            "RETURNING value"
+        )
+        return int(self.execute(sql, (name,)).fetchone()[0])
+
+    def workspace(self, salt: str, name: str, now: float) -> int:
+        """Return the number of a workspace, made where it is new. Inside a write transaction."""
+        sql = "INSERT INTO workspaces (salt, name, created_s) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        self.execute(sql, (salt, name, now))
+        row = self.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
+        return int(row[0])
+
+
 class Database:
     """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
 
@@ -41,7 +69,7 @@ class Database:
         self.path = None if str(path) == ":memory:" else as_path(path, "path")
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._pool: list[sqlite3.Connection] = []
+        self._pool: list[Connection] = []
         self._pool_lock = threading.Lock()
         self._is_closed = False
         self._n_open_writes = 0
@@ -49,13 +77,22 @@ class Database:
             self._writer = self._connect(create=True)
             try:
                 self._migrate(steps)
-                self._finish_scrub()
+                self.finish_scrub()
             except BaseException:
                 self._writer.close()
                 raise
 
+    @property
+    def name(self) -> str:
+        """The file's path, or ":memory:"."""
+        return ":memory:" if self.path is None else str(self.path)
+
+    def of(self, scope: Scope | None) -> Database:
+        """Return this file: the room's statements name their workspace, and nobody else reads it."""
+        return self
+
     @contextmanager
-    def write(self, *, fsync: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, fsync: bool = True) -> Iterator[Connection]:
         """Open the one write transaction; commit at the end, roll back on any error. Nested calls join the outer one.
 
         Holds the writer's lock: do no slow work inside. Without ``fsync`` what is committed survives the death of the
@@ -81,7 +118,7 @@ class Database:
                 self._n_open_writes -= 1
 
     @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[Connection]:
         """Open a read transaction: one snapshot of the file, whatever is written meanwhile.
 
         Inside ``write()`` on the same thread use that connection instead: a reader does not see uncommitted rows.
@@ -133,7 +170,7 @@ class Database:
                 n_written += max(0, db.total_changes - before - 1)
         return n_written or None
 
-    def owe_scrub(self, db: sqlite3.Connection) -> None:
+    def owe_scrub(self, db: Rows) -> None:
         """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""
         db.execute("INSERT INTO counters (name, value) VALUES ('unscrubbed', 1) ON CONFLICT DO NOTHING")
 
@@ -156,6 +193,15 @@ class Database:
             self._writer.execute("VACUUM")
             self._truncate_wal()
             self._writer.execute("DELETE FROM counters WHERE name = 'unscrubbed'")
+
+    def finish_scrub(self) -> None:
+        """Scrub where a deletion was not followed by it: its process died, or the file was held."""
+        with self._lock, _translated(self.path):
+            self._alive()
+            is_owed = self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone() is not None
+        if is_owed:
+            log.info("recall file %s: removing the bytes of rows that were deleted before", self.path)
+            self.scrub()
 
     def check(self) -> tuple[str, ...]:
         """Return what SQLite's and FTS5's integrity checks find wrong, one line each. Reads the whole file."""
@@ -200,12 +246,19 @@ class Database:
         if os.getpid() != self._pid:
             raise ClosedError("the recall file was opened before a fork: open it again in the child process")
 
-    def _connect(self, *, create: bool = False) -> sqlite3.Connection:
+    def _connect(self, *, create: bool = False) -> Connection:
         if self.path is not None and create:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL the same mode
         name = ":memory:" if self.path is None else str(self.path)
-        db = sqlite3.connect(name, timeout=BUSY_S, check_same_thread=False, isolation_level=None, cached_statements=256)
+        db = sqlite3.connect(
+            name,
+            timeout=BUSY_S,
+            check_same_thread=False,
+            isolation_level=None,
+            cached_statements=256,
+            factory=Connection,
+        )
         try:
             _refuse_foreign(db, name)
             db.execute("PRAGMA journal_mode=WAL")
@@ -218,14 +271,14 @@ class Database:
             raise
         return db
 
-    def _borrow(self) -> sqlite3.Connection:
+    def _borrow(self) -> Connection:
         with self._pool_lock:
             self._alive()
             if self._pool:
                 return self._pool.pop()
         return self._connect()
 
-    def _give_back(self, db: sqlite3.Connection) -> None:
+    def _give_back(self, db: Connection) -> None:
         with self._pool_lock:
             if not self._is_closed and os.getpid() == self._pid:
                 self._pool.append(db)
@@ -242,11 +295,6 @@ class Database:
     def _fts_tables(self) -> list[str]:
         sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
         return [str(name) for (name,) in self._writer.execute(sql)]
-
-    def _finish_scrub(self) -> None:
-        if self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone():
-            log.info("recall file %s: removing the bytes of rows that were deleted before a crash", self.path)
-            self.scrub()
 
     def _truncate_wal(self) -> None:
         (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -292,7 +340,7 @@ class Database:
         log.info("recall file %s: version %d is kept as %s", self.path, version, target.name)
 
 
-def _commit(db: sqlite3.Connection) -> None:
+def _commit(db: Connection) -> None:
     try:
         db.execute("COMMIT")
     except BaseException:
@@ -301,11 +349,11 @@ def _commit(db: sqlite3.Connection) -> None:
         raise
 
 
-def _user_version(db: sqlite3.Connection) -> int:
+def _user_version(db: Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _refuse_foreign(db: sqlite3.Connection, name: str) -> None:
+def _refuse_foreign(db: Connection, name: str) -> None:
     (found,) = db.execute("PRAGMA application_id").fetchone()
     (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if n_tables and found != APPLICATION_ID:

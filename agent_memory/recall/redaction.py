@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from attrs import field, frozen
 from agent_memory.errors import ConfigError
 from agent_memory.recall.protocols import Found, Redacted, Redactor
 from agent_memory.recall.redaction_rules import RULES, Rule, fold
+from agent_memory.recall.storage import Rows
 
 OPENING = "[REDACTED:"
 MOST_PASSES = 8  #: over one text; two where a secret stands by itself
@@ -87,19 +87,19 @@ def _moved(found: Found, shift: int) -> Found:
     return Found(found.kind, found.start + shift, found.stop + shift)
 
 
-def redactor_of(db: sqlite3.Connection) -> RuleRedactor:
+def redactor_of(db: Rows) -> RuleRedactor:
     """Return the redactor of a recall file: its salt lies in the file, so that equal secrets stay equal for good.
 
     Inside a write transaction.
     """
     row = db.execute("SELECT value FROM redaction_salt").fetchone()
     if row is None:
-        row = (secrets.token_bytes(32),)
-        db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
+        db.execute("INSERT INTO redaction_salt (value) VALUES (?) ON CONFLICT DO NOTHING", (secrets.token_bytes(32),))
+        row = db.execute("SELECT value FROM redaction_salt").fetchone()  # another process may have been first
     return RuleRedactor(bytes(row[0]))
 
 
-def chosen_redactor(redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection) -> Redactor | None:
+def chosen_redactor(redact: Redactor | Literal["rules"] | None, db: Rows) -> Redactor | None:
     """Return the redactor that a caller chose. Inside a write transaction. Raises ConfigError."""
     if redact == "rules":
         return redactor_of(db)

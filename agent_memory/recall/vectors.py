@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +20,11 @@ from numpy.typing import NDArray
 
 from agent_memory.errors import ConfigError, repr_of
 from agent_memory.recall.context_tables import BLOCK
-from agent_memory.recall.filing import next_number
 from agent_memory.recall.protocols import Embedder
 from agent_memory.recall.ranking import neighbours_share
 from agent_memory.recall.rows import span_text
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 
 EXACT_ITEMS = 100_000
 _RESCORED = 400
@@ -55,7 +54,7 @@ class VectorView:
         vector: Floats = unit(self.embedder, [text])[0]
         return vector
 
-    def nearest(self, db: sqlite3.Connection, query: Floats, n: int) -> dict[int, float]:
+    def nearest(self, db: Rows, query: Floats, n: int) -> dict[int, float]:
         """Return the ``n`` items nearest to a ``query`` with their cosines. Inside a read transaction."""
         with self._lock:
             self._refresh(db)
@@ -72,7 +71,7 @@ class VectorView:
         cosines = _products(np.stack(list(rows.values())), query)
         return {int(ids[i]): float(cosines[i]) for i in _top(cosines, n)}
 
-    def _refresh(self, db: sqlite3.Connection) -> None:
+    def _refresh(self, db: Rows) -> None:
         key = (self.scope.workspace, self.embedder.fingerprint)
         sql = "SELECT count(*), coalesce(max(seq), 0) FROM vectors WHERE workspace = ? AND fingerprint = ?"
         n, last = db.execute(sql, key).fetchone()
@@ -122,7 +121,7 @@ def unit(embedder: Embedder, texts: Sequence[str]) -> Floats:
     return found
 
 
-def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) -> list[tuple[int, str]]:
+def pending(db: Rows, scope: Scope, embedder: Embedder, n: int) -> list[tuple[int, str]]:
     """Return up to ``n`` passages, newest first, that have no vector of this embedder, with their texts."""
     from agent_memory.recall.rows import rows_where
 
@@ -139,7 +138,7 @@ def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) ->
     return [(row.item, f"{row.speaker}: {span_text(db, row)}" if row.speaker else span_text(db, row)) for row in rows]
 
 
-def store(db: sqlite3.Connection, scope: Scope, embedder: Embedder, items: Sequence[int], vectors: Floats) -> int:
+def store(db: Rows, scope: Scope, embedder: Embedder, items: Sequence[int], vectors: Floats) -> int:
     """Keep the vectors of those ``items`` that are still there; return how many. Inside a write transaction."""
     n = 0
     for item, vector in zip(items, vectors, strict=True):
@@ -148,12 +147,12 @@ def store(db: sqlite3.Connection, scope: Scope, embedder: Embedder, items: Seque
             "WHERE item = ? AND workspace = ? ON CONFLICT DO NOTHING"
         )
         value = vector.astype(np.float16).tobytes()
-        seq = next_number(db, "vector")
+        seq = db.next_number("vector")
         n += db.execute(sql, (embedder.fingerprint, seq, value, item, scope.workspace)).rowcount
     return n
 
 
-def drop_others(db: sqlite3.Connection, scope: Scope, fingerprint: str) -> int:
+def drop_others(db: Rows, scope: Scope, fingerprint: str) -> int:
     """Delete the vectors of every other embedder; return how many. Inside a write transaction."""
     sql = "DELETE FROM vectors WHERE workspace = ? AND fingerprint <> ?"
     return db.execute(sql, (scope.workspace, fingerprint)).rowcount
@@ -179,7 +178,7 @@ def _top(values: Floats, n: int) -> NDArray[np.int64]:
     return kept[np.argsort(-values[kept], kind="stable")].astype(np.int64)
 
 
-def _read(db: sqlite3.Connection, scope: Scope, fingerprint: str, items: Sequence[int]) -> dict[int, NDArray[Any]]:
+def _read(db: Rows, scope: Scope, fingerprint: str, items: Sequence[int]) -> dict[int, NDArray[Any]]:
     marks = ",".join("?" * len(items))
     sql = f"SELECT item, value FROM vectors WHERE workspace = ? AND fingerprint = ? AND item IN ({marks}) ORDER BY item"
     rows = db.execute(sql, (scope.workspace, fingerprint, *items))

@@ -1,0 +1,37 @@
+"""From what a caller names to an open store: a file, memory, or a PostgreSQL database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agent_memory.recall.database import Database
+from agent_memory.recall.storage import Storage
+
+_POSTGRES = ("postgresql://", "postgres://")
+
+
+def open_storage(where: str | os.PathLike[str] | Storage) -> tuple[Storage, bool]:
+    """Return the store and whether the caller owns it: one that was open already is its opener's to close.
+
+    Raises ConfigError, StoreError; MissingExtraError for a PostgreSQL URL without the extra ``postgres``.
+    """
+    if isinstance(where, str) and where.startswith(_POSTGRES):
+        from agent_memory.recall.postgres import PostgresDatabase
+
+        return PostgresDatabase(where), True
+    if isinstance(where, (str, os.PathLike)) or not hasattr(where, "of"):
+        return Database(where), True  # which refuses what is no path
+    return where.of(None), False
+
+
+@contextmanager
+def closed_on_error(storage: Storage, owns: bool) -> Iterator[None]:
+    """Close a store that this opening opened, where the opening fails."""
+    try:
+        yield
+    except BaseException:
+        if owns:
+            storage.close()
+        raise
