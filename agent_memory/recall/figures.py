@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
-
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.indexing import indexed_body, item_words
 from agent_memory.recall.scope import Scope

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent_memory.errors import INSTALL, MissingExtraError
 from agent_memory.recall.database import Database
 from agent_memory.recall.storage import Storage
 
@@ -18,8 +19,10 @@ def open_storage(where: str | os.PathLike[str] | Storage) -> tuple[Storage, bool
     Raises ConfigError, StoreError; MissingExtraError for a PostgreSQL URL without the extra ``postgres``.
     """
     if isinstance(where, str) and where.startswith(_POSTGRES):
-        from agent_memory.recall.postgres import PostgresDatabase
-
+        try:
+            from agent_memory.recall.postgres import PostgresDatabase
+        except ImportError as error:
+            raise MissingExtraError(f"recall on PostgreSQL needs psycopg: {INSTALL['postgres']}") from error
         return PostgresDatabase(where), True
     if isinstance(where, (str, os.PathLike)) or not hasattr(where, "of"):
         return Database(where), True  # which refuses what is no path

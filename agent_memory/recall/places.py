@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from agent_memory.recall.context_tables import BLOCK
 from agent_memory.recall.rows import items_of, row_of, rows_of, rows_where
 from agent_memory.recall.scope import Scope

@@ -117,6 +117,8 @@ def rows_where(db: Rows, scope: Scope, condition: str, *values: object) -> Itera
 
 def stale_items(db: Rows, items: Sequence[int]) -> set[int]:
     """Return those ``items`` that depend on an item that was superseded."""
+    if not items:
+        return set()
     marks = ",".join("?" * len(items))
     sql = (
         f"SELECT l.item FROM links l JOIN items o ON o.item = l.other WHERE l.relation = 'depends_on' "

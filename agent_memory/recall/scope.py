@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from attrs import frozen
 
 from agent_memory.errors import ConfigError, repr_of
@@ -27,5 +26,5 @@ def checked_name(name: object, what: str = "workspace") -> str:
 
 
 def open_scope(db: Rows, salt: str, name: str, now: float) -> Scope:
-    """Return the workspace (salt, name), created where it is new. Inside a write transaction, which is its from here on."""
+    """Return the workspace (salt, name), created where it is new. Inside a write transaction, from now on its own."""
     return Scope(db.workspace(salt, name, now), name)

@@ -81,6 +81,8 @@ class Found:
             n_asked *= 4
 
     def _existing(self, db: Rows) -> Found:
+        if not len(self.ids):
+            return self
         marks = ",".join("?" * len(self.ids))
         rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
         return self._only(np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows))))
