@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = """
 import sys
 from agent_memory.recall.episodes import EpisodicMemory
+from tests.parts.stores import Stores
 memory = EpisodicMemory(sys.argv[1], workspace=sys.argv[2])
 while True:
     with memory.start("a task") as episode:

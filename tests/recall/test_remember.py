@@ -15,6 +15,7 @@ from agent_memory.recall import filing
 from agent_memory.recall.passages import cut
 from agent_memory.recall.told import MAX_TEXT_BYTES, detected, told
 from tests.parts.stores import Stores
+from tests.parts.stores import Stores
 
 HOUR = 3600.0
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=400)
@@ -151,13 +152,13 @@ def test_secrets_are_replaced_before_anything_is_written(store: Stores) -> None:
         assert secret in memory.recall("token")[0].item.text
 
 
-def test_it_works_with_sockets_blocked_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_with_sockets_blocked_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch, store: Stores) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
     before = threading.active_count()
-    with ContextMemory() as memory:
+    with ContextMemory(store()) as memory:
         memory.remember("The harbour opens at six.")
         assert memory.recall("harbour")
         assert memory.working_set("harbour").items
