@@ -217,6 +217,7 @@ __all__ = [
     "Recommendation",
     "Redactor",
     "RejectedCall",
+    "RemoteError",
     "Reply",
     "RequestError",
     "RequestTimeoutError",

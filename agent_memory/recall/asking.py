@@ -9,8 +9,8 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
 from agent_memory.recall.around import Ids
-from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
-from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
+from agent_memory.recall.ranking import Question, Scored, chosen, likely, relevance_of, scored
+from agent_memory.recall.rows import ItemRow, rows_of, span_text, span_texts, stale_items
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS, Hit, Weights
@@ -80,7 +80,8 @@ def ask(db: Rows, scope: Scope, question: Question, view: VectorView | None, vec
     for item, row in rows_of(db, scope, list(similar)).items():
         if question.admits(row):
             candidates[item] = scored(row, question, 0.0, similar[item])
-    hits = chosen(candidates.values(), question, lambda row: span_text(db, row))
+    texts = span_texts(db, [one.row for one in likely(candidates.values(), question)])
+    hits = chosen(candidates.values(), question, lambda row: texts.get(row.item) or span_text(db, row))
     stale = stale_items(db, [hit.row.item for hit, _ in hits])
     return [
         Hit(hit.row.as_item(scope, text, is_stale=hit.row.item in stale), hit.score, dict(hit.parts))

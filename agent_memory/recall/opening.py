@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from agent_memory.errors import INSTALL, MissingExtraError
 from agent_memory.recall.database import Database
@@ -24,9 +25,10 @@ def open_storage(where: str | os.PathLike[str] | Storage) -> tuple[Storage, bool
         except ImportError as error:
             raise MissingExtraError(f"recall on PostgreSQL needs psycopg: {INSTALL['postgres']}") from error
         return PostgresDatabase(where), True
-    if isinstance(where, (str, os.PathLike)) or not hasattr(where, "of"):
-        return Database(where), True  # which refuses what is no path
-    return where.of(None), False
+    of = getattr(where, "of", None)
+    if isinstance(where, (str, os.PathLike)) or of is None:
+        return Database(cast("str", where)), True  # which refuses what is no path
+    return of(None), False
 
 
 @contextmanager

@@ -73,9 +73,9 @@ class PostgresRows:
 class PostgresDatabase:
     """A PostgreSQL database as a recall store, for every thread of a process.
 
-    ``url``: ``postgresql://user:password@host:port/database``, with libpq's parameters behind ``?``. Makes its tables in
-    the schema ``agent_memory`` where they are not there. Raises ConfigError for a URL that cannot be read, RemoteError
-    where the server cannot be reached or refuses, StoreError and its kinds.
+    ``url``: ``postgresql://user:password@host:port/database``, with libpq's parameters behind ``?``. Makes its tables
+    in the schema ``agent_memory`` where they are not there. Raises ConfigError for a URL that cannot be read,
+    RemoteError where the server cannot be reached or refuses, StoreError and its kinds.
     """
 
     def __init__(self, url: str, *, steps: Sequence[PostgresStep] = POSTGRES_STEPS) -> None:

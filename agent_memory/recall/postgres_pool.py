@@ -54,7 +54,9 @@ class Pool:
         self._url = url
         try:
             parameters: dict[str, Any] = conninfo_to_dict(url)
-        except psycopg.Error:
+            for number in str(parameters.get("port") or "0").split(","):
+                int(number)
+        except (psycopg.Error, ValueError):
             raise ConfigError(
                 "this PostgreSQL URL cannot be read. Write postgresql://user:password@host:port/database, and @ : / ? "
                 "# % in a name or a password as %40 %3A %2F %3F %23 %25"

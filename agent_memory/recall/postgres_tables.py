@@ -6,6 +6,7 @@
 - ``words`` is the full-text index: a ``tsvector`` an item, whose lexemes ``recall.words`` prepared, under GIN. Its
   match operator is not leakproof, so row-level security would keep the planner from the index: three functions of the
   owner's search it, each with the workspace as a predicate of its own.
+- No column with words of a text is sampled for the planner: what is forgotten would stay in its statistics.
 - ``open_workspace`` alone reads names and salts, and gives a number for a name that the caller knows.
 """
 
@@ -103,6 +104,23 @@ _SECURITY = "".join(
     for table in _SECURED
 ) + "".join(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY;\n" for table in _FORCED)
 
+#: Columns that hold what was told, or words of it: the planner's statistics would keep samples of them.
+_UNSAMPLED = {
+    "threads": ("source",),
+    "texts": ("speaker", "source", "body", "hash"),
+    "items": ("slot", "value"),
+    "words": ("body",),
+    "vectors": ("value",),
+    "windows": ("name",),
+    "episodes": ("task", "language", "framework", "domain", "tags", "result", "error"),
+    "episode_events": ("tool", "action", "observation", "parameters"),
+}
+_STATISTICS = "".join(
+    f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0;\n"
+    for table, columns in _UNSAMPLED.items()
+    for column in columns
+)
+
 _FUNCTIONS = f"""
 CREATE FUNCTION open_workspace(given_salt TEXT, given_name TEXT, now_s DOUBLE PRECISION) RETURNS BIGINT
 LANGUAGE plpgsql {_DEFINER} AS $$
@@ -173,4 +191,4 @@ class PostgresStep:
 
 
 #: In order, numbered 1, 2, 3 ... without a gap. A step that was released is never changed.
-POSTGRES_STEPS: tuple[PostgresStep, ...] = (PostgresStep(1, _TABLES + _SECURITY + _FUNCTIONS),)
+POSTGRES_STEPS: tuple[PostgresStep, ...] = (PostgresStep(1, _TABLES + _SECURITY + _STATISTICS + _FUNCTIONS),)

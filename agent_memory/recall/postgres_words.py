@@ -1,8 +1,9 @@
 """The full-text index on PostgreSQL: a ``tsvector`` an item, found by ``tsquery``, its counts read off ``ts_rank``.
 
-PostgreSQL parses nothing here: the lexemes are those that ``recall.words`` prepared, so both stores have the same words.
-Of one word, ``ts_rank`` with equal weights is the sum of 1/j^2 over its positions, j from 1 on, by pi^2/6: it says how
-often the word stands there without the positions being sent. Source: PostgreSQL's ``tsrank.c``, ``calc_rank_or``.
+PostgreSQL parses nothing here: the lexemes are those that ``recall.words`` prepared, so both stores have the same
+words. Of one word, ``ts_rank`` with equal weights is the sum of 1/j^2 over its positions, j from 1 on, by pi^2/6: it
+says how often the word stands there without the positions being sent. Source: PostgreSQL's ``tsrank.c``,
+``calc_rank_or``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from agent_memory.recall.around import Around, Floats, Ids, Places
+from agent_memory.recall.around import Around, Ids, Places
 from agent_memory.recall.storage import Indexed, Rows
 
 _MOST_POSITIONS = 255  #: that a tsvector keeps of one lexeme
@@ -55,7 +56,8 @@ class PostgresWords:
         if not words:
             return []
         sql = "SELECT items, ranks, n FROM word_places(?, ?, ?)"
-        return [_places(*row, limit) for row in self._db.execute(sql, (list(words), limit, counted))]
+        rows = self._db.execute(sql, (list(words), limit, counted))
+        return [_places(items, ranks, n, limit) for items, ranks, n in rows]
 
     def newest_with(self, sets: Sequence[Sequence[str]], limit: int) -> list[list[int]]:
         """Return for each set of words the newest items that have all of them. One round trip."""
@@ -95,7 +97,7 @@ def _vector(body: str) -> str:
 def _places(items: list[int] | None, ranks: list[float] | None, n: int, limit: int) -> Places:
     if items is None or ranks is None:
         return Places(n_items=n, is_frequent=n > 0)
-    counts: Floats = np.searchsorted(_BETWEEN, np.array(ranks)) + 1.0
+    counts = (np.searchsorted(_BETWEEN, np.array(ranks)) + 1).astype(np.float64)
     if counts.sum() > limit:  # in few items, but often: as many places as make a word frequent
         return Places(n_items=n, is_frequent=True)
     return Places(np.array(items, np.int64), counts, n)

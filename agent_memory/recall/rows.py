@@ -102,11 +102,22 @@ def span_text(db: Rows, row: ItemRow) -> str:
     return str(body[row.start : row.stop])  # SQLite's substr would end at a NUL
 
 
+def span_texts(db: Rows, rows: Iterable[ItemRow]) -> dict[int, str]:
+    """Return the texts of rows' spans by item, read at once: one by one, each would be a round trip to a server."""
+    kept = list(rows)
+    texts = sorted({row.text for row in kept})
+    if not texts:
+        return {}
+    marks = ",".join("?" * len(texts))
+    bodies = dict(db.execute(f"SELECT text, body FROM texts WHERE text IN ({marks})", texts).fetchall())
+    return {row.item: str(bodies[row.text][row.start : row.stop]) for row in kept}
+
+
 def items_of(db: Rows, scope: Scope, rows: Iterable[ItemRow]) -> list[Item]:
     """Return what callers see of ``rows``, in order."""
     kept = list(rows)
-    stale = stale_items(db, [row.item for row in kept])
-    return [row.as_item(scope, span_text(db, row), is_stale=row.item in stale) for row in kept]
+    stale, texts = stale_items(db, [row.item for row in kept]), span_texts(db, kept)
+    return [row.as_item(scope, texts[row.item], is_stale=row.item in stale) for row in kept]
 
 
 def rows_where(db: Rows, scope: Scope, condition: str, *values: object) -> Iterator[ItemRow]:

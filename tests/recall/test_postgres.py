@@ -26,7 +26,6 @@ from agent_memory import (
 from tests.parts.postgres import IN_URL, PASSWORD, USER, PostgresServer
 
 pytestmark = pytest.mark.contract
-psycopg = pytest.importorskip("psycopg")
 ROOT = Path(__file__).parents[2]
 
 
@@ -54,7 +53,9 @@ def granted(postgres: PostgresServer, database: str) -> str:
     return postgres.url(database, role=USER)
 
 
-def test_a_role_that_is_not_the_owner_sees_no_row_without_its_workspace(postgres: PostgresServer, database: str) -> None:
+def test_a_role_that_is_not_the_owner_sees_no_row_without_its_workspace(
+    postgres: PostgresServer, database: str
+) -> None:
     with ContextMemory(postgres.url(database)) as owner:
         owner.remember("The quagga is striped.", source="zoo")
         owner.pin(owner.remember("We decided to keep the quagga.").ids[0])
@@ -65,6 +66,8 @@ def test_a_role_that_is_not_the_owner_sees_no_row_without_its_workspace(postgres
             assert theirs.forget("okapi") == 1
             with ContextMemory(theirs._database.of(None)) as same:
                 assert len(same.recall("quagga")) == 2, "the same workspace for whoever names it"
+    import psycopg
+
     tables = [name for (name,) in postgres.admin(
         "SELECT table_name FROM information_schema.columns WHERE table_schema = 'agent_memory' "
         "AND column_name = 'workspace'", database=database)]  # fmt: skip
@@ -126,10 +129,15 @@ def test_a_restarted_server_is_found_again_and_a_stopped_one_is_a_typed_error() 
 def test_a_connection_lost_in_a_transaction_leaves_nothing_of_it(postgres: PostgresServer, database: str) -> None:
     with ContextMemory(postgres.url(database)) as memory:
         memory.remember("The ferry is red.")
-        with pytest.raises(RemoteError), memory._database.write() as db:
-            db.execute("UPDATE texts SET kind = 'log'")
-            postgres.admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-            db.execute("UPDATE texts SET role = 'tool'")
+
+        def change() -> None:
+            with memory._database.write() as db:
+                db.execute("UPDATE texts SET kind = 'log'")
+                postgres.admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+                db.execute("UPDATE texts SET role = 'tool'")
+
+        with pytest.raises(RemoteError):
+            change()
         [hit] = memory.recall("ferry")
         assert (hit.item.kind, hit.item.role) == ("note", "user")
 
@@ -235,7 +243,7 @@ from agent_memory import ContextMemory, EpisodicMemory
 url, number, shared, episode = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 chance = Random(number)
 with ContextMemory(url) as memory, EpisodicMemory(url) as episodes:
-    for n in range(12):
+    for n in range(8):
         memory.remember(f"Process {number} saw the ferry for the {n}th time.", source=f"process {number % 3}")
         memory.remember("Told by all.")
         memory.remember(f"The master of the harbour is P{number}x{n}.")
@@ -274,19 +282,19 @@ def test_eight_processes_of_mixed_operations_lose_no_update(postgres: PostgresSe
         said = [worker.communicate()[1] for worker in workers]
         assert [worker.returncode for worker in workers] == [0] * 8, said
         stats = memory.stats()
-        assert stats.n_texts == 1 + 8 * 12 + 1 + 8 * 12
-        assert stats.n_duplicates == 8 * 12 - 1
+        assert stats.n_texts == 1 + 8 * 8 + 1 + 8 * 8
+        assert stats.n_duplicates == 8 * 8 - 1
         with memory._database.read() as db:
             assert db.execute("SELECT net_useful FROM items WHERE item = ?", (shared,)).fetchone()[0] == pytest.approx(
-                24.0, rel=1e-3
+                16.0, rel=1e-3
             )
         masters = [hit for hit in memory.recall("who is the master of the harbour", k=50) if hit.item.slot]
         assert len(masters) == 1, "one fact of a slot is valid"
         assert memory.check().damaged == ()
-        assert episodes.stats().n_completed == 8 * 12
+        assert episodes.stats().n_completed == 8 * 8
         assert episodes.check().ok
         for number in range(8):
-            assert memory.workspace(f"own {number}").stats().n_texts == 12
+            assert memory.workspace(f"own {number}").stats().n_texts == 8
 
 
 def test_a_writer_that_waits_too_long_gets_a_typed_error(
@@ -303,7 +311,9 @@ def test_a_writer_that_waits_too_long_gets_a_typed_error(
         assert memory.remember("The ferry is red.").n_texts == 1
 
 
-@given(st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from("\0\x01\x02\\'\"%?")), max_size=200))
+@given(
+    st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from("\0\x01\x02\\'\"%?")), max_size=200)
+)
 @settings(max_examples=80, deadline=None)
 def test_every_text_is_kept_as_it_was_given(shared: ContextMemory, text: str) -> None:
     memory = shared
@@ -318,18 +328,18 @@ def test_both_stores_recall_the_same_with_the_same_scores(postgres: PostgresServ
     """3,000 passages, some words frequent, some repeated: hit by hit, score by score."""
     chance = random.Random(5)
     rare = [f"rare{n}" for n in range(400)]
-    common = [f"common{n}" for n in range(12)]
+    common = [f"common{n}" for n in range(8)]
     with (
         ContextMemory(clock=lambda: 2e9) as one,
         ContextMemory(postgres.url(database), clock=lambda: 2e9) as two,
     ):
-        for n in range(300):
+        for n in range(30):
             turns = [
                 {"role": "user", "content": " ".join([*chance.choices(rare, k=4), *chance.choices(common, k=8)])}
-                for _ in range(10)
+                for _ in range(100)
             ]
             for memory in (one, two):
-                memory.remember(turns, source=f"talk {n % 20}", at=1.9e9 + n)
+                memory.remember(turns, source=f"talk {n % 4}", at=1.9e9 + n)
         for n in range(60):
             query = " ".join([*chance.sample(rare, n % 3), *chance.sample(common, 1 + n % 3)])
             mine, other = one.recall(query, k=20), two.recall(query, k=20)

@@ -15,7 +15,6 @@ from agent_memory.recall import filing
 from agent_memory.recall.passages import cut
 from agent_memory.recall.told import MAX_TEXT_BYTES, detected, told
 from tests.parts.stores import Stores
-from tests.parts.stores import Stores
 
 HOUR = 3600.0
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=400)

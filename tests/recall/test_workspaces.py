@@ -14,7 +14,6 @@ import pytest
 
 from agent_memory import AgentMemoryError, ConfigError, ContextMemory, ItemNotFoundError
 from tests.parts.stores import Stores
-from tests.parts.stores import Stores
 
 NOW = 1_800_000_000.0
 WORDS = "ferry harbour anchor cargo pilot storm rope deck mast sail".split()
@@ -183,10 +182,10 @@ def test_forgetting_while_others_read_and_write_loses_nothing_else(store: Stores
         assert b"quagga" not in store.bytes()
 
 
-def test_a_memory_alone_loads_neither_mlx_nor_the_engine(store: Stores) -> None:
+def test_a_memory_alone_loads_neither_mlx_nor_the_engine() -> None:
     program = (
         "import sys\nfrom agent_memory import ContextMemory\n"
-        "memory = ContextMemory(store())\nmemory.remember('The ferry is red.')\nassert memory.working_set('ferry').items\n"
+        "memory = ContextMemory()\nmemory.remember('The ferry is red.')\nassert memory.working_set('ferry').items\n"
         "names = {'.'.join(name.split('.')[:n]) for name in sys.modules for n in (1, 2)}\n"
         "rooms = {f'agent_memory.{room}' for room in ('scheduler', 'store', 'runner', 'memory')}\n"
         "assert not names & ({'mlx', 'mlx_lm', 'transformers', 'torch'} | rooms), names\n"
