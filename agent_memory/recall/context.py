@@ -87,7 +87,7 @@ class ContextMemory:
             self._scope = open_scope(db, salt, workspace, clock())
             ensure_index(db, self._scope)
             self._redactor = chosen_redactor(redact, db)
-        self._database = storage.of(self._scope)
+        self._database = storage.of(self._scope.workspace)
         self._listener = Listener(self._database, self._scope, on_forget)
         self._vectors = None if embedder is None else VectorView(self._scope, embedder)
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from agent_memory.config import as_path
 from agent_memory.errors import ClosedError, ConfigError, IncompatibleStoreError, OutOfSpaceError, StoreError
 from agent_memory.recall.schema import STEPS, Step
-from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows, Words
 
 log = logging.getLogger("agent_memory.recall")
@@ -87,7 +86,7 @@ class Database:
         """The file's path, or ":memory:"."""
         return ":memory:" if self.path is None else str(self.path)
 
-    def of(self, scope: Scope | None) -> Database:
+    def of(self, workspace: int | None) -> Database:
         """Return this file: the room's statements name their workspace, and nobody else reads it."""
         return self
 

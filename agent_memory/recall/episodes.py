@@ -85,7 +85,7 @@ class EpisodicMemory:
         with closed_on_error(storage, self._owns), storage.write() as db:
             scope = open_scope(db, salt, workspace, clock())
             redactor = redactor_of(db) if redact == "rules" else redact
-        self._database = storage.of(scope)
+        self._database = storage.of(scope.workspace)
         self._log = EpisodeLog(self._database, scope, redactor, score, clock, fsync_steps)
         self._learned: tuple[int, Learned] | None = None
         self._learning = threading.Lock()

@@ -18,15 +18,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_memory.errors import IncompatibleStoreError
 from agent_memory.recall.postgres_pool import Pool
 from agent_memory.recall.postgres_tables import POSTGRES_STEPS, SCHEMA, TOLD, PostgresStep
 from agent_memory.recall.storage import Answer, Rows, Words
-
-if TYPE_CHECKING:
-    from agent_memory.recall.scope import Scope
 
 log = logging.getLogger("agent_memory.recall")
 
@@ -94,11 +91,11 @@ class PostgresDatabase:
         """The URL without user and password."""
         return self._pool.name
 
-    def of(self, scope: Scope | None) -> PostgresDatabase:
+    def of(self, workspace: int | None) -> PostgresDatabase:
         """Return this database for one workspace, over the same connections."""
         handle = copy(self)
         handle._open = threading.local()
-        handle._workspace = None if scope is None else scope.workspace
+        handle._workspace = workspace
         return handle
 
     @contextmanager

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from agent_memory.recall.around import Around, Ids, Places
-    from agent_memory.recall.scope import Scope
 
 #: An item, its workspace, and its indexed words with blanks between them.
 Indexed = tuple[int, int, str]
@@ -101,7 +100,7 @@ class Storage(Protocol):
     def name(self) -> str:
         """Where it is, for people: without a password."""
 
-    def of(self, scope: Scope | None) -> Storage:
+    def of(self, workspace: int | None) -> Storage:
         """Return this store for one workspace, or for opening others (None): its transactions see no other's rows."""
 
     def write(self, *, fsync: bool = True) -> AbstractContextManager[Rows]:
