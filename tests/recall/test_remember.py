@@ -201,8 +201,8 @@ def test_told_leaves_out_what_a_program_was_told() -> None:
     ids=lambda text: text[:12],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["note", "chat", "log", "diff"])
-def test_no_text_takes_more_than_a_time_in_proportion_to_its_length(text: str, kind: str, store: Stores) -> None:
+def test_no_text_takes_more_than_a_time_in_proportion_to_its_length(text: str, kind: str) -> None:
     """100 KB that rules could stumble over. Time itself is not asserted: a rule that were not linear would not end."""
-    with ContextMemory(store(), redact=None) as memory:
+    with ContextMemory(redact=None) as memory:
         memory.remember(text, kind=kind)
         assert memory.check().damaged == ()
