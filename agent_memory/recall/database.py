@@ -53,6 +53,18 @@ class Connection(sqlite3.Connection):
         )
         return int(self.execute(sql, (name,)).fetchone()[0])
 
+    @property
+    def searches_vectors(self) -> bool:
+        """False: vectors are compared in this process."""
+        return False
+
+    def keep_near(self, fingerprint: str, item: int, vector: Sequence[float]) -> None:
+        """Do nothing: vectors are compared in this process."""
+
+    def nearest(self, workspace: int, fingerprint: str, query: Sequence[float], n: int) -> list[int] | None:
+        """Return None: vectors are compared in this process."""
+        return None
+
     def workspace(self, salt: str, name: str, now: float) -> int:
         """Return the number of a workspace, made where it is new. Inside a write transaction."""
         sql = "INSERT INTO workspaces (salt, name, created_s) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"

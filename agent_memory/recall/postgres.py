@@ -34,8 +34,8 @@ REWRITTEN_BYTES = 256 * 2**20  #: up to this size, tables are rewritten after a 
 class PostgresRows:
     """An open transaction: ``storage.Rows``."""
 
-    def __init__(self, connection: Any, workspace: int | None) -> None:
-        self._connection, self._workspace = connection, workspace
+    def __init__(self, connection: Any, workspace: int | None, pgvector: str | None) -> None:
+        self._connection, self._workspace, self._pgvector = connection, workspace, pgvector
 
     @property
     def words(self) -> Words:
@@ -57,6 +57,33 @@ class PostgresRows:
     def next_number(self, name: str) -> int:
         """Return the next number of a counter. One that a transaction takes and rolls back is left out."""
         return int(self.execute("SELECT nextval(?::regclass)", (f"{name}_numbers",)).fetchone()[0])
+
+    @property
+    def searches_vectors(self) -> bool:
+        """True if the tables have a column of pgvector's."""
+        return self._pgvector is not None
+
+    def keep_near(self, fingerprint: str, item: int, vector: Sequence[float]) -> None:
+        """Give a vector to pgvector, where the tables have a column for it."""
+        if self._pgvector is not None:
+            kind = f"{self._pgvector}.vector"
+            sql = f"UPDATE vectors SET near = ?::{kind} WHERE fingerprint = ? AND item = ?"
+            self.execute(sql, (_listed(vector), fingerprint, item))
+
+    def nearest(self, workspace: int, fingerprint: str, query: Sequence[float], n: int) -> list[int] | None:
+        """Return the nearest items by cosine, as pgvector finds them: by an HNSW index where the owner made one."""
+        if self._pgvector is None:
+            return None
+        sql = "SELECT 1 FROM vectors WHERE workspace = ? AND fingerprint = ? AND near IS NULL LIMIT 1"
+        if self.execute(sql, (workspace, fingerprint)).fetchone() is not None:
+            return None  # stored before pgvector was there: it would not find them
+        kind = f"{self._pgvector}.vector({len(query)})"
+        sql = (
+            "SELECT item FROM vectors WHERE workspace = ? AND fingerprint = ? "
+            f"ORDER BY (near::{kind}) OPERATOR({self._pgvector}.<=>) ?::{kind} LIMIT ?"
+        )
+        rows = self.execute(sql, (workspace, fingerprint, _listed(query), n))
+        return [int(item) for (item,) in rows]
 
     def workspace(self, salt: str, name: str, now: float) -> int:
         """Return the number of a workspace, made where it is new; the rest of the transaction is its."""
@@ -81,6 +108,7 @@ class PostgresDatabase:
         self._open = threading.local()
         try:
             self._migrate(steps)
+            self._pgvector = self._with_pgvector()
             self.finish_scrub()
         except BaseException:
             self._pool.close()
@@ -111,7 +139,7 @@ class PostgresDatabase:
             yield outer
             return
         with self._pool.connection(self._writing(fsync)) as connection:
-            self._open.rows = PostgresRows(connection, self._workspace)
+            self._open.rows = PostgresRows(connection, self._workspace, self._pgvector)
             try:
                 yield self._open.rows
             finally:
@@ -122,7 +150,7 @@ class PostgresDatabase:
     def read(self) -> Iterator[Rows]:
         """Open a read transaction: one snapshot of the database."""
         with self._pool.connection(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{self._named()}") as connection:
-            yield PostgresRows(connection, self._workspace)
+            yield PostgresRows(connection, self._workspace, self._pgvector)
             connection.execute("COMMIT")
 
     def merge_words(self) -> int | None:
@@ -211,6 +239,27 @@ class PostgresDatabase:
             if steps[version:]:
                 log.info("%s: tables brought from version %d to %d", self.name, version, len(steps))
 
+    def _with_pgvector(self) -> str | None:
+        """The schema of pgvector's type where the tables use it; the owner adds the column where the type is there."""
+        known = (
+            "SELECT n.nspname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid "
+            "JOIN pg_namespace n ON n.oid = t.typnamespace "
+            f"WHERE a.attrelid = '{SCHEMA}.vectors'::regclass AND a.attname = 'near' AND NOT a.attisdropped"
+        )
+        there = (
+            "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
+            "WHERE e.extname = 'vector'"
+        )
+        with self._pool.connection() as db:
+            if (row := db.execute(known).fetchone()) is not None:
+                return str(row[0])
+            if not _is_owner(db) or (row := db.execute(there).fetchone()) is None:
+                return None
+            db.execute(f"ALTER TABLE vectors ADD COLUMN IF NOT EXISTS near {row[0]}.vector")
+            db.execute("ALTER TABLE vectors ALTER COLUMN near SET STATISTICS 0")
+            db.execute("CREATE INDEX IF NOT EXISTS vectors_far ON vectors (workspace, fingerprint) WHERE near IS NULL")
+            return str(row[0])
+
     def _is_current(self, db: Any, known: int) -> bool:
         found = _version(db)
         if found > known:
@@ -230,6 +279,10 @@ def _version(db: Any) -> int:
     if db.execute(f"SELECT to_regclass('{SCHEMA}.versions')").fetchone()[0] is None:
         return 0
     return int(db.execute("SELECT coalesce(max(version), 0) FROM versions").fetchone()[0])
+
+
+def _listed(vector: Sequence[float]) -> str:
+    return f"[{','.join(f'{number:.7g}' for number in vector)}]"
 
 
 def _lock_of(workspace: int) -> int:

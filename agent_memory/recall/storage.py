@@ -86,6 +86,16 @@ class Rows(Protocol):
     def next_number(self, name: str) -> int:
         """Return the next number of a counter of the store, from 1 on, never twice. Inside a write transaction."""
 
+    @property
+    def searches_vectors(self) -> bool:
+        """True if the store can search vectors itself."""
+
+    def keep_near(self, fingerprint: str, item: int, vector: Sequence[float]) -> None:
+        """Give a stored vector to the server's own search, where it has one. Inside a write transaction."""
+
+    def nearest(self, workspace: int, fingerprint: str, query: Sequence[float], n: int) -> list[int] | None:
+        """Return the ``n`` items whose vectors the store itself finds nearest; None where it has no such search."""
+
     def workspace(self, salt: str, name: str, now: float) -> int:
         """Return the number of a workspace, made where it is new. Inside a write transaction.
 

@@ -3,7 +3,8 @@
 - Stored as float16 beside the fingerprint of the embedder; vectors of another fingerprint are never read.
 - Up to ``EXACT_ITEMS`` all are compared exactly, and short passages are read with their neighbours, as their words are:
   a cosine is a mean over both, by the passage's length. Above, one bit a number is kept in memory (32 times less);
-  the nearest by Hamming distance are read from the file and compared exactly.
+  the nearest by Hamming distance are read from the file and compared exactly. A store that can search vectors itself
+  (PostgreSQL with pgvector) finds those then.
 - Compared in blocks of ``_BLOCK`` rows: one large product would start a thread a core.
 - What another process or a deletion changed is seen at the next search: by number and last sequence number.
 """
@@ -56,6 +57,8 @@ class VectorView:
 
     def nearest(self, db: Rows, query: Floats, n: int) -> dict[int, float]:
         """Return the ``n`` items nearest to a ``query`` with their cosines. Inside a read transaction."""
+        if (near := self._by_server(db, query, max(n, _RESCORED))) is not None:
+            return self._rescored(db, near, query, n)
         with self._lock:
             self._refresh(db)
             if not len(self._ids):
@@ -65,8 +68,23 @@ class VectorView:
                 order = _top(cosines, n)
                 return {int(self._ids[i]): float(cosines[i]) for i in order}
             distances = _distances(self._rows, np.packbits(query > 0))
-            near = self._ids[_top(-distances.astype(np.float32), max(n, _RESCORED))]
-        rows = _read(db, self.scope, self.embedder.fingerprint, [int(item) for item in near])
+            near = self._ids[_top(-distances.astype(np.float32), max(n, _RESCORED))].tolist()
+        return self._rescored(db, near, query, n)
+
+    def _by_server(self, db: Rows, query: Floats, n: int) -> list[int] | None:
+        """The items that the store finds nearest, where there are too many to compare here and it can."""
+        if not db.searches_vectors:
+            return None
+        sql = "SELECT count(*) FROM vectors WHERE workspace = ? AND fingerprint = ?"
+        (n_items,) = db.execute(sql, (self.scope.workspace, self.embedder.fingerprint)).fetchone()
+        if n_items <= self.exact_items:
+            return None
+        return db.nearest(self.scope.workspace, self.embedder.fingerprint, query.tolist(), n)
+
+    def _rescored(self, db: Rows, near: Sequence[int], query: Floats, n: int) -> dict[int, float]:
+        rows = _read(db, self.scope, self.embedder.fingerprint, near)
+        if not rows:
+            return {}
         ids = np.fromiter(rows, np.int64, len(rows))
         cosines = _products(np.stack(list(rows.values())), query)
         return {int(ids[i]): float(cosines[i]) for i in _top(cosines, n)}
@@ -148,7 +166,9 @@ def store(db: Rows, scope: Scope, embedder: Embedder, items: Sequence[int], vect
         )
         value = vector.astype(np.float16).tobytes()
         seq = db.next_number("vector")
-        n += db.execute(sql, (embedder.fingerprint, seq, value, item, scope.workspace)).rowcount
+        if db.execute(sql, (embedder.fingerprint, seq, value, item, scope.workspace)).rowcount:
+            db.keep_near(embedder.fingerprint, item, vector.tolist())
+            n += 1
     return n
 
 

@@ -28,8 +28,10 @@ def binaries() -> Path | None:
 class PostgresServer:
     """A running server with an owner of databases and a user without rights of its own; ``close`` removes it."""
 
-    def __init__(self, *, settings: Sequence[str] = ("fsync=off", "full_page_writes=off")) -> None:
-        found = binaries()
+    def __init__(
+        self, *, settings: Sequence[str] = ("fsync=off", "full_page_writes=off"), programs: Path | None = None
+    ) -> None:
+        found = programs or binaries()
         assert found is not None, INSTALL
         self._bin, self._settings = found, settings
         self._home = Path(tempfile.mkdtemp(prefix="agent-memory-pg-"))

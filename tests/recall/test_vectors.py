@@ -13,6 +13,7 @@ from attrs import frozen
 
 from agent_memory import ConfigError, ContextMemory, Embedder
 from agent_memory.recall import vectors
+from tests.parts.postgres import PostgresServer
 from tests.parts.stores import Stores
 
 SYNONYMS = {"automobile": "car", "vessel": "boat", "physician": "doctor"}
@@ -115,6 +116,36 @@ def test_bits_with_rescoring_find_what_exact_search_finds(store: Stores) -> None
                 expected, got = exact.nearest(db, exact.query(query), 5), bits.nearest(db, bits.query(query), 5)
                 assert list(got) == list(expected)
                 assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-3)
+
+
+@pytest.mark.contract
+def test_a_server_with_pgvector_searches_itself_and_finds_the_same(postgres: PostgresServer) -> None:
+    if not postgres.admin("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"):
+        pytest.skip("the server has no pgvector: apt-get install -y postgresql-<version>-pgvector")
+    database = postgres.new_database()
+    with filled(postgres.url(database)) as memory:
+        memory.maintain(10_000)
+        with memory._database.read() as db:
+            assert not db.searches_vectors
+    postgres.admin("CREATE EXTENSION vector", database=database)
+    with ContextMemory(postgres.url(database), embedder=HashEmbedder()) as memory:
+        by_bits = vectors.VectorView(memory._scope, HashEmbedder(), exact_items=10)
+        query = by_bits.query("automobile")
+        with memory._database.read() as db:
+            assert db.searches_vectors
+            assert by_bits._by_server(db, query, 9) is None, "those from before have no vector of the server's"
+            before = by_bits.nearest(db, query, 5)
+        with memory._database.write() as db:
+            db.execute("DELETE FROM vectors")
+        memory.maintain(10_000)
+        with memory._database.read() as db:
+            assert len(by_bits._by_server(db, query, 9) or []) == 9
+            found = by_bits.nearest(db, query, 5)
+        assert list(found) == list(before)
+        assert list(found.values()) == pytest.approx(list(before.values()), abs=1e-3)
+        assert memory.recall("automobile")[0].item.text == "The car is parked behind the mill."
+        assert memory.forget("parked") == 1
+        assert memory.check().ok
 
 
 def test_an_embedder_that_breaks_its_word_is_refused(store: Stores) -> None:
