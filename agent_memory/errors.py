@@ -27,6 +27,7 @@
         ├ OutOfSpaceError                the disk is full
         ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         ├ ReadOnlyError                  a change of a store that was opened with read_only=True
+        ├ RemoteError                    a server cannot be reached, or refuses (recall on PostgreSQL)
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -46,6 +47,7 @@ INSTALL: Mapping[str, str] = {
     "grammar": 'pip install "llguidance>=1.9.1,<2"',
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
+    "postgres": 'pip install "psycopg[binary]>=3.2"',
     "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
@@ -230,6 +232,10 @@ class AgentFileError(StoreError, ValueError):
 
 class ReadOnlyError(StoreError):
     """The store was opened with ``read_only=True``, or cannot be read without writing to its folder."""
+
+
+class RemoteError(StoreError):
+    """A server cannot be reached, refuses, or was lost in the middle of a call; what returned before is not."""
 
 
 class ItemNotFoundError(StoreError, LookupError):

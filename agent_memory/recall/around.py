@@ -23,6 +23,16 @@ SHIFTS = tuple(step for distance in range(1, len(AROUND) + 1) for step in (-dist
 
 
 @frozen(eq=False)
+class Places:
+    """Which items have a word."""
+
+    ids: Ids = field(repr=False, factory=lambda: np.zeros(0, np.int64))  #: in order; none where the word is frequent
+    counts: Floats = field(repr=False, factory=lambda: np.zeros(0))  #: how often each has it
+    n_items: int = 0  #: how many; of a frequent word up to what was asked for
+    is_frequent: bool = False  #: it stands more often than was asked for
+
+
+@frozen(eq=False)
 class Around:
     """Some items, and what is within reach of them: stretches [start, stop) of ids."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -10,9 +9,10 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
 from agent_memory.recall.around import Ids
-from agent_memory.recall.ranking import Question, Scored, chosen, relevance_of, scored
-from agent_memory.recall.rows import ItemRow, rows_of, span_text, stale_items
+from agent_memory.recall.ranking import Question, Scored, chosen, likely, relevance_of, scored
+from agent_memory.recall.rows import ItemRow, rows_of, span_text, span_texts, stale_items
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import TEXT_KINDS, TYPED_KINDS, Hit, Weights
 from agent_memory.recall.vectors import Floats, VectorView
 from agent_memory.recall.words import asks_about_replies, asks_for_course, question_terms
@@ -58,9 +58,7 @@ def question_of(
     )
 
 
-def ask(
-    db: sqlite3.Connection, scope: Scope, question: Question, view: VectorView | None, vector: Floats | None
-) -> list[Hit]:
+def ask(db: Rows, scope: Scope, question: Question, view: VectorView | None, vector: Floats | None) -> list[Hit]:
     """Return the hits of a question, whose ``vector`` is ``view``'s. Inside a read transaction; changes nothing."""
     words = question_terms(question.text)
     is_filtered = bool(question.kinds) or question.since is not None or question.as_of is not None or question.source
@@ -82,7 +80,8 @@ def ask(
     for item, row in rows_of(db, scope, list(similar)).items():
         if question.admits(row):
             candidates[item] = scored(row, question, 0.0, similar[item])
-    hits = chosen(candidates.values(), question, lambda row: span_text(db, row))
+    texts = span_texts(db, [one.row for one in likely(candidates.values(), question)])
+    hits = chosen(candidates.values(), question, lambda row: texts.get(row.item) or span_text(db, row))
     stale = stale_items(db, [hit.row.item for hit, _ in hits])
     return [
         Hit(hit.row.as_item(scope, text, is_stale=hit.row.item in stale), hit.score, dict(hit.parts))
@@ -105,27 +104,27 @@ def vector_of(question: Question, view: VectorView | None) -> Floats | None:
     return view.query(question.text)
 
 
-def _similar(db: sqlite3.Connection, vector: Floats, view: VectorView) -> dict[int, float]:
+def _similar(db: Rows, vector: Floats, view: VectorView) -> dict[int, float]:
     """How near the nearest items are in meaning, 0 to 1, against the least near of them."""
     cosines = view.nearest(db, vector, NEAREST)
     least = min(cosines.values(), default=0.0)
     return {item: max(0.0, cosine - least) for item, cosine in cosines.items()}
 
 
-def _standing(db: sqlite3.Connection, scope: Scope) -> Ids:
+def _standing(db: Rows, scope: Scope) -> Ids:
     """The newest standing instructions: raised later, so looked at even where many passages have more of the words."""
     sql = "SELECT item FROM items WHERE workspace = ? AND is_standing ORDER BY item DESC LIMIT ?"
     rows = db.execute(sql, (scope.workspace, _MOST_STANDING)).fetchall()
     return np.fromiter((item for (item,) in rows), np.int64, len(rows))
 
 
-def _n_items(db: sqlite3.Connection, scope: Scope, is_passage: bool) -> int:
+def _n_items(db: Rows, scope: Scope, is_passage: bool) -> int:
     column = "n_passages" if is_passage else "n_typed"
     row = db.execute(f"SELECT {column} FROM workspaces WHERE workspace = ?", (scope.workspace,)).fetchone()
     return int(row[0]) if row else 0
 
 
-def _relevant(db: sqlite3.Connection, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
+def _relevant(db: Rows, scope: Scope, found: search.Found) -> Iterator[tuple[ItemRow, float]]:
     """Rows with their relevance."""
     rows = rows_of(db, scope, found.ids.tolist())
     for item, alone, around in zip(found.ids.tolist(), found.alone.tolist(), found.around.tolist(), strict=True):

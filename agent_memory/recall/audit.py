@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import AuditRow
 
 MOST_ROWS = 100_000  #: of one workspace; maintenance drops older ones
 
 
-def note(
-    db: sqlite3.Connection, scope: Scope, at: float, action: str, item: int | None, detail: Mapping[str, object]
-) -> None:
+def note(db: Rows, scope: Scope, at: float, action: str, item: int | None, detail: Mapping[str, object]) -> None:
     """Record a change. Inside its write transaction."""
     shown = json.dumps({name: value for name, value in detail.items() if value not in (None, 0, {}, [])})
     sql = "INSERT INTO audit (workspace, at, action, item, detail) VALUES (?, ?, ?, ?, ?)"
     db.execute(sql, (scope.workspace, at, action, item, shown))
 
 
-def rows(db: sqlite3.Connection, scope: Scope, since: float | None, limit: int) -> list[AuditRow]:
+def rows(db: Rows, scope: Scope, since: float | None, limit: int) -> list[AuditRow]:
     """Return the newest rows of a workspace, newest first."""
     sql = "SELECT at, action, item, detail FROM audit WHERE workspace = ? AND at >= ? ORDER BY row DESC LIMIT ?"
     found = db.execute(sql, (scope.workspace, -1e300 if since is None else since, limit))
     return [AuditRow(at=at, action=action, item=item, detail=json.loads(detail)) for at, action, item, detail in found]
 
 
-def drop_old(db: sqlite3.Connection, scope: Scope, most: int = MOST_ROWS) -> int:
+def drop_old(db: Rows, scope: Scope, most: int = MOST_ROWS) -> int:
     """Delete all but the newest ``most`` rows; return how many."""
     sql = (
         "DELETE FROM audit WHERE workspace = ? AND row <= "

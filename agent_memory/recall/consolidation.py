@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 from collections import Counter, defaultdict
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall import audit
 from agent_memory.recall.rows import ItemRow, rows_where, span_text
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import Change, Plan
 from agent_memory.recall.words import terms
 
@@ -25,7 +25,7 @@ SAME = 0.85
 _FEWEST_WORDS = 3  #: shorter items say too little to be called the same
 
 
-def planned(db: sqlite3.Connection, scope: Scope) -> tuple[Change, ...]:
+def planned(db: Rows, scope: Scope) -> tuple[Change, ...]:
     """Return the merges that are due, in order of the older item. Reads, changes nothing."""
     condition = (
         "i.merged_into IS NULL AND i.superseded_by IS NULL AND i.slot IS NULL "
@@ -55,7 +55,7 @@ def planned(db: sqlite3.Connection, scope: Scope) -> tuple[Change, ...]:
     return tuple(sorted(changes, key=lambda change: change.item))
 
 
-def apply(db: sqlite3.Connection, scope: Scope, now: float) -> Plan:
+def apply(db: Rows, scope: Scope, now: float) -> Plan:
     """Do what ``planned`` says, and keep it as a plan that ``undo`` takes. Inside a write transaction."""
     changes = planned(db, scope)
     if not changes:
@@ -63,14 +63,13 @@ def apply(db: sqlite3.Connection, scope: Scope, now: float) -> Plan:
     for change in changes:
         db.execute("UPDATE items SET merged_into = ? WHERE item = ?", (change.other, change.item))
     stored = json.dumps([[change.item, change.other] for change in changes])
-    sql = "INSERT INTO plans (workspace, at, changes) VALUES (?, ?, ?)"
-    plan = db.execute(sql, (scope.workspace, now, stored)).lastrowid
-    assert plan is not None
+    sql = "INSERT INTO plans (workspace, at, changes) VALUES (?, ?, ?) RETURNING plan"
+    (plan,) = db.execute(sql, (scope.workspace, now, stored)).fetchone()
     audit.note(db, scope, now, "consolidate", None, {"plan": plan, "changes": len(changes)})
     return Plan(id=plan, changes=changes)
 
 
-def undo(db: sqlite3.Connection, scope: Scope, plan: int, now: float) -> None:
+def undo(db: Rows, scope: Scope, plan: int, now: float) -> None:
     """Take a plan's merges back, where they still stand; once. Inside a write transaction."""
     sql = "SELECT changes, undone_s FROM plans WHERE plan = ? AND workspace = ?"
     row = db.execute(sql, (plan, scope.workspace)).fetchone()

@@ -19,19 +19,20 @@ from agent_memory.protocols import Tokenizer
 from agent_memory.recall import audit, consolidation, extraction, figures, forgetting, learning, places, tools, transfer
 from agent_memory.recall.asking import ask, question_of, vector_of
 from agent_memory.recall.cards import card, counter_of
-from agent_memory.recall.database import Database
 from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare
 from agent_memory.recall.indexing import ensure_index
 from agent_memory.recall.learning import count_use
 from agent_memory.recall.listening import Listener, OnForget
 from agent_memory.recall.maintenance import Maintenance
+from agent_memory.recall.opening import open_storage, opened
 from agent_memory.recall.places import MOST_NEIGHBOURS
 from agent_memory.recall.protocols import Embedder, Extracted, Extractor, Redactor, TokenCounter
 from agent_memory.recall.redaction import chosen_redactor
 from agent_memory.recall.rows import items_of, row_of, rows_of
-from agent_memory.recall.scope import Scope, checked_name, find_scope, open_scope
+from agent_memory.recall.scope import Scope, checked_name, find_scope
 from agent_memory.recall.slots import chain_of
+from agent_memory.recall.storage import Storage
 from agent_memory.recall.told import split, told
 from agent_memory.recall.types import (
     AuditRow,
@@ -65,7 +66,7 @@ class ContextMemory:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Database = ":memory:",
+        path: str | os.PathLike[str] | Storage = ":memory:",
         *,
         workspace: str = "default",
         salt: str = "",
@@ -78,21 +79,18 @@ class ContextMemory:
         on_remember: Callable[[], None] | None = None,
     ) -> None:
         checked_name(workspace)
-        self._owns = not isinstance(path, Database)
-        self._database = path if isinstance(path, Database) else Database(path)
+        storage, self._owns = open_storage(path)
         self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
         self._embedder, self._tokenizer, self._extractor = embedder, tokenizer, extractor
-        is_read_only = self._database.is_read_only
-        with self._database.read() if is_read_only else self._database.write() as db:
-            if not is_read_only:
-                ensure_index(db)
-            scope = find_scope(db, salt, workspace) if is_read_only else open_scope(db, salt, workspace, clock())
-            self._redactor = chosen_redactor(redact, db, is_read_only=is_read_only)
-        self._bind(scope, on_forget)
+        with opened(storage, owns=self._owns, salt=salt, workspace=workspace, now=clock()) as (db, scope):
+            if not storage.is_read_only:
+                ensure_index(db, scope)
+            self._redactor = chosen_redactor(redact, db, is_read_only=storage.is_read_only)
+        self._bind(storage, scope, on_forget)
 
-    def _bind(self, scope: Scope, on_forget: OnForget | None) -> None:
-        self._scope = scope
+    def _bind(self, storage: Storage, scope: Scope, on_forget: OnForget | None) -> None:
+        self._scope, self._database = scope, storage.of(scope.workspace)
         self._listener = Listener(self._database, scope, on_forget)
         self._vectors = None if self._embedder is None else VectorView(scope, self._embedder)
 
@@ -312,8 +310,8 @@ class ContextMemory:
         if not self._database.is_read_only:
             self._listener.catch_up()
         elif not self._scope.exists:
-            with self._database.read() as db:
-                self._bind(find_scope(db, self._salt, self._scope.name), self._listener.on_forget)
+            with self._database.of(None).read() as db:
+                self._bind(self._database, find_scope(db, self._salt, self._scope.name), self._listener.on_forget)
 
     def unread(self) -> extraction.Unread | None:
         """Return the next piece of a text for an extractor that runs elsewhere; None where all was read."""
@@ -343,10 +341,13 @@ class ContextMemory:
             return figures.stats(db, self._scope, nbytes, None if since is None else seconds_of(since), by)
 
     def check(self) -> CheckReport:
-        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything."""
+        """Check the whole file: SQLite, the index, and whether rows, words and vectors agree. Reads everything.
+
+        On PostgreSQL: this workspace; pages are the server's to check.
+        """
         damaged = self._database.check()
         with self._database.read() as db:
-            return CheckReport(damaged=(*damaged, *figures.damage(db)))
+            return CheckReport(damaged=(*damaged, *figures.damage(db, self._scope)))
 
     def export_jsonl(self, file: IO[str]) -> int:
         """Write the workspace's texts, and what was learnt of them, as lines of JSON; return the number of lines."""
@@ -389,7 +390,7 @@ class ContextMemory:
         self.close()
 
     def __repr__(self) -> str:
-        return f"ContextMemory({str(self._database.path or ':memory:')!r}, workspace={self._scope.name!r})"
+        return f"ContextMemory({self._database.name!r}, workspace={self._scope.name!r})"
 
     def _clean(self, text: str, counted: Counter[str]) -> str:
         if self._redactor is None:

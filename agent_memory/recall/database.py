@@ -20,27 +20,31 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agent_memory.config import as_path
 from agent_memory.errors import (
     ClosedError,
-    ConfigError,
     IncompatibleStoreError,
-    OutOfSpaceError,
     ReadOnlyError,
     StoreError,
 )
 from agent_memory.recall.schema import STEPS, Step
+from agent_memory.recall.sqlite_rows import (
+    APPLICATION_ID,
+    BUSY_S,
+    Connection,
+    commit,
+    refuse_foreign,
+    translated,
+    user_version,
+)
+from agent_memory.recall.storage import Rows
 
 log = logging.getLogger("agent_memory.recall")
 
-BUSY_S = 10.0
 _MERGED_PAGES = 64
-APPLICATION_ID = 0x616D7263  #: "amrc", in the file's header: says that a SQLite file is a recall file
-_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 class Database:
@@ -52,11 +56,11 @@ class Database:
         self._options = "mode=ro"  #: of a reader's connections
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._pool: list[sqlite3.Connection] = []
+        self._pool: list[Connection] = []
         self._pool_lock = threading.Lock()
         self._is_closed = False
         self._n_open_writes = 0
-        with _translated(self.path):
+        with translated(self.path):
             is_reader = read_only and self.path is not None
             self._writer = self._first_reader() if is_reader else self._connect(create=True)
             try:
@@ -64,19 +68,28 @@ class Database:
                     self._ensure_current(steps)
                 else:
                     self._migrate(steps)
-                    self._finish_scrub()
+                    self.finish_scrub()
             except BaseException:  # also Ctrl-C: nobody else closes it
                 self._writer.close()
                 raise
 
+    @property
+    def name(self) -> str:
+        """The file's path, or ":memory:"."""
+        return ":memory:" if self.path is None else str(self.path)
+
+    def of(self, workspace: int | None) -> Database:
+        """Return this file: the room's statements name their workspace, and nobody else reads it."""
+        return self
+
     @contextmanager
-    def write(self, *, fsync: bool = True) -> Iterator[sqlite3.Connection]:
+    def write(self, *, fsync: bool = True) -> Iterator[Connection]:
         """Open the one write transaction; commit at the end, roll back on any error. Nested calls join the outer one.
 
         Holds the writer's lock: do no slow work inside. Without ``fsync`` what is committed survives the death of the
         process, and a power cut once a later write with ``fsync`` has returned.
         """
-        with self._lock, _translated(self.path):
+        with self._lock, translated(self.path):
             self._alive()
             self.ensure_writable()
             db = self._writer
@@ -92,7 +105,7 @@ class Database:
                 raise
             else:
                 if self._n_open_writes == 1:
-                    _commit(db)
+                    commit(db)
             finally:
                 self._n_open_writes -= 1
 
@@ -105,17 +118,17 @@ class Database:
             )
 
     @contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[Connection]:
         """Open a read transaction: one snapshot of the file, whatever is written meanwhile.
 
         Inside ``write()`` on the same thread use that connection instead: a reader does not see uncommitted rows.
         """
         if self.path is None:
-            with self._lock, _translated(self.path):
+            with self._lock, translated(self.path):
                 self._alive()
                 yield self._writer
             return
-        with _translated(self.path):
+        with translated(self.path):
             db = self._borrow()
             try:
                 db.execute("BEGIN")
@@ -157,7 +170,7 @@ class Database:
                 n_written += max(0, db.total_changes - before - 1)
         return n_written or None
 
-    def owe_scrub(self, db: sqlite3.Connection) -> None:
+    def owe_scrub(self, db: Rows) -> None:
         """Note that rows are deleted in this transaction whose bytes ``scrub`` must remove, whoever calls it."""
         db.execute("INSERT INTO counters (name, value) VALUES ('unscrubbed', 1) ON CONFLICT DO NOTHING")
 
@@ -167,7 +180,7 @@ class Database:
         Costs a rewrite of the file. Raises StoreError where another process holds the file for ``BUSY_S``: the rows are
         gone then, and calling ``scrub`` again finishes.
         """
-        with self._lock, _translated(self.path):
+        with self._lock, translated(self.path):
             self._alive()
             self.ensure_writable()
             for name in self._fts_tables():
@@ -182,9 +195,18 @@ class Database:
             self._truncate_wal()
             self._writer.execute("DELETE FROM counters WHERE name = 'unscrubbed'")
 
+    def finish_scrub(self) -> None:
+        """Scrub where a deletion was not followed by it: its process died, or the file was held."""
+        with self._lock, translated(self.path):
+            self._alive()
+            is_owed = self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone() is not None
+        if is_owed:
+            log.info("recall file %s: removing the bytes of rows that were deleted before", self.path)
+            self.scrub()
+
     def check(self) -> tuple[str, ...]:
         """Return what SQLite's and FTS5's integrity checks find wrong, one line each. Reads the whole file."""
-        with self._lock, _translated(self.path):
+        with self._lock, translated(self.path):
             self._alive()
             found = [str(row[0]) for row in self._writer.execute("PRAGMA integrity_check")]
             damage = [line for line in found if line != "ok"]
@@ -225,14 +247,21 @@ class Database:
         if os.getpid() != self._pid:
             raise ClosedError("the recall file was opened before a fork: open it again in the child process")
 
-    def _connect(self, *, create: bool = False) -> sqlite3.Connection:
+    def _connect(self, *, create: bool = False) -> Connection:
         if self.path is not None and create:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL the same mode
         name = ":memory:" if self.path is None else str(self.path)
-        db = sqlite3.connect(name, timeout=BUSY_S, check_same_thread=False, isolation_level=None, cached_statements=256)
+        db = sqlite3.connect(
+            name,
+            timeout=BUSY_S,
+            check_same_thread=False,
+            isolation_level=None,
+            cached_statements=256,
+            factory=Connection,
+        )
         try:
-            _refuse_foreign(db, name)
+            refuse_foreign(db, name)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA fullfsync=ON")  # a macOS disk keeps a cache that fsync does not empty
@@ -243,14 +272,14 @@ class Database:
             raise
         return db
 
-    def _borrow(self) -> sqlite3.Connection:
+    def _borrow(self) -> Connection:
         with self._pool_lock:
             self._alive()
             if self._pool:
                 return self._pool.pop()
         return self._reader() if self.is_read_only else self._connect()
 
-    def _first_reader(self) -> sqlite3.Connection:
+    def _first_reader(self) -> Connection:
         """Open a file to be read; as immutable where its folder takes no file. Raises ReadOnlyError."""
         assert self.path is not None
         try:
@@ -265,28 +294,30 @@ class Database:
             self._options = "mode=ro&immutable=1"
             return self._reader()
 
-    def _reader(self) -> sqlite3.Connection:
+    def _reader(self) -> Connection:
         assert self.path is not None
         name = f"{self.path.as_uri()}?{self._options}"
-        db = sqlite3.connect(name, uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+        db = sqlite3.connect(
+            name, uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None, factory=Connection
+        )
         try:
             db.execute("PRAGMA query_only=ON")
-            _refuse_foreign(db, str(self.path))
-        except BaseException:
+            refuse_foreign(db, str(self.path))
+        except BaseException:  # also Ctrl-C: nobody else closes it
             db.close()
             raise
         return db
 
     def _ensure_current(self, steps: Sequence[Step]) -> None:
         """Raise IncompatibleStoreError if the file has another version than ``steps`` make."""
-        version = _user_version(self._writer)
+        version = user_version(self._writer)
         if version != len(steps):
             way = "Update it" if version > len(steps) else "Open it once with a Memory that writes"
             raise IncompatibleStoreError(
                 f"{self.path}: the recall file has version {version}; a reader reads version {len(steps)}. {way}"
             )
 
-    def _give_back(self, db: sqlite3.Connection) -> None:
+    def _give_back(self, db: Connection) -> None:
         with self._pool_lock:
             if not self._is_closed and os.getpid() == self._pid:
                 self._pool.append(db)
@@ -304,11 +335,6 @@ class Database:
         sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%USING fts5 (%'"
         return [str(name) for (name,) in self._writer.execute(sql)]
 
-    def _finish_scrub(self) -> None:
-        if self._writer.execute("SELECT 1 FROM counters WHERE name = 'unscrubbed'").fetchone():
-            log.info("recall file %s: removing the bytes of rows that were deleted before a crash", self.path)
-            self.scrub()
-
     def _truncate_wal(self) -> None:
         (busy, _, _) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
@@ -320,7 +346,7 @@ class Database:
     def _migrate(self, steps: Sequence[Step]) -> None:
         assert [step.version for step in steps] == list(range(1, len(steps) + 1)), "steps are numbered without a gap"
         db = self._writer
-        version = _user_version(db)
+        version = user_version(db)
         if version > len(steps):
             raise IncompatibleStoreError(
                 f"{self.path}: the recall file has version {version}; this library reads up to {len(steps)}. Update it"
@@ -331,7 +357,7 @@ class Database:
             self._back_up(version)
         db.execute("BEGIN IMMEDIATE")
         try:
-            version = _user_version(db)  # another process may have migrated meanwhile
+            version = user_version(db)  # another process may have migrated meanwhile
             for step in steps[version:]:
                 for statement in step.statements:
                     db.execute(statement)
@@ -351,42 +377,3 @@ class Database:
         with closing(sqlite3.connect(target)) as copy:
             self._writer.backup(copy)
         log.info("recall file %s: version %d is kept as %s", self.path, version, target.name)
-
-
-def _commit(db: sqlite3.Connection) -> None:
-    try:
-        db.execute("COMMIT")
-    except BaseException:  # also Ctrl-C: no transaction stays open
-        with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some failures
-            db.execute("ROLLBACK")
-        raise
-
-
-def _user_version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _refuse_foreign(db: sqlite3.Connection, name: str) -> None:
-    (found,) = db.execute("PRAGMA application_id").fetchone()
-    (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if n_tables and found != APPLICATION_ID:
-        raise ConfigError(f"{name} is a SQLite file of another program; name a new file for the recall database")
-
-
-@contextmanager
-def _translated(path: Path | None) -> Iterator[None]:
-    """SQLite's errors as this library's, with the file's name."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        where = ":memory:" if path is None else str(path)
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _FULL:
-            raise OutOfSpaceError(f"{where}: the disk refuses the write ({error}); nothing was changed") from error
-        if code in _BUSY:
-            raise StoreError(f"{where}: another process holds the file for {BUSY_S:.0f} s ({error})") from error
-        raise StoreError(f"{where}: {error}") from error
-    except OSError as error:
-        if isinstance(error, OutOfSpaceError):
-            raise
-        raise StoreError(f"{path}: {error.strerror or error}") from error

@@ -9,10 +9,10 @@ from attrs import frozen
 
 from agent_memory.errors import ItemNotFoundError
 from agent_memory.recall import episode_rows as rows
-from agent_memory.recall.database import Database
 from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, ScoreFunction, TaskContext
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Storage
 
 
 class Cleaner:
@@ -47,7 +47,7 @@ class EpisodeLog:
     episode's end, has returned: these, and its start, wait for the disk.
     """
 
-    database: Database
+    database: Storage
     scope: Scope
     redactor: Redactor | None
     score: ScoreFunction

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from attrs import field, frozen
 from agent_memory.errors import ClosedError, ItemNotFoundError
 from agent_memory.recall.episode_types import Decision, EpisodeRecord, EpisodeStep, Outcome, Score, TaskContext
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 
 _COLUMNS = (
     "episode, task, language, framework, domain, tags, state, started_s, ended_s, success, result, error, duration_ms, "
@@ -21,9 +21,10 @@ _COLUMNS = (
 )
 _BRIEF = (
     "substr(v.action, 1, 2000), v.ok, CASE WHEN v.ok THEN '' WHEN length(v.observation) <= 4000 THEN v.observation "
-    "ELSE substr(v.observation, 1, 2000) || char(10) || substr(v.observation, -2000) END, '{}'"
+    "ELSE substr(v.observation, 1, 2000) || '\n' || substr(v.observation, length(v.observation) - 1999) END, '{}'"
 )
 _MOST_VARIABLES = 500  #: of one statement
+_EVERY = 2**62
 
 
 @frozen(kw_only=True)
@@ -43,21 +44,17 @@ class Event:
     redactions: int = field(default=0, eq=False)  #: counted in the episode's row
 
 
-def add_episode(
-    db: sqlite3.Connection, scope: Scope, task: str, context: TaskContext, redactions: int, now: float
-) -> int:
+def add_episode(db: Rows, scope: Scope, task: str, context: TaskContext, redactions: int, now: float) -> int:
     """Insert an open episode; return its id."""
     row = (scope.workspace, task, context.language, context.framework, context.domain, json.dumps(context.tags))
     sql = (
         "INSERT INTO episodes (workspace, task, language, framework, domain, tags, started_s, touched_s, redactions, "
-        "state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')"
+        "state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open') RETURNING episode"
     )
-    added = db.execute(sql, (*row, now, now, redactions)).lastrowid
-    assert added is not None
-    return added
+    return int(db.execute(sql, (*row, now, now, redactions)).fetchone()[0])
 
 
-def add_event(db: sqlite3.Connection, scope: Scope, episode: int, run: int, event: Event) -> int:
+def add_event(db: Rows, scope: Scope, episode: int, run: int, event: Event) -> int:
     """Append an event to an open episode; return its number. Raises ClosedError, ItemNotFoundError."""
     sql = (
         "UPDATE episodes SET next_number = next_number + 1, touched_s = ?, redactions = redactions + ? "
@@ -74,7 +71,7 @@ def add_event(db: sqlite3.Connection, scope: Scope, episode: int, run: int, even
     return int(row[0])
 
 
-def _refusal(db: sqlite3.Connection, scope: Scope, episode: int) -> Exception:
+def _refusal(db: Rows, scope: Scope, episode: int) -> Exception:
     row = db.execute(
         "SELECT state FROM episodes WHERE episode = ? AND workspace = ?", (episode, scope.workspace)
     ).fetchone()
@@ -88,7 +85,7 @@ def _refusal(db: sqlite3.Connection, scope: Scope, episode: int) -> Exception:
 
 
 def end_episode(
-    db: sqlite3.Connection, scope: Scope, episode: int, run: int, outcome: Outcome | None, redactions: int, now: float
+    db: Rows, scope: Scope, episode: int, run: int, outcome: Outcome | None, redactions: int, now: float
 ) -> None:
     """Complete an open episode, or abandon it where there is no outcome. Raises ClosedError, ItemNotFoundError."""
     known = outcome or Outcome(success=False)
@@ -104,13 +101,13 @@ def end_episode(
     note_change(db, scope)
 
 
-def set_score(db: sqlite3.Connection, scope: Scope, episode: int, score: Score) -> None:
+def set_score(db: Rows, scope: Scope, episode: int, score: Score) -> None:
     """Keep an episode's score."""
     shown = json.dumps(attrs.asdict(score))
     db.execute("UPDATE episodes SET score = ? WHERE episode = ? AND workspace = ?", (shown, episode, scope.workspace))
 
 
-def reopen(db: sqlite3.Connection, scope: Scope, episode: int, now: float) -> int:
+def reopen(db: Rows, scope: Scope, episode: int, now: float) -> int:
     """Open an open or abandoned episode for a new handle; return its run. Raises ClosedError, ItemNotFoundError."""
     sql = (
         "UPDATE episodes SET state = 'open', ended_s = NULL, run = run + 1, touched_s = ? "
@@ -123,13 +120,13 @@ def reopen(db: sqlite3.Connection, scope: Scope, episode: int, now: float) -> in
     return int(row[0])
 
 
-def has_untouched(db: sqlite3.Connection, scope: Scope, before: float) -> bool:
+def has_untouched(db: Rows, scope: Scope, before: float) -> bool:
     """True if an open episode has had no addition since ``before``."""
     sql = "SELECT 1 FROM episodes WHERE workspace = ? AND state = 'open' AND touched_s < ? LIMIT 1"
     return db.execute(sql, (scope.workspace, before)).fetchone() is not None
 
 
-def abandon_untouched(db: sqlite3.Connection, scope: Scope, before: float) -> int:
+def abandon_untouched(db: Rows, scope: Scope, before: float) -> int:
     """Abandon open episodes that nothing was added to since ``before``; return how many."""
     sql = (
         "UPDATE episodes SET state = 'abandoned', ended_s = touched_s "
@@ -141,7 +138,7 @@ def abandon_untouched(db: sqlite3.Connection, scope: Scope, before: float) -> in
     return n
 
 
-def delete(db: sqlite3.Connection, scope: Scope, ids: Sequence[int]) -> int:
+def delete(db: Rows, scope: Scope, ids: Sequence[int]) -> int:
     """Delete episodes with all that they did; return how many there were."""
     n = 0
     for some in _batches(ids):
@@ -155,30 +152,30 @@ def delete(db: sqlite3.Connection, scope: Scope, ids: Sequence[int]) -> int:
     return n
 
 
-def note_change(db: sqlite3.Connection, scope: Scope) -> None:
+def note_change(db: Rows, scope: Scope) -> None:
     """Count a change of what can be learned."""
-    sql = "INSERT INTO episode_changes VALUES (?, 1) ON CONFLICT (workspace) DO UPDATE SET n = n + 1"
+    sql = "INSERT INTO episode_changes VALUES (?, 1) ON CONFLICT (workspace) DO UPDATE SET n = episode_changes.n + 1"
     db.execute(sql, (scope.workspace,))
 
 
-def n_changes(db: sqlite3.Connection, scope: Scope) -> int:
+def n_changes(db: Rows, scope: Scope) -> int:
     """Return how often what can be learned has changed."""
     row = db.execute("SELECT n FROM episode_changes WHERE workspace = ?", (scope.workspace,)).fetchone()
     return int(row[0]) if row else 0
 
 
-def ids_of(db: sqlite3.Connection, scope: Scope, states: Iterable[str], newest: int | None = None) -> list[int]:
+def ids_of(db: Rows, scope: Scope, states: Iterable[str], newest: int | None = None) -> list[int]:
     """Return the ids of episodes in some states, oldest first; the ``newest`` alone."""
     wanted = tuple(states)
     sql = (
         f"SELECT episode FROM episodes WHERE workspace = ? AND state IN ({', '.join('?' * len(wanted))}) "
         "ORDER BY episode DESC LIMIT ?"
     )
-    rows = db.execute(sql, (scope.workspace, *wanted, -1 if newest is None else newest)).fetchall()
+    rows = db.execute(sql, (scope.workspace, *wanted, _EVERY if newest is None else newest)).fetchall()
     return [int(episode) for (episode,) in reversed(rows)]
 
 
-def records(db: sqlite3.Connection, scope: Scope, ids: Sequence[int], *, is_brief: bool = False) -> list[EpisodeRecord]:
+def records(db: Rows, scope: Scope, ids: Sequence[int], *, is_brief: bool = False) -> list[EpisodeRecord]:
     """Return episodes by id, in the order of their ids; what is not in the workspace is left out.
 
     Brief ones have only what is learned from: actions cut at 2,000 characters, both ends of failed observations.
@@ -201,13 +198,13 @@ def records(db: sqlite3.Connection, scope: Scope, ids: Sequence[int], *, is_brie
     return found
 
 
-def is_known(db: sqlite3.Connection, scope: Scope, task: str, started_s: float) -> bool:
+def is_known(db: Rows, scope: Scope, task: str, started_s: float) -> bool:
     """True if the workspace has an episode of that task and start."""
     sql = "SELECT 1 FROM episodes WHERE workspace = ? AND started_s = ? AND task = ? LIMIT 1"
     return db.execute(sql, (scope.workspace, started_s, task)).fetchone() is not None
 
 
-def add_record(db: sqlite3.Connection, scope: Scope, record: EpisodeRecord) -> int:
+def add_record(db: Rows, scope: Scope, record: EpisodeRecord) -> int:
     """Insert an ended episode with all that it did; return its id."""
     id = add_episode(db, scope, record.task, record.context, record.redactions, record.started_s)
     events = [
@@ -288,13 +285,13 @@ def _step(event: tuple[Any, ...]) -> EpisodeStep:
     )
 
 
-def add_verdict(db: sqlite3.Connection, scope: Scope, pattern: str, success: bool, now: float) -> None:
+def add_verdict(db: Rows, scope: Scope, pattern: str, success: bool, now: float) -> None:
     """Keep what a user of a pattern said of it."""
     sql = "INSERT INTO episode_verdicts (workspace, pattern, at, success) VALUES (?, ?, ?, ?)"
     db.execute(sql, (scope.workspace, pattern, now, success))
 
 
-def verdicts(db: sqlite3.Connection, scope: Scope) -> dict[str, list[tuple[float, bool]]]:
+def verdicts(db: Rows, scope: Scope) -> dict[str, list[tuple[float, bool]]]:
     """Return pattern id -> (when, whether it served)."""
     found: dict[str, list[tuple[float, bool]]] = defaultdict(list)
     sql = "SELECT pattern, at, success FROM episode_verdicts WHERE workspace = ? ORDER BY verdict"
@@ -303,7 +300,7 @@ def verdicts(db: sqlite3.Connection, scope: Scope) -> dict[str, list[tuple[float
     return dict(found)
 
 
-def contradictions(db: sqlite3.Connection, scope: Scope) -> list[str]:
+def contradictions(db: Rows, scope: Scope) -> list[str]:
     """Return what the rows of a workspace say against one another, one line each."""
     found: list[str] = []
     sql = (

@@ -16,7 +16,6 @@ from agent_memory.errors import ConfigError, ItemNotFoundError, UnsupportedParam
 from agent_memory.recall import audit
 from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.advice import MIN_EFFECTIVENESS, advice
-from agent_memory.recall.database import Database
 from agent_memory.recall.episode import Episode
 from agent_memory.recall.episode_files import read_in, written
 from agent_memory.recall.episode_log import EpisodeLog
@@ -33,10 +32,12 @@ from agent_memory.recall.episode_types import (
     TaskContext,
 )
 from agent_memory.recall.learned import Learned, as_pattern
+from agent_memory.recall.opening import open_storage, opened
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.redaction import redactor_of
-from agent_memory.recall.scope import checked_name, find_scope, open_scope
+from agent_memory.recall.scope import checked_name
 from agent_memory.recall.scoring import product_score, reflection
+from agent_memory.recall.storage import Storage
 from agent_memory.recall.types import CheckReport
 from agent_memory.recall.validating import validated
 
@@ -48,7 +49,8 @@ LONGEST_TASK = 25_000
 class EpisodicMemory:
     """Episodes of one workspace, and what they teach. Needs no model.
 
-    - ``path``: a recall file (context memory may live in the same one), ``":memory:"``, or an open ``Database``.
+    - ``path``: a recall file (context memory may live in the same one), ``"postgresql://..."``, ``":memory:"``, or an
+      open store.
     - ``redact``: takes secrets out before anything is written: the rules, an own ``Redactor``, or None for nobody.
     - ``score``: what an episode was worth; by default outcome x efficiency x quality.
     - A step survives the death of the process when it returns; a power cut once a checkpoint or the end has returned,
@@ -61,7 +63,7 @@ class EpisodicMemory:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Database = ":memory:",
+        path: str | os.PathLike[str] | Storage = ":memory:",
         *,
         workspace: str = "default",
         salt: str = "",
@@ -78,13 +80,11 @@ class EpisodicMemory:
             raise ConfigError(f"score must be a function of an EpisodeRecord, got {score!r:.80}")
         if not abandon_after_s > 0:
             raise ConfigError(f"abandon_after_s must be above 0, got {repr_of(abandon_after_s)}")
-        self._owns = not isinstance(path, Database)
-        self._database = path if isinstance(path, Database) else Database(path)
+        storage, self._owns = open_storage(path)
         self._salt, self._abandon_after_s = salt, abandon_after_s
-        is_read_only = self._database.is_read_only
-        with self._database.read() if is_read_only else self._database.write() as db:
-            scope = find_scope(db, salt, workspace) if is_read_only else open_scope(db, salt, workspace, clock())
-            redactor = redactor_of(db, is_read_only=is_read_only) if redact == "rules" else redact
+        with opened(storage, owns=self._owns, salt=salt, workspace=workspace, now=clock()) as (db, scope):
+            redactor = redactor_of(db, is_read_only=storage.is_read_only) if redact == "rules" else redact
+        self._database = storage.of(scope.workspace)
         self._log = EpisodeLog(self._database, scope, redactor, score, clock, fsync_steps)
         self._learned: tuple[int, Learned] | None = None
         self._learning = threading.Lock()
@@ -155,6 +155,8 @@ class EpisodicMemory:
             every = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"))
             n = rows.delete(db, self._log.scope, every if wanted is None else wanted)
             audit.note(db, self._log.scope, self._log.clock(), "forget", None, {"episodes": n})
+            if n:
+                self._database.owe_scrub(db)
         with self._learning:
             self._learned = None
         if n:
@@ -231,7 +233,7 @@ class EpisodicMemory:
                     (self._log.scope.workspace,),
                 ).fetchall()
             )
-            sql = "SELECT count(*) FROM episodes WHERE workspace = ? AND success = 1"
+            sql = "SELECT count(*) FROM episodes WHERE workspace = ? AND success"
             (n_succeeded,) = db.execute(sql, (self._log.scope.workspace,)).fetchone()
             sql = (
                 "SELECT count(*) FROM episode_events v JOIN episodes e ON e.episode = v.episode "
@@ -283,7 +285,7 @@ class EpisodicMemory:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EpisodicMemory({str(self._database.path or ':memory:')!r}, workspace={self.name!r})"
+        return f"EpisodicMemory({self._database.name!r}, workspace={self.name!r})"
 
     def _learn(self) -> Learned:
         """What the episodes teach now: made anew where one ended, was resumed or was forgotten, by any process."""

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 
 from attrs import frozen
@@ -20,6 +19,7 @@ from agent_memory.recall.filing import file_typed
 from agent_memory.recall.passages import sentences
 from agent_memory.recall.protocols import Extracted
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.typed import Typed
 
 #: What an extractor may find: what people say. Logs and diffs are the rules' alone.
@@ -39,16 +39,16 @@ class Unread:
     is_last: bool
 
 
-def mark(db: sqlite3.Connection, scope: Scope, texts: Sequence[int]) -> None:
+def mark(db: Rows, scope: Scope, texts: Sequence[int]) -> None:
     """Mark those of ``texts`` as unread that people wrote. Inside the transaction that stores them."""
     sql = (
-        "INSERT OR IGNORE INTO unread (text, workspace) SELECT text, workspace FROM texts WHERE text = ? "
-        "AND workspace = ? AND kind IN ('chat', 'note') AND role = 'user'"
+        "INSERT INTO unread (text, workspace) SELECT text, workspace FROM texts WHERE text = ? "
+        "AND workspace = ? AND kind IN ('chat', 'note') AND role = 'user' ON CONFLICT DO NOTHING"
     )
     db.executemany(sql, [(text, scope.workspace) for text in texts])
 
 
-def first_unread(db: sqlite3.Connection, scope: Scope) -> Unread | None:
+def first_unread(db: Rows, scope: Scope) -> Unread | None:
     """Return the next piece to read: of the text told last; None where all was read. Changes nothing."""
     sql = (
         "SELECT u.text, u.start, t.body FROM unread u JOIN texts t ON t.text = u.text WHERE u.workspace = ? "
@@ -63,7 +63,7 @@ def first_unread(db: sqlite3.Connection, scope: Scope) -> Unread | None:
 
 
 def file_found(
-    db: sqlite3.Connection, scope: Scope, unread: Unread, found: Sequence[Extracted], found_by: str, now: float
+    db: Rows, scope: Scope, unread: Unread, found: Sequence[Extracted], found_by: str, now: float
 ) -> list[int]:
     """Write what was found in a piece, and that it was read; return the new items. Inside a write transaction.
 
@@ -81,7 +81,7 @@ def file_found(
     return ids
 
 
-def note_failure(db: sqlite3.Connection, scope: Scope, unread: Unread, now: float) -> None:
+def note_failure(db: Rows, scope: Scope, unread: Unread, now: float) -> None:
     """Count that a piece could not be read; pass over it after ``TRIES``. Inside a write transaction."""
     sql = "UPDATE unread SET n_failed = n_failed + 1 WHERE text = ? AND workspace = ? AND start = ? RETURNING n_failed"
     row = db.execute(sql, (unread.text, scope.workspace, unread.start)).fetchone()
@@ -90,7 +90,7 @@ def note_failure(db: sqlite3.Connection, scope: Scope, unread: Unread, now: floa
         audit.note(db, scope, now, "extract_failed", None, {"text": unread.text, "start": unread.start})
 
 
-def _move_on(db: sqlite3.Connection, scope: Scope, unread: Unread) -> None:
+def _move_on(db: Rows, scope: Scope, unread: Unread) -> None:
     if unread.is_last:
         db.execute("DELETE FROM unread WHERE text = ? AND workspace = ?", (unread.text, scope.workspace))
     else:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sqlite3
+import math
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall.indexing import indexed_body, item_words
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import ContextStats
 
-_BY = {
-    "day": "SELECT date(at, 'unixepoch'), count(*) FROM texts WHERE workspace = ? AND at >= ? GROUP BY 1",
-    "kind": "SELECT kind, count(*) FROM texts WHERE workspace = ? AND at >= ? GROUP BY 1",
-    "workspace": "SELECT ?2, count(*) FROM texts WHERE workspace = ?1 AND at >= ?3",
-}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BY = ("day", "kind", "workspace")
 
 
-def stats(db: sqlite3.Connection, scope: Scope, nbytes: int, since: float | None, by: str | None) -> ContextStats:
+def stats(db: Rows, scope: Scope, nbytes: int, since: float | None, by: str | None) -> ContextStats:
     """Return the figures of a workspace: of texts told since ``since``, grouped by day, kind or workspace."""
     start = -1e300 if since is None else since
     texts = "SELECT count(*), coalesce(sum(count - 1), 0) FROM texts WHERE workspace = ? AND at >= ?"
@@ -36,22 +36,32 @@ def stats(db: sqlite3.Connection, scope: Scope, nbytes: int, since: float | None
     )
 
 
-def _grouped(db: sqlite3.Connection, scope: Scope, start: float, by: str) -> dict[str, int]:
+def _grouped(db: Rows, scope: Scope, start: float, by: str) -> dict[str, int]:
     if by not in _BY:
         raise UnsupportedParameterError(f"by is {repr_of(by)}; known: {', '.join(_BY)}")
-    values = (scope.workspace, scope.name, start) if by == "workspace" else (scope.workspace, start)
-    return {str(name): int(n) for name, n in db.execute(_BY[by], values)}
+    texts = db.execute("SELECT kind, at FROM texts WHERE workspace = ? AND at >= ?", (scope.workspace, start))
+    if by == "workspace":
+        return {scope.name: len(texts.fetchall())}
+    return dict(sorted(Counter(kind if by == "kind" else _day(at) for kind, at in texts).items()))
 
 
-def damage(db: sqlite3.Connection) -> list[str]:
-    """Return where rows, words, vectors and chains of all workspaces do not agree. Reads every text."""
+def _day(at: float) -> str:
+    return (_EPOCH + timedelta(seconds=math.floor(at))).strftime("%Y-%m-%d")
+
+
+def damage(db: Rows, scope: Scope) -> list[str]:
+    """Return where rows, words, vectors and chains do not agree. Reads every text.
+
+    Of all workspaces; of this one alone where the index is kept for each by itself, and others' rows are not seen.
+    """
+    own = f"WHERE w.workspace = {scope.workspace}" if db.words.is_per_workspace else ""
     found = []
     for what, sql in _ORPHANS.items():
         (n,) = db.execute(sql).fetchone()
         if n:
             found.append(f"{n} {what}")
-    found += _counted_wrongly(db)
-    found += _indexed_wrongly(db)
+    found += _counted_wrongly(db, own)
+    found += _indexed_wrongly(db, own)
     return found
 
 
@@ -72,17 +82,17 @@ _ORPHANS = {
     ),
     "facts superseded by those of another slot": (
         "SELECT count(*) FROM items i JOIN items o ON o.item = i.superseded_by "
-        "WHERE i.slot IS NOT o.slot OR i.workspace <> o.workspace"
+        "WHERE coalesce(i.slot, '') <> coalesce(o.slot, '') OR i.workspace <> o.workspace"
     ),
 }
 
 
-def _counted_wrongly(db: sqlite3.Connection) -> list[str]:
+def _counted_wrongly(db: Rows, own: str) -> list[str]:
     sql = (
         "SELECT w.name, w.n_passages, w.n_typed, "
         "(SELECT count(*) FROM items i WHERE i.workspace = w.workspace AND i.is_passage), "
         "(SELECT count(*) FROM items i WHERE i.workspace = w.workspace AND "
-        "(NOT i.is_passage OR i.kind NOT IN ('chat', 'note', 'diff', 'log'))) FROM workspaces w"
+        f"(NOT i.is_passage OR i.kind NOT IN ('chat', 'note', 'diff', 'log'))) FROM workspaces w {own}"
     )
     return [
         f"workspace {repr_of(name)} counts {n} passages and {m} typed items; there are {found_n} and {found_m}"
@@ -91,18 +101,18 @@ def _counted_wrongly(db: sqlite3.Connection) -> list[str]:
     ]
 
 
-def _indexed_wrongly(db: sqlite3.Connection) -> list[str]:
+def _indexed_wrongly(db: Rows, own: str) -> list[str]:
     """Items whose words in the index are not as many as their text has; words of items that are gone."""
-    sizes = {item: _varint(size) for item, size in db.execute("SELECT id, sz FROM words_docsize")}
+    sizes = db.words.sizes()
     sql = (
-        "SELECT i.item, i.workspace, i.kind, i.is_passage, i.start, i.stop, t.body, t.speaker, t.at "
-        "FROM items i JOIN texts t ON t.text = i.text"
+        "SELECT w.item, w.workspace, w.kind, w.is_passage, w.start, w.stop, t.body, t.speaker, t.at "
+        f"FROM items w JOIN texts t ON t.text = w.text {own}"
     )
     wrong = outside = 0
     for item, workspace, kind, is_passage, start, stop, body, speaker, at in db.execute(sql):
         words = item_words(body, (start, stop), speaker, at)
-        expected = indexed_body(workspace, kind, bool(is_passage), words).split()
-        wrong += sizes.pop(item, -1) != len(expected)
+        expected = indexed_body(workspace, kind, bool(is_passage), words)
+        wrong += sizes.pop(item, -1) != db.words.size_of(expected)
         outside += not 0 <= start < stop <= len(body)
     named = (
         (wrong, "items are indexed wrongly or not at all"),
@@ -110,12 +120,3 @@ def _indexed_wrongly(db: sqlite3.Connection) -> list[str]:
         (len(sizes), "items that are gone have words in the index"),
     )
     return [f"{n} {what}" for n, what in named if n]
-
-
-def _varint(data: bytes) -> int:
-    value = 0
-    for byte in data:
-        value = value << 7 | byte & 0x7F
-        if byte < 0x80:
-            break
-    return value

@@ -5,7 +5,6 @@ Work that needs no file (cutting, finding typed items, stemming) is done in ``pr
 
 from __future__ import annotations
 
-import sqlite3
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from agent_memory.recall.indexing import indexed_body, item_words, with_place
 from agent_memory.recall.passages import Span, cut
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
+from agent_memory.recall.storage import Indexed, Rows
 from agent_memory.recall.told import Told
 from agent_memory.recall.typed import Typed, find
 from agent_memory.recall.words import terms
@@ -32,7 +32,7 @@ _INSERT_ITEM = (
 )
 _INSERT_TEXT = (
     "INSERT INTO texts (workspace, number, kind, role, speaker, source, at, last_at, created_s, body, hash) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING text"
 )
 
 
@@ -97,7 +97,7 @@ def digest_of(told: Told) -> bytes:
     return blake2b(f"{head}{told.body}".encode(), digest_size=16).digest()
 
 
-def file_texts(db: sqlite3.Connection, scope: Scope, texts: Sequence[Prepared], now: float) -> Filed:
+def file_texts(db: Rows, scope: Scope, texts: Sequence[Prepared], now: float) -> Filed:
     """Write ``texts`` in order. Inside a write transaction."""
     filed = Filed()
     for prepared in texts:
@@ -128,34 +128,34 @@ def _whole(span: Span, found: Sequence[Typed], n_words: int, *, is_talk: bool) -
     return None
 
 
-def _count_again(db: sqlite3.Connection, scope: Scope, text: int, at: float, filed: Filed) -> None:
+def _count_again(db: Rows, scope: Scope, text: int, at: float, filed: Filed) -> None:
     filed.n_duplicates += 1
     db.execute(
-        "UPDATE texts SET count = count + 1, last_at = max(last_at, ?) WHERE text = ? AND workspace = ?",
-        (at, text, scope.workspace),
+        "UPDATE texts SET count = count + 1, last_at = CASE WHEN last_at < ? THEN ? ELSE last_at END "
+        "WHERE text = ? AND workspace = ?",
+        (at, at, text, scope.workspace),
     )
     filed.slots |= assert_again(db, scope, text, at)
 
 
-def _file_one(db: sqlite3.Connection, scope: Scope, prepared: Prepared, now: float, filed: Filed) -> None:
+def _file_one(db: Rows, scope: Scope, prepared: Prepared, now: float, filed: Filed) -> None:
     told = prepared.told
     ids = _allocate(db, scope, told.source, told.at, len(prepared.passages))
     sql = "UPDATE workspaces SET last_number = last_number + 1 WHERE workspace = ? RETURNING last_number"
     (number,) = db.execute(sql, (scope.workspace,)).fetchone()
     row = (scope.workspace, number, told.kind, told.role, told.speaker, told.source, told.at, told.at, now)
-    text = db.execute(_INSERT_TEXT, (*row, told.body, prepared.digest)).lastrowid
-    assert text is not None
+    (text,) = db.execute(_INSERT_TEXT, (*row, told.body, prepared.digest)).fetchone()
     items, words = [], []
     for item, passage in zip(ids, prepared.passages, strict=True):
         typed = passage.typed
         items.append(_item_row(item, scope, text, told, passage.span, len(passage.words), typed, is_passage=True))
         found = with_place(passage.words, told.speaker, told.at)
         kind = typed.kind if typed else told.kind
-        words.append((item, indexed_body(scope.workspace, kind, True, found)))
+        words.append((item, scope.workspace, indexed_body(scope.workspace, kind, True, found)))
     typed_ids = _allocate_typed(db, scope, len(prepared.typed))
     more_items, more_words = _rows_of_typed(scope, text, told, dict(zip(typed_ids, prepared.typed, strict=True)))
     db.executemany(_INSERT_ITEM, [*items, *more_items])
-    db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", [*words, *more_words])
+    db.words.add([*words, *more_words])
     db.execute(
         "UPDATE workspaces SET n_passages = n_passages + ?, n_typed = n_typed + ? WHERE workspace = ?",
         (len(ids), len(typed_ids) + sum(p.typed is not None for p in prepared.passages), scope.workspace),
@@ -167,9 +167,7 @@ def _file_one(db: sqlite3.Connection, scope: Scope, prepared: Prepared, now: flo
     filed.slots |= {typed.slot for typed in everything if typed.slot}
 
 
-def file_typed(
-    db: sqlite3.Connection, scope: Scope, text: int, typed: Sequence[Typed], found_by: str | None
-) -> list[int]:
+def file_typed(db: Rows, scope: Scope, text: int, typed: Sequence[Typed], found_by: str | None) -> list[int]:
     """Add typed items to a text that is stored; return those that are new. Inside a write transaction.
 
     A span that an item of the same kind covers already, or overlaps, gives none.
@@ -187,7 +185,7 @@ def file_typed(
     ids = _allocate_typed(db, scope, len(new))
     items, words = _rows_of_typed(scope, text, told, dict(zip(ids, new, strict=True)))
     db.executemany(_INSERT_ITEM, items)
-    db.executemany("INSERT INTO words (rowid, body) VALUES (?, ?)", words)
+    db.words.add(words)
     db.executemany("UPDATE items SET found_by = ? WHERE item = ?", [(found_by, item) for item in ids])
     db.execute("UPDATE workspaces SET n_typed = n_typed + ? WHERE workspace = ?", (len(ids), scope.workspace))
     return ids
@@ -195,14 +193,14 @@ def file_typed(
 
 def _rows_of_typed(
     scope: Scope, text: int, told: Told, typed: Mapping[int, Typed]
-) -> tuple[list[tuple[object, ...]], list[tuple[int, str]]]:
+) -> tuple[list[tuple[object, ...]], list[Indexed]]:
     """The rows of typed items that are no passage, and what the index is given for them."""
     items, words = [], []
     for item, one in typed.items():
         span = (one.start, one.stop)
         found = item_words(told.body, span, told.speaker, told.at)
         items.append(_item_row(item, scope, text, told, span, len(found), one, is_passage=False))
-        words.append((item, indexed_body(scope.workspace, one.kind, False, found)))
+        words.append((item, scope.workspace, indexed_body(scope.workspace, one.kind, False, found)))
     return items, words
 
 
@@ -216,7 +214,7 @@ def _item_row(
     return (item, scope.workspace, text, kind, is_passage, *span, n_words, at, slot, value, status, is_standing)
 
 
-def _allocate(db: sqlite3.Connection, scope: Scope, source: str | None, at: float, n: int) -> list[int]:
+def _allocate(db: Rows, scope: Scope, source: str | None, at: float, n: int) -> list[int]:
     """``n`` ids in order: behind those of the same source, or in a block of their own."""
     thread, following = None, 0
     if source is not None:
@@ -226,16 +224,16 @@ def _allocate(db: sqlite3.Connection, scope: Scope, source: str | None, at: floa
             thread = int(row[0])
             following = int(row[1]) if abs(at - row[2]) <= NEW_BLOCK_AFTER_S else 0
     ids = _consecutive(db, following, n)
-    if source is not None:
-        sql = (
-            "INSERT INTO threads (thread, workspace, source, next_item, last_at) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (thread) DO UPDATE SET next_item = excluded.next_item, last_at = excluded.last_at"
-        )
-        db.execute(sql, (thread, scope.workspace, source, ids[-1] + 1, at))
+    if thread is not None:
+        sql = "UPDATE threads SET next_item = ?, last_at = ? WHERE thread = ?"
+        db.execute(sql, (ids[-1] + 1, at, thread))
+    elif source is not None:
+        sql = "INSERT INTO threads (workspace, source, next_item, last_at) VALUES (?, ?, ?, ?)"
+        db.execute(sql, (scope.workspace, source, ids[-1] + 1, at))
     return ids
 
 
-def _allocate_typed(db: sqlite3.Connection, scope: Scope, n: int) -> list[int]:
+def _allocate_typed(db: Rows, scope: Scope, n: int) -> list[int]:
     """``n`` ids for typed items: they have no neighbours, and share blocks."""
     if not n:
         return []
@@ -250,22 +248,13 @@ def _allocate_typed(db: sqlite3.Connection, scope: Scope, n: int) -> list[int]:
     return ids
 
 
-def _consecutive(db: sqlite3.Connection, following: int, n: int) -> list[int]:
+def _consecutive(db: Rows, following: int, n: int) -> list[int]:
     """``n`` ids from ``following`` on; where its block ends, or it is 0, in new blocks."""
     ids: list[int] = []
     while len(ids) < n:
         if following % BLOCK == 0:
-            following = next_number(db, "block") * BLOCK
+            following = db.next_number("block") * BLOCK
         take = min(n - len(ids), BLOCK - following % BLOCK)
         ids.extend(range(following, following + take))
         following += take
     return ids
-
-
-def next_number(db: sqlite3.Connection, name: str) -> int:
-    """Return the next number of a counter of the file; the first is 1. Inside a write transaction."""
-    sql = (
-        "INSERT INTO counters (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1 "
-        "RETURNING value"
-    )
-    return int(db.execute(sql, (name,)).fetchone()[0])

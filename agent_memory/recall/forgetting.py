@@ -6,7 +6,6 @@ write-ahead log nor a migration's backup keeps a word. A text is forgotten whole
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection, Iterable
 
 from agent_memory.errors import ItemNotFoundError, UnsupportedParameterError
@@ -14,10 +13,11 @@ from agent_memory.recall import audit
 from agent_memory.recall.indexing import indexed_body, is_in_typed_view, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import supersede
+from agent_memory.recall.storage import Rows
 
 
 def chosen_texts(
-    db: sqlite3.Connection, scope: Scope, what: int | str | Collection[int], source: str | None, everything: bool
+    db: Rows, scope: Scope, what: int | str | Collection[int], source: str | None, everything: bool
 ) -> set[int]:
     """Return the texts that a caller means. Raises ItemNotFoundError and UnsupportedParameterError."""
     if everything:
@@ -32,7 +32,7 @@ def chosen_texts(
     return texts | (texts_of_source(db, scope, source) if source is not None else set())
 
 
-def texts_of_items(db: sqlite3.Connection, scope: Scope, items: Iterable[int]) -> set[int]:
+def texts_of_items(db: Rows, scope: Scope, items: Iterable[int]) -> set[int]:
     """Return the texts that ``items`` are spans of. Raises ItemNotFoundError before anything is deleted."""
     found = set()
     for item in items:
@@ -44,7 +44,7 @@ def texts_of_items(db: sqlite3.Connection, scope: Scope, items: Iterable[int]) -
     return found
 
 
-def texts_with(db: sqlite3.Connection, scope: Scope, phrase: str) -> set[int]:
+def texts_with(db: Rows, scope: Scope, phrase: str) -> set[int]:
     """Return the texts in which ``phrase`` stands, as text, source or speaker, whatever its case. O(all texts)."""
     wanted = phrase.casefold()
     sql = "SELECT text, body, coalesce(source, ''), coalesce(speaker, '') FROM texts WHERE workspace = ?"
@@ -52,13 +52,13 @@ def texts_with(db: sqlite3.Connection, scope: Scope, phrase: str) -> set[int]:
     return {int(row[0]) for row in rows if any(wanted in str(part).casefold() for part in row[1:])}
 
 
-def texts_of_source(db: sqlite3.Connection, scope: Scope, source: str) -> set[int]:
+def texts_of_source(db: Rows, scope: Scope, source: str) -> set[int]:
     """Return the texts of a source."""
     sql = "SELECT text FROM texts WHERE workspace = ? AND source = ?"
     return {int(text) for (text,) in db.execute(sql, (scope.workspace, source))}
 
 
-def texts_before(db: sqlite3.Connection, scope: Scope, at: float, limit: int) -> set[int]:
+def texts_before(db: Rows, scope: Scope, at: float, limit: int) -> set[int]:
     """Return texts last told before ``at``, none of whose items is pinned."""
     sql = (
         "SELECT text FROM texts t WHERE workspace = ? AND last_at < ? AND NOT EXISTS "
@@ -67,18 +67,18 @@ def texts_before(db: sqlite3.Connection, scope: Scope, at: float, limit: int) ->
     return {int(text) for (text,) in db.execute(sql, (scope.workspace, at, limit))}
 
 
-def all_texts(db: sqlite3.Connection, scope: Scope) -> set[int]:
+def all_texts(db: Rows, scope: Scope) -> set[int]:
     """Return every text of the workspace."""
     return {int(text) for (text,) in db.execute("SELECT text FROM texts WHERE workspace = ?", (scope.workspace,))}
 
 
-def items_of_texts(db: sqlite3.Connection, scope: Scope, texts: Iterable[int]) -> set[int]:
+def items_of_texts(db: Rows, scope: Scope, texts: Iterable[int]) -> set[int]:
     """Return the items that are spans of ``texts``."""
     sql = "SELECT item FROM items WHERE text = ? AND workspace = ?"
     return {int(item) for text in texts for (item,) in db.execute(sql, (text, scope.workspace))}
 
 
-def delete_texts(db: sqlite3.Connection, scope: Scope, texts: Collection[int], now: float, action: str) -> None:
+def delete_texts(db: Rows, scope: Scope, texts: Collection[int], now: float, action: str) -> None:
     """Delete ``texts`` with their items, words, vectors, links and cards; mend chains of facts. In a transaction."""
     slots: set[str] = set()
     for text in sorted(texts):
@@ -92,16 +92,20 @@ def delete_texts(db: sqlite3.Connection, scope: Scope, texts: Collection[int], n
     audit.note(db, scope, now, action, None, {"texts": len(texts)})
 
 
-def _delete_one(db: sqlite3.Connection, scope: Scope, text: int) -> set[str]:
+def _delete_one(db: Rows, scope: Scope, text: int) -> set[str]:
     sql = "SELECT body, speaker, at FROM texts WHERE text = ? AND workspace = ?"
     body, speaker, at = db.execute(sql, (text, scope.workspace)).fetchone()
     sql = "SELECT item, kind, is_passage, start, stop, slot FROM items WHERE text = ? AND workspace = ?"
     items = db.execute(sql, (text, scope.workspace)).fetchall()
     gone = [
-        (item, indexed_body(scope.workspace, kind, bool(is_passage), item_words(body, (start, stop), speaker, at)))
+        (
+            item,
+            scope.workspace,
+            indexed_body(scope.workspace, kind, bool(is_passage), item_words(body, (start, stop), speaker, at)),
+        )
         for item, kind, is_passage, start, stop, _ in items
     ]
-    db.executemany("INSERT INTO words (words, rowid, body) VALUES ('delete', ?, ?)", gone)
+    db.words.remove(gone)
     ids = [(item,) for item, *_ in items]
     db.executemany("DELETE FROM vectors WHERE item = ?", ids)
     db.executemany("DELETE FROM links WHERE item = ?", ids)

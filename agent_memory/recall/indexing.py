@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 
 from agent_memory.recall.passages import Span
+from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import TEXT_KINDS
 from agent_memory.recall.words import WORDS_VERSION, date_terms, indexed, terms
 
@@ -33,25 +34,21 @@ def indexed_body(workspace: int, kind: str, is_passage: bool, words: list[str]) 
     return " ".join(indexed(workspace, view, words) for view in views)
 
 
-def ensure_index(db: sqlite3.Connection) -> None:
+def ensure_index(db: Rows, scope: Scope) -> None:
     """Index every item anew where another version of ``words`` made the index. Inside a write transaction."""
-    row = db.execute("SELECT value FROM counters WHERE name = 'words'").fetchone()
-    if row and row[0] == WORDS_VERSION:
+    if db.words.version() == WORDS_VERSION:
         return
-    db.execute("INSERT INTO words (words) VALUES ('delete-all')")
+    db.words.begin_anew(WORDS_VERSION)
+    own = f"WHERE i.workspace = {scope.workspace}" if db.words.is_per_workspace else ""
     sql = (
         "SELECT i.item, i.workspace, i.kind, i.is_passage, i.start, i.stop, t.body, t.speaker, t.at FROM items i "
-        "JOIN texts t ON t.text = i.text"
+        f"JOIN texts t ON t.text = i.text {own}"
     )
     n = 0
     for item, workspace, kind, is_passage, start, stop, body, speaker, at in db.execute(sql):
         words = item_words(body, (start, stop), speaker, at)
         given = indexed_body(workspace, kind, bool(is_passage), words)
-        db.execute("INSERT INTO words (rowid, body) VALUES (?, ?)", (item, given))
+        db.words.add([(item, workspace, given)])
         n += 1
-    sql = (
-        "INSERT INTO counters (name, value) VALUES ('words', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-    )
-    db.execute(sql, (WORDS_VERSION,))
     if n:
         log.info("recall: %d items indexed anew", n)

@@ -7,7 +7,6 @@ counts as use, which saturates.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
@@ -15,11 +14,12 @@ from agent_memory.recall import audit
 from agent_memory.recall.ranking import FEEDBACK_HALF_LIFE_S
 from agent_memory.recall.rows import row_of
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 
 RELATIONS = ("depends_on", "related")
 
 
-def vote(db: sqlite3.Connection, scope: Scope, item: int, useful: bool | float, now: float) -> None:
+def vote(db: Rows, scope: Scope, item: int, useful: bool | float, now: float) -> None:
     """Add a vote of -1 to 1; True is 1, False is -1. Inside a write transaction."""
     value = (1.0 if useful else -1.0) if isinstance(useful, bool) else useful
     if not isinstance(value, (int, float)) or not -1 <= value <= 1:
@@ -30,7 +30,7 @@ def vote(db: sqlite3.Connection, scope: Scope, item: int, useful: bool | float, 
     audit.note(db, scope, now, "feedback", item, {"useful": value})
 
 
-def pin(db: sqlite3.Connection, scope: Scope, item: int, is_pinned: bool, now: float) -> None:
+def pin(db: Rows, scope: Scope, item: int, is_pinned: bool, now: float) -> None:
     """Put an item into every working set, or no longer. Inside a write transaction."""
     row = row_of(db, scope, item)
     if (row.pinned_s is not None) != is_pinned:
@@ -38,7 +38,7 @@ def pin(db: sqlite3.Connection, scope: Scope, item: int, is_pinned: bool, now: f
         audit.note(db, scope, now, "pin" if is_pinned else "unpin", item, {})
 
 
-def link(db: sqlite3.Connection, scope: Scope, item: int, other: int, relation: str, now: float) -> None:
+def link(db: Rows, scope: Scope, item: int, other: int, relation: str, now: float) -> None:
     """Link two items of the workspace. Inside a write transaction."""
     if relation not in RELATIONS:
         raise UnsupportedParameterError(f"relation is {repr_of(relation)}; known: {', '.join(RELATIONS)}")
@@ -51,7 +51,7 @@ def link(db: sqlite3.Connection, scope: Scope, item: int, other: int, relation: 
         audit.note(db, scope, now, "link", item, {"relation": relation, "other": other})
 
 
-def count_use(db: sqlite3.Connection, scope: Scope, items: Sequence[int], now: float) -> None:
+def count_use(db: Rows, scope: Scope, items: Sequence[int], now: float) -> None:
     """Count that ``items`` were shown. Inside a write transaction."""
     sql = "UPDATE items SET n_used = n_used + 1, used_s = ? WHERE item = ? AND workspace = ?"
     db.executemany(sql, [(now, item, scope.workspace) for item in items])

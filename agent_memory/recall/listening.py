@@ -6,14 +6,13 @@ next one that has a listener: a Memory in whose folder the file lies.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Mapping
 
 from attrs import frozen
 
-from agent_memory.recall.database import Database
 from agent_memory.recall.rows import rows_of, span_text
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows, Storage
 
 _MOST_UNTOLD = 100_000  #: of one workspace; a file that no Memory opens keeps no more
 
@@ -25,7 +24,7 @@ OnForget = Callable[[str, Mapping[int, str]], None]
 class Listener:
     """Tells of what is forgotten in one workspace."""
 
-    database: Database
+    database: Storage
     scope: Scope
     on_forget: OnForget | None
 
@@ -44,11 +43,11 @@ class Listener:
         if self.on_forget is not None and forgotten:
             self.on_forget(self.scope.name, forgotten)
 
-    def note(self, db: sqlite3.Connection, items: Collection[int]) -> None:
+    def note(self, db: Rows, items: Collection[int]) -> None:
         """Note items for a listener to come, where there is none. In the transaction that deletes them."""
         if self.on_forget is not None or not items:
             return
-        sql = "INSERT OR IGNORE INTO untold (workspace, item) VALUES (?, ?)"
+        sql = "INSERT INTO untold (workspace, item) VALUES (?, ?) ON CONFLICT DO NOTHING"
         db.executemany(sql, [(self.scope.workspace, item) for item in items])
         sql = (
             "DELETE FROM untold WHERE workspace = ? AND item <= "

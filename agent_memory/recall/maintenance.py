@@ -13,10 +13,10 @@ from collections.abc import Callable
 from attrs import define, field
 
 from agent_memory.recall import audit, extraction, forgetting, vectors
-from agent_memory.recall.database import Database
 from agent_memory.recall.listening import Listener
 from agent_memory.recall.protocols import Embedder, Extractor
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Storage
 from agent_memory.recall.types import Maintained
 
 log = logging.getLogger("agent_memory.recall")
@@ -41,7 +41,7 @@ class Maintenance:
     _is_merged: bool = field(default=False, init=False)
 
     @property
-    def database(self) -> Database:
+    def database(self) -> Storage:
         """The file."""
         return self.listener.database
 
@@ -55,6 +55,8 @@ class Maintenance:
         n_expired = self._repeat(self._expire)
         if n_expired:
             self.database.scrub()
+        else:
+            self.database.finish_scrub()
         n_merged = self._repeat(self._merge)
         n_embedded = self._repeat(self._embed)
         n_extracted = self._repeat(self._extract)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from agent_memory.recall.context_tables import BLOCK
 from agent_memory.recall.rows import items_of, row_of, rows_of, rows_where
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import Expansion
 
 MOST_NEIGHBOURS = 50
 
 
-def expand(db: sqlite3.Connection, scope: Scope, item: int, neighbours: int) -> Expansion:
+def expand(db: Rows, scope: Scope, item: int, neighbours: int) -> Expansion:
     """Return an item with the passages around it. Inside a read transaction. Raises ItemNotFoundError."""
     row = row_of(db, scope, item)
     (body,) = db.execute("SELECT body FROM texts WHERE text = ?", (row.text,)).fetchone()
@@ -38,7 +37,7 @@ def expand(db: sqlite3.Connection, scope: Scope, item: int, neighbours: int) -> 
     )
 
 
-def _passage_of(db: sqlite3.Connection, scope: Scope, text: int, start: int) -> int:
+def _passage_of(db: Rows, scope: Scope, text: int, start: int) -> int:
     sql = (
         "SELECT item FROM items WHERE workspace = ? AND text = ? AND is_passage AND start <= ? "
         "ORDER BY start DESC LIMIT 1"

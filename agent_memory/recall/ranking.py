@@ -27,6 +27,7 @@ _AROUND_SHARE = 0.8
 _FAILURES = {"error": 1.0, "test_failure": 1.0}
 _SAME = 0.9  #: Jaccard similarity of words from which two texts are one
 _NEAR = 5  #: turns apart, for ``spread``
+_MORE = 3  #: texts read beyond those asked for
 
 
 @frozen
@@ -100,6 +101,11 @@ def scored(row: ItemRow, question: Question, relevance: float, similarity: float
 def salience(row: ItemRow, now: float) -> float:
     """Return what feedback says of a row, -1 to 1, faded by its age."""
     return math.tanh(row.net_useful * _decay(now - row.useful_s, FEEDBACK_HALF_LIFE_S) / 2)
+
+
+def likely(candidates: Iterable[Scored], question: Question) -> list[Scored]:
+    """Return those that ``chosen`` looks at first: as many as were asked for, and a few for what is shown once."""
+    return sorted((one for one in candidates if one.score > 0), key=_order)[: question.k + _MORE]
 
 
 def chosen(

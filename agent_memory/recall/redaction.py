@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from attrs import field, frozen
 from agent_memory.errors import ConfigError
 from agent_memory.recall.protocols import Found, Redacted, Redactor
 from agent_memory.recall.redaction_rules import RULES, Rule, fold
+from agent_memory.recall.storage import Rows
 
 OPENING = "[REDACTED:"
 MOST_PASSES = 8  #: over one text; two where a secret stands by itself
@@ -87,21 +87,23 @@ def _moved(found: Found, shift: int) -> Found:
     return Found(found.kind, found.start + shift, found.stop + shift)
 
 
-def redactor_of(db: sqlite3.Connection, *, is_read_only: bool = False) -> RuleRedactor:
+def redactor_of(db: Rows, *, is_read_only: bool = False) -> RuleRedactor:
     """Return the redactor of a recall file: its salt lies in the file, so that equal secrets stay equal for good.
 
     Inside a write transaction; with ``is_read_only`` in any, and then a file without a salt gets none.
     """
     row = db.execute("SELECT value FROM redaction_salt").fetchone()
     if row is None:
-        row = (secrets.token_bytes(32),)
-        if not is_read_only:
-            db.execute("INSERT INTO redaction_salt (value) VALUES (?)", row)
+        salt = secrets.token_bytes(32)
+        if is_read_only:
+            return RuleRedactor(salt)
+        db.execute("INSERT INTO redaction_salt (value) VALUES (?) ON CONFLICT DO NOTHING", (salt,))
+        row = db.execute("SELECT value FROM redaction_salt").fetchone()  # another process may have been first
     return RuleRedactor(bytes(row[0]))
 
 
 def chosen_redactor(
-    redact: Redactor | Literal["rules"] | None, db: sqlite3.Connection, *, is_read_only: bool = False
+    redact: Redactor | Literal["rules"] | None, db: Rows, *, is_read_only: bool = False
 ) -> Redactor | None:
     """Return the redactor that a caller chose. In a transaction as ``redactor_of`` needs it. Raises ConfigError."""
     if redact == "rules":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from attrs import frozen
 
 from agent_memory.errors import ItemNotFoundError
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import Item
 
 _COLUMNS = (
@@ -75,7 +75,7 @@ class ItemRow:
         )
 
 
-def rows_of(db: sqlite3.Connection, scope: Scope, items: Sequence[int]) -> dict[int, ItemRow]:
+def rows_of(db: Rows, scope: Scope, items: Sequence[int]) -> dict[int, ItemRow]:
     """Return the rows of those ``items`` that are in this workspace, by id."""
     found: dict[int, ItemRow] = {}
     for start in range(0, len(items), 500):
@@ -88,7 +88,7 @@ def rows_of(db: sqlite3.Connection, scope: Scope, items: Sequence[int]) -> dict[
     return found
 
 
-def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> ItemRow:
+def row_of(db: Rows, scope: Scope, item: int) -> ItemRow:
     """Return one row. Raises ItemNotFoundError where this workspace has no such item."""
     row = db.execute(f"{_FROM} WHERE +i.workspace = ? AND i.item = ?", (scope.workspace, item)).fetchone()
     if row is None:
@@ -96,27 +96,40 @@ def row_of(db: sqlite3.Connection, scope: Scope, item: int) -> ItemRow:
     return ItemRow(*row)
 
 
-def span_text(db: sqlite3.Connection, row: ItemRow) -> str:
+def span_text(db: Rows, row: ItemRow) -> str:
     """Return the text of a row's span. Rows are read without it: most candidates are never shown."""
     (body,) = db.execute("SELECT body FROM texts WHERE text = ?", (row.text,)).fetchone()
     return str(body[row.start : row.stop])  # SQLite's substr would end at a NUL
 
 
-def items_of(db: sqlite3.Connection, scope: Scope, rows: Iterable[ItemRow]) -> list[Item]:
+def span_texts(db: Rows, rows: Iterable[ItemRow]) -> dict[int, str]:
+    """Return the texts of rows' spans by item, read at once: one by one, each would be a round trip to a server."""
+    kept = list(rows)
+    texts = sorted({row.text for row in kept})
+    if not texts:
+        return {}
+    marks = ",".join("?" * len(texts))
+    bodies = dict(db.execute(f"SELECT text, body FROM texts WHERE text IN ({marks})", texts).fetchall())
+    return {row.item: str(bodies[row.text][row.start : row.stop]) for row in kept}
+
+
+def items_of(db: Rows, scope: Scope, rows: Iterable[ItemRow]) -> list[Item]:
     """Return what callers see of ``rows``, in order."""
     kept = list(rows)
-    stale = stale_items(db, [row.item for row in kept])
-    return [row.as_item(scope, span_text(db, row), is_stale=row.item in stale) for row in kept]
+    stale, texts = stale_items(db, [row.item for row in kept]), span_texts(db, kept)
+    return [row.as_item(scope, texts[row.item], is_stale=row.item in stale) for row in kept]
 
 
-def rows_where(db: sqlite3.Connection, scope: Scope, condition: str, *values: object) -> Iterator[ItemRow]:
+def rows_where(db: Rows, scope: Scope, condition: str, *values: object) -> Iterator[ItemRow]:
     """Yield the rows of this workspace that meet a condition on ``i`` (items) and ``t`` (texts)."""
     for row in db.execute(f"{_FROM} WHERE i.workspace = ? AND {condition}", (scope.workspace, *values)):
         yield ItemRow(*row)
 
 
-def stale_items(db: sqlite3.Connection, items: Sequence[int]) -> set[int]:
+def stale_items(db: Rows, items: Sequence[int]) -> set[int]:
     """Return those ``items`` that depend on an item that was superseded."""
+    if not items:
+        return set()
     marks = ",".join("?" * len(items))
     sql = (
         f"SELECT l.item FROM links l JOIN items o ON o.item = l.other WHERE l.relation = 'depends_on' "

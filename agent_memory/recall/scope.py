@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from attrs import frozen
 
 from agent_memory.errors import ConfigError, repr_of
+from agent_memory.recall.storage import Rows
 
 _LONGEST_NAME = 200
 
@@ -31,15 +30,12 @@ def checked_name(name: object, what: str = "workspace") -> str:
     return name
 
 
-def open_scope(db: sqlite3.Connection, salt: str, name: str, now: float) -> Scope:
-    """Return the workspace (salt, name), created where it is new. Inside a write transaction."""
-    sql = "INSERT INTO workspaces (salt, name, created_s) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-    db.execute(sql, (salt, name, now))
-    row = db.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
-    return Scope(int(row[0]), name)
+def open_scope(db: Rows, salt: str, name: str, now: float) -> Scope:
+    """Return the workspace (salt, name), created where it is new. Inside a write transaction, from now on its own."""
+    return Scope(db.workspace(salt, name, now), name)
 
 
-def find_scope(db: sqlite3.Connection, salt: str, name: str) -> Scope:
+def find_scope(db: Rows, salt: str, name: str) -> Scope:
     """Return the workspace (salt, name), or one that nothing is in. Inside a read transaction."""
     row = db.execute("SELECT workspace FROM workspaces WHERE salt = ? AND name = ?", (salt, name)).fetchone()
     return Scope(int(row[0]) if row else 0, name)

@@ -13,7 +13,6 @@ Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from agent_memory.recall.around import SHIFTS, Around, Floats, Ids, Posting
 from agent_memory.recall.context_tables import BLOCK
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.words import prefix_of
 
 K1 = 0.9
@@ -32,7 +32,6 @@ LOOKED_AROUND = 400  #: items whose neighbours are looked at
 _COUNTED = 10  #: times the cap: how far frequent words are counted
 #: Of the frequent words, the rarest, of which two find an item; fewer where there are many items.
 _PAIRED, _PAIRED_IN_MANY, _MANY_ITEMS = 6, 3, 200_000
-_STRETCH_ITEMS = 100  #: so many items of a word are read in the time that one look-up of a stretch takes
 
 
 @frozen
@@ -71,7 +70,7 @@ class Found:
         kept.sort()
         return self._only(kept)
 
-    def best_existing(self, db: sqlite3.Connection, n: int, always: Ids) -> Found:
+    def best_existing(self, db: Rows, n: int, always: Ids) -> Found:
         """Return the same of the items that are there: behind the last of a thread are ids that nothing has yet."""
         n_asked = 2 * n
         while True:
@@ -81,7 +80,9 @@ class Found:
                 return kept.best(n, always)
             n_asked *= 4
 
-    def _existing(self, db: sqlite3.Connection) -> Found:
+    def _existing(self, db: Rows) -> Found:
+        if not len(self.ids):
+            return self
         marks = ",".join("?" * len(self.ids))
         rows = db.execute(f"SELECT item FROM items WHERE item IN ({marks})", self.ids.tolist()).fetchall()
         return self._only(np.isin(self.ids, np.fromiter((item for (item,) in rows), np.int64, len(rows))))
@@ -94,7 +95,7 @@ NOTHING = Found(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
 
 def find(
-    db: sqlite3.Connection,
+    db: Rows,
     workspace: int,
     words: Sequence[str],
     n_items: int,
@@ -112,17 +113,12 @@ def find(
     prefix = prefix_of(workspace, is_passage)
     terms: list[Term] = []
     postings: list[Posting] = []
-    for word in words:
-        places = _places(db, prefix + word, limit + 1)
-        if not len(places):
-            continue
-        ids, counts = np.unique(places, return_counts=True)
-        if len(places) > limit:
-            n_with = _count(db, prefix + word, _COUNTED * limit)
-            terms.append(Term(word, n_with, idf(n_items, n_with), True))
-        else:
-            terms.append(Term(word, len(ids), idf(n_items, len(ids)), False))
-            postings.append((ids, counts.astype(np.float64)))
+    found_words = db.words.places([prefix + word for word in words], limit, _COUNTED * limit)
+    for word, places in zip(words, found_words, strict=True):
+        if places.n_items:
+            terms.append(Term(word, places.n_items, idf(n_items, places.n_items), places.is_frequent))
+        if len(places.ids):
+            postings.append((places.ids, places.counts))
     frequent = sorted((term for term in terms if term.is_frequent), key=lambda term: (-term.idf, term.word))
     rare = [(term.idf, p) for term, p in zip((t for t in terms if not t.is_frequent), postings, strict=True)]
     n_paired = _PAIRED if n_items <= _MANY_ITEMS else _PAIRED_IN_MANY
@@ -134,7 +130,7 @@ def find(
     return _scored(found, Around.of(ids, with_neighbours=is_passage), [*rare, *hints])
 
 
-def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_passage: bool) -> Found:
+def with_frequent(db: Rows, workspace: int, found: Found, *, is_passage: bool) -> Found:
     """Return ``found`` with its frequent words counted: looked up around these items alone, once an item."""
     frequent = [term for term in found.terms if term.is_frequent]
     if not frequent or not len(found.ids):
@@ -142,21 +138,11 @@ def with_frequent(db: sqlite3.Connection, workspace: int, found: Found, *, is_pa
     prefix = prefix_of(workspace, is_passage)
     around = Around.of(found.ids, with_neighbours=is_passage)
     weighted = list(zip((t.idf for t in found.terms if not t.is_frequent), found.postings, strict=True))
-    for term in frequent:
-        having = _having(db, f'"{prefix}{term.word}"', around, term.n_items)
+    found_items = db.words.among({prefix + term.word: term.n_items for term in frequent}, around)
+    for term, having in zip(frequent, found_items, strict=True):
         if len(having):
             weighted.append((term.idf, (having, np.ones(len(having)))))
     return _scored(found, around, weighted)
-
-
-def _having(db: sqlite3.Connection, query: str, around: Around, n_items: int) -> Ids:
-    """The items that match ``query`` in the stretches of ``around``, in order. All of them, where that is faster."""
-    if n_items <= _STRETCH_ITEMS * len(around.starts):
-        sql = "SELECT group_concat(rowid) FROM (SELECT rowid FROM words WHERE words MATCH ?)"
-        return _listed(db.execute(sql, (query,)).fetchone()[0])
-    sql = "SELECT rowid FROM words WHERE words MATCH ? AND rowid BETWEEN ? AND ?"
-    stretches = zip(around.starts.tolist(), (around.stops - 1).tolist(), strict=True)
-    return np.array([item for first, last in stretches for (item,) in db.execute(sql, (query, first, last))], np.int64)
 
 
 def idf(n_items: int, n_with: int) -> float:
@@ -164,35 +150,16 @@ def idf(n_items: int, n_with: int) -> float:
     return math.log(1 + (max(n_items, n_with) - n_with + 0.5) / (n_with + 0.5))
 
 
-def _places(db: sqlite3.Connection, term: str, limit: int) -> Ids:
-    """The items in which an indexed word stands, once for each time. As one text: a row each takes twice as long."""
-    sql = "SELECT group_concat(doc) FROM (SELECT doc FROM words_at WHERE term = ? LIMIT ?)"
-    return _listed(db.execute(sql, (term, limit)).fetchone()[0])
-
-
-def _listed(joined: str | None) -> Ids:
-    found: Ids = np.fromstring(joined, np.int64, sep=",") if joined else np.zeros(0, np.int64)
-    return found
-
-
-def _count(db: sqlite3.Connection, term: str, limit: int) -> int:
-    """How many items have a word, ``limit`` at most."""
-    sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-    return int(db.execute(sql, (f'"{term}"', limit)).fetchone()[0])
-
-
 def _hinted(
-    db: sqlite3.Connection, prefix: str, frequent: Sequence[Term], limit: int, *, has_rare: bool
+    db: Rows, prefix: str, frequent: Sequence[Term], limit: int, *, has_rare: bool
 ) -> list[tuple[float, Posting]]:
     """Items with two of the frequent words, the newest of each pair; with one where there is no other word."""
     having: dict[Term, set[int]] = {term: set() for term in frequent}
     asked: list[tuple[Term, ...]] = [*combinations(frequent, 2)]
     if not asked and not has_rare:
         asked = [(term,) for term in frequent]
-    for some in asked:
-        query = " AND ".join(f'"{prefix}{term.word}"' for term in some)
-        sql = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
-        items = [item for (item,) in db.execute(sql, (query, limit))]
+    newest = db.words.newest_with([[prefix + term.word for term in some] for some in asked], limit)
+    for some, items in zip(asked, newest, strict=True):
         for term in some:
             having[term].update(items)
     return [

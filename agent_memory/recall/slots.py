@@ -6,13 +6,13 @@ Nothing is overwritten: the chain is made anew from the rows whenever a fact of 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 
 
-def supersede(db: sqlite3.Connection, scope: Scope, slots: Iterable[str]) -> list[int]:
+def supersede(db: Rows, scope: Scope, slots: Iterable[str]) -> list[int]:
     """Make the chains of ``slots`` anew; return the items that became superseded. Inside a write transaction."""
     changed: list[int] = []
     for slot in sorted(slots):
@@ -31,17 +31,17 @@ def supersede(db: sqlite3.Connection, scope: Scope, slots: Iterable[str]) -> lis
     return changed
 
 
-def assert_again(db: sqlite3.Connection, scope: Scope, text: int, at: float) -> set[str]:
+def assert_again(db: Rows, scope: Scope, text: int, at: float) -> set[str]:
     """Move the facts of a text that was told again to ``at``, where that is later; return their slots."""
     sql = "SELECT DISTINCT slot FROM items WHERE text = ? AND workspace = ? AND slot IS NOT NULL"
     slots = {str(slot) for (slot,) in db.execute(sql, (text, scope.workspace))}
     if slots:
-        sql = "UPDATE items SET at = max(at, ?) WHERE text = ? AND workspace = ? AND slot IS NOT NULL"
-        db.execute(sql, (at, text, scope.workspace))
+        sql = "UPDATE items SET at = ? WHERE text = ? AND workspace = ? AND slot IS NOT NULL AND at < ?"
+        db.execute(sql, (at, text, scope.workspace, at))
     return slots
 
 
-def chain_of(db: sqlite3.Connection, scope: Scope, item: int) -> list[int]:
+def chain_of(db: Rows, scope: Scope, item: int) -> list[int]:
     """Return the ids of the chain that ``item`` is in, oldest first; the item alone where it fills no slot."""
     sql = "SELECT slot FROM items WHERE item = ? AND workspace = ?"
     row = db.execute(sql, (item, scope.workspace)).fetchone()

@@ -7,7 +7,6 @@ in it. Texts are filed anew on the way in, so that rules of a later version appl
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from agent_memory.recall.extraction import KINDS
 from agent_memory.recall.filing import file_texts, file_typed, prepare
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.told import Told
 from agent_memory.recall.typed import Typed
 
@@ -24,7 +24,7 @@ _IN_PLACE = "ORDER BY found_by IS NOT NULL, item"  #: an item's place in its tex
 _LEARNT = ("net_useful", "useful_s", "n_used", "used_s", "pinned_s")
 
 
-def lines(db: sqlite3.Connection, scope: Scope) -> Iterator[str]:
+def lines(db: Rows, scope: Scope) -> Iterator[str]:
     """Yield the lines of a workspace, the header first. Inside a read transaction."""
     yield json.dumps({"format": FORMAT})
     sql = (
@@ -50,9 +50,7 @@ def lines(db: sqlite3.Connection, scope: Scope) -> Iterator[str]:
         yield json.dumps({"link": "merged_into", "item": names[item], "other": names[other]})
 
 
-def read(
-    db: sqlite3.Connection, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float
-) -> list[int]:
+def read(db: Rows, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float) -> list[int]:
     """File the texts of exported ``lines``; return those that were new. Inside a write transaction.
 
     ``clean``: redacts; what was exported is clean, what was written into the file since may not be.
@@ -81,19 +79,19 @@ def read(
     return new
 
 
-def _learnt(db: sqlite3.Connection, text: int) -> dict[str, list[Any]]:
+def _learnt(db: Rows, text: int) -> dict[str, list[Any]]:
     """The place in its text of each item of which something was learnt, with what was learnt."""
     sql = f"SELECT {', '.join(_LEARNT)} FROM items WHERE text = ? {_IN_PLACE}"
     return {str(place): list(row) for place, row in enumerate(db.execute(sql, (text,))) if any(row)}
 
 
-def _found(db: sqlite3.Connection, text: int) -> list[list[Any]]:
+def _found(db: Rows, text: int) -> list[list[Any]]:
     """What an extractor found in a text: rules do not find it again."""
     sql = "SELECT found_by, kind, start, stop FROM items WHERE text = ? AND found_by IS NOT NULL ORDER BY item"
     return [list(row) for row in db.execute(sql, (text,))]
 
 
-def _names(db: sqlite3.Connection, scope: Scope) -> dict[int, list[int]]:
+def _names(db: Rows, scope: Scope) -> dict[int, list[int]]:
     """Item -> [number of its text's line, place in it]."""
     sql = "SELECT item, text FROM items WHERE workspace = ? ORDER BY text, found_by IS NOT NULL, item"
     numbers: dict[int, int] = {}
@@ -116,9 +114,7 @@ def _parsed(line: str, number: int) -> dict[str, Any]:
     return row
 
 
-def _file(
-    db: sqlite3.Connection, scope: Scope, row: dict[str, Any], clean: Callable[[str], str], now: float
-) -> tuple[int, bool]:
+def _file(db: Rows, scope: Scope, row: dict[str, Any], clean: Callable[[str], str], now: float) -> tuple[int, bool]:
     speaker, source = (clean(row[name]) if row[name] is not None else None for name in ("speaker", "source"))
     told = Told(
         kind=row["kind"], body=clean(row["body"]), role=row["role"], speaker=speaker, source=source, at=float(row["at"])
@@ -143,7 +139,7 @@ def _file(
     return int(text), bool(filed.n_texts)
 
 
-def _link(db: sqlite3.Connection, scope: Scope, row: dict[str, Any], numbered: list[int]) -> None:
+def _link(db: Rows, scope: Scope, row: dict[str, Any], numbered: list[int]) -> None:
     ends = []
     for number, place in (row["item"], row["other"]):
         sql = f"SELECT item FROM items WHERE text = ? {_IN_PLACE} LIMIT 1 OFFSET ?"

@@ -3,14 +3,14 @@
 - Stored as float16 beside the fingerprint of the embedder; vectors of another fingerprint are never read.
 - Up to ``EXACT_ITEMS`` all are compared exactly, and short passages are read with their neighbours, as their words are:
   a cosine is a mean over both, by the passage's length. Above, one bit a number is kept in memory (32 times less);
-  the nearest by Hamming distance are read from the file and compared exactly.
+  the nearest by Hamming distance are read from the file and compared exactly. A store that can search vectors itself
+  (PostgreSQL with pgvector) finds those then.
 - Compared in blocks of ``_BLOCK`` rows: one large product would start a thread a core.
 - What another process or a deletion changed is seen at the next search: by number and last sequence number.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from agent_memory.errors import ConfigError, repr_of
 from agent_memory.recall.context_tables import BLOCK
-from agent_memory.recall.filing import next_number
 from agent_memory.recall.protocols import Embedder
 from agent_memory.recall.ranking import neighbours_share
 from agent_memory.recall.rows import span_text
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 
 EXACT_ITEMS = 100_000
 _RESCORED = 400
@@ -55,8 +55,10 @@ class VectorView:
         vector: Floats = unit(self.embedder, [text])[0]
         return vector
 
-    def nearest(self, db: sqlite3.Connection, query: Floats, n: int) -> dict[int, float]:
+    def nearest(self, db: Rows, query: Floats, n: int) -> dict[int, float]:
         """Return the ``n`` items nearest to a ``query`` with their cosines. Inside a read transaction."""
+        if (near := self._by_server(db, query, max(n, _RESCORED))) is not None:
+            return self._rescored(db, near, query, n)
         with self._lock:
             self._refresh(db)
             if not len(self._ids):
@@ -66,13 +68,28 @@ class VectorView:
                 order = _top(cosines, n)
                 return {int(self._ids[i]): float(cosines[i]) for i in order}
             distances = _distances(self._rows, np.packbits(query > 0))
-            near = self._ids[_top(-distances.astype(np.float32), max(n, _RESCORED))]
-        rows = _read(db, self.scope, self.embedder.fingerprint, [int(item) for item in near])
+            near = self._ids[_top(-distances.astype(np.float32), max(n, _RESCORED))].tolist()
+        return self._rescored(db, near, query, n)
+
+    def _by_server(self, db: Rows, query: Floats, n: int) -> list[int] | None:
+        """The items that the store finds nearest, where there are too many to compare here and it can."""
+        if not db.searches_vectors:
+            return None
+        sql = "SELECT count(*) FROM vectors WHERE workspace = ? AND fingerprint = ?"
+        (n_items,) = db.execute(sql, (self.scope.workspace, self.embedder.fingerprint)).fetchone()
+        if n_items <= self.exact_items:
+            return None
+        return db.nearest(self.scope.workspace, self.embedder.fingerprint, query.tolist(), n)
+
+    def _rescored(self, db: Rows, near: Sequence[int], query: Floats, n: int) -> dict[int, float]:
+        rows = _read(db, self.scope, self.embedder.fingerprint, near)
+        if not rows:
+            return {}
         ids = np.fromiter(rows, np.int64, len(rows))
         cosines = _products(np.stack(list(rows.values())), query)
         return {int(ids[i]): float(cosines[i]) for i in _top(cosines, n)}
 
-    def _refresh(self, db: sqlite3.Connection) -> None:
+    def _refresh(self, db: Rows) -> None:
         key = (self.scope.workspace, self.embedder.fingerprint)
         sql = "SELECT count(*), coalesce(max(seq), 0) FROM vectors WHERE workspace = ? AND fingerprint = ?"
         n, last = db.execute(sql, key).fetchone()
@@ -122,7 +139,7 @@ def unit(embedder: Embedder, texts: Sequence[str]) -> Floats:
     return found
 
 
-def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) -> list[tuple[int, str]]:
+def pending(db: Rows, scope: Scope, embedder: Embedder, n: int) -> list[tuple[int, str]]:
     """Return up to ``n`` passages, newest first, that have no vector of this embedder, with their texts."""
     from agent_memory.recall.rows import rows_where
 
@@ -139,7 +156,7 @@ def pending(db: sqlite3.Connection, scope: Scope, embedder: Embedder, n: int) ->
     return [(row.item, f"{row.speaker}: {span_text(db, row)}" if row.speaker else span_text(db, row)) for row in rows]
 
 
-def store(db: sqlite3.Connection, scope: Scope, embedder: Embedder, items: Sequence[int], vectors: Floats) -> int:
+def store(db: Rows, scope: Scope, embedder: Embedder, items: Sequence[int], vectors: Floats) -> int:
     """Keep the vectors of those ``items`` that are still there; return how many. Inside a write transaction."""
     n = 0
     for item, vector in zip(items, vectors, strict=True):
@@ -148,12 +165,14 @@ def store(db: sqlite3.Connection, scope: Scope, embedder: Embedder, items: Seque
             "WHERE item = ? AND workspace = ? ON CONFLICT DO NOTHING"
         )
         value = vector.astype(np.float16).tobytes()
-        seq = next_number(db, "vector")
-        n += db.execute(sql, (embedder.fingerprint, seq, value, item, scope.workspace)).rowcount
+        seq = db.next_number("vector")
+        if db.execute(sql, (embedder.fingerprint, seq, value, item, scope.workspace)).rowcount:
+            db.keep_near(embedder.fingerprint, item, vector.tolist())
+            n += 1
     return n
 
 
-def drop_others(db: sqlite3.Connection, scope: Scope, fingerprint: str) -> int:
+def drop_others(db: Rows, scope: Scope, fingerprint: str) -> int:
     """Delete the vectors of every other embedder; return how many. Inside a write transaction."""
     sql = "DELETE FROM vectors WHERE workspace = ? AND fingerprint <> ?"
     return db.execute(sql, (scope.workspace, fingerprint)).rowcount
@@ -179,7 +198,7 @@ def _top(values: Floats, n: int) -> NDArray[np.int64]:
     return kept[np.argsort(-values[kept], kind="stable")].astype(np.int64)
 
 
-def _read(db: sqlite3.Connection, scope: Scope, fingerprint: str, items: Sequence[int]) -> dict[int, NDArray[Any]]:
+def _read(db: Rows, scope: Scope, fingerprint: str, items: Sequence[int]) -> dict[int, NDArray[Any]]:
     marks = ",".join("?" * len(items))
     sql = f"SELECT item, value FROM vectors WHERE workspace = ? AND fingerprint = ? AND item IN ({marks}) ORDER BY item"
     rows = db.execute(sql, (scope.workspace, fingerprint, *items))

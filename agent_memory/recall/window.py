@@ -13,7 +13,6 @@ Where a window's cards stand is kept in the file, so the order outlives the proc
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from attrs import define, field
@@ -23,6 +22,7 @@ from agent_memory.recall.cards import CardStyle
 from agent_memory.recall.protocols import TokenCounter
 from agent_memory.recall.rows import ItemRow, rows_of, rows_where, span_text, stale_items
 from agent_memory.recall.scope import Scope
+from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import Dropped, Hit, Item, WorkingSet
 from agent_memory.types import Message
 
@@ -37,7 +37,7 @@ _RELEVANT = 0.2  #: of the best hit's score: less is noise
 class Window:
     """The cards of one window, and what they cost. Inside one write transaction."""
 
-    db: sqlite3.Connection
+    db: Rows
     scope: Scope
     name: str
     count: TokenCounter

@@ -17,6 +17,7 @@ from agent_memory.recall.episode_types import Outcome
 from agent_memory.recall.episodes import EpisodicMemory
 from agent_memory.recall.protocols import Redacted
 from tests.parts.secret_corpus import secrets
+from tests.parts.stores import Stores
 from tests.parts.waiting import together
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = """
 import sys
 from agent_memory.recall.episodes import EpisodicMemory
+from tests.parts.stores import Stores
 memory = EpisodicMemory(sys.argv[1], workspace=sys.argv[2])
 while True:
     with memory.start("a task") as episode:
@@ -37,7 +39,7 @@ while True:
 """
 
 
-def killed_run(path: Path, n_lines: int, workspace: str = "default") -> list[list[str]]:
+def killed_run(path: str | Path, n_lines: int, workspace: str = "default") -> list[list[str]]:
     """What a process acknowledged before it was killed, after at least ``n_lines`` lines."""
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(path), workspace], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -51,7 +53,7 @@ def killed_run(path: Path, n_lines: int, workspace: str = "default") -> list[lis
     return [line.split() for line in lines if line.endswith("\n")]
 
 
-def check_acknowledged(path: Path, said: list[list[str]]) -> None:
+def check_acknowledged(path: str | Path, said: list[list[str]]) -> None:
     steps = Counter(int(line[1]) for line in said if line[0] == "step")
     with EpisodicMemory(path) as memory:
         assert memory.check().ok
@@ -69,21 +71,21 @@ def check_acknowledged(path: Path, said: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize("n_lines", [1, 5, 23])
-def test_a_killed_process_loses_no_step_that_returned_and_its_episode_is_resumed(tmp_path: Path, n_lines: int) -> None:
-    path = tmp_path / "recall.db"
+def test_a_killed_process_loses_no_step_that_returned_and_its_episode_is_resumed(store: Stores, n_lines: int) -> None:
+    path = store("recall.db")
     check_acknowledged(path, killed_run(path, n_lines))
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_lose_nothing(tmp_path: Path) -> None:
+def test_two_hundred_kills_lose_nothing(store: Stores) -> None:
     rng = Random(5)
-    path = tmp_path / "recall.db"
+    path = store("recall.db")
     for _ in range(200):
         check_acknowledged(path, killed_run(path, rng.randint(1, 60)))
 
 
-def test_eight_threads_of_mixed_work_lose_no_update(tmp_path: Path) -> None:
-    with EpisodicMemory(tmp_path / "recall.db") as memory:
+def test_eight_threads_of_mixed_work_lose_no_update(store: Stores) -> None:
+    with EpisodicMemory(store("recall.db")) as memory:
         shared = memory.start("a shared task")
 
         def work(seed: int) -> None:
@@ -109,8 +111,8 @@ def test_eight_threads_of_mixed_work_lose_no_update(tmp_path: Path) -> None:
         assert memory.check().ok
 
 
-def test_a_second_process_reads_and_writes_the_same_file_meanwhile(tmp_path: Path) -> None:
-    path = tmp_path / "recall.db"
+def test_a_second_process_reads_and_writes_the_same_file_meanwhile(store: Stores) -> None:
+    path = store("recall.db")
     with EpisodicMemory(path, workspace="mine") as memory:
         said = killed_run(path, 40)
         for i in range(20):
@@ -122,11 +124,11 @@ def test_a_second_process_reads_and_writes_the_same_file_meanwhile(tmp_path: Pat
 
 
 @pytest.mark.parametrize("n", [250, pytest.param(2_000, marks=pytest.mark.slow)])
-def test_workspaces_never_meet_under_random_operations(n: int) -> None:
+def test_workspaces_never_meet_under_random_operations(n: int, store: Stores) -> None:
     """Two workspaces of one file behave like two files that never heard of one another."""
     rng = Random(11)
     ids: dict[str, dict[int, int]] = {"a": {}, "b": {}}
-    with EpisodicMemory() as together, EpisodicMemory() as alone_a, EpisodicMemory() as alone_b:
+    with EpisodicMemory(store()) as together, EpisodicMemory(store()) as alone_a, EpisodicMemory(store()) as alone_b:
         pairs = {"a": (together.workspace("a"), alone_a), "b": (together.workspace("b"), alone_b)}
         for i in range(n):
             name = rng.choice("ab")
@@ -165,8 +167,8 @@ def test_workspaces_never_meet_under_random_operations(n: int) -> None:
             assert other.forget(id) == 0
 
 
-def test_salts_part_workspaces_of_one_name() -> None:
-    with EpisodicMemory(salt="one") as one:
+def test_salts_part_workspaces_of_one_name(store: Stores) -> None:
+    with EpisodicMemory(store(), salt="one") as one:
         database = one._database
         two = EpisodicMemory(database, salt="two")
         with one.start("a secret task") as episode:
@@ -175,50 +177,46 @@ def test_salts_part_workspaces_of_one_name() -> None:
         assert len(one.recall("a secret task")) == 1
 
 
-def bytes_of(folder: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
-
-
-def test_no_byte_of_a_secret_reaches_the_file(tmp_path: Path) -> None:
+def test_no_byte_of_a_secret_reaches_the_file(store: Stores) -> None:
     samples = [sample for sample in secrets(4, 2) if all(len(part) >= 12 for part in sample.parts)]
     assert len(samples) > 60
-    with EpisodicMemory(tmp_path / "recall.db") as memory:
+    with EpisodicMemory(store("recall.db")) as memory:
         for sample in samples:
             with memory.start(f"use {sample.text}", context={"tags": (sample.text,)}) as episode:
                 episode.step("a", sample.text, observation=sample.text, parameters={"given": sample.text})
                 episode.decide(sample.text, sample.text)
                 episode.complete(Outcome(success=False, result=sample.text, error=sample.text))
             assert memory.get(episode.id).redactions >= 7
-        stored = bytes_of(tmp_path)
+        stored = store.bytes()
         memory.recommend("use a key", error=samples[0].text)
     left = [part for sample in samples for part in sample.parts if part.encode() in stored]
     assert left == []
 
 
-def test_redaction_is_the_callers_to_replace_or_to_switch_off() -> None:
+def test_redaction_is_the_callers_to_replace_or_to_switch_off(store: Stores) -> None:
     class Shout:
         def redact(self, text: str) -> Redacted:
             return Redacted(text.upper())
 
-    with EpisodicMemory(redact=Shout()) as memory:
+    with EpisodicMemory(store(), redact=Shout()) as memory:
         assert memory.get(memory.start("whisper").id).task == "WHISPER"
-    with EpisodicMemory(redact=None) as memory:
+    with EpisodicMemory(store(), redact=None) as memory:
         assert memory.get(memory.start("password=Tiger!99").id).task == "password=Tiger!99"
 
 
-def test_equal_secrets_are_equal_in_another_process_of_the_store(tmp_path: Path) -> None:
+def test_equal_secrets_are_equal_in_another_process_of_the_store(store: Stores) -> None:
     tasks: list[str] = []
     for _ in range(2):
-        with EpisodicMemory(tmp_path / "recall.db") as memory:
+        with EpisodicMemory(store("recall.db")) as memory:
             tasks.append(memory.get(memory.start("password=Tiger!99").id).task)
     assert tasks[0] == tasks[1]
-    with EpisodicMemory(tmp_path / "other.db") as memory:
+    with EpisodicMemory(store("other.db")) as memory:
         assert memory.get(memory.start("password=Tiger!99").id).task != tasks[0]
 
 
-def test_no_byte_of_a_forgotten_episode_is_left(tmp_path: Path) -> None:
+def test_no_byte_of_a_forgotten_episode_is_left(store: Stores) -> None:
     words = ("quokkatask", "quokkatool", "quokkaaction", "quokkaerror", "quokkacondition", "quokkachoice")
-    with EpisodicMemory(tmp_path / "recall.db") as memory:
+    with EpisodicMemory(store("recall.db")) as memory:
         gone: list[int] = []
         for i in range(6):
             with memory.start(f"keep {i}") as kept:
@@ -236,12 +234,12 @@ def test_no_byte_of_a_forgotten_episode_is_left(tmp_path: Path) -> None:
         assert memory.forget(gone[:2]) == 2
         assert memory.forget(gone) == 4
         assert not any(word in repr(memory.patterns(min_effectiveness=0)) for word in words)
-        stored = bytes_of(tmp_path)
+        stored = store.bytes()
         assert [word for word in words if word.encode() in stored] == []
         assert b"keepaction" in stored
         assert memory.stats().n_completed == 6
         assert memory.forget() == 6
-    stored = bytes_of(tmp_path)
+    stored = store.bytes()
     assert b"keepaction" not in stored
 
 

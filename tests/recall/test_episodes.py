@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from agent_memory.errors import ClosedError, ConfigError, ItemNotFoundError, UnsupportedParameterError
-from agent_memory.recall.database import Database
 from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, StepRecorder, TaskContext
 from agent_memory.recall.episodes import EpisodicMemory
+from agent_memory.recall.opening import open_storage
 from agent_memory.types import ToolCall, ToolResult
 from tests.parts.planted_corpus import planted
 from tests.parts.recording import Clock, record
+from tests.parts.stores import Stores
 
 DAY = 86_400.0
 MISSING = "ModuleNotFoundError: No module named '{}'"
@@ -32,8 +33,8 @@ def convert(memory: EpisodicMemory, *, module: str = "pyarrow", task: str = "con
     return episode.id
 
 
-def test_an_episode_keeps_what_was_done_in_order() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_an_episode_keeps_what_was_done_in_order(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         with memory.start("fix the parser", context=TaskContext(language="Rust", tags=("api",))) as episode:
             assert episode.step("read", "open parser.rs", parameters={"path": "parser.rs", "line": 3}) == 1
             assert episode.decide("the tests are slow", "run one of them") == 2
@@ -54,16 +55,16 @@ def test_an_episode_keeps_what_was_done_in_order() -> None:
     assert kept.score.total == 0
 
 
-def test_an_error_that_leaves_the_block_completes_the_episode_as_failed() -> None:
-    with EpisodicMemory() as memory:
+def test_an_error_that_leaves_the_block_completes_the_episode_as_failed(store: Stores) -> None:
+    with EpisodicMemory(store()) as memory:
         with pytest.raises(ZeroDivisionError), memory.start("divide") as episode:
             raise ZeroDivisionError("by zero")
         kept = memory.get(episode.id)
     assert kept.outcome == Outcome(success=False, error="ZeroDivisionError: by zero")
 
 
-def test_an_interrupted_episode_and_one_without_an_end_are_abandoned_and_can_be_resumed() -> None:
-    with EpisodicMemory() as memory:
+def test_an_interrupted_episode_and_one_without_an_end_are_abandoned_and_can_be_resumed(store: Stores) -> None:
+    with EpisodicMemory(store()) as memory:
         one = memory.start("long work")
         one.step("dig")
         with pytest.raises(KeyboardInterrupt), one:
@@ -80,8 +81,8 @@ def test_an_interrupted_episode_and_one_without_an_end_are_abandoned_and_can_be_
         assert [r.id for r in memory.unfinished()] == [two.id]
 
 
-def test_a_handle_is_of_no_use_after_the_end_and_after_another_resumed() -> None:
-    with EpisodicMemory() as memory:
+def test_a_handle_is_of_no_use_after_the_end_and_after_another_resumed(store: Stores) -> None:
+    with EpisodicMemory(store()) as memory:
         first = memory.start("work")
         second = memory.resume(first.id)
         with pytest.raises(ClosedError, match="resumed by another handle"):
@@ -96,9 +97,9 @@ def test_a_handle_is_of_no_use_after_the_end_and_after_another_resumed() -> None
         assert len(memory.get(first.id).steps) == 1
 
 
-def test_open_episodes_that_nothing_was_added_to_are_abandoned_after_a_day() -> None:
+def test_open_episodes_that_nothing_was_added_to_are_abandoned_after_a_day(store: Stores) -> None:
     clock = Clock()
-    with EpisodicMemory(clock=clock) as memory:
+    with EpisodicMemory(store(), clock=clock) as memory:
         old, new = memory.start("old"), memory.start("new")
         clock.at += DAY
         new.step("dig")
@@ -109,8 +110,8 @@ def test_open_episodes_that_nothing_was_added_to_are_abandoned_after_a_day() -> 
         assert memory.stats().n_learned == 1
 
 
-def test_an_abandoned_episode_is_learned_from() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_an_abandoned_episode_is_learned_from(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         for _ in range(3):
             convert(memory)
         with memory.start("convert once more") as episode:
@@ -121,9 +122,9 @@ def test_an_abandoned_episode_is_learned_from() -> None:
         assert episode.id in recovery.episodes
 
 
-def test_the_score_is_a_product_whose_parts_are_told_and_may_be_the_callers_own() -> None:
+def test_the_score_is_a_product_whose_parts_are_told_and_may_be_the_callers_own(store: Stores) -> None:
     clock = Clock()
-    with EpisodicMemory(clock=clock) as memory:
+    with EpisodicMemory(store(), clock=clock) as memory:
         episode = memory.start("quick work")
         episode.step("a")
         episode.step("b", ok=False)
@@ -137,26 +138,26 @@ def test_the_score_is_a_product_whose_parts_are_told_and_may_be_the_callers_own(
         used = sum(step.tokens or 0 for step in record.steps)
         return Score(total=100 / used, outcome=1, efficiency=100 / used, quality=1)
 
-    with EpisodicMemory(score=by_tokens) as memory:
+    with EpisodicMemory(store(), score=by_tokens) as memory:
         episode = memory.start("work")
         episode.step("a", tokens=400)
         assert episode.complete(True).total == 0.25
         assert memory.get(episode.id).score == Score(total=0.25, outcome=1, efficiency=0.25, quality=1)
 
 
-def test_a_score_function_that_raises_leaves_the_episode_open() -> None:
+def test_a_score_function_that_raises_leaves_the_episode_open(store: Stores) -> None:
     def broken(_: EpisodeRecord) -> Score:
         raise ZeroDivisionError
 
-    with EpisodicMemory(score=broken) as memory:
+    with EpisodicMemory(store(), score=broken) as memory:
         episode = memory.start("work")
         with pytest.raises(ZeroDivisionError):
             episode.complete(True)
         assert memory.get(episode.id).state == "open"
 
 
-def test_a_reflection_states_facts_and_the_steps_they_rest_on() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_a_reflection_states_facts_and_the_steps_they_rest_on(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         facts = {insight.text: insight.steps for insight in memory.reflection(convert(memory))}
         [recovered] = [steps for text, steps in facts.items() if "worked after pip" in text]
         assert recovered == (2, 3)
@@ -175,8 +176,8 @@ def test_a_reflection_states_facts_and_the_steps_they_rest_on() -> None:
         assert told["Failed after 5 steps: too slow."] == (6,)
 
 
-def test_recall_finds_similar_tasks_and_says_why() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_recall_finds_similar_tasks_and_says_why(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         wanted = convert(memory)
         with memory.start("write a poem about rivers") as other:
             other.complete(True)
@@ -187,9 +188,9 @@ def test_recall_finds_similar_tasks_and_says_why() -> None:
         assert memory.recall("xylophone") == []
 
 
-def test_what_is_learned_from_is_brief_and_what_is_recalled_is_whole() -> None:
+def test_what_is_learned_from_is_brief_and_what_is_recalled_is_whole(store: Stores) -> None:
     error = "Traceback (most recent call last):\n" + "  frame\n" * 4_000 + "CodecError: no codec"
-    with EpisodicMemory(clock=Clock()) as memory:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         for _ in range(3):
             with memory.start("convert a film") as episode:
                 episode.step("convert", "film", ok=False, observation=error, parameters={"n": 1})
@@ -204,8 +205,8 @@ def test_what_is_learned_from_is_brief_and_what_is_recalled_is_whole() -> None:
         assert hit.episode.steps[0].parameters == {"n": 1}
 
 
-def test_a_recovery_is_advised_after_one_episode_and_as_a_pattern_after_three() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_a_recovery_is_advised_after_one_episode_and_as_a_pattern_after_three(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         first = convert(memory)
         [advice, *_] = memory.recommend("convert a file", error=MISSING.format("polars"))
         assert (advice.tools, advice.pattern, advice.episodes) == (("pip",), None, (first,))
@@ -218,8 +219,8 @@ def test_a_recovery_is_advised_after_one_episode_and_as_a_pattern_after_three() 
         assert sum(advice.parts.values()) == pytest.approx(advice.score)
 
 
-def test_an_open_episode_is_advised_by_its_own_last_step() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_an_open_episode_is_advised_by_its_own_last_step(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         for _ in range(3):
             convert(memory)
         with memory.start("convert the summary") as episode:
@@ -230,9 +231,9 @@ def test_an_open_episode_is_advised_by_its_own_last_step() -> None:
             episode.complete(False)
 
 
-def test_the_advice_for_a_planted_task_names_its_pattern_first_of_all() -> None:
+def test_the_advice_for_a_planted_task_names_its_pattern_first_of_all(store: Stores) -> None:
     episodes, _ = planted(3)
-    with EpisodicMemory(clock=Clock()) as memory:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         record(memory, episodes)
         advice = memory.recommend("a task", context={"language": "rust", "domain": "web"}, k=3)
         assert any(one.pattern and one.pattern.tools == ("nextest",) for one in advice)
@@ -241,9 +242,9 @@ def test_the_advice_for_a_planted_task_names_its_pattern_first_of_all() -> None:
         assert nexts[0].episodes
 
 
-def test_effectiveness_halves_in_thirty_days_and_many_successes_rank_above_one() -> None:
+def test_effectiveness_halves_in_thirty_days_and_many_successes_rank_above_one(store: Stores) -> None:
     clock = Clock()
-    with EpisodicMemory(clock=clock) as memory:
+    with EpisodicMemory(store(), clock=clock) as memory:
         for _ in range(3):
             convert(memory)
         last = clock.at
@@ -266,18 +267,18 @@ def test_effectiveness_halves_in_thirty_days_and_many_successes_rank_above_one()
             memory.verdict("no such pattern", success=True)
 
 
-def test_the_ids_of_patterns_are_the_same_in_another_memory() -> None:
+def test_the_ids_of_patterns_are_the_same_in_another_memory(store: Stores) -> None:
     ids: list[set[str]] = []
     for _ in range(2):
-        with EpisodicMemory(clock=Clock()) as memory:
+        with EpisodicMemory(store(), clock=Clock()) as memory:
             for _ in range(3):
                 convert(memory)
             ids.append({pattern.id for pattern in memory.patterns()})
     assert ids[0] == ids[1] != set()
 
 
-def test_validate_matches_one_to_one_and_says_what_is_missed_and_extra() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_validate_matches_one_to_one_and_says_what_is_missed_and_extra(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         for _ in range(3):
             convert(memory)
         gold: dict[str, Any] = {"kind": "error_recovery", "error": MISSING.format("zod"), "tools": ("pip",)}
@@ -292,26 +293,26 @@ def test_validate_matches_one_to_one_and_says_what_is_missed_and_extra() -> None
                 memory.validate([wrong])
 
 
-def test_the_file_is_read_by_the_next_memory(tmp_path: Path) -> None:
-    with EpisodicMemory(tmp_path / "recall.db") as memory:
+def test_the_file_is_read_by_the_next_memory(store: Stores) -> None:
+    with EpisodicMemory(store("recall.db")) as memory:
         for _ in range(3):
             convert(memory)
         shown = {pattern.id for pattern in memory.patterns()}
-    with EpisodicMemory(tmp_path / "recall.db") as memory:
+    with EpisodicMemory(store("recall.db")) as memory:
         assert {pattern.id for pattern in memory.patterns()} == shown
         assert memory.check().ok
 
 
-def test_another_handle_on_the_file_sees_what_was_learned_meanwhile(tmp_path: Path) -> None:
-    with EpisodicMemory(tmp_path / "recall.db") as one, EpisodicMemory(tmp_path / "recall.db") as two:
+def test_another_handle_on_the_file_sees_what_was_learned_meanwhile(store: Stores) -> None:
+    with EpisodicMemory(store("recall.db")) as one, EpisodicMemory(store("recall.db")) as two:
         assert two.patterns() == []
         for _ in range(3):
             convert(one)
         assert {pattern.id for pattern in two.patterns()} == {pattern.id for pattern in one.patterns()} != set()
 
 
-def test_context_memory_and_episodes_share_a_file() -> None:
-    database = Database(":memory:")
+def test_context_memory_and_episodes_share_a_file(store: Stores) -> None:
+    database = open_storage(store())[0]
     memory = EpisodicMemory(database)
     convert(memory)
     memory.close()
@@ -319,12 +320,12 @@ def test_context_memory_and_episodes_share_a_file() -> None:
     database.close()
 
 
-def test_check_names_rows_that_contradict_one_another() -> None:
-    database = Database(":memory:")
+def test_check_names_rows_that_contradict_one_another(store: Stores) -> None:
+    database = open_storage(store())[0]
     memory = EpisodicMemory(database)
     id = convert(memory)
     assert memory.check().ok
-    with database.write() as db:
+    with memory._database.write() as db:
         db.execute("DELETE FROM episode_events WHERE episode = ? AND number = 2", (id,))
     assert f"episode {id}: 3 events numbered up to 4" in memory.check().damaged[0]
     database.close()
@@ -344,16 +345,18 @@ WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), WRONG_STEPS, ids=lambda value: str(value)[:40])
-def test_a_wrong_step_is_refused_before_anything_is_written(arguments: dict[str, Any], said: str) -> None:
-    with EpisodicMemory() as memory:
+def test_a_wrong_step_is_refused_before_anything_is_written(
+    arguments: dict[str, Any], said: str, store: Stores
+) -> None:
+    with EpisodicMemory(store()) as memory:
         episode = memory.start("work")
         with pytest.raises(UnsupportedParameterError, match=said):
             episode.step(**arguments)
         assert memory.get(episode.id).steps == ()
 
 
-def test_wrong_arguments_are_refused_by_name() -> None:
-    with EpisodicMemory() as memory:
+def test_wrong_arguments_are_refused_by_name(store: Stores) -> None:
+    with EpisodicMemory(store()) as memory:
         for call, said in (
             (lambda: memory.start(""), "task must be"),
             (lambda: memory.start("a", context={"speed": 1}), "context has 'speed'"),
@@ -379,8 +382,8 @@ def test_wrong_arguments_are_refused_by_name() -> None:
             EpisodicMemory(**options)  # type: ignore[arg-type]
 
 
-def test_a_long_observation_loses_its_middle_and_says_so() -> None:
-    with EpisodicMemory() as memory:
+def test_a_long_observation_loses_its_middle_and_says_so(store: Stores) -> None:
+    with EpisodicMemory(store()) as memory:
         episode = memory.start("work")
         text = "head " + "x" * 150_000 + " tail"
         episode.step("read", observation=text)
@@ -391,9 +394,9 @@ def test_a_long_observation_loses_its_middle_and_says_so() -> None:
     assert step.cut_chars + len(step.observation.replace(f"\n[{step.cut_chars:,} characters cut]\n", "")) == len(text)
 
 
-def test_parameters_of_any_shape_are_kept_as_json() -> None:
+def test_parameters_of_any_shape_are_kept_as_json(store: Stores) -> None:
     given = {"path": Path("/a"), "n": [1, None], "card": 4111111111111111, "odd": "\ud800"}
-    with EpisodicMemory() as memory:
+    with EpisodicMemory(store()) as memory:
         episode = memory.start("work")
         episode.step("a", parameters=given)
         episode.step("b", parameters={"password": "Tiger!99", "n": 1})
@@ -403,8 +406,8 @@ def test_parameters_of_any_shape_are_kept_as_json() -> None:
     assert two.parameters["n"] == 1
 
 
-def test_episodes_travel_to_another_workspace_as_lines(tmp_path: Path) -> None:
-    with EpisodicMemory(clock=Clock()) as memory, EpisodicMemory(clock=Clock()) as other:
+def test_episodes_travel_to_another_workspace_as_lines(tmp_path: Path, store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory, EpisodicMemory(store(), clock=Clock()) as other:
         for i in range(3):
             convert(memory, task=f"convert report {i}")
         with memory.start("half done") as episode:
@@ -422,8 +425,8 @@ def test_episodes_travel_to_another_workspace_as_lines(tmp_path: Path) -> None:
             memory.export_jsonl(tmp_path / "out.jsonl")
 
 
-def test_a_damaged_line_is_named_and_nothing_of_its_file_is_added(tmp_path: Path) -> None:
-    with EpisodicMemory(clock=Clock()) as memory, EpisodicMemory() as other:
+def test_a_damaged_line_is_named_and_nothing_of_its_file_is_added(tmp_path: Path, store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory, EpisodicMemory(store()) as other:
         convert(memory)
         memory.export_jsonl(tmp_path / "out.jsonl")
         good = (tmp_path / "out.jsonl").read_text()
@@ -434,8 +437,8 @@ def test_a_damaged_line_is_named_and_nothing_of_its_file_is_added(tmp_path: Path
         assert other.stats().n_completed == 0
 
 
-def test_clusters_part_episodes_by_what_they_were_about() -> None:
-    with EpisodicMemory(clock=Clock()) as memory:
+def test_clusters_part_episodes_by_what_they_were_about(store: Stores) -> None:
+    with EpisodicMemory(store(), clock=Clock()) as memory:
         reports = tuple(convert(memory, task=f"convert report {i}") for i in range(4))
         poems: list[int] = []
         for i in range(3):
@@ -446,7 +449,7 @@ def test_clusters_part_episodes_by_what_they_were_about() -> None:
         assert {str(memory.clusters(n=2, seed=seed)) for seed in range(5)} == {str([reports, tuple(poems)])}
 
 
-def test_whatever_runs_tools_can_record_them_by_itself() -> None:
+def test_whatever_runs_tools_can_record_them_by_itself(store: Stores) -> None:
     def answer(call: ToolCall) -> ToolResult:
         is_error = call.arguments["city"] == "Atlantis"
         return ToolResult(call.id, "no such city" if is_error else "12 degrees", is_error=is_error)
@@ -456,7 +459,7 @@ def test_whatever_runs_tools_can_record_them_by_itself() -> None:
             result = answer(call)
             recorder.step(call.name, parameters=call.arguments, ok=not result.is_error, observation=str(result.content))
 
-    with EpisodicMemory() as memory:
+    with EpisodicMemory(store()) as memory:
         episode = memory.start("how warm is it?")
         assert isinstance(episode, StepRecorder)
         run(episode, [ToolCall("weather", {"city": "Atlantis"}, "1"), ToolCall("weather", {"city": "Rome"}, "2")])

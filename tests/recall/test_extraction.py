@@ -17,6 +17,7 @@ from attrs import define, field
 from agent_memory import ContextMemory, UnsupportedParameterError
 from agent_memory.recall.extraction import PIECE_CHARS, TRIES
 from agent_memory.recall.protocols import Extracted
+from tests.parts.stores import Stores
 
 PLAIN = "The wharf crew leans towards copper nails."  #: no rule finds anything in it
 
@@ -193,9 +194,9 @@ memory.maintain(60_000)
 
 
 def test_a_process_that_dies_while_it_reads_leaves_the_text_marked(
-    opened: Callable[..., ContextMemory], tmp_path: Path
+    opened: Callable[..., ContextMemory], store: Stores
 ) -> None:
-    path = tmp_path / "recall.sqlite"
+    path = store("recall.sqlite")
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), "60"], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "reading\n"

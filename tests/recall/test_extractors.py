@@ -19,6 +19,7 @@ from agent_memory.recall.tool_sequences import normal_course, tool_sequences
 from agent_memory.recall.validating import validated
 from tests.parts.planted_corpus import Event, PlantedEpisode, planted
 from tests.parts.recording import gold_patterns, record, records
+from tests.parts.stores import Stores
 
 
 def extracted(episodes: list[EpisodeRecord]) -> list[Draft]:
@@ -37,9 +38,9 @@ def test_planted_patterns_are_found_and_their_doubles_are_not(kind: str) -> None
     assert n_gold >= 24
 
 
-def test_a_memory_finds_what_was_planted() -> None:
+def test_a_memory_finds_what_was_planted(store: Stores) -> None:
     episodes, gold = planted(101)
-    with EpisodicMemory() as memory:
+    with EpisodicMemory(store()) as memory:
         record(memory, episodes)
         prf = memory.validate([one for kind in gold_patterns(gold).values() for one in kind])
         assert min(prf.precision, prf.recall) >= 0.9, prf

@@ -6,26 +6,26 @@ import io
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from agent_memory import ContextMemory, UnsupportedParameterError
 from agent_memory.recall.stem import stem
+from tests.parts.stores import Stores
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Iterator[ContextMemory]:
-    with ContextMemory(tmp_path / "recall.sqlite", clock=lambda: NOW) as memory:
+def memory(store: Stores) -> Iterator[ContextMemory]:
+    with ContextMemory(store("recall.sqlite"), clock=lambda: NOW) as memory:
         yield memory
 
 
-def left(folder: Path, *words: str) -> list[str]:
+def left(store: Stores, *words: str) -> list[str]:
     """Those words, or their stems, of which a byte is left in any file."""
-    data = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file()).lower()
+    data = store.bytes().lower()
     return [word for word in words if word.encode() in data or stem(word).encode() in data]
 
 
@@ -34,40 +34,40 @@ def secret_words(n: int, seed: int) -> list[str]:
     return ["".join(chance.choices("bcdfghjklmnpqrstvwz", k=9)) for _ in range(n)]
 
 
-def test_after_forgetting_no_byte_is_left_in_any_file(memory: ContextMemory, tmp_path: Path) -> None:
+def test_after_forgetting_no_byte_is_left_in_any_file(memory: ContextMemory, store: Stores) -> None:
     gone, kept = secret_words(40, 1), secret_words(40, 2)
     for n in range(40):
         memory.remember(f"We decided that {gone[n]} is the name. My {gone[n]} key is {gone[n]}.", source=f"s-{gone[n]}")
         memory.remember([{"role": "user", "content": f"{kept[n]} is fine", "name": kept[n]}], source="kept")
     memory.consolidate()
     memory.working_set(" ".join(gone[:9]))
-    assert left(tmp_path, *gone) == gone
+    assert left(store, *gone) == gone
     for n in range(0, 40, 2):
         [hit] = memory.recall(gone[n], k=1)
         memory.forget(hit.item.id)
     for n in range(1, 40, 2):
         assert memory.forget(gone[n].upper()) == 1
-    assert left(tmp_path, *gone) == []
-    assert left(tmp_path, *kept) == kept
+    assert left(store, *gone) == []
+    assert left(store, *kept) == kept
     assert memory.check().damaged == ()
     assert [memory.recall(word) for word in gone] == [[]] * 40
     assert all(memory.recall(word) for word in kept)
 
 
-def test_a_forgotten_text_does_not_come_back_after_reindexing_and_restart(tmp_path: Path) -> None:
-    path = tmp_path / "recall.sqlite"
+def test_a_forgotten_text_does_not_come_back_after_reindexing_and_restart(store: Stores) -> None:
+    path = store("recall.sqlite")
     [word] = secret_words(1, 3)
     with ContextMemory(path) as memory:
         memory.remember(f"{word} must go")
         memory.remember("this may stay")
         memory.forget(word)
         with memory._database.write() as db:
-            db.execute("UPDATE counters SET value = 0 WHERE name = 'words'")
+            db.words.begin_anew(0)
     with ContextMemory(path) as memory:  # another version of words: indexed anew
         assert memory.recall(word) == []
         assert memory.recall("stay")
         assert memory.check().damaged == ()
-        assert left(tmp_path, word) == []
+        assert left(store, word) == []
 
 
 def test_forgetting_takes_phrases_sources_items_and_everything(memory: ContextMemory) -> None:
@@ -181,13 +181,13 @@ def test_secrets_in_an_import_are_replaced_too(memory: ContextMemory) -> None:
     assert secret not in memory.recall("token")[0].item.text
 
 
-def test_texts_beyond_their_retention_go_and_pinned_ones_stay(memory: ContextMemory, tmp_path: Path) -> None:
+def test_texts_beyond_their_retention_go_and_pinned_ones_stay(memory: ContextMemory, store: Stores) -> None:
     old, pinned, new = secret_words(3, 5)
     memory.remember(f"{old} is old", at=NOW - 40 * DAY)
     memory.pin(memory.remember(f"{pinned} is old", at=NOW - 40 * DAY).ids[0])
     memory.remember(f"{new} is new", at=NOW - 20 * DAY)
     assert memory.maintain(retain_days=30).n_expired == 1
-    assert left(tmp_path, old, pinned, new) == [pinned, new]
+    assert left(store, old, pinned, new) == [pinned, new]
     assert memory.maintain(retain_days=30).n_expired == 0
 
 
@@ -223,7 +223,7 @@ def test_check_names_what_does_not_agree(memory: ContextMemory) -> None:
     memory.remember("The cargo is blue.")
     assert memory.check().ok
     with memory._database.write() as db:
-        db.execute("INSERT INTO words (words, rowid, body) VALUES ('delete', ?, 'w1zferri')", (item,))
+        db.words.remove([(item, 1, "w1zferri")])
         db.execute("INSERT INTO links VALUES (777, 'related', 778, 1)")
         db.execute("UPDATE workspaces SET n_passages = 9")
         db.execute("UPDATE items SET stop = 99 WHERE item = ?", (item,))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory import ContextMemory
+from tests.parts.stores import Stores
 
 WRITER = """
 import sys
@@ -54,9 +55,9 @@ while True:
 """
 
 
-def run_and_kill(path: Path, seed: int, delay_lines: int) -> list[str]:
+def run_and_kill(path: str, seed: int, delay_lines: int) -> list[str]:
     """What the writer acknowledged until it was killed, at once after ``delay_lines`` lines."""
-    command = [sys.executable, "-c", WRITER, str(path), str(seed)]
+    command = [sys.executable, "-c", WRITER, path, str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as writer:
         assert writer.stdout is not None
         lines = [writer.stdout.readline().strip() for _ in range(delay_lines)]
@@ -65,8 +66,8 @@ def run_and_kill(path: Path, seed: int, delay_lines: int) -> list[str]:
     return lines
 
 
-def kill_often(path: Path, n_kills: int, seed: int = 11) -> None:
-    chance = random.Random(seed)
+def kill_often(store: Stores, name: str, n_kills: int, seed: int = 11) -> None:
+    chance, path = random.Random(seed), store(name)
     kept: set[str] = set()
     for run in range(n_kills):
         lines = run_and_kill(path, run, chance.randint(1, 25))
@@ -80,7 +81,7 @@ def kill_often(path: Path, n_kills: int, seed: int = 11) -> None:
                 bodies = {body for (body,) in db.execute("SELECT body FROM texts")}
             assert kept <= bodies
             assert not any(body.startswith(phrase) for body in bodies for phrase in gone)
-            data = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+            data = store.bytes()
             # Also where the process died between the deletion of the rows and the removal of their bytes.
             without_rows = [p for p in asked if not any(body.startswith(p) for body in bodies)]
             assert [phrase for phrase in without_rows if phrase.encode() in data] == []
@@ -91,12 +92,12 @@ def kill_often(path: Path, n_kills: int, seed: int = 11) -> None:
             assert len(valid) <= 1  # one master at a time
 
 
-def test_six_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    kill_often(tmp_path / "recall.sqlite", 6)
+def test_six_kills_lose_nothing_that_was_acknowledged(store: Stores) -> None:
+    kill_often(store, "recall.sqlite", 6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_two_hundred_kills_lose_nothing_that_was_acknowledged(tmp_path: Path, part: int) -> None:
+def test_two_hundred_kills_lose_nothing_that_was_acknowledged(store: Stores, part: int) -> None:
     for number in range(5):  # a file each, so that they stay small
-        kill_often(tmp_path / f"recall-{number}.sqlite", 10, seed=100 * part + number)
+        kill_often(store, f"recall-{number}.sqlite", 10, seed=100 * part + number)

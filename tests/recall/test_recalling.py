@@ -11,6 +11,7 @@ import pytest
 
 from agent_memory import ContextMemory, ItemNotFoundError, Weights
 from agent_memory.recall import search
+from tests.parts.stores import Stores
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0
@@ -32,8 +33,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def memory(clock: Clock) -> Iterator[ContextMemory]:
-    with ContextMemory(clock=clock) as memory:
+def memory(clock: Clock, store: Stores) -> Iterator[ContextMemory]:
+    with ContextMemory(store(), clock=clock) as memory:
         yield memory
 
 
@@ -215,11 +216,11 @@ def test_words_that_are_too_frequent_only_add_to_what_others_found(memory: Conte
         assert (one_frequent.alone > 0).sum() == 10
 
 
-def test_a_cap_costs_next_to_no_recall() -> None:
+def test_a_cap_costs_next_to_no_recall(store: Stores) -> None:
     """A store of 1,500 notes, questions of one rare and two frequent words: what is found with and without a cap."""
     chance = random.Random(7)
     common = [f"common{n}" for n in range(20)]
-    with ContextMemory() as memory:
+    with ContextMemory(store()) as memory:
         rare = [f"rare{n}" for n in range(300)]
         wanted = {}
         for n in range(1_500):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,14 +14,15 @@ from agent_memory import ContextMemory, Message, UnsupportedParameterError
 from agent_memory.recall import filing
 from agent_memory.recall.passages import cut
 from agent_memory.recall.told import MAX_TEXT_BYTES, detected, told
+from tests.parts.stores import Stores
 
 HOUR = 3600.0
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=400)
 
 
 @pytest.fixture
-def memory() -> Iterator[ContextMemory]:
-    with ContextMemory(clock=lambda: 1_800_000_000.0) as memory:
+def memory(store: Stores) -> Iterator[ContextMemory]:
+    with ContextMemory(store(), clock=lambda: 1_800_000_000.0) as memory:
         yield memory
 
 
@@ -135,29 +135,29 @@ def test_a_rule_that_fails_costs_its_items_and_never_the_text(
     assert memory.recall("lighthouse")[0].item.text == "We decided to keep the lighthouse."
 
 
-def test_secrets_are_replaced_before_anything_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "recall.sqlite"
+def test_secrets_are_replaced_before_anything_is_written(store: Stores) -> None:
+    path = store("recall.sqlite")
     secret = "ghp_" + "a1B2c3D4e5F6" * 3
     with ContextMemory(path) as memory:
         report = memory.remember([{"role": "user", "content": f"my token is {secret}"}], source=f"mail {secret}")
         assert sum(report.redactions.values()) == 2
         [hit] = memory.recall("token")
         assert "[REDACTED:" in hit.item.text
-        left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        left = store.bytes()
         assert secret.encode() not in left
         assert secret.lower().encode() not in left
-    with ContextMemory(tmp_path / "open.sqlite", redact=None) as memory:
+    with ContextMemory(store("open.sqlite"), redact=None) as memory:
         memory.remember(f"my token is {secret}")
         assert secret in memory.recall("token")[0].item.text
 
 
-def test_it_works_with_sockets_blocked_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_works_with_sockets_blocked_and_starts_no_thread(monkeypatch: pytest.MonkeyPatch, store: Stores) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
     before = threading.active_count()
-    with ContextMemory() as memory:
+    with ContextMemory(store()) as memory:
         memory.remember("The harbour opens at six.")
         assert memory.recall("harbour")
         assert memory.working_set("harbour").items
@@ -165,8 +165,8 @@ def test_it_works_with_sockets_blocked_and_starts_no_thread(monkeypatch: pytest.
     assert threading.active_count() == before
 
 
-def test_texts_survive_the_process_and_a_second_one_reads_them(tmp_path: Path) -> None:
-    path = tmp_path / "recall.sqlite"
+def test_texts_survive_the_process_and_a_second_one_reads_them(store: Stores) -> None:
+    path = store("recall.sqlite")
     with ContextMemory(path) as memory:
         memory.remember("The harbour opens at six.")
         with ContextMemory(path) as other:

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from agent_memory import ConfigError, ContextMemory, Embedder
 from agent_memory.recall.sentence_model import SentenceModel, _gelu
+from tests.parts.stores import Stores
 
 WORDS = "[UNK] the ferry is red blue late and old harbour".split()
 CONFIG = {"model_type": "bert", "hidden_act": "gelu", "hidden_size": 32, "num_hidden_layers": 2,
@@ -69,8 +70,8 @@ def test_the_fingerprint_is_of_weights_and_tokenizer(tmp_path: Path) -> None:
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
 
-def test_it_serves_a_memory(tmp_path: Path) -> None:
-    with ContextMemory(embedder=SentenceModel(write(tmp_path / "model"))) as memory:
+def test_it_serves_a_memory(tmp_path: Path, store: Stores) -> None:
+    with ContextMemory(store(), embedder=SentenceModel(write(tmp_path / "model"))) as memory:
         memory.remember("the ferry is red and old", kind="note")
         memory.maintain(5_000)
         assert memory.recall("ferry red")[0].item.text == "the ferry is red and old"

@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from agent_memory import ConfigError, ContextMemory, Embedder, StaticModel
+from tests.parts.stores import Stores
 
 WORDS = "[UNK] the ferry boat is red blue late".split()
 ROWS = np.array([[0, 0], [1, 1], [3, 0], [3, 0.3], [1, 1], [0, 2], [0, -2], [-1, 1]], np.float32)
@@ -65,8 +66,8 @@ def test_another_table_is_another_fingerprint(tmp_path: Path) -> None:
     assert one.fingerprint != other.fingerprint
 
 
-def test_meaning_finds_what_no_word_does(tmp_path: Path) -> None:
-    with ContextMemory(embedder=StaticModel(write(tmp_path / "a"))) as memory:
+def test_meaning_finds_what_no_word_does(tmp_path: Path, store: Stores) -> None:
+    with ContextMemory(store(), embedder=StaticModel(write(tmp_path / "a"))) as memory:
         memory.remember("boat late", kind="note")
         memory.remember("blue blue", kind="note")
         assert memory.recall("ferry") == []

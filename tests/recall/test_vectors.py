@@ -13,6 +13,8 @@ from attrs import frozen
 
 from agent_memory import ConfigError, ContextMemory, Embedder
 from agent_memory.recall import vectors
+from tests.parts.postgres import PostgresServer
+from tests.parts.stores import Stores
 
 SYNONYMS = {"automobile": "car", "vessel": "boat", "physician": "doctor"}
 
@@ -46,8 +48,8 @@ def test_a_hash_embedder_is_an_embedder() -> None:
     assert isinstance(HashEmbedder(), Embedder)
 
 
-def test_meaning_finds_what_words_do_not() -> None:
-    with filled() as memory:
+def test_meaning_finds_what_words_do_not(store: Stores) -> None:
+    with filled(store()) as memory:
         assert memory.recall("automobile") == []
         done = memory.maintain(10_000)
         assert (done.n_embedded, done.is_done) == (51, True)
@@ -59,8 +61,8 @@ def test_meaning_finds_what_words_do_not() -> None:
         assert memory.maintain().n_embedded == 0
 
 
-def test_what_was_remembered_since_is_found_by_words_before_it_has_a_vector() -> None:
-    with filled() as memory:
+def test_what_was_remembered_since_is_found_by_words_before_it_has_a_vector(store: Stores) -> None:
+    with filled(store()) as memory:
         memory.maintain(10_000)
         memory.remember("The vessel sails at dawn.", kind="note")
         assert memory.recall("vessel dawn")[0].item.text == "The vessel sails at dawn."
@@ -68,8 +70,8 @@ def test_what_was_remembered_since_is_found_by_words_before_it_has_a_vector() ->
         assert memory.recall("boat")[0].item.text == "The vessel sails at dawn."
 
 
-def test_idle_work_stops_when_its_time_is_over_and_goes_on_later() -> None:
-    with filled() as memory:
+def test_idle_work_stops_when_its_time_is_over_and_goes_on_later(store: Stores) -> None:
+    with filled(store()) as memory:
         first = memory.maintain(0)
         assert 0 < first.n_embedded < 51
         assert not first.is_done
@@ -78,8 +80,8 @@ def test_idle_work_stops_when_its_time_is_over_and_goes_on_later() -> None:
         assert memory.stats().n_vectors == 51
 
 
-def test_vectors_of_two_embedders_are_never_mixed(tmp_path: Path) -> None:
-    path = tmp_path / "recall.sqlite"
+def test_vectors_of_two_embedders_are_never_mixed(store: Stores) -> None:
+    path = store("recall.sqlite")
     with filled(path) as memory:
         memory.maintain(10_000)
     with ContextMemory(path, embedder=HashEmbedder(dim=32, fingerprint="hash-32")) as memory:
@@ -91,21 +93,21 @@ def test_vectors_of_two_embedders_are_never_mixed(tmp_path: Path) -> None:
         assert memory.check().ok
 
 
-def test_forgotten_items_leave_the_vectors_too(tmp_path: Path) -> None:
-    with filled(tmp_path / "recall.sqlite") as memory:
+def test_forgotten_items_leave_the_vectors_too(store: Stores) -> None:
+    with filled(store("recall.sqlite")) as memory:
         memory.maintain(10_000)
         assert memory.recall("automobile")
         vector = (
             vectors.unit(HashEmbedder(), ["The car is parked behind the mill."])[0, :32].astype(np.float16).tobytes()
         )
-        assert vector in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert vector in store.bytes()
         memory.forget("parked")
         assert all("car" not in hit.item.text for hit in memory.recall("automobile"))
-        assert vector not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert vector not in store.bytes()
 
 
-def test_bits_with_rescoring_find_what_exact_search_finds() -> None:
-    with filled() as memory:
+def test_bits_with_rescoring_find_what_exact_search_finds(store: Stores) -> None:
+    with filled(store()) as memory:
         memory.maintain(10_000)
         exact = vectors.VectorView(memory._scope, HashEmbedder())
         bits = vectors.VectorView(memory._scope, HashEmbedder(), exact_items=10)
@@ -116,7 +118,37 @@ def test_bits_with_rescoring_find_what_exact_search_finds() -> None:
                 assert list(got.values()) == pytest.approx(list(expected.values()), abs=1e-3)
 
 
-def test_an_embedder_that_breaks_its_word_is_refused() -> None:
+@pytest.mark.contract
+def test_a_server_with_pgvector_searches_itself_and_finds_the_same(postgres: PostgresServer) -> None:
+    if not postgres.admin("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"):
+        pytest.skip("the server has no pgvector: apt-get install -y postgresql-<version>-pgvector")
+    database = postgres.new_database()
+    with filled(postgres.url(database)) as memory:
+        memory.maintain(10_000)
+        with memory._database.read() as db:
+            assert not db.searches_vectors
+    postgres.admin("CREATE EXTENSION vector", database=database)
+    with ContextMemory(postgres.url(database), embedder=HashEmbedder()) as memory:
+        by_bits = vectors.VectorView(memory._scope, HashEmbedder(), exact_items=10)
+        query = by_bits.query("automobile")
+        with memory._database.read() as db:
+            assert db.searches_vectors
+            assert by_bits._by_server(db, query, 9) is None, "those from before have no vector of the server's"
+            before = by_bits.nearest(db, query, 5)
+        with memory._database.write() as db:
+            db.execute("DELETE FROM vectors")
+        memory.maintain(10_000)
+        with memory._database.read() as db:
+            assert len(by_bits._by_server(db, query, 9) or []) == 9
+            found = by_bits.nearest(db, query, 5)
+        assert list(found) == list(before)
+        assert list(found.values()) == pytest.approx(list(before.values()), abs=1e-3)
+        assert memory.recall("automobile")[0].item.text == "The car is parked behind the mill."
+        assert memory.forget("parked") == 1
+        assert memory.check().ok
+
+
+def test_an_embedder_that_breaks_its_word_is_refused(store: Stores) -> None:
     class Liar(HashEmbedder):
         def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
             return np.zeros((len(texts), 3), np.float32)
@@ -126,7 +158,7 @@ def test_an_embedder_that_breaks_its_word_is_refused() -> None:
             return np.full((len(texts), self.dim), np.nan, np.float32)
 
     for wrong, match in ((Liar(), "says dim 512"), (Broken(), "not finite")):
-        with ContextMemory(embedder=wrong) as memory:
+        with ContextMemory(store(), embedder=wrong) as memory:
             memory.remember("The ferry is red.")
             with pytest.raises(ConfigError, match=match):
                 memory.maintain()

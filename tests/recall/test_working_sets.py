@@ -13,6 +13,7 @@ from agent_memory import Config, ContextMemory, EchoRunner, Hit, Item, Memory, U
 from agent_memory.prompt.escaping import escaped, without_marks_of
 from agent_memory.recall.cards import card, utf8_bytes
 from agent_memory.recall.window import Window
+from tests.parts.stores import Stores
 
 RUNNER = EchoRunner()
 RUNNER.open({})
@@ -21,8 +22,8 @@ TOPICS = "harbour lighthouse ferry anchor compass mutiny cargo pilot storm riggi
 
 
 @pytest.fixture
-def memory() -> Iterator[ContextMemory]:
-    with ContextMemory(tokenizer=TOKENIZER, clock=lambda: 1_800_000_000.0) as memory:
+def memory(store: Stores) -> Iterator[ContextMemory]:
+    with ContextMemory(store(), tokenizer=TOKENIZER, clock=lambda: 1_800_000_000.0) as memory:
         chance = random.Random(1)
         for n in range(60):
             words = " ".join(chance.choices("alpha beta gamma delta epsilon zeta".split(), k=8))
@@ -50,9 +51,9 @@ def test_a_working_set_is_never_above_its_budget(budget: int, topics: list[str])
             assert not shown & {dropped.item.id for dropped in got.dropped}
 
 
-def test_the_same_calls_give_the_same_working_sets() -> None:
+def test_the_same_calls_give_the_same_working_sets(store: Stores) -> None:
     def texts() -> list[str]:
-        with ContextMemory(tokenizer=TOKENIZER, clock=lambda: 1_800_000_000.0) as memory:
+        with ContextMemory(store(), tokenizer=TOKENIZER, clock=lambda: 1_800_000_000.0) as memory:
             for n, topic in enumerate(TOPICS * 3):
                 memory.remember(f"The {topic} has number {n}.", kind="note")
             return [memory.working_set(topic, budget_tokens=400).text for topic in TOPICS]
@@ -107,8 +108,8 @@ def test_a_superseded_and_a_forgotten_card_leave_at_once(memory: ContextMemory) 
     assert "Bo" not in memory.working_set("harbour master", budget_tokens=2_000).text
 
 
-def test_windows_keep_orders_of_their_own_and_outlive_the_handle(tmp_path: object) -> None:
-    path = f"{tmp_path}/recall.sqlite"
+def test_windows_keep_orders_of_their_own_and_outlive_the_handle(store: Stores) -> None:
+    path = store("recall.sqlite")
     with ContextMemory(path, tokenizer=TOKENIZER) as memory:
         for topic in TOPICS:
             memory.remember(f"The {topic} is old.", kind="note")
@@ -118,8 +119,8 @@ def test_windows_keep_orders_of_their_own_and_outlive_the_handle(tmp_path: objec
         assert memory.working_set("ferry cargo", window="a", budget_tokens=900).text.startswith(first.text)
 
 
-def test_without_a_tokenizer_a_budget_counts_bytes() -> None:
-    with ContextMemory() as memory:
+def test_without_a_tokenizer_a_budget_counts_bytes(store: Stores) -> None:
+    with ContextMemory(store()) as memory:
         for n in range(20):
             memory.remember(f"The über-ferry number {n} is late.", kind="note")
         got = memory.working_set("ferry", budget_tokens=500)
@@ -172,9 +173,9 @@ def test_special_tokens_that_the_rules_do_not_know_are_broken_where_the_tokenize
 
 
 @pytest.mark.parametrize(("n_pinned", "bar"), [(8, 0.20), (0, 0.28)])
-def test_sets_that_change_a_little_are_computed_anew_a_little(n_pinned: int, bar: float) -> None:
+def test_sets_that_change_a_little_are_computed_anew_a_little(n_pinned: int, bar: float, store: Stores) -> None:
     """16 wanted cards of 50 to 300 tokens out of 60, of which 1 to 3 change each turn: the share computed anew."""
-    with ContextMemory(clock=lambda: 1_800_000_000.0) as memory:
+    with ContextMemory(store(), clock=lambda: 1_800_000_000.0) as memory:
         chance = random.Random(3)
         items = []
         for n in range(60):
@@ -217,9 +218,9 @@ def test_no_mixture_of_marks_leaves_its_card(parts: list[str]) -> None:
     assert all(line.startswith("  ") for line in text.splitlines()[1:])
 
 
-def test_special_tokens_in_memories_are_plain_text_in_the_prompt() -> None:
+def test_special_tokens_in_memories_are_plain_text_in_the_prompt(store: Stores) -> None:
     special = [TOKENIZER.decode([i]) for i in TOKENIZER.special_ids] + MARKS
-    with ContextMemory(tokenizer=TOKENIZER) as memory:
+    with ContextMemory(store(), tokenizer=TOKENIZER) as memory:
         for n, mark in enumerate(special):
             memory.remember(f"Harbour note {n} says {mark} and more.", kind="note")
         got = memory.working_set("harbour note", budget_tokens=8_000)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory import AgentMemoryError, ConfigError, ContextMemory, ItemNotFoundError
+from tests.parts.stores import Stores
 from tests.parts.waiting import together
 
 NOW = 1_800_000_000.0
@@ -74,12 +75,12 @@ def seen(memory: ContextMemory) -> object:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_2000_operations_over_workspaces_leave_each_as_if_it_were_alone(seed: int) -> None:
+def test_2000_operations_over_workspaces_leave_each_as_if_it_were_alone(seed: int, store: Stores) -> None:
     """Three workspaces in one file, operated on at random; and each of them alone in a file of its own."""
     names = ["a", "b", "default"]
-    with ContextMemory(clock=lambda: NOW) as shared:
+    with ContextMemory(store(), clock=lambda: NOW) as shared:
         handles = {name: shared if name == "default" else shared.workspace(name) for name in names}
-        alone = {name: ContextMemory(workspace=name, clock=lambda: NOW) for name in names}
+        alone = {name: ContextMemory(store(), workspace=name, clock=lambda: NOW) for name in names}
         ids: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in names}
         order = random.Random(seed)
         for step in range(500):
@@ -92,8 +93,8 @@ def test_2000_operations_over_workspaces_leave_each_as_if_it_were_alone(seed: in
         assert shared.check().damaged == ()
 
 
-def test_an_id_of_another_workspace_is_not_found() -> None:
-    with ContextMemory() as mine:
+def test_an_id_of_another_workspace_is_not_found(store: Stores) -> None:
+    with ContextMemory(store()) as mine:
         theirs = mine.workspace("theirs")
         item = theirs.remember("Our deadline is Friday.").ids[0]
         own = mine.remember("Our deadline is Monday.").ids[0]
@@ -108,22 +109,22 @@ def test_an_id_of_another_workspace_is_not_found() -> None:
         assert [hit.item.text for hit in theirs.recall("deadline")] == ["Our deadline is Friday."]
 
 
-def test_the_salt_is_part_of_a_workspace(tmp_path: Path) -> None:
-    path = tmp_path / "recall.sqlite"
+def test_the_salt_is_part_of_a_workspace(store: Stores) -> None:
+    path = store("recall.sqlite")
     with ContextMemory(path, salt="one") as one, ContextMemory(path, salt="two") as two:
         one.remember("The ferry is red.")
         assert two.recall("ferry") == []
         assert two.workspace("default").recall("ferry") == []
 
 
-def test_a_workspace_needs_a_name() -> None:
+def test_a_workspace_needs_a_name(store: Stores) -> None:
     for wrong in ("", "x" * 201, "two\nlines", 7):
         with pytest.raises(ConfigError, match="workspace must be"):
-            ContextMemory(workspace=wrong)  # type: ignore[arg-type]
+            ContextMemory(store(), workspace=wrong)  # type: ignore[arg-type]
 
 
-def test_eight_threads_lose_no_update(tmp_path: Path) -> None:
-    with ContextMemory(tmp_path / "recall.sqlite") as memory:
+def test_eight_threads_lose_no_update(store: Stores) -> None:
+    with ContextMemory(store("recall.sqlite")) as memory:
         shared = memory.remember("The ferry is red, says everybody.").ids[0]
 
         def work(number: int) -> None:
@@ -143,8 +144,8 @@ def test_eight_threads_lose_no_update(tmp_path: Path) -> None:
         assert memory.check().damaged == ()
 
 
-def test_forgetting_while_others_read_and_write_loses_nothing_else(tmp_path: Path) -> None:
-    with ContextMemory(tmp_path / "recall.sqlite") as memory:
+def test_forgetting_while_others_read_and_write_loses_nothing_else(store: Stores) -> None:
+    with ContextMemory(store("recall.sqlite")) as memory:
         failures: list[BaseException] = []
         is_over = threading.Event()
 
@@ -170,7 +171,7 @@ def test_forgetting_while_others_read_and_write_loses_nothing_else(tmp_path: Pat
         assert failures == []
         assert memory.check().damaged == ()
         assert memory.recall("quagga") == []
-        assert b"quagga" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+        assert b"quagga" not in store.bytes()
 
 
 def test_a_memory_alone_loads_neither_mlx_nor_the_engine() -> None:
