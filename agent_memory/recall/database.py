@@ -272,7 +272,7 @@ class Database:
         try:
             db.execute("PRAGMA query_only=ON")
             _refuse_foreign(db, str(self.path))
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else closes it
             db.close()
             raise
         return db
