@@ -20,7 +20,7 @@ WIDE = {
     "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
     "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (23, "what a Memory and its agents are asked, and the machines that answer"),
-    "requests.registry.Agents": (13, "logs by name, and the changes of them that the engine thread makes"),
+    "requests.registry.Agents": (14, "logs by name, and the changes of them that the engine thread makes"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (32, "the truth: read wherever a prompt is made"),
