@@ -21,10 +21,11 @@ from agent_memory.toolcall.forms import ChannelForm, ElementForm, Form, FramedFo
 from agent_memory.toolcall.found import ARGUMENTS
 from agent_memory.types import Tool
 
-#: Members that some models write before a call's name, as the APIs' own objects have them.
-_MEMBER = rf'("type"{BLANKS}:{BLANKS}"function"|"id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}")'
+#: Members that some models write before a call's name, as the APIs' own objects have them; each once.
+_TYPE = rf'"type"{BLANKS}:{BLANKS}"function"{BLANKS},{BLANKS}'
+_ID = rf'"id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}"{BLANKS},{BLANKS}'
 _EXTRAS = {
-    '"name"': rf"({_MEMBER}{BLANKS},{BLANKS}){{0,2}}",
+    '"name"': rf"({_TYPE}({_ID})?|{_ID}({_TYPE})?)?",
     '"tool_name"': rf'("tool_call_id"{BLANKS}:{BLANKS}"[A-Za-z0-9_.:-]{{1,40}}"{BLANKS},{BLANKS})?',
 }
 _NUMBER = "/[0-9]{1,3}/"
