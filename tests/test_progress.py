@@ -64,14 +64,14 @@ def test_a_long_prefill_shows_its_tokens_the_reused_ones_and_the_time_left_in_a_
 
 
 def test_nothing_is_shown_in_a_pipe_unless_asked_for() -> None:
-    done = subprocess.run(program(), capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("hot\n", "")
-    done = subprocess.run(program(True), capture_output=True, text=True, check=True)
-    assert "prefill" in done.stderr
-    done = subprocess.run(program(option=", progress=True"), capture_output=True, text=True, check=True)
-    assert "prefill" in done.stderr
-    done = subprocess.run(program(True, ", progress=False"), capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    asked = (program(), program(True), program(option=", progress=True"), program(True, ", progress=False"))
+    begun = [subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for one in asked]
+    silent, by_config, by_request, overruled = (one.communicate() for one in begun)
+    assert [one.returncode for one in begun] == [0] * 4
+    assert silent == ("hot\n", "")
+    assert "prefill" in by_config[1]
+    assert "prefill" in by_request[1]
+    assert overruled[1] == ""
 
 
 @pytest.mark.parametrize("option", ["", ", progress=None"])

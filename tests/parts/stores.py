@@ -25,11 +25,12 @@ class Stores:
             self._named[name] = self._new()
         return self._server.url(self._named[name])
 
-    def bytes(self) -> bytes:
-        """Return every byte that all of these stores have on the disk, the server's log aside."""
+    def bytes(self, name: str | None = None) -> bytes:
+        """Return every byte that one of these stores, or all of them, have on the disk, the server's log aside."""
         if self._server is None:
-            return b"".join(file.read_bytes() for file in sorted(self._folder.rglob("*")) if file.is_file())
-        return b"".join(map(self._server.bytes_of, self._made))
+            files = sorted(self._folder.rglob("*" if name is None else f"{name}*"))
+            return b"".join(file.read_bytes() for file in files if file.is_file())
+        return b"".join(map(self._server.bytes_of, self._made if name is None else [self._named[name]]))
 
     def close(self) -> None:
         """Drop the databases."""

@@ -81,7 +81,7 @@ def kill_often(store: Stores, name: str, n_kills: int, seed: int = 11) -> None:
                 bodies = {body for (body,) in db.execute("SELECT body FROM texts")}
             assert kept <= bodies
             assert not any(body.startswith(phrase) for body in bodies for phrase in gone)
-            data = store.bytes()
+            data = store.bytes(name)
             # Also where the process died between the deletion of the rows and the removal of their bytes.
             without_rows = [p for p in asked if not any(body.startswith(p) for body in bodies)]
             assert [phrase for phrase in without_rows if phrase.encode() in data] == []
