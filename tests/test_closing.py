@@ -240,8 +240,10 @@ def test_a_time_that_is_none_is_refused_and_closes_nothing(memory: Memory, wrong
 
 
 DRAINING = """
-import sys, time
+import signal, sys, time
 from agent_memory import EchoRunner, Memory
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 
 memory = Memory(EchoRunner(lambda asked, _: asked * 9000, delay_s=0.002), sys.argv[1])
 memory.agent("a").say("one", max_tokens=3)
