@@ -21,7 +21,7 @@ LONGEST = len(dialogue.TURNS)
 TOKEN_BYTES = 30 * 2 * 3 * 64 * 4
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(LONGEST, marks=pytest.mark.slow)], ids="{} turns".format)
+@pytest.fixture(scope="module", params=[3, pytest.param(LONGEST, marks=pytest.mark.slow)], ids="{} turns".format)
 def uninterrupted(request: Any, tmp_path_factory: Any) -> tuple[list[dict[str, Any]], Path]:
     """The reference run, and its store afterwards."""
     store = tmp_path_factory.mktemp("uninterrupted") / "store"

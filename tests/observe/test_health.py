@@ -77,6 +77,7 @@ def test_a_request_that_waits_for_bytes_is_a_reason() -> None:
 def test_a_disk_that_refuses_is_a_reason(tmp_path: Path) -> None:
     with Memory(EchoRunner(), tmp_path / "store") as memory:
         memory.agent("a").say("hello")
+        memory.flush()  # a write that goes well says that the disk works
         memory._store.health.failed("KV", OSError(errno.ENOSPC, "no space left on device"))
         full = memory.health()
         assert (full.live, full.ready) == (True, False)
