@@ -15,16 +15,14 @@ from agent_memory.views.units import ago, count, size
 def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
     """List the agents of a store, newest use first."""
     with view(store, salt) as found:
-        agents = [plain(agent) for agent in found.agents()]
-    if as_json:
-        print_json(agents)
-        return
-    rows = [
-        (a["name"], a["n_turns"], a["n_messages"], a["n_tokens"], _stored(a), "pinned" if a["is_pinned"] else "",
-         ago(a["used_s"]))
-        for a in agents
-    ]  # fmt: skip
-    print_table(("agent", "turns", "messages", "tokens", "on disk", "", "last used"), rows, empty="no agents")
+        agents = found.agents()
+        if as_json:
+            print_json([plain(agent) for agent in agents])
+            return
+    rows = [  # without figures by tier: they would take reading the KV's rows, and longer than all the rest
+        (a.name, a.n_turns, a.n_messages, a.n_tokens, "pinned" if a.is_pinned else "", ago(a.used_s)) for a in agents
+    ]
+    print_table(("agent", "turns", "messages", "tokens", "", "last used"), rows, empty="no agents")
 
 
 def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:

@@ -152,8 +152,7 @@ def _splice(catalog: Catalog, save: Save, part: Part, tensor: int, rows: np.ndar
         assert catalog.model is not None
         layout = catalog.model.layout
         if part not in save.opened and not _open_stored(catalog, save, part):
-            catalog.disk.counts.skipped["replaced"] += 1
-            _abandon(catalog, save)
+            _give_up(catalog, save)
             return
         stored = [one.rows(layout, tensor, s.first_row, s.first_row + s.stop - s.start) for one, s in save.opened[part]]
         joined = np.concatenate([*stored, rows], axis=1)
@@ -206,8 +205,11 @@ def _commit(catalog: Catalog, save: Save) -> None:
         is_wanted = plan.agent_id is None or Logs(catalog.disk.manifest.database).has_agent(plan.agent_id)
         if is_wanted and _is_live(catalog, plan):
             _finish_files(catalog, save)
-        if not is_wanted or not _store(catalog, plan):  # an ancestor was found damaged, maybe meanwhile
+        if not is_wanted:
             _abandon(catalog, save)
+            return
+        if not _store(catalog, plan):  # an ancestor was found damaged or was taken over, maybe meanwhile
+            _give_up(catalog, save)
             return
     except SAVE_ERRORS as error:
         _fail(catalog, save, error)
@@ -280,6 +282,13 @@ def _discard(catalog: Catalog, segment: Segment) -> None:
 def _note_unwritten(catalog: Catalog, plan: Plan) -> None:
     n_unwritten = sum(segment.n_tokens for segment in plan.fresh)
     catalog.disk.counts.unwritten.note(plan.agent_id if plan.is_turn else None, plan.head, n_unwritten)
+
+
+def _give_up(catalog: Catalog, save: Save) -> None:
+    """End a save whose ancestors or stored rows are not there any more: it is counted, and no disk is blamed."""
+    _note_unwritten(catalog, save.plan)
+    catalog.disk.counts.skipped["replaced"] += 1
+    _abandon(catalog, save)
 
 
 def _fail(catalog: Catalog, save: Save, error: BaseException) -> None:
