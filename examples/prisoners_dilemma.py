@@ -13,16 +13,15 @@ rational prisoners. ``--echo`` runs without a model, for the program's own tests
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from scenario import SCENARIOS, read_scenario
+from scenario import chosen_model, options, read_scenario
 
-from agent_memory import EchoRunner, Group, Memory, Phase
+from agent_memory import Group, Memory, Phase
 
 KEYS = {
     "name": str,
@@ -116,27 +115,20 @@ def plot(file: Path, cold: list[float], kept: list[float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
-    )
-    parser.add_argument("--echo", action="store_true", help="no model: a stand-in answers")
-    parser.add_argument("--scenario", type=Path, default=SCENARIOS / "prisoners_dilemma.toml")
+    parser = options(__doc__, "prisoners_dilemma.toml")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--plot", type=Path, default=None, help="write the bars to this SVG file")
     args = parser.parse_args()
     scenario = read_scenario(args.scenario, KEYS)
     with tempfile.TemporaryDirectory() as folder:
-        model = EchoRunner("I stay silent.") if args.echo else args.model
-        with Memory(model, Path(folder) / "kept") as memory:
+        with Memory(chosen_model(args, "I stay silent."), Path(folder) / "kept") as memory:
             memory.generate("Hello.", max_tokens=1)  # the model's first call compiles: no turn's cost
             rows, group = play(memory, scenario, args.max_tokens)
             table = payoffs(group, scenario)
             for name in scenario["temporary"]:
                 memory.delete(group.member(name))
                 memory.delete(name)
-        model = EchoRunner("I stay silent.") if args.echo else args.model
-        with Memory(model, Path(folder) / "cold") as memory:
+        with Memory(chosen_model(args, "I stay silent."), Path(folder) / "cold") as memory:
             memory.generate("Hello.", max_tokens=1)
             cold = play_cold(memory, rows, args.max_tokens)
     report(rows, cold, table, scenario, args.plot)

@@ -25,9 +25,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scenario import SCENARIOS, ScenarioError, read_scenario
+from scenario import SCENARIOS, ScenarioError, chosen_model, options, read_scenario
 
-from agent_memory import EchoRunner, Memory
+from agent_memory import Memory
 
 KEYS = {
     "expert": [{"name": str, "questions": [str], "keywords": [str]}],
@@ -132,27 +132,21 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
-    )
-    parser.add_argument("--echo", action="store_true", help="no model: a stand-in answers")
-    parser.add_argument("--scenario", type=Path, default=SCENARIOS / "routing.toml")
+    parser = options(__doc__, "routing.toml")
     parser.add_argument("--experts", type=int, default=10, help="the first so many experts alone")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--again", type=Path, default=None, help=argparse.SUPPRESS)  # the store, in the second process
     args = parser.parse_args()
     scenario, texts = load(args.scenario, args.experts)
-    model = EchoRunner("The text says so.") if args.echo else args.model
     if args.again is not None:
-        with Memory(model, args.again) as memory:
+        with Memory(chosen_model(args, "The text says so."), args.again) as memory:
             print(json.dumps(second_process(memory, scenario)))
         return
     rows: list[dict[str, Any]] = []
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "store"
-            with Memory(EchoRunner("The text says so.") if args.echo else args.model, store) as memory:
+            with Memory(chosen_model(args, "The text says so."), store) as memory:
                 rows += first_process(memory, scenario, texts)
             command = [sys.executable, __file__, *sys.argv[1:], "--again", str(store)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from agent_memory import EchoRunner
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 
@@ -15,6 +18,22 @@ Keys = Mapping[str, Any]
 
 class ScenarioError(ValueError):
     """A scenario says something that it may not say, or leaves out what it must. Names the key and what is allowed."""
+
+
+def options(doc: str | None, scenario: str) -> argparse.ArgumentParser:
+    """Return a parser with what every scenario's program is asked: model, echo, scenario."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default=None, help="hub id, mlx-lm folder or .gguf file (default: the starter model)"
+    )
+    parser.add_argument("--echo", action="store_true", help="no model: a stand-in answers")
+    parser.add_argument("--scenario", type=Path, default=SCENARIOS / scenario)
+    return parser
+
+
+def chosen_model(args: argparse.Namespace, echo_says: str) -> str | EchoRunner | None:
+    """Return the model of the options, made anew for each Memory."""
+    return EchoRunner(echo_says) if args.echo else args.model
 
 
 def read_scenario(file: Path, keys: Keys) -> dict[str, Any]:
