@@ -200,6 +200,22 @@ def test_any_walk_from_a_call_that_was_opened_is_a_valid_call_23(
     assert len(calls) == 1 or not is_single
 
 
+@pytest.mark.parametrize(
+    ("written", "is_right"),
+    [
+        ('[{"id":"a","name":"wait"', True),
+        ('[{"type":"function","id":"a","name":"wait"', True),
+        ('[{"id":"a","type":"function","name":"wait"', True),
+        ('[{"id":"a","id":"b"', False),
+        ('[{"type":"function","type":"function"', False),
+    ],
+)
+def test_a_call_has_a_type_and_an_id_at_most_once(written: str, is_right: bool) -> None:
+    tools = [Tool("wait", "", schemas.checked(WAIT.parameters, "wait"))]
+    grammar = call_grammar(tools, forms("nemotron")[0], ECHO, is_open=True, is_single=False)
+    assert GRAMMARS.matcher(grammar).skip(written) is is_right
+
+
 @settings(deadline=None, max_examples=40)
 @given(schema=described, seed=st.integers(0, 2**32))
 def test_any_walk_through_a_schemas_grammar_is_a_valid_value(schema: dict[str, Any], seed: int) -> None:
