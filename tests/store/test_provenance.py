@@ -279,6 +279,7 @@ def test_stored_rows_that_another_save_has_taken_over_are_found_where_they_are_a
     stats = store.stats()
     assert (stats["save_failures"], stats["disk_state"], stats["disk_failures"]) == (0, "ok", 0)
     assert stats["saves_skipped"] == ({"replaced": 1} if is_lost else {})
+    assert (stats["unwritten_tokens"] > 0) is is_lost
     if is_lost:
         two.save(store)
     assert store.match(np.array(two.ids, np.uint32)).n_tokens == len(two.ids)
