@@ -52,6 +52,13 @@ def forked(rng, brief, n: int) -> np.ndarray:
     return np.concatenate([brief, draw(rng, n)])
 
 
+def lines_of_one_brief(seed: int, n: int) -> list[np.ndarray]:
+    """Return lineages that leave one another after a brief of 40 tokens, inside a chunk."""
+    rng = np.random.default_rng(seed)
+    brief = draw(rng, 40)
+    return [forked(rng, brief, 30) for _ in range(n)]
+
+
 def shared(store) -> list:
     return [s for s in store._catalog.segments.values() if s.n_shared]
 
@@ -140,9 +147,7 @@ def test_a_lineage_that_can_be_resumed_at_ends_of_pieces_alone_shares_nothing_in
 
 
 def test_damage_in_shared_rows_voids_all_that_share_them(tmp_path):
-    rng = np.random.default_rng(5)
-    brief = draw(rng, 40)
-    lines = [forked(rng, brief, 30) for _ in range(3)]
+    lines = lines_of_one_brief(5, 3)
     with opened(tmp_path) as store:
         for ids in lines:
             turn(store, ids)
@@ -169,9 +174,7 @@ def test_damage_in_shared_rows_voids_all_that_share_them(tmp_path):
 
 
 def test_rows_that_cannot_be_read_now_are_no_damage_and_come_back(tmp_path):
-    rng = np.random.default_rng(6)
-    brief = draw(rng, 40)
-    lines = [forked(rng, brief, 30) for _ in range(2)]
+    lines = lines_of_one_brief(6, 2)
     with opened(tmp_path) as store:
         for ids in lines:
             turn(store, ids)
@@ -262,9 +265,7 @@ def test_a_lost_manifest_finds_shared_rows_again(tmp_path):
 
 
 def test_a_reader_beside_the_writer_reads_shared_rows(tmp_path):
-    rng = np.random.default_rng(10)
-    brief = draw(rng, 40)
-    lines = [forked(rng, brief, 30) for _ in range(3)]
+    lines = lines_of_one_brief(10, 3)
     with opened(tmp_path) as store:
         for ids in lines:
             turn(store, ids)
@@ -343,9 +344,7 @@ def test_a_source_is_evicted_after_all_that_share_its_rows(tmp_path):
 
 
 def test_a_missing_source_at_opening_is_a_miss_of_all_that_share_it(tmp_path):
-    rng = np.random.default_rng(14)
-    brief = draw(rng, 40)
-    lines = [forked(rng, brief, 30) for _ in range(2)]
+    lines = lines_of_one_brief(14, 2)
     with opened(tmp_path) as store:
         for ids in lines:
             turn(store, ids)
