@@ -6,7 +6,7 @@ The texts and questions are in ``scenarios/routing.toml`` and ``scenarios/texts`
 
 - prime: each expert's first question; its text is computed (cold).
 - query: a second question to the same expert, its KV in memory (hot).
-- re-query: the first question's follow-up in a new process; the KV comes from the disk (restored).
+- re-query: the first question again ("Say that again: ...") in a new process; the KV comes from the disk (restored).
 - cross: questions that touch two texts, sent to both experts, in that new process (hot).
 
 Quality is whether a reply has at least two of the keywords, as structural checks go; the starter model (135 million
