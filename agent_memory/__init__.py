@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         UnknownAgentError,
         UnsupportedModelError,
         UnsupportedParameterError,
+        WrongKeyError,
     )
     from agent_memory.figures import Choice, Doctor, Health, Histogram, Stats
     from agent_memory.generation import Generation, State, as_completed
@@ -254,6 +255,7 @@ __all__ = [
     "Version",
     "Weights",
     "WorkingSet",
+    "WrongKeyError",
     "__version__",
     "as_completed",
     "open_store",
@@ -382,6 +384,7 @@ _HOMES = {
     "Version": "log.versions",
     "Weights": "recall.types",
     "WorkingSet": "recall.types",
+    "WrongKeyError": "errors",
     "as_completed": "generation",
     "open_store": "requests.opening",
 }

@@ -27,6 +27,7 @@
         ├ OutOfSpaceError                the disk is full
         ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         ├ ReadOnlyError                  a change of a store that was opened with read_only=True
+        ├ WrongKeyError                  the store is encrypted under another key, or under none (Config.key)
         ├ RemoteError                    a server cannot be reached, or refuses (recall on PostgreSQL)
         └ ItemNotFoundError              item (LookupError)
 
@@ -48,6 +49,8 @@ INSTALL: Mapping[str, str] = {
     "cli": 'pip install "typer>=0.12" "rich>=13"',
     "otel": 'pip install "opentelemetry-sdk>=1.30"',
     "postgres": 'pip install "psycopg[binary]>=3.2"',
+    "encryption": 'pip install "cryptography>=44" "sqlcipher3>=0.6"',
+    "remote": 'pip install "obstore>=0.12" "cryptography>=44"',
     "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
@@ -232,6 +235,10 @@ class AgentFileError(StoreError, ValueError):
 
 class ReadOnlyError(StoreError):
     """The store was opened with ``read_only=True``, or cannot be read without writing to its folder."""
+
+
+class WrongKeyError(StoreError):
+    """The store is encrypted and the key is another or none, or a key was given for one that is not encrypted."""
 
 
 class RemoteError(StoreError):
