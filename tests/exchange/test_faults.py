@@ -34,6 +34,10 @@ def _says(memory: Memory, name: str = "bob") -> Any:
     return memory.agent(name, system=SYSTEM).say("What is a wave?")
 
 
+def _asks(text: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+
+
 @pytest.mark.parametrize("method", ["sizes", "get"])
 @pytest.mark.parametrize("kind", ["timeout", "unreachable", "denied", "missing_bucket", "failed"])
 def test_a_bucket_that_fails_is_warned_of_once_and_left_alone(
@@ -98,13 +102,13 @@ def test_others_go_on_while_a_request_waits_for_the_bucket(bucket: Path, monkeyp
     try:
         with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
             breaks(monkeypatch, "sizes", hang)
-            waits = b.stream(SYSTEM + "What is a wave?", max_tokens=4)
+            waits = b.stream(_asks("What is a wave?"), max_tokens=4)
             assert b.generate("short", max_tokens=40).text == "short"
-            cancelled = b.stream(SYSTEM + "What else?", max_tokens=4)
+            cancelled = b.stream(_asks("What else?"), max_tokens=4)
             cancelled.cancel()
             assert list(cancelled) == []
             with pytest.raises(RequestTimeoutError):
-                b.generate(SYSTEM + "And then?", max_tokens=4, timeout_s=0.05)
+                b.generate(_asks("And then?"), max_tokens=4, timeout_s=0.05)
             assert waits.state == "queued"
             b._engine.call(b._engine._loop.check)
             release.set()
@@ -198,7 +202,7 @@ def test_a_fetch_is_chosen_only_where_it_is_faster_and_both_are_counted(bucket: 
         rates = exchange(b).remote.rates
         rates.moved(1 << 20, 3600.0)  # a link of some hundred bytes a second
         b.generate("x" * 9 * CHUNK, max_tokens=2)  # computing is measured
-        assert b.generate(SYSTEM + "as text", max_tokens=2).usage.tier in ("hot", "none")
+        assert b.generate(_asks("And then?"), max_tokens=2).usage.tier in ("hot", "none")
         counts = b.stats().remote
     assert counts["fetches_chosen"] == 1
     assert counts["computing_chosen"] >= 1
