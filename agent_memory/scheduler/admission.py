@@ -36,6 +36,7 @@ class Admission:
         self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
         self._closed: set[int] = set()  # groups that no other row may join
         self._n_groups = 0
+        self.fetched_bytes = 0  #: of KV that came from a bucket and is not restored yet
 
     @property
     def rows(self) -> set[int]:
@@ -44,10 +45,11 @@ class Admission:
 
     @property
     def reserved_bytes(self) -> int:
-        """The most bytes that all running rows may need."""
+        """The most bytes that all running rows may need, and those that were fetched."""
         groups = self._groups.values()
         tokens = sum(len(rows) * max(rows.values()) for rows in groups)
-        return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
+        rows_bytes = self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
+        return rows_bytes + self.fetched_bytes
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.

@@ -103,6 +103,8 @@ class Engine:
         self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        if tiers.exchange is not None:
+            tiers.exchange.wake = self.wake
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 

@@ -93,6 +93,7 @@ class Store:
         self._repair: Repair | None = None
         self._place: Place | None = None
         self._log_damage = 0
+        self.at_close: Callable[[], None] = _nothing  #: called once all is on disk, before the folder is released
         if path is None:
             self._database = open_database(None)
         else:
@@ -419,6 +420,7 @@ class Store:
             if self._io.is_started:
                 self.flush()
         finally:
+            self.at_close()
             self._io.close()
             self._database.close()
             if self._lock is not None:
@@ -427,3 +429,7 @@ class Store:
             if self._place is not None:
                 self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -1,0 +1,82 @@
+"""Fetch: one question to the bucket, and the KV that came of it. Requests wait for it, each for a while."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from attrs import frozen
+
+from agent_memory.config import Codec
+from agent_memory.exchange.chunks import Fetched
+from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.pieces import Ids
+from agent_memory.prefix.resume import Needs
+
+PATIENCE_S = 0.25  #: the longest that a request waits for a bucket that does not answer
+
+
+@frozen(kw_only=True)
+class Terms:
+    """The model whose KV is exchanged."""
+
+    identity: str
+    layout: Layout
+    codec: Codec
+    needs: Needs | None  #: None: every layer is full attention
+    chunk_tokens: int
+
+
+class Fetch:
+    """KV of some ids on its way from the bucket. Any thread.
+
+    - ``is_coming`` ends with the answer, or when it is late: ``PATIENCE_S`` after the question, or half as long again
+      as the transfer should take. What comes later is stored, and of use to the next request.
+    - One fetch may be shared by all requests that begin alike.
+    """
+
+    is_elsewhere = True  #: no step of the engine brings it nearer
+
+    def __init__(
+        self,
+        ids: Ids,
+        start: int,
+        n_have: int,
+        token_s: float | None,
+        clock: Callable[[], float],
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.ids, self.start, self.n_have, self.token_s = ids, start, n_have, token_s
+        self.is_missing = False  #: True if the bucket has nothing of use
+        self._clock, self._lock = clock, threading.Lock()
+        self._limit = clock() + patience_s
+        self._found: Fetched | None = None
+        self._is_over = False
+
+    @property
+    def is_coming(self) -> bool:
+        """True while waiting pays."""
+        return not self._is_over and not self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """True once no request waits for it any more."""
+        return self._clock() >= self._limit
+
+    def expect(self, seconds: float | None) -> None:
+        """Grant a transfer its time, as measured; None: not measured, so that it may take what computing would."""
+        if seconds is None:
+            seconds = (self.token_s or 0.0) * (len(self.ids) - self.n_have)
+        with self._lock:
+            self._limit += 1.5 * seconds
+
+    def end(self, found: Fetched | None) -> None:
+        """Record what came."""
+        self._found = found
+        self._is_over = True
+
+    def found(self, ids: Ids, n_have: int, n_stored: int) -> Fetched | None:
+        """Return the KV that a request takes up: longer than what it has; behind ``n_stored`` tokens of the store's."""
+        found = None if self._found is None else self._found.up_to(ids)
+        return found if found is not None and found.stop > n_have and found.start <= n_stored else None

@@ -1,0 +1,227 @@
+"""Publishes the store's chunks to the bucket, behind the replies and after their commit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from agent_memory.errors import ClosedError
+from agent_memory.exchange.chunks import ROOT_TAG, Chunk, Resume
+from agent_memory.exchange.figures import Figures
+from agent_memory.exchange.opening import Remote
+from agent_memory.exchange.stored import GoneError, Stored
+from agent_memory.prefix.pieces import Piece
+from agent_memory.remote.failures import BucketError
+from agent_memory.remote.objects import write_object
+from agent_memory.store.catalog import Catalog
+
+log = logging.getLogger("agent_memory.remote")
+
+_REMEMBERED = 1 << 16  #: names that are known to be there
+_MOST_HEADS = 256  #: lineages that wait to be published; the oldest are dropped, and come again with their next turn
+
+
+class Publisher:
+    """One thread, started by the first commit, that publishes lineages one after another.
+
+    - Of a lineage: its full chunks, the first one first, and what other layers need to resume where it ends and where
+      lineages fork. Tails are not published.
+    - What is there is not sent. What others put there meanwhile stays.
+    - A failure ends the lineage's turn; what is missing is sent with its next commit.
+    - Nobody waits for it but ``close``, for ``close_s`` at most.
+    """
+
+    close_s = 10.0
+
+    def __init__(self, remote: Remote, stored: Stored, figures: Figures, catalog: Callable[[], Catalog | None]) -> None:
+        self._remote, self._stored, self._figures, self._catalog = remote, stored, figures, catalog
+        self._changed = threading.Condition()
+        self._heads: OrderedDict[bytes, None] = OrderedDict()
+        self._is_busy = self._is_closing = False
+        self._thread: threading.Thread | None = None
+        self._present: OrderedDict[str, None] = OrderedDict()
+        self._is_probed = False
+        self.conditions: bool | None = None  #: False: the server overwrites; None: not known yet
+
+    def offer(self, head: bytes) -> None:
+        """Queue the lineage that ends at a piece. Any thread; returns at once."""
+        with self._changed:
+            if self._is_closing:
+                return
+            self._heads[head] = None
+            self._heads.move_to_end(head)
+            while len(self._heads) > _MOST_HEADS:
+                self._heads.popitem(last=False)
+            self._start()
+            self._changed.notify_all()
+
+    def probe(self) -> None:
+        """Let the thread ask whether the server honours conditions. Returns at once."""
+        with self._changed:
+            if not self._is_closing:
+                self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="agent_memory-publish", daemon=True)
+            self._thread.start()
+
+    def knows(self, names: Sequence[str]) -> None:
+        """Record that objects are there: they were fetched. Any thread."""
+        with self._changed:
+            for name in names:
+                self._present[name] = None
+            while len(self._present) > _REMEMBERED:
+                self._present.popitem(last=False)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return once nothing is queued, True, or after a time, False. Any other thread."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._heads and not self._is_busy, timeout_s)
+
+    def close(self) -> None:
+        """Publish what is queued, for ``close_s`` at most, and end the thread. Idempotent."""
+        with self._changed:
+            thread = self._thread
+        if thread is not None and not self._is_closing and not self._remote.breaker.figures().is_open:
+            self.wait(self.close_s)
+        with self._changed:
+            self._is_closing = True
+            n_left = len(self._heads)
+            self._heads.clear()
+            self._changed.notify_all()
+        if n_left:
+            log.info("remote: %d lineages were not published before the Memory was closed", n_left)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the thread, after ``close``."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        self._probe()
+        while True:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: bool(self._heads) or self._is_closing)
+                if not self._heads:
+                    return
+                head, _ = self._heads.popitem(last=False)
+                self._is_busy = True
+            try:
+                self._publish(head)
+            except ClosedError:
+                return
+            except Exception:  # thread boundary: one lineage's failure ends its own turn
+                log.exception("remote: a lineage could not be published")
+
+    def _probe(self) -> None:
+        """Ask once whether a second writer is refused, and say so where not."""
+        if not self._remote.breaker.allows():
+            return
+        try:
+            self.conditions = self._remote.bucket.probe()
+        except BucketError as error:
+            self._remote.breaker.failed(error)
+            return
+        except ClosedError:
+            self._remote.breaker.abandoned()
+            return
+        self._remote.breaker.succeeded()
+        if not self.conditions:
+            log.warning(
+                "remote %s ignores conditions: of two hosts that publish one chunk the later one overwrites. KV stays "
+                "right, and what relies on a refusal (moving agents by the bucket) does not",
+                self._remote.bucket.place,
+            )
+
+    def _publish(self, head: bytes) -> None:
+        catalog = self._catalog()
+        if catalog is None:
+            return
+        pieces = self._stored.chain(catalog, head)
+        model = catalog.model
+        if model is None or not pieces:
+            return
+        codec, names = model.codec, self._remote.names
+        rows = [names.chunk(piece.id, "rows", codec) for piece in pieces]
+        resumes = {}
+        if model.needs is not None:
+            with catalog.lock:
+                forks = [n for n, piece in enumerate(pieces) if len(model.index.children(piece.id)) > 1]
+                kept = [n for n, piece in enumerate(pieces) if piece.id in catalog.resume]
+            wanted = {n for n in forks if n in kept} | set(kept[-1:])
+            resumes = {n: names.chunk(pieces[n].id, "resume", codec) for n in sorted(wanted)}
+        missing = self._missing([*rows, *resumes.values()])
+        if not missing:
+            return
+        tag = ROOT_TAG
+        try:
+            for number, piece in enumerate(pieces):
+                parent, tag = tag, ""
+                if rows[number] in missing:
+                    chunk = self._stored.read(catalog, piece, parent)
+                    tag = chunk.tag
+                    if not self._put(rows[number], chunk):
+                        return
+                else:
+                    tag = self._tag(catalog, pieces[: number + 1])
+                if (name := resumes.get(number)) is not None and name in missing:
+                    found = self._stored.resume(catalog, pieces[: number + 1], tag)
+                    if found is not None and not self._put(name, found):
+                        return
+        except GoneError as error:
+            log.debug("remote: a lineage is published in part: %s", error)
+
+    def _tag(self, catalog: Catalog, pieces: Sequence[Piece]) -> str:
+        return self._stored.tag(catalog, pieces)
+
+    def _missing(self, names: Sequence[str]) -> set[str]:
+        """Return the names that are not there; none if the bucket does not say."""
+        breaker, bucket = self._remote.breaker, self._remote.bucket
+        unknown = [name for name in names if name not in self._present]
+        if not unknown or not breaker.allows():
+            return set()
+        began = time.perf_counter()
+        try:
+            sizes = bucket.sizes(unknown, timeout_s=5.0)  # nobody waits here
+        except BucketError as error:
+            breaker.failed(error)
+            return set()
+        except ClosedError:
+            breaker.abandoned()
+            raise
+        breaker.succeeded()
+        self._remote.rates.answered(time.perf_counter() - began)
+        there = [name for name, size in zip(unknown, sizes, strict=True) if size is not None]
+        self.knows(there)
+        self._figures.count("present_chunks", len(there))
+        return set(unknown) - set(there)
+
+    def _put(self, name: str, one: Chunk | Resume) -> bool:
+        """Store one object; False if the bucket does not take it."""
+        breaker = self._remote.breaker
+        with self._changed:
+            if self._is_closing:
+                return False
+        if not breaker.allows():
+            return False
+        try:
+            body = write_object(name, self._remote.keys, one.header(), one.parts())
+            is_new = self._remote.bucket.put_new(name, body)
+        except BucketError as error:
+            breaker.failed(error)
+            return False
+        except BaseException:  # whatever it is: the call's outcome says nothing of the server
+            breaker.abandoned()
+            raise
+        breaker.succeeded()
+        self.knows([name])
+        if is_new:
+            self._figures.count("published_chunks", isinstance(one, Chunk))
+            self._figures.count("published_bytes", len(body))
+        return True
