@@ -39,6 +39,7 @@ class Limits:
 
     lookup_s: float = 0.25
     connect_s: float = 0.25
+    stall_s: float = 2.0  #: within a transfer, without a byte
     transfer_s: float = 5.0  #: before any byte is counted
     bytes_per_s: float = 2e6  #: the slowest transfer that is waited for
 
@@ -126,7 +127,10 @@ class Bucket:
         return self._run("looking up", self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s)
 
     def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES, timeout_s: float | None = None) -> bytes | None:
-        """Return an object whole; None if it is missing. Never holds more than ``max_bytes``."""
+        """Return an object whole; None if it is missing. Never holds more than ``max_bytes``.
+
+        The time limit grows with ``max_bytes``: give the size that `sizes` told.
+        """
         limit_s = self._limits.transfer(max_bytes) if timeout_s is None else timeout_s
         return self._run("reading", self._store.read(name, max_bytes), limit_s)
 
@@ -206,7 +210,13 @@ def _place_of(address: Address, options: dict[str, str], limits: Limits) -> Plac
             raise ConfigError("a folder takes no options")
         return Folder(Path(unquote(urlsplit(address.base).path)))
     try:
-        return ObjectStore(address.base, {**options, **address.options}, limits.connect_s, limits.transfer(1 << 30))
+        return ObjectStore(
+            address.base,
+            {**options, **address.options},
+            connect_s=limits.connect_s,
+            stall_s=limits.stall_s,
+            longest_s=limits.transfer(MAX_OBJECT_BYTES),
+        )
     except ImportError:
         raise
     except Exception as error:  # obstore's errors of unknown options and of credentials that do not parse

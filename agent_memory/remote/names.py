@@ -51,7 +51,7 @@ class ObjectNames:
 
     def chunk(self, chunk_id: bytes, kind: str, codec: str, rank: int = 0, world: int = 1) -> str:
         """Return the name of one chunk's object of that kind, codec and shard (``rank`` of ``world`` machines)."""
-        return f"{VERSION}/{self._digest('chunk', chunk_id, kind, codec, f'{rank}/{world}')}"
+        return f"{VERSION}/kv/{self._digest('chunk', chunk_id, kind, codec, f'{rank}/{world}')}"
 
     def log(self, agent: str, turn: int) -> str:
         """Return the name of the published part of an agent's log that ends its turn number ``turn``."""

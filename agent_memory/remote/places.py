@@ -123,7 +123,9 @@ class ObjectStore:
     not know.
     """
 
-    def __init__(self, url: str, options: Mapping[str, str], connect_s: float, longest_s: float) -> None:
+    def __init__(
+        self, url: str, options: Mapping[str, str], *, connect_s: float, stall_s: float, longest_s: float
+    ) -> None:
         try:
             import obstore
             from obstore.store import from_url
@@ -138,6 +140,7 @@ class ObjectStore:
             client_options={
                 "allow_http": True,  # where the host names an endpoint of plain http; the usual ones are https
                 "connect_timeout": timedelta(seconds=connect_s),
+                "read_timeout": timedelta(seconds=stall_s),
                 "timeout": timedelta(seconds=longest_s),
             },
             retry_config={  # a few at once; obstore's own default is ten in three minutes
