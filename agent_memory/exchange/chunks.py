@@ -56,7 +56,7 @@ class Asked:
 
 @frozen(kw_only=True)
 class Chunk:
-    """The rows of one chunk, verified. ``tensors``: (heads, n_tokens, row_bytes) uint8 each, as the codec stores them."""
+    """The rows of one chunk, verified. ``tensors``: (heads, n_tokens, row_bytes) uint8 each, as the codec has them."""
 
     start: int
     ids: Ids = field(eq=False, repr=False)

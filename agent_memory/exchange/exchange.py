@@ -94,7 +94,7 @@ class Exchange:
         per_chunk = max(1, token_bytes(terms.layout, terms.codec) * size)
         stop = min(len(ids) // size, start + most_bytes // per_chunk)
         n_gained = stop * size - n_have
-        if n_gained <= 0 or stop <= start:
+        if n_gained < size or stop <= start:
             return None
         first = _chunk_id(terms, ids, start)
         with self._lock:
@@ -177,21 +177,32 @@ class Exchange:
         """Wait until what was committed is published, True, or for a time, False."""
         return self._publisher.wait(timeout_s)
 
-    def figures(self) -> Mapping[str, int]:
-        """Return what was counted so far."""
+    def figures(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return what was counted so far: events, and bytes."""
         link, outages = self.remote.rates.figures(), self.remote.breaker.figures()
-        return {
+        events = {
             **self._figures.counts(),
-            "fetched_requests": link.n_fetched,
-            "computed_requests": link.n_computed,
+            "fetches_chosen": link.n_fetched,
+            "computing_chosen": link.n_computed,
             "skipped": outages.n_skipped,
             "outages": outages.n_outages,
         }
+        return events, self._figures.bytes()
 
-    @property
-    def conditions(self) -> bool | None:
-        """True if the server refuses a second writer of a name, False if it overwrites, None: not known yet."""
-        return self._publisher.conditions
+    def facts(self) -> Mapping[str, str]:
+        """Return what is known of the remote, in words, without secrets."""
+        link, outages = self.remote.rates.figures(), self.remote.breaker.figures()
+        rate = "not measured" if link.bytes_per_s is None else f"{link.bytes_per_s / 1e6:,.0f} MB/s"
+        round_s = "not measured" if link.latency_s is None else f"{link.latency_s * 1e3:,.1f} ms a round"
+        known = {True: "honoured", False: "ignored: a later writer overwrites", None: "not known yet"}
+        return {
+            "remote": self.remote.bucket.place,
+            "remote_state": f"left alone for now: {outages.last_error}" if outages.is_open else "in use",
+            "remote_link": f"{rate}, {round_s}",
+            "remote_conditions": known[self._publisher.conditions],
+            "remote_key": "none: whoever reads the bucket reads the KV" if self.remote.keys.is_public else "set",
+            "remote_write": "on" if self.publishes else "off",
+        }
 
     def close(self) -> None:
         """Publish what is queued, for some seconds at most, and end all threads. Idempotent."""

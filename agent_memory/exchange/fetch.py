@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from attrs import frozen
@@ -48,6 +49,7 @@ class Fetch:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.ids, self.start, self.n_have, self.token_s = ids, start, n_have, token_s
+        self.began = time.perf_counter()
         self.is_missing = False  #: True if the bucket has nothing of use
         self._clock, self._lock = clock, threading.Lock()
         self._limit = clock() + patience_s
@@ -76,7 +78,11 @@ class Fetch:
         self._found = found
         self._is_over = True
 
-    def found(self, ids: Ids, n_have: int, n_stored: int) -> Fetched | None:
-        """Return the KV that a request takes up: longer than what it has; behind ``n_stored`` tokens of the store's."""
+    def found(self, ids: Ids, n_live: int, n_stored: int) -> Fetched | None:
+        """Return the KV that a request takes up: longer than what is live, and no shorter than what is stored.
+
+        What was adopted meanwhile is as long on disk as here, and faster from here.
+        """
         found = None if self._found is None else self._found.up_to(ids)
-        return found if found is not None and found.stop > n_have and found.start <= n_stored else None
+        is_best = found is not None and found.stop > n_live and found.start <= n_stored <= found.stop
+        return found if is_best else None

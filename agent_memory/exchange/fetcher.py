@@ -157,9 +157,9 @@ class Fetcher:
         chunks = list(self._arrived(fetch, coming))
         resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
         if chunks:
-            n_bytes = sum(one.n_bytes for one in (*chunks, *([] if resume is None else [resume])))
+            n_bytes = sum(one.n_bytes for one in chunks) + (0 if resume is None else resume.n_bytes)
             self._remote.rates.moved(n_bytes, time.perf_counter() - began)
-            self._figures.count("fetched_bytes", n_bytes)
+            self._figures.count("bytes fetched", n_bytes)
         if not chunks or (resuming is not None and (resume is None or len(chunks) < len(plan.rows))):
             return None
         said = promises(chunks, self._before(fetch, terms, catalog))

@@ -6,24 +6,10 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-#: Every figure, in the order in which it is shown.
-FIGURES = (
-    "fetched_requests",
-    "computed_requests",
-    "fetched_chunks",
-    "fetched_tokens",
-    "fetched_bytes",
-    "published_chunks",
-    "published_bytes",
-    "present_chunks",
-    "asked",
-    "not_there",
-    "late",
-    "damaged",
-    "failed",
-    "skipped",
-    "outages",
-)
+from agent_memory.figures import REMOTE_EVENTS
+
+#: Bytes of objects, in ``Stats.remote_bytes``.
+BYTES = ("fetched", "published")
 
 
 class Figures:
@@ -34,11 +20,16 @@ class Figures:
         self._counts: Counter[str] = Counter()
 
     def count(self, name: str, n: int = 1) -> None:
-        """Add to a count, one of ``FIGURES``."""
+        """Add to a count: one of ``REMOTE_EVENTS``, or bytes as ``bytes fetched``."""
         with self._lock:
             self._counts[name] += n
 
     def counts(self) -> Mapping[str, int]:
-        """Return all counts, those that are 0 too."""
+        """Return all counts of events, those that are 0 too."""
         with self._lock:
-            return {name: self._counts[name] for name in FIGURES}
+            return {name: self._counts[name] for name in REMOTE_EVENTS}
+
+    def bytes(self) -> Mapping[str, int]:
+        """Return the bytes of objects that came and went."""
+        with self._lock:
+            return {name: self._counts[f"bytes {name}"] for name in BYTES}

@@ -222,6 +222,6 @@ class Publisher:
         breaker.succeeded()
         self.knows([name])
         if is_new:
-            self._figures.count("published_chunks", isinstance(one, Chunk))
-            self._figures.count("published_bytes", len(body))
+            self._figures.count("published_chunks", int(isinstance(one, Chunk)))
+            self._figures.count("bytes published", len(body))
         return True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from agent_memory.config import Config, memory_budgets, total_memory_bytes
 from agent_memory.figures import Choice, ChoiceSource
@@ -69,6 +69,7 @@ class Circumstances:
     config: Config
     recorded: Mapping[str, str]
     disk_bytes: int
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket, in words
 
 
 def choices(at: Circumstances) -> tuple[Choice, ...]:

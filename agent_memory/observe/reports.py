@@ -139,7 +139,13 @@ class Reports:
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
         disk_bytes, recorded = self._store.stats()["disk_budget_bytes"], self._models.recorded
-        at = Circumstances(runner=self.runner, config=self.config, recorded=recorded, disk_bytes=disk_bytes)
+        at = Circumstances(
+            runner=self.runner,
+            config=self.config,
+            recorded=recorded,
+            disk_bytes=disk_bytes,
+            remote=self.engine.pulse.remote,
+        )
         return checkup.examine(at, explain=explain)
 
     def fit(self, n_agents: int, n_tokens: int) -> Fit:

@@ -151,7 +151,10 @@ class Starting:
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
-        request.fetch = None  # the bytes that it has in memory are free from here on
+        if (fetch := request.fetch) is not None:
+            request.fetch = None  # the bytes that it has in memory are free from here on
+            n_tokens, came = row.base.tier_tokens.get("remote", 0), plan.fetched
+            self._observer.fetched(request, n_tokens, 0 if came is None else came.n_bytes, fetch.began)
         self._observer.started(request, row.usage)
         self._evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
@@ -171,11 +174,13 @@ class Starting:
             request.is_asked = True
             free = admission.limit_bytes - admission.reserved_bytes - n_bytes
             costs, n_stored = self._tiers.store.costs, plan.stored.n_tokens
-            request.fetch = exchange.ask(plan.wanted, plan.n_tokens, n_stored, costs.compute_s(1), free)
+            request.fetch = exchange.ask(
+                plan.wanted, plan.n_tokens, n_stored, costs.long_compute_s(1) or costs.compute_s(1), free
+            )
         fetch = request.fetch
         if fetch is None or fetch.is_coming:
             return fetch
-        plan.take_fetched(fetch.found(plan.wanted, plan.n_tokens, plan.stored.n_tokens))
+        plan.take_fetched(fetch.found(plan.wanted, plan.n_live, plan.stored.n_tokens))
         return None
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
