@@ -29,7 +29,7 @@
         ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         ├ WrongKeyError                  the store is encrypted under another key, or under none (Config.key)
-        ├ RemoteError                    a server cannot be reached, or refuses (recall on PostgreSQL)
+        ├ RemoteError                    a server or bucket cannot be reached, refuses, or has damaged parts of a log
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -52,6 +52,7 @@ INSTALL: Mapping[str, str] = {
     "postgres": 'pip install "psycopg[binary]>=3.2"',
     "encryption": 'pip install "cryptography>=44" "sqlcipher3>=0.6"',
     "remote": 'pip install "obstore>=0.12" "cryptography>=44"',
+    "ray": 'pip install "ray>=2.50"',
     "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -29,6 +30,8 @@ URL_OPTIONS = ("endpoint", "region", "skip_signature", "virtual_hosted_style_req
 PROBE = "v1/probe"
 MAX_OBJECT_BYTES = 2 << 30
 MAX_AT_ONCE = 64  #: look-ups of one round that are on their way together
+
+_GRACE_S = 5.0  #: how long a caller waits for the loop itself: in a forked child it never turns
 
 _T = TypeVar("_T")
 
@@ -168,10 +171,10 @@ class Bucket:
             call.close()
             raise
         try:
-            return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result()
+            return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result(limit_s + _GRACE_S)
         except TimeoutError as error:
             raise BucketError("timeout", self.place, doing, f"no answer within {limit_s:.3g} s") from error
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, CancelledError) as error:
             raise ClosedError(f"remote {self.place}: closed while {doing}") from error
         except TooLargeError as error:
             raise BucketError("too_large", self.place, doing, str(error)) from error
@@ -198,9 +201,10 @@ async def _limited(call: Coroutine[Any, Any, _T], limit_s: float) -> _T:
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
-    for task in asyncio.all_tasks(loop):
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
         task.cancel()
-    loop.run_until_complete(asyncio.sleep(0))
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
 
 

@@ -11,7 +11,7 @@ Kind = Literal["timeout", "unreachable", "denied", "missing_bucket", "too_large"
 ADVICE = {
     "timeout": "it is slow or dead",
     "unreachable": "check its address and this machine's network",
-    "denied": "check the credentials and what they may do",
+    "denied": "check the credentials and what they may do; S3 says so of a missing object without s3:ListBucket",
     "missing_bucket": "create the bucket, or check its name and endpoint",
     "too_large": "the object is not one of this library's",
     "failed": "see its own log",

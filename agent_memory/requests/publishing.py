@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
@@ -60,6 +61,10 @@ _STRIDE = 16  #: numbers of parts that are looked for in one round
 _MOST_PARTS = 1 << 24
 
 
+class _BehindError(Exception):
+    """Internal: a part of this store's own is there, whose answer was lost."""
+
+
 @frozen
 class _Known:
     """The newest part, as this store published or read it."""
@@ -104,19 +109,10 @@ class Publishing:
             if agent.facts.holder is None:
                 self._agents.hold(agent, secrets.token_hex(16))
             flush(self._engine, self._store)
-            turns = agent.turns
-            ours = states(turns)
-            known = self._known.get(agent.name)
-            if known is None or known.holder != agent.facts.holder:
-                known = self._look(agent, ours)
-            keep = n_same(ours, known.states)
-            if keep == len(ours) == len(known.states) and known.number:
-                return keep
-            for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
-                stop = min(stop, len(turns))
-                known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
-                keep = stop
-            return len(turns)
+            for _ in range(_TRIES):
+                with contextlib.suppress(_BehindError):
+                    return self._publish(agent, agent.turns)
+            raise RemoteError(f"the newest part of the published log of agent {repr_of(agent.name)} was not found")
 
     def fetch(self, name: str) -> Log:
         """Take an agent over from the host that published it, and return its log; every published turn is in it.
@@ -149,6 +145,20 @@ class Publishing:
             taken = self._store_here(name, here, found, holder)
             self._known[name] = known
             return taken
+
+    def _publish(self, agent: Log, turns: Sequence[Turn]) -> int:
+        ours = states(turns)
+        known = self._known.get(agent.name)
+        if known is None or known.holder != agent.facts.holder:
+            known = self._look(agent, ours)
+        keep = n_same(ours, known.states)
+        if keep == len(ours) == len(known.states) and known.number:
+            return keep
+        for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
+            stop = min(stop, len(turns))
+            known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
+            keep = stop
+        return len(turns)
 
     # what is on the remote
 
@@ -223,7 +233,10 @@ class Publishing:
         digest = self._put(part, turns)
         if digest is None:
             self._known.pop(agent.name, None)
-            raise self._moved(agent, self._read(agent.name, part.number))
+            there = self._read(agent.name, part.number)
+            if there.part.holder == holder:
+                raise _BehindError
+            raise self._moved(agent, there)
         self._known[agent.name] = found = _Known(part.number, digest, part.epoch, holder, tuple(ours))
         return found
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 
+from agent_memory import AgentMovedError, Config, EchoRunner, Memory, RemoteError
 from agent_memory.remote.breaker import Breaker
 from agent_memory.remote.bucket import Bucket, Limits
 from agent_memory.remote.failures import BucketError, ObjectDamagedError
@@ -205,3 +207,37 @@ def test_a_lost_answer_of_a_put_is_told_from_another_writer(behind: Bucket, prox
     proxy.faults.delay_s = 0
     assert behind.put_new("v1/a", b"mine") in (True, False)
     assert behind.get("v1/a") == b"mine"
+
+
+def test_an_agent_moves_through_a_server(
+    server: S3Server, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in IN_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    config = Config(remote=server.url(f"kv{next(_numbers)}", port=proxy.port), remote_key=b"k" * 32)
+    with (
+        Memory(EchoRunner(), tmp_path / "a", config=config) as a,
+        Memory(EchoRunner(), tmp_path / "b", config=config) as b,
+    ):
+        alice = a.agent("alice", system="Answer with what you heard.")
+        for number in range(20):
+            alice.say(f"turn {number}")
+            assert a.publish(alice) == number + 1
+        there = b.fetch_agent("alice")
+        assert there.messages == alice.messages
+        there.say("on")
+        assert b.publish(there) == 21
+        alice.say("late")
+        with pytest.raises(AgentMovedError, match="turn 21 on"):
+            a.publish(alice)
+        assert a.fetch_agent("alice").messages == there.messages
+        assert proxy.asked["list"] == 0
+        proxy.faults.status = 500
+        a.agent("alice").say("unheard")
+        with pytest.raises(RemoteError, match="failed"):
+            a.publish("alice")
+        proxy.faults.status = None
+        assert a.publish("alice") == 22
+    proxy.faults.ignores_conditions = True
+    with Memory(EchoRunner(), tmp_path / "c", config=config) as c, pytest.raises(RemoteError, match="If-None-Match"):
+        c.fetch_agent("alice")

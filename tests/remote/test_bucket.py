@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -79,8 +80,6 @@ def test_a_failure_is_typed_and_names_the_place(tmp_path: Path) -> None:
 
 
 def test_a_server_that_says_nothing_costs_its_time_limit() -> None:
-    import socket
-
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
@@ -97,6 +96,28 @@ def test_a_server_that_says_nothing_costs_its_time_limit() -> None:
         dead.get("v1/a")
     assert caught.value.kind == "unreachable"
     dead.close()
+
+
+def test_closing_ends_the_calls_that_run() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        url = f"s3://bucket/kv?endpoint=http://127.0.0.1:{silent.getsockname()[1]}&region=us-east-1"
+        bucket = Bucket(url, options={"access_key_id": "a", "secret_access_key": "b"})
+        found: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                bucket.get("v1/a")
+            except ClosedError as error:
+                found.append(error)
+
+        caller = threading.Thread(target=ask)
+        caller.start()
+        with silent.accept()[0]:  # it is on its way
+            bucket.close()
+            caller.join()
+        assert len(found) == 1
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,32 @@ def test_names_and_texts_are_nowhere_in_the_bucket(hosts: Hosts) -> None:
                 assert text not in body
 
 
+def test_a_publication_whose_answer_was_lost_is_not_another_hosts(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = hosts.open("a")
+    alice = a.agent("alice")
+    alice.say("one")
+    a.publish(alice)
+    put_new = Bucket.put_new
+
+    def lost(self: Bucket, *arguments: object, **options: object) -> bool:
+        put_new(self, *arguments, **options)  # type: ignore[arg-type]
+        raise RemoteError("no answer")
+
+    for text, stays in (("two", False), ("three", True)):
+        alice.say(text)
+        monkeypatch.setattr(Bucket, "put_new", lost)
+        with pytest.raises(RemoteError, match="no answer"):
+            a.publish(alice)
+        monkeypatch.setattr(Bucket, "put_new", put_new)
+        if stays:
+            alice.say("four")
+        assert a.publish(alice) == len(alice.messages) // 2
+    assert hosts.n_parts() == 4
+    assert hosts.open("b").fetch_agent("alice").messages == alice.messages
+
+
 def test_a_bucket_that_overwrites_is_refused(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bucket, "probe", lambda self: False)
     a = hosts.open("a")
