@@ -41,7 +41,7 @@ class Exchange:
     def __init__(self, remote: Remote, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.remote, self._store, self._clock = remote, store, clock
         self._figures, self._stored = Figures(), Stored()
-        self._publisher = Publisher(remote, self._stored, self._figures, self._catalog)
+        self._publisher = Publisher(remote, self._stored, self._figures, self._catalog, is_writing=self.publishes)
         self._fetcher: Fetcher | None = None
         self._terms: Terms | None = None
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Exchange:
         catalog = self._catalog()
         if self.publishes and catalog is not None:
             catalog.disk.on_stored = self._publisher.offer
-            self._publisher.probe()
+        self._publisher.probe()
 
     @property
     def n_bytes(self) -> int:

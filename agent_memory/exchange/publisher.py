@@ -14,12 +14,14 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
 from agent_memory.prefix.pieces import Piece
+from agent_memory.remote.bucket import PROBE
 from agent_memory.remote.failures import BucketError
 from agent_memory.remote.objects import write_object
 from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.remote")
 
+_UNWATCHED_S = 5.0  #: how long an answer may take that nobody waits for
 _REMEMBERED = 1 << 16  #: names that are known to be there
 _MOST_HEADS = 256  #: lineages that wait to be published; the oldest are dropped, and come again with their next turn
 
@@ -36,11 +38,20 @@ class Publisher:
 
     close_s = 10.0
 
-    def __init__(self, remote: Remote, stored: Stored, figures: Figures, catalog: Callable[[], Catalog | None]) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        stored: Stored,
+        figures: Figures,
+        catalog: Callable[[], Catalog | None],
+        *,
+        is_writing: bool,
+    ) -> None:
         self._remote, self._stored, self._figures, self._catalog = remote, stored, figures, catalog
+        self._is_writing = is_writing
         self._changed = threading.Condition()
         self._heads: OrderedDict[bytes, None] = OrderedDict()
-        self._is_busy = self._is_closing = False
+        self._is_busy = self._is_opening = self._is_closing = False
         self._thread: threading.Thread | None = None
         self._present: OrderedDict[str, None] = OrderedDict()
         self._is_probed = False
@@ -59,13 +70,14 @@ class Publisher:
             self._changed.notify_all()
 
     def probe(self) -> None:
-        """Let the thread ask whether the server honours conditions. Returns at once."""
+        """Let the thread connect, and ask whether the server honours conditions. Returns at once."""
         with self._changed:
             if not self._is_closing:
                 self._start()
 
     def _start(self) -> None:
         if self._thread is None:
+            self._is_opening = True
             self._thread = threading.Thread(target=self._run, name="agent_memory-publish", daemon=True)
             self._thread.start()
 
@@ -78,15 +90,16 @@ class Publisher:
                 self._present.popitem(last=False)
 
     def wait(self, timeout_s: float) -> bool:
-        """Return once nothing is queued, True, or after a time, False. Any other thread."""
+        """Return once the bucket was asked for the first time and nothing is queued, True, or after a time, False."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._heads and not self._is_busy, timeout_s)
+            return self._changed.wait_for(lambda: not (self._heads or self._is_busy or self._is_opening), timeout_s)
 
     def close(self) -> None:
         """Publish what is queued, for ``close_s`` at most, and end the thread. Idempotent."""
         with self._changed:
             thread = self._thread
-        if thread is not None and not self._is_closing and not self._remote.breaker.figures().is_open:
+            is_needed = bool(self._heads) or self._is_busy
+        if thread is not None and is_needed and not self._is_closing and not self._remote.breaker.figures().is_open:
             self.wait(self.close_s)
         with self._changed:
             self._is_closing = True
@@ -105,7 +118,7 @@ class Publisher:
         self._probe()
         while True:
             with self._changed:
-                self._is_busy = False
+                self._is_busy = self._is_opening = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: bool(self._heads) or self._is_closing)
                 if not self._heads:
@@ -120,11 +133,18 @@ class Publisher:
                 log.exception("remote: a lineage could not be published")
 
     def _probe(self) -> None:
-        """Ask once whether a second writer is refused, and say so where not."""
+        """Ask once whether a second writer is refused, and say so where not; who does not write only connects.
+
+        So the first request meets a connection, or a breaker that is open already.
+        """
         if not self._remote.breaker.allows():
             return
+        began = time.perf_counter()
         try:
-            self.conditions = self._remote.bucket.probe()
+            if self._is_writing:
+                self.conditions = self._remote.bucket.probe()
+            else:
+                self._remote.bucket.sizes([PROBE], timeout_s=_UNWATCHED_S)
         except BucketError as error:
             self._remote.breaker.failed(error)
             return
@@ -132,7 +152,8 @@ class Publisher:
             self._remote.breaker.abandoned()
             return
         self._remote.breaker.succeeded()
-        if not self.conditions:
+        log.debug("remote %s answers after s=%.3f", self._remote.bucket.place, time.perf_counter() - began)
+        if self.conditions is False:
             log.warning(
                 "remote %s ignores conditions: of two hosts that publish one chunk the later one overwrites. KV stays "
                 "right, and what relies on a refusal (moving agents by the bucket) does not",
@@ -188,7 +209,7 @@ class Publisher:
             return set()
         began = time.perf_counter()
         try:
-            sizes = bucket.sizes(unknown, timeout_s=5.0)  # nobody waits here
+            sizes = bucket.sizes(unknown, timeout_s=_UNWATCHED_S)
         except BucketError as error:
             breaker.failed(error)
             return set()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from agent_memory.config import Codec
 from agent_memory.exchange.chunks import Fetched
-from agent_memory.exchange.exchange import Exchange
 from agent_memory.exchange.source import FetchedSource
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.pieces import Ids
@@ -18,6 +18,9 @@ from agent_memory.tiers import lookup
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.sources import WarmSource
 from agent_memory.tiers.warm import Warm
+
+if TYPE_CHECKING:  # else whoever has no bucket would load what speaks to one
+    from agent_memory.exchange.exchange import Exchange
 
 
 class Tiers:

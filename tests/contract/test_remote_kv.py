@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from agent_memory.remote.bucket import Limits
 from tests.parts.faultproxy import FaultProxy, fault_proxy
 from tests.parts.hosts import CHUNK, KEY, SYSTEM, published
 from tests.parts.s3 import IN_ENVIRONMENT, S3Server, s3_server
@@ -46,6 +48,7 @@ def test_a_host_takes_up_kv_over_s3_in_one_round_without_listing(
     shared: Config, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 20.0)
+    monkeypatch.setattr("agent_memory.remote.bucket.Limits", partial(Limits, lookup_s=20.0, connect_s=20.0))
     proxy.asked.clear()
     with Memory(EchoRunner(), ":memory:", config=shared) as b:
         usage = b.agent("bob", system=SYSTEM).say(ASKED).usage
@@ -54,7 +57,7 @@ def test_a_host_takes_up_kv_over_s3_in_one_round_without_listing(
     n_chunks = usage.cached_tokens // CHUNK
     assert proxy.asked["list"] == 0
     assert proxy.asked["GET"] == n_chunks
-    assert n_chunks <= proxy.asked["HEAD"] <= n_chunks + 2  # one for each chunk of the prompt
+    assert n_chunks <= proxy.asked["HEAD"] <= n_chunks + 3  # one for each chunk of the prompt, one at opening
     assert proxy.asked["PUT"] == 0
 
 

@@ -47,6 +47,7 @@ def test_a_bucket_that_fails_is_warned_of_once_and_left_alone(
         raise BucketError(kind, self.place, "looking up", "it does not")
 
     with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        assert exchange(b).settle(30)
         calls = breaks(monkeypatch, method, fail)
         with caplog.at_level(logging.WARNING, "agent_memory.remote"):
             usages = [_says(b, name).usage for name in ("bob", "carl", "dora")]

@@ -43,10 +43,13 @@ def objects(bucket: Path) -> list[Path]:
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, method: str, by: Callable[..., Any]) -> list[int]:
-    """Replace a method of every bucket; return a list that gets a 1 with each call."""
+    """Replace a method of every bucket; return a list that gets a 1 with each call. What opening asks goes through."""
     calls: list[int] = []
+    real = getattr(Bucket, method)
 
     def broken(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        if method == "sizes" and arguments[:1] == ([PROBE],):
+            return real(self, *arguments, **named)
         calls.append(1)
         return by(self, *arguments, **named)
 
