@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from agent_memory.errors import ClosedError
 from agent_memory.exchange.chunks import ROOT_TAG, Chunk, Resume
@@ -115,22 +116,27 @@ class Publisher:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        self._probe()
-        while True:
-            with self._changed:
-                self._is_busy = self._is_opening = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: bool(self._heads) or self._is_closing)
-                if not self._heads:
-                    return
-                head, _ = self._heads.popitem(last=False)
-                self._is_busy = True
+        work: Callable[[], None] | None = self._probe
+        while work is not None:
             try:
-                self._publish(head)
+                work()
             except ClosedError:
-                return
+                log.debug("remote %s was closed before all was published", self._remote.bucket.place)
             except Exception:  # thread boundary: one lineage's failure ends its own turn
                 log.exception("remote: a lineage could not be published")
+            work = self._next()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for a lineage, and return how to publish it; None at the end."""
+        with self._changed:
+            self._is_busy = self._is_opening = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: bool(self._heads) or self._is_closing)
+            if not self._heads:
+                return None
+            head, _ = self._heads.popitem(last=False)
+            self._is_busy = True
+        return partial(self._publish, head)
 
     def _probe(self) -> None:
         """Ask once whether a second writer is refused, and say so where not; who does not write only connects.
