@@ -308,9 +308,9 @@ class Memory(Reporting):
         """Take an agent over from the host that published it last, and return it. Needs Config.remote.
 
         From here on this store alone may publish it: the other host's next `publish` raises AgentMovedError. Turns of
-        this store that were never published stay as a version. Its KV comes from the remote too, where it is there,
-        or is computed at the next turn. Raises UnknownAgentError, RemoteError, ConfigError, RequestError while a turn
-        of it runs here.
+        this store that were never published stay: as they are, or as a version where others were published instead. Its
+        KV comes from the remote too, where it is there, or is computed at the next turn. Raises UnknownAgentError,
+        RemoteError, ConfigError, RequestError while a turn of it runs here.
         """
         self._asking.ensure_open()
         return Agent(self._asking, self._asking.publishing.fetch(name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,8 +116,8 @@ class Bucket:
         """
         body = b"agent_memory asks whether a second writer is refused\n"
         limit_s = self._limits.transfer(len(body)) if timeout_s is None else timeout_s
-        is_free = self._run("probing", self._store.create(PROBE, body), limit_s)
-        is_refused = not is_free or not self._run("probing", self._store.create(PROBE, body), limit_s)
+        is_free = self._run("probing", lambda: self._store.create(PROBE, body), limit_s)
+        is_refused = not is_free or not self._run("probing", lambda: self._store.create(PROBE, body), limit_s)
         return is_refused and not (isinstance(self._store, Folder) and not self._store.has_links)
 
     def sizes(self, names: Sequence[str], *, timeout_s: float | None = None) -> list[int | None]:
@@ -127,7 +127,9 @@ class Bucket:
         """
         if not names:
             return []
-        return self._run("looking up", self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s)
+        return self._run(
+            "looking up", lambda: self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s
+        )
 
     def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES, timeout_s: float | None = None) -> bytes | None:
         """Return an object whole; None if it is missing. Never holds more than ``max_bytes``.
@@ -135,7 +137,7 @@ class Bucket:
         The time limit grows with ``max_bytes``: give the size that `sizes` told.
         """
         limit_s = self._limits.transfer(max_bytes) if timeout_s is None else timeout_s
-        return self._run("reading", self._store.read(name, max_bytes), limit_s)
+        return self._run("reading", lambda: self._store.read(name, max_bytes), limit_s)
 
     def put_new(self, name: str, body: bytes, *, timeout_s: float | None = None) -> bool:
         """Store an object under a free name, whole or not at all; False if the name is taken.
@@ -144,7 +146,7 @@ class Bucket:
         obstore asked again after a lost answer; who must know reads the object.
         """
         limit_s = self._limits.transfer(len(body)) if timeout_s is None else timeout_s
-        return self._run("storing", self._store.create(name, body), limit_s)
+        return self._run("storing", lambda: self._store.create(name, body), limit_s)
 
     def close(self) -> None:
         """End the thread; calls that run end with an error. Idempotent."""
@@ -164,12 +166,8 @@ class Bucket:
 
         return await asyncio.gather(*(one(name) for name in names))
 
-    def _run(self, doing: str, call: Coroutine[Any, Any, _T], limit_s: float) -> _T:
-        try:
-            loop = self._running()
-        except BaseException:  # closed: the coroutine is not left unawaited
-            call.close()
-            raise
+    def _run(self, doing: str, call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
+        loop = self._running()
         try:
             return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result(limit_s + _GRACE_S)
         except TimeoutError as error:
@@ -179,6 +177,8 @@ class Bucket:
         except TooLargeError as error:
             raise BucketError("too_large", self.place, doing, str(error)) from error
         except Exception as error:  # whatever obstore or the file system raises: typed, and never its debug text
+            if self._is_closed:
+                raise ClosedError(f"remote {self.place}: closed while {doing}") from error
             raise BucketError(_kind_of(error), self.place, doing, _first_line(error)) from error
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -194,17 +194,17 @@ class Bucket:
             return self._loop
 
 
-async def _limited(call: Coroutine[Any, Any, _T], limit_s: float) -> _T:
-    return await asyncio.wait_for(call, limit_s)
+async def _limited(call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
+    return await asyncio.wait_for(call(), limit_s)
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    while tasks := asyncio.all_tasks(loop):  # calls that were made just now come late
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     loop.close()
 
 

@@ -82,7 +82,8 @@ class Publishing:
     - What is published is the log as of its last finished turn, flushed before; KV goes by the remote tier.
     - A publication is one create of the part after the newest one. A store that does not hold the agent, or no longer,
       is refused there, whatever it believed.
-    - Nothing is lost by a taking: turns of this store that were never published stay as a version of the agent.
+    - Nothing is lost by a taking: turns of this store that were never published follow the published ones, or, where
+      others were published in their place, stay as a version of the agent.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class Publishing:
         same = n_same(states(here.turns), found.states)
         if same == len(here.turns):
             self._versions.extend(here, found.turns[same:], facts)
-        else:
+        elif same < len(found.turns):  # else turns that nobody has published follow the published ones: they stay
             n_own = len(here.turns) - same
             state = State(turns=found.turns, spans=(Span(here.agent_id, 0),), system=found.told["system"], facts=facts)
             self._versions.replace(here, state, "replaced", here.version)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import attrs
 import pytest
 
 from agent_memory import (
@@ -20,7 +21,9 @@ from agent_memory import (
     Tool,
     UnknownAgentError,
 )
+from agent_memory.carry.published import Replay, read_part
 from agent_memory.remote.bucket import Bucket
+from agent_memory.remote.failures import ObjectDamagedError
 from agent_memory.remote.names import ObjectNames, remote_keys
 
 KEY = b"k" * 32
@@ -184,6 +187,7 @@ def test_an_exported_agent_does_not_take_the_right_to_publish_along(hosts: Hosts
     a.agent("alice").say("one")
     a.publish("alice")
     a.agent("alice").export(tmp_path / "alice.file")
+    assert b'"holder' not in (tmp_path / "alice.file").read_bytes().replace(b"\\", b"")
     b.import_agent(tmp_path / "alice.file")
     with pytest.raises(AgentMovedError):
         b.publish("alice")
@@ -227,6 +231,29 @@ def test_damaged_and_missing_parts_are_said_and_nothing_is_taken(hosts: Hosts) -
         b.fetch_agent("alice")
     assert hosts.n_parts() == 2
     assert not b.agents()
+
+
+def test_parts_of_two_histories_are_no_log(hosts: Hosts, tmp_path: Path) -> None:
+    """Each part is genuine and has its own name; the first one was written again, as after a backup came back."""
+    a = hosts.open("a")
+    alice = a.agent("alice")
+    for text in ("one", "two"):
+        alice.say(text)
+        a.publish(alice)
+    keys = remote_keys(KEY)
+    names = ObjectNames(keys)
+    bodies = [(tmp_path / "share" / names.log("alice", number)).read_bytes() for number in (1, 2)]
+    first, second = (read_part("alice", number, body, names, keys) for number, body in enumerate(bodies, 1))
+    whole = Replay()
+    whole.take(first)
+    whole.take(second)
+    assert len(whole.turns) == 2
+    for before, wrong in (([], second), ([first], first), ([attrs.evolve(first, digest="0" * 64)], second)):
+        mixed = Replay()
+        for part in before:
+            mixed.take(part)
+        with pytest.raises(ObjectDamagedError, match="does not follow"):
+            mixed.take(wrong)
 
 
 def test_names_and_texts_are_nowhere_in_the_bucket(hosts: Hosts) -> None:
