@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+
+from agent_memory.runner.blas import PACKAGE, memory_regions, speed_up
 
 N_WORKERS = 2
 #: Two processes that compute on every core stand in each other's way: a worker computes on its own core alone.
@@ -51,6 +55,23 @@ def heaviest_first(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Return the tests with the files that use the starter model first: what is long must not begin last."""
     heavy = {item.path for item in items if item.get_closest_marker("model")}
     return sorted(items, key=lambda item: item.path not in heavy)
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """OpenBLAS computes on every core, as for users; without it (macOS, a GPU) nothing changes."""
+    if speed_up("auto").name != "OpenBLAS":
+        yield
+        return
+    # Both of its libraries lie in a folder of this name; numpy has another copy.
+    path = next(region.path for region in memory_regions() if PACKAGE in region.path)
+    library = ctypes.CDLL(path)
+    before = library.scipy_openblas_get_num_threads()
+    library.scipy_openblas_set_num_threads(_n_cores())
+    try:
+        yield
+    finally:
+        library.scipy_openblas_set_num_threads(before)
 
 
 def _n_cores() -> int:
