@@ -214,6 +214,12 @@ class Manifest:
             rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
             return {head for (head,) in rows if head in wanted}
 
+    def has_head(self, holders: Iterable[int], identity: str, head: bytes) -> bool:
+        """True if the lineage of one of some holders ends in a piece; one look-up each."""
+        query = "SELECT 1 FROM lineages WHERE agent = ? AND identity = ? AND head = ?"
+        with self.database.reading() as db:
+            return any(db.execute(query, (one, identity, head)).fetchone() is not None for one in holders)
+
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """Return the heads of one agent under one identity."""
         with self.database.reading() as db:
