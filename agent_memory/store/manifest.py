@@ -10,7 +10,7 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -143,6 +143,17 @@ class Manifest:
         with self.database.reading() as db:
             return {s.number: s.packed for s in _read_rows(db, identity) if _is_sound(s)}
 
+    def pieces_of(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, list[bytes]]]:
+        """Yield stored segments with the ids of their pieces, from memory where they are there."""
+        with self.database.reading() as db:
+            for segment in segments:
+                row = None
+                if not (ids := segment.piece_ids()):
+                    row = db.execute("SELECT pieces FROM segments WHERE segment = ?", (segment.number,)).fetchone()
+                if row is not None and isinstance(row[0], bytes) and not len(row[0]) % PIECE_BYTES:
+                    ids = evolve(segment, packed=row[0]).piece_ids()
+                yield segment, ids
+
     def commit(
         self,
         *,
@@ -153,11 +164,14 @@ class Manifest:
         heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
         arrival: Arrival | None = None,
-        arrived: Sequence[HeadMove] = (),
+        moves: Sequence[HeadMove] = (),
         used: Mapping[int, float] | None = None,
         written: str | None = None,
     ) -> None:
-        """Commit the change of an Edit, times of use and the bytes of the day, in one transaction."""
+        """Commit the change of an Edit, times of use and the bytes of the day, in one transaction.
+
+        ``moves``: of lineages beside the one of a save: they are made last.
+        """
         with self.database.transaction() as db:
             if written is not None:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('written', ?)", (written,))
@@ -175,7 +189,7 @@ class Manifest:
                 db.execute("DELETE FROM lineages WHERE agent = ?", (ended_agent,))
             if arrival is not None:
                 put_arrival(db, arrival)
-            for move in arrived:
+            for move in moves:
                 _move(db, move)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
@@ -213,6 +227,12 @@ class Manifest:
         with self.database.reading() as db:
             rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
             return {head for (head,) in rows if head in wanted}
+
+    def has_head(self, holders: Iterable[int], identity: str, head: bytes) -> bool:
+        """True if the lineage of one of some holders ends in a piece; one look-up each."""
+        query = "SELECT 1 FROM lineages WHERE agent = ? AND identity = ? AND head = ?"
+        with self.database.reading() as db:
+            return any(db.execute(query, (one, identity, head)).fetchone() is not None for one in holders)
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """Return the heads of one agent under one identity."""
