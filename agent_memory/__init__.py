@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from agent_memory.groups.voting import Tally
     from agent_memory.log.versions import Version
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_choice import CodecChoice
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.fit import Fit
@@ -152,6 +153,7 @@ __all__ = [
     "Choice",
     "ClosedError",
     "Codec",
+    "CodecChoice",
     "CodecReport",
     "Config",
     "ConfigError",
@@ -281,6 +283,7 @@ _HOMES = {
     "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
+    "CodecChoice": "observe.codec_choice",
     "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",

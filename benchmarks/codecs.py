@@ -96,16 +96,16 @@ def compare(runner: Any, batch: Any, ids: list[int], n_context: int) -> dict[str
     """What every codec makes of one text."""
     import mlx.core as mx
 
-    from agent_memory.runner.measuring import STEP, Coder, diverge, recoded
+    from agent_memory.runner.measuring import STEP, Coder, Reference, diverge, recoded
 
     kv = batch.empty()
     for start in range(0, n_context, STEP):
         batch.prefill(kv, ids[start : min(start + STEP, n_context)])
     found = {}
+    reference = Reference(tuple(ids[:n_context]), tuple(ids[n_context:]), kv)
     for name in CODECS:
         coder = plain_coder() if name == "plain 4-bit" else Coder(name)
-        twin = recoded(kv, coder)
-        found[name] = diverge(runner._model, kv.copy(n_context), twin, ids[n_context:], coder)
+        found[name] = diverge(runner._model, reference, recoded(kv, coder), coder)
         mx.clear_cache()
     return found
 

@@ -26,7 +26,8 @@ def encode(rows: mx.array, form: Coding) -> mx.array:
     step = ((high - low) / top).astype(mx.bfloat16)
     divisor = mx.maximum(step.astype(mx.float32), _SMALLEST)
     codes = (groups - center.astype(mx.float32)[..., None]) / divisor[..., None] + top / 2
-    codes = mx.clip(mx.round(codes), 0, top).astype(mx.uint8).reshape(heads, n, form.dim)
+    kind = mx.uint8 if form.bits <= 8 else mx.uint16
+    codes = mx.clip(mx.round(codes), 0, top).astype(kind).reshape(heads, n, form.dim)
     parts = [*_planes(codes, form), step.view(mx.uint8), center.view(mx.uint8)]
     return mx.concatenate(parts, axis=-1)
 
@@ -58,20 +59,23 @@ def _rotated(rows: mx.array, form: Coding) -> mx.array:
 def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
     made, at = [], 0
     for width in form.planes:
-        bits = ((codes >> at) & (2**width - 1)).reshape(*codes.shape[:-1], 8 // width, -1)
+        bits = ((codes >> at) & (2**width - 1)).astype(mx.uint8).reshape(*codes.shape[:-1], 8 // width, -1)
         made.append(sum((bits[..., i, :] << (i * width) for i in range(1, 8 // width)), bits[..., 0, :]))
         at += width
     return made
 
 
 def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
-    """Return the codes of encoded rows: (heads, n, dim) uint8."""
+    """Return the codes of encoded rows: (heads, n, dim) uint8, or uint16 for more than 8 bits."""
+    kind = mx.uint8 if form.bits <= 8 else mx.uint16
     found: Any = None
     at = start = 0
     for width in form.planes:
         size = form.dim * width // 8
         plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
-        bits = mx.concatenate([(plane >> (i * width)) & (2**width - 1) for i in range(8 // width)], axis=-1)
+        bits = mx.concatenate([(plane >> (i * width)) & (2**width - 1) for i in range(8 // width)], axis=-1).astype(
+            kind
+        )
         found = bits if found is None else found | (bits << at)
         at, start = at + width, start + size
     return found

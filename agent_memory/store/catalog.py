@@ -17,7 +17,7 @@ from threading import RLock
 import numpy as np
 from attrs import define, field
 
-from agent_memory.config import Codec
+from agent_memory.config import Codec, chosen_codec
 from agent_memory.kvcache.coding import is_lossy
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.damage import WRITE_ERRORS
@@ -176,8 +176,17 @@ class Catalog:
 
     # opening
 
-    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int, report: Progress = silent) -> None:
-        """Index the pieces of one identity. ~3 us a piece."""
+    def attach(
+        self,
+        identity: str,
+        layout: Layout,
+        host: str,
+        chunk_tokens: int,
+        report: Progress = silent,
+        *,
+        choices: Mapping[str, str] = {},
+    ) -> None:
+        """Index the pieces of one identity. ``choices``: codecs by settings such as "auto:0.002". ~3 us a piece."""
         with self.lock:
             mine = [s for s in self.segments.values() if s.kind == "rows" and s.identity == identity and s.is_ready]
             if not all(segment.packed for segment in mine):
@@ -193,11 +202,21 @@ class Catalog:
                 identity,
                 layout,
                 host,
-                self._codec if is_lossy(layout, self._codec) else "exact",
+                self._codec_for(layout, choices),
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
             self.ends.load(self.disk.manifest.heads(), identity)
+
+    def choose(self, choices: Mapping[str, str]) -> None:
+        """Encode new KV of the attached model as ``choices`` say, where the setting is one of them."""
+        with self.lock:
+            if self.model is not None:
+                self.model.codec = self._codec_for(self.model.layout, choices)
+
+    def _codec_for(self, layout: Layout, choices: Mapping[str, str]) -> Codec:
+        codec = chosen_codec(self._codec, choices)
+        return codec if is_lossy(layout, codec) else "exact"
 
     def build_index(
         self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent
