@@ -23,11 +23,12 @@ def encode(rows: mx.array, form: Coding) -> mx.array:
     low, high = mx.min(groups, axis=-1), mx.max(groups, axis=-1)
     top = 2**form.bits - 1
     center = ((low + high) / 2).astype(mx.bfloat16)
-    step = ((high - low) / top).astype(mx.bfloat16)
-    divisor = mx.maximum(step.astype(mx.float32), _SMALLEST)
-    codes = (groups - center.astype(mx.float32)[..., None]) / divisor[..., None] + top / 2
-    kind = mx.uint8 if form.bits <= 8 else mx.uint16
-    codes = mx.clip(mx.round(codes), 0, top).astype(kind).reshape(heads, n, form.dim)
+    rounded = center.astype(mx.float32)
+    step = _rounded_up(mx.maximum(high - rounded, rounded - low) * (2 / top))
+    factor = 1 / mx.maximum(step.astype(mx.float32), _SMALLEST)
+    # no value is farther from the rounded center than top / 2 of the rounded steps: no code needs clipping
+    codes = mx.round((groups - rounded[..., None]) * factor[..., None] + top / 2)
+    codes = codes.astype(mx.uint8 if form.bits <= 8 else mx.uint16).reshape(heads, n, form.dim)
     parts = [*_planes(codes, form), step.view(mx.uint8), center.view(mx.uint8)]
     return mx.concatenate(parts, axis=-1)
 
@@ -48,6 +49,11 @@ def encode_stored(rows: np.ndarray[Any, Any], form: Coding, dtype: str) -> np.nd
     found = encode(mx.array(np.ascontiguousarray(rows)).view(_DTYPES[dtype]), form)
     mx.eval(found)
     return np.array(found)
+
+
+def _rounded_up(values: mx.array) -> mx.array:
+    """Return the least bfloat16 that are no less than positive floats."""
+    return ((values.view(mx.uint32) + 0xFFFF) >> 16).astype(mx.uint16).view(mx.bfloat16)
 
 
 def _rotated(rows: mx.array, form: Coding) -> mx.array:

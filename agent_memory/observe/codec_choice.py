@@ -80,7 +80,7 @@ def choose(
         raise UnsupportedParameterError(f"KV of this model is not stored: {layout.unstored[0]}")
     if not codable(layout):
         raise UnsupportedParameterError(f"every codec leaves all KV of {runner.name} exact; there is nothing to choose")
-    tuned, checked = _windows(texts)
+    tuned, checked = _windows(texts, min(WINDOW_TOKENS, runner.context_tokens or WINDOW_TOKENS))
     batch = engine.call(lambda: runner.open_batch(chunk_tokens))
 
     def measure(ids: Sequence[int], codec: Codec) -> Divergence:
@@ -110,9 +110,9 @@ def _budget(kl: object) -> float:
     return float(kl)
 
 
-def _windows(texts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+def _windows(texts: Sequence[Sequence[int]], size: int) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
     """Cut texts into windows, and deal them out: to choose on, and to check on."""
-    found = [window for ids in texts for window in _cut(ids)]
+    found = [window for ids in texts for window in _cut(ids, size)]
     if len(found) == 1:
         [only] = found
         half = (len(only) + 1) // 2
@@ -125,12 +125,12 @@ def _windows(texts: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[
     return found[0::2][:MOST_WINDOWS], found[1::2][:MOST_WINDOWS]
 
 
-def _cut(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+def _cut(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """Yield windows, each with its text's first id: models read the first token otherwise than all others."""
-    yield ids[:WINDOW_TOKENS]
-    for start in range(WINDOW_TOKENS, len(ids), WINDOW_TOKENS - 1):
-        if len(ids) - start >= WINDOW_TOKENS // 4:
-            yield [ids[0], *ids[start : start + WINDOW_TOKENS - 1]]
+    yield ids[:size]
+    for start in range(size, len(ids), size - 1):
+        if len(ids) - start >= size // 4:
+            yield [ids[0], *ids[start : start + size - 1]]
 
 
 def _sensitivities(
