@@ -15,7 +15,7 @@ from attrs import field, frozen
 from agent_memory.errors import ConfigError, repr_of
 
 #: How KV is encoded: one of ``CODECS``, or a mixed codec, whose name says the bits of each tensor (``choose_codec``).
-Codec = str
+Codec = Literal["exact", "q8", "q5", "q4"] | str
 CODECS: tuple[Codec, ...] = ("exact", "q8", "q5", "q4")  #: finest to coarsest
 #: "mix." and two digits for each layer, the bits of its keys and of its values: 2 to 9, "a" for 10, "c" for 12, and "0"
 #: for tensors that stay exact, and for layers without rows.

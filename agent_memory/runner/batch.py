@@ -85,7 +85,7 @@ class MLXBatch:
         self._rows: dict[int, _Row] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
-        self._reference: measuring.Reference | None = None
+        self._references = measuring.References()
         self._steps = 0
 
     def empty(self) -> MLXKV:
@@ -250,14 +250,7 @@ class MLXBatch:
 
         The exact KV and its predictions are kept for another codec on the same ids, until other ids or ``close``.
         """
-        coder, known = measuring.Coder(codec), self._reference
-        if known is None or (known.context, known.ids) != (tuple(ids[:n_context]), tuple(ids[n_context:])):
-            self._reference = None  # its KV is freed before the next one's is computed
-            kv = self.empty()
-            for start in range(0, n_context, measuring.STEP):
-                self.prefill(kv, ids[start : min(start + measuring.STEP, n_context)])
-            known = measuring.Reference(tuple(ids[:n_context]), tuple(ids[n_context:]), kv)
-            self._reference = known
+        coder, known = measuring.Coder(codec), self._references.of(ids, n_context, self.empty, self.prefill)
         with mx.stream(self._generator.stream):
             return measuring.diverge(self._model, known, measuring.recoded(known.kv, coder), coder)
 
@@ -274,7 +267,7 @@ class MLXBatch:
         self._waiting.clear()
         self._rows.clear()
         self._lanes.clear()
-        self._reference = None
+        self._references.drop()
         self._generator.close()
 
     def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:

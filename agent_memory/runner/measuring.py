@@ -98,6 +98,35 @@ class Reference:
             yield found
 
 
+class References:
+    """The newest text that was measured, for the next codec on it. Engine thread."""
+
+    def __init__(self) -> None:
+        self._newest: Reference | None = None
+
+    def of(
+        self,
+        ids: Sequence[int],
+        n_context: int,
+        empty: Callable[[], MLXKV],
+        prefill: Callable[[MLXKV, Sequence[int]], object],
+    ) -> Reference:
+        """Return the reference of a text; computes the KV of its context where the newest is of another text."""
+        context, rest = tuple(ids[:n_context]), tuple(ids[n_context:])
+        found = self._newest
+        if found is None or (found.context, found.ids) != (context, rest):
+            found = self._newest = None  # its KV is freed before the next one's is computed
+            kv = empty()
+            for start in range(0, n_context, STEP):
+                prefill(kv, context[start : start + STEP])
+            found = self._newest = Reference(context, rest, kv)
+        return found
+
+    def drop(self) -> None:
+        """Free the newest reference's KV."""
+        self._newest = None
+
+
 def _steps(ids: Sequence[int]) -> Iterator[mx.array]:
     for start in range(0, len(ids) - 1, STEP):
         yield mx.array([list(ids[start : min(start + STEP, len(ids) - 1)])])

@@ -176,17 +176,8 @@ class Catalog:
 
     # opening
 
-    def attach(
-        self,
-        identity: str,
-        layout: Layout,
-        host: str,
-        chunk_tokens: int,
-        report: Progress = silent,
-        *,
-        choices: Mapping[str, str] = {},
-    ) -> None:
-        """Index the pieces of one identity. ``choices``: codecs by settings such as "auto:0.002". ~3 us a piece."""
+    def attach(self, identity: str, layout: Layout, host: str, chunk_tokens: int, report: Progress = silent) -> None:
+        """Index the pieces of one identity. ~3 us a piece."""
         with self.lock:
             mine = [s for s in self.segments.values() if s.kind == "rows" and s.identity == identity and s.is_ready]
             if not all(segment.packed for segment in mine):
@@ -202,21 +193,19 @@ class Catalog:
                 identity,
                 layout,
                 host,
-                self._codec_for(layout, choices),
+                "exact",
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
             self.ends.load(self.disk.manifest.heads(), identity)
+            self.choose({})
 
     def choose(self, choices: Mapping[str, str]) -> None:
-        """Encode new KV of the attached model as ``choices`` say, where the setting is one of them."""
+        """Encode new KV of the attached model as the setting says. ``choices``: codecs by "auto:0.002" and the like."""
+        codec = chosen_codec(self._codec, choices)
         with self.lock:
             if self.model is not None:
-                self.model.codec = self._codec_for(self.model.layout, choices)
-
-    def _codec_for(self, layout: Layout, choices: Mapping[str, str]) -> Codec:
-        codec = chosen_codec(self._codec, choices)
-        return codec if is_lossy(layout, codec) else "exact"
+                self.model.codec = codec if is_lossy(self.model.layout, codec) else "exact"
 
     def build_index(
         self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent
