@@ -1,6 +1,7 @@
 """What the KV codecs cost in quality and in time, against plain 4-bit affine quantization in the same run.
 
-    python benchmarks/codecs.py [--windows 6] [--chats 8] [--json FILE] [--png FILE] [--model MODEL] [--gemma] [--mixed]
+    python benchmarks/codecs.py [--windows 6] [--chats 8] [--json FILE] [--png FILE] [--model MODEL] [--gemma]
+        [--mixed N] [--only starter|gemma]
 
 Long text: 768 tokens of context, 256 scored. Short chats: a prompt of 30 to 60 tokens, all of it encoded, then 24
 tokens of the model's own greedy reply. The KV of the context is encoded and decoded; the tokens after it are fed to the
@@ -8,7 +9,8 @@ model on that KV and on exact KV, and what it says of the next token is compared
 of perplexity, share of equal greedy tokens. Bits count scales too; they do not depend on the length. GB/s: exact bytes,
 one tensor at a time. "plain 4-bit" is ``mx.quantize`` in groups of 64. ``--gemma``: Gemma 3 270M, 15 of whose layers
 have windows of 512 tokens (takes the package gguf). ``--mixed``: also the mixed codec of each fixed one's bytes, its
-bits chosen as ``Memory.choose_codec`` does on other texts of the same kind; "q8 mixed" is as large as ``q8``.
+bits chosen as ``Memory.choose_codec`` does on N other long texts (2 N chats); "q8 mixed" is as large as ``q8``.
+"fitted": the mixed codec that a fixed one stands for where few layers have no window.
 """
 
 from __future__ import annotations
@@ -100,14 +102,16 @@ def chats(batch: Any, tokenizer: Any, questions: Sequence[str]) -> Iterator[tupl
 
 
 def as_large(runner: Any, batch: Any, texts: Sequence[tuple[list[int], int]]) -> dict[str, str]:
-    """The mixed codec of each fixed codec's bytes, or just below, that costs least on some texts."""
+    """The mixed codec of each fixed codec's bytes, or just below, that costs least on some texts; {} without texts."""
     from agent_memory.kvcache.choosing import PROBE_BITS, Sensitivity, allot, codable, merged
     from agent_memory.kvcache.coding import coding, mixed
 
     layout, found = runner.layout, []
+    if not texts:
+        return {}
     of_window = {spec.name for spec in layout.windows}
     for ids, n_context in texts:
-        ids, told = ids[: n_context + SCORED // 2 + 1], []
+        ids, told = ids[: n_context + SCORED // 4 + 1], []
         for spec in codable(layout):
             one = batch.measure(ids, n_context, mixed({spec.name: PROBE_BITS}))
             n_rows = min(n_context, layout.window) if spec.name in of_window else n_context
@@ -177,24 +181,28 @@ def gemma() -> Any:
         return MLXRunner(gemma.model(file), load(Path(out)), name="gemma-3-270m")
 
 
-def run(runner: Any, n_windows: int, n_chats: int, is_mixed: bool) -> list[dict[str, Any]]:
+def run(runner: Any, n_windows: int, n_chats: int, n_tuned: int) -> list[dict[str, Any]]:
     """A row for each codec on each kind of text."""
+    from agent_memory.kvcache.coding import fitted
     from agent_memory.observe.codec_quality import report
 
     batch = runner.open_batch()
     rows = []
     tokenizer = runner.tokenizer
     kinds = {
-        "long text": (windows(tokenizer, n_windows), windows(tokenizer, 2, first=101)),
-        "short chats": (chats(batch, tokenizer, QUESTIONS[:n_chats]), chats(batch, tokenizer, OTHER_QUESTIONS)),
+        "long text": (windows(tokenizer, n_windows), windows(tokenizer, n_tuned, first=101)),
+        "short chats": (
+            chats(batch, tokenizer, QUESTIONS[:n_chats]),
+            chats(batch, tokenizer, OTHER_QUESTIONS[: 2 * n_tuned]),
+        ),
     }
-    for kind, (texts, others) in kinds.items():
-        codecs = {name: name for name in CODECS}
-        if is_mixed:
-            codecs |= as_large(runner, batch, list(others))
-        found = [compare(runner, batch, ids, n_context, codecs) for ids, n_context in texts]
-        if not found:
+    for (kind, (texts, others)), n_texts in zip(kinds.items(), (n_windows, n_chats), strict=True):
+        if not n_texts:
             continue
+        codecs = {name: name for name in CODECS}
+        codecs |= {f"{n} fitted": codec for n in CODECS[1:] if (codec := fitted(runner.layout, n)) != n}
+        codecs |= as_large(runner, batch, list(others))
+        found = [compare(runner, batch, ids, n_context, codecs) for ids, n_context in texts]
         print(f"\n{runner.name}, {kind}: {len(found)} texts")
         print(
             f"{'codec':12} {'bits':>5} {'KL':>9} {'worst':>7} {'perplexity':>10} {'same':>6} {'enc':>6} {'dec GB/s':>8}"
@@ -260,7 +268,9 @@ def main() -> None:
     parser.add_argument("--png")
     parser.add_argument("--model")
     parser.add_argument("--gemma", action="store_true", help="measure Gemma 3 270M too")
-    parser.add_argument("--mixed", action="store_true", help="choose mixed codecs of the same sizes, too")
+    parser.add_argument(
+        "--mixed", type=int, default=0, metavar="N", help="choose mixed codecs on N long texts, 2N chats"
+    )
     parser.add_argument("--only", choices=("starter", "gemma"), help="measure one of the models")
     args = parser.parse_args()
     from agent_memory.config import Config

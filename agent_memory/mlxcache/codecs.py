@@ -22,15 +22,17 @@ def encode(rows: mx.array, form: Coding) -> mx.array:
     groups = _rotated(rows.astype(mx.float32), form).reshape(heads, n, -1, form.group)
     low, high = mx.min(groups, axis=-1), mx.max(groups, axis=-1)
     top = 2**form.bits - 1
-    center = ((low + high) / 2).astype(mx.bfloat16)
-    rounded = center.astype(mx.float32)
-    step = _rounded_up(mx.maximum(high - rounded, rounded - low) * (2 / top))
+    centers = []
+    if form.has_centers:
+        centers = [((low + high) / 2).astype(mx.bfloat16)]
+        center = centers[0].astype(mx.float32)
+        groups, low, high = groups - center[..., None], low - center, high - center
+    step = _rounded_up(mx.maximum(high, -low) * (2 / top))
     factor = 1 / mx.maximum(step.astype(mx.float32), _SMALLEST)
-    # no value is farther from the rounded center than top / 2 of the rounded steps: no code needs clipping
-    codes = mx.round((groups - rounded[..., None]) * factor[..., None] + top / 2)
+    # no value is farther from its center than top / 2 of the rounded steps: no code needs clipping
+    codes = mx.round(groups * factor[..., None] + top / 2)
     codes = codes.astype(mx.uint8 if form.bits <= 8 else mx.uint16).reshape(heads, n, form.dim)
-    parts = [*_planes(codes, form), step.view(mx.uint8), center.view(mx.uint8)]
-    return mx.concatenate(parts, axis=-1)
+    return mx.concatenate([*_planes(codes, form), *(one.view(mx.uint8) for one in (step, *centers))], axis=-1)
 
 
 def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
@@ -38,8 +40,10 @@ def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
     heads, n, _ = rows.shape
     codes = _joined(rows, form).reshape(heads, n, -1, form.group)
     factors = np.ascontiguousarray(rows[..., form.code_bytes :]).view(np.uint16)
-    step, center = mx.split(mx.array(factors).view(mx.bfloat16).astype(mx.float32), 2, axis=-1)
-    low = center - step * ((2**form.bits - 1) / 2)
+    found = mx.array(factors).view(mx.bfloat16).astype(mx.float32)
+    step, *centers = mx.split(found, 2, axis=-1) if form.has_centers else [found]
+    half = step * ((2**form.bits - 1) / 2)
+    low = centers[0] - half if centers else -half
     values = codes.astype(mx.float32) * step[..., None] + low[..., None]
     return _rotated(values.reshape(heads, n, form.dim), form).astype(_DTYPES[dtype])
 

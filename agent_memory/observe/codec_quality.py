@@ -9,7 +9,7 @@ from attrs import frozen
 
 from agent_memory.config import CODECS, Codec, is_codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError, repr_of
-from agent_memory.kvcache.coding import fallbacks, is_for, is_lossy, named
+from agent_memory.kvcache.coding import fallbacks, fitted, is_for, is_lossy, named
 from agent_memory.progress import Progress, silent
 from agent_memory.protocols import Divergence, ModelRunner
 from agent_memory.scheduler.engine import Engine
@@ -95,7 +95,7 @@ def measure(
     found = []
     for number, text in enumerate(texts):
         progress(number, len(texts), "")
-        found.append(_compared(engine, runner, chunk_tokens, codec, text))
+        found.append(_compared(engine, runner, chunk_tokens, fitted(runner.layout, codec), text))
     return report(codec, found, fallbacks(runner.layout, codec))
 
 

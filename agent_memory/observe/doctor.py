@@ -6,7 +6,7 @@ import platform
 import sys
 
 from agent_memory.config import auto_budget, memory_budgets, total_memory_bytes
-from agent_memory.kvcache.coding import fallbacks, token_bytes
+from agent_memory.kvcache.coding import fallbacks, fitted, token_bytes
 from agent_memory.observe.choices import Circumstances, choices
 from agent_memory.observe.codec_quality import short_name
 from agent_memory.toolcall.choice import choice_of
@@ -29,7 +29,7 @@ def examine(at: Circumstances, *, explain: bool = False) -> Doctor:
         "prefill_tokens": config.prefill_tokens or runner.prefill_tokens,
         "kv_bytes_per_token": runner.layout.token_bytes,
         "cold_codec": config.cold_codec,
-        "cold_bytes_per_token": token_bytes(runner.layout, at.cold_codec),
+        "cold_bytes_per_token": token_bytes(runner.layout, fitted(runner.layout, at.cold_codec)),
         "tool_format": calls.format or "any JSON form",
         "tool_format_reason": calls.reason,
         "reasoning_tags": " ".join(tags) if tags else "none",

@@ -17,7 +17,7 @@ from agent_memory.carry.exporting import Recoding
 from agent_memory.carry.incoming import Model
 from agent_memory.config import CODECS, Codec, as_path, is_codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.kvcache.coding import Coding, is_for
+from agent_memory.kvcache.coding import Coding, fitted, is_for
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
 from agent_memory.progress import bar
@@ -66,7 +66,9 @@ class Moving:
             )
         path = as_path(file, "file")
         flush(self._engine, self._store)
-        recoding = None if codec in (None, "exact") else Recoding(codec, self._encode)
+        recoding = None
+        if codec is not None and codec != "exact":
+            recoding = Recoding(fitted(self._runner.layout, codec), self._encode)
         with bar(self._progress, "export", "MiB") as report:
             n_lost = self._carrier.export(
                 self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report

@@ -69,8 +69,9 @@ def test_a_row_comes_back_within_half_a_step_of_its_range(
     turned = np.array(mx.hadamard_transform(mx.array(rows).reshape(2, 5, -1, form.block), scale=form.block**-0.5))
     groups = turned.reshape(2, 5, -1, form.group)
     low, high = groups.min(-1), groups.max(-1)
-    # centers and steps are bfloat16: a step spans what is farther from the rounded center, and is rounded up
-    half_step = ((high - low) / 2 + np.abs(low + high) / 2 * 2.0**-8) / (2**form.bits - 1) * (1 + 2.0**-6)
+    # centers and steps are bfloat16: a step spans what is farther from the rounded center, or from 0, and is rounded up
+    spans = (high - low) / 2 + np.abs(low + high) / 2 * 2.0**-8 if form.has_centers else np.maximum(high, -low)
+    half_step = spans / (2**form.bits - 1) * (1 + 2.0**-6)
     rounding = np.square(rows).sum(-1) * 1e-12  # of the rotation, in float32
     assert (np.square(error).sum(-1) <= np.square(half_step).sum(-1) * form.group + rounding).all()
 
