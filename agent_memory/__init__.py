@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
+    from agent_memory.observe.tuning import Trial, Tuning
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.reader.view import StoreView
     from agent_memory.recall.context import ContextMemory
@@ -248,6 +249,8 @@ __all__ = [
     "ToolResult",
     "ToolResultError",
     "Trace",
+    "Trial",
+    "Tuning",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -378,6 +381,8 @@ _HOMES = {
     "ToolResult": "types",
     "ToolResultError": "errors",
     "Trace": "observe.trace",
+    "Trial": "observe.tuning",
+    "Tuning": "observe.tuning",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

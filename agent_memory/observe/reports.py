@@ -25,6 +25,7 @@ from agent_memory.observe.own_texts import own_ids
 from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
+from agent_memory.observe.tuning import Tuning, tune
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
 from agent_memory.reader.shared import ensure_writable
@@ -168,6 +169,11 @@ class Reports:
         self.engine.call(lambda: self._store.choose_codec(identity, found.setting, found.codec))
         return found
 
+    def tune(self, n_tokens: object) -> Tuning:
+        """Measure this machine."""
+        with bar(self.config.progress, "tune", "parts") as report:
+            return tune(self.engine, self.runner, self.config, n_tokens, report)
+
     def fit(self, n_agents: int, n_tokens: int) -> Fit:
         """How many agents fit."""
         disk_bytes = self._store.stats()["disk_budget_bytes"] if self._store.has_disk else None
@@ -293,3 +299,13 @@ class Reporting(Shown):
         """
         self._reports.ensure_open()
         return self._reports.choose_codec(kl, texts)
+
+    def tune(self, *, n_tokens: int = 1024) -> Tuning:
+        """Measure prefill steps, batch widths and codecs on this machine; return a ``Config`` with the best settings.
+
+        ``n_tokens``: the prompt that prefill steps are timed on. Changes nothing: open the next Memory with
+        ``tuning.config``. Takes a dozen such prefills; requests go on meanwhile, and disturb what is measured.
+        Raises UnsupportedParameterError or ClosedError.
+        """
+        self._reports.ensure_open()
+        return self._reports.tune(n_tokens)
