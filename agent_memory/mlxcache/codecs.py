@@ -69,7 +69,10 @@ def _rotated(rows: mx.array, form: Coding) -> mx.array:
 def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
     made, at = [], 0
     for width in form.planes:
-        bits = ((codes >> at) & (2**width - 1)).astype(mx.uint8).reshape(*codes.shape[:-1], 8 // width, -1)
+        bits = codes >> at if at else codes
+        if at + width < form.bits:
+            bits = bits & (2**width - 1)
+        bits = bits.astype(mx.uint8).reshape(*codes.shape[:-1], 8 // width, -1)
         made.append(sum((bits[..., i, :] << (i * width) for i in range(1, 8 // width)), bits[..., 0, :]))
         at += width
     return made
@@ -77,15 +80,21 @@ def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
 
 def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
     """Return the codes of encoded rows: (heads, n, dim) uint8, or uint16 for more than 8 bits."""
-    kind = mx.uint8 if form.bits <= 8 else mx.uint16
     found: Any = None
     at = start = 0
     for width in form.planes:
         size = form.dim * width // 8
         plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
-        bits = mx.concatenate([(plane >> (i * width)) & (2**width - 1) for i in range(8 // width)], axis=-1).astype(
-            kind
-        )
-        found = bits if found is None else found | (bits << at)
+        plane = plane.astype(mx.uint16) if form.bits > 8 else plane
+        bits = mx.concatenate([_moved(plane, i * width, at, width) for i in range(8 // width)], axis=-1)
+        found = bits if found is None else found | bits
         at, start = at + width, start + size
     return found
+
+
+def _moved(plane: mx.array, start: int, to: int, width: int) -> mx.array:
+    """Return ``width`` bits of each byte from bit ``start`` on, as bits of a code from bit ``to`` on."""
+    if width == 8:
+        return plane << to if to else plane
+    moved = plane >> (start - to) if start > to else plane << (to - start) if to > start else plane
+    return moved & ((2**width - 1) << to)
