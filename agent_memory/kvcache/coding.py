@@ -27,6 +27,8 @@ from agent_memory.kvcache.layout import Layout, TensorSpec
 
 #: bits of (keys, values): errors in keys cost attention more
 _BITS: dict[Codec, tuple[int, int]] = {"exact": (0, 0), "q8": (8, 8), "q5": (6, 4), "q4": (4, 4)}
+#: bits of (keys, values) of full attention where it is rare; ``q5`` has two bits more for keys anyway
+_FITTED: dict[Codec, tuple[int, int]] = {"q8": (9, 7), "q4": (5, 3)}
 #: Full attention is rare where it is in one of so many layers, the others having windows.
 _MOST_FULL = 3
 _MIX = "mix."
@@ -119,14 +121,13 @@ def fitted(layout: Layout, codec: Codec) -> Codec:
     """Return the codec that a fixed one stands for on a layout: itself, or a mixed one where few layers have no window.
 
     Those few read the whole context, and most of all its first token: on Gemma 3 270M the keys of 3 layers of 18 cause
-    nine tenths of the error of 4 bits. There keys of full attention get two more bits.
+    nine tenths of the error of 4 bits. There a bit goes from the values to the keys.
     """
-    keys, values = _BITS.get(codec, (0, 0))
-    if not keys or not layout.tensors or _MOST_FULL * len(layout.tensors) > len(layout.tensors) + len(layout.windows):
+    is_rare = _MOST_FULL * len(layout.tensors) <= len(layout.tensors) + len(layout.windows)
+    if codec not in _FITTED or not layout.tensors or not is_rare:
         return codec
-    full = {spec.name: values if spec.name.endswith(".v") else keys + 2 for spec in layout.tensors}
-    windows = {spec.name: values if spec.name.endswith(".v") else keys for spec in layout.windows}
-    return mixed(full | windows)
+    bits = {spec.name: _FITTED[codec][spec.name.endswith(".v")] for spec in layout.tensors}
+    return mixed(bits | {spec.name: _BITS[codec][spec.name.endswith(".v")] for spec in layout.windows})
 
 
 def is_for(layout: Layout, codec: Codec) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.kvcache.choosing import LEVELS, Sensitivity, allot, codable, merged, noise
-from agent_memory.kvcache.coding import PLANES, coding, is_for, is_lossy, mixed, named
+from agent_memory.kvcache.coding import PLANES, coding, fitted, is_for, is_lossy, mixed, named, token_bytes
 from agent_memory.kvcache.layout import Layout, TensorSpec
 
 FEW = (2, 4, 6, 8, 0)
@@ -92,3 +92,24 @@ def test_tensors_of_nested_caches_and_odd_names() -> None:
 def test_what_no_codec_encodes_is_not_chosen_for() -> None:
     odd, fine, window = (TensorSpec(n, 2, dim, "F32") for n, dim in (("000.k", 12), ("000.v", 16), ("001.k", 64)))
     assert codable(Layout((odd, fine), ("full", "window"), windows=(window,), window=8)) == (fine, window)
+
+
+@given(
+    kinds=st.lists(st.booleans(), min_size=1, max_size=12), codec=st.sampled_from(["exact", "q8", "q5", "q4", "mix.44"])
+)
+def test_a_fixed_codec_takes_no_more_bytes_where_few_layers_have_no_window(kinds: list[bool], codec: str) -> None:
+    specs = [(TensorSpec(f"{i:03d}.{part}", 1, 64, "F32"), is_full) for i, is_full in enumerate(kinds) for part in "kv"]
+    full, windows = (tuple(spec for spec, is_full in specs if is_full == wanted) for wanted in (True, False))
+    layout = Layout(full, windows=windows, window=8)
+    found = fitted(layout, codec)
+    assert named(found) == found == fitted(layout, found)
+    if codec in ("q8", "q4") and 0 < 3 * len(full) <= len(specs):
+        assert is_for(layout, found)
+        keys, values = (coding(full[place], found) for place in (0, 1))
+        assert keys is not None
+        assert values is not None
+        assert keys.bits == values.bits + 2
+        assert token_bytes(layout, found) < token_bytes(layout, codec)
+        assert token_bytes(Layout(windows), found) < token_bytes(Layout(windows), codec)
+    else:
+        assert found == codec
