@@ -85,6 +85,7 @@ class MLXBatch:
         self._rows: dict[int, _Row] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
+        self._references = measuring.References()
         self._steps = 0
 
     def empty(self) -> MLXKV:
@@ -245,13 +246,13 @@ class MLXBatch:
             self._waiting.pop(number, None)
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
-        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both."""
-        kv, coder = self.empty(), measuring.Coder(codec)
-        for start in range(0, n_context, measuring.STEP):
-            self.prefill(kv, ids[start : min(start + measuring.STEP, n_context)])
+        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both.
+
+        The exact KV and its predictions are kept for another codec on the same ids, until other ids or ``close``.
+        """
+        coder, known = measuring.Coder(codec), self._references.of(ids, n_context, self.empty, self.prefill)
         with mx.stream(self._generator.stream):
-            twin = measuring.recoded(kv, coder)
-            return measuring.diverge(self._model, kv, twin, ids[n_context:], coder)
+            return measuring.diverge(self._model, known, measuring.recoded(known.kv, coder), coder)
 
     @property
     def nbytes(self) -> int:
@@ -266,6 +267,7 @@ class MLXBatch:
         self._waiting.clear()
         self._rows.clear()
         self._lanes.clear()
+        self._references.drop()
         self._generator.close()
 
     def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import evolve
 
-from agent_memory.config import CODECS
+from agent_memory.config import auto_budget, is_codec
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.carried import Arrival, put_arrival
 from agent_memory.log.database import Database
@@ -80,18 +80,34 @@ class Manifest:
         n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or disorder(rows, resume)
         return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
-    def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> None:
-        """Record an identity and its facts; writes nothing if they are recorded already."""
-        told = json.dumps(dict(facts), sort_keys=True)
+    def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> Mapping[str, str]:
+        """Record an identity and its facts; return them with the codecs that were chosen for it.
+
+        Writes nothing if they are recorded already.
+        """
         with self.database.reading() as db:
-            if db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone() == (told,):
-                return
+            row = db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone()
+        known: dict[str, str] = json.loads(row[0]) if row is not None and is_facts(row[0]) else {}
+        facts = {**{name: codec for name, codec in known.items() if auto_budget(name) is not None}, **facts}
+        told = json.dumps(facts, sort_keys=True)
+        if row == (told,):
+            return facts
         tensors = json.dumps([[t.name, t.heads, t.dim, t.dtype] for t in layout.tensors])
         with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO identities VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
                 (identity, tensors, told, time.time()),
+            )
+        return facts
+
+    def choose(self, identity: str, setting: str, codec: str) -> None:
+        """Record which codec a setting such as "auto:0.002" means for an identity."""
+        with self.database.transaction() as db:
+            row = db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone()
+            facts = {**json.loads(row[0]), setting: codec}
+            db.execute(
+                "UPDATE identities SET facts = ? WHERE identity = ?", (json.dumps(facts, sort_keys=True), identity)
             )
 
     def facts(self, model: str) -> dict[str, str]:
@@ -348,7 +364,7 @@ def _is_sound(segment: Segment) -> bool:
     if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
         return False
     is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
-    return is_named and segment.exactness in EXACTNESS and segment.codec in CODECS
+    return is_named and segment.exactness in EXACTNESS and is_codec(segment.codec)
 
 
 def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:
