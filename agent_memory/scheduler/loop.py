@@ -76,7 +76,14 @@ class Loop:
         self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
         self.evictor = Evictor(
-            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer
+            self.hot,
+            tiers,
+            self.saver,
+            admission,
+            self.running,
+            ttl_s=hot_ttl_s,
+            unkept=self.unkept,
+            observer=observer,
         )
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(

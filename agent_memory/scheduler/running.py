@@ -45,6 +45,15 @@ class Running:
         own = sum(row.kv.nbytes for row in self.prefilling if row.kv)
         return own + (self._batch.nbytes if self._batch else 0)
 
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes of ``nbytes`` that the batch keeps for rows that may come."""
+        return self._batch.spare_nbytes if self._batch else 0
+
+    def tidy(self) -> None:
+        """Free the spare bytes; O(bytes of the rows that share buffers with them)."""
+        self.batch.tidy()
+
     def add(self, row: Row, place: Place) -> None:
         """Add a row that starts to prefill, and reserve its bytes."""
         self._admission.add(row.number, place)
