@@ -27,7 +27,7 @@ class Slots:
     All slots before the end do, but for the ``gaps`` of each row: half-open, in order, apart from one another.
     """
 
-    __slots__ = ("_held", "gaps", "start")
+    __slots__ = ("_held", "gaps")
 
     def __init__(self, gaps: Sequence[Sequence[Span]]) -> None:
         self.gaps = [list(row) for row in gaps]
@@ -35,7 +35,6 @@ class Slots:
 
     def _changed(self) -> None:
         self._held: Bools = np.ones((len(self.gaps), 0), np.bool_)
-        self.start = min((row[0][1] if row and row[0][0] == 0 else 0 for row in self.gaps), default=0)
 
     def spans(self, row: int, stop: int) -> list[Span]:
         """Return the slots of a row before ``stop``."""
@@ -61,7 +60,7 @@ class Slots:
         self._changed()
 
     def mask(self, n_ids: int, stop: int, window: int | None) -> mx.array:
-        """Return what ``n_ids`` new tokens of each row may look at: (rows, 1, n_ids, stop - start), True for yes.
+        """Return what ``n_ids`` new tokens of each row may look at: (rows, 1, n_ids, stop), True for yes.
 
         ``stop``: the end, the new tokens included. ``window``: tokens, the own one included.
         """
@@ -70,11 +69,10 @@ class Slots:
             for held, row in zip(self._held, self.gaps, strict=True):
                 for first, last in row:
                     held[first:last] = False
-        held = self._held[:, self.start : stop]
+        held = self._held[:, :stop]
         seen = held[:, None, :]
         if n_ids > 1:
-            ends = np.arange(held.shape[1] - n_ids, held.shape[1])
-            seen = seen & (np.arange(held.shape[1]) <= ends[:, None])
+            seen = seen & (np.arange(stop) <= np.arange(stop - n_ids, stop)[:, None])
         if window is not None:
             places = np.cumsum(held, axis=1)
             seen = seen & (places[:, None, :] > places[:, -n_ids:, None] - window)
@@ -107,8 +105,8 @@ class RaggedKVCache(BatchKVCache):  # type: ignore[misc]  # mlx-lm is untyped
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """Return the slots in use."""
-        n_rows, first = len(self.slots.gaps), self.slots.start
-        return self.keys[:n_rows, :, first : self._idx], self.values[:n_rows, :, first : self._idx]
+        n_rows = len(self.slots.gaps)
+        return self.keys[:n_rows, :, : self._idx], self.values[:n_rows, :, : self._idx]
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: N803 - mlx-lm's names
         """Return the mask of ``N`` new tokens."""
@@ -143,34 +141,40 @@ class RaggedKVCache(BatchKVCache):  # type: ignore[misc]  # mlx-lm is untyped
 
 @frozen
 class Source:
-    """Where a row's tokens are now: in one of several caches of its layer."""
+    """A row that joins, or moves with its batch: where its tokens are now."""
 
-    part: int
+    part: int  #: the cache, of those that are joined
     row: int
     spans: list[Span]
+    gaps: list[Span]
+    stop: int  #: the end of its slots
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the row."""
+        return sum(last - first for first, last in self.spans)
 
 
 @frozen(eq=False)
 class Plan:
-    """How the layers of a batch take in rows, or are moved to other buffers."""
+    """How the layers of a batch take in rows, or are moved to other buffers. A row's tokens begin at slot 0."""
 
     slots: Slots  #: afterwards
     stop: int  #: the end of all rows afterwards
     sources: list[Source]  #: of all rows, in order
     n_slots: int
     n_held: int = 0  #: rows that stay where they are, in the buffers of the first cache; 0: all are copied
-    first: int = 0  #: where those rows ended
+    moves: bool = False  #: True if the gaps of rows are left out
 
     def apply(self, caches: Sequence[Any], beside: Any) -> RaggedKVCache:
         """Return the joined cache of one layer, evaluated. ``caches``: the parts of the sources."""
         joined = RaggedKVCache(self.slots)
-        offsets = [sum(last - first for first, last in one.spans) for one in self.sources]
         if all(c.keys is None for c in caches):
             return joined
         keys, values = [c.keys for c in caches], [c.values for c in caches]
         for cache in caches:
             cache.keys = cache.values = None
-        joined.offset, joined._idx = mx.array(offsets), self.stop
+        joined.offset, joined._idx = mx.array([one.n_tokens for one in self.sources]), self.stop
         joined.keys = self._rows(keys)
         with mx.stream(beside):
             joined.values = self._rows(values)
@@ -178,48 +182,65 @@ class Plan:
         return joined
 
     def _rows(self, parts: list[Any]) -> mx.array:
-        sources, stop, coming = self.sources, self.stop, self.sources[self.n_held :]
+        """Return all rows. What other rows or nobody left in slots that become gaps may be NaN: those are set to 0."""
+        stop = self.stop
         if self.n_held:
             rows = parts[0]
             parts[0] = None  # the only reference: it is written in place
-            rows[: self.n_held, :, self.first : stop] = 0  # what a row left there may be NaN, which no mask hides
+            rows[: self.n_held, :, self.sources[0].stop : stop] = 0
+        elif not self.moves and all(part is not None and part.shape[2] == self.n_slots for part in parts):
+            n_rows = [sum(one.part == number for one in self.sources) for number in range(len(parts))]
+            rows = mx.concatenate([part[:n] for part, n in zip(parts, n_rows, strict=True)])
+            for row, source in enumerate(self.sources):
+                if source.stop < stop:
+                    rows[row : row + 1, :, source.stop : stop] = 0
+            return rows
         else:
-            rows = _blank(parts[0], len(sources), self.n_slots)
-        for row, source in enumerate(coming, self.n_held):
-            at = stop - sum(last - first for first, last in source.spans)
-            if self.n_held:
-                rows[row : row + 1, :, :at] = 0
+            like = next(part for part in parts if part is not None)
+            rows = _blank(like, len(self.sources), self.n_slots)
+        for row, source in enumerate(self.sources[self.n_held :], self.n_held):
+            at = 0
             for first, last in source.spans:
+                at = at if self.moves else first
                 rows[row : row + 1, :, at : at + last - first] = parts[source.part][
                     source.row : source.row + 1, :, first:last
                 ]
                 at += last - first
+            if self.n_held and at < stop:
+                rows[row : row + 1, :, at:stop] = 0
         return rows
 
 
 def plan(caches: Sequence[Any], n_ids: int = 1, *, moves: bool = False) -> Plan:
     """Return how one layer's caches, each of a row or a batch, become one batch with room for ``n_ids`` more.
 
-    Rows of a batch stay where they are if it has room; with ``moves``, no row does.
+    Rows of a batch stay where they are if it has room. ``moves``: no row does, and their gaps are left out.
     """
     sources: list[Source] = []
     for part, cache in enumerate(caches):
         if type(cache) is RaggedKVCache:
-            sources += [Source(part, row, cache.slots.spans(row, cache._idx)) for row in range(len(cache.slots.gaps))]
+            stop = cache._idx
+            for row, gaps in enumerate(cache.slots.gaps):
+                sources.append(Source(part, row, cache.slots.spans(row, stop), gaps, stop))
         else:
-            sources.append(Source(part, 0, [(0, cache.offset)] if cache.offset else []))
-    sizes = [sum(last - first for first, last in one.spans) for one in sources]
+            sources.append(Source(part, 0, [(0, cache.offset)] if cache.offset else [], [], cache.offset))
     lane = caches[0]
-    if type(lane) is RaggedKVCache and lane.keys is not None and not moves:
-        n_held = len(lane.slots.gaps)
-        stop = max([lane._idx, *sizes[n_held:]])
-        if len(sources) <= lane.keys.shape[0] and stop + n_ids <= lane.keys.shape[2]:
-            slots = Slots([*lane.slots.gaps, *([] for _ in sizes[n_held:])])
-            slots.add_gaps([*[(lane._idx, stop)] * n_held, *((0, stop - size) for size in sizes[n_held:])])
-            return Plan(slots, stop, sources, lane.keys.shape[2], n_held, lane._idx)
-    stop = max(sizes)
-    gaps = [[(0, stop - size)] if size < stop else [] for size in sizes]
-    return Plan(Slots(gaps), stop, sources, roomy(stop + n_ids))
+    if moves:
+        ends = [one.n_tokens for one in sources]
+        slots = Slots([[] for _ in sources])
+    else:
+        ends = [one.stop for one in sources]
+        slots = Slots([one.gaps for one in sources])
+    stop = max(ends)
+    slots.add_gaps([(end, stop) for end in ends])
+    if moves or type(lane) is not RaggedKVCache or lane.keys is None:
+        n_held = 0
+    else:
+        has_room = len(sources) <= lane.keys.shape[0] and stop + n_ids <= lane.keys.shape[2]
+        n_held = len(lane.slots.gaps) if has_room else 0
+    sizes = {0 if c.keys is None else c.keys.shape[2] for c in caches}
+    is_even = not moves and len(sizes) == 1 and stop + n_ids <= max(sizes)
+    return Plan(slots, stop, sources, max(sizes) if n_held or is_even else roomy(stop + n_ids), n_held, moves)
 
 
 def lacks_room(cache: RaggedKVCache, n_ids: int) -> bool:

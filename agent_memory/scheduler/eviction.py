@@ -112,9 +112,7 @@ class Evictor:
 
     def _tidy(self, n_bytes: int, idle_bytes: int) -> None:
         """Free the batch's spare bytes where the budget has no room for them: before any lineage leaves."""
-        spare_bytes = self._running.spare_nbytes
-        if spare_bytes and self._admission.shortfall(n_bytes, idle_bytes + spare_bytes):
-            self._running.tidy()
+        self._running.tidy(lambda spare_bytes: not self._admission.shortfall(n_bytes, idle_bytes + spare_bytes))
 
     def evict_idle(self, owner: str | None, to: Tier) -> None:
         """Evict one agent's lineage, or all."""

@@ -45,14 +45,11 @@ class Running:
         own = sum(row.kv.nbytes for row in self.prefilling if row.kv)
         return own + (self._batch.nbytes if self._batch else 0)
 
-    @property
-    def spare_nbytes(self) -> int:
-        """Bytes of ``nbytes`` that the batch keeps for rows that may come."""
-        return self._batch.spare_nbytes if self._batch else 0
-
-    def tidy(self) -> None:
-        """Free the spare bytes; O(bytes of the rows that share buffers with them)."""
-        self.batch.tidy()
+    def tidy(self, fits: Callable[[int], bool]) -> None:
+        """Free the bytes that the batch keeps for rows that may come, unless so many fit."""
+        spare_bytes = self._batch.spare_nbytes if self._batch else 0
+        if spare_bytes and not fits(spare_bytes):
+            self.batch.tidy()
 
     def add(self, row: Row, place: Place) -> None:
         """Add a row that starts to prefill, and reserve its bytes."""
