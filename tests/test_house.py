@@ -18,7 +18,7 @@ WIDE = {
     "store.store.Store": (35, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
     "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
-    "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
+    "scheduler.engine.Engine": (29, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (23, "what a Memory and its agents are asked, and the machines that answer"),
     "requests.registry.Agents": (14, "logs by name, and the changes of them that the engine thread makes"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),
