@@ -8,6 +8,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 
+from attrs import evolve
+
+from agent_memory.config import chosen_codec
 from agent_memory.exchange.adopting import adopt
 from agent_memory.exchange.chunks import Fetched
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch, Terms
@@ -16,7 +19,7 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.publisher import Publisher
 from agent_memory.exchange.stored import Stored
-from agent_memory.kvcache.coding import is_lossy, token_bytes
+from agent_memory.kvcache.coding import fitted, is_lossy, token_bytes
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
@@ -62,7 +65,8 @@ class Exchange:
 
     def attach(self, identity: str, layout: Layout) -> None:
         """Exchange the KV of one model from now on. Engine thread."""
-        size, codec = self._store.chunk_tokens, self.remote.codec if is_lossy(layout, self.remote.codec) else "exact"
+        size, codec = self._store.chunk_tokens, fitted(layout, chosen_codec(self.remote.codec, {}))
+        codec = codec if is_lossy(layout, codec) else "exact"
         needs = None if layout.is_full else Needs.of(layout, size)
         self._terms = None
         if layout.is_storable:
@@ -89,6 +93,8 @@ class Exchange:
         terms = self._terms
         if terms is None or self._is_closed:
             return None
+        if self._store.has_disk and not self._store.is_read_only:
+            terms = evolve(terms, codec=self._store.codec)  # ``choose_codec`` may have changed it
         size = terms.chunk_tokens
         start = 0 if terms.needs is not None else n_stored // size
         per_chunk = max(1, token_bytes(terms.layout, terms.codec) * size)

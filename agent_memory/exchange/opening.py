@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from agent_memory.config import Codec, Config
+from agent_memory.config import Config
 
 if TYPE_CHECKING:
     from agent_memory.remote.breaker import Breaker
@@ -25,7 +25,7 @@ class Remote:
     breaker: Breaker
     rates: Rates
     is_writing: bool  #: False: nothing is published
-    codec: Codec  #: of the KV that is looked for and published
+    codec: str  #: the setting: of the KV that is looked for and published
 
 
 def open_remote(config: Config) -> Remote | None:

@@ -18,6 +18,7 @@ from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
@@ -106,6 +107,7 @@ class Engine:
         self._drained = threading.Event()
         if tiers.exchange is not None:
             tiers.exchange.wake = self.wake
+        self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 
@@ -179,6 +181,7 @@ class Engine:
         """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
         self._observer.queued(request)
         request.feed.at_end(partial(self._observer.ended, request))
+        request.feed.at_wait(self.wake)
         self._places.take(request)
         try:
             self._mail.post(_Submission(self, request, self._places))
@@ -363,6 +366,7 @@ class Engine:
             counters=self._counters,
             places=self._places,
             idle=self.idle,
+            gathering=self.gathering,
             observer=self._observer,
             looks_up=self._config.lookup == "auto",
         )
