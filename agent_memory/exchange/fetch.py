@@ -14,6 +14,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.resume import Needs
 
+_TOKEN_S = 1e-3  #: to compute a token, as long as that is not measured
 PATIENCE_S = 0.25  #: the longest that a request waits for a bucket that does not answer
 
 
@@ -67,11 +68,11 @@ class Fetch:
         return self._clock() >= self._limit
 
     def expect(self, seconds: float | None) -> None:
-        """Grant a transfer its time, as measured; None: not measured, so that it may take what computing would."""
-        if seconds is None:
-            seconds = (self.token_s or 0.0) * (len(self.ids) - self.n_have)
+        """Grant a transfer half as long again as it should take; None: not measured, so as long as computing would."""
+        compute_s = (self.token_s or _TOKEN_S) * (len(self.ids) - self.n_have)
+        more_s = compute_s if seconds is None else 1.5 * seconds
         with self._lock:
-            self._limit += 1.5 * seconds
+            self._limit += more_s
 
     def end(self, found: Fetched | None) -> None:
         """Record what came."""

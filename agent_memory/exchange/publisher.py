@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from agent_memory.errors import ClosedError
 from agent_memory.exchange.chunks import ROOT_TAG, Chunk, Resume
@@ -15,12 +15,15 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
 from agent_memory.prefix.pieces import Piece
+from agent_memory.remote.breaker import Breaker
 from agent_memory.remote.bucket import PROBE
 from agent_memory.remote.failures import BucketError
 from agent_memory.remote.objects import write_object
 from agent_memory.store.catalog import Catalog
 
 log = logging.getLogger("agent_memory.remote")
+
+_T = TypeVar("_T")
 
 _UNWATCHED_S = 5.0  #: how long an answer may take that nobody waits for
 _REMEMBERED = 1 << 16  #: names that are known to be there
@@ -50,6 +53,7 @@ class Publisher:
     ) -> None:
         self._remote, self._stored, self._figures, self._catalog = remote, stored, figures, catalog
         self._is_writing = is_writing
+        self._puts = Breaker(f"{remote.bucket.place} (publishing)")  # who may not write may go on reading
         self._changed = threading.Condition()
         self._heads: OrderedDict[bytes, None] = OrderedDict()
         self._is_busy = self._is_opening = self._is_closing = False
@@ -139,32 +143,34 @@ class Publisher:
         return partial(self._publish, head)
 
     def _probe(self) -> None:
-        """Ask once whether a second writer is refused, and say so where not; who does not write only connects.
-
-        So the first request meets a connection, or a breaker that is open already.
-        """
-        if not self._remote.breaker.allows():
+        """Connect, so that no request waits for that; ask whether a second writer is refused, and say so where not."""
+        bucket = self._remote.bucket
+        there = self._asked(self._remote.breaker, lambda: bucket.sizes([PROBE], timeout_s=_UNWATCHED_S))
+        if there is None or not self._is_writing:
             return
-        began = time.perf_counter()
-        try:
-            if self._is_writing:
-                self.conditions = self._remote.bucket.probe()
-            else:
-                self._remote.bucket.sizes([PROBE], timeout_s=_UNWATCHED_S)
-        except BucketError as error:
-            self._remote.breaker.failed(error)
-            return
-        except ClosedError:
-            self._remote.breaker.abandoned()
-            return
-        self._remote.breaker.succeeded()
-        log.debug("remote %s answers after s=%.3f", self._remote.bucket.place, time.perf_counter() - began)
+        self.conditions = self._asked(self._puts, bucket.probe)
         if self.conditions is False:
             log.warning(
                 "remote %s ignores conditions: of two hosts that publish one chunk the later one overwrites. KV stays "
                 "right, and what relies on a refusal (moving agents by the bucket) does not",
-                self._remote.bucket.place,
+                bucket.place,
             )
+
+    def _asked(self, breaker: Breaker, call: Callable[[], _T]) -> _T | None:
+        """Return what the bucket answers; None if the breaker is open, or the call fails."""
+        if not breaker.allows():
+            return None
+        try:
+            found = call()
+        except BucketError as error:
+            self._figures.count("failed")
+            breaker.failed(error)
+            return None
+        except BaseException:  # whatever it is: it says nothing of the server
+            breaker.abandoned()
+            raise
+        breaker.succeeded()
+        return found
 
     def _publish(self, head: bytes) -> None:
         catalog = self._catalog()
@@ -196,7 +202,7 @@ class Publisher:
                     if not self._put(rows[number], chunk):
                         return
                 else:
-                    tag = self._tag(catalog, pieces[: number + 1])
+                    tag = self._stored.tag(catalog, pieces[: number + 1])
                 if (name := resumes.get(number)) is not None and name in missing:
                     found = self._stored.resume(catalog, pieces[: number + 1], tag)
                     if found is not None and not self._put(name, found):
@@ -209,21 +215,13 @@ class Publisher:
 
     def _missing(self, names: Sequence[str]) -> set[str]:
         """Return the names that are not there; none if the bucket does not say."""
-        breaker, bucket = self._remote.breaker, self._remote.bucket
+        bucket = self._remote.bucket
         unknown = [name for name in names if name not in self._present]
-        if not unknown or not breaker.allows():
+        if not unknown:
             return set()
-        began = time.perf_counter()
-        try:
-            sizes = bucket.sizes(unknown, timeout_s=_UNWATCHED_S)
-        except BucketError as error:
-            breaker.failed(error)
+        sizes = self._asked(self._remote.breaker, lambda: bucket.sizes(unknown, timeout_s=_UNWATCHED_S))
+        if sizes is None:
             return set()
-        except ClosedError:
-            breaker.abandoned()
-            raise
-        breaker.succeeded()
-        self._remote.rates.answered(time.perf_counter() - began)
         there = [name for name, size in zip(unknown, sizes, strict=True) if size is not None]
         self.knows(there)
         self._figures.count("present_chunks", len(there))
@@ -231,22 +229,13 @@ class Publisher:
 
     def _put(self, name: str, one: Chunk | Resume) -> bool:
         """Store one object; False if the bucket does not take it."""
-        breaker = self._remote.breaker
         with self._changed:
             if self._is_closing:
                 return False
-        if not breaker.allows():
+        body = write_object(name, self._remote.keys, one.header(), one.parts())
+        is_new = self._asked(self._puts, lambda: self._remote.bucket.put_new(name, body))
+        if is_new is None:
             return False
-        try:
-            body = write_object(name, self._remote.keys, one.header(), one.parts())
-            is_new = self._remote.bucket.put_new(name, body)
-        except BucketError as error:
-            breaker.failed(error)
-            return False
-        except BaseException:  # whatever it is: the call's outcome says nothing of the server
-            breaker.abandoned()
-            raise
-        breaker.succeeded()
         self.knows([name])
         if is_new:
             self._figures.count("published_chunks", int(isinstance(one, Chunk)))

@@ -247,3 +247,21 @@ def test_without_a_remote_nothing_is_imported_and_no_socket_opened(tmp_path: Pat
     out = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True, check=False)
     assert out.stdout == "none\n", out.stderr
     assert Config().remote is None
+
+
+def test_who_may_not_write_goes_on_reading(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        raise BucketError("denied", self.place, "storing", "not for you")
+
+    with caplog.at_level(logging.WARNING, "agent_memory.remote"):
+        breaks(monkeypatch, "probe", denied)
+        puts = breaks(monkeypatch, "put_new", denied)
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket)) as b:
+            b.generate("Of this nobody has published a word. " * 9, max_tokens=2)
+            b.flush()
+            assert exchange(b).settle(30)
+            assert _says(b).usage.tier == "remote"
+            assert b.stats().remote["failed"] == 1 + len(puts)
+    assert len([one for one in caplog.records if "left alone" in one.message]) == 1
