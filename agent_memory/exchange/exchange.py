@@ -53,7 +53,9 @@ class Exchange:
         self._held: weakref.WeakSet[Fetched] = weakref.WeakSet()
         self._is_closed = False
         self.wake: Callable[[], None] = _nothing  #: called on another thread when a fetch has ended
-        store.at_close = self.close
+        self._adopting = threading.Lock()  # held from the entry of what is adopted until its writes are queued
+        self._n_forgotten = 0
+        store.at_close, store.at_forget = self.close, self.forget
 
     def _catalog(self) -> Catalog | None:
         return self._store.parts.catalog
@@ -135,12 +137,12 @@ class Exchange:
             self._asked[first] = fetch
         if self._fetcher is None:
             self._fetcher = Fetcher(self.remote, self._stored, self._figures, self._clock)
-        catalog = self._catalog()
+        catalog, n_forgotten = self._catalog(), self._n_forgotten
 
         def ended(found: Fetched | None) -> None:
             self._ended(fetch, first, found)
             if found is not None:
-                self._adopt(terms, catalog, found)
+                self._adopt(terms, catalog, found, n_forgotten)
 
         self._fetcher.start(fetch, terms, catalog, ended)
 
@@ -159,7 +161,8 @@ class Exchange:
         fetch.end(found)
         self.wake()
 
-    def _adopt(self, terms: Terms, catalog: Catalog | None, found: Fetched) -> None:
+    def _adopt(self, terms: Terms, catalog: Catalog | None, found: Fetched, n_forgotten: int) -> None:
+        """Store what was fetched, unless something was forgotten since it was asked for: it may be of that."""
         if catalog is None or self._is_closed:
             return
         codec, chain = terms.codec, root_id(terms.identity)
@@ -171,13 +174,26 @@ class Exchange:
         if found.resume is not None:
             names.append(self.remote.names.chunk(chain, "resume", codec))
         self._publisher.knows(names)
-        adopt(catalog, terms.identity, found)
+        with self._adopting:
+            if n_forgotten == self._n_forgotten:
+                adopt(catalog, terms.identity, found)
 
     # any thread
 
     def took(self, n_tokens: int) -> None:
         """Count tokens that a request has taken up."""
         self._figures.count("fetched_tokens", n_tokens)
+
+    def forget(self) -> None:
+        """Adopt nothing that was asked for before now: an agent, or a text, is about to be deleted."""
+        with self._adopting:
+            self._n_forgotten += 1
+        if self.publishes:
+            log.warning(
+                "remote %s: what was published of a deleted agent or a forgotten text stays there until the bucket's "
+                "age rule removes it, or the key is dropped",
+                self.remote.bucket.place,
+            )
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until what was committed is published, True, or for a time, False."""

@@ -94,6 +94,7 @@ class Store:
         self._place: Place | None = None
         self._log_damage = 0
         self.at_close: Callable[[], None] = _nothing  #: called once all is on disk, before the folder is released
+        self.at_forget: Callable[[], None] = _nothing  #: called before KV of an agent or of forgotten text is deleted
         if path is None:
             self._database = open_database(None)
         else:
@@ -279,6 +280,7 @@ class Store:
 
     def delete_agent(self, agent_id: int) -> None:
         """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
+        self.at_forget()
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
@@ -296,6 +298,7 @@ class Store:
 
         All of it is gone from disk when this returns.
         """
+        self.at_forget()
         self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
             self._io.call(partial(self._manifest.forget, logs, kv_of))
