@@ -38,7 +38,7 @@ class Exchange:
 
     - The engine thread asks, and never waits: requests await a ``Fetch``, each for a while (``Awaited``).
     - Publishing has a thread of its own, fetches have theirs; the I/O thread never waits for the network.
-    - KV that is fetched is in memory until a request has restored it (``n_bytes``), and is adopted by the store.
+    - KV that is fetched is in memory until a request has restored it (``held_bytes``), and is adopted by the store.
     """
 
     def __init__(self, remote: Remote, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,9 +78,8 @@ class Exchange:
             catalog.disk.on_stored = self._publisher.offer
         self._publisher.probe()
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of fetched KV that no request has restored yet."""
+    def held_bytes(self) -> int:
+        """Return the bytes of fetched KV that no request has restored yet. Any thread."""
         with self._lock:
             return sum(one.n_bytes for one in list(self._held))
 

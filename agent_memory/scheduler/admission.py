@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import frozen
 
 from agent_memory.errors import OutOfBudgetError
@@ -30,13 +32,20 @@ class Admission:
     - ``reserved_bytes <= limit_bytes`` once a row has started.
     """
 
-    def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int, row_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        token_bytes: int,
+        weights_bytes: int,
+        row_bytes: int = 0,
+        fetched_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.limit_bytes = limit_bytes
+        self.fetched_bytes = fetched_bytes  #: bytes of KV that came from a bucket and is not restored yet
         self._token_bytes, self._weights_bytes, self._row_bytes = token_bytes, weights_bytes, row_bytes
         self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
         self._closed: set[int] = set()  # groups that no other row may join
         self._n_groups = 0
-        self.fetched_bytes = 0  #: of KV that came from a bucket and is not restored yet
 
     @property
     def rows(self) -> set[int]:
@@ -49,7 +58,7 @@ class Admission:
         groups = self._groups.values()
         tokens = sum(len(rows) * max(rows.values()) for rows in groups)
         rows_bytes = self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
-        return rows_bytes + self.fetched_bytes
+        return rows_bytes + self.fetched_bytes()
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.

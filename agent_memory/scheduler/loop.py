@@ -73,6 +73,8 @@ class Loop:
         chunk_tokens = tiers.store.chunk_tokens
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
         admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        if tiers.exchange is not None:
+            admission.fetched_bytes = tiers.exchange.held_bytes
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
@@ -148,7 +150,7 @@ class Loop:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
-        return self.hot.nbytes + self.running.nbytes + self._admission.fetched_bytes
+        return self.hot.nbytes + self.running.nbytes + self._admission.fetched_bytes()
 
     @property
     def lacks_bytes(self) -> bool:

@@ -100,8 +100,6 @@ class Starting:
     def step(self, busy: set[str | None]) -> bool:
         """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
-        if self._tiers.exchange is not None:
-            self._admission.fetched_bytes = self._tiers.exchange.n_bytes
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
@@ -151,10 +149,10 @@ class Starting:
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
-        if (fetch := request.fetch) is not None:
-            request.fetch = None  # the bytes that it has in memory are free from here on
-            n_tokens, came = row.base.tier_tokens.get("remote", 0), plan.fetched
-            self._observer.fetched(request, n_tokens, 0 if came is None else came.n_bytes, fetch.began)
+        if request.fetch is not None:
+            n_bytes = 0 if plan.fetched is None else plan.fetched.n_bytes
+            self._observer.fetched(request, row.base.tier_tokens.get("remote", 0), n_bytes, request.fetch.began)
+            request.fetch = plan.fetched = None  # its bytes are free before idle lineages have to leave for them
         self._observer.started(request, row.usage)
         self._evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))

@@ -265,3 +265,21 @@ def test_who_may_not_write_goes_on_reading(
             assert _says(b).usage.tier == "remote"
             assert b.stats().remote["failed"] == 1 + len(puts)
     assert len([one for one in caplog.records if "left alone" in one.message]) == 1
+
+
+def test_what_was_fetched_counts_as_hot_until_it_is_restored(bucket: Path) -> None:
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as b:
+        held: list[int] = []
+        real = exchange(b)._ended
+
+        def ended(*arguments: Any) -> None:
+            real(*arguments)
+            held.append(exchange(b).held_bytes())
+
+        exchange(b)._ended = ended  # type: ignore[method-assign]
+        n_tokens = _says(b).usage.cached_tokens
+        assert held == [n_tokens * b._runner.layout.token_bytes]
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        assert exchange(b).held_bytes() == 0
+        stats = b.stats()
+        assert stats.hot_bytes == b._engine.call(lambda: b._engine._loop.hot.nbytes)
