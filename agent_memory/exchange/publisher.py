@@ -13,7 +13,7 @@ from agent_memory.errors import ClosedError
 from agent_memory.exchange.chunks import ROOT_TAG, Chunk, Resume
 from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
-from agent_memory.exchange.stored import GoneError, Stored
+from agent_memory.exchange.stored import GoneError, Stored, Whole
 from agent_memory.prefix.pieces import Piece
 from agent_memory.remote.breaker import Breaker
 from agent_memory.remote.bucket import PROBE
@@ -192,12 +192,12 @@ class Publisher:
         missing = self._missing([*rows, *resumes.values()])
         if not missing:
             return
-        tag = ROOT_TAG
+        tag, whole = ROOT_TAG, Whole()
         try:
             for number, piece in enumerate(pieces):
                 parent, tag = tag, ""
                 if rows[number] in missing:
-                    chunk = self._stored.read(catalog, piece, parent)
+                    chunk = self._stored.read(catalog, piece, parent, whole)
                     tag = chunk.tag
                     if not self._put(rows[number], chunk):
                         return

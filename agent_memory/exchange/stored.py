@@ -7,12 +7,13 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-from attrs import frozen
+from attrs import define, field, frozen
 
 from agent_memory.exchange.chunks import ROOT_TAG, Bytes, Chunk, Resume, tag_of
+from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.segments import OpenSegment
 from agent_memory.log.damage import READ_ERRORS, reason_of
-from agent_memory.prefix.pieces import Piece, Segment
+from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.resume import Needs
 from agent_memory.prefix.sharing import Stretch, stretches
 from agent_memory.store.catalog import Attached, Catalog
@@ -20,6 +21,7 @@ from agent_memory.store.edit import void
 from agent_memory.types import weakest
 
 _REMEMBERED = 1 << 16  #: tags in memory
+_WHOLE_BYTES = 256 << 20  #: a segment up to this size is read once for all of its chunks
 
 
 class GoneError(Exception):
@@ -33,6 +35,23 @@ class _Tag:
     segment: int
     parent: str
     tag: str
+
+
+@define
+class Whole:
+    """The rows of one segment in memory, for who reads its chunks one after another."""
+
+    _segment: Segment | None = None
+    _tensors: list[Bytes] = field(factory=list)
+
+    def of(self, segment: Segment, source: OpenSegment, layout: Layout) -> list[Bytes]:
+        """Return the rows of a segment's own file, read and checked once."""
+        if self._segment is not segment:
+            self._segment, self._tensors = None, []
+            n_tensors = len(layout.tensors)
+            self._tensors = [source.rows(layout, tensor, 0, segment.n_own) for tensor in range(n_tensors)]
+            self._segment = segment
+        return self._tensors
 
 
 class Stored:
@@ -66,10 +85,10 @@ class Stored:
 
         Raises GoneError.
         """
-        tag = ROOT_TAG
+        tag, whole = ROOT_TAG, Whole()
         for piece in pieces:
             known = self._known(piece, tag)
-            tag = known if known is not None else self.read(catalog, piece, tag).tag
+            tag = known if known is not None else self.read(catalog, piece, tag, whole).tag
         return tag
 
     def _known(self, piece: Piece, parent: str) -> str | None:
@@ -78,12 +97,12 @@ class Stored:
         is_same = known is not None and known.segment == piece.segment.number and known.parent == parent
         return known.tag if known is not None and is_same else None
 
-    def read(self, catalog: Catalog, piece: Piece, parent_tag: str) -> Chunk:
-        """Return one chunk, checked. Raises GoneError."""
+    def read(self, catalog: Catalog, piece: Piece, parent_tag: str, whole: Whole) -> Chunk:
+        """Return one chunk, checked. ``whole``: the caller's own, for the next chunk. Raises GoneError."""
         model = catalog.model
         assert model is not None
         segment, number = piece.segment, piece.segment.number
-        tensors, ids = self._rows(catalog, model, piece)
+        tensors, ids = self._rows(catalog, model, piece, whole)
         chunk = Chunk(
             start=piece.start,
             ids=ids,
@@ -101,9 +120,8 @@ class Stored:
                 del self._tags[next(iter(self._tags))]
         return chunk
 
-    def _rows(
-        self, catalog: Catalog, model: Attached, piece: Piece
-    ) -> tuple[list[Bytes], np.ndarray[tuple[int], np.dtype[np.uint32]]]:
+    def _rows(self, catalog: Catalog, model: Attached, piece: Piece, whole: Whole) -> tuple[list[Bytes], Ids]:
+        """Return a chunk's tensors and its ids."""
         with catalog.lock:
             try:
                 parts = stretches(catalog.segments, piece.segment, piece.start, piece.stop)
@@ -115,16 +133,19 @@ class Stored:
                 raise GoneError("its rows are in files of several codecs")
             reading = parts[-1].segment
             try:
+                ids = opened[-1][0].ids()[piece.offset : piece.offset + piece.n_tokens]
+                if len(parts) == 1 and reading.n_bytes <= _WHOLE_BYTES:
+                    first = parts[0].first_row
+                    rows = whole.of(reading, opened[0][0], model.layout)
+                    tensors = [np.ascontiguousarray(one[:, first : first + piece.n_tokens]) for one in rows]
+                    return tensors, ids.astype(np.uint32)
                 tensors = []
                 for tensor in range(len(model.layout.tensors)):
                     found = []
                     for source, one in opened:
-                        reading = one.segment
-                        first = one.first_row
+                        reading, first = one.segment, one.first_row
                         found.append(source.rows(model.layout, tensor, first, first + one.stop - one.start))
                     tensors.append(np.ascontiguousarray(np.concatenate(found, axis=1)))
-                reading = parts[-1].segment
-                ids = opened[-1][0].ids()[piece.offset : piece.offset + piece.n_tokens]
             except READ_ERRORS as error:
                 raise _gone(catalog, reading, error) from error
         return tensors, ids.astype(np.uint32)
