@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
@@ -43,6 +43,7 @@ class Pulse:
     n_waiting: int
     n_running: int
     lacks_bytes: bool  #: True if a request waits because the bytes that it may need are not free
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket that hosts share, in words
 
 
 @frozen(eq=False)
@@ -104,6 +105,8 @@ class Engine:
         self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        if tiers.exchange is not None:
+            tiers.exchange.wake = self.wake
         self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
@@ -135,12 +138,17 @@ class Engine:
         """The engine's state now. Any thread; never waits."""
         thread, loop = self._thread, self._loop
         is_live = self.is_ours and thread is not None and thread.is_alive()
-        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes)
+        exchange = self._tiers.exchange
+        remote = {} if exchange is None else exchange.facts()
+        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes, remote)
 
     def stats(self, stored: Callable[[], Mapping[str, Any]]) -> Stats:
         """Return the sums over requests and the bytes in memory now, with the store's figures (``stored``)."""
-        live = self.call(self._memory_figures)
-        return self._counters.stats(live, stored())
+        found = self._counters.stats(self.call(self._memory_figures), stored())
+        if (exchange := self._tiers.exchange) is None:
+            return found
+        events, n_bytes = exchange.figures()
+        return evolve(found, remote=events, remote_bytes=n_bytes)
 
     def _memory_figures(self) -> dict[str, int]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
