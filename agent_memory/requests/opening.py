@@ -102,6 +102,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    from agent_memory.prefix.foresight import Foresight
     from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
     from agent_memory.tiers.tiers import Tiers
@@ -123,7 +124,13 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
                 codec=config.cold_codec,
                 report=report,
             )
-    return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
+    return Tiers(
+        store,
+        warm_bytes=warm_bytes,
+        warm_codec=config.warm_codec,
+        warm_ttl_s=config.warm_ttl_s,
+        foresight=Foresight(is_on=config.foresight == "auto"),
+    )
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:

@@ -49,6 +49,11 @@ class Admission:
         tokens = sum(len(rows) * max(rows.values()) for rows in groups)
         return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
 
+    def kv_bytes(self, n_tokens: int) -> int:
+        """Return the most bytes that restored KV of ``n_tokens`` takes, spare capacity included."""
+        tokens = (n_tokens + _STEP // 2 + _STEP - 1) // _STEP * _STEP
+        return tokens * self._token_bytes + self._row_bytes
+
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.
 
