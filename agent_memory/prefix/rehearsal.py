@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-_KEPT = 0.98  #: what one more turn leaves of the bytes counted before
+_KEPT = 0.99  #: what one more turn leaves of the bytes counted before
+_FEWER = 0.1  #: share of bytes that the learned order must have saved to be followed, and
+_LINEAGES = 3  #: as many lineages of mean size: less is chance
 
 #: Name -> how far away an agent's next turn is; the farthest is evicted first.
 Order = Callable[[str], float]
@@ -38,7 +40,8 @@ class Rehearsal:
     """Compares a learned order of eviction with the order of last use. Engine thread only.
 
     - Both start empty and see the same turns, sizes and room; neither knows the other's choices.
-    - The learned order is better once it has restored strictly fewer bytes, the newest turns counting most.
+    - The learned order is better once it has restored clearly fewer bytes, the newest turns counting most: where turns
+      come in no order, the two differ by chance, and what is learned then helps nobody.
     - O(agents in hot) for a turn that evicts.
     """
 
@@ -47,8 +50,11 @@ class Rehearsal:
 
     @property
     def is_learned_better(self) -> bool:
-        """True if the learned order would have restored fewer bytes."""
-        return self._learned.missed < self._recency.missed
+        """True if the learned order would have restored clearly fewer bytes."""
+        held = self._learned.held
+        saved = self._recency.missed - self._learned.missed
+        mean = sum(held.values()) / len(held) if held else 0.0
+        return saved > max(_FEWER * self._recency.missed, _LINEAGES * mean)
 
     def turn(self, owner: str, n_bytes: int, room_bytes: int) -> None:
         """Rehearse a turn. ``n_bytes``: of its agent's KV; ``room_bytes``: what all others' may take beside it."""
