@@ -37,6 +37,7 @@ from agent_memory.prefix.foresight import Foresight
 
 DATA = Path("../shared/data")
 TOOLS = {"read": (0.02, 0.4), "search": (0.1, 0.5), "build": (0.6, 0.4)}  #: median seconds of a pause, sigma of its log
+STEP_S, REPLY_TOKENS = 0.002, 12  #: a reply takes so many steps of so long: a small model's, scaled down
 Trace = list[str]
 
 
@@ -84,12 +85,13 @@ def without_repeats(trace: Trace) -> Trace:
 def replay(trace: Trace, n_before: int, n_tokens: int, foresight: str) -> dict[str, Any]:
     """Replay a trace; figures are of the turns from ``n_before`` on."""
     names = sorted(set(trace))
-    runner = EchoRunner("ok", layers=2, heads=2, dim=8)
+    runner = EchoRunner("so it was done, and it is your turn now", layers=2, heads=2, dim=8)
     with tempfile.TemporaryDirectory() as folder:
         with Memory(runner, folder) as memory:
             for name in names:
                 memory.agent(name, system=f"{name}: " + "w " * n_tokens).say("begin", max_tokens=4)
             total = sum(info.tier_bytes["hot"] for info in memory.agents())
+        runner.delay_s = STEP_S
         config = Config(hot_bytes=total // 2, foresight=foresight)  # type: ignore[arg-type]
         with Memory(runner, folder, config=config) as memory:
             before, began = memory.stats(), 0.0
@@ -97,7 +99,7 @@ def replay(trace: Trace, n_before: int, n_tokens: int, foresight: str) -> dict[s
                 if number == n_before:
                     memory.flush()
                     before, began = memory.stats(), time.perf_counter()
-                memory.agent(name).say("go on", max_tokens=4)
+                memory.agent(name).say("go on", max_tokens=REPLY_TOKENS)
             seconds = time.perf_counter() - began
             after = memory.stats()
     return {
@@ -112,16 +114,16 @@ def replay(trace: Trace, n_before: int, n_tokens: int, foresight: str) -> dict[s
 # names alone
 
 
-def belady(trace: Trace, room: int, n_before: int = 0) -> int:
-    """Turns whose agent is not among the ``room`` that a clairvoyant keeps."""
+def belady(trace: Trace, room: int) -> set[int]:
+    """The turns whose agent is not among the ``room`` that a clairvoyant keeps."""
     following = defaultdict[str, list[int]](list)
     for number in range(len(trace) - 1, -1, -1):
         following[trace[number]].append(number)
-    hot, missed = set[str](), 0
+    hot, missed = set[str](), set[int]()
     for number, name in enumerate(trace):
         following[name].pop()
         if name not in hot:
-            missed += number >= n_before
+            missed.add(number)
             while len(hot) >= room:
                 hot.remove(max(hot, key=lambda one: following[one][-1] if following[one] else math.inf))
             hot.add(name)
@@ -171,7 +173,9 @@ def on_paper(trace: Trace, room: int, n_before: int, *, is_on: bool, is_ahead: b
 # pauses
 
 
-def replay_pauses(foresight: str, n_agents: int, share: float, n_turns: int, n_tokens: int, seed: int) -> dict[str, Any]:
+def replay_pauses(
+    foresight: str, n_agents: int, share: float, n_turns: int, n_tokens: int, seed: int
+) -> dict[str, Any]:
     """Replay turns that call tools; hits are turns after a pause whose KV was in hot.
 
     ``share``: of all KV that fits hot. An agent asks for one to three calls of tools, then rests for a while.
@@ -192,6 +196,7 @@ def replay_pauses(foresight: str, n_agents: int, share: float, n_turns: int, n_t
             for name in names:
                 memory.agent(name, system=f"{name}: " + "w " * n_tokens, tools=tools).say("begin")
             sizes = {info.name: info.tier_bytes["hot"] for info in memory.agents()}
+        runner.delay_s = STEP_S / 4
         config = Config(hot_bytes=int(sum(sizes.values()) * share), foresight=foresight)  # type: ignore[arg-type]
         with Memory(runner, folder, config=config) as memory:
             turns = list(_turns(memory, names, kinds, asked, n_turns, rng))
@@ -237,7 +242,7 @@ def _judged(turns: Sequence[tuple[float, float, str, bool, bool, bool]], room: i
         waiting.discard(name)
         n_paused[number] = len(waiting)
         (waiting.add if pauses else waiting.discard)(name)
-    missed = _missed(names, room)
+    missed = belady(names, room)
     hits: dict[str, list[bool]] = {"all": [], "fits": [], "belady": [], "belady_fits": []}
     for number, (_, _, name, paused, _, is_hot) in enumerate(turns):
         since = last.get(name, 0)
@@ -250,24 +255,6 @@ def _judged(turns: Sequence[tuple[float, float, str, bool, bool, bool]], room: i
         last[name] = number
     figures = {name: sum(found) / len(found) if found else math.nan for name, found in hits.items()}
     return {**figures, "n": len(hits["all"]), "n_fits": len(hits["fits"]), "room": room}
-
-
-def _missed(trace: Trace, room: int) -> set[int]:
-    """The turns that a clairvoyant misses."""
-    n_missed = [belady(trace[:stop], room) for stop in (len(trace),)]
-    assert n_missed
-    following = defaultdict[str, list[int]](list)
-    for number in range(len(trace) - 1, -1, -1):
-        following[trace[number]].append(number)
-    hot, missed = set[str](), set[int]()
-    for number, name in enumerate(trace):
-        following[name].pop()
-        if name not in hot:
-            missed.add(number)
-            while len(hot) >= room:
-                hot.remove(max(hot, key=lambda one: following[one][-1] if following[one] else math.inf))
-            hot.add(name)
-    return missed
 
 
 def traces(data: Path, seed: int) -> Iterator[tuple[str, Trace, int]]:
@@ -298,7 +285,7 @@ def main() -> None:
         for name, trace, n_before in traces(args.data, seed):
             room = len(set(trace)) // 2
             row: dict[str, Any] = {"trace": name, "seed": seed, "turns": len(trace) - n_before}
-            row["belady"] = belady(trace, room, n_before)
+            row["belady"] = sum(number >= n_before for number in belady(trace, room))
             row["paper_off"] = on_paper(trace, room, n_before, is_on=False)
             row["paper_kept"] = on_paper(trace, room, n_before, is_on=True, is_ahead=False)
             row["paper"] = on_paper(trace, room, n_before, is_on=True)

@@ -29,6 +29,7 @@ class Followers:
         self._counts: OrderedDict[Context, dict[str, float]] = OrderedDict()
         self._context: Context = ()
         self._near: Mapping[str, tuple[float, float]] | None = None
+        self._following: Mapping[str, float] | None = None
 
     def note(self, owner: str) -> None:
         """Count the turn of an agent."""
@@ -44,6 +45,7 @@ class Followers:
         while len(self._counts) > MOST_CONTEXTS:
             self._counts.popitem(last=False)
         self._context, self._near = (*self._context, owner)[-_ORDER:], None
+        self._following = None
 
     def forget(self, owner: str) -> None:
         """Drop every count that names an agent."""
@@ -52,7 +54,14 @@ class Followers:
         for counts in self._counts.values():
             counts.pop(owner, None)
         self._context = () if owner in self._context else self._context
-        self._near = None
+        self._near = self._following = None
+
+    @property
+    def following(self) -> Mapping[str, float]:
+        """Name -> chance of the next turn."""
+        if self._following is None:
+            self._following = self.chances(self._context)
+        return self._following
 
     @property
     def near(self) -> Mapping[str, tuple[float, float]]:

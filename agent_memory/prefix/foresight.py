@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ _ANY = ("",)  #: pauses of all tools together: what is known of a tool that was 
 #: An agent in the middle of its work counts as so many times nearer than the measured pauses say.
 _NEARER = 4.0
 _LIKELY = 0.3  #: least chance at which an agent's KV is restored ahead of its turn
-_SURE = 0.6  #: the same while fewer than ``_LIKELY`` of the restores ahead were of use
-_NEWS = 0.1  #: weight of one restore ahead in that share
+_SURE = 0.6  #: the same while the learned order is not followed, or few restores ahead were of use
+_TRUSTED = 0.5  #: least share of sure handovers that came, for them to count by themselves
+_NEWS = 0.1  #: weight of one turn, or one restore ahead, in such a share
 _MOST_PLANNED = 64
 
 
@@ -61,7 +63,8 @@ class Foresight:
     - ``wait_s``: from the plan; else, while an agent waits for tools, from the pauses of these tools; else from who
       follows whom (``Followers``) and from the turns between its own turns.
     - The last two are followed only while they would have restored fewer bytes than the order of last use
-      (``Rehearsal``): where turns come in no order, nothing changes.
+      (``Rehearsal``): where turns come in no order, nothing changes. A handover whose chance is ``_SURE`` counts by
+      itself, while such handovers come true.
     - A plan ends with its last turn, or when as many turns and four of other agents came meanwhile.
     - Bounded: ``MOST_AGENTS``, ``MOST_TOOLS`` and what ``Followers`` says; the longest unused is dropped. Nothing is
       stored: it is learned anew within a few turns, and holds names alone.
@@ -80,7 +83,7 @@ class Foresight:
         self._current: str | None = None
         self.plan: tuple[str, ...] = ()
         self._n_astray = 0  # turns of agents that are not in the plan
-        self._share_useful = 0.5
+        self._share_useful, self._share_sure = 0.5, 0.0
         self.n_useful = self.n_wasted = 0
         self.waits: dict[int, float] = {}  #: agent_id -> seconds until a turn that is near; replaced, never changed
 
@@ -95,6 +98,7 @@ class Foresight:
         if agent is not None and agent.tools:
             self._note_pause(agent, now)
         if owner != self._current:
+            self._judge(owner)
             self._rehearsal.turn(owner, agent.n_bytes if agent is not None else 0, room_bytes)
             self._note_turn(owner, agent_id, now)
         self._paused.discard(owner)
@@ -123,16 +127,25 @@ class Foresight:
         self._share_useful += _NEWS * (is_useful - self._share_useful)
 
     def forget(self, owner: str) -> None:
-        """Drop what is known of an agent."""
-        agent = self._agents.pop(owner, None)
-        if agent is not None:
-            self._ids.pop(agent.agent_id or 0, None)
+        """Drop what is known of an agent. O(contexts)."""
+        self._drop(owner)
         self._followers.forget(owner)
-        self._rehearsal.forget(owner)
-        self._paused.discard(owner)
         self.plan = tuple(name for name in self.plan if name != owner)
         self._current = None if self._current == owner else self._current
         self._publish()
+
+    def _drop(self, owner: str) -> None:
+        agent = self._agents.pop(owner, None)
+        if agent is not None and agent.agent_id is not None:
+            self._ids.pop(agent.agent_id, None)
+        self._rehearsal.forget(owner)
+        self._paused.discard(owner)
+
+    def _judge(self, owner: str) -> None:
+        """Note if the handover that was the most likely one, and sure, has come."""
+        chance, name = max(((chance, name) for name, chance in self._followers.following.items()), default=(0.0, ""))
+        if chance >= _SURE:
+            self._share_sure += _NEWS * ((name == owner) - self._share_sure)
 
     def _note_pause(self, agent: _Agent, now: float) -> None:
         for tools in (agent.tools, _ANY):
@@ -157,7 +170,7 @@ class Foresight:
         self._agents.move_to_end(owner)
         self._followers.note(owner)
         if len(self._agents) > MOST_AGENTS:
-            self.forget(next(iter(self._agents)))
+            self._drop(next(iter(self._agents)))
 
     def _follow_plan(self, owner: str) -> None:
         if owner in self.plan:
@@ -168,8 +181,7 @@ class Foresight:
                 self.plan = ()
 
     def _publish(self) -> None:
-        near = {*self.plan, *self._paused, *(self._followers.near if self.is_followed else ())}
-        found = {name: self._known_s(name) for name in near}
+        found = {name: self._known_s(name) for name in {*self.plan, *self._paused, *self._near(0.0)}}
         self.waits = {
             agent.agent_id: wait
             for name, wait in found.items()
@@ -201,11 +213,16 @@ class Foresight:
         """Return the agents whose KV should be in hot soon, the nearest first."""
         if not self.is_on:
             return []
-        least = _LIKELY if self._share_useful >= _LIKELY else _SURE
-        near = {name for name, (chance, _) in self._followers.near.items() if chance >= least}
+        near = self._near(_LIKELY if self._share_useful >= _LIKELY else _SURE)
         found = {name: self._known_s(name) for name in {*self.plan, *self._paused, *near}}
         ahead = [Likely(name, self.turn_s if wait is None else wait) for name, wait in found.items()]
         return sorted(ahead, key=lambda one: (one.wait_s, one.owner))
+
+    def _near(self, least: float) -> set[str]:
+        """Return agents whose turn is near with a chance of ``least``, as far as what was learned counts."""
+        if not self.is_followed:
+            least = _SURE if self._share_sure >= _TRUSTED else math.inf
+        return {name for name, (chance, _) in self._followers.near.items() if chance >= least}
 
     def outlook(self, owner: str) -> Outlook:
         """Return what is expected of an agent, and why, in words."""
@@ -218,7 +235,7 @@ class Foresight:
             n = len(self._pauses.get(agent.tools, ()))
             measured = f"{n} pauses of {', '.join(agent.tools)}" if n else "the pauses of other tools"
             return Outlook(wait, f"it waits for tools; measured by {measured}")
-        if not self.is_followed:
+        if wait is None:
             return Outlook()
         chance, _ = self._followers.near.get(owner, (0.0, 0.0))
         why = f"a turn of it within two has a chance of {chance:.0%}" if chance else "by the turns between its own"
@@ -233,14 +250,18 @@ class Foresight:
             return None
         if agent.tools and (paused_s := self._paused_s(agent)) is not None:
             return paused_s
-        return self._learned_turns(owner) * self.turn_s if self.is_followed else None
+        is_counted = self.is_followed or owner in self._near(_SURE)
+        return self._learned_turns(owner) * self.turn_s if is_counted else None
 
     def _paused_s(self, agent: _Agent) -> float | None:
-        """Return the mean of what is left of the measured pauses that were longer than this one is."""
+        """Return the mean of what is left of the measured pauses that were longer than this one is.
+
+        Longer than all of them: as much again as it has lasted. None while no pause was measured.
+        """
         so_far = self._clock() - agent.since_s
         measured = self._pauses.get(agent.tools) or self._pauses.get(_ANY) or ()
         left = [pause - so_far for pause in measured if pause > so_far]
-        return fmean(left) / _NEARER if left else None
+        return (fmean(left) if left else so_far) / _NEARER if measured else None
 
     def _learned_turns(self, owner: str) -> float:
         """Return the turns until an agent's next one."""
