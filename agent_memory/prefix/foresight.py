@@ -17,14 +17,16 @@ MOST_AGENTS = 512
 MOST_TOOLS = 256
 _GAPS = 8  #: newest numbers of turns between two turns of an agent
 _PAUSES = 32  #: newest pauses of a tool
-_TURNS = 16  #: newest times between two turns, of whatever agents
+_TURNS = 16  #: newest times between two turns, of whatever agents, and newest rests
+_REST_S = 3600.0  #: how long an agent that waits for nothing rests, until that was measured
 _ANY = ("",)  #: pauses of all tools together: what is known of a tool that was not measured yet
 #: An agent in the middle of its work counts as so many times nearer than the measured pauses say.
-_NEARER = 4.0
+_NEARER = 2.0
 _LIKELY = 0.3  #: least chance at which an agent's KV is restored ahead of its turn
 _SURE = 0.6  #: the same while the learned order is not followed, or few restores ahead were of use
 _TRUSTED = 0.5  #: least share of sure handovers that came, for them to count by themselves
 _NEWS = 0.1  #: weight of one turn, or one restore ahead, in such a share
+_SOON = 16.0  #: turns within which an agent that waits for tools must be expected, for a restore ahead of its turn
 _MOST_PLANNED = 64
 
 
@@ -61,7 +63,9 @@ class Foresight:
 
     - A turn is an agent's, and another agent's than the one before: handovers are learned, not repetitions.
     - ``wait_s``: from the plan; else, while an agent waits for tools, from the pauses of these tools; else from who
-      follows whom (``Followers``) and from the turns between its own turns.
+      follows whom (``Followers``) and from the turns between its own turns; else it is the time since its last use.
+    - While some agent waits for tools, one that waits for nothing rests once more as long as agents do, beside the time
+      since its last use: of these the order stays as it is.
     - The last two are followed only while they would have restored fewer bytes than the order of last use
       (``Rehearsal``): where turns come in no order, nothing changes. A handover whose chance is ``_SURE`` counts by
       itself, while such handovers come true.
@@ -78,6 +82,7 @@ class Foresight:
         self._rehearsal = Rehearsal(self._in_turns, self._learned)
         self._pauses: OrderedDict[tuple[str, ...], deque[float]] = OrderedDict()
         self._seconds: deque[float] = deque(maxlen=_TURNS)
+        self._rests: deque[float] = deque(maxlen=_TURNS)  # from the end of an agent's turn to its next one, no tools
         self._paused: set[str] = set()
         self._turn, self._began_s = 0, 0.0
         self._current: str | None = None
@@ -97,6 +102,8 @@ class Foresight:
         agent = self._agents.get(owner)
         if agent is not None and agent.tools:
             self._note_pause(agent, now)
+        elif agent is not None and owner != self._current:
+            self._rests.append(now - agent.since_s)
         if owner != self._current:
             self._judge(owner)
             self._rehearsal.turn(owner, agent.n_bytes if agent is not None else 0, room_bytes)
@@ -201,9 +208,12 @@ class Foresight:
         return median(self._seconds) if self._seconds else 1.0
 
     def wait_s(self, owner: str | None, idle_s: float) -> float:
-        """Return the seconds until an agent's next turn, as expected; ``idle_s`` where nothing better is known."""
+        """Return the seconds until an agent's next turn, as expected; ``idle_s``: those since its last use."""
         known = self._known_s(owner) if owner is not None and self.is_on else None
-        return idle_s if known is None else known
+        if known is not None:
+            return known
+        rest_s = median(self._rests) if self._rests else _REST_S
+        return idle_s + rest_s if self._paused else idle_s
 
     def wait_of(self, agent_id: int | None, idle_s: float) -> float:
         """Return the same by an agent's number."""
@@ -214,7 +224,9 @@ class Foresight:
         if not self.is_on:
             return []
         near = self._near(_LIKELY if self._share_useful >= _LIKELY else _SURE)
-        found = {name: self._known_s(name) for name in {*self.plan, *self._paused, *near}}
+        soon_s = _SOON * self.turn_s / _NEARER
+        paused = {name for name in self._paused if (self._known_s(name) or 0.0) <= soon_s}
+        found = {name: self._known_s(name) for name in {*self.plan, *paused, *near}}
         ahead = [Likely(name, self.turn_s if wait is None else wait) for name, wait in found.items()]
         return sorted(ahead, key=lambda one: (one.wait_s, one.owner))
 

@@ -122,13 +122,21 @@ def test_a_pause_is_expected_to_be_as_long_as_those_of_its_tool() -> None:
     played.turn("ann", "grep")
     near = played.foresight.wait_s("ann", 99.0)
     assert 0 < near <= 3.0
+    assert "ann" in {one.owner for one in played.foresight.likely()}
     played.now_s += 3.5
     assert 0 < played.foresight.wait_s("ann", 99.0) < near  # what is left of the one longer pause
     played.now_s += 3.5
     late = played.foresight.wait_s("ann", 99.0)  # longer than any: as much again
     played.now_s += 100.0
     assert played.foresight.wait_s("ann", 99.0) > 10 * late
-    assert "ann" in {one.owner for one in played.foresight.likely()}
+
+
+def test_agents_that_rest_keep_their_order_while_another_waits_for_a_tool() -> None:
+    played = paused("grep", [2.0]).turns(["bob", "eve", "bob", "eve"])
+    played.turn("ann", "grep")
+    waits = [played.foresight.wait_s(name, idle_s) for name, idle_s in (("bob", 3.0), ("eve", 1.0), (None, 2.0))]
+    assert waits[1] < waits[2] < waits[0]
+    assert played.foresight.wait_s("ann", 0.0) < min(waits)
 
 
 def test_a_tool_that_was_not_measured_is_taken_for_the_others() -> None:
