@@ -57,11 +57,13 @@ if TYPE_CHECKING:
     from agent_memory.groups.voting import Tally
     from agent_memory.log.versions import Version
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_choice import CodecChoice
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
+    from agent_memory.observe.tuning import Trial, Tuning
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.reader.view import StoreView
     from agent_memory.recall.context import ContextMemory
@@ -152,6 +154,7 @@ __all__ = [
     "Choice",
     "ClosedError",
     "Codec",
+    "CodecChoice",
     "CodecReport",
     "Config",
     "ConfigError",
@@ -246,6 +249,8 @@ __all__ = [
     "ToolResult",
     "ToolResultError",
     "Trace",
+    "Trial",
+    "Tuning",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -281,6 +286,7 @@ _HOMES = {
     "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
+    "CodecChoice": "observe.codec_choice",
     "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
@@ -375,6 +381,8 @@ _HOMES = {
     "ToolResult": "types",
     "ToolResultError": "errors",
     "Trace": "observe.trace",
+    "Trial": "observe.tuning",
+    "Tuning": "observe.tuning",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -13,8 +14,13 @@ from attrs import field, frozen
 
 from agent_memory.errors import ConfigError, repr_of
 
-Codec = Literal["exact", "q8", "q5", "q4"]
+#: How KV is encoded: one of ``CODECS``, or a mixed codec, whose name says the bits of each tensor (``choose_codec``).
+Codec = Literal["exact", "q8", "q5", "q4"] | str
 CODECS: tuple[Codec, ...] = ("exact", "q8", "q5", "q4")  #: finest to coarsest
+#: "mix." and two digits for each layer, the bits of its keys and of its values: 2 to 9, "a" for 10, "c" for 12, and "0"
+#: for tensors that stay exact, and for layers without rows.
+_MIXED = re.compile(r"mix\.(?:[02-9ac]{2}){1,1000}")
+_AUTO = "auto:"
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -43,6 +49,44 @@ def _one_of(*choices: str | None) -> _Validator:
             raise _refuse(attribute.name, limit, value)
 
     return check
+
+
+def is_codec(name: object) -> TypeGuard[Codec]:
+    """True if ``name`` names a codec that a file can have: one of ``CODECS``, or a mixed one."""
+    return isinstance(name, str) and (name in CODECS or _MIXED.fullmatch(name) is not None)
+
+
+def auto_codec(kl: float) -> str:
+    """Return the setting that stands for the codec which ``choose_codec`` found for a budget: "auto:0.002"."""
+    return f"{_AUTO}{kl:g}"
+
+
+def auto_budget(name: str) -> float | None:
+    """Return the budget of a setting such as "auto:0.002", in nats a token; None for a codec's name, and for others."""
+    try:
+        kl = float(name[len(_AUTO) :]) if name.startswith(_AUTO) else 0.0
+    except ValueError:
+        return None
+    return kl if 0 < kl < math.inf else None
+
+
+def chosen_codec(setting: str, choices: Mapping[str, str]) -> Codec:
+    """Return the codec that a setting means; "auto:0.002" is "exact" until ``choices`` has it."""
+    found = setting if auto_budget(setting) is None else choices.get(setting, "exact")
+    return found if is_codec(found) else "exact"
+
+
+def _codec(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    is_auto = attribute.name == "cold_codec" and isinstance(value, str) and auto_budget(value) is not None
+    if not (is_auto or is_codec(value)):
+        auto = ", 'auto:KL' with a budget above 0 (as 'auto:0.002')" if attribute.name == "cold_codec" else ""
+        raise _refuse(attribute.name, f"{' or '.join(map(repr, CODECS))}{auto} or a name of choose_codec", value)
+
+
+def _as_auto(value: Any) -> Any:
+    """One spelling of a budget is one setting: "auto:2e-3" is "auto:0.002"."""
+    kl = auto_budget(value) if isinstance(value, str) else None
+    return value if kl is None else auto_codec(kl)
 
 
 def _kind(*kinds: type) -> _Validator:
@@ -159,9 +203,9 @@ class Config:
     #: seconds after which unused KV leaves the warm tier; None: when its bytes are needed
     warm_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
     #: how KV is encoded in memory
-    warm_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
-    #: how KV is encoded on disk
-    cold_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
+    warm_codec: Codec = field(default="exact", validator=_codec)
+    #: how KV is encoded on disk; "auto:0.002": as ``Memory.choose_codec(0.002)`` found best, exactly until then
+    cold_codec: Codec = field(default="exact", validator=_codec, converter=_as_auto)
     #: tokens of the pieces that KV is stored and shared in
     chunk_tokens: int = field(default=256, validator=_whole(1))
     #: tokens computed in one prefill step: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import settings
 from agent_memory.prefix.pieces import Segment
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import check
-from tests.parts import beside
+from tests.parts import beside, workers
 
 # The machines that run these tests are shared and slow at times: a deadline would test them and not the code.
 settings.register_profile("local", deadline=None)
@@ -29,9 +30,18 @@ MEMORY_FOLDER, ROOM_BYTES = Path("/dev/shm"), 6 << 30
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    workers.split_default_run(config)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     # Else each of the processes that tests start compiles the package anew, for a second.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if workers.is_worker(config):
+        tempfile.tempdir = workers.told(config)["folder"]
+        beside.write_to(Path(workers.told(config)["checks"]))
+        return
     has_room = os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= ROOM_BYTES
     if config.option.basetemp is None and has_room:
         for left in MEMORY_FOLDER.glob("agent_memory-tests-*"):  # by runs that were killed
@@ -42,6 +52,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = Path(folder) / "paths"
         tempfile.tempdir = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput |= {"folder": tempfile.gettempdir(), "checks": str(beside.file())}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if workers.is_worker(config):
+        items[:] = workers.heaviest_first(items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,10 +15,10 @@ MAX_ROOM_SHARE = 0.18  #: of the package's lines
 WIDE = {
     "prefix.pieces.Segment": (34, "the one stored value: rows, headers and figures are derived from its fields"),
     "store.catalog.Catalog": (23, "the set of segments in memory, the attached model and the disk behind it"),
-    "store.store.Store": (33, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
+    "store.store.Store": (35, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (18, "what was asked, read field by field where a row runs"),
     "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
-    "scheduler.engine.Engine": (28, "the only way to the engine thread: one method for each thing asked of it"),
+    "scheduler.engine.Engine": (29, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (23, "what a Memory and its agents are asked, and the machines that answer"),
     "requests.registry.Agents": (14, "logs by name, and the changes of them that the engine thread makes"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from agent_memory.config import Config, memory_budgets, total_memory_bytes
+from agent_memory.config import Codec, Config, memory_budgets, total_memory_bytes
 from agent_memory.figures import Choice, ChoiceSource
 from agent_memory.protocols import ModelRunner
 from agent_memory.toolcall.choice import choice_of
@@ -24,7 +24,7 @@ EFFECTS: Mapping[str, str] = {
     "hot_ttl_s": "a limit frees live memory that no request has used for so long",
     "warm_ttl_s": "a limit frees warm memory that no request has used for so long",
     "warm_codec": "'q8', 'q5' or 'q4' keep 2 to 7 times more agents in memory; restored KV is 'quantized' then",
-    "cold_codec": "'q8', 'q5' or 'q4' keep 2 to 7 times more agents on disk; restored KV is 'quantized' then",
+    "cold_codec": "'q8', 'q5', 'q4' or 'auto:0.002' keep 2 to 7 times more agents on disk, restored as 'quantized'",
     "chunk_tokens": "smaller shares prefixes more finely and writes more files; KV of another size is not reused",
     "prefill_tokens": "larger computes prompts faster on GPUs, and lets running replies wait longer",
     "weights_dtype": "another dtype is another identity: KV that was stored before is not used",
@@ -61,12 +61,16 @@ class _Found:
 
 @frozen(kw_only=True)
 class Circumstances:
-    """What choices depend on. ``recorded``: what the store knew of the model. ``disk_bytes``: the folder's budget."""
+    """What choices depend on. ``recorded``: what the store knew of the model. ``disk_bytes``: the folder's budget.
+
+    ``cold_codec``: that of new KV; what "auto:0.002" stands for.
+    """
 
     runner: ModelRunner
     config: Config
     recorded: Mapping[str, str]
     disk_bytes: int
+    cold_codec: Codec = "exact"
 
 
 def choices(at: Circumstances) -> tuple[Choice, ...]:

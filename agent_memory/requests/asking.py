@@ -69,7 +69,8 @@ class Asking:
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards
-        self.gate = Gate()
+        self.gate = Gate(engine.wake)
+        engine.gathering.is_asked = self.gate.is_passed
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 

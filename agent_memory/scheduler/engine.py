@@ -20,6 +20,7 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.absent import Absent
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
@@ -105,6 +106,7 @@ class Engine:
         self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
         self._read_before = (0, 0)  # what the loops of earlier models have read
@@ -180,6 +182,7 @@ class Engine:
         """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
         self._observer.queued(request)
         request.feed.at_end(partial(self._observer.ended, request))
+        request.feed.at_wait(self.wake)
         self._places.take(request)
         try:
             self._mail.post(_Submission(self, request, self._places))
@@ -376,6 +379,7 @@ class Engine:
             counters=self._counters,
             places=self._places,
             idle=self.idle,
+            gathering=self.gathering,
             observer=self._observer,
             wake=self.wake,
             looks_up=self._config.lookup == "auto",

@@ -12,6 +12,7 @@ from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.filling import Filling
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.reuse import Plan
+from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.scheduler.waiting import Waiting
@@ -37,7 +38,7 @@ class Evictor:
       none while a request of its agent waits.
     - What is being restored ahead of need is given up first.
     - Lineages unused for ``ttl_s`` are evicted, but those of pinned agents.
-    - Idle and reserved bytes fit the budget after ``free``.
+    - Idle, reserved and the batch's spare bytes fit the budget after ``free``.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Evictor:
         tiers: Tiers,
         saver: Saver,
         admission: Admission,
+        running: Running,
         *,
         ttl_s: float | None = None,
         unkept: Unkept | None = None,
@@ -58,7 +60,7 @@ class Evictor:
         self._foresight = tiers.foresight
         self._waiting, self._filling = waiting or Waiting(), filling or Filling(tiers)
         self._absentees = absentees or Absentees()
-        self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
+        self._saver, self._admission, self._running, self._ttl_s = saver, admission, running, ttl_s
         self._unkept = unkept if unkept is not None else Unkept()
         self._observer = observer or Observer()
         self.n_evicted = 0
@@ -89,9 +91,9 @@ class Evictor:
         to be copied, between decode steps. Else returns none.
         """
         kept = plan.lineage
-        if self._admission.shortfall(n_bytes, self._idle_bytes):
-            self._filling.abandon()
-        idle_bytes = self._idle_bytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
+        own_bytes = kept.kv.nbytes if kept is not None and plan.is_moved else 0
+        self._tidy(n_bytes, own_bytes)
+        idle_bytes = self._idle_bytes - own_bytes
         leaving: list[Lineage] = []
         for lineage in self._in_order():
             if not self._admission.shortfall(n_bytes, idle_bytes):
@@ -111,8 +113,7 @@ class Evictor:
 
     def free(self) -> None:
         """Evict until idle and reserved bytes fit the budget; copy the next lineages to warm ahead of need."""
-        if self._admission.shortfall(0, self._idle_bytes):
-            self._filling.abandon()
+        self._tidy(0)
         idle_bytes = self._idle_bytes
         to_evict, to_copy = self._admission.shortfall(0, idle_bytes), 0
         if self._warm.is_on:
@@ -154,6 +155,7 @@ class Evictor:
             return "no"
         for lineage in leaving:
             self._evict_for_bytes(lineage)
+        self._tidy(n_bytes)
         return "free"
 
     def _evict_for_bytes(self, lineage: Lineage) -> None:
@@ -168,6 +170,15 @@ class Evictor:
     def has_ttl(self) -> bool:
         """True if lineages leave hot by their age."""
         return self._ttl_s is not None
+
+    def _tidy(self, n_bytes: int, own_bytes: int = 0) -> None:
+        """Free the batch's spare bytes, then what is only expected, where the budget has no room for them: before any
+        lineage leaves. ``own_bytes``: of hot, that the request itself takes.
+        """
+        idle_bytes = self._idle_bytes - own_bytes
+        self._running.tidy(lambda spare_bytes: not self._admission.shortfall(n_bytes, idle_bytes + spare_bytes))
+        if self._admission.shortfall(n_bytes, idle_bytes):
+            self._filling.abandon()
 
     def evict_idle(self, owner: str | None, to: Tier) -> None:
         """Evict one agent's lineage, or all."""

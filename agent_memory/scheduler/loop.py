@@ -20,6 +20,7 @@ from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.filling import Filling
+from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.observer import Observer
@@ -65,6 +66,7 @@ class Loop:
         counters: Counters,
         places: Places,
         idle: Idle,
+        gathering: Gathering,
         observer: Observer,
         wake: Callable[[], None],
         looks_up: bool = False,
@@ -79,8 +81,8 @@ class Loop:
         self.unkept = Unkept()
         self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
-            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer,
-            waiting=self.waiting, filling=self._filling, absentees=absentees,
+            self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
+            observer=observer, waiting=self.waiting, filling=self._filling, absentees=absentees,
         )  # fmt: skip
         self.ahead = ahead = Ahead(
             tiers, self.hot, self.running, self.waiting, self.saver, self.evictor, admission, self._filling, absentees,
@@ -109,24 +111,32 @@ class Loop:
             target_gap_s=target_gap_s,
         )
         self._pacer = Pacer(target_gap_s)
-        self._idle = idle
+        self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
 
     @property
     def has_work(self) -> bool:
         """True if a tick would do something."""
+        if self._gathering.wait_s(self.running):
+            return self._has_chores
         return self._is_needed or self._idle.is_due
 
     @property
     def _is_needed(self) -> bool:
         """True if a request or a tier has work to be done."""
-        has_requests = bool(self.waiting or self.running) or self.replies.sleep_s == 0
-        return has_requests or self.saver.can_step or self.evictor.is_due or self.ahead.can_step
+        return bool(self.waiting or self.running) or self._has_chores
+
+    @property
+    def _has_chores(self) -> bool:
+        """True if there is work beside the requests that wait or run."""
+        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due or self.ahead.can_step
 
     @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
-        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s, self._idle.sleep_s
+        gather_s = self._gathering.wait_s(self.running) or None
+        saver_s = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s
+        sleeps = saver_s, self.replies.sleep_s, self._idle.sleep_s, gather_s
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property
@@ -192,7 +202,8 @@ class Loop:
         running, pacer = self.running, self._pacer
         if running.prefilling and (not running.decoding or pacer.is_prefill_due):
             self._prefill_step()
-        if running.decoding and not (running.prefilling and pacer.is_prefill_due):
+        is_prefill = running.prefilling and pacer.is_prefill_due
+        if running.decoding and not is_prefill and not self._gathering.wait_s(running):
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))

@@ -17,8 +17,8 @@ from threading import RLock
 import numpy as np
 from attrs import define, field
 
-from agent_memory.config import Codec
-from agent_memory.kvcache.coding import is_lossy
+from agent_memory.config import Codec, chosen_codec
+from agent_memory.kvcache.coding import fitted, is_lossy
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.files import KV_FOLDER, Files
@@ -195,11 +195,19 @@ class Catalog:
                 identity,
                 layout,
                 host,
-                self._codec if is_lossy(layout, self._codec) else "exact",
+                "exact",
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
             self.ends.load(self.disk.manifest.heads(), identity)
+            self.choose({})
+
+    def choose(self, choices: Mapping[str, str]) -> None:
+        """Encode new KV of the attached model as the setting says. ``choices``: codecs by "auto:0.002" and the like."""
+        with self.lock:
+            if self.model is not None:
+                codec = fitted(self.model.layout, chosen_codec(self._codec, choices))
+                self.model.codec = codec if is_lossy(self.model.layout, codec) else "exact"
 
     def build_index(
         self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.config import auto_budget
 from agent_memory.kvfile.sources import MeteredSource, ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import common_prefix, piece_id
@@ -214,7 +215,7 @@ def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
 
 
 def _model(facts: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in facts.items() if name not in _RUNNING}
+    return {name: value for name, value in facts.items() if name not in _RUNNING and auto_budget(name) is None}
 
 
 def _ids_of(catalog: Catalog, segment: Segment) -> Ids:

@@ -159,10 +159,24 @@ class Store:
         self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
-            self._manifest.attach(identity, layout, facts)
+            facts = self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self.chunk_tokens, report)
+                self._catalog.choose(facts)
             self._pins.load(self._logs, self._manifest)
+
+    def choose_codec(self, identity: str, setting: str, codec: Codec) -> None:
+        """Record which codec a setting such as "auto:0.002" means for an identity; new KV follows it at once."""
+        with store_errors("record the codec", self._path):
+            self._manifest.choose(identity, setting, codec)
+            if self._catalog is not None and (model := self._catalog.model) is not None and model.identity == identity:
+                self._catalog.choose(self._manifest.all_facts()[identity])
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of new KV of the attached model."""
+        model = None if self._catalog is None else self._catalog.model
+        return "exact" if model is None else model.codec
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Return the identities of the models under which an agent has stored KV."""

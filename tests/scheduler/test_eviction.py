@@ -14,6 +14,7 @@ from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.reuse import Plan
+from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.store import Store
 from agent_memory.tiers.hot import HotTier, Lineage
@@ -39,7 +40,8 @@ class Scene:
         self.hot = HotTier(clock=lambda: self.now_s)
         self.saver = Saver(self.tiers, self.layout, Counters())
         self.admission = Admission(hot_tokens * self.layout.token_bytes, self.layout.token_bytes, 1 << 30)
-        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, ttl_s=ttl_s)
+        self.running = Running(lambda: self.runner.open_batch(CHUNK), self.admission, Counters())
+        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, self.running, ttl_s=ttl_s)
         self.batch = self.runner.open_batch(CHUNK)
 
     def idle(self, number: int, n_tokens: int = 200) -> Lineage:

@@ -375,6 +375,7 @@ def test_whatever_is_shared_rows_files_and_manifest_agree_and_what_is_found_is_r
         path = Path(folder)
         ids = {name: np.zeros(0, np.uint32) for name in "abcd"}
         agents: dict[str, int] = {}
+        lineages: dict[str, list[np.ndarray]] = {name: [] for name in "abcd"}  # an agent's earlier ones stay its own
         budget, is_lossless, was_lost = None, True, False
         store_of = opened(path)
         store = store_of.__enter__()
@@ -385,12 +386,12 @@ def test_whatever_is_shared_rows_files_and_manifest_agree_and_what_is_found_is_r
                     agents[name] = agents[name] or new(store, name)
                     ids[name] = np.concatenate([ids[other][:keep], draw(rng, n)])
                     turn(store, ids[name], agents[name])
+                    lineages[name].append(ids[name])
                 elif what == "delete" and agents.get(name):
                     store.delete_agent(agents.pop(name))
-                    private = ids.pop(name)
-                    ids[name] = np.zeros(0, np.uint32)
-                    kept = store.match(private).n_tokens
-                    assert was_lost or kept <= max(common(private, one) for one in ids.values())
+                    private, ids[name], lineages[name] = ids[name], np.zeros(0, np.uint32), []
+                    kept, others = store.match(private).n_tokens, [one for many in lineages.values() for one in many]
+                    assert was_lost or kept <= max((common(private, one) for one in others), default=0)
                 elif what == "compact":
                     store.compact()
                 elif what == "squeeze":
