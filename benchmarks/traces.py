@@ -1,6 +1,6 @@
 """What expected turns save: bytes restored in the way of requests, with and without ``Config.foresight``.
 
-    python benchmarks/traces.py [--data FOLDER] [--tokens 1500] [--seeds 3] [--json FILE] [--on-paper]
+    python benchmarks/traces.py [--data FOLDER] [--tokens 1500] [--seeds 3] [--only traces] [--json FILE] [--on-paper]
 
 Each trace is a list of agents in the order of their turns, replayed through the engine with an EchoRunner: all KV is on
 disk at first, and half of it fits hot. Bytes are those that were read from disk for requests that started
@@ -36,7 +36,9 @@ from agent_memory import Config, EchoRunner, Memory, Tool, ToolResult
 from agent_memory.prefix.foresight import Foresight
 
 DATA = Path("../shared/data")
-TOOLS = {"read": (0.02, 0.4), "search": (0.1, 0.5), "build": (0.6, 0.4)}  #: median seconds of a pause, sigma of its log
+TOOLS = {"read": (0.1, 0.4), "search": (0.4, 0.5), "build": (1.5, 0.4)}  #: median seconds of a pause, sigma of its log
+REST = (2.0, 1.0)  #: the same of an agent that has done its task
+GROWTH = 30  #: tokens that a turn adds, about
 STEP_S, REPLY_TOKENS = 0.002, 12  #: a reply takes so many steps of so long: a small model's, scaled down
 Trace = list[str]
 
@@ -173,12 +175,10 @@ def on_paper(trace: Trace, room: int, n_before: int, *, is_on: bool, is_ahead: b
 # pauses
 
 
-def replay_pauses(
-    foresight: str, n_agents: int, share: float, n_turns: int, n_tokens: int, seed: int
-) -> dict[str, Any]:
+def replay_pauses(foresight: str, n_agents: int, room: int, n_turns: int, n_tokens: int, seed: int) -> dict[str, Any]:
     """Replay turns that call tools; hits are turns after a pause whose KV was in hot.
 
-    ``share``: of all KV that fits hot. An agent asks for one to three calls of tools, then rests for a while.
+    ``room``: agents whose KV fits hot beside a running one. An agent makes one to three calls, then rests for a while.
     """
     rng = random.Random(seed)
     names = [f"agent {i}" for i in range(n_agents)]
@@ -195,13 +195,16 @@ def replay_pauses(
         with Memory(runner, folder) as memory:
             for name in names:
                 memory.agent(name, system=f"{name}: " + "w " * n_tokens, tools=tools).say("begin")
-            sizes = {info.name: info.tier_bytes["hot"] for info in memory.agents()}
+            n_begun = max(memory.agent(name).n_tokens for name in names)
+        most = n_begun + GROWTH * 2 * n_turns // n_agents
+        size = (most // 256 + 2) * 256 * runner.layout.token_bytes
         runner.delay_s = STEP_S / 4
-        config = Config(hot_bytes=int(sum(sizes.values()) * share), foresight=foresight)  # type: ignore[arg-type]
-        with Memory(runner, folder, config=config) as memory:
+        hot_bytes = room * size + size + 256 * runner.layout.token_bytes
+        with Memory(runner, folder, config=Config.make(hot_bytes=hot_bytes, foresight=foresight)) as memory:
             turns = list(_turns(memory, names, kinds, asked, n_turns, rng))
-    room = int(config.hot_bytes or 0) // max(sizes.values())
-    return _judged(turns, room)
+            assert max(memory.agent(name).n_tokens for name in names) <= most
+            stats = memory.stats()
+    return {**_judged(turns, room), "restored": stats.restored_bytes, "ahead": stats.ahead_bytes}
 
 
 def _turns(
@@ -210,7 +213,7 @@ def _turns(
 ) -> Iterator[tuple[float, float, str, bool, bool, bool]]:  # fmt: skip
     """Yield (begin, end, agent, went on after a pause, pauses now, was hot) of each turn, in real time."""
     began = time.perf_counter()
-    due = [(rng.random(), name, 0) for name in names]
+    due = [(2 * rng.random(), name, 0) for name in names]
     heapq.heapify(due)
     calls: dict[str, Any] = {}
     for _ in range(n_turns):
@@ -221,13 +224,13 @@ def _turns(
         asked["tool"] = rng.choice(kinds[name]) if n_left else ""
         agent = memory.agent(name)
         results = [ToolResult(call.id, "done") for call in calls.pop(name, ())]
-        answer = agent.give(*results) if paused else agent.say("go on")
+        answer = agent.give(*results, max_tokens=48) if paused else agent.say("go on", max_tokens=48)
         end = time.perf_counter() - began
         if answer.tool_calls:
             calls[name] = answer.tool_calls
             median, sigma = TOOLS[asked["tool"]]
         else:
-            median, sigma = 1.0, 1.0
+            median, sigma = REST
         heapq.heappush(due, (end + median * math.exp(rng.gauss(0, sigma)), name, n_left))
         yield start, end, name, paused, bool(answer.tool_calls), answer.usage.tier == "hot"
 
@@ -240,16 +243,16 @@ def _judged(turns: Sequence[tuple[float, float, str, bool, bool, bool]], room: i
     waiting = set[str]()
     for number, (_, _, name, _, pauses, _) in enumerate(turns):
         waiting.discard(name)
-        n_paused[number] = len(waiting)
+        n_paused[number] = len(waiting)  # beside the one that runs
         (waiting.add if pauses else waiting.discard)(name)
-    missed = belady(names, room)
+    missed = belady(names, room + 1)
     hits: dict[str, list[bool]] = {"all": [], "fits": [], "belady": [], "belady_fits": []}
     for number, (_, _, name, paused, _, is_hot) in enumerate(turns):
         since = last.get(name, 0)
         if paused:
             hits["all"].append(is_hot)
             hits["belady"].append(number not in missed)
-            if max(n_paused[since : number + 1]) + 1 < room:
+            if max(n_paused[since + 1 : number + 1], default=0) <= room:
                 hits["fits"].append(is_hot)
                 hits["belady_fits"].append(number not in missed)
         last[name] = number
@@ -276,12 +279,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--tokens", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=500, help="of the pauses")
+    parser.add_argument("--turns", type=int, default=300, help="of the pauses")
+    parser.add_argument("--only", choices=("traces", "pauses"))
     parser.add_argument("--on-paper", action="store_true")
     parser.add_argument("--json")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for seed in range(100, 100 + args.seeds):
+    for seed in range(100, 100 + args.seeds) if args.only != "pauses" else ():
         for name, trace, n_before in traces(args.data, seed):
             room = len(set(trace)) // 2
             row: dict[str, Any] = {"trace": name, "seed": seed, "turns": len(trace) - n_before}
@@ -295,11 +299,11 @@ def main() -> None:
             rows.append(row)
             print(_line(row), flush=True)
     pauses: list[dict[str, Any]] = []
-    for seed in () if args.on_paper else range(100, 100 + args.seeds):
-        for n_agents, share in ((12, 0.5), (16, 0.3)):
+    for seed in () if args.on_paper or args.only == "traces" else range(100, 100 + args.seeds):
+        for n_agents, room in ((12, 5), (16, 4)):
             for mode in ("off", "auto"):
-                row = replay_pauses(mode, n_agents, share, args.turns, args.tokens // 3, seed)
-                pauses.append({"mode": mode, "agents": n_agents, "share": share, "seed": seed, **row})
+                row = replay_pauses(mode, n_agents, room, args.turns, args.tokens, seed)
+                pauses.append({"mode": mode, "agents": n_agents, "seed": seed, **row})
                 print(_pauses_line(pauses[-1]), flush=True)
     write_json(args.json, rows=rows, pauses=pauses)
 
@@ -318,7 +322,8 @@ def _line(row: dict[str, Any]) -> str:
 def _pauses_line(row: dict[str, Any]) -> str:
     text = "pauses, {mode:4} {agents} agents, room for {room}, seed {seed}: hot after a pause {all:.3f} of {n} "
     text += "(Belady {belady:.3f}); while the paused KV fits {fits:.3f} of {n_fits} (Belady {belady_fits:.3f})"
-    return text.format(**row)
+    text += "; MB restored {restored_mb:.1f}"
+    return text.format(**row, restored_mb=row["restored"] / 1e6)
 
 
 if __name__ == "__main__":

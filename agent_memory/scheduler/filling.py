@@ -60,9 +60,10 @@ class Filling:
         self.n_read += source.n_read - before
         if kv is None and is_sound:
             return None
-        self.abandon()
         if kv is None or not is_sound:
+            self.abandon()
             return None
+        self._end()
         self._tiers.touch(match)
         return Lineage(
             absent.owner,
@@ -77,7 +78,12 @@ class Filling:
         )
 
     def abandon(self) -> None:
-        """Drop what was restored so far; idempotent."""
+        """Drop what was restored so far, which was of no use; idempotent."""
+        if self._absent is not None:
+            self._tiers.foresight.restored(is_useful=False)
+        self._end()
+
+    def _end(self) -> None:
         if self._source is not None:
             self._source.close()
         self._steps, self._absent, self._match, self._source, self.nbytes = iter(()), None, None, None, 0

@@ -105,19 +105,22 @@ def test_kv_of_an_agent_that_waits_for_a_tool_stays_by_the_pauses_of_that_tool(t
     asked = [""]
     runner = EchoRunner(lambda message, ids: asked.pop())
     for foresight, tier in (("off", "cold"), ("auto", "hot")):
-        with Memory(runner, tmp_path, config=Config(hot_bytes=int(total * 0.6), foresight=foresight)) as memory:  # type: ignore[arg-type]
+        with Memory(runner, tmp_path, config=Config(hot_bytes=int(total * 0.7), foresight=foresight)) as memory:  # type: ignore[arg-type]
             ann = memory.agent("ann")
             for _ in range(2 if foresight == "auto" else 0):  # the tool is measured
                 asked[:] = ["well", CALL]
-                reply = ann.say("call")
+                reply = ann.say("call", max_tokens=SHORT)
                 time.sleep(0.5)
-                ann.give(*[ToolResult(call.id, "nothing") for call in reply.tool_calls])
+                ann.give(*[ToolResult(call.id, "nothing") for call in reply.tool_calls], max_tokens=SHORT)
             asked[:] = ["well"] * 4 + [CALL]
-            reply = ann.say("call")
+            reply = ann.say("call", max_tokens=SHORT)
             report = ann.explain() if foresight == "auto" else None
             for name in NAMES[:3]:  # used later than ann, but done
-                memory.agent(name).say("go on")
-            assert ann.give(*[ToolResult(call.id, "nothing") for call in reply.tool_calls]).usage.tier == tier
+                memory.agent(name).say("go on", max_tokens=SHORT)
+            assert (
+                ann.give(*[ToolResult(call.id, "nothing") for call in reply.tool_calls], max_tokens=SHORT).usage.tier
+                == tier
+            )
     assert report is not None
     assert "look" in report.expected
 
