@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -220,9 +220,19 @@ class EchoBatch:
         """Return a KV filled from ``source``."""
         kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
         kv.fill(source)
+        self._count(source)
+        return kv
+
+    def restoring(self, source: Source) -> Iterator[EchoKV | None]:
+        """``restore``, a tensor at a time."""
+        kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
+        yield from kv.filling(source)
+        self._count(source)
+        yield kv
+
+    def _count(self, source: Source) -> None:
         self._runner.calls.restores += 1
         self._runner.calls.restored_tokens += source.n_tokens
-        return kv
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Append ``ids`` to ``kv``."""

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -17,6 +18,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.segments import OpenSegment, Rows, preadv
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
+from agent_memory.protocols import Source
 
 _CHECKED_BYTES = 512 << 10  #: checked while they are in the core's cache: 13 % of the time, else 50 %
 
@@ -53,6 +55,14 @@ class ResumeSpans:
     is_whole: bool = True  #: False if one was removed since it was found
 
 
+class MeteredSource(Source, Protocol):
+    """A source that counts."""
+
+    @property
+    def n_read(self) -> int:
+        """Bytes of rows and states read so far, from memory and disk, as they are stored."""
+
+
 class SegmentSource:
     """The first ``n_tokens`` of a match, each segment in its own codec: a ``protocols.Source``.
 
@@ -74,6 +84,7 @@ class SegmentSource:
         self._n_tokens = len(ids)
         self._lock = threading.Lock()  # guards ``damage``
         self._open: list[OpenSegment] = []
+        self._n_read = 0
         self.damage: str | None = None if is_whole else "rows that it shares were removed meanwhile"
         self._cut: int = self._n_tokens  # tokens from here on are zeros
         for span in spans:
@@ -94,6 +105,11 @@ class SegmentSource:
         return self._n_tokens
 
     @property
+    def n_read(self) -> int:
+        """Bytes of rows read from its files so far."""
+        return self._n_read
+
+    @property
     def held_from(self) -> int:
         """0: no layer has a window."""
         return 0
@@ -110,6 +126,7 @@ class SegmentSource:
                 continue
             try:
                 raw = self._open[i].tensor(spec.name, tensor)
+                self._count(len(raw))
             except READ_ERRORS as error:
                 self._note(span, error)
                 break
@@ -154,8 +171,13 @@ class SegmentSource:
         if scratch is not None:
             for h, run in enumerate(runs):
                 run[:] = scratch[(h * n + first) * row : (h * n + first + span.take) * row]
+        self._count(sum(map(len, runs if scratch is None else [scratch])))
         if digest.hexdigest() != source.sums[tensor]:
             raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
+
+    def _count(self, n_bytes: int) -> None:
+        with self._lock:  # two threads may read
+            self._n_read += n_bytes
 
     def _zero(self, tensor: int, out: memoryview, capacity: int, at: int) -> None:
         spec = self._layout.tensors[tensor]
@@ -210,7 +232,7 @@ class StoredSource:
         self._held_from = resume.held_from
         self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while another thread reads it
         self._spans: list[tuple[Span, OpenSegment]] = []
-        self._is_sound = resume.is_whole
+        self._is_sound, self._n_read = resume.is_whole, 0
         for span in resume.spans if resume.is_whole else ():
             try:
                 self._spans.append((span, OpenSegment(span.path, span.segment)))
@@ -221,6 +243,11 @@ class StoredSource:
     def n_tokens(self) -> int:
         """How many tokens it holds."""
         return self._segments.n_tokens
+
+    @property
+    def n_read(self) -> int:
+        """Bytes of rows and states read from its files so far."""
+        return self._segments.n_read + self._n_read
 
     @property
     def held_from(self) -> int:
@@ -258,6 +285,7 @@ class StoredSource:
                     if (form is not None) is not is_encoded:
                         continue
                     raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
+                    self._n_read += raw.size
                     rows = raw.reshape(spec.heads, span.take, -1) if raw.size else raw.reshape(spec.heads, 0, 0)
                 except READ_ERRORS as error:
                     self._note(span, error)
@@ -273,6 +301,7 @@ class StoredSource:
             span, source = self._spans[-1]
             try:
                 raw = source.tensor("state", len(self._layout.windows) if span.take else 0)
+                self._n_read += len(raw)
             except READ_ERRORS as error:
                 self._note(span, error)
                 return None

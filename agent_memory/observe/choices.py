@@ -37,6 +37,7 @@ EFFECTS: Mapping[str, str] = {
     "tool_format": "a format's name: calls are read in that form alone; the error for an unknown name lists them all",
     "keep_versions": "more keeps more of what rewinds and replaced histories left behind, on disk too",
     "on_full": "'compact' goes on from a conversation's newest turns when it reaches the model's context",
+    "foresight": "'auto' keeps and restores KV by the turns that are expected, 'off' by last use alone",
     "lookup": "'auto' verifies several tokens in one step where a reply copies, or where its grammar forces text",
     "blas": "None leaves the BLAS of mlx as it is: float32 prefill on Linux CPUs is then many times slower",
     "progress": "True shows bars always, False never",

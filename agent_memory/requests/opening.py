@@ -103,6 +103,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
     from agent_memory.exchange.opening import open_remote
+    from agent_memory.prefix.foresight import Foresight
     from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
     from agent_memory.tiers.tiers import Tiers
@@ -136,6 +137,7 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
         warm_codec=config.warm_codec,
         warm_ttl_s=config.warm_ttl_s,
         exchange=exchange,
+        foresight=Foresight(is_on=config.foresight == "auto"),
     )
 
 

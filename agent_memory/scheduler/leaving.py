@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.replying import Replies
@@ -48,11 +49,12 @@ class Leaving:
         saver: Saver,
         evictor: Evictor,
         unkept: Unkept,
+        ahead: Ahead,
         *,
         is_storable: bool,
     ) -> None:
         self._running, self._replies, self._evictor, self._unkept = running, replies, evictor, unkept
-        self._hot, self._saver, self._is_storable = hot, saver, is_storable
+        self._hot, self._saver, self._ahead, self._is_storable = hot, saver, ahead, is_storable
 
     def finish(self, rows: list[Row]) -> None:
         """End rows with their replies."""
@@ -61,6 +63,7 @@ class Leaving:
                 self._replies.add(row.request, row.outcome(kv))
             except Exception as error:  # noqa: BLE001 - text that cannot be read: the caller's to see
                 row.request.feed.fail(stripped(error))
+            self._ahead.ended(row, kv.nbytes, is_turn=True)
             self._keep(row.lineage(kv))
             self._running.remove(row)
         self._evictor.free()
@@ -72,6 +75,7 @@ class Leaving:
                 self._unkept.note(row.request.owner, row.ids, "cancelled")
         for row, kv in zip(rows, self._running.take_kv(rows), strict=True):
             if not have_failed or row.cut_to_sound(kv):
+                self._ahead.ended(row, kv.nbytes, is_turn=False)
                 self._keep(row.lineage(kv, is_turn=False))
             self._running.remove(row)
         self._evictor.free()

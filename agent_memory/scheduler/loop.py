@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 
 from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.absent import Absentees
 from agent_memory.scheduler.admission import Admission
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.filling import Filling
 from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
@@ -67,6 +70,7 @@ class Loop:
         idle: Idle,
         gathering: Gathering,
         observer: Observer,
+        wake: Callable[[], None],
         looks_up: bool = False,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
@@ -79,20 +83,20 @@ class Loop:
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
+        self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
-            self.hot,
-            tiers,
-            self.saver,
-            admission,
-            self.running,
-            ttl_s=hot_ttl_s,
-            unkept=self.unkept,
-            observer=observer,
-        )
+            self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
+            observer=observer, waiting=self.waiting, filling=self._filling, absentees=absentees,
+        )  # fmt: skip
+        self.ahead = ahead = Ahead(
+            tiers, self.hot, self.running, self.waiting, self.saver, self.evictor, admission, self._filling, absentees,
+            is_storable=layout.is_storable, wake=wake,
+        )  # fmt: skip
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
-            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
-        )
+            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, ahead,
+            is_storable=layout.is_storable,
+        )  # fmt: skip
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
@@ -106,6 +110,7 @@ class Loop:
             self.saver,
             self._prefill,
             observer,
+            ahead,
             max_batch=max_batch,
             target_gap_s=target_gap_s,
         )
@@ -128,7 +133,7 @@ class Loop:
     @property
     def _has_chores(self) -> bool:
         """True if there is work beside the requests that wait or run."""
-        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due
+        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due or self.ahead.can_step
 
     @property
     def _may_start(self) -> bool:
@@ -150,7 +155,13 @@ class Loop:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
-        return self.hot.nbytes + self.running.nbytes + self._admission.fetched_bytes()
+        in_use = self.hot.nbytes + self.running.nbytes + self._filling.nbytes
+        return in_use + self._admission.fetched_bytes()
+
+    @property
+    def read_bytes(self) -> tuple[int, int]:
+        """Bytes read from warm and disk for requests that started, and ahead of need."""
+        return self._reuse.n_read, self._filling.n_read - self.ahead.n_met
 
     @property
     def lacks_bytes(self) -> bool:
@@ -211,6 +222,8 @@ class Loop:
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))
+        if self.ahead.can_step and not self.lacks_bytes:
+            self.ahead.step()
         if self.evictor.is_due:
             self.evictor.expire(hurry=bool(running.decoding))
         self._note_idle()
@@ -235,6 +248,7 @@ class Loop:
             request.feed.fail(error)
         self.replies.fail_all(error)
         self.waiting.clear()
+        self._filling.abandon()
         try:
             self.running.drop()
         except Exception:  # the batch is broken already: what is left is freed
@@ -243,6 +257,7 @@ class Loop:
 
     def close(self) -> None:
         """Drop all KV."""
+        self._filling.abandon()
         self.hot.clear()
         self.running.drop()
 

@@ -95,6 +95,7 @@ class Reuse:
         self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
         self._losses = Losses(unkept, tiers.store, layout)
         self._prefill_tokens = prefill_tokens
+        self.n_read = 0  #: bytes read from warm and disk for requests that started
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row], *, is_exact: bool = False) -> Plan:
         """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
@@ -235,6 +236,9 @@ class Reuse:
         )
 
     def _from_hot(self, lineage: Lineage, n_tokens: int, *, is_moved: bool) -> KV | None:
+        if lineage.is_ahead:
+            lineage.is_ahead = False
+            self._tiers.foresight.restored(is_useful=True)
         if is_moved:
             self._saver.settle(lineage)
             self._hot.take(lineage)
@@ -250,6 +254,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
+            self.n_read += source.n_read
             source.close()
         self._tiers.touch(match)
         if self._tiers.exchange is not None:
@@ -273,6 +278,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
+            self.n_read += source.n_read
             source.close()
         self._tiers.touch(match)
         return Base(

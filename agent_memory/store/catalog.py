@@ -170,6 +170,8 @@ class Catalog:
         self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose pieces are not all found yet
         self.held_bytes = 0  # allocated bytes of all stored segments
         self.hidden: deque[Collection[Segment]] = deque()  # to be removed; see ``edit.settle``
+        #: number of an agent -> seconds until its next turn, where one is expected soon
+        self.waits: Callable[[], Mapping[int, float]] = dict
         self._codec = codec
         self._last_number, self._resume_numbers = 0, count(-1, -1)  # rows have numbers above 0
         self._dependents: dict[int, dict[int, Segment]] = {}  # number -> segments that depend on it

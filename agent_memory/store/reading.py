@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -11,13 +11,12 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.config import auto_budget
-from agent_memory.kvfile.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
+from agent_memory.kvfile.sources import MeteredSource, ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
 from agent_memory.prefix.sharing import Stretch, stretches
-from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
 from agent_memory.types import Exactness, Tier, weakest
@@ -95,7 +94,7 @@ def following(catalog: Catalog, match: Match) -> Ids | None:
         return ids if len(ids) else None
 
 
-def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
+def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> MeteredSource:
     """Open the files of tokens ``[start, n_tokens)`` of a match; a file begins at ``start``.
 
     Damage is noted by the source and never raised. Window rows and the state are those at ``n_tokens``.
@@ -135,8 +134,19 @@ def _stretches(catalog: Catalog, match: Match, n_tokens: int, start: int) -> lis
     return found
 
 
-def reading_ahead(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
-    """Read and check the files of a match's tokens from ``start`` on, a step at a time. I/O thread."""
+def reading_ahead(
+    catalog: Catalog, match: Match, start: int, done: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """Read and check the files of a match's tokens from ``start`` on, a step at a time, then call ``done``. I/O thread.
+
+    After damage too: what is left of the match is looked up again.
+    """
+    yield from _checking(catalog, match, start)
+    if done is not None:
+        done()
+
+
+def _checking(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
     with catalog.lock:
         rows = _stretches(catalog, match, match.n_tokens, start) or ()
         segments = {one.segment.number: one.segment for one in rows}

@@ -17,6 +17,7 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.log.database import open_database
 from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
@@ -32,7 +33,6 @@ from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
-from agent_memory.protocols import Source
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
@@ -317,7 +317,7 @@ class Store:
         """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
         return None if self._catalog is None else reading.elsewhere(self._catalog, ids)
 
-    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
+    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> MeteredSource:
         """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
 
         Fewer than the whole match only where every layer of the model can be truncated at any token.
@@ -325,13 +325,18 @@ class Store:
         assert self._catalog is not None, "a store without a folder matches nothing"
         return reading.source(self._catalog, match, n_tokens, start)
 
-    def prefetch(self, match: Match, *, start: int = 0) -> None:
+    def prefetch(self, match: Match, *, start: int = 0, done: Callable[[], object] | None = None) -> None:
         """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
 
-        They are in the page cache when they are needed.
+        They are in the page cache when they are needed, and once ``done`` was called.
         """
         if self._catalog is not None and match.n_tokens:
-            self._io.submit_read(reading.reading_ahead(self._catalog, match, start))
+            self._io.submit_read(reading.reading_ahead(self._catalog, match, start, done))
+
+    def evict_by(self, waits: Callable[[], Mapping[int, float]]) -> None:
+        """Let KV stay on disk by when it is expected to be used: number of an agent -> seconds. Any thread calls it."""
+        if self._catalog is not None:
+            self._catalog.waits = waits
 
     def touch(self, match: Match) -> None:
         """Note that the files of a match, and those that they depend on, were used now."""
