@@ -37,7 +37,8 @@ from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
 from agent_memory.store.folder import list_files, refuse_linked
-from agent_memory.store.manifest import Manifest, is_lineage, is_model
+from agent_memory.store.manifest import Manifest
+from agent_memory.store.sound import is_lineage, is_model
 from agent_memory.types import EXACTNESS, weakest
 
 log = logging.getLogger("agent_memory.store")

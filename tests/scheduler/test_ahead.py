@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, ToolResult, UnknownAgentError, UnsupportedParameterError
-from agent_memory.echo.runner import EchoBatch
+from agent_memory.echo.batch import EchoBatch
 from tests.parts.waiting import wait_for
 
 NAMES = [f"agent {i}" for i in range(4)]
