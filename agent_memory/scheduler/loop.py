@@ -75,10 +75,7 @@ class Loop:
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
-        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
-        admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
-        if tiers.exchange is not None:
-            admission.fetched_bytes = tiers.exchange.held_bytes
+        admission = self._admission = _admission(runner, tiers, hot_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
@@ -100,20 +97,9 @@ class Loop:
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
-            runner,
-            tiers,
-            admission,
-            self.running,
-            self.waiting,
-            reuse,
-            self.evictor,
-            self.saver,
-            self._prefill,
-            observer,
-            ahead,
-            max_batch=max_batch,
-            target_gap_s=target_gap_s,
-        )
+            runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
+            observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,
+        )  # fmt: skip
         self._pacer = Pacer(target_gap_s)
         self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
@@ -303,3 +289,12 @@ class Loop:
             calls, self._at_idle = self._at_idle, []
             for call in calls:
                 call()
+
+
+def _admission(runner: ModelRunner, tiers: Tiers, hot_bytes: int) -> Admission:
+    layout = runner.layout
+    row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, tiers.store.chunk_tokens)
+    admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+    if tiers.exchange is not None:
+        admission.fetched_bytes = tiers.exchange.held_bytes
+    return admission
