@@ -119,6 +119,17 @@ def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse("embedder", "'resident', an object with dim, fingerprint and embed(texts), or None", value)
 
 
+def _remote(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or "://" not in value):
+        raise _refuse("remote", "a URL (s3://bucket/prefix, gs://, az:// or file:///folder), or None", value)
+
+
+def _remote_key(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, bytes) and not callable(value):
+        shown = type(value).__name__  # a key is a secret
+        raise ConfigError(f"remote_key must be bytes, a function that returns them, or None: {shown}")
+
+
 def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not callable(value):
         raise _refuse(attribute.name, "a function that takes a Reply, or None", value)
@@ -257,6 +268,13 @@ class Config:
     recorder: Path | None = field(default=None, converter=_as_recorder)
     #: called with each ``Reply`` on a thread of its own; what it raises is logged and counted
     on_reply: Callable[[Any], object] | None = field(default=None, validator=_callable_or_none, repr=False)
+    #: a bucket or a shared folder that hosts of one tenant share KV through: s3://bucket/prefix, gs://, az:// or
+    #: file:///folder; None: none
+    remote: str | None = field(default=None, validator=_remote)
+    #: the secret of all who share it: bytes (16 or more), or a function that fetches them; b"": none, on purpose
+    remote_key: bytes | Callable[[], bytes] | None = field(default=None, validator=_remote_key, repr=False)
+    #: False: KV is fetched from the remote, and none is published
+    remote_write: bool = field(default=True, validator=_kind(bool))
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
@@ -264,6 +282,11 @@ class Config:
         if self.prefill_tokens is not None and self.prefill_tokens % self.chunk_tokens:
             raise ConfigError(
                 f"prefill_tokens must be a multiple of chunk_tokens ({self.chunk_tokens}): {self.prefill_tokens}"
+            )
+        if self.remote is not None and self.remote_key is None:
+            raise ConfigError(
+                "remote needs a remote_key: secrets.token_bytes(32), the same on every host that shares it. "
+                'remote_key=b"" says on purpose that there is none: whoever reads the bucket reads the KV then'
             )
 
     @classmethod
@@ -292,7 +315,7 @@ class Config:
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
 _INTS |= {"keep_versions", "max_waiting"}
 _FLOATS = {"upkeep_ms", "hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"extract", "pin_dates", "progress", "trust_remote_code"}
+_BOOLS = {"extract", "pin_dates", "progress", "remote_write", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:
@@ -303,6 +326,8 @@ def _parse(key: str, name: str, text: str) -> Any:
         raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
+    if name == "remote_key":
+        return _parse_key(key, text)
     try:
         if name in _BOOLS:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
@@ -311,6 +336,14 @@ def _parse(key: str, name: str, text: str) -> Any:
         return float(text) if name in _FLOATS else text
     except (KeyError, ValueError):
         raise ConfigError(f"{key}: cannot read {repr_of(text)} as a value of {name}") from None
+
+
+def _parse_key(key: str, text: str) -> bytes:
+    """Return the bytes of a secret written in hex; an error never shows it."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(f"{key}: a key is given in hex, as secrets.token_hex(32) writes it") from None
 
 
 def total_memory_bytes() -> int:

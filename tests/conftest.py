@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -66,23 +67,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # half a million objects that stay for the whole run: no later collection walks over them
     if any(item.name.startswith("test_lint_types_and_layers") for item in session.items):
         beside.start()
 
 
-FROZEN = tuple(field.name for field in attrs.fields(Segment))
-FROZEN = FROZEN[: FROZEN.index("number")]  #: what a segment is; what follows is how it stands
+NAMES = [field.name for field in attrs.fields(Segment)]
+FROZEN = frozenset(NAMES[: NAMES.index("number")])  #: what a segment is; what follows is how it stands
 
 
 @pytest.fixture(autouse=True)
 def frozen_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that changes what a segment is; attrs' own check would slow every opening by 20 %."""
     changed: list[str] = []
+    put = object.__setattr__
 
-    def set_once(segment: Segment, name: str, value: object) -> None:
-        if name in FROZEN and hasattr(segment, name):
+    def set_once(segment: Segment, name: str, value: object, frozen: frozenset[str] = FROZEN) -> None:
+        if name in frozen and hasattr(segment, name):
             changed.append(name)
-        object.__setattr__(segment, name, value)
+        put(segment, name, value)
 
     monkeypatch.setattr(Segment, "__setattr__", set_once, raising=False)
     yield

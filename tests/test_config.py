@@ -43,6 +43,9 @@ WRONG: dict[str, list[Any]] = {
     "embedder": ["minilm", 7, True, object()],
     "recorder": [7, "", b"file"],
     "on_reply": ["print", 7],
+    "remote": [7, "", "bucket", b"s3://bucket"],
+    "remote_key": ["a key", 7],
+    "remote_write": [None, "yes", 1],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -76,6 +79,9 @@ RIGHT: dict[str, list[Any]] = {
     "embedder": [None, "resident"],
     "recorder": [None, Path("/tmp/recorder.jsonl")],
     "on_reply": [None, print],
+    "remote": [None],
+    "remote_key": [None, b"", b"0" * 32, bytes],
+    "remote_write": [True, False],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -94,7 +100,7 @@ def test_a_wrong_value_is_a_config_error_that_names_the_setting(name: str, value
     with pytest.raises(ConfigError, match=f"^{name} must be ") as caught:
         Config(**{name: value})
     assert isinstance(caught.value, ValueError)
-    if name != "salt":
+    if name not in ("salt", "remote_key"):
         assert repr(value) in str(caught.value)
 
 
@@ -113,6 +119,19 @@ def test_a_salt_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         Config(salt=b"tenant")  # type: ignore[arg-type]
     assert "tenant" not in str(caught.value)
+
+
+def test_a_remote_needs_a_key_that_is_never_shown() -> None:
+    with pytest.raises(ConfigError, match="^remote needs a remote_key: .*token_bytes"):
+        Config(remote="s3://bucket/prefix")
+    assert Config(remote="s3://bucket/prefix", remote_key=b"").remote_key == b""
+    assert "hidden" not in repr(Config(remote="s3://bucket", remote_key=b"hidden in here, we hope"))
+    with pytest.raises(ConfigError) as caught:
+        Config(remote_key="hidden")  # type: ignore[arg-type]
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(ConfigError, match="_REMOTE_KEY: a key is given in hex") as caught:
+        Config.from_env(environ={"AGENT_MEMORY_REMOTE_KEY": "hidden"})
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_config_is_frozen() -> None:
@@ -157,6 +176,9 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_EXTRACT": "1",
         "AGENT_MEMORY_EMBEDDER": "resident",
         "AGENT_MEMORY_RECORDER": "/tmp/recorder.jsonl",
+        "AGENT_MEMORY_REMOTE": "s3://bucket/prefix",
+        "AGENT_MEMORY_REMOTE_KEY": "00ff" * 8,
+        "AGENT_MEMORY_REMOTE_WRITE": "0",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
     assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS) - {"on_reply"}
@@ -186,6 +208,9 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         extract=True,
         embedder="resident",
         recorder=Path("/tmp/recorder.jsonl"),
+        remote="s3://bucket/prefix",
+        remote_key=b"\0\xff" * 8,
+        remote_write=False,
         trust_remote_code=True,
     )
 

@@ -88,12 +88,13 @@ def lacks_room(caches: Iterable[Any], n_ids: int) -> bool:
 
 def spare_nbytes(caches: Iterable[Any]) -> int:
     """Bytes that ``Join.move`` would free: of rows that have left, kept for those that come, and of gaps."""
-    return sum(map(ragged.spare_nbytes, _ragged(caches)))
+    full = _ragged(caches)
+    return round(ragged.spare_share(full[0]) * sum(int(c.nbytes) for c in full)) if full else 0
 
 
 def is_wasteful(caches: Iterable[Any]) -> bool:
     """True if rows that have left take more memory than those that are there."""
-    return any(2 * ragged.spare_nbytes(c) > c.nbytes for c in _ragged(caches)[:1])
+    return any(ragged.spare_share(c) > 0.5 for c in _ragged(caches)[:1])
 
 
 def has_spans(caches: Iterable[Any]) -> bool:

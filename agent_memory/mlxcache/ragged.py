@@ -248,15 +248,15 @@ def lacks_room(cache: RaggedKVCache, n_ids: int) -> bool:
     return cache.keys is not None and cache._idx + n_ids > cache.keys.shape[2]
 
 
-def spare_nbytes(cache: RaggedKVCache) -> int:
-    """Bytes that moving the rows to other buffers would free: of rows that have left, and of gaps."""
+def spare_share(cache: RaggedKVCache) -> float:
+    """Share of the bytes that moving the rows to other buffers would free: of rows that have left, and of gaps."""
     if cache.keys is None:
-        return 0
+        return 0.0
     n_rows, (n_held, _, n_slots, _) = len(cache.slots.gaps), cache.keys.shape
     spans = [cache.slots.spans(row, cache._idx) for row in range(n_rows)]
     longest = max(sum(last - first for first, last in row) for row in spans)
-    n_bytes: int = cache.nbytes * (n_held * n_slots - n_rows * roomy(longest)) // (n_held * n_slots)
-    return max(0, n_bytes)
+    share: float = 1 - n_rows * roomy(longest) / (n_held * n_slots)
+    return max(0.0, share)
 
 
 def _blank(like: mx.array, n_rows: int, n_slots: int) -> mx.array:

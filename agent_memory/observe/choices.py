@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from agent_memory.config import Codec, Config, memory_budgets, total_memory_bytes
 from agent_memory.figures import Choice, ChoiceSource
@@ -47,9 +47,12 @@ EFFECTS: Mapping[str, str] = {
     "embedder": "'resident' or an Embedder: search by meaning beside words",
     "recorder": "a file: one line of JSON for each step of each request",
     "on_reply": "a function: called with each reply",
+    "remote": "a bucket's URL: KV that other hosts have computed is fetched, and what is computed here is published",
+    "remote_key": "the same secret on every host that shares the remote; with another one nothing is found there",
+    "remote_write": "False fetches from the remote and publishes nothing",
     "trust_remote_code": "True runs Python code that comes with a model",
 }
-_SECRET = ("salt", "redact", "embedder", "on_reply")  #: said to be set or not, and no more
+_SECRET = ("salt", "redact", "embedder", "on_reply", "remote_key")  #: said to be set or not, and no more
 
 
 @frozen
@@ -70,6 +73,7 @@ class Circumstances:
     config: Config
     recorded: Mapping[str, str]
     disk_bytes: int
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket, in words
     cold_codec: Codec = "exact"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 
 from agent_memory.config import auto_budget, memory_budgets, total_memory_bytes
 from agent_memory.kvcache.coding import fallbacks, fitted, token_bytes
@@ -34,6 +35,7 @@ def examine(at: Circumstances, *, explain: bool = False) -> Doctor:
         "tool_format_reason": calls.reason,
         "reasoning_tags": " ".join(tags) if tags else "none",
         **runner.facts,
+        **at.remote,
     }
     advice = list(facts.pop("notes", ()))
     n_tensors = len(runner.layout.tensors) + len(runner.layout.windows)
@@ -47,6 +49,8 @@ def examine(at: Circumstances, *, explain: bool = False) -> Doctor:
             )
     if not runner.layout.is_storable:
         advice.append(f"KV of this model is kept in memory only ({runner.layout.unstored[0]}): restarts recompute it")
+    if at.remote:
+        advice += _of_remote(at.remote)
     budget = auto_budget(config.cold_codec)
     if budget is not None and at.cold_codec == "exact":
         advice.append(
@@ -57,3 +61,15 @@ def examine(at: Circumstances, *, explain: bool = False) -> Doctor:
         if exact := fallbacks(runner.layout, codec):
             advice.append(f"{short_name(codec)} leaves {len(exact)} of {n_tensors} tensors exact ({exact[0]})")
     return Doctor(facts=facts, advice=tuple(advice), choices=choices(at), is_explained=explain)
+
+
+def _of_remote(remote: Mapping[str, str]) -> list[str]:
+    """Return what would make the traffic with the bucket better."""
+    found = []
+    if not remote["remote_state"].startswith("in use"):
+        found.append(f"the remote is {remote['remote_state']}")
+    if remote["remote_conditions"].startswith("ignored"):
+        found.append("the remote ignores conditions: agents cannot be moved through it safely")
+    if remote["remote_key"].startswith("none"):
+        found.append("the remote has no key: Config(remote_key=secrets.token_bytes(32)) on every host that shares it")
+    return found

@@ -152,6 +152,7 @@ class Reports:
             config=self.config,
             recorded=recorded,
             disk_bytes=disk_bytes,
+            remote=self.engine.pulse.remote,
             cold_codec=codec,
         )
         return checkup.examine(at, explain=explain)

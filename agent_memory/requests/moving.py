@@ -91,7 +91,7 @@ class Moving:
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
         """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""
         ensure_writable(self._store, "take in an agent")
-        terms = self._terms()
+        terms = self.terms()
         model = Model(
             digests=self._runner.identity,
             identity=self._agents.identity,
@@ -112,7 +112,8 @@ class Moving:
             )  # fmt: skip
         return self._agents.arrived(taken, is_foreign=is_foreign)
 
-    def _terms(self) -> Terms:
+    def terms(self) -> Terms:
+        """Return under which terms a log is taken in now."""
         n_vocab: Any = getattr(self._runner, "n_vocab", None)  # a runner of the host may have none
         digest, clean = self._runner.tokenizer.digest, self._clean
         if clean is None:

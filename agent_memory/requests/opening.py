@@ -102,6 +102,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    from agent_memory.exchange.opening import open_remote
     from agent_memory.prefix.foresight import Foresight
     from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
@@ -112,6 +113,7 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
         raise ConfigError(f"read_only must be a bool, got {repr_of(is_read_only)}")
     if is_read_only and path is None:
         raise ConfigError("read_only=True needs a store: ':memory:' is no folder, so nothing is there to be read")
+    remote = open_remote(config)
     if is_read_only and path is not None:
         store = SharedStore(path, chunk_tokens=config.chunk_tokens)
     else:
@@ -124,11 +126,17 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
                 codec=config.cold_codec,
                 report=report,
             )
+    exchange = None
+    if remote is not None:
+        from agent_memory.exchange.exchange import Exchange
+
+        exchange = Exchange(remote, store)
     return Tiers(
         store,
         warm_bytes=warm_bytes,
         warm_codec=config.warm_codec,
         warm_ttl_s=config.warm_ttl_s,
+        exchange=exchange,
         foresight=Foresight(is_on=config.foresight == "auto"),
     )
 

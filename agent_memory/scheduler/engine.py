@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
-from agent_memory.prefix.foresight import Outlook
 from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
-from agent_memory.scheduler.absent import Absent
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.gathering import Gathering
@@ -45,6 +44,7 @@ class Pulse:
     n_waiting: int
     n_running: int
     lacks_bytes: bool  #: True if a request waits because the bytes that it may need are not free
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket that hosts share, in words
 
 
 @frozen(eq=False)
@@ -106,10 +106,11 @@ class Engine:
         self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        if tiers.exchange is not None:
+            tiers.exchange.wake = self.wake
         self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
-        self._read_before = (0, 0)  # what the loops of earlier models have read
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
         """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request.
@@ -138,20 +139,25 @@ class Engine:
         """The engine's state now. Any thread; never waits."""
         thread, loop = self._thread, self._loop
         is_live = self.is_ours and thread is not None and thread.is_alive()
-        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes)
+        exchange = self._tiers.exchange
+        remote = {} if exchange is None else exchange.facts()
+        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes, remote)
 
     def stats(self, stored: Callable[[], Mapping[str, Any]]) -> Stats:
         """Return the sums over requests and the bytes in memory now, with the store's figures (``stored``)."""
-        live = self.call(self._memory_figures)
-        return self._counters.stats(live, stored())
+        found = self._counters.stats(self.call(self._memory_figures), stored())
+        if (exchange := self._tiers.exchange) is None:
+            return found
+        events, n_bytes = exchange.figures()
+        return evolve(found, remote=events, remote_bytes=n_bytes)
 
     def _memory_figures(self) -> dict[str, int]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
         warm = self._tiers.warm
-        foresight, (restored, ahead) = self._tiers.foresight, self._loop.read_bytes
+        foresight = self._tiers.foresight
         return {
-            "restored_bytes": self._read_before[0] + restored,
-            "ahead_bytes": self._read_before[1] + ahead,
+            "restored_bytes": self._tiers.restored_bytes,
+            "ahead_bytes": self._tiers.ahead_bytes,
             "ahead_useful": foresight.n_useful,
             "ahead_wasted": foresight.n_wasted,
             "is_learned": foresight.is_followed,
@@ -246,13 +252,10 @@ class Engine:
         self._loop.unkept.forget(owner)
         self._loop.ahead.forget(owner)
 
-    def expect(self, planned: Sequence[Absent]) -> None:
-        """Replace the plan: agents in the order of their turns. Engine thread (in ``call``)."""
-        self._loop.ahead.expect(list(planned))
-
-    def outlook(self, owner: str) -> Outlook:
-        """Return when a turn of an agent is expected, and why. Engine thread (in ``call``)."""
-        return self._loop.ahead.outlook(owner)
+    @property
+    def ahead(self) -> Ahead:
+        """What is expected, and restored ahead of need. Engine thread (in ``call``)."""
+        return self._loop.ahead
 
     def cancel_all_of(self, owner: str) -> bool:
         """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
@@ -291,8 +294,6 @@ class Engine:
         model is loaded, and ``reload`` must follow.
         """
         self._loop.saver.finish_all()
-        before, now = self._read_before, self._loop.read_bytes
-        self._read_before = (before[0] + now[0], before[1] + now[1])
         self._loop.close()
         self._resident.close()
         self._load(runner, recorded, attach)

@@ -43,6 +43,8 @@ log = logging.getLogger("agent_memory.engine")
 _LONG_TOKENS = 32_768
 #: Seconds between two attempts of the saver while it waits for the disk.
 _DISK_SLEEP_S = 0.002
+#: Seconds between two looks at requests that wait for the network alone: for their deadlines and that of the wait.
+_FETCH_SLEEP_S = 0.01
 
 
 class Loop:
@@ -74,7 +76,9 @@ class Loop:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
-        admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        if tiers.exchange is not None:
+            admission.fetched_bytes = tiers.exchange.held_bytes
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
@@ -96,20 +100,9 @@ class Loop:
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
-            runner,
-            tiers,
-            admission,
-            self.running,
-            self.waiting,
-            reuse,
-            self.evictor,
-            self.saver,
-            self._prefill,
-            observer,
-            ahead,
-            max_batch=max_batch,
-            target_gap_s=target_gap_s,
-        )
+            runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
+            observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,
+        )  # fmt: skip
         self._pacer = Pacer(target_gap_s)
         self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
@@ -119,12 +112,12 @@ class Loop:
         """True if a tick would do something."""
         if self._gathering.wait_s(self.running):
             return self._has_chores
-        return self._is_needed or self._idle.is_due
+        return self._is_needed or (not self.waiting and self._idle.is_due)
 
     @property
     def _is_needed(self) -> bool:
         """True if a request or a tier has work to be done."""
-        return bool(self.waiting or self.running) or self._has_chores
+        return bool(self.running) or self._may_start or self._has_chores
 
     @property
     def _has_chores(self) -> bool:
@@ -132,22 +125,27 @@ class Loop:
         return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due or self.ahead.can_step
 
     @property
+    def _may_start(self) -> bool:
+        """True if a request waits for something that a tick may bring."""
+        if not self.waiting:
+            return False
+        now = time.perf_counter()
+        return not all(request.is_idle(now) for request in self.waiting)
+
+    @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
+        idle_s = _FETCH_SLEEP_S if self.waiting else self._idle.sleep_s
         gather_s = self._gathering.wait_s(self.running) or None
         saver_s = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s
-        sleeps = saver_s, self.replies.sleep_s, self._idle.sleep_s, gather_s
+        sleeps = saver_s, self.replies.sleep_s, idle_s, gather_s
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare capacity included."""
-        return self.hot.nbytes + self.running.nbytes + self._filling.nbytes
-
-    @property
-    def read_bytes(self) -> tuple[int, int]:
-        """Bytes read from warm and disk for requests that started, and ahead of need."""
-        return self._reuse.n_read, self._filling.n_read - self.ahead.n_met
+        """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
+        live_bytes = self.hot.nbytes + self.running.nbytes + self._filling.nbytes
+        return live_bytes + self._admission.fetched_bytes()
 
     @property
     def lacks_bytes(self) -> bool:
@@ -193,7 +191,8 @@ class Loop:
     def tick(self) -> None:
         """Run one round: sweep, start, prefill, decode, save, expire; idle work where nothing else is to be done."""
         if not self._is_needed and not self.replies:
-            self._idle.step()
+            if not self.waiting:
+                self._idle.step()
             return
         self._idle.put_off()
         self._sweep()

@@ -66,6 +66,7 @@ class Disk:
     counts: Counts = field(factory=Counts)
     clock: Callable[[], float] = time.time
     on_commit: Callable[[], None] = lambda: None  #: after each save, on the I/O thread
+    on_stored: Callable[[bytes], None] = lambda head: None  #: after each save, with its last piece; on the I/O thread
     is_read_only: bool = False  #: True if another process may write the folder, and this one never does
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 

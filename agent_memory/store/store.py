@@ -93,6 +93,8 @@ class Store:
         self._repair: Repair | None = None
         self._place: Place | None = None
         self._log_damage = 0
+        self.at_close: Callable[[], None] = _nothing  #: called once all is on disk, before the folder is released
+        self.at_forget: Callable[[], None] = _nothing  #: called before KV of an agent or of forgotten text is deleted
         if path is None:
             self._database = open_database(None)
         else:
@@ -278,6 +280,7 @@ class Store:
 
     def delete_agent(self, agent_id: int) -> None:
         """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
+        self.at_forget()
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
@@ -295,6 +298,7 @@ class Store:
 
         All of it is gone from disk when this returns.
         """
+        self.at_forget()
         self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
             self._io.call(partial(self._manifest.forget, logs, kv_of))
@@ -438,6 +442,7 @@ class Store:
             if self._io.is_started:
                 self.flush()
         finally:
+            self.at_close()
             self._io.close()
             self._database.close()
             if self._lock is not None:
@@ -446,3 +451,7 @@ class Store:
             if self._place is not None:
                 self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)
+
+
+def _nothing() -> None:
+    """Do nothing."""

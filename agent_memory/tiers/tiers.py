@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from agent_memory.config import Codec
+from agent_memory.exchange.chunks import Fetched
+from agent_memory.exchange.source import FetchedSource
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.prefix.foresight import Foresight
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
+from agent_memory.protocols import Source
 from agent_memory.store.store import Store
 from agent_memory.tiers import lookup
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.sources import WarmSource
 from agent_memory.tiers.warm import Warm
+
+if TYPE_CHECKING:  # else whoever has no bucket would load what speaks to one
+    from agent_memory.exchange.exchange import Exchange
 
 
 class Tiers:
@@ -27,7 +34,8 @@ class Tiers:
     - What is deleted from the store is evicted from warm first; the caller does that.
     - ``foresight``: when turns are expected; every tier evicts by it.
 
-    ``warm_ttl_s``: pieces unused for so long leave warm.
+    ``exchange``: with the bucket that hosts share; None: there is none. ``warm_ttl_s``: pieces unused for so long leave
+    warm.
     """
 
     def __init__(
@@ -37,11 +45,13 @@ class Tiers:
         warm_bytes: int = 0,
         warm_codec: Codec = "exact",
         warm_ttl_s: float | None = None,
+        exchange: Exchange | None = None,
         clock: Callable[[], float] = time.monotonic,
         foresight: Foresight | None = None,
     ) -> None:
-        self.store, self.foresight = store, foresight or Foresight(clock=clock)
+        self.store, self.exchange, self.foresight = store, exchange, foresight or Foresight(clock=clock)
         self.store.evict_by(lambda: self.foresight.waits)
+        self.restored_bytes = self.ahead_bytes = 0  #: read for requests that started, and ahead of need
         self.warm = Warm(
             warm_bytes,
             codec=warm_codec,
@@ -59,6 +69,9 @@ class Tiers:
         """Open the KV of one model: ``Store.attach``, and an empty warm tier."""
         self.store.attach(identity, layout, host, facts, report)
         self.warm.attach(identity, layout, host, self.store.chunk_tokens)
+        self._layout = layout
+        if self.exchange is not None:
+            self.exchange.attach(identity, layout)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest stored prefix of ``ids``; O(len(ids)) hashing, in memory."""
@@ -73,6 +86,11 @@ class Tiers:
         rest = self.store.source(match, n_tokens, start=n_warm) if n_tokens > n_warm else None
         return rest if rest is not None and not n_warm else WarmSource(self.warm, match, n_tokens, rest)
 
+    def fetched_source(self, fetched: Fetched, match: Match) -> Source:
+        """Open KV that was fetched, behind the store's own first tokens by ``match``, for reading."""
+        before = self.source(match, fetched.start) if fetched.start else None
+        return FetchedSource(self._layout, fetched, before)
+
     def prefetch(self, match: Match, done: Callable[[], object] | None = None) -> None:
         """Read the files that a match needs, before they are needed; returns at once.
 
@@ -80,6 +98,13 @@ class Tiers:
         """
         if match.tier == "cold":
             self.store.prefetch(match, start=match.n_warm, done=done)
+
+    def count(self, n_bytes: int, *, is_ahead: bool) -> None:
+        """Count bytes that a source has read."""
+        if is_ahead:
+            self.ahead_bytes += n_bytes
+        else:
+            self.restored_bytes += n_bytes
 
     def touch(self, match: Match) -> None:
         """Note that a match, and the pieces that it depends on, were used now."""

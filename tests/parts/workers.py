@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,11 +41,6 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def is_split(config: pytest.Config) -> bool:
-    """True in the process that hands tests to workers, and runs none itself."""
-    return bool(getattr(config.option, "numprocesses", None)) and not is_worker(config)
-
-
 def told(config: pytest.Config) -> dict[str, Any]:
     """Return what the first process told this worker."""
     found: dict[str, Any] = config.workerinput  # type: ignore[attr-defined]
@@ -63,9 +59,8 @@ def all_cores() -> Iterator[None]:
     if speed_up("auto").name != "OpenBLAS":
         yield
         return
-    # Both of its libraries lie in a folder of this name; numpy has another copy.
-    path = next(region.path for region in memory_regions() if PACKAGE in region.path)
-    library = ctypes.CDLL(path)
+    loaded = {Path(region.path) for region in memory_regions() if "openblas" in region.path}
+    library = ctypes.CDLL(str(next(path for path in loaded if PACKAGE in path.parts)))  # numpy has another one
     before = library.scipy_openblas_get_num_threads()
     library.scipy_openblas_set_num_threads(_n_cores())
     try:
