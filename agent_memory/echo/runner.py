@@ -218,7 +218,7 @@ class EchoBatch:
 
     def restore(self, source: Source) -> EchoKV:
         """Return a KV filled from ``source``."""
-        *_, kv = self.restoring(source)
+        *_, kv = EchoBatch.restoring(self, source)
         assert kv is not None
         return kv
 

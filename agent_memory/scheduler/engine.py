@@ -151,20 +151,12 @@ class Engine:
         events, n_bytes = exchange.figures()
         return evolve(found, remote=events, remote_bytes=n_bytes)
 
-    def _memory_figures(self) -> dict[str, int]:
+    def _memory_figures(self) -> dict[str, Any]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
-        warm = self._tiers.warm
-        foresight = self._tiers.foresight
         return {
-            "restored_bytes": self._tiers.restored_bytes,
-            "ahead_bytes": self._tiers.ahead_bytes,
-            "ahead_useful": foresight.n_useful,
-            "ahead_wasted": foresight.n_wasted,
-            "is_learned": foresight.is_followed,
+            **self._tiers.figures,
             "hot_bytes": self._loop.nbytes,
-            "warm_bytes": warm.n_bytes,
             "hot_evictions": self._loop.evictor.n_evicted,
-            "warm_evictions": warm.n_evicted,
             "waiting": len(self._loop.waiting),
             "running": len(self._loop.running),
         }
@@ -249,8 +241,7 @@ class Engine:
 
     def forget(self, owner: str | None) -> None:
         """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""
-        self._loop.unkept.forget(owner)
-        self._loop.ahead.forget(owner)
+        self._loop.forget(owner)
 
     @property
     def ahead(self) -> Ahead:
@@ -324,7 +315,6 @@ class Engine:
     def discard(self, owner: str, agent_id: int) -> None:
         """Drop the idle KV of an agent that is gone from memory, unsaved. Engine thread (in ``call``)."""
         self._loop.discard(owner)
-        self._loop.ahead.forget(owner)
         self._tiers.warm.release(agent_id)
 
     def drain(self, seconds: float) -> None:

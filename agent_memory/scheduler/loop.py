@@ -81,8 +81,7 @@ class Loop:
             admission.fetched_bytes = tiers.exchange.held_bytes
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters, observer)
-        self.unkept = Unkept()
+        self.saver, self.unkept = Saver(tiers, layout, counters, observer), Unkept()
         self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
             self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
@@ -176,12 +175,18 @@ class Loop:
         """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
+    def forget(self, owner: str | None) -> None:
+        """Forget an agent: its prompts whose KV is gone, and its turns; None: the prompts of all."""
+        self.unkept.forget(owner)
+        self.ahead.forget(owner)
+
     def discard(self, owner: str) -> None:
         """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
         self.hot.disinherit(owner)
+        self.ahead.forget(owner)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""

@@ -333,11 +333,6 @@ class Store:
         if self._catalog is not None and match.n_tokens:
             self._io.submit_read(reading.reading_ahead(self._catalog, match, start, done))
 
-    def evict_by(self, waits: Callable[[], Mapping[int, float]]) -> None:
-        """Let KV stay on disk by when it is expected to be used: number of an agent -> seconds. Any thread calls it."""
-        if self._catalog is not None:
-            self._catalog.waits = waits
-
     def touch(self, match: Match) -> None:
         """Note that the files of a match, and those that they depend on, were used now."""
         if self._catalog is not None:
