@@ -122,7 +122,7 @@ class Ahead:
         while self.can_step and time.perf_counter() < until:
             if self._filling.owner is not None:
                 self._fill()
-            elif not self._begin():
+            elif not self._begin(until):
                 return
 
     def meet(self, owner: str | None) -> None:
@@ -142,14 +142,19 @@ class Ahead:
         self._absentees.forget(lineage.owner)
         self._is_due = True
 
-    def _begin(self) -> bool:
-        """Begin to restore the first expected agent's KV that is not in hot and has a place there; False if none."""
+    def _begin(self, until: float) -> bool:
+        """Begin to restore the first expected agent's KV that is not in hot and has a place there; False if none.
+
+        Those that were not looked up by ``until`` wait for the next turn that begins or ends.
+        """
         self._is_due = self._waits_for_saver = False
         busy = {row.request.owner for row in self._running}
         for likely in self._expected():
             absent = self._absentees.get(likely.owner)
             if absent is None or likely.owner in busy or self._hot.of(likely.owner) is not None:
                 continue
+            if time.perf_counter() > until:
+                return False
             match = self._tiers.match(absent.ids)
             if match.n_tokens <= self._hot.match(absent.ids, likely.owner)[1] or not self._is_read(likely, match):
                 continue
