@@ -143,8 +143,8 @@ class Loop:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
-        live_bytes = self.hot.nbytes + self.running.nbytes + self._filling.nbytes
-        return live_bytes + self._admission.fetched_bytes()
+        in_use = self.hot.nbytes + self.running.nbytes + self._filling.nbytes
+        return in_use + self._admission.fetched_bytes()
 
     @property
     def lacks_bytes(self) -> bool:

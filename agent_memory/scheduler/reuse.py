@@ -253,6 +253,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
+            self._tiers.count(source.n_read, is_ahead=False)
             source.close()
         self._tiers.touch(match)
         if self._tiers.exchange is not None:

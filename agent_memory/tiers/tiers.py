@@ -14,7 +14,6 @@ from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.prefix.foresight import Foresight
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
-from agent_memory.protocols import Source
 from agent_memory.store.store import Store
 from agent_memory.tiers import lookup
 from agent_memory.tiers.lookup import Match
@@ -49,7 +48,8 @@ class Tiers:
         clock: Callable[[], float] = time.monotonic,
         foresight: Foresight | None = None,
     ) -> None:
-        self.store, self.exchange, self.foresight = store, exchange, foresight or Foresight(clock=clock)
+        self.store, self.exchange = store, exchange
+        self.foresight = foresight or Foresight(clock=clock)
         if (catalog := store.parts.catalog) is not None:
             catalog.waits = lambda: self.foresight.waits
         self.restored_bytes = self.ahead_bytes = 0  #: read for requests that started, and ahead of need
@@ -87,7 +87,7 @@ class Tiers:
         rest = self.store.source(match, n_tokens, start=n_warm) if n_tokens > n_warm else None
         return rest if rest is not None and not n_warm else WarmSource(self.warm, match, n_tokens, rest)
 
-    def fetched_source(self, fetched: Fetched, match: Match) -> Source:
+    def fetched_source(self, fetched: Fetched, match: Match) -> MeteredSource:
         """Open KV that was fetched, behind the store's own first tokens by ``match``, for reading."""
         before = self.source(match, fetched.start) if fetched.start else None
         return FetchedSource(self._layout, fetched, before)
