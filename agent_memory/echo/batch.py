@@ -93,21 +93,17 @@ class EchoBatch:
 
     def restore(self, source: Source) -> EchoKV:
         """Return a KV filled from ``source``."""
-        kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
-        kv.fill(source)
-        self._count(source)
+        *_, kv = EchoBatch.restoring(self, source)
+        assert kv is not None
         return kv
 
     def restoring(self, source: Source) -> Iterator[EchoKV | None]:
         """``restore``, a tensor at a time."""
         kv = EchoKV(self._runner.layout, self._seed, room(source.n_tokens))
         yield from kv.filling(source)
-        self._count(source)
-        yield kv
-
-    def _count(self, source: Source) -> None:
         self._runner.calls.restores += 1
         self._runner.calls.restored_tokens += source.n_tokens
+        yield kv
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Append ``ids`` to ``kv``."""

@@ -78,8 +78,7 @@ class Loop:
         admission = self._admission = _admission(runner, tiers, hot_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters, observer)
-        self.unkept = Unkept()
+        self.saver, self.unkept = Saver(tiers, layout, counters, observer), Unkept()
         self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
             self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
@@ -145,11 +144,6 @@ class Loop:
         return in_use + self._admission.fetched_bytes()
 
     @property
-    def read_bytes(self) -> tuple[int, int]:
-        """Bytes read from warm and disk for requests that started, and ahead of need."""
-        return self._reuse.n_read, self._filling.n_read - self.ahead.n_met
-
-    @property
     def lacks_bytes(self) -> bool:
         """True if a request waits because the bytes that it may need are not free. Any thread."""
         return bool(self.waiting) and self._starting.lacks_bytes
@@ -178,12 +172,18 @@ class Loop:
         """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
+    def forget(self, owner: str | None) -> None:
+        """Forget an agent: its prompts whose KV is gone, and its turns; None: the prompts of all."""
+        self.unkept.forget(owner)
+        self.ahead.forget(owner)
+
     def discard(self, owner: str) -> None:
         """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
         self.hot.disinherit(owner)
+        self.ahead.forget(owner)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""

@@ -326,17 +326,9 @@ class Store:
         return reading.source(self._catalog, match, n_tokens, start)
 
     def prefetch(self, match: Match, *, start: int = 0, done: Callable[[], object] | None = None) -> None:
-        """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
-
-        They are in the page cache when they are needed, and once ``done`` was called.
-        """
+        """Read and check a match's files from ``start`` on, on the I/O thread, before any write; then call ``done``."""
         if self._catalog is not None and match.n_tokens:
             self._io.submit_read(reading.reading_ahead(self._catalog, match, start, done))
-
-    def evict_by(self, waits: Callable[[], Mapping[int, float]]) -> None:
-        """Let KV stay on disk by when it is expected to be used: number of an agent -> seconds. Any thread calls it."""
-        if self._catalog is not None:
-            self._catalog.waits = waits
 
     def touch(self, match: Match) -> None:
         """Note that the files of a match, and those that they depend on, were used now."""
