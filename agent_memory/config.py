@@ -19,7 +19,7 @@ _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def _refuse(name: str, limit: str, value: object) -> ConfigError:
-    shown = type(value).__name__ if name == "salt" else repr_of(value)  # a salt is a secret
+    shown = type(value).__name__ if name in ("salt", "key") else repr_of(value)  # secrets
     return ConfigError(f"{name} must be {limit}: {shown}")
 
 
@@ -73,6 +73,11 @@ def _redactor(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and value != "resident" and not callable(getattr(value, "embed", None)):
         raise _refuse("embedder", "'resident', an object with dim, fingerprint and embed(texts), or None", value)
+
+
+def _secret(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, bytes) and not callable(value):
+        raise _refuse(attribute.name, "bytes, a function that returns them, or None", value)
 
 
 def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -172,6 +177,9 @@ class Config:
     )
     #: a tenant's secret: caches of different salts never meet
     salt: str = field(default="", validator=_kind(str), repr=False)
+    #: what the store's folder is encrypted under: 16 bytes or more, or a function that fetches them, called once at
+    #: opening; None: not encrypted
+    key: bytes | Callable[[], bytes] | None = field(default=None, validator=_secret, repr=False)
     #: target mean time between tokens for running replies while a prompt is being prefilled
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
@@ -252,8 +260,9 @@ def _parse(key: str, name: str, text: str) -> Any:
     """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
-    if name == "on_reply":
-        raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
+    if name in ("on_reply", "key"):
+        what = "a function" if name == "on_reply" else "a key"
+        raise ConfigError(f"{key}: {what} cannot be given as text; pass Config({name}=...)")
     if text.lower() in ("none", ""):
         return None
     try:

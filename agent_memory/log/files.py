@@ -19,6 +19,7 @@ MANIFEST = "manifest.sqlite3"
 LOCK = "lock"
 KV_FOLDER = "kv"
 RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
+KEY_FILE = "wrapped.key"  #: the key of an encrypted store, wrapped by the host's: ``keyfile``
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 

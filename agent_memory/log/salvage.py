@@ -11,10 +11,11 @@ from typing import Any
 from attrs import frozen
 
 from agent_memory.log.branches import is_whole_branch, is_whole_version
-from agent_memory.log.database import Database
+from agent_memory.log.database import Database, manifest_key
 from agent_memory.log.schema import guard
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.log.turn_rows import is_whole_turn
+from agent_memory.sealing import sqlite
 
 #: columns without a default that older versions did not write
 _ADDED = {("agents", "facts"), ("agents", "branch"), ("turns", "n_reply")}
@@ -48,7 +49,7 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
     found: dict[str, list[Row]] = {table: [] for table in tables}
     with database.reading() as new:
         columns = {table: _columns(new, table) for table in tables}
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
+    with suppress(sqlite3.Error), closing(sqlite.connect(path, manifest_key(database.keys))) as db:
         guard(db)
         for table in tables:
             found[table] = list(_readable(db, table, columns[table]))

@@ -19,6 +19,7 @@ from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST
+from agent_memory.log.keyfile import read_keys
 from agent_memory.log.listing import AgentRows
 from agent_memory.progress import bar
 from agent_memory.store.uses import Lines, TierUse, Use, with_uses
@@ -27,6 +28,7 @@ from agent_memory.types import AgentInfo, Message, VerifyReport
 if TYPE_CHECKING:  # what reads logs and KV is imported where it is first needed: a list of agents waits for none
     from agent_memory.log.logs import Logs
     from agent_memory.log.versions import AgentRecord
+    from agent_memory.sealing.keys import Keys
     from agent_memory.store.manifest import Manifest
 
 log = logging.getLogger("agent_memory.store")
@@ -65,12 +67,12 @@ class StoreView:
     """Agents, logs and sizes of a store, as the last commit left them.
 
     Opens in milliseconds, writes nothing, and holds no transaction between two calls. Any thread. A context manager.
-    Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote, WrongKeyError.
     """
 
-    def __init__(self, path: Path, salt: str) -> None:
+    def __init__(self, path: Path, salt: str, key: Keys | None = None) -> None:
         self.path, self._salt = as_path(path, "path"), salt
-        self._database = view_database(self.path / MANIFEST)
+        self._database = view_database(self.path / MANIFEST, read_keys(self.path, key))
         self._agents = AgentRows(self._database)
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import open_database
 from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.keyfile import open_keys, read_keys
 from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
@@ -33,6 +34,7 @@ from agent_memory.prefix.worth import Costs
 from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
 from agent_memory.protocols import Source
+from agent_memory.sealing.keys import Keys
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
@@ -66,8 +68,9 @@ class Store:
     - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
     - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
     - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
+    - ``key``: the host's, where the folder is encrypted; a new folder is, under it.
 
-    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
+    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, WrongKeyError, StoreError.
     """
 
     is_read_only = False  #: True in ``SharedStore``
@@ -82,8 +85,9 @@ class Store:
         bytes_per_day: int | None = None,
         files: Files | None = None,
         report: Progress = silent,
+        key: Keys | None = None,
     ) -> None:
-        self._path, self.chunk_tokens = path, chunk_tokens
+        self._path, self.chunk_tokens, self._key = path, chunk_tokens, key
         self.costs, self._pins = Costs(), Pins()
         self.health = Health()
         self._io = IOThread(health=self.health)
@@ -109,8 +113,12 @@ class Store:
         report: Progress,
     ) -> None:
         try:
+            read_keys(path, self._key)  # a wrong key changes nothing, the lock file included
             self._lock = Lock(path, files)
-            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits, report)
+            keys = open_keys(path, self._key, files)
+            self._database, self._repair = open_manifest(
+                path, files, self._lock.closed, self._lock.commits, report, keys=keys
+            )
             self._log_damage += self._repair is not None
             try:
                 self._place = Place.of(path)
@@ -350,6 +358,11 @@ class Store:
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
         return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
+
+    @property
+    def keys(self) -> Keys | None:
+        """What the folder is encrypted under; None: nothing is."""
+        return self._database.keys
 
     @property
     def has_disk(self) -> bool:

@@ -1,0 +1,164 @@
+"""The key of an encrypted store: a random one, kept in its folder wrapped by the host's (``Config.key``).
+
+- The folder is encrypted under the store's key alone. The host's key is never in it: only who has both the folder and
+  the host's key reads anything. Without the file ``wrapped.key`` nobody does.
+- Another host's key (``rekey``) wraps the same store's key again: one small file is replaced, whatever the store holds.
+- The file has the wrapped key twice, each in a line with its digest: one damaged line is written anew from the other,
+  and a wrong key is told from damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import field, frozen
+
+from agent_memory.errors import IncompatibleStoreError, StoreError, WrongKeyError
+from agent_memory.log.files import KEY_FILE, KV_FOLDER, MANIFEST, RECALL, Files, entries, refuse_links
+from agent_memory.sealing.box import Box, SealBrokenError
+from agent_memory.sealing.keys import KEY_BYTES, Keys
+from agent_memory.sealing.sqlite import PLAIN_HEAD
+
+log = logging.getLogger("agent_memory.store")
+
+FORMAT = "agent_memory.key/1"
+_COPIES = 2
+
+
+@frozen
+class _Wrapped:
+    """One line of the file."""
+
+    salt: bytes
+    sealed: bytes = field(repr=False)
+
+    def line(self) -> bytes:
+        told = {"format": FORMAT, "salt": self.salt.hex(), "sealed": self.sealed.hex()}
+        return json.dumps({**told, "sha256": _digest(told)}).encode() + b"\n"
+
+    def opened(self, host: Keys) -> Keys:
+        """Return the store's keys. Raises SealBrokenError."""
+        return Keys(Box(host.key("wrap"), FORMAT.encode(), self.salt).open(0, self.sealed))
+
+
+def new_keys() -> Keys:
+    """Return the keys of a new store."""
+    return Keys(secrets.token_bytes(KEY_BYTES))
+
+
+def read_keys(root: Path, host: Keys | None) -> Keys | None:
+    """Return the keys that a folder is encrypted under; None: it is not encrypted. Changes nothing.
+
+    ``host``: what ``Config.key`` gives. Raises WrongKeyError for another key than the store's, none for an encrypted
+    store, or one for a store that is not encrypted; StoreError for a damaged or missing file.
+    """
+    path = root / KEY_FILE
+    refuse_links(path)
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # what is no folder is refused by whoever opens it
+        if host is not None and is_used(root):
+            raise _not_encrypted(root) from None
+        return None
+    if host is None:
+        raise WrongKeyError(
+            f"{root} is encrypted, and no key was given. Give the key that it was made with: Config(key=...), "
+            "or --key-file"
+        )
+    found = list(_sound(path, raw))
+    for wrapped in found:
+        try:
+            return wrapped.opened(host)
+        except SealBrokenError:
+            continue
+    if found:
+        raise WrongKeyError(
+            f"{root} is encrypted under another key than the one given; nothing was changed. Give the key that it was "
+            "made with, or that it was given last (agent_memory.rekey)"
+        )
+    raise StoreError(
+        f"{path} is damaged: both copies of the store's key in it are. Put the file back from a copy; without it no "
+        "key opens this store"
+    )
+
+
+def open_keys(root: Path, host: Keys | None, files: Files) -> Keys | None:
+    """Return the keys of a folder that this process has locked, as ``read_keys`` does; a new folder gets some.
+
+    A damaged copy is written anew. Raises OSError too.
+    """
+    keys = read_keys(root, host)
+    if host is None:
+        return None
+    if keys is None:
+        write_keys(root, keys := new_keys(), host, files)
+    elif len(list(_sound(root / KEY_FILE, (root / KEY_FILE).read_bytes()))) < _COPIES:
+        log.warning("store: a copy of the store's key in %s was damaged; it is written anew", root / KEY_FILE)
+        write_keys(root, keys, host, files)
+    return keys
+
+
+def write_keys(root: Path, keys: Keys, host: Keys, files: Files) -> None:
+    """Wrap the store's keys by the host's, in place of what was there: wholly or not at all. Raises OSError."""
+    box = Box(host.key("wrap"), FORMAT.encode(), salt := secrets.token_bytes(KEY_BYTES))
+    line = _Wrapped(salt, box.seal(0, keys.secret)).line()
+    temp = root / f"{KEY_FILE}.tmp"
+    files.unlink(temp)
+    fd = files.create(temp)
+    try:
+        files.write(fd, memoryview(line * _COPIES), 0)
+        files.sync(fd)
+    finally:
+        os.close(fd)
+    files.rename(temp, root / KEY_FILE)
+    files.sync_folder(root)
+
+
+def is_used(root: Path) -> bool:
+    """True if a folder holds a store, or what is left of one."""
+    databases = [root / name for name in (MANIFEST, RECALL)]
+    return any(one.exists() and one.stat().st_size for one in databases) or any(
+        entry.is_dir() and entries(Path(entry.path)) for entry in entries(root / KV_FOLDER)
+    )
+
+
+def _not_encrypted(root: Path) -> StoreError:
+    manifest = root / MANIFEST
+    if manifest.exists():
+        with manifest.open("rb") as file:
+            if file.read(len(PLAIN_HEAD)) != PLAIN_HEAD:
+                return StoreError(
+                    f"{root / KEY_FILE} is missing, and {MANIFEST} is no plain database: it is damaged, or encrypted. "
+                    f"Put {KEY_FILE} back from a copy; without it no key opens an encrypted store"
+                )
+    return WrongKeyError(
+        f"{root} is not encrypted, and a key was given; nothing was changed. Leave the key out, or encrypt the store "
+        "while nobody has it open: agent_memory.rekey(path, None, key)"
+    )
+
+
+def _sound(path: Path, raw: bytes) -> Iterator[_Wrapped]:
+    """Yield the lines whose digest is right. Raises IncompatibleStoreError for those of a newer release."""
+    for line in raw.splitlines():
+        try:
+            told = json.loads(line)
+            digest = told.pop("sha256")
+            if digest != _digest(told):
+                continue
+            is_known = told["format"] == FORMAT
+            wrapped = _Wrapped(bytes.fromhex(told["salt"]), bytes.fromhex(told["sealed"])) if is_known else None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+        if wrapped is None:
+            raise IncompatibleStoreError(f"{path} has the format {told['format']!r}. Use a newer agent_memory")
+        yield wrapped
+
+
+def _digest(told: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
