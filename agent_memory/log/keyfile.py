@@ -59,8 +59,8 @@ def read_keys(root: Path, host: Keys | None) -> Keys | None:
     store, or one for a store that is not encrypted; StoreError for a damaged or missing file.
     """
     path = root / KEY_FILE
-    refuse_links(path)
     try:
+        refuse_links(path)
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # what is no folder is refused by whoever opens it
         if host is not None and is_used(root):
