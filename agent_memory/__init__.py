@@ -98,7 +98,7 @@ if TYPE_CHECKING:
         Weights,
         WorkingSet,
     )
-    from agent_memory.requests.opening import open_store
+    from agent_memory.requests.opening import open_store, rekey
     from agent_memory.requests.options import Options
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.tools import Pause
@@ -259,6 +259,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "open_store",
+    "rekey",
 ]
 
 #: Public name -> the module that defines it.
@@ -387,6 +388,7 @@ _HOMES = {
     "WrongKeyError": "errors",
     "as_completed": "generation",
     "open_store": "requests.opening",
+    "rekey": "requests.opening",
 }
 
 

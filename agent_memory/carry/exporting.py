@@ -22,7 +22,7 @@ from attrs import frozen
 from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.carry.holdings import Kv, held
 from agent_memory.config import Codec
-from agent_memory.errors import AgentFileError, AgentMemoryError
+from agent_memory.errors import AgentFileError, AgentMemoryError, StoreError
 from agent_memory.kvcache.coding import Coding, coding
 from agent_memory.kvcache.layout import TensorSpec
 from agent_memory.kvfile.segments import OpenSegment
@@ -71,8 +71,9 @@ def export_agent(
 
     ``report``: told the MiB of KV that were read.
 
-    Raises StoreError, OutOfSpaceError.
+    Raises StoreError, also for a file in the folder of an encrypted store, and OutOfSpaceError.
     """
+    _refuse_inside(path, manifest)
     for number in range(_TRIES):
         kvs = [] if folder is None else held(manifest, found)
         with AgentFileWriter(path) as writer:
@@ -98,6 +99,16 @@ def export_agent(
                 writer.finish()
                 return writing.n_lost
     raise AssertionError
+
+
+def _refuse_inside(path: Path, manifest: Manifest) -> None:
+    """Raise StoreError for a file that would lie in the clear in the folder of an encrypted store."""
+    root = manifest.database.folder
+    if manifest.database.keys is not None and root is not None and path.resolve().is_relative_to(root.resolve()):
+        raise StoreError(
+            f"{path} is in the folder of an encrypted store, and an exported agent is not encrypted: everybody who may "
+            "read the file reads the conversation. Give a path outside of the store's folder"
+        )
 
 
 def _write_log(writer: AgentFileWriter, found: Carried) -> None:

@@ -7,7 +7,8 @@ Its body is in one of two forms, which this file chooses between: ``checked`` (a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.checked import CheckedReader, CheckedWriter
-from agent_memory.kvfile.format import extents, metadata
+from agent_memory.kvfile.format import Extent, extents, metadata
 from agent_memory.kvfile.sealed import SealedReader, SealedWriter, sealed_ids
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.files import Files, make_folders, size_of
@@ -166,6 +167,40 @@ class OpenSegment:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def rewrite_under(source: OpenSegment, files: Files, path: Path, keys: Keys | None) -> tuple[int, str]:
+    """Write a file's content into a new one, encrypted under other keys or none; return its size and header's checksum.
+
+    One tensor is in memory at a time. The folder is not synced. Raises READ_ERRORS, and OSError.
+    """
+    places = tuple(_places(source.table))
+    facts = {name: value for name, value in source.metadata.items() if name not in ("xxh3", "header_xxh3")}
+    body = CheckedWriter(places, facts) if keys is None else SealedWriter(path.name, places, facts, keys)
+    temp = path.with_suffix(TEMP_SUFFIX)
+    fd = files.create(temp)
+    try:
+        try:
+            for place in places:
+                if place.tensor >= 0:
+                    body.write(files, fd, place, 0, source.tensor(place.name))
+            header_sum = body.finish(files, fd, bytes(source.tensor("ids")) if "ids" in source.table else b"")
+            files.sync(fd)
+        finally:
+            os.close(fd)
+        files.rename(temp, path)
+    except BaseException:  # also Ctrl-C: nobody else removes it
+        files.unlink(temp)
+        raise
+    return body.n_bytes, header_sum
+
+
+def _places(table: Mapping[str, Any]) -> Iterator[Extent]:
+    number = count()
+    for name, entry in table.items():
+        start, stop = entry["data_offsets"]
+        tensor = -1 if name == "ids" else -2 if name.startswith("pad.") else next(number)
+        yield Extent(name, entry["dtype"], tuple(entry["shape"]), start, stop - start, tensor)
 
 
 def body_of(fd: int, n_bytes: int, name: str, keys: Keys | None) -> CheckedReader | SealedReader:

@@ -84,6 +84,11 @@ class Database:
             self._db.close()
 
     @property
+    def folder(self) -> Path | None:
+        """The store's folder; None: in memory."""
+        return None if self._path is None else self._path.parent
+
+    @property
     def is_whole(self) -> bool:
         """True if, once closed, the file holds everything and there is no WAL beside it."""
         return self._path is not None and not self._path.with_name(f"{self._path.name}-wal").exists()

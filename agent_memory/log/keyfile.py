@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,8 @@ log = logging.getLogger("agent_memory.store")
 
 FORMAT = "agent_memory.key/1"
 _COPIES = 2
+_SEALED, _PLAIN = ".sealed", ".plain"  #: ends of names: databases that ``rekey`` has written anew
+_BACKUP = re.compile(re.escape(RECALL) + r"\.v[0-9]+\.backup")
 
 
 @frozen
@@ -93,6 +97,7 @@ def open_keys(root: Path, host: Keys | None, files: Files) -> Keys | None:
 
     A damaged copy is written anew. Raises OSError too.
     """
+    settle(root, files)
     keys = read_keys(root, host)
     if host is None:
         return None
@@ -118,6 +123,44 @@ def write_keys(root: Path, keys: Keys, host: Keys, files: Files) -> None:
         os.close(fd)
     files.rename(temp, root / KEY_FILE)
     files.sync_folder(root)
+
+
+def drop_key(root: Path, files: Files) -> None:
+    """Remove the store's key: what was encrypted under it is nobody's to read any more. Raises OSError."""
+    if not files.unlink(root / KEY_FILE):
+        raise OSError(errno.EACCES, f"{root / KEY_FILE} cannot be removed")
+    files.sync_folder(root)
+
+
+def next_name(name: str, *, is_sealed: bool) -> str:
+    """Return the name under which a database waits that ``rekey`` has written anew, encrypted or not."""
+    return name + (_SEALED if is_sealed else _PLAIN)
+
+
+def settle(root: Path, files: Files) -> None:
+    """Finish what ``rekey`` has committed, and remove what it has not: it commits as the key file appears, or goes.
+
+    By whoever has locked the folder. Raises OSError.
+    """
+    names = [entry.name for entry in entries(root)]
+    done, undone = (_SEALED, _PLAIN) if KEY_FILE in names else (_PLAIN, _SEALED)
+    waiting = [name for name in names if name.endswith(done) and is_database(name.removesuffix(done))]
+    for name in names:
+        if any(is_database(name.removesuffix(end)) for end in (undone, f"{undone}-journal") if name.endswith(end)):
+            files.unlink(root / name)
+    for name in waiting:
+        database = name.removesuffix(done)
+        for side in ("-wal", "-shm", "-journal"):  # of the database that goes
+            files.unlink(root / f"{database}{side}")
+        files.rename(root / name, root / database)
+    if waiting:
+        files.sync_folder(root)
+        log.info("store: the change of the key of %s is complete", root)
+
+
+def is_database(name: str) -> bool:
+    """True if a file of the folder is a database of this library, or a copy that a migration of recall has kept."""
+    return name in (MANIFEST, RECALL) or bool(_BACKUP.fullmatch(name))
 
 
 def is_used(root: Path) -> bool:

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sqlite3
 from collections.abc import Callable, Hashable, Iterable
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attrs import field, frozen
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 PLAIN_HEAD = b"SQLite format 3\0"  #: how a file that is not encrypted begins
+_NO_KEY = "''"
 _SALT_BYTES = 16  #: at the start of an encrypted file; here from the key, so that a file that lost it can be read
 
 
@@ -71,6 +74,30 @@ def connect(
         db.close()
         raise
     return cast(sqlite3.Connection, db)
+
+
+def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | None) -> None:
+    """Write a database anew into a file that is not there yet, durably, under another key or none; the WAL is read too.
+
+    Raises sqlite3.Error, OSError, MissingExtraError.
+    """
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    db = _sqlcipher().connect(str(target), factory=_sealed(cast(Hashable, sqlite3.Connection)), isolation_level=None)
+    try:
+        db.execute("PRAGMA cipher_log_level=NONE")
+        if target_key is not None:
+            unlock(db, target_key)
+        db.execute(f"ATTACH ? AS source KEY {_NO_KEY if key is None else key.literal}", (str(source),))
+        db.execute(f"PRAGMA main.auto_vacuum={_pragma(db, 'auto_vacuum')}")
+        db.execute("SELECT sqlcipher_export('main', 'source')")
+        for name in ("user_version", "application_id"):
+            db.execute(f"PRAGMA main.{name}={_pragma(db, name)}")
+    finally:
+        db.close()
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA source.{name}").fetchone()[0])
 
 
 def unlock(db: sqlite3.Connection, key: FileKey) -> None:
