@@ -138,8 +138,10 @@ def _sealed(factory: Any) -> type:
         set_progress_handler = _translating(cipher.Connection.set_progress_handler)
         set_authorizer = _translating(cipher.Connection.set_authorizer)
 
+        _cursor = _translating(cipher.Connection.cursor)
+
         def cursor(self, factory: type = Cursor) -> Any:
-            return super().cursor(factory)
+            return self._cursor(factory)
 
         def execute(self, sql: str, values: Any = (), /) -> Any:
             return self.cursor().execute(sql, values)

@@ -64,9 +64,9 @@ def rekey(
             _wrap_anew(path, old, new, files)
         else:
             _ensure_no_copies(path)
-            _reopened(path, old)  # finishes what a killed process left, and folds the WAL
+            _reopened(path, old, files)  # finishes what a killed process left, and folds the WAL
             _write_anew(path, old, new, files, report)
-            _reopened(path, new)  # removes the files that nothing names now
+            _reopened(path, new, files)  # removes the files that nothing names now
 
 
 def _wrap_anew(path: Path, old: Keys, new: Keys, files: Files) -> None:
@@ -88,8 +88,8 @@ def _ensure_no_copies(path: Path) -> None:
         )
 
 
-def _reopened(path: Path, key: Keys | None) -> None:
-    Store(path, disk_bytes=None, chunk_tokens=Config().chunk_tokens, key=key).close()
+def _reopened(path: Path, key: Keys | None, files: Files) -> None:
+    Store(path, disk_bytes=None, chunk_tokens=Config().chunk_tokens, files=files, key=key).close()
 
 
 def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, report: Progress) -> None:
@@ -141,6 +141,8 @@ def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, r
             files.sync_folder(path / KV_FOLDER / folder)
     finally:
         database.close()
+    if not database.is_whole:
+        raise StoreError(f"{path}: the new manifest cannot be made whole; nothing was changed")
 
 
 def _copied(
