@@ -32,6 +32,7 @@ log = logging.getLogger("agent_memory.store")
 FORMAT = "agent_memory.key/1"
 _COPIES = 2
 _SEALED, _PLAIN = ".sealed", ".plain"  #: ends of names: databases that ``rekey`` has written anew
+_SIDES = ("-wal", "-shm", "-journal")  #: ends of names of SQLite's own files beside a database
 _BACKUP = re.compile(re.escape(RECALL) + r"\.v[0-9]+\.backup")
 
 
@@ -146,11 +147,12 @@ def settle(root: Path, files: Files) -> None:
     done, undone = (_SEALED, _PLAIN) if KEY_FILE in names else (_PLAIN, _SEALED)
     waiting = [name for name in names if name.endswith(done) and is_database(name.removesuffix(done))]
     for name in names:
-        if any(is_database(name.removesuffix(end)) for end in (undone, f"{undone}-journal") if name.endswith(end)):
-            files.unlink(root / name)
+        for end in (undone, *(f"{undone}{side}" for side in _SIDES)):
+            if name.endswith(end) and is_database(name.removesuffix(end)):
+                files.unlink(root / name)
     for name in waiting:
         database = name.removesuffix(done)
-        for side in ("-wal", "-shm", "-journal"):  # of the database that goes
+        for side in _SIDES:  # of the database that goes
             files.unlink(root / f"{database}{side}")
         files.rename(root / name, root / database)
     if waiting:
@@ -173,7 +175,7 @@ def is_used(root: Path) -> bool:
 
 def _not_encrypted(root: Path) -> StoreError:
     manifest = root / MANIFEST
-    if manifest.exists():
+    if manifest.exists() and not (root / next_name(MANIFEST, is_sealed=False)).exists():  # else it is decrypted next
         with manifest.open("rb") as file:
             if file.read(len(PLAIN_HEAD)) != PLAIN_HEAD:
                 return StoreError(

@@ -29,7 +29,7 @@ from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_folder, is_kv_n
 
 _OURS = (LOCK, KEY_FILE, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
 _MAX_DEFAULT_BYTES = 32 << 30
-_NEXT = r"\.(sealed|plain)(-journal)?"  #: written by ``rekey``
+_NEXT = r"\.(sealed|plain)(-wal|-shm|-journal)?"  #: written by ``rekey``
 _MANIFEST_NAME = re.compile(rf"{re.escape(MANIFEST)}(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?|{_NEXT})?")
 _RECALL_NAME = re.compile(rf"{re.escape(RECALL)}(-wal|-shm|-journal|\.v[0-9]+\.backup({_NEXT})?|{_NEXT})?")
 
