@@ -98,8 +98,9 @@ if TYPE_CHECKING:
         Weights,
         WorkingSet,
     )
-    from agent_memory.requests.opening import open_store, rekey
+    from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
+    from agent_memory.requests.rekeying import rekey
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.tools import Pause
     from agent_memory.types import (
@@ -388,7 +389,7 @@ _HOMES = {
     "WrongKeyError": "errors",
     "as_completed": "generation",
     "open_store": "requests.opening",
-    "rekey": "requests.opening",
+    "rekey": "requests.rekeying",
 }
 
 

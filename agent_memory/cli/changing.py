@@ -126,7 +126,7 @@ def rekey(
 
     The store must not be in use. To or from no key, all of it is written anew, which takes its size again on the disk.
     """
-    from agent_memory.requests.opening import rekey as change
+    from agent_memory.requests.rekeying import rekey as change
 
     if to is None and key_file is None:
         raise typer.BadParameter("give --to, --key-file, or both")

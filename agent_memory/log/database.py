@@ -200,7 +200,7 @@ def view_database(path: Path, keys: Keys | None = None) -> Database:
                 f"it that this process may not make ({errors[0]}). Let it write to the folder, or close the store first"
             )
         name = f"{path.as_uri()}?{options}"
-        db = sqlite.connect(name, manifest_key(keys), uri=True, check_same_thread=False, isolation_level=None)
+        db = sqlite.connect(name, manifest_key(keys), uri=True)
         try:
             db.execute("PRAGMA query_only=ON")
             db.execute("PRAGMA busy_timeout=2000")

@@ -98,7 +98,7 @@ def connect(path: Path | None, key: FileKey | None = None) -> sqlite3.Connection
 
 
 def _connect(path: Path | None, locking: str, key: FileKey | None) -> sqlite3.Connection:
-    db = sqlite.connect(path or ":memory:", key, check_same_thread=False, isolation_level=None)
+    db = sqlite.connect(path or ":memory:", key)
     try:
         guard(db)
         db.execute(f"PRAGMA locking_mode={locking}")

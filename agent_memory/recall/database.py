@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from agent_memory.config import as_path
 from agent_memory.errors import (
@@ -263,13 +263,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL the same mode
         name = ":memory:" if self.path is None else str(self.path)
-        db = self._opened(
-            name,
-            timeout=BUSY_S,
-            check_same_thread=False,
-            isolation_level=None,
-            cached_statements=256,
-        )
+        db = self._opened(name)
         try:
             refuse_foreign(db, name)
             db.execute("PRAGMA journal_mode=WAL")
@@ -282,9 +276,10 @@ class Database:
             raise
         return db
 
-    def _opened(self, name: str, **options: Any) -> Connection:
+    def _opened(self, name: str, *, uri: bool = False) -> Connection:
         key = None if self.path is None else self._key
-        return cast("Connection", sqlite.connect(name, key, factory=Connection, **options))
+        found = sqlite.connect(name, key, factory=Connection, uri=uri, timeout=BUSY_S, cached_statements=256)
+        return cast("Connection", found)
 
     def _borrow(self) -> Connection:
         with self._pool_lock:
@@ -311,7 +306,7 @@ class Database:
     def _reader(self) -> Connection:
         assert self.path is not None
         name = f"{self.path.as_uri()}?{self._options}"
-        db = self._opened(name, uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+        db = self._opened(name, uri=True)
         try:
             db.execute("PRAGMA query_only=ON")
             refuse_foreign(db, str(self.path))

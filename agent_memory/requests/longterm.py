@@ -246,7 +246,7 @@ class LongTerm:
             self._database.close()
             self._database, self._contexts, self._episodes = None, {}, None
         if self._database is None:
-            self._database = Database(where, read_only=is_read_only, key=FileKey.of(self._store.keys, "recall"))
+            self._database = Database(where, read_only=is_read_only, key=FileKey.of(self._store.parts.keys, "recall"))
         return self._database
 
 

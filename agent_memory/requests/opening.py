@@ -160,27 +160,6 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "", key: 
     return StoreView(folder, salt, None if key is None else keys_of(key, "key"))
 
 
-def rekey(
-    path: str | PathLike[str] | None, key: Secret | None, new: Secret | None, *, progress: bool | None = None
-) -> None:
-    """Put a store under another key: ``new`` opens it from then on, ``key`` does not.
-
-    ``key`` None: the store is not encrypted yet, and is from then on. ``new`` None: it is not encrypted any more. From
-    key to key one small file is replaced; else all of the store is read and written, and needs its size again on the
-    disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment, the store opens with
-    ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
-    StoreLockedError while a process has it open, OutOfSpaceError.
-    """
-    from agent_memory.store.rekeying import rekey as change
-
-    folder = store_path(path)
-    if folder is None:
-        raise ConfigError("':memory:' is no folder: there is nothing on disk to encrypt")
-    old, wanted = (None if one is None else keys_of(one, name) for one, name in ((key, "key"), (new, "new")))
-    with bar(progress, "change the key", "files") as report:
-        change(folder, old, wanted, report=report)
-
-
 def check_config(config: object) -> None:
     """Raises ConfigError for what is no Config."""
     if not isinstance(config, Config):

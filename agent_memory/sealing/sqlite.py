@@ -54,12 +54,22 @@ def connect(
     key: FileKey | None = None,
     *,
     factory: type[sqlite3.Connection] = sqlite3.Connection,
-    **options: Any,
+    uri: bool = False,
+    timeout: float = 5.0,
+    cached_statements: int = 128,
 ) -> sqlite3.Connection:
-    """Return a connection to a file, as ``sqlite3.connect(name, **options)`` does; nothing of the file is read yet.
+    """Return a connection to a file for any thread, without transactions of its own; nothing of the file is read yet.
 
-    ``factory``: its class; with a key, another one that has the same methods. Raises sqlite3.Error, MissingExtraError.
+    ``factory``: its class; with a key, another one that has the same methods. The others as ``sqlite3.connect`` has
+    them. Raises sqlite3.Error, MissingExtraError.
     """
+    options: dict[str, Any] = {
+        "uri": uri,
+        "timeout": timeout,
+        "cached_statements": cached_statements,
+        "check_same_thread": False,
+        "isolation_level": None,
+    }
     if key is None:
         return sqlite3.connect(name, factory=factory, **options)
     cipher = _sqlcipher()
@@ -161,9 +171,9 @@ def _translating(call: _Call) -> _Call:
     errors = _sqlcipher().Error
 
     @functools.wraps(call)
-    def called(*args: Any, **named: Any) -> Any:
+    def called(*args: Any) -> Any:
         try:
-            return call(*args, **named)
+            return call(*args)
         except errors as error:
             raise _as_sqlite(error) from error
 

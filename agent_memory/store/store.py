@@ -60,6 +60,7 @@ class Parts:
     manifest: Manifest
     catalog: Catalog | None  #: None: a store in memory, which has no KV
     path: Path | None
+    keys: Keys | None  #: what the folder is encrypted under; None: nothing is
 
 
 class Store:
@@ -153,7 +154,13 @@ class Store:
     @property
     def parts(self) -> Parts:
         """What the store consists of now: a reader's catalog is another one after each commit of the writer."""
-        return Parts(logs=self._logs, manifest=self._manifest, catalog=self._catalog, path=self._path)
+        return Parts(
+            logs=self._logs,
+            manifest=self._manifest,
+            catalog=self._catalog,
+            path=self._path,
+            keys=self._database.keys,
+        )
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""
@@ -358,11 +365,6 @@ class Store:
         lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
         return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
-
-    @property
-    def keys(self) -> Keys | None:
-        """What the folder is encrypted under; None: nothing is."""
-        return self._database.keys
 
     @property
     def has_disk(self) -> bool:

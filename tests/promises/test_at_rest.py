@@ -28,9 +28,9 @@ from agent_memory import (
 from agent_memory.log.files import KEY_FILE, MANIFEST
 from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS
+from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
 from agent_memory.store.collecting import collect
-from agent_memory.store.rekeying import rekey as rekey_with
 from tests.parts.breaking import Dying, Killed
 
 KEY, OTHER = b"0123456789abcdef", b"another key of the host's"
@@ -334,7 +334,7 @@ def _kills(tmp_path: Path, old: bytes | None, new: bytes | None, points: Iterato
             shutil.copytree(pristine, work)
             files = Dying(at)
             with pytest.raises(Killed):
-                rekey_with(work, _keys(old), _keys(new), files)
+                change_key(work, _keys(old), _keys(new), files)
             files.leave(work, left, power_cut=power_cut)
             with pytest.raises(WrongKeyError):
                 opened(left, OTHER)
@@ -369,7 +369,7 @@ def _calls(tmp_path: Path, old: bytes | None, new: bytes | None) -> int:
         memory.context.remember("a persimmon")
     shutil.copytree(tmp_path / "pristine", tmp_path / "whole")
     files = Dying(None)
-    rekey_with(tmp_path / "whole", _keys(old), _keys(new), files)
+    change_key(tmp_path / "whole", _keys(old), _keys(new), files)
     assert _opens(tmp_path / "whole", new)
     return len(files.calls)
 

@@ -18,7 +18,7 @@ ROWS = [(n, f"said number {n}") for n in range(300)]
 
 
 def filled(path: Path, key: FileKey | None) -> sqlite3.Connection:
-    db = connect(path, key, isolation_level=None)
+    db = connect(path, key)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("CREATE TABLE said (number INTEGER PRIMARY KEY, words TEXT)")
     db.executemany("INSERT INTO said VALUES (?, ?)", ROWS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from os import PathLike
 from pathlib import Path
 
 from agent_memory.config import Config
@@ -35,9 +36,10 @@ from agent_memory.log.lock import Lock
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import Segment
-from agent_memory.progress import Progress, silent
+from agent_memory.progress import Progress, bar, silent
+from agent_memory.requests.opening import store_path
 from agent_memory.sealing import sqlite
-from agent_memory.sealing.keys import Keys
+from agent_memory.sealing.keys import Keys, Secret, keys_of
 from agent_memory.sealing.sqlite import FileKey
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.store import Store
@@ -46,6 +48,25 @@ log = logging.getLogger("agent_memory.store")
 
 
 def rekey(
+    path: str | PathLike[str] | None, key: Secret | None, new: Secret | None, *, progress: bool | None = None
+) -> None:
+    """Put a store under another key: ``new`` opens it from then on, ``key`` does not.
+
+    ``key`` None: the store is not encrypted yet, and is from then on. ``new`` None: it is not encrypted any more. From
+    key to key one small file is replaced; else all of the store is read and written, and needs its size again on the
+    disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment, the store opens with
+    ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
+    StoreLockedError while a process has it open, OutOfSpaceError.
+    """
+    folder = store_path(path)
+    if folder is None:
+        raise ConfigError("':memory:' is no folder: there is nothing on disk to encrypt")
+    old, wanted = (None if one is None else keys_of(one, name) for one, name in ((key, "key"), (new, "new")))
+    with bar(progress, "change the key", "files") as report:
+        change_key(folder, old, wanted, report=report)
+
+
+def change_key(
     path: Path, old: Keys | None, new: Keys | None, files: Files | None = None, report: Progress = silent
 ) -> None:
     """Put a store that nobody has open under another host's key; None: it is not encrypted.
