@@ -3,6 +3,7 @@
 - The folder is encrypted under the store's key alone. The host's key is never in it: only who has both the folder and
   the host's key reads anything. Without the file ``wrapped.key`` nobody does.
 - Another host's key (``rekey``) wraps the same store's key again: one small file is replaced, whatever the store holds.
+- Releases that know no key find a database of a version that they refuse where the manifest would be.
 - The file has the wrapped key twice, each in a line with its digest: one damaged line is written anew from the other,
   and a wrong key is told from damage.
 """
@@ -16,21 +17,32 @@ import logging
 import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from attrs import field, frozen
 
 from agent_memory.errors import IncompatibleStoreError, StoreError, WrongKeyError
-from agent_memory.log.files import KEY_FILE, KV_FOLDER, MANIFEST, RECALL, Files, entries, refuse_links
+from agent_memory.log.files import (
+    KEY_FILE,
+    KV_FOLDER,
+    MANIFEST,
+    RECALL,
+    SEALED_MANIFEST,
+    Files,
+    entries,
+    refuse_links,
+)
 from agent_memory.sealing.box import Box, SealBrokenError
 from agent_memory.sealing.keys import KEY_BYTES, Keys
-from agent_memory.sealing.sqlite import PLAIN_HEAD
 
 log = logging.getLogger("agent_memory.store")
 
 FORMAT = "agent_memory.key/1"
 _COPIES = 2
+_MARK, _NEWER, _SIGN_BYTES = "encrypted", 1000, 16 << 10  #: of the file in place of a plain manifest
 _SEALED, _PLAIN = ".sealed", ".plain"  #: ends of names: databases that ``rekey`` has written anew
 _SIDES = ("-wal", "-shm", "-journal")  #: ends of names of SQLite's own files beside a database
 _BACKUP = re.compile(re.escape(RECALL) + r"\.v[0-9]+\.backup")
@@ -68,8 +80,16 @@ def read_keys(root: Path, host: Keys | None) -> Keys | None:
         refuse_links(path)
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # what is no folder is refused by whoever opens it
+        if is_sign(root / MANIFEST) and not (root / next_name(MANIFEST, is_sealed=False)).exists():
+            raise StoreError(
+                f"{path} is missing, and {root} is encrypted. Put the file back from a copy; without it no key opens "
+                "this store"
+            ) from None
         if host is not None and is_used(root):
-            raise _not_encrypted(root) from None
+            raise WrongKeyError(
+                f"{root} is not encrypted, and a key was given; nothing was changed. Leave the key out, or encrypt the "
+                "store while nobody has it open: agent_memory.rekey(path, None, key)"
+            ) from None
         return None
     if host is None:
         raise WrongKeyError(
@@ -104,6 +124,7 @@ def open_keys(root: Path, host: Keys | None, files: Files) -> Keys | None:
         return None
     if keys is None:
         write_keys(root, keys := new_keys(), host, files)
+        _put_sign(root, files)
     elif len(list(_sound(root / KEY_FILE, (root / KEY_FILE).read_bytes()))) < _COPIES:
         log.warning("store: a copy of the store's key in %s was damaged; it is written anew", root / KEY_FILE)
         write_keys(root, keys, host, files)
@@ -114,16 +135,7 @@ def write_keys(root: Path, keys: Keys, host: Keys, files: Files) -> None:
     """Wrap the store's keys by the host's, in place of what was there: wholly or not at all. Raises OSError."""
     box = Box(host.key("wrap"), FORMAT.encode(), salt := secrets.token_bytes(KEY_BYTES))
     line = _Wrapped(salt, box.seal(0, keys.secret)).line()
-    temp = root / f"{KEY_FILE}.tmp"
-    files.unlink(temp)
-    fd = files.create(temp)
-    try:
-        files.write(fd, memoryview(line * _COPIES), 0)
-        files.sync(fd)
-    finally:
-        os.close(fd)
-    files.rename(temp, root / KEY_FILE)
-    files.sync_folder(root)
+    _replace(root / KEY_FILE, line * _COPIES, files)
 
 
 def drop_key(root: Path, files: Files) -> None:
@@ -141,9 +153,9 @@ def next_name(name: str, *, is_sealed: bool) -> str:
 def settle(root: Path, files: Files) -> None:
     """Finish what ``rekey`` has committed, and remove what it has not: it commits as the key file appears, or goes.
 
-    By whoever has locked the folder. Raises OSError.
+    By whoever has locked the folder. Raises OSError; StoreError where the folder is neither encrypted nor plain.
     """
-    names = [entry.name for entry in entries(root)]
+    names = {entry.name for entry in entries(root)}
     done, undone = (_SEALED, _PLAIN) if KEY_FILE in names else (_PLAIN, _SEALED)
     waiting = [name for name in names if name.endswith(done) and is_database(name.removesuffix(done))]
     for name in names:
@@ -152,40 +164,71 @@ def settle(root: Path, files: Files) -> None:
                 files.unlink(root / name)
     for name in waiting:
         database = name.removesuffix(done)
-        for side in _SIDES:  # of the database that goes
-            files.unlink(root / f"{database}{side}")
+        _remove_sides(root / database, files)  # of the one that goes
         files.rename(root / name, root / database)
     if waiting:
         files.sync_folder(root)
         log.info("store: the change of the key of %s is complete", root)
+    if KEY_FILE in names:
+        if MANIFEST in names and SEALED_MANIFEST not in names and not waiting and not is_sign(root / MANIFEST):
+            raise StoreError(f"{root} has a plain manifest and {KEY_FILE}: take out the one that does not belong there")
+        if not is_sign(root / MANIFEST):
+            _remove_sides(root / MANIFEST, files)
+            _put_sign(root, files)
+    elif SEALED_MANIFEST in names and not is_sign(root / MANIFEST) and (root / MANIFEST).exists():
+        _remove_sides(root / SEALED_MANIFEST, files)
+        files.unlink(root / SEALED_MANIFEST)
+
+
+def _remove_sides(database: Path, files: Files) -> None:
+    for side in _SIDES:
+        files.unlink(database.with_name(f"{database.name}{side}"))
 
 
 def is_database(name: str) -> bool:
     """True if a file of the folder is a database of this library, or a copy that a migration of recall has kept."""
-    return name in (MANIFEST, RECALL) or bool(_BACKUP.fullmatch(name))
+    return name in (MANIFEST, SEALED_MANIFEST, RECALL) or bool(_BACKUP.fullmatch(name))
 
 
 def is_used(root: Path) -> bool:
     """True if a folder holds a store, or what is left of one."""
-    databases = [root / name for name in (MANIFEST, RECALL)]
+    databases = [root / name for name in (MANIFEST, SEALED_MANIFEST, RECALL)]
     return any(one.exists() and one.stat().st_size for one in databases) or any(
         entry.is_dir() and entries(Path(entry.path)) for entry in entries(root / KV_FOLDER)
     )
 
 
-def _not_encrypted(root: Path) -> StoreError:
-    manifest = root / MANIFEST
-    if manifest.exists() and not (root / next_name(MANIFEST, is_sealed=False)).exists():  # else it is decrypted next
-        with manifest.open("rb") as file:
-            if file.read(len(PLAIN_HEAD)) != PLAIN_HEAD:
-                return StoreError(
-                    f"{root / KEY_FILE} is missing, and {MANIFEST} is no plain database: it is damaged, or encrypted. "
-                    f"Put {KEY_FILE} back from a copy; without it no key opens an encrypted store"
-                )
-    return WrongKeyError(
-        f"{root} is not encrypted, and a key was given; nothing was changed. Leave the key out, or encrypt the store "
-        "while nobody has it open: agent_memory.rekey(path, None, key)"
-    )
+def is_sign(path: Path) -> bool:
+    """True if a file is the one that says, in place of a manifest, that a store is encrypted."""
+    try:
+        return path.stat().st_size < _SIGN_BYTES and _MARK.encode() in path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _put_sign(root: Path, files: Files) -> None:
+    """Put a database of a newer version where releases that know no key look for the manifest: they refuse it."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("PRAGMA page_size=512")
+        db.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        versions = [(name, str(_NEWER)) for name in ("read_version", "write_version")]
+        db.executemany("INSERT INTO meta VALUES (?, ?)", [*versions, (_MARK, SEALED_MANIFEST)])
+        db.commit()
+        _replace(root / MANIFEST, db.serialize(), files)
+
+
+def _replace(path: Path, data: bytes, files: Files) -> None:
+    """Write a file in place of what was there: wholly or not at all."""
+    temp = path.with_name(f"{path.name}.tmp")
+    files.unlink(temp)
+    fd = files.create(temp)
+    try:
+        files.write(fd, memoryview(data), 0)
+        files.sync(fd)
+    finally:
+        os.close(fd)
+    files.rename(temp, path)
+    files.sync_folder(path.parent)
 
 
 def _sound(path: Path, raw: bytes) -> Iterator[_Wrapped]:

@@ -13,7 +13,7 @@ from agent_memory.config import Codec
 from agent_memory.errors import ReadOnlyError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import view_database
-from agent_memory.log.files import MANIFEST, Files
+from agent_memory.log.files import MANIFEST, Files, manifest_path
 from agent_memory.log.keyfile import read_keys
 from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
@@ -81,7 +81,7 @@ class SharedStore(Store):
         files: Files,
         report: Progress,
     ) -> None:
-        self._database = view_database(path / MANIFEST, read_keys(path, self._key))
+        self._database = view_database(manifest_path(path), read_keys(path, self._key))
         try:
             self._shared = open_disk(
                 path, Manifest(self._database), self._io, files, self.health, Place.of(path),

@@ -21,10 +21,11 @@ from agent_memory.errors import ConfigError, StoreError
 from agent_memory.kvfile.segments import OpenSegment, rewrite_under
 from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import manifest_key, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, entries
+from agent_memory.log.files import KV_FOLDER, MANIFEST, SEALED_MANIFEST, Files, entries
 from agent_memory.log.keyfile import (
     drop_key,
     is_database,
+    is_sign,
     new_keys,
     next_name,
     open_keys,
@@ -92,7 +93,7 @@ def change_key(
 
 def _wrap_anew(path: Path, old: Keys, new: Keys, files: Files) -> None:
     lock = Lock(path, files)
-    is_whole = lock.closed is not None and not (path / f"{MANIFEST}-wal").exists()
+    is_whole = lock.closed is not None and not (path / f"{SEALED_MANIFEST}-wal").exists()
     try:
         keys = open_keys(path, old, files)
         assert keys is not None
@@ -120,7 +121,7 @@ def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, re
         target = None if new is None else new_keys()
         try:
             for entry in entries(path):
-                if is_database(entry.name):
+                if is_database(entry.name) and not is_sign(path / entry.name):
                     _copy(path, entry.name, keys, target)
             _copy_kv(path, keys, target, files, report)
             files.sync_folder(path)
@@ -135,15 +136,23 @@ def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, re
 
 
 def _copy(path: Path, name: str, keys: Keys | None, target: Keys | None) -> None:
-    def key(of: Keys | None) -> FileKey | None:
-        return manifest_key(of) if name == MANIFEST else FileKey.of(of, "recall")
+    is_manifest = name in (MANIFEST, SEALED_MANIFEST)
 
-    sqlite.copy(path / name, key(keys), path / next_name(name, is_sealed=target is not None), key(target))
+    def key(of: Keys | None) -> FileKey | None:
+        return manifest_key(of) if is_manifest else FileKey.of(of, "recall")
+
+    to = _manifest(target) if is_manifest else next_name(name, is_sealed=target is not None)
+    sqlite.copy(path / name, key(keys), path / to, key(target))
+
+
+def _manifest(target: Keys | None) -> str:
+    """Return the name under which the new manifest waits."""
+    return next_name(MANIFEST if target is None else SEALED_MANIFEST, is_sealed=target is not None)
 
 
 def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, report: Progress) -> None:
     """Write every segment and resume file anew, and their rows in the manifest that waits."""
-    database = open_database(path / next_name(MANIFEST, is_sealed=target is not None), files, target)
+    database = open_database(path / _manifest(target), files, target)
     try:
         segments = Manifest(database).segments()
         n_lost = 0

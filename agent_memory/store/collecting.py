@@ -12,7 +12,7 @@ from attrs import field, frozen
 from agent_memory.config import Config
 from agent_memory.errors import StoreError
 from agent_memory.log.database import view_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Size
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Size, manifest_path
 from agent_memory.log.keyfile import read_keys
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.names import is_kv_name
@@ -88,7 +88,7 @@ def _folder_bytes(path: Path) -> int:
 
 
 def _read(path: Path, salt: str, key: Keys | None) -> _Stored:
-    database, found = view_database(path / MANIFEST, read_keys(path, key)), list_files(path / KV_FOLDER)
+    database, found = view_database(manifest_path(path), read_keys(path, key)), list_files(path / KV_FOLDER)
     try:
         logs, manifest = Logs(database), Manifest(database)
         segments, heads = manifest.segments(), manifest.heads()

@@ -23,7 +23,7 @@ from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT
 from agent_memory.kvfile.segments import body_of
 from agent_memory.log.damage import READ_ERRORS
 from agent_memory.log.database import Database, manifest_key, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, refuse_dangling
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, manifest_path, refuse_dangling
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
 from agent_memory.log.place import is_passing
@@ -98,14 +98,14 @@ def open_manifest(
 
     Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
     """
-    path = root / MANIFEST
+    path = manifest_path(root)
     refuse_dangling(root / KV_FOLDER)
     refuse_linked(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         if not list_files(root / KV_FOLDER) and not closed:
             return open_database(path, files, keys), None
         return _repair(root, files, keys, "is missing", report)
-    if path.with_name(f"{MANIFEST}-wal").exists():
+    if path.with_name(f"{path.name}-wal").exists():
         closed = None  # another program wrote to it since
     try:
         check_versions(path, manifest_key(keys))
@@ -142,7 +142,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 def _repair(root: Path, files: Files, keys: Keys | None, what: str, report: Progress) -> tuple[Database, Repair]:
     found, n_files = read_files(root / KV_FOLDER, keys, report)  # first: if it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
-    database = open_database(root / MANIFEST, files, keys)
+    database = open_database(manifest_path(root), files, keys)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
     Manifest(database).commit(add=found)
     repair = Repair(what, aside, logs, len(found), n_files)
@@ -152,17 +152,17 @@ def _repair(root: Path, files: Files, keys: Keys | None, what: str, report: Prog
 
 def _set_aside(root: Path, files: Files) -> str | None:
     """Rename the manifest and its WAL; return the new name, None if there was no manifest."""
-    path = root / MANIFEST
+    path = manifest_path(root)
     if not path.exists():
         return None
     number = 1
     while (root / f"{MANIFEST}.damaged-{number}").exists():
         number += 1
     aside = root / f"{MANIFEST}.damaged-{number}"
-    wal = path.with_name(f"{MANIFEST}-wal")
+    wal = path.with_name(f"{path.name}-wal")
     if wal.exists():
         files.rename(wal, aside.with_name(f"{aside.name}-wal"))
-    files.unlink(path.with_name(f"{MANIFEST}-shm"))
+    files.unlink(path.with_name(f"{path.name}-shm"))
     files.rename(path, aside)
     files.sync_folder(root)
     return aside.name

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,16 @@ from agent_memory import (
     Config,
     ConfigError,
     EchoRunner,
+    IncompatibleStoreError,
     Memory,
     StoreError,
     WrongKeyError,
     open_store,
     rekey,
 )
+from agent_memory.log.database import view_database
 from agent_memory.log.files import KEY_FILE, MANIFEST
+from agent_memory.log.schema import check_versions
 from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS
 from agent_memory.requests.rekeying import change_key
@@ -214,12 +216,13 @@ def test_a_key_may_be_fetched_and_is_never_shown(tmp_path: Path) -> None:
     assert not any(KEY in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
-def test_without_its_key_file_nobody_opens_a_store(pristine: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [KEY, None], ids=["its key", "no key"])
+def test_without_its_key_file_nobody_opens_a_store(pristine: Path, tmp_path: Path, key: bytes | None) -> None:
     shutil.copytree(pristine, tmp_path / "store")
     (tmp_path / "store" / KEY_FILE).unlink()
     before = digest(tmp_path / "store")
     with pytest.raises(StoreError, match=rf"{KEY_FILE} is missing"):
-        opened(tmp_path / "store")
+        opened(tmp_path / "store", key)
     assert digest(tmp_path / "store") == before
 
 
@@ -244,7 +247,7 @@ def test_one_damaged_copy_of_the_key_is_written_anew(pristine: Path, tmp_path: P
 def test_recall_finds_the_same_with_and_without_a_key(tmp_path: Path) -> None:
     draw = random.Random(0)
     words = [f"{a}{b}" for a in ("amber", "cobalt", "zinc", "basalt") for b in ("port", "gate", "mill", "yard", "well")]
-    texts = [" ".join(draw.choices(words, k=12)) + f" number {n}" for n in range(200)]
+    texts = [" ".join(draw.choices(words, k=12)) + f" number {n}" for n in range(100)]
     questions = [" ".join(draw.sample(text.split()[:12], 4)) for text in texts[::10]]
     found = []
     for name, key in (("plain", None), ("sealed", KEY)):
@@ -261,7 +264,7 @@ def _flips(pristine: Path, tmp_path: Path, n_rounds: int) -> None:
     draw, n_noted, n_refused = random.Random(3), 0, 0
     with opened(_copied(pristine, tmp_path)) as memory:
         told = {info.name: memory.agent(info.name).messages for info in memory.agents()}
-        said = {name: memory.agent(name).say("and now?", max_tokens=400).text for name in told}
+        said = {name: memory.agent(name).say("and now?", max_tokens=30).text for name in told}
         texts = [hit.item.text for hit in memory.context.workspace("workshop-space").recall("persimmon")]
     for number in range(n_rounds):
         copy = _copied(pristine, tmp_path)
@@ -276,7 +279,7 @@ def _flips(pristine: Path, tmp_path: Path, n_rounds: int) -> None:
                 for info in memory.agents():
                     agent = memory.agent(info.name)
                     assert agent.messages == told[info.name][: len(agent.messages)], (number, file.name)
-                    reply = agent.say("and now?", max_tokens=400)
+                    reply = agent.say("and now?", max_tokens=30)
                     if len(agent.messages) == len(told[info.name]) + 2:
                         assert reply.text == said[info.name], (number, file.name)
                 is_whole = len(memory.agents()) == len(told)
@@ -318,7 +321,9 @@ def test_exchanged_files_do_not_open(pristine: Path, tmp_path: Path) -> None:
         assert memory.agent("alice-the-agent").say("again").finish == "stop"
 
 
-def _kills(tmp_path: Path, old: bytes | None, new: bytes | None, points: Iterator[int] | range) -> tuple[int, int]:
+def _kills(
+    tmp_path: Path, old: bytes | None, new: bytes | None, points: range, cuts: tuple[bool, ...] = (False, True)
+) -> tuple[int, int]:
     """Kill a rekey before each of some changes of the disk; count the stores that the old key opens, and the new."""
     pristine = tmp_path / "pristine"
     if not pristine.exists():
@@ -327,7 +332,7 @@ def _kills(tmp_path: Path, old: bytes | None, new: bytes | None, points: Iterato
             memory.context.remember("a persimmon")
     opens = [0, 0]
     for at in points:
-        for power_cut in (False, True):
+        for power_cut in cuts:
             left, work = tmp_path / "left", tmp_path / "work"
             for folder in (left, work):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -382,7 +387,7 @@ def test_a_killed_rekey_leaves_a_store_that_one_of_the_keys_opens(
     tmp_path: Path, old: bytes | None, new: bytes | None
 ) -> None:
     n = _calls(tmp_path, old, new)
-    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 6)))
+    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 5)), (True,))
     assert before
     assert after
 
@@ -412,3 +417,29 @@ def test_rekey_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="move it out"):
         rekey(tmp_path, None, KEY)
     assert _opens(tmp_path, None)
+
+
+def test_a_release_that_knows_no_key_refuses_an_encrypted_store(pristine: Path, tmp_path: Path) -> None:
+    """What such a release does at opening: it looks at the versions of the manifest, where it knows it to be."""
+    store = _copied(pristine, tmp_path)
+    before = digest(store)
+    with pytest.raises(IncompatibleStoreError, match="1000"):
+        check_versions(store / MANIFEST)
+    with pytest.raises(IncompatibleStoreError, match="1000"):
+        view_database(store / MANIFEST)
+    assert digest(store) == before
+    (store / MANIFEST).unlink()  # it is put there again
+    opened(store).close()
+    with pytest.raises(IncompatibleStoreError):
+        check_versions(store / MANIFEST)
+
+
+def test_a_plain_manifest_beside_a_key_is_never_overwritten(pristine: Path, tmp_path: Path) -> None:
+    with opened(tmp_path / "store", None) as memory:
+        memory.agent("a").say("hello")
+    shutil.copy(pristine / KEY_FILE, tmp_path / "store" / KEY_FILE)
+    with pytest.raises(StoreError, match="take out the one"):
+        opened(tmp_path / "store")
+    (tmp_path / "store" / KEY_FILE).unlink()
+    with opened(tmp_path / "store", None) as memory:
+        assert memory.agent("a").messages[0].content == "hello"
