@@ -144,9 +144,9 @@ class SealedReader:
 
     def __init__(self, fd: int, n_bytes: int, name: str, keys: Keys) -> None:
         self._fd = fd
-        first, length = read_start(fd, n_bytes, _LENGTH_AT)
-        if first[:_SALT_AT] != MAGIC:
+        if os.pread(fd, _SALT_AT, 0) != MAGIC:
             raise ValueError("it is not sealed, and the store is encrypted")
+        first, length = read_start(fd, n_bytes, _LENGTH_AT)
         raw = first[:length] if length <= len(first) else first + os.pread(fd, length - len(first), len(first))
         self._box = _box(keys, name, raw[_SALT_AT:_LENGTH_AT])
         self.table: dict[str, Any] = json.loads(self._box.open(_HEADER, raw[_HEADER_AT:]))
@@ -174,7 +174,7 @@ class SealedReader:
         def inside(start: int, stop: int) -> list[tuple[int, memoryview]]:
             heads = range(start // cut.head, (stop - 1) // cut.head + 1)
             found = [(h * cut.head + first, runs[h]) for h in heads]
-            return [(at, run) for at, run in found if at < stop and start < at + len(run)]
+            return [(at, run) for at, run in found if len(run) and at < stop and start < at + len(run)]
 
         for number, (start, stop), sealed in self._sealed(cut, inside):
             targets = inside(start, stop)
