@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 from agent_memory import (
     Config,
     ConfigError,
+    ContextMemory,
     EchoRunner,
     IncompatibleStoreError,
     Memory,
@@ -112,6 +115,13 @@ def test_nothing_that_was_said_is_in_the_folder(tmp_path: Path) -> None:
         memory.flush()
         assert memory.verify().ok
         assert memory.verify().strangers == ("lines",)
+        named = {
+            line["agent"] for line in map(json.loads, (store / "lines").read_text().splitlines()) if line.get("agent")
+        }
+        assert len(named) == 3, "each agent by the same digest in every line"
+        assert all(re.fullmatch("#[0-9a-f]{16}", name) for name in named)
+        with pytest.raises(StoreError, match="it is encrypted"):
+            ContextMemory(store / "recall.sqlite3")
         assert found_in(store, ids) == {}
     assert found_in(store, ids) == {}
 
