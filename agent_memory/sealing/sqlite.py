@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 PLAIN_HEAD = b"SQLite format 3\0"  #: how a file that is not encrypted begins
+PAGE_BYTES = 4096  #: of an encrypted file's pages: SQLCipher 4's own size
 _NO_KEY = "''"
 _SALT_BYTES = 16  #: at the start of an encrypted file; here from the key, so that a file that lost it can be read
 

@@ -29,7 +29,7 @@ from agent_memory import (
     rekey,
 )
 from agent_memory.log.database import view_database
-from agent_memory.log.files import KEY_FILE, MANIFEST
+from agent_memory.log.files import KEY_FILE, MANIFEST, SEALED_MANIFEST
 from agent_memory.log.schema import check_versions
 from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS
@@ -453,3 +453,19 @@ def test_a_plain_manifest_beside_a_key_is_never_overwritten(pristine: Path, tmp_
     (tmp_path / "store" / KEY_FILE).unlink()
     with opened(tmp_path / "store", None) as memory:
         assert memory.agent("a").messages[0].content == "hello"
+
+
+def test_a_manifest_without_its_first_page_gives_its_logs_back(tmp_path: Path) -> None:
+    with opened(tmp_path) as memory:
+        for name in ("ann", "bob"):
+            memory.agent(name, system="Be brief.").say(f"I am {name}")
+            memory.agent(name).say("again")
+    raw = bytearray((tmp_path / SEALED_MANIFEST).read_bytes())
+    raw[1000] ^= 1
+    (tmp_path / SEALED_MANIFEST).write_bytes(raw)
+    with opened(tmp_path) as memory:
+        assert memory.stats().damage
+        assert {info.name: info.n_turns for info in memory.agents()} == {"ann": 2, "bob": 2}
+        assert memory.agent("bob").messages[1].content == "I am bob"
+        assert memory.agent("bob").say("more").usage.tier == "cold"
+    assert found_in(tmp_path, np.zeros(0, np.uint32)) == {}
