@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AgentDeletedError,
         AgentFileError,
         AgentMemoryError,
+        AgentMovedError,
         BackendMissingError,
         CancelledError,
         ClosedError,
@@ -57,11 +58,13 @@ if TYPE_CHECKING:
     from agent_memory.groups.voting import Tally
     from agent_memory.log.versions import Version
     from agent_memory.memory import Memory
+    from agent_memory.observe.codec_choice import CodecChoice
     from agent_memory.observe.codec_quality import CodecReport
     from agent_memory.observe.explain import CacheReport
     from agent_memory.observe.fit import Fit
     from agent_memory.observe.lint import LintReport, LintSpan
     from agent_memory.observe.trace import Trace
+    from agent_memory.observe.tuning import Trial, Tuning
     from agent_memory.protocols import LogitsProcessor
     from agent_memory.reader.view import StoreView
     from agent_memory.recall.context import ContextMemory
@@ -140,6 +143,7 @@ __all__ = [
     "AgentFileError",
     "AgentInfo",
     "AgentMemoryError",
+    "AgentMovedError",
     "AuditRow",
     "BackendMissingError",
     "CacheReport",
@@ -153,6 +157,7 @@ __all__ = [
     "Choice",
     "ClosedError",
     "Codec",
+    "CodecChoice",
     "CodecReport",
     "Config",
     "ConfigError",
@@ -247,6 +252,8 @@ __all__ = [
     "ToolResult",
     "ToolResultError",
     "Trace",
+    "Trial",
+    "Tuning",
     "UnknownAgentError",
     "UnsupportedModelError",
     "UnsupportedParameterError",
@@ -270,6 +277,7 @@ _HOMES = {
     "AgentFileError": "errors",
     "AgentInfo": "types",
     "AgentMemoryError": "errors",
+    "AgentMovedError": "errors",
     "AuditRow": "recall.types",
     "BackendMissingError": "errors",
     "CacheReport": "observe.explain",
@@ -283,6 +291,7 @@ _HOMES = {
     "Choice": "figures",
     "ClosedError": "errors",
     "Codec": "config",
+    "CodecChoice": "observe.codec_choice",
     "CodecReport": "observe.codec_quality",
     "Config": "config",
     "ConfigError": "errors",
@@ -377,6 +386,8 @@ _HOMES = {
     "ToolResult": "types",
     "ToolResultError": "errors",
     "Trace": "observe.trace",
+    "Trial": "observe.tuning",
+    "Tuning": "observe.tuning",
     "UnknownAgentError": "errors",
     "UnsupportedModelError": "errors",
     "UnsupportedParameterError": "errors",

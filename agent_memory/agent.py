@@ -168,10 +168,15 @@ class Agent(Shown):
         """Take the newest ``turns`` back, or go to a checkpoint's label or a version, whether it is earlier or not.
 
         What is left behind stays in ``history()``, and its KV is reused when you go back there. Durable at the next
-        flush. Raises UnsupportedParameterError for turns beyond the agent's, RequestError while a turn runs.
+        flush. Raises UnsupportedParameterError for turns beyond the agent's and for both at once, RequestError while a
+        turn runs.
         """
         versions, log = self._asking.versions, self._own
         if to is not None:
+            if turns != 1:
+                raise UnsupportedParameterError(
+                    f"rewind takes turns or to=, not both: turns is {repr_of(turns)}, to is {repr_of(to)}"
+                )
             versions.rewind_to(log, to)
         else:
             versions.rewind(log, turns)

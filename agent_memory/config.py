@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -13,13 +14,18 @@ from attrs import field, frozen
 
 from agent_memory.errors import ConfigError, repr_of
 
-Codec = Literal["exact", "q8", "q5", "q4"]
+#: How KV is encoded: one of ``CODECS``, or a mixed codec, whose name says the bits of each tensor (``choose_codec``).
+Codec = Literal["exact", "q8", "q5", "q4"] | str
 CODECS: tuple[Codec, ...] = ("exact", "q8", "q5", "q4")  #: finest to coarsest
+#: "mix." and two digits for each layer, the bits of its keys and of its values: 2 to 9, "a" for 10, "c" for 12, and "0"
+#: for tensors that stay exact, and for layers without rows.
+_MIXED = re.compile(r"mix\.(?:[02-9ac]{2}){1,1000}")
+_AUTO = "auto:"
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def _refuse(name: str, limit: str, value: object) -> ConfigError:
-    shown = type(value).__name__ if name in ("salt", "key") else repr_of(value)  # secrets
+    shown = type(value).__name__ if name in ("salt", "key", "remote_key") else repr_of(value)  # secrets
     return ConfigError(f"{name} must be {limit}: {shown}")
 
 
@@ -43,6 +49,44 @@ def _one_of(*choices: str | None) -> _Validator:
             raise _refuse(attribute.name, limit, value)
 
     return check
+
+
+def is_codec(name: object) -> TypeGuard[Codec]:
+    """True if ``name`` names a codec that a file can have: one of ``CODECS``, or a mixed one."""
+    return isinstance(name, str) and (name in CODECS or _MIXED.fullmatch(name) is not None)
+
+
+def auto_codec(kl: float) -> str:
+    """Return the setting that stands for the codec which ``choose_codec`` found for a budget: "auto:0.002"."""
+    return f"{_AUTO}{kl:g}"
+
+
+def auto_budget(name: str) -> float | None:
+    """Return the budget of a setting such as "auto:0.002", in nats a token; None for a codec's name, and for others."""
+    try:
+        kl = float(name[len(_AUTO) :]) if name.startswith(_AUTO) else 0.0
+    except ValueError:
+        return None
+    return kl if 0 < kl < math.inf else None
+
+
+def chosen_codec(setting: str, choices: Mapping[str, str]) -> Codec:
+    """Return the codec that a setting means; "auto:0.002" is "exact" until ``choices`` has it."""
+    found = setting if auto_budget(setting) is None else choices.get(setting, "exact")
+    return found if is_codec(found) else "exact"
+
+
+def _codec(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    is_auto = attribute.name == "cold_codec" and isinstance(value, str) and auto_budget(value) is not None
+    if not (is_auto or is_codec(value)):
+        auto = ", 'auto:KL' with a budget above 0 (as 'auto:0.002')" if attribute.name == "cold_codec" else ""
+        raise _refuse(attribute.name, f"{' or '.join(map(repr, CODECS))}{auto} or a name of choose_codec", value)
+
+
+def _as_auto(value: Any) -> Any:
+    """One spelling of a budget is one setting: "auto:2e-3" is "auto:0.002"."""
+    kl = auto_budget(value) if isinstance(value, str) else None
+    return value if kl is None else auto_codec(kl)
 
 
 def _kind(*kinds: type) -> _Validator:
@@ -78,6 +122,11 @@ def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 def _secret(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, bytes) and not callable(value):
         raise _refuse(attribute.name, "bytes, a function that returns them, or None", value)
+
+
+def _remote(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or "://" not in value):
+        raise _refuse("remote", "a URL (s3://bucket/prefix, gs://, az:// or file:///folder), or None", value)
 
 
 def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -164,9 +213,9 @@ class Config:
     #: seconds after which unused KV leaves the warm tier; None: when its bytes are needed
     warm_ttl_s: float | None = field(default=None, validator=_seconds_or_none, converter=_as_float)
     #: how KV is encoded in memory
-    warm_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
-    #: how KV is encoded on disk
-    cold_codec: Codec = field(default="exact", validator=_one_of(*CODECS))
+    warm_codec: Codec = field(default="exact", validator=_codec)
+    #: how KV is encoded on disk; "auto:0.002": as ``Memory.choose_codec(0.002)`` found best, exactly until then
+    cold_codec: Codec = field(default="exact", validator=_codec, converter=_as_auto)
     #: tokens of the pieces that KV is stored and shared in
     chunk_tokens: int = field(default=256, validator=_whole(1))
     #: tokens computed in one prefill step: a multiple of chunk_tokens; None: 256 on CPU, 2,048 on GPUs
@@ -218,6 +267,13 @@ class Config:
     recorder: Path | None = field(default=None, converter=_as_recorder)
     #: called with each ``Reply`` on a thread of its own; what it raises is logged and counted
     on_reply: Callable[[Any], object] | None = field(default=None, validator=_callable_or_none, repr=False)
+    #: a bucket or a shared folder that hosts of one tenant share KV through: s3://bucket/prefix, gs://, az:// or
+    #: file:///folder; None: none
+    remote: str | None = field(default=None, validator=_remote)
+    #: the secret of all who share it: bytes (16 or more), or a function that fetches them; b"": none, on purpose
+    remote_key: bytes | Callable[[], bytes] | None = field(default=None, validator=_secret, repr=False)
+    #: False: KV is fetched from the remote, and none is published
+    remote_write: bool = field(default=True, validator=_kind(bool))
     #: True: a model's own Python code may run
     trust_remote_code: bool = field(default=False, validator=_kind(bool))
 
@@ -225,6 +281,11 @@ class Config:
         if self.prefill_tokens is not None and self.prefill_tokens % self.chunk_tokens:
             raise ConfigError(
                 f"prefill_tokens must be a multiple of chunk_tokens ({self.chunk_tokens}): {self.prefill_tokens}"
+            )
+        if self.remote is not None and self.remote_key is None:
+            raise ConfigError(
+                "remote needs a remote_key: secrets.token_bytes(32), the same on every host that shares it. "
+                'remote_key=b"" says on purpose that there is none: whoever reads the bucket reads the KV then'
             )
 
     @classmethod
@@ -253,18 +314,19 @@ class Config:
 _INTS = {"hot_bytes", "warm_bytes", "disk_bytes", "disk_bytes_per_day", "chunk_tokens", "prefill_tokens", "max_batch"}
 _INTS |= {"keep_versions", "max_waiting"}
 _FLOATS = {"upkeep_ms", "hot_ttl_s", "warm_ttl_s", "target_gap_s", "callable_timeout_s"}
-_BOOLS = {"extract", "pin_dates", "progress", "trust_remote_code"}
+_BOOLS = {"extract", "pin_dates", "progress", "remote_write", "trust_remote_code"}
 
 
 def _parse(key: str, name: str, text: str) -> Any:
     """Return a variable's text as its field's type; "none" and "" are None, except for a salt."""
     if name == "salt":
         return text
-    if name in ("on_reply", "key"):
-        what = "a function" if name == "on_reply" else "a key"
-        raise ConfigError(f"{key}: {what} cannot be given as text; pass Config({name}=...)")
+    if name == "on_reply":
+        raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
+    if name in ("key", "remote_key"):
+        return _parse_key(key, text)
     try:
         if name in _BOOLS:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
@@ -273,6 +335,14 @@ def _parse(key: str, name: str, text: str) -> Any:
         return float(text) if name in _FLOATS else text
     except (KeyError, ValueError):
         raise ConfigError(f"{key}: cannot read {repr_of(text)} as a value of {name}") from None
+
+
+def _parse_key(key: str, text: str) -> bytes:
+    """Return the bytes of a secret written in hex; an error never shows it."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(f"{key}: a key is given in hex, as secrets.token_hex(32) writes it") from None
 
 
 def total_memory_bytes() -> int:

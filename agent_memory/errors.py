@@ -15,6 +15,7 @@
      │  ├ AgentDeletedError              the agent was deleted (LookupError)
      │  ├ HistoryDivergedError           the list is another history than the agent's (on_diverge="error")
      │  ├ UnknownAgentError              no agent of that name (LookupError)
+     │  ├ AgentMovedError                another host publishes the agent: part, turn, host, epoch
      │  ├ StaleVersionError              the agent went on while a change of it was prepared
      │  ├ QueueFullError                 n_waiting, limit
      │  ├ ToolResultError                unknown, missing or duplicate tool call id
@@ -28,7 +29,7 @@
         ├ AgentFileError                 no file that agent.export wrote, or a damaged one (ValueError)
         ├ ReadOnlyError                  a change of a store that was opened with read_only=True
         ├ WrongKeyError                  the store is encrypted under another key, or under none (Config.key)
-        ├ RemoteError                    a server cannot be reached, or refuses (recall on PostgreSQL)
+        ├ RemoteError                    a server or bucket cannot be reached, refuses, or has damaged parts of a log
         └ ItemNotFoundError              item (LookupError)
 
 A damaged or foreign cache raises none of these: it is a miss with a reason (``Usage.miss``).
@@ -51,6 +52,7 @@ INSTALL: Mapping[str, str] = {
     "postgres": 'pip install "psycopg[binary]>=3.2"',
     "encryption": 'pip install "cryptography>=44" "sqlcipher3>=0.6"',
     "remote": 'pip install "obstore>=0.12" "cryptography>=44"',
+    "ray": 'pip install "ray>=2.50"',
     "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
@@ -126,6 +128,21 @@ class PromptTooLongError(RequestError, ValueError):
 
 class StaleVersionError(RequestError):
     """The agent's conversation went on while a change of it was prepared; nothing was changed."""
+
+
+class AgentMovedError(RequestError):
+    """Another host has published the agent from this turn on; ``name``, ``part``, ``turn``, ``host``, ``epoch``."""
+
+    def __init__(self, name: str, part: int, turn: int, host: str, epoch: int) -> None:
+        self.name, self.part, self.turn, self.host, self.epoch = name, part, turn, host, epoch
+        super().__init__(
+            f"agent {repr_of(name)} is another store's: part {part} of its published log, from turn {turn} on, was "
+            f"published on {repr_of(host)} in epoch {epoch}. Nothing of this store was published. Take it over with "
+            f"memory.fetch_agent({repr_of(name)}): turns that are here alone stay as a version of it"
+        )
+
+    def __reduce__(self) -> tuple[type[AgentMovedError], tuple[str, int, int, str, int]]:
+        return type(self), (self.name, self.part, self.turn, self.host, self.epoch)
 
 
 class UnsupportedParameterError(RequestError, ValueError):

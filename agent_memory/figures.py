@@ -8,9 +8,15 @@ from typing import Any, Literal
 import attrs
 from attrs import field, frozen
 
-from agent_memory.usage import AsDict, Tier
+from agent_memory.usage import TIERS, AsDict, Tier
 from agent_memory.views.page import Bar, Note, Page, Shown, Table
 from agent_memory.views.units import count, seconds, size
+
+#: What is counted of the bucket that hosts share (``Stats.remote``); docs/remote.md explains each.
+REMOTE_EVENTS = (
+    "fetches_chosen", "computing_chosen", "asked", "not_there", "fetched_chunks", "fetched_tokens", "late", "damaged",
+    "failed", "outages", "skipped", "published_chunks", "present_chunks",
+)  # fmt: skip
 
 #: Where a setting's value comes from.
 ChoiceSource = Literal["default", "config", "machine", "store", "model"]
@@ -107,6 +113,8 @@ class Stats(AsDict, Shown):
     unreadable: int = 0  #: KV files that cannot be read now, and are tried again
     remember_failures: int = 0  #: exchanges that were to be remembered and are not
     tools_abandoned: int = 0  #: calls of run_tools that were still running after tool_timeout_s
+    remote: Mapping[str, int] = field(factory=dict)  #: traffic with Config.remote, by event
+    remote_bytes: Mapping[str, int] = field(factory=dict)  #: bytes of objects: fetched, published
     computed_ids: int = 0  #: ids fed to the model in prefill, counted where they are fed
     faults: int = 0  #: model steps that raised, and exceptions that struck the engine's thread
     hook_failures: int = 0  #: replies for which ``Config.on_reply`` raised, or came too late to be called
@@ -121,7 +129,7 @@ class Stats(AsDict, Shown):
 
     def _page(self) -> Page:
         title = f"{count(self.requests, 'request')}, {count(self.agents, 'agent')}"
-        tokens = [(tier, self.tier_tokens.get(tier, 0)) for tier in ("hot", "warm", "cold")]
+        tokens = [(tier, self.tier_tokens.get(tier, 0)) for tier in TIERS[1:]]
         shares = [(name, n, f"{n:,}") for name, n in (*tokens, ("computed", self.computed_tokens))]
         shown = {"hot_bytes", "warm_bytes", "disk_bytes", "budgets", "tier_tokens", "requests", "agents", "times"}
         rows = [(name, _cell(name, value)) for name, value in self.rows() if name not in shown and value]
@@ -215,5 +223,5 @@ def _human(name: str, value: Any) -> str:
 
 def _cell(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {n:,}" for key, n in value.items())
+        return ", ".join(f"{key} {n:,}" for key, n in value.items() if n) or "0"
     return size(value) if name in ("bytes_written",) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -27,8 +27,8 @@ class Feed:
     """The producer's end: written by the engine thread, read by any number of threads and event loops."""
 
     __slots__ = (
-        "_at_end", "_changed", "_wakers", "deltas", "error", "id", "pid", "progress", "reply", "shows",
-        "state",
+        "_at_end", "_at_wait", "_changed", "_wakers", "deltas", "error", "id", "is_awaited", "pid", "progress",
+        "reply", "shows", "state",
     )  # fmt: skip
 
     def __init__(self, shows: bool | None = None) -> None:
@@ -36,6 +36,8 @@ class Feed:
         self._changed = threading.Condition()
         self._wakers: set[Callable[[], None]] = set()
         self._at_end: tuple[Callable[[], None], ...] = ()
+        self._at_wait: Callable[[], None] | None = None
+        self.is_awaited = False  #: True once a reader waits, or has waited
         self.deltas: list[Delta] = []
         self.state: State = "queued"
         self.progress = (0, 0)
@@ -68,6 +70,17 @@ class Feed:
         """Add calls that are made at the end, whatever it is, before anybody sees it. Before the request starts."""
         self._at_end += calls
 
+    def at_wait(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once, when the first reader begins to wait (its thread). Before the request starts."""
+        self._at_wait = call
+
+    def await_more(self) -> None:
+        """Record that a reader waits. Any thread."""
+        self.is_awaited = True
+        call, self._at_wait = self._at_wait, None
+        if call is not None:
+            call()
+
     def finish(self, reply: Reply) -> None:
         """End with a reply; later ends are ignored."""
         self._end("done", reply, None)
@@ -85,6 +98,7 @@ class Feed:
     def wait(self, seen: int, timeout_s: float | None) -> bool:
         """Block until there are more than ``seen`` deltas or the end; False when the time is up first."""
         self._ensure_ours()
+        self.await_more()
         with self._changed:
             return self._changed.wait_for(lambda: len(self.deltas) > seen or self.ended, timeout_s)
 
@@ -120,7 +134,7 @@ class Feed:
             if self.ended:
                 return
             self.reply, self.error = reply, error
-            self.state = state
+            self.state, self._at_wait = state, None
             calls, self._at_end = self._at_end, ()
             try:
                 for call in calls:
@@ -240,6 +254,7 @@ class Generation:
                 loop.call_soon_threadsafe(event.set)
 
         unwatch, shown = self._feed.watch(waker), self._shown()
+        loop.call_soon(self._feed.await_more)  # first the other tasks that are ready: they may ask as well
         try:
             while len(self._feed.deltas) <= seen and not self._feed.ended:
                 event.clear()
@@ -340,6 +355,8 @@ class as_completed:  # noqa: N801 - read as the functions of that name in asynci
     def _watch(self, put: Callable[[Generation], None]) -> Callable[[], None]:
         """Have each handle put once, at its end; returns the call that stops that."""
         calls = [one._feed.when_ended(lambda one=one: put(one)) for one in self._handles]  # type: ignore[misc]
+        for one in self._handles:
+            one._feed.await_more()
 
         def unwatch() -> None:
             for call in calls:

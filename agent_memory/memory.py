@@ -92,9 +92,10 @@ class Memory(Reporting):
         self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
-            observing = Observing(config, self._store.parts.keys)
+            observing = Observing(config, self._store.parts.manifest.database.keys)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
-            self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path)
+            remote = None if self._tiers.exchange is None else self._tiers.exchange.remote
+            self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path, remote)
             self._groups = Groups(self._asking)
             self._models = Models(self._runner, self._tiers, self._engine, self._asking, config)
             self._models.open()
@@ -292,6 +293,27 @@ class Memory(Reporting):
         """
         self._asking.ensure_open()
         return Agent(self._asking, self._asking.moving.take_in(file, name))
+
+    def publish(self, agent: str | Agent) -> int:
+        """Publish an agent's turns that are not on the remote yet; return how many are there now. Needs Config.remote.
+
+        When it returns, any host with the same ``remote`` and ``remote_key`` can take the agent over with `fetch_agent`
+        and has every one of these turns. One create on the remote; flushes first. Raises AgentMovedError where another
+        host took the agent or published that turn first, RemoteError, ConfigError, UnknownAgentError.
+        """
+        self._asking.ensure_open()
+        return self._asking.publishing.publish(self._known_log(agent))
+
+    def fetch_agent(self, name: str) -> Agent:
+        """Take an agent over from the host that published it last, and return it. Needs Config.remote.
+
+        From here on this store alone may publish it: the other host's next `publish` raises AgentMovedError. Turns of
+        this store that were never published stay: as they are, or as a version where others were published instead. Its
+        KV comes from the remote too, where it is there, or is computed at the next turn. Raises UnknownAgentError,
+        RemoteError, ConfigError, RequestError while a turn of it runs here.
+        """
+        self._asking.ensure_open()
+        return Agent(self._asking, self._asking.publishing.fetch(name))
 
     @takes_options()
     def best_of(

@@ -282,9 +282,9 @@ class Batch(Protocol):
         """One step of a group that feeds each row its next id and, behind it, its draft: what may follow that id.
 
         At every place a row samples as single steps would, with its own draws; a draft's ids are right up to the first
-        that differs. Every row goes on by as many ids as are right in all rows (or by its own: as the batch can), the
-        rest is truncated. Returns what as many calls of ``step`` would, up to rounding; possibly nothing. Only where
-        ``can_verify``; raises what the model raised.
+        that differs. Every row goes on by its next id and as many of its draft as are right, the rest is truncated. A
+        draft may be empty, but not all. Returns what as many calls of ``step`` would, up to rounding; possibly nothing.
+        Only where ``can_verify``; raises what the model raised.
         """
 
     def error(self, row: int) -> BaseException | None:
@@ -301,12 +301,20 @@ class Batch(Protocol):
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
         """Compare what the model says after each of ``ids[n_context:]``, the last left out, on exact KV of the ids
-        before and on KV that ``codec`` encoded. Both are made anew: 2 * their bytes of memory.
+        before and on KV that ``codec`` encoded: 2 * their bytes of memory. A batch may keep the exact half for the
+        next codec on the same ids.
         """
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated for the inserted rows, padding and spare capacity included."""
+
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes of ``nbytes`` that are kept for rows that may come where others have left."""
+
+    def tidy(self) -> None:
+        """Free the spare bytes; O(bytes of the groups that have some)."""
 
     def close(self) -> None:
         """Free everything; idempotent."""

@@ -12,7 +12,7 @@ from agent_memory.views.page import Bar, Note, Page, Shown, Table
 from agent_memory.views.units import seconds
 
 Role = Literal["system", "user", "assistant", "tool"]
-Tier = Literal["hot", "warm", "cold", "none"]
+Tier = Literal["hot", "warm", "cold", "remote", "none"]
 Exactness = Literal["exact", "moved", "recomputed", "quantized"]
 #: Why a request reused less than had been computed before it (docs/reuse.md explains each).
 MissCause = Literal[
@@ -21,7 +21,7 @@ MissCause = Literal[
     "not_stored", "damaged", "other_model", "other_tenant", "never_seen",
 ]  # fmt: skip
 
-TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold")  #: fastest to slowest
+TIERS: tuple[Tier, ...] = ("none", "hot", "warm", "cold", "remote")  #: fastest to slowest
 EXACTNESS: tuple[Exactness, ...] = ("exact", "moved", "recomputed", "quantized")  #: strongest promise to weakest
 
 
@@ -99,7 +99,7 @@ class Usage(AsDict, Shown):
     @property
     def by_tier(self) -> Bar:
         """The prompt's tokens by where they came from, as a bar."""
-        tiers = [(tier, self.tier_tokens.get(tier, 0)) for tier in ("hot", "warm", "cold")]
+        tiers = [(tier, self.tier_tokens.get(tier, 0)) for tier in TIERS[1:]]
         shares = [(name, n, f"{n:,}") for name, n in (*tiers, ("computed", self.computed_tokens))]
         saved = f"about {seconds(self.saved_s)} saved" if self.saved_s and self.saved_s >= 0.01 else ""
         return Bar(shares, label=saved)

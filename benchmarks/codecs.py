@@ -1,19 +1,22 @@
 """What the KV codecs cost in quality and in time, against plain 4-bit affine quantization in the same run.
 
     python benchmarks/codecs.py [--windows 6] [--chats 8] [--json FILE] [--png FILE] [--model MODEL] [--gemma]
+        [--mixed N] [--only starter|gemma]
 
 Long text: 768 tokens of context, 256 scored. Short chats: a prompt of 30 to 60 tokens, all of it encoded, then 24
 tokens of the model's own greedy reply. The KV of the context is encoded and decoded; the tokens after it are fed to the
 model on that KV and on exact KV, and what it says of the next token is compared: mean and worst KL divergence, change
 of perplexity, share of equal greedy tokens. Bits count scales too; they do not depend on the length. GB/s: exact bytes,
 one tensor at a time. "plain 4-bit" is ``mx.quantize`` in groups of 64. ``--gemma``: Gemma 3 270M, 15 of whose layers
-have windows of 512 tokens (takes the package gguf).
+have windows of 512 tokens (takes the package gguf). ``--mixed``: also the mixed codec of each fixed one's bytes, its
+bits chosen as ``Memory.choose_codec`` does on N other long texts (2 N chats); "q8 mixed" is as large as ``q8``.
+"fitted": the mixed codec that a fixed one stands for where few layers have no window.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,12 @@ QUESTIONS = (
     "Why is the sky blue? Answer in one paragraph.",
     "Give me a recipe for pancakes.",
     "What does the Python keyword yield do?",
+)
+OTHER_QUESTIONS = (
+    "Name the planets of the solar system.",
+    "How do I boil an egg?",
+    "Write a short story about a lighthouse.",
+    "What is the difference between a list and a tuple?",
 )
 CODECS = ("plain 4-bit", "q8", "q5", "q4")
 
@@ -64,20 +73,20 @@ def plain_coder() -> Any:
     return Plain("q4")
 
 
-def windows(tokenizer: Any, count: int) -> Iterator[tuple[list[int], int]]:
+def windows(tokenizer: Any, count: int, first: int = 1) -> Iterator[tuple[list[int], int]]:
     """(ids, how many of them are context) of long text."""
     body = real_text()
-    for number in range(1, count + 1):
+    for number in range(first, first + count):
         start = number * 7919 * 13 % (len(body) - 12 * (CONTEXT + SCORED))
         ids = tokenizer.encode(body[start : start + 12 * (CONTEXT + SCORED)], bos=True)
         yield ids[: CONTEXT + SCORED + 1], CONTEXT
 
 
-def chats(batch: Any, tokenizer: Any, count: int) -> Iterator[tuple[list[int], int]]:
+def chats(batch: Any, tokenizer: Any, questions: Sequence[str]) -> Iterator[tuple[list[int], int]]:
     """(ids, how many of them are context) of prompts with the model's own replies."""
     from agent_memory import Sampling
 
-    for question in QUESTIONS[:count]:
+    for question in questions:
         if tokenizer.has_template:
             text = tokenizer.render([{"role": "user", "content": question}])
         else:
@@ -92,20 +101,56 @@ def chats(batch: Any, tokenizer: Any, count: int) -> Iterator[tuple[list[int], i
         yield ids, n_prompt - 1
 
 
-def compare(runner: Any, batch: Any, ids: list[int], n_context: int) -> dict[str, Any]:
+def as_large(runner: Any, batch: Any, texts: Sequence[tuple[list[int], int]]) -> dict[str, str]:
+    """The mixed codec of each fixed codec's bytes, or just below, that costs least on some texts; {} without texts."""
+    from agent_memory.kvcache.choosing import PROBE_BITS, Sensitivity, allot, codable, merged
+    from agent_memory.kvcache.coding import coding, mixed
+
+    layout, found = runner.layout, []
+    if not texts:
+        return {}
+    of_window = {spec.name for spec in layout.windows}
+    for ids, n_context in texts:
+        ids, told = ids[: n_context + SCORED // 4 + 1], []
+        for spec in codable(layout):
+            one = batch.measure(ids, n_context, mixed({spec.name: PROBE_BITS}))
+            n_rows = min(n_context, layout.window) if spec.name in of_window else n_context
+            told.append(Sensitivity(spec, one.kl / one.n_tokens, n_rows))
+        found.append(told)
+    mean = merged(*found)
+    sizes = {
+        name: sum(one.n_rows * one.spec.heads * coding(one.spec, name).row_bytes for one in mean) for name in CODECS[1:]
+    }
+    chosen = {}
+    for name, most in sizes.items():
+        low, high = 1e-9, 10.0  # budgets
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            bits = allot(mean, middle)
+            if sum(one.bytes_at(bits[one.spec.name]) for one in mean) <= most:
+                high = middle
+            else:
+                low = middle
+        chosen[f"{name} mixed"] = mixed(allot(mean, high))
+    for name, codec in chosen.items():
+        print(f"{name}: {codec}", flush=True)
+    return chosen
+
+
+def compare(runner: Any, batch: Any, ids: list[int], n_context: int, codecs: dict[str, str]) -> dict[str, Any]:
     """What every codec makes of one text."""
     import mlx.core as mx
 
-    from agent_memory.runner.measuring import STEP, Coder, diverge, recoded
+    from agent_memory.runner.measuring import STEP, Coder, Reference, diverge, recoded
 
     kv = batch.empty()
     for start in range(0, n_context, STEP):
         batch.prefill(kv, ids[start : min(start + STEP, n_context)])
     found = {}
-    for name in CODECS:
-        coder = plain_coder() if name == "plain 4-bit" else Coder(name)
-        twin = recoded(kv, coder)
-        found[name] = diverge(runner._model, kv.copy(n_context), twin, ids[n_context:], coder)
+    reference = Reference(tuple(ids[:n_context]), tuple(ids[n_context:]), kv)
+    for name, codec in codecs.items():
+        coder = plain_coder() if name == "plain 4-bit" else Coder(codec)
+        found[name] = diverge(runner._model, reference, recoded(kv, coder), coder)
         mx.clear_cache()
     return found
 
@@ -118,6 +163,9 @@ def gemma() -> Any:
     import platformdirs
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    from agent_memory.runner.blas import speed_up
+
+    speed_up("auto")  # before mlx is imported
     import gguf
     from mlx_lm.tokenizer_utils import load
 
@@ -133,20 +181,33 @@ def gemma() -> Any:
         return MLXRunner(gemma.model(file), load(Path(out)), name="gemma-3-270m")
 
 
-def run(runner: Any, n_windows: int, n_chats: int) -> list[dict[str, Any]]:
+def run(runner: Any, n_windows: int, n_chats: int, n_tuned: int) -> list[dict[str, Any]]:
     """A row for each codec on each kind of text."""
+    from agent_memory.kvcache.coding import fitted
     from agent_memory.observe.codec_quality import report
 
     batch = runner.open_batch()
     rows = []
-    kinds = {"long text": windows(runner.tokenizer, n_windows), "short chats": chats(batch, runner.tokenizer, n_chats)}
-    for kind, texts in kinds.items():
-        found = [compare(runner, batch, ids, n_context) for ids, n_context in texts]
+    tokenizer = runner.tokenizer
+    kinds = {
+        "long text": (windows(tokenizer, n_windows), windows(tokenizer, n_tuned, first=101)),
+        "short chats": (
+            chats(batch, tokenizer, QUESTIONS[:n_chats]),
+            chats(batch, tokenizer, OTHER_QUESTIONS[: 2 * n_tuned]),
+        ),
+    }
+    for (kind, (texts, others)), n_texts in zip(kinds.items(), (n_windows, n_chats), strict=True):
+        if not n_texts:
+            continue
+        codecs = {name: name for name in CODECS}
+        codecs |= {f"{n} fitted": codec for n in CODECS[1:] if (codec := fitted(runner.layout, n)) != n}
+        codecs |= as_large(runner, batch, list(others))
+        found = [compare(runner, batch, ids, n_context, codecs) for ids, n_context in texts]
         print(f"\n{runner.name}, {kind}: {len(found)} texts")
         print(
             f"{'codec':12} {'bits':>5} {'KL':>9} {'worst':>7} {'perplexity':>10} {'same':>6} {'enc':>6} {'dec GB/s':>8}"
         )
-        for name in CODECS:
+        for name in codecs:
             one = report(name, [each[name] for each in found])
             print(
                 f"{name:12} {one.bits_per_value:5.2f} {one.kl:9.6f} {one.worst_kl:7.4f} {one.perplexity_change:+10.2%} "
@@ -174,7 +235,7 @@ def measure(make: Callable[[], Any], args: argparse.Namespace) -> list[dict[str,
     runner = make()
     runner.open()
     try:
-        return run(runner, args.windows, args.chats)
+        return run(runner, args.windows, args.chats, args.mixed)
     finally:
         runner.close()
 
@@ -189,7 +250,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     for model, texts in dict.fromkeys((row["model"], row["texts"]) for row in rows):
         mine = [row for row in rows if (row["model"], row["texts"]) == (model, texts)]
-        points = sorted((row["bits"], row["kl"]) for row in mine if row["codec"] in CODECS[1:])
+        points = sorted((row["bits"], row["kl"]) for row in mine if row["codec"] != CODECS[0])
         (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=f"{model}, {texts}")
         plain = [(row["bits"], row["kl"]) for row in mine if row["codec"] == CODECS[0]]
         axes.plot(*zip(*plain, strict=True), marker="x", linestyle="", color=line.get_color())
@@ -207,10 +268,15 @@ def main() -> None:
     parser.add_argument("--png")
     parser.add_argument("--model")
     parser.add_argument("--gemma", action="store_true", help="measure Gemma 3 270M too")
+    parser.add_argument(
+        "--mixed", type=int, default=0, metavar="N", help="choose mixed codecs on N long texts, 2N chats"
+    )
+    parser.add_argument("--only", choices=("starter", "gemma"), help="measure one of the models")
     args = parser.parse_args()
     from agent_memory.config import Config
 
-    runners = [lambda: MLXRunner.named(args.model, config=Config()), *([gemma] if args.gemma else [])]
+    runners = [lambda: MLXRunner.named(args.model, config=Config())] if args.only != "gemma" else []
+    runners += [gemma] if args.gemma or args.only == "gemma" else []
     rows = []
     for make in runners:
         with ThreadPoolExecutor(1) as thread:  # to close a runner ends its thread's streams

@@ -1,7 +1,7 @@
 """Tokens a second of many agents at once: fresh, hot, and restored from disk.
 
     python benchmarks/throughput.py [--agents 1 2 4 8 16] [--prompt 512] [--tokens 64] [--repeats 3] [--quick]
-                                    [--json FILE] [--png FILE] [--model MODEL]
+                                    [--first] [--json FILE] [--png FILE] [--model MODEL]
 
 Every agent's prompt is real text of ``--prompt`` tokens, other text for each, and every request gives exactly
 ``--tokens`` tokens (no id ends a reply). Fresh: nothing is stored. Hot and cold: the same prompt again, of which all
@@ -9,8 +9,9 @@ but the last token is reused, from memory or from disk. A rate is all tokens ove
 last reply. Against: the same agents one after another, and ``mlx_lm.batch_generate`` on the same fresh prompts. The
 ways take turns within each repetition; ratios are medians of the repetitions' ratios.
 
-Two figures more: the engine's share of decode time outside ``Batch.step`` and ``Batch.prefill``, and the time to the
-first tokens of two agents that are restored at once, against one alone.
+Three figures more: the engine's share of decode time outside ``Batch.step`` and ``Batch.prefill``, the time to the
+first tokens of two agents that are restored at once, against one alone, and that of eight hot ones that are asked by
+``stream`` in a loop, against ``batch``. ``--first`` measures the last two alone.
 """
 
 from __future__ import annotations
@@ -116,6 +117,20 @@ class Show:
         prompts = [list(speaker.ids) for speaker in speakers]
         return timed(lambda: batch_generate(self.model, self.tokenizer, prompts, max_tokens=self.args.tokens))
 
+    def asked_in_turn(self, n: int = 8) -> dict[str, float]:
+        """Median times to the first tokens of hot agents, asked by ``stream`` in a loop, and by ``batch``."""
+        speakers, found = self.speakers[:n], {}
+        for way in ("batch", "stream"):
+            self.ram.prepare(speakers, evict=False)
+            if way == "stream":
+                usages = self.ram.speak(speakers, 4)[1]
+            else:
+                names, texts = [one.name for one in speakers], [one.text for one in speakers]
+                usages = [reply.usage for reply in self.ram.memory.batch(texts, agent=names, max_tokens=4)]
+            assert {usage.tier for usage in usages} <= {"hot"}, usages
+            found[way] = median([usage.ttft_s for usage in usages])
+        return found
+
     def restored_at_once(self) -> dict[str, float]:
         """Times to the first token of two agents restored together, and of each alone."""
         pair = self.speakers[:2]
@@ -175,8 +190,10 @@ def summary(rounds: list[dict[str, dict[int, float]]], sizes: list[int]) -> list
     return rows
 
 
-def report(rows: list[dict[str, Any]], shares: dict[int, float], restored: dict[str, float]) -> None:
+def report(rows: list[dict[str, Any]], shares: dict[int, float]) -> None:
     """One table of tokens a second and ratios, then the figures with a bar."""
+    if not rows:
+        return
     names = [*rows[0]["rates"], *(name for name in rows[0] if "/" in name)]
     print(f"\n{'tokens/s, agents:':32}" + "".join(f"{row['agents']:>9}" for row in rows))
     for name in names:
@@ -187,6 +204,14 @@ def report(rows: list[dict[str, Any]], shares: dict[int, float], restored: dict[
             print(f"8 fresh / batch_generate         {row['fresh / batch_generate']:.3f}   bar >= 0.95")
     for n, share in shares.items():
         print(f"engine outside step and prefill, {n:>2} rows: {share:.2%} of decode time   bar <= 3 % at 1 and 8")
+
+
+def report_first(restored: dict[str, float], turns: dict[str, float]) -> None:
+    """The figures of first tokens."""
+    print(
+        f"eight hot agents, first tokens by stream in a loop {turns['stream'] * 1e3:.0f} ms, by batch "
+        f"{turns['batch'] * 1e3:.0f} ms: {turns['ratio']:.2f}   bar <= 1.1"
+    )
     print(
         f"two restored at once: first tokens after {restored['first'] * 1e3:.0f} and {restored['last'] * 1e3:.0f} ms, "
         f"alone {restored['alone'] * 1e3:.0f} ms: {restored['first ratio']:.2f} and {restored['last ratio']:.2f}   "
@@ -221,6 +246,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--first", action="store_true", help="first tokens alone")
     parser.add_argument("--quick", action="store_true", help="1, 2 and 8 agents, 128 tokens, 16 out, once")
     parser.add_argument("--json")
     parser.add_argument("--png")
@@ -231,19 +257,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         show = Show(args, Path(name))
         show.peer(show.speakers[:1])  # warm up
-        rounds = [repetition(show, number) for number in range(args.repeats)]
+        rounds = [repetition(show, number) for number in range(args.repeats)] if not args.first else []
         pairs = [show.restored_at_once() for _ in range(max(5, 3 * args.repeats))]
+        show.ram.prepare(show.speakers[:8], evict=False)
+        show.ram.speak(show.speakers[:8], 1)
+        turns = [show.asked_in_turn() for _ in range(max(5, 3 * args.repeats))]
         show.close()
-    rows = summary(rounds, args.agents)
+    rows = summary(rounds, args.agents) if rounds else []
     shares = {n: median(found) for n, found in sorted(show.shares.items())}
     restored = {name: median([pair[name] for pair in pairs]) for name in pairs[0]}
     for which in ("first", "last"):
         restored[f"{which} ratio"] = median([pair[which] / pair["alone"] for pair in pairs])
     ttfts = {state: {n: median(found) for n, found in by.items()} for state, by in show.ttfts.items()}
-    report(rows, shares, restored)
+    asked = {name: median([one[name] for one in turns]) for name in turns[0]}
+    asked["ratio"] = median([one["stream"] / one["batch"] for one in turns])
+    report(rows, shares)
+    report_first(restored, asked)
     write_json(
-        args.json, rows=rows, outside_share=shares, restored_at_once=restored, ttft_s=ttfts, rounds=rounds,
-        prompt=args.prompt, tokens=args.tokens, repeats=args.repeats,
+        args.json, rows=rows, outside_share=shares, restored_at_once=restored, asked_in_turn=asked, ttft_s=ttfts,
+        rounds=rounds, prompt=args.prompt, tokens=args.tokens, repeats=args.repeats,
     )  # fmt: skip
     if args.png:
         draw(rows, args.png)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from agent_memory import (
 from agent_memory.cli import app
 from agent_memory.cli.printing import as_bytes, print_table
 from agent_memory.cli.talking import COMMANDS
+from agent_memory.log.files import MANIFEST
 from docs.generate import commands, with_commands
 from tests.parts.tinydirectory import directory
 
@@ -228,9 +232,13 @@ def test_what_a_newcomer_types_before_there_is_anything_is_told_what_to_do(
 
 @pytest.fixture
 def full_store(tmp_path: Path) -> str:
-    """Three agents with some 0.4 MB of KV each: one used long ago, one pinned, one busy."""
+    """Three agents with some 0.4 MB of KV each: one used a day ago, one pinned, one busy."""
     with Memory(EchoRunner(), tmp_path / "full") as memory:
-        for name in ("idle", "pinned", "busy"):
+        memory.agent("idle").say("idle " * 300)
+    with contextlib.closing(sqlite3.connect(tmp_path / "full" / MANIFEST)) as manifest, manifest:
+        manifest.execute("UPDATE segments SET used_s = used_s - 86400")
+    with Memory(EchoRunner(), tmp_path / "full") as memory:
+        for name in ("pinned", "busy"):
             memory.agent(name).say(f"{name} " * 300)
             memory.flush()
         memory.agent("pinned").pin()
@@ -238,12 +246,16 @@ def full_store(tmp_path: Path) -> str:
     return str(tmp_path / "full")
 
 
-def test_gc_says_what_would_go_and_then_evicts_that_and_no_pinned_agent(full_store: str) -> None:
+def test_gc_says_what_would_go_and_then_evicts_that_and_no_pinned_agent(
+    full_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = json.loads(run("du", "-s", full_store, "--json").stdout)
     planned = json.loads(run("gc", "--free", "300KB", "--dry-run", "-s", full_store, "--json").stdout)
     assert json.loads(run("du", "-s", full_store, "--json").stdout) == before
     assert planned["agents"]
     assert "pinned" not in planned["agents"]
+    later_s = time.time() + 60  # a slow machine, or a user who thinks: what is idle is idle for longer
+    monkeypatch.setattr(time, "time", lambda: later_s)
     done = json.loads(run("gc", "--free", "300KB", "-s", full_store, "--json").stdout)
     assert done["agents"] == planned["agents"]
     assert done["after_bytes"] <= done["before_bytes"] - 300_000

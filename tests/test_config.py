@@ -19,8 +19,8 @@ WRONG: dict[str, list[Any]] = {
     "disk_bytes_per_day": [-1, 1.5, "1 GB", True],
     "hot_ttl_s": [0, -1.0, "5", math.nan, math.inf, TOO_LARGE, True],
     "warm_ttl_s": [0, -1.0, "5", math.nan, math.inf],
-    "warm_codec": ["q3", None, 3, ["exact"]],
-    "cold_codec": ["q3", None, 3],
+    "warm_codec": ["q3", None, 3, ["exact"], "auto:0.002"],
+    "cold_codec": ["q3", None, 3, "auto", "auto:", "auto:0", "auto:-1", "auto:nan", "auto:inf", "mix.4", "mix.1144"],
     "chunk_tokens": [0, -256, None, 256.0, True],
     "prefill_tokens": [0, -256, 300, "256"],
     "weights_dtype": ["int8", 32, ["float32"]],
@@ -43,6 +43,9 @@ WRONG: dict[str, list[Any]] = {
     "embedder": ["minilm", 7, True, object()],
     "recorder": [7, "", b"file"],
     "on_reply": ["print", 7],
+    "remote": [7, "", "bucket", b"s3://bucket"],
+    "remote_key": ["a key", 7],
+    "remote_write": [None, "yes", 1],
     "trust_remote_code": [None, "yes", 1],
 }
 RIGHT: dict[str, list[Any]] = {
@@ -52,8 +55,8 @@ RIGHT: dict[str, list[Any]] = {
     "disk_bytes_per_day": [None, 0, 1 << 40],
     "hot_ttl_s": [None, 1, 0.5],
     "warm_ttl_s": [None, 3600],
-    "warm_codec": ["exact", "q8", "q5", "q4"],
-    "cold_codec": ["exact", "q8", "q5", "q4"],
+    "warm_codec": ["exact", "q8", "q5", "q4", "mix.8c40"],
+    "cold_codec": ["exact", "q8", "q5", "q4", "auto:0.002", "mix.8c40"],
     "chunk_tokens": [1, 16],
     "prefill_tokens": [None, 512],
     "weights_dtype": [None, "float32", "bfloat16", "float16"],
@@ -76,6 +79,9 @@ RIGHT: dict[str, list[Any]] = {
     "embedder": [None, "resident"],
     "recorder": [None, Path("/tmp/recorder.jsonl")],
     "on_reply": [None, print],
+    "remote": [None],
+    "remote_key": [None, b"", b"0" * 32, bytes],
+    "remote_write": [True, False],
     "trust_remote_code": [True],
 }
 SETTINGS = [a.name for a in attrs.fields(Config)]
@@ -94,7 +100,7 @@ def test_a_wrong_value_is_a_config_error_that_names_the_setting(name: str, value
     with pytest.raises(ConfigError, match=f"^{name} must be ") as caught:
         Config(**{name: value})
     assert isinstance(caught.value, ValueError)
-    if name not in ("salt", "key"):
+    if name not in ("salt", "key", "remote_key"):
         assert repr(value) in str(caught.value)
 
 
@@ -113,7 +119,7 @@ def test_a_key_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         Config(key="a host's secret")  # type: ignore[arg-type]
     assert "a host's secret" not in str(caught.value)
-    with pytest.raises(ConfigError, match="cannot be given as text") as caught:
+    with pytest.raises(ConfigError, match="given in hex") as caught:
         Config.from_env(environ={"AGENT_MEMORY_KEY": "a host's secret"})
     assert "a host's secret" not in str(caught.value)
 
@@ -123,6 +129,19 @@ def test_a_salt_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
     with pytest.raises(ConfigError) as caught:
         Config(salt=b"tenant")  # type: ignore[arg-type]
     assert "tenant" not in str(caught.value)
+
+
+def test_a_remote_needs_a_key_that_is_never_shown() -> None:
+    with pytest.raises(ConfigError, match="^remote needs a remote_key: .*token_bytes"):
+        Config(remote="s3://bucket/prefix")
+    assert Config(remote="s3://bucket/prefix", remote_key=b"").remote_key == b""
+    assert "hidden" not in repr(Config(remote="s3://bucket", remote_key=b"hidden in here, we hope"))
+    with pytest.raises(ConfigError) as caught:
+        Config(remote_key="hidden")  # type: ignore[arg-type]
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(ConfigError, match="_REMOTE_KEY: a key is given in hex") as caught:
+        Config.from_env(environ={"AGENT_MEMORY_REMOTE_KEY": "hidden"})
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_config_is_frozen() -> None:
@@ -166,9 +185,13 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_EXTRACT": "1",
         "AGENT_MEMORY_EMBEDDER": "resident",
         "AGENT_MEMORY_RECORDER": "/tmp/recorder.jsonl",
+        "AGENT_MEMORY_KEY": "ff00" * 8,
+        "AGENT_MEMORY_REMOTE": "s3://bucket/prefix",
+        "AGENT_MEMORY_REMOTE_KEY": "00ff" * 8,
+        "AGENT_MEMORY_REMOTE_WRITE": "0",
         "AGENT_MEMORY_TRUST_REMOTE_CODE": "1",
     }
-    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS) - {"on_reply", "key"}
+    assert {key.removeprefix("AGENT_MEMORY_").lower() for key in environ} == set(SETTINGS) - {"on_reply"}
     assert Config.from_env(environ=environ | {"HOME": "/", "MAX_BATCH": "9"}) == Config(
         hot_bytes=4096,
         warm_bytes=0,
@@ -194,6 +217,10 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         extract=True,
         embedder="resident",
         recorder=Path("/tmp/recorder.jsonl"),
+        remote="s3://bucket/prefix",
+        remote_key=b"\0\xff" * 8,
+        key=b"\xff\0" * 8,
+        remote_write=False,
         trust_remote_code=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shutil
@@ -10,7 +11,9 @@ import sys
 import termios
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,27 +37,35 @@ def program(config: bool | None = None, option: str = "") -> list[str]:
     return [sys.executable, "-c", PROGRAM.format(config=config, option=option, prompt=LONG)]
 
 
-def in_terminal(command: list[str]) -> tuple[str, int]:
-    """What a program writes to a terminal, and its exit status."""
-    child, end = pty.fork()
-    if child == 0:
-        os.execv(command[0], command)
-    termios.tcsetwinsize(end, (24, 100))  # a terminal of no columns shows no bar
-    seen = b""
-    while True:
-        try:
-            piece = os.read(end, 4096)
-        except OSError:  # the terminal has no writer any more
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(end)
-    return seen.decode(), os.waitpid(child, 0)[1]
+class InTerminal:
+    """A program that runs in a terminal of its own. Programs that mostly wait are started together."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._end, its_end = pty.openpty()
+        termios.tcsetwinsize(its_end, (24, 100))  # a terminal of no columns shows no bar
+        self._program = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end)
+        os.close(its_end)
+
+    def ended(self) -> tuple[str, int]:
+        """Wait; return what it wrote, and its exit status. A program that fills its terminal waits to be read."""
+        seen = b""
+        with contextlib.suppress(OSError):  # the terminal has no writer any more
+            while piece := os.read(self._end, 4096):
+                seen += piece
+        os.close(self._end)
+        return seen.decode(), self._program.wait()
 
 
-def test_a_long_prefill_shows_its_tokens_the_reused_ones_and_the_time_left_in_a_terminal() -> None:
-    seen, status = in_terminal(program())
+@pytest.fixture(scope="module")
+def in_terminals() -> Mapping[str, tuple[str, int]]:
+    """What a terminal shows: by the settings' default, and where they say never, left alone or asked again by None."""
+    commands = {"default": program(), "never": program(False), "never, None": program(False, ", progress=None")}
+    begun = {name: InTerminal(command) for name, command in commands.items()}
+    return {name: one.ended() for name, one in begun.items()}
+
+
+def test_a_long_prefill_shows_its_tokens_the_reused_ones_and_the_time_left_in_a_terminal(in_terminals: Any) -> None:
+    seen, status = in_terminals["default"]
     assert status == 0, seen
     assert "prefill, " in seen
     assert " reused" in seen
@@ -74,9 +85,9 @@ def test_nothing_is_shown_in_a_pipe_unless_asked_for() -> None:
     assert overruled[1] == ""
 
 
-@pytest.mark.parametrize("option", ["", ", progress=None"])
-def test_a_terminal_sees_no_bar_where_the_settings_say_never(option: str) -> None:
-    seen, status = in_terminal(program(False, option))
+@pytest.mark.parametrize("asked", ["never", "never, None"])
+def test_a_terminal_sees_no_bar_where_the_settings_say_never(asked: str, in_terminals: Any) -> None:
+    seen, status = in_terminals[asked]
     assert (status, seen.strip()) == (0, "hot")
 
 
@@ -117,7 +128,7 @@ def test_short_work_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_a_wait_with_a_bar_still_ends_in_time() -> None:
     with Memory(EchoRunner(delay_s=0.2), ":memory:") as memory:
-        handle = memory.stream(LONG, max_tokens=1, progress=True)
+        handle = memory.stream(LONG[: len(LONG) // 4], max_tokens=1, progress=True)
         with pytest.raises(TimeoutError, match="no reply within"):
             handle.result(timeout_s=0.25)
         assert handle.result(timeout_s=60).text
@@ -154,27 +165,43 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name", LONG_WORK)
-def test_long_work_on_the_disk_says_how_far_it_is_in_a_terminal_and_nothing_in_a_pipe(
-    name: str, tmp_path: Path
-) -> None:
-    file = str(tmp_path / "ann.agent")
-    with Memory(EchoRunner(), tmp_path / "store") as memory:
+@pytest.fixture(scope="module")
+def long_work(tmp_path_factory: Any) -> Mapping[str, tuple[tuple[str, int], tuple[int, str, str]]]:
+    """What a terminal shows of each work, and what pipes get: each on its own copy of one store, all at once."""
+    folder = tmp_path_factory.mktemp("long work")
+    with Memory(EchoRunner(), folder / "store") as memory:
         agent = memory.agent("ann")
         for turn in range(12):
             agent.say(f"{turn} {'a long prompt of many words ' * 60}", max_tokens=4)
-        agent.export(file)
-    slow_s, work = LONG_WORK[name]
-    code = ON_A_SLOW_DISK.format(
-        s=slow_s, work=work, store=str(tmp_path / "store"), other=str(tmp_path / "other"), file=file
-    )
-    seen, status = in_terminal([sys.executable, "-c", code])
-    assert status == 0, seen
+        agent.export(folder / "ann.agent")
+
+    def command(name: str, place: str) -> list[str]:
+        own = folder / f"{name} in a {place}"
+        shutil.copytree(folder / "store", own / "store")
+        shutil.copy(folder / "ann.agent", own)
+        slow_s, work = LONG_WORK[name]
+        paths = {"store": str(own / "store"), "other": str(own / "other"), "file": str(own / "ann.agent")}
+        return [sys.executable, "-c", ON_A_SLOW_DISK.format(s=slow_s, work=work, **paths)]
+
+    terminals = {name: InTerminal(command(name, "terminal")) for name in LONG_WORK}
+    pipes = {
+        name: subprocess.Popen(command(name, "pipe"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in LONG_WORK
+    }
+    seen = {name: one.ended() for name, one in terminals.items()}
+    written = {name: one.communicate() for name, one in pipes.items()}
+    return {name: (seen[name], (one.returncode, *written[name])) for name, one in pipes.items()}
+
+
+@pytest.mark.parametrize("name", LONG_WORK)
+def test_long_work_on_the_disk_says_how_far_it_is_in_a_terminal_and_nothing_in_a_pipe(
+    name: str, long_work: Any
+) -> None:
+    (seen, terminal_status), (pipe_status, out, errors) = long_work[name]
+    assert terminal_status == 0, seen
     assert SHOWN[name] in seen
-    shutil.rmtree(tmp_path / "other", ignore_errors=True)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == ""
-    assert SHOWN[name] not in done.stderr
+    assert (pipe_status, out) == (0, "")
+    assert SHOWN[name] not in errors
 
 
 def test_reading_a_large_store_is_told_row_by_row_and_piece_by_piece(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from agent_memory.carry.agent_file import AgentFileReader
 from agent_memory.carry.exporting import Recoding, export_agent
@@ -69,6 +70,37 @@ class Carrier:
         """Read and check a whole file; changes nothing. Raises AgentFileError."""
         is_kept = self._store.parts.catalog is not None and model.layout.is_storable
         return read_file(reader, terms, model if is_kept else None, report)
+
+    def take_log(self, told: Mapping[str, Any], turns: Sequence[Turn], salt: str) -> None:
+        """Store an agent without KV, in one commit. ``told``: as `Intake.agent` returns it.
+
+        Raises ConfigError if an agent of that name was created meanwhile, StoreError, OutOfSpaceError.
+        """
+        parts = self._store.parts
+        number = parts.logs.new_number()
+        record = AgentRecord(
+            number,
+            told["name"],
+            told["system"],
+            told["tools"],
+            (),
+            told["created_s"],
+            told["used_s"],
+            facts=told["facts"],
+        )
+        numbered = [(number, place, turn) for place, turn in enumerate(turns)]
+        arrival = Arrival(salt=salt, record=record, branches=((number, None),), turns=lambda: numbered)
+        catalog = parts.catalog
+        try:
+            with self._lock, store_errors("store the agent", parts.path):
+                if catalog is None:
+                    parts.manifest.commit(arrival=arrival)
+                else:
+                    catalog.disk.io.call(partial(apply, catalog, Edit(arrival=arrival)))
+        except StoreError as error:
+            if isinstance(error.__cause__, sqlite3.IntegrityError):
+                raise ConfigError(f"agent {repr_of(told['name'])} was created meanwhile") from error
+            raise
 
     def take_in(
         self, reader: AgentFileReader, found: Found, terms: Terms, salt: str, name: str, report: Progress = silent

@@ -117,7 +117,7 @@ def _write_log(writer: AgentFileWriter, found: Carried) -> None:
         "name": record.name,
         "system": record.system,
         "tools": record.tools,
-        "facts": _unbound(record.facts),
+        "facts": unbound(record.facts),
         "created_s": record.created_s,
         "used_s": record.used_s,
     }
@@ -149,14 +149,15 @@ def _write_version(writer: AgentFileWriter, kept: Kept, place: int) -> None:
         "created_s": version.created_s,
         "reason": version.reason,
     }
-    told = {"label": version.label, "system": state.system, "facts": _unbound(state.facts.to_json())}
+    told = {"label": version.label, "system": state.system, "facts": unbound(state.facts.to_json())}
     writer.part("version", facts, _json(told))
 
 
-def _unbound(facts: str | None) -> str | None:
-    """Return facts without what is recalled: that is a workspace of this store."""
+def unbound(facts: str | None) -> str | None:
+    """Return facts without what is recalled, a workspace of this store, and without its right to publish the log."""
     row = json.loads(facts or "{}")
     row.pop("recall", None)
+    row.pop("holder", None)
     return json.dumps(row, separators=(",", ":"), sort_keys=True) if row else None
 
 

@@ -16,7 +16,7 @@ except ImportError as error:
     raise SystemExit(f"the command line needs typer and rich: {INSTALL['cli']} ({error})") from error
 
 from agent_memory.cli.changing import explain, fork, gc, rekey, rm
-from agent_memory.cli.machine import check_model, config, doctor, list_models, stats, version
+from agent_memory.cli.machine import check_model, config, doctor, list_models, stats, tune, version
 from agent_memory.cli.moving import export, import_agent
 from agent_memory.cli.printing import tell
 from agent_memory.cli.reading import du, ls, show, verify
@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Agents on a local model that resume where they stopped.",
 )
 _FIRST: tuple[Callable[..., None], ...] = (ls, show, du, verify, ask, chat, explain, fork, rm, gc, rekey, export)
-_LAST: tuple[Callable[..., None], ...] = (recall, episodes, stats, doctor)
+_LAST: tuple[Callable[..., None], ...] = (recall, episodes, stats, doctor, tune)
 
 for command in _FIRST:
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Commands on this machine and its models: stats, doctor, models, config, version."""
+"""Commands on this machine and its models: stats, doctor, tune, models, config, version."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def doctor(
         for line in found.advice:
             say(f"\nadvice: {line}")
         say("\n--explain says of each choice why, and what would change it")
+
+
+def tune(
+    model: Model = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="Tokens of the prompt that prefill steps are timed on.")
+    ] = 1024,
+    as_json: AsJSON = False,
+) -> None:
+    """Measure prefill steps, batch widths and codecs on this machine, and say which settings are best."""
+    with memory_of(model, ":memory:", "") as memory:
+        found = memory.tune(n_tokens=tokens)
+    if as_json:
+        print_json({"trials": [plain(one) for one in found.trials], "notes": list(found.notes)})
+        return
+    print_table(("setting", "value", "measured", ""), found.rows())
+    for line in found.notes:
+        say(line)
 
 
 def list_models(

@@ -331,6 +331,14 @@ class EchoBatch:
         """Bytes of the rows' KV; nothing is padded here."""
         return sum(row.kv.nbytes for row in self._rows.values())
 
+    @property
+    def spare_nbytes(self) -> int:
+        """0: rows share no buffers."""
+        return 0
+
+    def tidy(self) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Drop all rows."""
         self._rows.clear()

@@ -182,12 +182,19 @@ def drop_versions(db: sqlite3.Connection, agent_id: int, numbers: Iterable[int] 
     return branches
 
 
-def collect(db: sqlite3.Connection, branches: Iterable[int]) -> None:
-    """End the turns of some branches, and of their bases, that nothing refers to any more."""
-    waiting = deque(branches)
+def collect(db: sqlite3.Connection, left: Iterable[int], branches: Iterable[int]) -> None:
+    """End the turns of some branches, and of their bases, that nothing refers to any more.
+
+    ``left``: those to which an agent added its turns so far. No other agent adds any to them, so no agent is asked.
+    """
+    left = set(left)
+    waiting = deque([*left, *branches])
     while waiting:
         branch = waiting.popleft()
-        if db.execute(f"SELECT 1 FROM agents a WHERE {LIVE} = ?", (branch,)).fetchone() is not None:
+        if (
+            branch not in left
+            and db.execute(f"SELECT 1 FROM agents a WHERE {LIVE} = ?", (branch,)).fetchone() is not None
+        ):
             continue
         needed = [
             db.execute("SELECT max(n_turns) FROM versions WHERE branch = ?", (branch,)).fetchone()[0],

@@ -153,6 +153,7 @@ class Intake:
         told = attrs.evolve(
             told,
             recall=None,
+            holder=None,
             forgotten=told.forgotten if is_count(told.forgotten) else None,
             compacted=told.compacted if is_count(told.compacted) else None,
             system=None if told.system is None else clean(told.system),

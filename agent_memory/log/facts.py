@@ -34,6 +34,7 @@ class Facts:
     answered: tuple[tuple[str, str], ...] = ()
     n_versions: int | None = None  #: the highest number that a version of the agent was given; none is given twice
     has_shown: bool | None = None  #: True once cards were shown, also in turns that were taken back
+    holder: str | None = None  #: by which this store may publish the agent's log; None: it never did, or another may
 
     def to_json(self) -> str | None:
         """Compact JSON of the facts that say something; None where none does."""
@@ -56,6 +57,7 @@ class Facts:
                 compacted=row.get("compacted") if isinstance(row.get("compacted"), int) else None,
                 n_versions=row.get("n_versions") if isinstance(row.get("n_versions"), int) else None,
                 has_shown=True if row.get("has_shown") is True else None,
+                holder=row.get("holder") if isinstance(row.get("holder"), str) else None,
                 system=row.get("system") if isinstance(row.get("system"), str) else None,
                 answered=tuple((str(call), str(text)) for call, text in row.get("answered", ())),
                 **{name: str(row.get(name, "")) for name in ("tools", "tools_sorted", "variables")},

@@ -22,10 +22,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BY_CODE: dict[int, DiskState] = {sqlite3.SQLITE_FULL: "full", sqlite3.SQLITE_READONLY: "read-only"}
 _ADVICE: dict[DiskState, str] = {
     "ok": "",
-    "full": "Free some space",
-    "read-only": "Mount it writable again",
-    "failing": "Look at the system's log",
-    "gone": "Move the folder back, or close this Memory and open the store where it is now",
+    "full": "Free some space{again}",
+    "read-only": "Make the folder and the files in it writable{again}",
+    "failing": "Look at the system's log{again}",
+    "gone": "Move the folder back{again}, or close this Memory and open the store where it is now",
 }
 
 
@@ -44,6 +44,11 @@ def state_of(error: BaseException) -> DiskState:
     if code is not None:
         return _BY_CODE.get(code & 0xFF, "failing")
     return "full" if "disk is full" in str(error) else "failing"
+
+
+def advice(state: DiskState, *, again: str = "") -> str:
+    """Return what the user can do about a disk in this state; ``again``: the words that tell to repeat the call."""
+    return _ADVICE[state].format(again=again)
 
 
 class Health:
@@ -87,7 +92,7 @@ class Health:
                 "folder" if state == "gone" else "disk",
                 state,
                 error,
-                _ADVICE[state],
+                advice(state),
             )
         else:
             log.debug("store: %s could not be written: %s", what, error)

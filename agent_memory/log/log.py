@@ -98,7 +98,7 @@ class Log:
         log.created_s = log.used_s = time.time()
         log.is_deleted, log.is_pinned, log.is_temporary, log.viewed = False, False, False, None
         log.kept, log.n_versions, log.version = (), 0, 0
-        log.facts = attrs.evolve(log.facts, n_versions=None)
+        log.facts = attrs.evolve(log.facts, n_versions=None, holder=None)
         return log
 
     def restore(self, state: State) -> None:
@@ -111,6 +111,7 @@ class Log:
             system=None if self.system == self.first_system else self.system,
             keep_reasoning=now.keep_reasoning,
             recall=now.recall,
+            holder=now.holder,
             n_versions=self.n_versions or None,
             has_shown=now.has_shown or state.facts.has_shown,
         )

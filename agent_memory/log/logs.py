@@ -138,7 +138,7 @@ class Logs:
                 put_branch(db, change.branch, change.base, turns)
             _describe_agent(db, change.agent_id, (change.system, change.facts))
             holders = [h for n in change.dropped for h in _holders(db, change.agent_id, n)]
-            collect(db, [*left, *drop_versions(db, change.agent_id, change.dropped)])
+            collect(db, left, drop_versions(db, change.agent_id, change.dropped))
         return holders
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
@@ -199,6 +199,12 @@ class Logs:
             rows = db.execute("SELECT holder, agent FROM versions") if self._has_versions else ()
             return {holder: agent for holder, agent in rows if is_count(holder) and holder}
 
+    def holders_of(self, agent_id: int) -> list[int]:
+        """Return the numbers that the KV of an agent's versions is held under."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT holder FROM versions WHERE agent = ?", (agent_id,))
+            return [holder for (holder,) in rows if is_count(holder) and holder]
+
     def without_kv(self) -> dict[int, np.ndarray[Any, Any]]:
         """Return the ids of every fork under whose number no KV is held, as far as they had their KV."""
         with self._database.reading() as db:
@@ -251,7 +257,7 @@ def end_agent(db: sqlite3.Connection, agent_id: int) -> None:
     """Delete an agent's record, its log and its versions, but what other agents' logs share. Inside a transaction."""
     branches = [b for (b,) in db.execute(f"SELECT {LIVE} FROM agents a WHERE agent = ?", (agent_id,))]
     db.execute("DELETE FROM agents WHERE agent = ?", (agent_id,))
-    collect(db, [*branches, *drop_versions(db, agent_id, None)])
+    collect(db, branches, drop_versions(db, agent_id, None))
 
 
 def replace_turns(db: sqlite3.Connection, turns: Rewritten) -> None:

@@ -12,15 +12,9 @@ from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
 from agent_memory.log.files import manifest_path
-from agent_memory.log.health import DiskState, is_disk_error, state_of
+from agent_memory.log.health import advice, is_disk_error, state_of
 
-_ADVICE: dict[DiskState, str] = {
-    "ok": "",
-    "full": "Free some space and flush again",
-    "read-only": "Make the folder and the files in it writable, and flush again",
-    "failing": "Look at the system's log, and flush again when the disk is well",
-    "gone": "Move the folder back and flush again, or close this Memory and open the store where it is now",
-}
+_AGAIN = " and flush again"  #: nothing that was refused is lost: the next flush writes it
 _NOT_THE_DISK = "The disk did not refuse it: no other agent is touched, and Memory.verify() says what is damaged"
 _MINE = "This process has as many files open as it may ({limit}): close some, or raise its limit (ulimit -n)"
 _NO_LOCKS = "The file system has no locks, as some network file systems have none: give a path on a local disk"
@@ -60,22 +54,22 @@ def as_store_error(doing: str, path: Path | None, error: BaseException) -> Store
     """Return the StoreError or OutOfSpaceError for an error."""
     state = state_of(error)
     kind = OutOfSpaceError if state == "full" else StoreError
-    advice = _ADVICE[state] if is_disk_error(error) or state == "full" else _NOT_THE_DISK
+    what = advice(state, again=_AGAIN) if is_disk_error(error) or state == "full" else _NOT_THE_DISK
     if state == "failing" and isinstance(error, OSError):
-        advice = _by_errno(error) or advice
+        what = _by_errno(error) or what
     where = "a store in memory" if path is None else f"the store {path}"
-    return kind(f"could not {doing} in {where}: {error}. {advice}")
+    return kind(f"could not {doing} in {where}: {error}. {what}")
 
 
 def opening_error(path: Path, error: BaseException) -> StoreError:
     """Return the StoreError or OutOfSpaceError for an error while a store is opened."""
     cause = _beneath(path, error) if isinstance(error, sqlite3.Error) else error
-    advice = _by_errno(cause) or "Give another path, or ':memory:'"
+    what = _by_errno(cause) or "Give another path, or ':memory:'"
     kind = OutOfSpaceError if state_of(cause) == "full" else StoreError
     if kind is OutOfSpaceError:
-        advice = _BY_ERRNO[errno.ENOSPC]
+        what = _BY_ERRNO[errno.ENOSPC]
     said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    return kind(f"cannot open the store {path}: {said}. {advice}")
+    return kind(f"cannot open the store {path}: {said}. {what}")
 
 
 def _beneath(path: Path, error: BaseException) -> BaseException:

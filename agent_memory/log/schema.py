@@ -25,8 +25,8 @@ from agent_memory.sealing.sqlite import FileKey
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
 #: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
-#: ids of a turn the model wrote, 5 branches and versions, 6 segments that share rows of others
-WRITE_VERSION = 6
+#: ids of a turn the model wrote, 5 branches and versions, 6 segments that share rows of others, 7 mixed codecs
+WRITE_VERSION = 7
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -75,7 +75,7 @@ ALTER TABLE segments ADD COLUMN n_shared INTEGER NOT NULL DEFAULT 0;
 """
 
 #: What each write version added, in order: a new store takes them all, an older one those that it lacks.
-MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS), (5, _VERSIONS), (6, _SHARING))
+MIGRATIONS = ((1, _TABLES), (2, _SIDES), (3, _CODECS), (4, _FACTS), (5, _VERSIONS), (6, _SHARING), (7, ""))
 
 
 _AUTO_VACUUM = 2  #: incremental

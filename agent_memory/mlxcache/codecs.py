@@ -22,13 +22,17 @@ def encode(rows: mx.array, form: Coding) -> mx.array:
     groups = _rotated(rows.astype(mx.float32), form).reshape(heads, n, -1, form.group)
     low, high = mx.min(groups, axis=-1), mx.max(groups, axis=-1)
     top = 2**form.bits - 1
-    center = ((low + high) / 2).astype(mx.bfloat16)
-    step = ((high - low) / top).astype(mx.bfloat16)
-    divisor = mx.maximum(step.astype(mx.float32), _SMALLEST)
-    codes = (groups - center.astype(mx.float32)[..., None]) / divisor[..., None] + top / 2
-    codes = mx.clip(mx.round(codes), 0, top).astype(mx.uint8).reshape(heads, n, form.dim)
-    parts = [*_planes(codes, form), step.view(mx.uint8), center.view(mx.uint8)]
-    return mx.concatenate(parts, axis=-1)
+    centers = []
+    if form.has_centers:
+        centers = [((low + high) / 2).astype(mx.bfloat16)]
+        center = centers[0].astype(mx.float32)
+        groups, low, high = groups - center[..., None], low - center, high - center
+    step = _rounded_up(mx.maximum(high, -low) * (2 / top))
+    factor = 1 / mx.maximum(step.astype(mx.float32), _SMALLEST)
+    # no value is farther from its center than top / 2 of the rounded steps: no code needs clipping
+    codes = mx.round(groups * factor[..., None] + top / 2)
+    codes = codes.astype(mx.uint8 if form.bits <= 8 else mx.uint16).reshape(heads, n, form.dim)
+    return mx.concatenate([*_planes(codes, form), *(one.view(mx.uint8) for one in (step, *centers))], axis=-1)
 
 
 def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
@@ -36,8 +40,10 @@ def decode(rows: Any, form: Coding, dtype: str) -> mx.array:
     heads, n, _ = rows.shape
     codes = _joined(rows, form).reshape(heads, n, -1, form.group)
     factors = np.ascontiguousarray(rows[..., form.code_bytes :]).view(np.uint16)
-    step, center = mx.split(mx.array(factors).view(mx.bfloat16).astype(mx.float32), 2, axis=-1)
-    low = center - step * ((2**form.bits - 1) / 2)
+    found = mx.array(factors).view(mx.bfloat16).astype(mx.float32)
+    step, *centers = mx.split(found, 2, axis=-1) if form.has_centers else [found]
+    half = step * ((2**form.bits - 1) / 2)
+    low = centers[0] - half if centers else -half
     values = codes.astype(mx.float32) * step[..., None] + low[..., None]
     return _rotated(values.reshape(heads, n, form.dim), form).astype(_DTYPES[dtype])
 
@@ -49,6 +55,11 @@ def encode_stored(rows: np.ndarray[Any, Any], form: Coding, dtype: str) -> np.nd
     return np.array(found)
 
 
+def _rounded_up(values: mx.array) -> mx.array:
+    """Return the least bfloat16 that are no less than positive floats."""
+    return ((values.view(mx.uint32) + 0xFFFF) >> 16).astype(mx.uint16).view(mx.bfloat16)
+
+
 def _rotated(rows: mx.array, form: Coding) -> mx.array:
     """Multiply every block of a row by the orthonormal Hadamard matrix, which is its own inverse."""
     blocks = rows.reshape(*rows.shape[:-1], -1, form.block)
@@ -58,20 +69,32 @@ def _rotated(rows: mx.array, form: Coding) -> mx.array:
 def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
     made, at = [], 0
     for width in form.planes:
-        bits = ((codes >> at) & (2**width - 1)).reshape(*codes.shape[:-1], 8 // width, -1)
+        bits = codes >> at if at else codes
+        if at + width < form.bits:
+            bits = bits & (2**width - 1)
+        bits = bits.astype(mx.uint8).reshape(*codes.shape[:-1], 8 // width, -1)
         made.append(sum((bits[..., i, :] << (i * width) for i in range(1, 8 // width)), bits[..., 0, :]))
         at += width
     return made
 
 
 def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
-    """Return the codes of encoded rows: (heads, n, dim) uint8."""
+    """Return the codes of encoded rows: (heads, n, dim) uint8, or uint16 for more than 8 bits."""
     found: Any = None
     at = start = 0
     for width in form.planes:
         size = form.dim * width // 8
         plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
-        bits = mx.concatenate([(plane >> (i * width)) & (2**width - 1) for i in range(8 // width)], axis=-1)
-        found = bits if found is None else found | (bits << at)
+        plane = plane.astype(mx.uint16) if form.bits > 8 else plane
+        bits = mx.concatenate([_moved(plane, i * width, at, width) for i in range(8 // width)], axis=-1)
+        found = bits if found is None else found | bits
         at, start = at + width, start + size
     return found
+
+
+def _moved(plane: mx.array, start: int, to: int, width: int) -> mx.array:
+    """Return ``width`` bits of each byte from bit ``start`` on, as bits of a code from bit ``to`` on."""
+    if width == 8:
+        return plane << to if to else plane
+    moved = plane >> (start - to) if start > to else plane << (to - start) if to > start else plane
+    return moved & ((2**width - 1) << to)

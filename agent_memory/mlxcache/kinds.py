@@ -272,12 +272,13 @@ def regrown(caches: Iterable[Any], new: Iterator[Any]) -> list[Any]:
 def _copied(cache: KVCache, n_tokens: int) -> KVCache:
     twin = KVCache()
     room = roomy(n_tokens) - n_tokens
-    twin.keys, twin.values = (_with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
+    twin.keys, twin.values = (with_room(a, n_tokens, room) for a in (cache.keys, cache.values))
     twin.offset = n_tokens
     return twin
 
 
-def _with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
+def with_room(array: mx.array, n_tokens: int, room: int) -> mx.array:
+    """Copy the first ``n_tokens`` of one row, with ``room`` spare ones."""
     _, heads, _, dim = array.shape
     return mx.concatenate([array[..., :n_tokens, :], mx.zeros((1, heads, room, dim), array.dtype)], axis=2)
 

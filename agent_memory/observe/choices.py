@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
-from agent_memory.config import Config, memory_budgets, total_memory_bytes
+from agent_memory.config import Codec, Config, memory_budgets, total_memory_bytes
 from agent_memory.figures import Choice, ChoiceSource
 from agent_memory.protocols import ModelRunner
 from agent_memory.toolcall.choice import choice_of
@@ -24,7 +24,7 @@ EFFECTS: Mapping[str, str] = {
     "hot_ttl_s": "a limit frees live memory that no request has used for so long",
     "warm_ttl_s": "a limit frees warm memory that no request has used for so long",
     "warm_codec": "'q8', 'q5' or 'q4' keep 2 to 7 times more agents in memory; restored KV is 'quantized' then",
-    "cold_codec": "'q8', 'q5' or 'q4' keep 2 to 7 times more agents on disk; restored KV is 'quantized' then",
+    "cold_codec": "'q8', 'q5', 'q4' or 'auto:0.002' keep 2 to 7 times more agents on disk, restored as 'quantized'",
     "chunk_tokens": "smaller shares prefixes more finely and writes more files; KV of another size is not reused",
     "prefill_tokens": "larger computes prompts faster on GPUs, and lets running replies wait longer",
     "weights_dtype": "another dtype is another identity: KV that was stored before is not used",
@@ -47,9 +47,12 @@ EFFECTS: Mapping[str, str] = {
     "embedder": "'resident' or an Embedder: search by meaning beside words",
     "recorder": "a file: one line of JSON for each step of each request",
     "on_reply": "a function: called with each reply",
+    "remote": "a bucket's URL: KV that other hosts have computed is fetched, and what is computed here is published",
+    "remote_key": "the same secret on every host that shares the remote; with another one nothing is found there",
+    "remote_write": "False fetches from the remote and publishes nothing",
     "trust_remote_code": "True runs Python code that comes with a model",
 }
-_SECRET = ("salt", "key", "redact", "embedder", "on_reply")  #: said to be set or not, and no more
+_SECRET = ("salt", "key", "redact", "embedder", "on_reply", "remote_key")  #: said to be set or not, and no more
 
 
 @frozen
@@ -61,12 +64,17 @@ class _Found:
 
 @frozen(kw_only=True)
 class Circumstances:
-    """What choices depend on. ``recorded``: what the store knew of the model. ``disk_bytes``: the folder's budget."""
+    """What choices depend on. ``recorded``: what the store knew of the model. ``disk_bytes``: the folder's budget.
+
+    ``cold_codec``: that of new KV; what "auto:0.002" stands for.
+    """
 
     runner: ModelRunner
     config: Config
     recorded: Mapping[str, str]
     disk_bytes: int
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket, in words
+    cold_codec: Codec = "exact"
 
 
 def choices(at: Circumstances) -> tuple[Choice, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
-from agent_memory.config import CODECS, Codec, is_text
+from agent_memory.config import CODECS, Codec, is_codec, is_text
 from agent_memory.errors import PromptTooLongError, UnsupportedParameterError, repr_of
-from agent_memory.kvcache.coding import fallbacks, is_lossy, named
+from agent_memory.kvcache.coding import fallbacks, fitted, is_for, is_lossy, named
 from agent_memory.progress import Progress, silent
 from agent_memory.protocols import Divergence, ModelRunner
 from agent_memory.scheduler.engine import Engine
@@ -17,8 +17,9 @@ from agent_memory.views.page import Note, Page, Shown, Table
 from agent_memory.views.units import count
 
 #: This share of a text is the context, in encoded KV; predictions of the remaining tokens are compared.
-_CONTEXT_SHARE = 0.75
-_LEAST_TOKENS = 8
+CONTEXT_SHARE = 0.75
+LEAST_TOKENS = 8
+_LONGEST_NAME = 16
 
 
 @frozen(kw_only=True)
@@ -46,8 +47,9 @@ class CodecReport(Shown):
 
     def __repr__(self) -> str:
         return (
-            f"CodecReport({self.codec}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, KL {self.kl:.5f}, "
-            f"perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, {self.n_tokens} tokens)"
+            f"CodecReport({short_name(self.codec)}: {self.bits_per_value:.2f} bits, {self.ratio:.2f}x smaller, "
+            f"KL {self.kl:.5f}, perplexity {self.perplexity_change:+.2%}, same token {self.agreement:.1%}, "
+            f"{self.n_tokens} tokens)"
         )
 
     def _page(self) -> Page:
@@ -60,7 +62,14 @@ class CodecReport(Shown):
             ("encodes, decodes", f"{self.encode_gb_s:.1f}, {self.decode_gb_s:.1f} GB a second"),
         ]
         left = [Note(f"left exact: {tensor}") for tensor in self.exact_tensors]
-        return Page(f"Codec {self.codec}, compared over {count(self.n_tokens, 'token')}", [Table(rows), *left])
+        return Page(
+            f"Codec {short_name(self.codec)}, compared over {count(self.n_tokens, 'token')}", [Table(rows), *left]
+        )
+
+
+def short_name(codec: Codec) -> str:
+    """Return a codec's name for a line: that of a mixed one is as long as its model has layers."""
+    return codec if len(codec) <= _LONGEST_NAME else f"{codec[:_LONGEST_NAME]}..."
 
 
 def measure(
@@ -72,15 +81,13 @@ def measure(
     progress: Progress = silent,
 ) -> CodecReport:
     """Return the report of codec ``name`` on ``texts``; see ``Memory.measure_codec``."""
-    if name not in CODECS[1:]:
-        raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS[1:])}: got {repr_of(name)}")
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or not (texts := tuple(texts)):
-        raise UnsupportedParameterError("texts must be a list of at least one text")
-    for text in texts:
-        if not is_text(text):
-            shown = "one with lone surrogates" if isinstance(text, str) else type(text).__name__
-            raise UnsupportedParameterError(f"a text must be a str, got {shown}")
+    if not is_codec(name) or name == "exact":
+        names = f"{', '.join(CODECS[1:])}, or a name that choose_codec gave"
+        raise UnsupportedParameterError(f"codec must be one of {names}: got {repr_of(name)}")
+    texts = checked_texts(texts)
     codec = named(name)
+    if not is_for(runner.layout, codec):
+        raise UnsupportedParameterError(f"codec {repr_of(name)} was chosen for a model of another number of layers")
     if not runner.layout.is_storable:
         raise UnsupportedParameterError(f"KV of this model is not stored: {runner.layout.unstored[0]}")
     if not is_lossy(runner.layout, codec):
@@ -88,22 +95,34 @@ def measure(
     found = []
     for number, text in enumerate(texts):
         progress(number, len(texts), "")
-        found.append(_compared(engine, runner, chunk_tokens, codec, text))
+        found.append(_compared(engine, runner, chunk_tokens, fitted(runner.layout, codec), text))
     return report(codec, found, fallbacks(runner.layout, codec))
+
+
+def checked_texts(texts: object) -> tuple[str, ...]:
+    """Return the texts of a caller. Raises UnsupportedParameterError for what is no list of at least one text."""
+    found = () if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) else tuple(texts)
+    if not found:
+        raise UnsupportedParameterError("texts must be a list of at least one text")
+    for text in found:
+        if not is_text(text):
+            shown = "one with lone surrogates" if isinstance(text, str) else type(text).__name__
+            raise UnsupportedParameterError(f"a text must be a str, got {shown}")
+    return found
 
 
 def _compared(engine: Engine, runner: ModelRunner, chunk_tokens: int, codec: Codec, text: str) -> Divergence:
     ids = runner.tokenizer.encode(text, bos=True)
     limit = runner.context_tokens
-    if len(ids) < _LEAST_TOKENS:
-        raise UnsupportedParameterError(f"a text of {len(ids)} tokens says nothing: give {_LEAST_TOKENS} or more")
+    if len(ids) < LEAST_TOKENS:
+        raise UnsupportedParameterError(f"a text of {len(ids)} tokens says nothing: give {LEAST_TOKENS} or more")
     if limit is not None and len(ids) > limit:
         raise PromptTooLongError(len(ids), limit)
 
     def work() -> Divergence:
         batch = runner.open_batch(chunk_tokens)
         try:
-            return batch.measure(ids, int(len(ids) * _CONTEXT_SHARE), codec)
+            return batch.measure(ids, int(len(ids) * CONTEXT_SHARE), codec)
         finally:
             batch.close()
 

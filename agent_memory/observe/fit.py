@@ -10,7 +10,7 @@ import numpy as np
 from attrs import frozen
 
 from agent_memory.config import Codec, Config, memory_budgets
-from agent_memory.kvcache.coding import token_bytes
+from agent_memory.kvcache.coding import fitted, token_bytes
 from agent_memory.kvcache.layout import Layout, is_kept
 from agent_memory.kvfile.format import extents, header, metadata
 from agent_memory.prefix.index import Index
@@ -181,7 +181,7 @@ def fit(runner: ModelRunner, config: Config, disk_bytes: int | None, n_agents: i
     budgets = {"hot": hot_bytes, "warm": budget or None, "cold": disk_bytes}
     agent = {
         "hot": live_bytes(layout, n_tokens, chunk_tokens, step),
-        "warm": warm_bytes(layout, n_tokens, chunk_tokens, config.warm_codec, step),
+        "warm": warm_bytes(layout, n_tokens, chunk_tokens, fitted(layout, config.warm_codec), step),
         "cold": file_bytes(layout, n_tokens, chunk_tokens, runner.host, step),
     }
     return Fit(

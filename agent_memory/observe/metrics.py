@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from attrs import field, frozen
 
-from agent_memory.figures import Health, Histogram, Stats
+from agent_memory.figures import REMOTE_EVENTS, Health, Histogram, Stats
 from agent_memory.usage import TIERS, MissCause
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -165,6 +165,22 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("disk_failures", "counter", "writes", "Writes that the disk refused."),
     Metric("remember_failures", "counter", "exchanges", "Exchanges that were to be remembered and are not."),
     Metric("tools_abandoned", "counter", "calls", "Calls of run_tools that were still running after tool_timeout_s."),
+    Metric(
+        "remote",
+        "counter",
+        "events",
+        "Traffic with the bucket that hosts share, by event (docs/remote.md).",
+        label="event",
+        known=REMOTE_EVENTS,
+    ),
+    Metric(
+        "remote_bytes",
+        "counter",
+        "bytes",
+        "Bytes of objects that were fetched from that bucket, and published there.",
+        label="way",
+        known=("fetched", "published"),
+    ),
     Metric("faults", "counter", "faults", "Model steps that raised, and exceptions that struck the engine's thread."),
     Metric("hook_failures", "counter", "replies", "Replies for which on_reply raised, or could not be called."),
     Metric("recorder_failures", "counter", "lines", "Lines that could not be written to the recorder's file."),

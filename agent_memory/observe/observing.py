@@ -67,6 +67,12 @@ class Observing(Observer):
         if self.recorder is not None:
             self.recorder.write("start", {"id": id, **_chosen(so_far, _AT_START)})
 
+    def fetched(self, request: Request, n_tokens: int, n_bytes: int, began: float) -> None:
+        """Note what came out of the bucket for a request, and how long it waited."""
+        if self.recorder is not None:  # the trace shows what the engine did, and it did nothing
+            found = {"tokens": n_tokens, "bytes": n_bytes, "s": _s(time.perf_counter() - began)}
+            self.recorder.write("fetch", {"id": request.feed.id, **found})
+
     def prefilled(self, request: Request, start: int, stop: int, began: float) -> None:
         """Note a prefill step."""
         now, id = time.perf_counter(), request.feed.id

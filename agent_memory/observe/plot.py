@@ -22,7 +22,7 @@ from agent_memory.views.page import COLOURS
 
 #: Newest requests that are drawn.
 MOST_REQUESTS = 100
-_ORIGINS = ("hot", "warm", "cold", "computed")
+_ORIGINS = ("hot", "warm", "cold", "remote", "computed")
 _MIB = 1 << 20
 
 

@@ -10,21 +10,25 @@ from typing import Any, Protocol
 
 import attrs
 
-from agent_memory.config import Config, memory_budgets
+from agent_memory.config import Config, auto_budget, memory_budgets
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
-from agent_memory.observe.codec_quality import CodecReport, measure
+from agent_memory.observe.codec_choice import CodecChoice, choose
+from agent_memory.observe.codec_quality import CodecReport, checked_texts, measure
 from agent_memory.observe.fit import MOST_TOKENS, Fit, fit
 from agent_memory.observe.meters import Tap
 from agent_memory.observe.metrics import AgentFigures, Figures
 from agent_memory.observe.observing import Observing
+from agent_memory.observe.own_texts import own_ids
 from agent_memory.observe.plot import Plot, draw, usages
 from agent_memory.observe.prometheus import exposition
 from agent_memory.observe.trace import Trace, trace_of
+from agent_memory.observe.tuning import Tuning, tune
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.views.page import Note, Page, Shown, Table
@@ -47,6 +51,8 @@ class _Asking(Protocol):
     is_closed: bool
     n_tools_abandoned: int
 
+    @property
+    def identity(self) -> str: ...
     @property
     def longterm(self) -> _LongTerm: ...
     def ensure_open(self) -> Any: ...
@@ -139,8 +145,35 @@ class Reports:
     def doctor(self, *, explain: bool) -> Doctor:
         """What was found, what was chosen."""
         disk_bytes, recorded = self._store.stats()["disk_budget_bytes"], self._models.recorded
-        at = Circumstances(runner=self.runner, config=self.config, recorded=recorded, disk_bytes=disk_bytes)
+        wanted = self.config.cold_codec
+        codec = wanted if auto_budget(wanted) is None else self._store.codec
+        at = Circumstances(
+            runner=self.runner,
+            config=self.config,
+            recorded=recorded,
+            disk_bytes=disk_bytes,
+            remote=self.engine.pulse.remote,
+            cold_codec=codec,
+        )
         return checkup.examine(at, explain=explain)
+
+    def choose_codec(self, kl: object, texts: Sequence[str] | None) -> CodecChoice:
+        """Choose, and record what was chosen."""
+        ensure_writable(self._store, "record a codec")
+        identity, tokenizer = self._asking.identity, self.runner.tokenizer
+        if texts is None:
+            ids = own_ids(self._store, self.config.salt, tokenizer.digest)
+        else:
+            ids = [tokenizer.encode(text, bos=True) for text in checked_texts(texts)]
+        with bar(self.config.progress, "choose", "tensors") as report:
+            found = choose(self.engine, self.runner, self.config.chunk_tokens, kl, ids, report)
+        self.engine.call(lambda: self._store.choose_codec(identity, found.setting, found.codec))
+        return found
+
+    def tune(self, n_tokens: object) -> Tuning:
+        """Measure this machine."""
+        with bar(self.config.progress, "tune", "parts") as report:
+            return tune(self.engine, self.runner, self.config, n_tokens, report)
 
     def fit(self, n_agents: int, n_tokens: int) -> Fit:
         """How many agents fit."""
@@ -254,3 +287,26 @@ class Reporting(Shown):
         reports.ensure_open()
         with bar(reports.config.progress, "measure", "texts") as report:
             return measure(reports.engine, reports.runner, reports.config.chunk_tokens, name, texts, report)
+
+    def choose_codec(self, kl: float = 0.002, texts: Sequence[str] | None = None) -> CodecChoice:
+        """Choose the bits of each layer's keys and values that divide KV by most within a budget of KL to exact.
+
+        ``kl``: nats a token, a mean over ``texts``. Give texts like your prompts, as long as they are; None: those of
+        this store's agents, the longest first. Half of the text is kept to check the choice. What was chosen is
+        recorded in the store: ``Config(cold_codec="auto:0.002")`` encodes new KV so from now on, in every process.
+
+        Feeds 256 tokens once for each layer's keys and once for its values, up to twice; others wait for one such step
+        at a time. Raises UnsupportedParameterError, ReadOnlyError or ClosedError.
+        """
+        self._reports.ensure_open()
+        return self._reports.choose_codec(kl, texts)
+
+    def tune(self, *, n_tokens: int = 1024) -> Tuning:
+        """Measure prefill steps, batch widths and codecs on this machine; return a ``Config`` with the best settings.
+
+        ``n_tokens``: the prompt that prefill steps are timed on. Changes nothing: open the next Memory with
+        ``tuning.config``. Takes a dozen such prefills; requests go on meanwhile, and disturb what is measured.
+        Raises UnsupportedParameterError or ClosedError.
+        """
+        self._reports.ensure_open()
+        return self._reports.tune(n_tokens)

@@ -62,8 +62,12 @@ class _Marks:
     calls: tuple[str, ...]
 
     def put(self, message: Message, *, has_calls: bool) -> Message:
-        """The message with marks in place of its texts; none where it has none."""
-        content = self.content if message.content else ""
+        """The message with marks in place of its texts; none where it has none.
+
+        A call that was cut short is in ``source`` alone: what the model wrote of it stands in the content's place.
+        """
+        is_cut = bool(message.source) and not (message.reasoning or message.tool_calls)
+        content = self.content if message.content or is_cut else ""
         calls: tuple[ToolCall, ...] = ()
         if has_calls:
             marked = zip(message.tool_calls, self.calls, strict=True)

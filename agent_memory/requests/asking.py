@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -40,6 +41,10 @@ from agent_memory.store.uses import TierUse, with_uses
 from agent_memory.tools import as_tools
 from agent_memory.types import AgentInfo, Message, Recall, Tool, Usage
 
+if TYPE_CHECKING:
+    from agent_memory.exchange.opening import Remote
+    from agent_memory.requests.publishing import Publishing
+
 
 class Asking:
     """Starts requests for a Memory and its agents. Any thread.
@@ -56,6 +61,7 @@ class Asking:
         config: Config,
         observing: Observing,
         path: Path | None = None,
+        remote: Remote | None = None,
     ) -> None:
         self._runner, self._store, self._engine = runner, store, engine
         self._observing, self._path = observing, path
@@ -66,10 +72,13 @@ class Asking:
         engine.idle.work = self.longterm.upkeep
         self._clean = self.longterm.clean if config.redact is not None else None
         self.moving = Moving(self.agents, store, engine, runner, self._clean, config.progress)
+        self._remote, self._making = remote, threading.Lock()
+        self._publishing: Publishing | None = None
         self.clock: Callable[[], datetime] = datetime.now  #: the local time given to chat templates
         self._pin_dates, self._compacts = config.pin_dates, config.on_full == "compact"
         self.longterm.on_forget = self.agents.forget_cards
-        self.gate = Gate()
+        self.gate = Gate(engine.wake)
+        engine.gathering.is_asked = self.gate.is_passed
         self.is_closed = False
         self.n_tools_abandoned = 0  #: calls of run_tools that were still running when their time was up
 
@@ -197,6 +206,18 @@ class Asking:
         return Rendering(
             clock=self.clock, pin_dates=self._pin_dates, tools=tools, generation_prompt=False, clean=self._clean
         )
+
+    @property
+    def publishing(self) -> Publishing:
+        """Published logs. Made, and imported, on first use: who has no remote pays nothing."""
+        from agent_memory.requests.publishing import Publishing
+
+        with self._making:
+            if self._publishing is None:
+                self._publishing = Publishing(
+                    self._remote, self.agents, self.versions, self._store, self._engine, self.moving.terms
+                )
+            return self._publishing
 
     # The next two are made for each use: kept, they would be cycles, and a dropped Memory would end with a collection.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agent_memory.scheduler.callables import THREAD_NAME
 
@@ -16,11 +16,17 @@ class Gate:
 
     - Between a prompt's tokenization and its place in the line no swap takes place.
     - Threads for which the swap itself waits pass a closed gate.
+    - ``after`` is called when nobody passes any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after: Callable[[], None]) -> None:
+        self._after = after
         self._changed = threading.Condition()
         self._n_inside, self._is_closed = 0, False
+
+    def is_passed(self) -> bool:
+        """True while a request is being made."""
+        return self._n_inside > 0
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
@@ -34,7 +40,10 @@ class Gate:
         finally:
             with self._changed:
                 self._n_inside -= 1
+                is_last = not self._n_inside
                 self._changed.notify_all()
+            if is_last:
+                self._after()
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:

@@ -246,7 +246,8 @@ class LongTerm:
             self._database.close()
             self._database, self._contexts, self._episodes = None, {}, None
         if self._database is None:
-            self._database = Database(where, read_only=is_read_only, key=FileKey.of(self._store.parts.keys, "recall"))
+            key = FileKey.of(self._store.parts.manifest.database.keys, "recall")
+            self._database = Database(where, read_only=is_read_only, key=key)
         return self._database
 
 

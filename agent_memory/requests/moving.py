@@ -15,9 +15,9 @@ from agent_memory.carry.agent_file import AgentFileReader
 from agent_memory.carry.carrier import Carrier
 from agent_memory.carry.exporting import Recoding
 from agent_memory.carry.incoming import Model
-from agent_memory.config import CODECS, Codec, as_path
+from agent_memory.config import CODECS, Codec, as_path, is_codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.kvcache.coding import Coding
+from agent_memory.kvcache.coding import Coding, fitted, is_for
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
 from agent_memory.progress import bar
@@ -57,15 +57,18 @@ class Moving:
 
     def export(self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool) -> None:
         """Write an agent to a file. ``codec``: exact KV is encoded so; None: KV is written as it is stored."""
-        if codec is not None and codec not in CODECS:
-            raise UnsupportedParameterError(f"codec must be one of {', '.join(CODECS)} or None, got {repr_of(codec)}")
+        if codec is not None and not (is_codec(codec) and is_for(self._runner.layout, codec)):
+            names = f"{', '.join(CODECS)}, a name that choose_codec gave for this model"
+            raise UnsupportedParameterError(f"codec must be one of {names} or None, got {repr_of(codec)}")
         if agent.is_temporary:
             raise UnsupportedParameterError(
                 f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"
             )
         path = as_path(file, "file")
         flush(self._engine, self._store)
-        recoding = None if codec in (None, "exact") else Recoding(codec, self._encode)
+        recoding = None
+        if codec is not None and codec != "exact":
+            recoding = Recoding(fitted(self._runner.layout, codec), self._encode)
         with bar(self._progress, "export", "MiB") as report:
             n_lost = self._carrier.export(
                 self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report
@@ -88,7 +91,7 @@ class Moving:
     def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
         """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""
         ensure_writable(self._store, "take in an agent")
-        terms = self._terms()
+        terms = self.terms()
         model = Model(
             digests=self._runner.identity,
             identity=self._agents.identity,
@@ -109,7 +112,8 @@ class Moving:
             )  # fmt: skip
         return self._agents.arrived(taken, is_foreign=is_foreign)
 
-    def _terms(self) -> Terms:
+    def terms(self) -> Terms:
+        """Return under which terms a log is taken in now."""
         n_vocab: Any = getattr(self._runner, "n_vocab", None)  # a runner of the host may have none
         digest, clean = self._runner.tokenizer.digest, self._clean
         if clean is None:

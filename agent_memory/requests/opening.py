@@ -103,6 +103,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
+    from agent_memory.exchange.opening import open_remote
     from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
     from agent_memory.tiers.tiers import Tiers
@@ -113,6 +114,7 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
     if is_read_only and path is None:
         raise ConfigError("read_only=True needs a store: ':memory:' is no folder, so nothing is there to be read")
     key = None if config.key is None or path is None else keys_of(config.key, "key")
+    remote = open_remote(config)
     if is_read_only and path is not None:
         store = SharedStore(path, chunk_tokens=config.chunk_tokens, key=key)
     else:
@@ -126,7 +128,18 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
                 report=report,
                 key=key,
             )
-    return Tiers(store, warm_bytes=warm_bytes, warm_codec=config.warm_codec, warm_ttl_s=config.warm_ttl_s)
+    exchange = None
+    if remote is not None:
+        from agent_memory.exchange.exchange import Exchange
+
+        exchange = Exchange(remote, store)
+    return Tiers(
+        store,
+        warm_bytes=warm_bytes,
+        warm_codec=config.warm_codec,
+        warm_ttl_s=config.warm_ttl_s,
+        exchange=exchange,
+    )
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:

@@ -167,6 +167,16 @@ class Agents:
 
         self._engine.call(work)
 
+    def hold(self, log: Log, holder: str) -> None:
+        """Store by which right an agent's log is published; durable at the next flush."""
+
+        def work() -> None:
+            log.ensure_exists()
+            log.facts = attrs.evolve(log.facts, holder=holder)
+            self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+
+        self._engine.call(work)
+
     def take_model(self, identity: str) -> None:
         """Note that another model is loaded: KV of open agents that only other models made is of no use to it."""
         with self._lock:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from agent_memory.config import Config
-from agent_memory.errors import RequestError, UnsupportedParameterError, repr_of
+from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
+from agent_memory.kvcache.coding import is_for
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.progress import bar
 from agent_memory.protocols import ModelRunner
@@ -75,6 +76,12 @@ class Models:
     def _attach(self, model: _Model) -> None:
         """Tell the store and the agents whose KV this is; engine thread, after the model is loaded."""
         runner, config = self._resident, self._config
+        for name in ("cold_codec", "warm_codec"):
+            if not is_for(runner.layout, codec := getattr(config, name)):
+                raise ConfigError(
+                    f"{name} {codec!r} was chosen for a model with another number of layers than {model.name}: let "
+                    "memory.choose_codec() find one for this model, or give 'auto:0.002'"
+                )
         identity = identity_of(runner.identity, config.salt, config.chunk_tokens)
         grid = str(config.prefill_tokens or runner.prefill_tokens)
         facts = {"model": model.name, "grid": grid, **runner.identity, **runner.choices}

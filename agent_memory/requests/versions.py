@@ -207,6 +207,17 @@ class Versions:
         self._engine.call(release)
         return n_dropped
 
+    def extend(self, log: Log, turns: Sequence[Turn], facts: Facts) -> None:
+        """Append turns that another host added to the agent. Raises RequestError while a turn runs here."""
+
+        def work() -> None:
+            log.ensure_exists()
+            self._agents.ensure_idle(log, "take over")
+            if turns:
+                self.append(log, turns, facts)
+
+        self._engine.call(work)
+
     def add(self, log: Log, make: Callable[[], Sequence[Message]], tokenizer: str) -> None:
         """Add messages to a log that nothing answers. ``make`` gives them, on the engine thread; none: no change."""
 
@@ -225,7 +236,7 @@ class Versions:
             kept, dropped = self._leave(log, "replaced")
             self._store_change(log, kept=kept, dropped=dropped)
         if facts is not None:
-            facts = attrs.evolve(facts, n_versions=log.n_versions or None)
+            facts = attrs.evolve(facts, n_versions=log.n_versions or None, holder=log.facts.holder)
         for turn in turns:
             if not log.is_temporary:
                 is_told = facts is not None and turn is turns[-1]

@@ -3,9 +3,9 @@
 mlx-lm itself copies a row's KV several times on its way from prompt to batch, and returns its first token one step
 late. Here a row is prefilled alone and joins a batch with its last prompt id still to be fed: rows that join together
 share even their first step. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
-turns them into batch caches with spare capacity (figures: benchmarks/handover.py). Private names of mlx-lm in use:
-``GenerationBatch._step``, ``._next_tokens``, ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``,
-``BatchKVCache._idx``; tests/runner/test_batch.py is their contract.
+turns them into batch caches with spare capacity, where others join and leave without moving them (figures:
+benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step``, ``._next_tokens``,
+``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``; tests/runner/test_batch.py is their contract.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 import mlx.core as mx
 from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
-from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
 from agent_memory.mlxcache import filling, joining, kinds
 from agent_memory.mlxcache.kinds import MLXKV
+from agent_memory.mlxcache.ragged import RaggedKVCache
 from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 from agent_memory.runner import measuring
-from agent_memory.runner.sampling import Drawn, Processors, Sampler, greedy, make_sampler
+from agent_memory.runner.sampling import Drawn, Processors, Sampler, greedy, make_sampler, n_right_of
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -56,6 +57,12 @@ class _Row:
     marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
     n_skip: int = 1  #: ids that the lane returns although the caller has them: the prompt's last id, or a first token
 
+    def sampled(self, ids: list[int], logits: mx.array) -> mx.array:
+        """Return what it samples after each of ``ids``, as far as its constraint looks ahead; lazy."""
+        own = self.processors.several(ids[0], ids[1:], logits[: len(ids)])
+        logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
+        return self.sampler.several(logprobs) if isinstance(self.sampler, Drawn) else greedy(logprobs)
+
 
 class MLXBatch:
     """Rows of one MLX model that decode together, in groups. Built and used on the engine thread alone.
@@ -85,6 +92,7 @@ class MLXBatch:
         self._rows: dict[int, _Row] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
+        self._references = measuring.References()
         self._steps = 0
 
     def empty(self) -> MLXKV:
@@ -157,7 +165,7 @@ class MLXBatch:
         rows = [self._rows[uid] for uid in lanes[0].uids]
         caches = kinds.leaves(lanes[0].prompt_cache)
         return all(row.processors.can_look_ahead for row in rows) and all(
-            type(c) in (KVCache, BatchKVCache) for c in caches
+            type(c) in (KVCache, RaggedKVCache) for c in caches
         )
 
     def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
@@ -167,24 +175,26 @@ class MLXBatch:
         return {uid: (token, self._rows[uid].n_skip > 0) for uid, token in zip(lane.uids, tokens, strict=True)}
 
     def verify(self, group: int, drafts: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
-        """Feed all rows their next ids and drafts; mlx-lm's batch caches truncate all rows by the same number."""
+        """Feed all rows their next ids and drafts; each goes on by as many as are right in it."""
         [lane] = self._lanes[group]
         rows = [self._rows[uid] for uid in lane.uids]
         pending: Any = lane._next_tokens.tolist()
         width = 1 + max(len(draft) for draft in drafts.values())
         fed = [[token, *drafts[row.number]] for row, token in zip(rows, pending, strict=True)]
         with mx.stream(self._generator.stream):
+            self._make_room(lane, width)
             padded = mx.array([ids + ids[-1:] * (width - len(ids)) for ids in fed], mx.uint32)
             logits = self._model(padded, cache=lane.prompt_cache)
-            sampled = self._sampled(rows, fed, logits)
-            n_right = min(_n_right(ids[1:], tokens) for ids, tokens in zip(fed, sampled, strict=True))
-            for cache in kinds.leaves(lane.prompt_cache):
-                cache.trim(width - 1 - n_right)
-            lane._next_tokens = mx.array([tokens[n_right] for tokens in sampled], mx.uint32)
+            sampled = [row.sampled(ids, logits[place]) for place, (row, ids) in enumerate(zip(rows, fed, strict=True))]
+            mx.eval(sampled)
+            found: Any = [own.tolist() for own in sampled]
+            rights = [n_right_of(ids[1:], own) for ids, own in zip(fed, found, strict=True)]
+            joining.cut(lane.prompt_cache, width, rights)
+            lane._next_tokens = mx.array([own[n] for own, n in zip(found, rights, strict=True)], mx.uint32)
         lane._next_logprobs = [mx.zeros(1) for _ in rows]
         self._steps += 1
         out: list[tuple[int, int]] = []
-        for row, ids, tokens in zip(rows, fed, lane.tokens, strict=True):
+        for row, ids, tokens, n_right in zip(rows, fed, lane.tokens, rights, strict=True):
             row.processors.confirm(ids[1 : 1 + n_right])
             if isinstance(row.sampler, Drawn):
                 row.sampler.keep(1 + n_right)
@@ -192,16 +202,6 @@ class MLXBatch:
             out += [(row.number, token) for token in ids[row.n_skip : 1 + n_right]]
             row.n_skip = 0
         return out
-
-    def _sampled(self, rows: list[_Row], fed: list[list[int]], logits: mx.array) -> list[list[int]]:
-        """Return what each row samples after each id that it was fed, as far as its constraint looks ahead."""
-        tokens = []
-        for place, (row, ids) in enumerate(zip(rows, fed, strict=True)):
-            own = row.processors.several(ids[0], ids[1:], logits[place, : len(ids)])
-            logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
-            tokens.append(row.sampler.several(logprobs) if isinstance(row.sampler, Drawn) else greedy(logprobs))
-        mx.eval(tokens)
-        return [one.tolist() for one in tokens]
 
     def error(self, row: int) -> BaseException | None:
         """Return what a user's callable or the constraint of this row raised."""
@@ -245,13 +245,25 @@ class MLXBatch:
             self._waiting.pop(number, None)
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
-        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both."""
-        kv, coder = self.empty(), measuring.Coder(codec)
-        for start in range(0, n_context, measuring.STEP):
-            self.prefill(kv, ids[start : min(start + measuring.STEP, n_context)])
+        """Prefill ``n_context`` ids, encode and decode a copy of their KV, and feed the rest to both.
+
+        The exact KV and its predictions are kept for another codec on the same ids, until other ids or ``close``.
+        """
+        coder, known = measuring.Coder(codec), self._references.of(ids, n_context, self.empty, self.prefill)
         with mx.stream(self._generator.stream):
-            twin = measuring.recoded(kv, coder)
-            return measuring.diverge(self._model, kv, twin, ids[n_context:], coder)
+            return measuring.diverge(self._model, known, measuring.recoded(known.kv, coder), coder)
+
+    @property
+    def spare_nbytes(self) -> int:
+        """Bytes of ``nbytes`` that ``tidy`` would free."""
+        return sum(joining.spare_nbytes(lane.prompt_cache) for lanes in self._lanes.values() for lane in lanes)
+
+    def tidy(self) -> None:
+        """Copy the rows of each lane that has spare bytes, layer by layer."""
+        with mx.stream(self._generator.stream):
+            for lane in [one for lanes in self._lanes.values() for one in lanes]:
+                if joining.spare_nbytes(lane.prompt_cache):
+                    self._move(lane)
 
     @property
     def nbytes(self) -> int:
@@ -266,6 +278,7 @@ class MLXBatch:
         self._waiting.clear()
         self._rows.clear()
         self._lanes.clear()
+        self._references.drop()
         self._generator.close()
 
     def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
@@ -289,7 +302,8 @@ class MLXBatch:
 
     def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
         parts = [row.caches for row in rows]
-        caches = parts[0] if len(rows) == 1 else [self._joined(layer) for layer in zip(*parts, strict=True)]
+        join = joining.Join(self._beside)
+        caches = parts[0] if len(rows) == 1 else [join.layer(layer) for layer in zip(*parts, strict=True)]
         lane = kind(
             self._model,
             [row.number for row in rows],
@@ -306,18 +320,16 @@ class MLXBatch:
             row.caches = []  # the lane owns them now
         return lane
 
-    def _joined(self, layer: Sequence[Any]) -> Any:
-        return joining.join(layer, self._beside)
-
     def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
         """Join rows to a decoding lane, layer by layer, so that at most one layer is in memory twice."""
+        mx.eval(lane._next_tokens)  # the step under way reads buffers that are written in place
         layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
         lane.prompt_cache = []
         for row in rows:
             row.caches = []
-        joined = []
+        joined, join = [], joining.Join(self._beside)
         for layer in layers:
-            joined.append(self._joined(layer))
+            joined.append(join.layer(layer))
             layer.clear()
         lane.extend(self._lane(_Joining, rows))
         lane.prompt_cache = joined
@@ -325,22 +337,15 @@ class MLXBatch:
     def _cut(self, lane: GenerationBatch, numbers: list[int]) -> list[list[Any]]:
         """Copy the caches of rows that leave a lane, layer by layer."""
         places = [lane.uids.index(number) for number in numbers]
-        stay = [i for i in range(len(lane.uids)) if i not in places]
+        stay = joining.order(len(lane.uids), places)
         layers, lane.prompt_cache = lane.prompt_cache, []
-        out: list[list[Any]] = [[] for _ in numbers]
-        if len(lane.uids) == 1:
-            out = [layers]
-        for number, layer in enumerate(layers if len(lane.uids) > 1 else []):
-            for place, taken in zip(places, out, strict=True):
-                taken.append(joining.take(layer, place, self._chunk_tokens))
-            mx.eval([taken[-1].state for taken in out])
-            if stay:
-                layer.filter(stay)
-                layers[number] = joining.from_batch(layer, self._chunk_tokens) if len(stay) == 1 else layer
-                mx.eval(layers[number].state)
+        is_alone = len(lane.uids) == 1 and not joining.has_spans(layers)
+        out = [layers] if is_alone else joining.part(layers, places, stay, self._chunk_tokens)
         lane.filter(stay)
         if stay:
             lane.prompt_cache = layers
+            if joining.is_wasteful(layers):
+                self._move(lane)
         else:
             for lanes in self._lanes.values():
                 lanes[:] = [one for one in lanes if one is not lane]
@@ -350,6 +355,7 @@ class MLXBatch:
         """Step a lane until a row has a new token: one step, or two where the caller has every token of the first."""
         out: list[tuple[int, int]] = []
         while lane.uids and not out:
+            self._make_room(lane, 1)
             responses = lane.next()
             self._mark_lane(lane)
             for response in responses:
@@ -359,6 +365,16 @@ class MLXBatch:
                 else:
                     out.append((response.uid, response.token))
         return out
+
+    def _make_room(self, lane: GenerationBatch, n_ids: int) -> None:
+        if joining.lacks_room(lane.prompt_cache, n_ids):
+            self._move(lane, n_ids)
+
+    def _move(self, lane: GenerationBatch, n_ids: int = 1) -> None:
+        """Copy a lane's rows to buffers without spare rows and gaps."""
+        mx.eval(lane._next_tokens)
+        caches, lane.prompt_cache = lane.prompt_cache, []
+        lane.prompt_cache = joining.Join(self._beside).move(caches, n_ids, self._chunk_tokens)
 
     def _mark_lane(self, lane: GenerationBatch) -> None:
         if not self._layout.snapshots:
@@ -378,14 +394,6 @@ class MLXBatch:
 
 def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
     return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
-
-
-def _n_right(draft: Sequence[int], sampled: Sequence[int]) -> int:
-    """Return how many ids of a draft were sampled at their places; fewer where the last sample is needed."""
-    n = 0
-    while n < min(len(draft), len(sampled) - 1) and draft[n] == sampled[n]:
-        n += 1
-    return n
 
 
 def _own(kv: KV) -> MLXKV:

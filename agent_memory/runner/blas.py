@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import logging
 import mmap
@@ -160,27 +161,37 @@ def region_of(address: int, regions: list[Region]) -> Region | None:
 
 def loaded_library(regions: list[Region]) -> Path:
     """The file of the one loaded libmlx.so."""
-    paths = {r.path for r in regions if Path(r.path).name == _LIBRARY}
+    paths = {r.path for r in regions if r.path.endswith(f"/{_LIBRARY}")}
     if len(paths) != 1:
         raise _LeaveAlone(f"{len(paths)} files named {_LIBRARY} are loaded; expected one")
     return Path(paths.pop())
 
 
-def pointer_slots(library: Path) -> dict[str, int]:
-    """Function -> address (from the load address) of the pointer through which the library calls it."""
+@functools.cache
+def pointer_slots(library: Path) -> Mapping[str, int]:
+    """Function -> address (from the load address) of the pointer through which the library calls it.
+
+    Parsed once in a process, ~10 ms: what is loaded is not unloaded.
+    """
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _Elf(data).slots(frozenset(name.encode() for name in FUNCTIONS))
 
 
 def _load_address(library: Path, regions: list[Region]) -> int:
-    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        first = min(_Elf(data).loads, key=lambda load: load[1])
+    first = _first_load(library)
     page = mmap.PAGESIZE
     offset, address = first[0] // page * page, first[1] // page * page
     starts = [r.start for r in regions if r.path == str(library) and r.offset == offset]
     if not starts:
         raise _LeaveAlone(f"{library.name} is not mapped from its first segment on")
     return min(starts) - address
+
+
+@functools.cache
+def _first_load(library: Path) -> tuple[int, int, int]:
+    """File offset, address and bytes of the loaded segment with the lowest address."""
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return min(_Elf(data).loads, key=lambda load: load[1])
 
 
 def _check_slot(name: str, address: int, regions: list[Region]) -> None:

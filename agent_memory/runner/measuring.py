@@ -6,11 +6,12 @@ Only storage is measured: attention runs on the decoded rows, as after a restore
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from attrs import define, field
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coding
@@ -73,15 +74,73 @@ def recoded(kv: MLXKV, recode: Recode) -> MLXKV:
     return twin
 
 
-def diverge(model: Any, exact: MLXKV, other: MLXKV, ids: Sequence[int], coder: Coder) -> Divergence:
-    """Feed all ``ids`` but the last to both, and compare their predictions of the next token. Changes both."""
+@define
+class Reference:
+    """A text whose context is computed: its exact KV, and what the model predicts after each of the ids behind it."""
+
+    context: tuple[int, ...]
+    ids: tuple[int, ...]  #: behind the context; the last one is fed to nothing
+    kv: MLXKV = field(repr=False)  #: exact KV of the context
+    _kept: mx.array | None = field(default=None, repr=False)
+
+    def predictions(self, model: Any) -> Iterator[mx.array]:
+        """Yield log probabilities, (``STEP`` or fewer, vocabulary). Kept if one step is all: more are too large."""
+        if self._kept is not None:
+            yield self._kept
+            return
+        twin = self.kv.copy(self.kv.n_tokens)
+        assert twin is not None
+        for fed in _steps(self.ids):
+            found = _log_probabilities(model, fed, twin.caches)
+            if len(self.ids) - 1 <= STEP:
+                mx.eval(found)
+                self._kept = found
+            yield found
+
+
+class References:
+    """The newest text that was measured, for the next codec on it. Engine thread."""
+
+    def __init__(self) -> None:
+        self._newest: Reference | None = None
+
+    def of(
+        self,
+        ids: Sequence[int],
+        n_context: int,
+        empty: Callable[[], MLXKV],
+        prefill: Callable[[MLXKV, Sequence[int]], object],
+    ) -> Reference:
+        """Return the reference of a text; computes the KV of its context where the newest is of another text."""
+        context, rest = tuple(ids[:n_context]), tuple(ids[n_context:])
+        found = self._newest
+        if found is None or (found.context, found.ids) != (context, rest):
+            found = self._newest = None  # its KV is freed before the next one's is computed
+            kv = empty()
+            for start in range(0, n_context, STEP):
+                prefill(kv, context[start : start + STEP])
+            found = self._newest = Reference(context, rest, kv)
+        return found
+
+    def drop(self) -> None:
+        """Free the newest reference's KV."""
+        self._newest = None
+
+
+def _steps(ids: Sequence[int]) -> Iterator[mx.array]:
+    for start in range(0, len(ids) - 1, STEP):
+        yield mx.array([list(ids[start : min(start + STEP, len(ids) - 1)])])
+
+
+def diverge(model: Any, reference: Reference, other: MLXKV, coder: Coder) -> Divergence:
+    """Feed all ids but the last to ``other`` KV, and compare the predictions of each next token. Changes ``other``."""
+    ids = reference.ids
     n = len(ids) - 1
     kl = np.zeros(n)
     agreed, nll = 0, np.zeros(2)
-    for start in range(0, n, STEP):
-        fed = mx.array([list(ids[start : min(start + STEP, n)])])
+    for start, fed, p in zip(range(0, n, STEP), _steps(ids), reference.predictions(model), strict=True):
         wanted = mx.array(list(ids[start + 1 : min(start + STEP, n) + 1]))[:, None]
-        p, q = (_log_probabilities(model, fed, kv.caches) for kv in (exact, other))
+        q = _log_probabilities(model, fed, other.caches)
         divergence = mx.sum(mx.exp(p) * (p - q), axis=-1)
         same = mx.sum(mx.argmax(p, axis=-1) == mx.argmax(q, axis=-1))
         losses = [-mx.sum(mx.take_along_axis(x, wanted, axis=-1)) for x in (p, q)]

@@ -169,6 +169,14 @@ class Processors:
         return logits if words is None else mx.where(allowed(words, logits.shape[-1]), logits, -mx.inf)
 
 
+def n_right_of(draft: Sequence[int], sampled: Sequence[int]) -> int:
+    """Return how many ids of a draft were sampled at their places; fewer where the last sample is needed."""
+    n = 0
+    while n < min(len(draft), len(sampled) - 1) and draft[n] == sampled[n]:
+        n += 1
+    return n
+
+
 def allowed(words: np.ndarray[Any, Any], n_vocab: int) -> mx.array:
     """Return a mask's words as (n_vocab,) bool; padding ids of the vocabulary, beyond the words, are forbidden."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=min(n_vocab, 32 * len(words)))

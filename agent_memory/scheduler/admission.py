@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import frozen
 
 from agent_memory.errors import OutOfBudgetError
@@ -30,8 +32,16 @@ class Admission:
     - ``reserved_bytes <= limit_bytes`` once a row has started.
     """
 
-    def __init__(self, limit_bytes: int, token_bytes: int, weights_bytes: int, row_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        token_bytes: int,
+        weights_bytes: int,
+        row_bytes: int = 0,
+        fetched_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.limit_bytes = limit_bytes
+        self.fetched_bytes = fetched_bytes  #: bytes of KV that came from a bucket and is not restored yet
         self._token_bytes, self._weights_bytes, self._row_bytes = token_bytes, weights_bytes, row_bytes
         self._groups: dict[int, dict[int, int]] = {}  # group -> row -> worst tokens
         self._closed: set[int] = set()  # groups that no other row may join
@@ -44,10 +54,11 @@ class Admission:
 
     @property
     def reserved_bytes(self) -> int:
-        """The most bytes that all running rows may need."""
+        """The most bytes that all running rows may need, and those that were fetched."""
         groups = self._groups.values()
         tokens = sum(len(rows) * max(rows.values()) for rows in groups)
-        return self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
+        rows_bytes = self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
+        return rows_bytes + self.fetched_bytes()
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.

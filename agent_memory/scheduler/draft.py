@@ -63,7 +63,7 @@ class Draft:
         self.ids, self.chances = self.ids[:n_ids], self.chances[:n_ids]
 
     def verified(self, n_right: int) -> None:
-        """Record that the first ``n_right`` ids of the draft were right; another row may have ended the run."""
+        """Record that the first ``n_right`` ids of the draft were right."""
         self.n_proposed += len(self.ids)
         self.n_accepted += n_right
         if self._is_forced:

@@ -7,10 +7,9 @@ import time
 from collections.abc import Sequence
 
 from agent_memory.protocols import Batch, Tokenizer
-from agent_memory.scheduler.ngrams import runs_of
 from agent_memory.scheduler.row import Row
 
-#: Rows that are verified together; more rows share a step well enough, and seldom all have a draft.
+#: Rows that are verified together; more rows share a step well enough.
 _MOST_ROWS = 4
 #: Ids fed for each row, its next one included.
 _WIDTHS = (2, 3, 4, 6, 8, 12, 16)
@@ -26,9 +25,8 @@ _JUDGED, _PAUSE, _LONGEST_PAUSE = 16, 256, 8192
 class Drafting:
     """Chooses between a single step and a verified one. Engine thread only.
 
-    - A step is verified where the expected number of tokens, by the shares of right ids so far, outweighs its cost.
-    - Every row of a group has a draft then: mlx-lm's batch caches truncate all rows by the same number, so that a row
-      goes on as far as all are right. A group where one row has none takes single steps.
+    - A step is verified where the expected number of tokens of all its rows, by the shares of right ids so far,
+      outweighs its cost. Each row goes on as far as its own draft is right; one without a draft, by one id.
     - Rows with ``exact=True``, with logits processors or a repetition penalty take single steps.
     - The width depends on the ids alone; what the steps took in fact is a brake: where verifying has cost more time
       than it saved, it pauses, and is tried again later.
@@ -43,7 +41,9 @@ class Drafting:
         if self._may_draft(batch, group, rows):
             known = batch.ahead(group)
             self._brake.interrupt()
-            if all(self._draft(row, *known[row.number]) for row in rows) and (width := self._width(rows)):
+            for row in rows:
+                self._draft(row, *known[row.number])
+            if width := self._width(rows):
                 return self._verify(batch, group, rows, width)
         began = time.perf_counter()
         tokens = batch.step(group)
@@ -59,34 +59,29 @@ class Drafting:
         for row in rows:
             row.draft.follow(row.output)
             row.draft.look(_WIDTHS[-1])
-        is_free = [row for row in rows if row.request.constraint is None]
-        return not is_free or self._width(is_free, 1) > 0
+        return any(row.request.constraint is not None for row in rows) or self._width(rows, 1) > 0
 
-    def _draft(self, row: Row, token: int, is_given: bool) -> bool:
-        """Make a row's draft of what follows ``token``; False if there is none."""
+    def _draft(self, row: Row, token: int, is_given: bool) -> None:
+        """Make a row's draft of what follows ``token``."""
         output = row.output if is_given else [*row.output, token]
-        n_ids = min(_WIDTHS[-1] - 1, row.max_tokens - len(output))
-        if token in self._ends or n_ids < 1:
-            return False
+        n_ids = max(0, min(_WIDTHS[-1] - 1, row.max_tokens - len(output))) if token not in self._ends else 0
         row.draft.follow(output)
         row.draft.look(n_ids)
         row.draft.force(row.request.constraint, token, n_ids)
         row.draft.cut(n_ids, self._ends)
-        return bool(row.draft.ids)
 
     def _width(self, rows: Sequence[Row], n_fed: int = 0) -> int:
         """Return the ids to feed for each row, with the best expected gain; 0 for a single step.
 
         ``n_fed``: how many of the drafts' ids are the next ones themselves.
         """
-        chances = runs_of([row.draft.chances for row in rows])
-        best, best_gain = 0, _LEAST_GAIN
+        chances = [row.draft.chances[n_fed:] for row in rows]
+        longest, best, best_gain = 1 + max(map(len, chances)), 0, _LEAST_GAIN
         for width in _WIDTHS:
-            if width > len(chances) - n_fed + 1:
-                width = len(chances) - n_fed + 1
+            width = min(width, longest)
             if width < 2:
                 break
-            n_tokens = 1.0 + sum(chances[n_fed : n_fed + width - 1])
+            n_tokens = 1.0 + sum(sum(one[: width - 1]) for one in chances) / len(rows)
             gain = n_tokens * cost(len(rows)) / cost(len(rows) * width)
             if gain > best_gain:
                 best, best_gain = width, gain
@@ -98,12 +93,12 @@ class Drafting:
         given = {number: is_given for number, (_, is_given) in batch.ahead(group).items()}
         began = time.perf_counter()
         tokens = batch.verify(group, {row.number: row.draft.ids for row in rows})
-        seconds, n_steps = time.perf_counter() - began, 0
+        seconds, n_right = time.perf_counter() - began, 0
         for row in rows:
-            n_right = sum(number == row.number for number, _ in tokens) - (not given[row.number])
-            row.draft.verified(n_right)
-            n_steps = max(n_steps, 1 + n_right)
-        self._brake.verified(len(rows), seconds, n_steps)
+            own = sum(number == row.number for number, _ in tokens) - (not given[row.number])
+            row.draft.verified(own)
+            n_right += own
+        self._brake.verified(len(rows), seconds, 1 + n_right / len(rows))
         return tokens
 
 
@@ -139,8 +134,8 @@ class Brake:
             self._step_s[n_rows] = min(0.9 * known + 0.1 * seconds, 2 * known)  # one that was held up counts little
         self._is_steady = True
 
-    def verified(self, n_rows: int, seconds: float, n_steps: int) -> None:
-        """Record a verified step that took the place of ``n_steps`` single ones."""
+    def verified(self, n_rows: int, seconds: float, n_steps: float) -> None:
+        """Record a verified step that took the place of ``n_steps`` single ones, the mean of its rows."""
         self._is_steady = False
         if (step_s := self._step_s.get(n_rows)) is None:
             return

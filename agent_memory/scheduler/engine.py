@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
@@ -18,6 +18,7 @@ from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
+from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.loop import Loop
 from agent_memory.scheduler.mailbox import Call, Mailbox
@@ -42,6 +43,7 @@ class Pulse:
     n_waiting: int
     n_running: int
     lacks_bytes: bool  #: True if a request waits because the bytes that it may need are not free
+    remote: Mapping[str, str] = field(factory=dict)  #: what is known of the bucket that hosts share, in words
 
 
 @frozen(eq=False)
@@ -103,6 +105,9 @@ class Engine:
         self._counters = Counters()
         self._places = Places(config.max_waiting)
         self._drained = threading.Event()
+        if tiers.exchange is not None:
+            tiers.exchange.wake = self.wake
+        self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
 
@@ -133,12 +138,17 @@ class Engine:
         """The engine's state now. Any thread; never waits."""
         thread, loop = self._thread, self._loop
         is_live = self.is_ours and thread is not None and thread.is_alive()
-        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes)
+        exchange = self._tiers.exchange
+        remote = {} if exchange is None else exchange.facts()
+        return Pulse(is_live, len(loop.waiting), len(loop.running), loop.lacks_bytes, remote)
 
     def stats(self, stored: Callable[[], Mapping[str, Any]]) -> Stats:
         """Return the sums over requests and the bytes in memory now, with the store's figures (``stored``)."""
-        live = self.call(self._memory_figures)
-        return self._counters.stats(live, stored())
+        found = self._counters.stats(self.call(self._memory_figures), stored())
+        if (exchange := self._tiers.exchange) is None:
+            return found
+        events, n_bytes = exchange.figures()
+        return evolve(found, remote=events, remote_bytes=n_bytes)
 
     def _memory_figures(self) -> dict[str, int]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
@@ -171,6 +181,7 @@ class Engine:
         """Queue a request, whose feed gets deltas and the end. Raises QueueFullError or ClosedError."""
         self._observer.queued(request)
         request.feed.at_end(partial(self._observer.ended, request))
+        request.feed.at_wait(self.wake)
         self._places.take(request)
         try:
             self._mail.post(_Submission(self, request, self._places))
@@ -355,6 +366,7 @@ class Engine:
             counters=self._counters,
             places=self._places,
             idle=self.idle,
+            gathering=self.gathering,
             observer=self._observer,
             looks_up=self._config.lookup == "auto",
         )

@@ -9,6 +9,7 @@ from agent_memory.prefix.worth import leaves_first, worth
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.reuse import Plan
+from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import HotTier, Lineage
@@ -27,7 +28,7 @@ class Evictor:
     - The lowest worth first (``prefix/worth.py``); lineages of pinned agents last.
     - The next ones to be evicted are copied to warm ahead of need. No row that decodes waits for a copy.
     - Lineages unused for ``ttl_s`` are evicted, but those of pinned agents.
-    - Idle and reserved bytes fit the budget after ``free``.
+    - Idle, reserved and the batch's spare bytes fit the budget after ``free``.
     """
 
     def __init__(
@@ -36,13 +37,14 @@ class Evictor:
         tiers: Tiers,
         saver: Saver,
         admission: Admission,
+        running: Running,
         *,
         ttl_s: float | None = None,
         unkept: Unkept | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._hot, self._store, self._warm = hot, tiers.store, tiers.warm
-        self._saver, self._admission, self._ttl_s = saver, admission, ttl_s
+        self._saver, self._admission, self._running, self._ttl_s = saver, admission, running, ttl_s
         self._unkept = unkept if unkept is not None else Unkept()
         self._observer = observer or Observer()
         self.n_evicted = 0
@@ -72,6 +74,7 @@ class Evictor:
         """
         kept = plan.lineage
         idle_bytes = self._hot.nbytes - (kept.kv.nbytes if kept is not None and plan.is_moved else 0)
+        self._tidy(n_bytes, idle_bytes)
         leaving: list[Lineage] = []
         for lineage in self._in_order():
             if not self._admission.shortfall(n_bytes, idle_bytes):
@@ -92,6 +95,7 @@ class Evictor:
     def free(self) -> None:
         """Evict until idle and reserved bytes fit the budget; copy the next lineages to warm ahead of need."""
         idle_bytes = self._hot.nbytes
+        self._tidy(0, idle_bytes)
         to_evict, to_copy = self._admission.shortfall(0, idle_bytes), 0
         if self._warm.is_on:
             to_copy = idle_bytes + self._admission.reserved_bytes - int(_FILLED * self._admission.limit_bytes)
@@ -105,6 +109,10 @@ class Evictor:
                 self._saver.copy(lineage)
             to_evict -= n_bytes
             to_copy -= n_bytes
+
+    def _tidy(self, n_bytes: int, idle_bytes: int) -> None:
+        """Free the batch's spare bytes where the budget has no room for them: before any lineage leaves."""
+        self._running.tidy(lambda spare_bytes: not self._admission.shortfall(n_bytes, idle_bytes + spare_bytes))
 
     def evict_idle(self, owner: str | None, to: Tier) -> None:
         """Evict one agent's lineage, or all."""

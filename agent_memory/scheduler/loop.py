@@ -17,6 +17,7 @@ from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.observer import Observer
@@ -39,6 +40,8 @@ log = logging.getLogger("agent_memory.engine")
 _LONG_TOKENS = 32_768
 #: Seconds between two attempts of the saver while it waits for the disk.
 _DISK_SLEEP_S = 0.002
+#: Seconds between two looks at requests that wait for the network alone: for their deadlines and that of the wait.
+_FETCH_SLEEP_S = 0.01
 
 
 class Loop:
@@ -62,19 +65,29 @@ class Loop:
         counters: Counters,
         places: Places,
         idle: Idle,
+        gathering: Gathering,
         observer: Observer,
         looks_up: bool = False,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
         row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
-        admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+        if tiers.exchange is not None:
+            admission.fetched_bytes = tiers.exchange.held_bytes
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
         self.evictor = Evictor(
-            self.hot, tiers, self.saver, admission, ttl_s=hot_ttl_s, unkept=self.unkept, observer=observer
+            self.hot,
+            tiers,
+            self.saver,
+            admission,
+            self.running,
+            ttl_s=hot_ttl_s,
+            unkept=self.unkept,
+            observer=observer,
         )
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
@@ -97,30 +110,47 @@ class Loop:
             target_gap_s=target_gap_s,
         )
         self._pacer = Pacer(target_gap_s)
-        self._idle = idle
+        self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
 
     @property
     def has_work(self) -> bool:
         """True if a tick would do something."""
-        return self._is_needed or self._idle.is_due
+        if self._gathering.wait_s(self.running):
+            return self._has_chores
+        return self._is_needed or (not self.waiting and self._idle.is_due)
 
     @property
     def _is_needed(self) -> bool:
         """True if a request or a tier has work to be done."""
-        has_requests = bool(self.waiting or self.running) or self.replies.sleep_s == 0
-        return has_requests or self.saver.can_step or self.evictor.is_due
+        return bool(self.running) or self._may_start or self._has_chores
+
+    @property
+    def _has_chores(self) -> bool:
+        """True if there is work beside the requests that wait or run."""
+        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due
+
+    @property
+    def _may_start(self) -> bool:
+        """True if a request waits for something that a tick may bring."""
+        if not self.waiting:
+            return False
+        now = time.perf_counter()
+        return not all(request.is_idle(now) for request in self.waiting)
 
     @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
-        sleeps = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s, self.replies.sleep_s, self._idle.sleep_s
+        idle_s = _FETCH_SLEEP_S if self.waiting else self._idle.sleep_s
+        gather_s = self._gathering.wait_s(self.running) or None
+        saver_s = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s
+        sleeps = saver_s, self.replies.sleep_s, idle_s, gather_s
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for KV in memory: idle, prefilling and decoding, padding and spare capacity included."""
-        return self.hot.nbytes + self.running.nbytes
+        """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
+        return self.hot.nbytes + self.running.nbytes + self._admission.fetched_bytes()
 
     @property
     def lacks_bytes(self) -> bool:
@@ -166,7 +196,8 @@ class Loop:
     def tick(self) -> None:
         """Run one round: sweep, start, prefill, decode, save, expire; idle work where nothing else is to be done."""
         if not self._is_needed and not self.replies:
-            self._idle.step()
+            if not self.waiting:
+                self._idle.step()
             return
         self._idle.put_off()
         self._sweep()
@@ -175,7 +206,8 @@ class Loop:
         running, pacer = self.running, self._pacer
         if running.prefilling and (not running.decoding or pacer.is_prefill_due):
             self._prefill_step()
-        if running.decoding and not (running.prefilling and pacer.is_prefill_due):
+        is_prefill = running.prefilling and pacer.is_prefill_due
+        if running.decoding and not is_prefill and not self._gathering.wait_s(running):
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))

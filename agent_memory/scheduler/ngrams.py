@@ -8,7 +8,6 @@ proposed, so that nothing need be tried to learn whether trying pays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -94,14 +93,3 @@ class Ngrams:
 
 def _place(run: int) -> int:
     return sum(run >= start for start in _STARTS) - 1
-
-
-def runs_of(chances: Sequence[Sequence[float]]) -> list[float]:
-    """Return how likely every row is right up to each place, as far as the shortest goes."""
-    out = []
-    for each in zip(*chances, strict=False):
-        chance = 1.0
-        for one in each:
-            chance *= one
-        out.append(chance)
-    return out

@@ -23,6 +23,9 @@ class Observer:
     def started(self, request: Request, usage: Callable[[], Usage]) -> None:
         """A request has its row, and the KV that it starts from. ``usage``: its figures so far, until it has ended."""
 
+    def fetched(self, request: Request, n_tokens: int, n_bytes: int, began: float) -> None:
+        """A request has asked the bucket at ``began``, and takes up KV of ``n_tokens``; 0: it goes on without."""
+
     def prefilled(self, request: Request, start: int, stop: int, began: float) -> None:
         """The prompt ids ``[start, stop)`` of a request were fed."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.errors import RequestTimeoutError, repr_of
+from agent_memory.exchange.fetch import Fetch
 from agent_memory.generation import Feed
 from agent_memory.protocols import Constraint
 from agent_memory.scheduler.callables import Guard
@@ -92,6 +93,10 @@ class Awaited(Protocol):
     def is_coming(self) -> bool:
         """True while waiting pays. Read each tick."""
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if no step of the engine brings it nearer: the engine may sleep."""
+
 
 @define(eq=False, kw_only=True)
 class Request:
@@ -117,6 +122,8 @@ class Request:
     is_cancelled: bool = False  #: set on any thread
     is_prefetched: bool = False
     awaits: Awaited | None = None
+    fetch: Fetch | None = None  #: what the bucket was asked for it, until it starts
+    is_asked: bool = False  #: True once the bucket was asked, or need not be
     _ids: tuple[Prompt, np.ndarray[Any, Any]] | None = field(default=None, init=False)
 
     def begin(self) -> None:
@@ -125,6 +132,12 @@ class Request:
         self.feed.at_end(*(guard.close for guard in guards))
         for guard in guards:
             guard.start()
+
+    def is_idle(self, now: float) -> bool:
+        """True if no tick can do anything for it at ``now``: what it awaits is elsewhere, and it has not ended."""
+        is_away = self.awaits is not None and self.awaits.is_elsewhere and self.awaits.is_coming
+        is_over = self.is_cancelled or (self.deadline is not None and now > self.deadline)
+        return is_away and not is_over
 
     def ids(self, prompt: Prompt) -> np.ndarray[Any, Any]:
         """The prompt's ids as u32; made once for each prompt."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, frozen
 
+from agent_memory.exchange.chunks import Fetched
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
@@ -45,11 +46,17 @@ class Plan:
     awaited: Row | None = None  #: a row that is computing more of the same prefix, and is worth waiting for
     n_awaited: int = 0
     is_exact: bool = False  #: True if only KV that was made on the prefill grid may be taken
+    fetched: Fetched | None = None  #: longer KV that came from the bucket, behind the first of ``stored``
 
     @property
     def n_tokens(self) -> int:
         """Tokens of the prompt whose KV exists."""
         return max(self.n_live, self.stored.n_tokens)
+
+    def take_fetched(self, fetched: Fetched | None) -> None:
+        """Start from fetched KV, which is longer than any other; None: there is none."""
+        if fetched is not None:
+            self.fetched, self.lineage, self.row, self.n_live, self.is_moved = fetched, None, None, 0, False
 
 
 @frozen
@@ -80,6 +87,7 @@ class Reuse:
     #   idle lineage, copied        hot tier         hot tier; the row has a copy
     #   running row                 row or batch     row or batch; the new row has a copy
     #   warm, cold                  warm, disk       warm, disk; the row has a restored copy
+    #   fetched                     the fetch        the row has a restored copy; the store adopts another
 
     def __init__(
         self, hot: HotTier, tiers: Tiers, saver: Saver, layout: Layout, prefill_tokens: int, unkept: Unkept
@@ -150,9 +158,12 @@ class Reuse:
         """Take or restore the KV of a plan, and give it to the caller alone. A restore that fails is a miss."""
         other = self._other(plan) if prompt.explain is not None else None  # first: a lineage that is taken is truncated
         base, stopped = self._live(batch, plan), plan.stored.stopped
-        stored = plan.stored
+        stored, fetched = plan.stored, plan.fetched
         n_as_long = 0
         try:
+            if fetched is not None:
+                base = self._from_bucket(batch, stored, fetched)
+                stored = stored if base is not None else self._tiers.match(plan.wanted)
             while base is None and stored.n_tokens and n_as_long < _AS_LONG:
                 base = self._from_store(batch, stored)
                 if base is None:  # damaged: the store has hidden those pieces by now and matches fewer tokens
@@ -230,6 +241,29 @@ class Reuse:
             return lineage.kv if lineage.trim(n_tokens) else None
         self._hot.touch(lineage)
         return lineage.kv.copy(n_tokens)
+
+    def _from_bucket(self, batch: Batch, match: Match, fetched: Fetched) -> Base | None:
+        """Restore fetched KV, verified already, behind the store's own; None if the store's own is damaged."""
+        source = self._tiers.fetched_source(fetched, match)
+        try:
+            kv = batch.restore(source)
+            if not source.check():
+                return None
+        finally:
+            source.close()
+        self._tiers.touch(match)
+        if self._tiers.exchange is not None:
+            self._tiers.exchange.took(fetched.stop - fetched.start)
+        own, n_warm = fetched.start, min(match.n_warm, fetched.start)
+        tiers = {"warm": n_warm, "cold": own - n_warm, "remote": fetched.stop - own}
+        return Base(
+            kv=kv,
+            n_tokens=fetched.stop,
+            made=np.concatenate([match.made[:own], fetched.made]),
+            tier="remote",
+            tier_tokens={tier: n for tier, n in tiers.items() if n},
+            exactness=weakest(fetched.exactness, match.exactness if own else "exact"),
+        )
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
         """Restore a match; None if a checksum is wrong: then nothing was computed on it."""

@@ -45,6 +45,12 @@ class Running:
         own = sum(row.kv.nbytes for row in self.prefilling if row.kv)
         return own + (self._batch.nbytes if self._batch else 0)
 
+    def tidy(self, fits: Callable[[int], bool]) -> None:
+        """Free the bytes that the batch keeps for rows that may come, unless so many fit."""
+        spare_bytes = self._batch.spare_nbytes if self._batch else 0
+        if spare_bytes and not fits(spare_bytes):
+            self.batch.tidy()
+
     def add(self, row: Row, place: Place) -> None:
         """Add a row that starts to prefill, and reserve its bytes."""
         self._admission.add(row.number, place)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from agent_memory.exchange.fetch import Fetch
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.eviction import Evictor
@@ -36,6 +37,7 @@ class _Prefix:
 
     row: Row
     n_tokens: int
+    is_elsewhere = False
 
     @property
     def is_coming(self) -> bool:
@@ -49,6 +51,7 @@ class _Bytes:
 
     saver: Saver
     leaving: tuple[Lineage, ...]
+    is_elsewhere = False
 
     @property
     def is_coming(self) -> bool:
@@ -63,7 +66,8 @@ class Starting:
     - no other request of its agent runs or is being replied to;
     - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already;
     - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
-    - no row is about to have computed a long part of its prompt.
+    - no row is about to have computed a long part of its prompt;
+    - no more of its KV is on its way from the bucket that hosts share, or that took too long.
 
     One that waits for bytes lets smaller ones pass until it has waited for ``AGE_S``. One that cannot ever start fails
     alone.
@@ -136,17 +140,46 @@ class Starting:
         if plan.awaited is not None:
             request.awaits = _Prefix(plan.awaited, plan.n_awaited)
             return "awaits"
+        if self._tiers.exchange is not None:
+            request.awaits = self._fetching(request, plan, place.n_bytes)
+            if request.awaits is not None:
+                return "awaits"
         if leaving := self._evictor.make_room(place.n_bytes, plan, hurry=bool(self._running.decoding)):
             request.awaits = _Bytes(self._saver, tuple(leaving))
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
+        if request.fetch is not None:
+            n_bytes = 0 if plan.fetched is None else plan.fetched.n_bytes
+            self._observer.fetched(request, row.base.tier_tokens.get("remote", 0), n_bytes, request.fetch.began)
+            request.fetch = plan.fetched = None  # its bytes are free before idle lineages have to leave for them
         self._observer.started(request, row.usage)
         self._evictor.free()
         request.feed.move("prefill", (row.fed, row.n_prompt))
         if row.is_ready and row.max_tokens:
             self._prefill.step(row)  # nothing to feed: it joins the batch at once
         return "started"
+
+    def _fetching(self, request: Request, plan: Plan, n_bytes: int) -> Fetch | None:
+        """Return the fetch that a request should wait for, asking once; else give the plan what came of it.
+
+        ``n_bytes``: what the request itself may need; a fetch may hold what it and the running rows leave free.
+        """
+        exchange, admission = self._tiers.exchange, self._admission
+        if exchange is None or request.is_exact:
+            return None
+        if not request.is_asked:
+            request.is_asked = True
+            free = admission.limit_bytes - admission.reserved_bytes - n_bytes
+            costs, n_stored = self._tiers.store.costs, plan.stored.n_tokens
+            request.fetch = exchange.ask(
+                plan.wanted, plan.n_tokens, n_stored, costs.long_compute_s(1) or costs.compute_s(1), free
+            )
+        fetch = request.fetch
+        if fetch is None or fetch.is_coming:
+            return fetch
+        plan.take_fetched(fetch.found(plan.wanted, plan.n_live, plan.stored.n_tokens))
+        return None
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
         """Return a row with the KV of the plan, taken or restored."""

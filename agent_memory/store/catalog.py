@@ -15,8 +15,8 @@ from threading import RLock
 
 from attrs import define, field
 
-from agent_memory.config import Codec
-from agent_memory.kvcache.coding import is_lossy
+from agent_memory.config import Codec, chosen_codec
+from agent_memory.kvcache.coding import fitted, is_lossy
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.segments import stored_ids
 from agent_memory.log.damage import WRITE_ERRORS
@@ -66,6 +66,7 @@ class Disk:
     counts: Counts = field(factory=Counts)
     clock: Callable[[], float] = time.time
     on_commit: Callable[[], None] = lambda: None  #: after each save, on the I/O thread
+    on_stored: Callable[[bytes], None] = lambda head: None  #: after each save, with its last piece; on the I/O thread
     is_read_only: bool = False  #: True if another process may write the folder, and this one never does
     unfinished: dict[str, int] = field(factory=dict)  #: bytes of files that are being written; I/O thread
 
@@ -198,11 +199,19 @@ class Catalog:
                 identity,
                 layout,
                 host,
-                self._codec if is_lossy(layout, self._codec) else "exact",
+                "exact",
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
             self.ends.load(self.disk.manifest.heads(), identity)
+            self.choose({})
+
+    def choose(self, choices: Mapping[str, str]) -> None:
+        """Encode new KV of the attached model as the setting says. ``choices``: codecs by "auto:0.002" and the like."""
+        with self.lock:
+            if self.model is not None:
+                codec = fitted(self.model.layout, chosen_codec(self._codec, choices))
+                self.model.codec = codec if is_lossy(self.model.layout, codec) else "exact"
 
     def build_index(
         self, identity: str, chunk_tokens: int, segments: Collection[Segment], report: Progress = silent

@@ -17,6 +17,7 @@ from attrs import field, frozen
 from agent_memory.errors import AgentMemoryError
 from agent_memory.log.carried import Arrival
 from agent_memory.log.damage import WRITE_ERRORS
+from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.pieces import HeadMove, Segment
 from agent_memory.prefix.sharing import stretches
 from agent_memory.store.catalog import Catalog
@@ -76,6 +77,8 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
         if not _fits(catalog, edit):
             return False
         removed, used = _removed(catalog, edit), catalog.take_uses()
+        lost = _lost(catalog, edit, removed)
+    fallen = _fallen(catalog, lost, edit.ended_agent)
     kept = {segment.number for segment in edit.add}
     disk.manifest.commit(
         add=edit.add,
@@ -85,14 +88,16 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
         heads=edit.heads,
         ended_agent=edit.ended_agent,
         arrival=edit.arrival,
-        arrived=edit.arrived,
+        moves=[*edit.arrived, *fallen],
         used=used,
         written=str(disk.admission.written),
     )
     with catalog.lock:
         left = _follow(catalog, edit, removed)
         moves = [edit.lineage] if edit.lineage is not None else []
-        catalog.ends.move([*moves, *edit.arrived], edit.heads, edit.ended_agent)
+        catalog.ends.move([*moves, *edit.arrived, *fallen], edit.heads, edit.ended_agent)
+        for move in fallen:
+            catalog.pins.note(move.agent_id, move.head)
     for path in map(disk.path, left):
         if not path.parent.is_symlink():  # files behind a link are not the store's
             disk.files.unlink(path)
@@ -116,6 +121,37 @@ def _removed(catalog: Catalog, edit: Edit) -> list[Segment]:
             if segment.number not in replaced:
                 found |= {one.number: one for one in catalog.resume_of(segment) if one.is_ready}
     return list(found.values())
+
+
+def _lost(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Segment]:
+    """Return the removed rows that nothing replaces, with their pieces. Under the lock."""
+    return [s for s in removed if s.kind == "rows" and s.number not in edit.replaced]
+
+
+def _fallen(catalog: Catalog, lost: Sequence[Segment], ended: int | None) -> list[HeadMove]:
+    """Return the moves of lineages that end in removed pieces: each to the last piece before them that stays.
+
+    A lineage whose end was evicted or damaged so still leads to the rest of its KV: else nobody would delete that.
+    I/O thread; reads all lineages if segments of a model that is not attached are removed.
+    """
+    manifest, attached = catalog.disk.manifest, catalog.model.identity if catalog.model is not None else None
+    before: dict[bytes, bytes] = {}
+    for segment, ids in manifest.pieces_of(lost):
+        before |= dict(zip(ids, (segment.parent, *ids), strict=False))
+    ends: list[tuple[int, str, bytes]] = []
+    if attached is not None and all(segment.identity == attached for segment in lost):
+        with catalog.lock:
+            noted = [(one, piece) for piece in before for one in catalog.ends.others(piece, ended)]
+        ends += [(one, attached, piece) for one, piece in noted if manifest.has_head([one], attached, piece)]
+    else:
+        ends += [end for end in manifest.heads() if end[2] in before and end[0] != ended]
+    found: list[HeadMove] = []
+    for holder, identity, head in ends:
+        last = head
+        while last in before:
+            last = before[last]
+        found.append(HeadMove(holder, identity, None if last == root_id(identity) else last, [head]))
+    return found
 
 
 def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Segment]:

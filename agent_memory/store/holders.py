@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Logs
@@ -89,12 +89,14 @@ def delete_with_versions(catalog: Catalog, agent_id: int) -> None:
     """Delete an agent, its versions, and the KV that they alone hold. I/O thread."""
     manifest = catalog.disk.manifest
     logs = Logs(manifest.database)
-    holders = [holder for holder, agent in logs.holders().items() if agent == agent_id]
+    holders = logs.holders_of(agent_id)
     for number in (agent_id, *holders):
         catalog.awaited.pop(number, None)
     hold(catalog, [*logs.without_kv().items()])
     manifest.gather(holders, agent_id)
-    _read_ends(catalog)
+    with catalog.lock:
+        for holder in holders:
+            catalog.ends.give(holder, agent_id)
     delete_agent(catalog, agent_id)
 
 
@@ -122,19 +124,26 @@ def _read_ends(catalog: Catalog) -> None:
             catalog.ends.load(heads, catalog.model.identity)
 
 
+@frozen
+class _Stored:
+    """The pieces of one model and chunk size, and what a deletion asks of them."""
+
+    index: Index
+    is_end: Callable[[bytes], bool]  #: True if the lineage of a holder that stays ends in a piece
+    borrowers: Callable[[Segment], Iterable[Segment]]  #: segments that share rows of a segment
+
+
 def _unused(catalog: Catalog, agent_id: int) -> tuple[dict[int, Segment], list[tuple[Segment, int]]]:
     """Return segments that only this agent's lineages use, and (segment, tokens that stay) if shared in part."""
-    heads = catalog.disk.manifest.heads()
     drop: dict[int, Segment] = {}
     cuts: list[tuple[Segment, int]] = []
-    for identity in {identity for agent, identity, _ in heads if agent == agent_id}:
-        mine = [h for a, i, h in heads if a == agent_id and i == identity]
-        others = [h for a, i, h in heads if a != agent_id and i == identity]
-        for index in _indexes(catalog, identity):
-            whole, parts = _unshared(index, mine, others)
+    for identity in catalog.disk.manifest.lineage_identities(agent_id):
+        mine = catalog.disk.manifest.heads_of(agent_id, identity)
+        for stored in _stored(catalog, identity, agent_id):
+            whole, parts = _unshared(stored, mine)
             drop |= {s.number: catalog.segments[s.number] for s in whole}
             for segment, n_tokens in parts:
-                if _is_there(index, segment, n_tokens, drop):
+                if _is_there(stored.index, segment, n_tokens, drop):
                     family = catalog.family([catalog.segments[segment.number]])
                     drop |= {one.number: one for one in family if one.is_ready}
                 else:
@@ -180,13 +189,34 @@ def _edit(catalog: Catalog, agent_id: int, drop: Iterable[Segment], changes: Seq
     )
 
 
-def _indexes(catalog: Catalog, identity: str) -> list[Index]:
-    """Return the index of the attached model; of another model one for each chunk size, over copies of its segments."""
+def _stored(catalog: Catalog, identity: str, agent_id: int) -> list[_Stored]:
+    """Return the pieces of the attached model; of another model, by chunk size, those of copies of its segments.
+
+    Of the attached model nothing is read but rows of the holders that end where this one's lineages lead. Of another
+    one everything is.
+    """
+    manifest = catalog.disk.manifest
     if catalog.model is not None and identity == catalog.model.identity:
-        return [catalog.model.index]
-    rows = [s for s in catalog.disk.manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
+
+        def is_end(piece: bytes) -> bool:
+            return manifest.has_head(catalog.ends.others(piece, agent_id), identity, piece)
+
+        def borrowers(segment: Segment) -> list[Segment]:
+            return [one for one in catalog.borrowers(segment) if not one.is_hidden]
+
+        return [_Stored(catalog.model.index, is_end, borrowers)]
+    rows = [s for s in manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
+    ends = {head for agent, of, head in manifest.heads() if agent != agent_id and of == identity}
+    sharing: dict[int, list[Segment]] = {}
+    for one in rows:
+        if one.source_number is not None:
+            sharing.setdefault(one.source_number, []).append(one)
     return [
-        catalog.build_index(identity, size, [s for s in rows if s.chunk_tokens == size])
+        _Stored(
+            catalog.build_index(identity, size, [s for s in rows if s.chunk_tokens == size]),
+            ends.__contains__,
+            lambda segment: sharing.get(segment.number, ()),
+        )
         for size in {s.chunk_tokens for s in rows}
     ]
 
@@ -215,10 +245,9 @@ def _cut(catalog: Catalog, segment: Segment, n_tokens: int) -> Segment:
     return new
 
 
-def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
+def _unshared(stored: _Stored, mine: Iterable[bytes]) -> tuple[list[Segment], list[tuple[Segment, int]]]:
     """Return the segments that only heads ``mine`` reach, and (segment, tokens that stay) of those shared in part."""
-    used = {p.id for head in others if head in index.pieces for p in index.ancestors(index.pieces[head])}
-    going = _Going(index, used)
+    index, going = stored.index, _Going(stored)
     going.follow([index.pieces[head] for head in mine if head in index.pieces])
     stay: dict[int, int] = {}
     segments = {p.segment.number: p.segment for p in (*going.pieces.values(), *going.blocked.values())}
@@ -232,16 +261,16 @@ def _unshared(index: Index, mine: list[bytes], others: list[bytes]) -> tuple[lis
 
 
 class _Going:
-    """Pieces that end with some lineages: no other lineage, piece or shared row needs them."""
+    """Pieces that end with some lineages: no other lineage, piece or shared row needs them.
 
-    def __init__(self, index: Index, used: Set[bytes]) -> None:
-        self._index, self._used = index, used
+    A piece that another lineage leads to stays: that lineage ends in it, or in a piece after it that stays too. So
+    the way from the ends towards the first piece is walked up to the first piece that stays, and no other is read.
+    """
+
+    def __init__(self, stored: _Stored) -> None:
+        self._stored, self._index = stored, stored.index
         self.pieces: dict[bytes, Piece] = {}
         self.blocked: dict[bytes, Piece] = {}  # pieces of which only rows that others share are needed
-        self._borrowers: dict[int, dict[int, Segment]] = {}
-        for segment in (piece.segment for piece in index.pieces.values()):
-            if segment.source_number is not None:
-                self._borrowers.setdefault(segment.source_number, {})[segment.number] = segment
 
     def follow(self, ends: Sequence[Piece]) -> None:
         """Enter what ends with lineages that end in some pieces, and with what is entered."""
@@ -261,13 +290,14 @@ class _Going:
 
     def shared(self, piece: Piece) -> int:
         """Return how many of a piece's tokens others share that stay."""
-        found = self._borrowers.get(piece.segment.number, {}).values()
+        found = self._stored.borrowers(piece.segment)
         stops = [one.shared_stop for one in found if one.pieces[0].id not in self.pieces]
         return min(piece.n_tokens, max(0, max(stops, default=0) - piece.start))
 
     def _may_go(self, piece: Piece) -> bool:
-        is_last = all(child.id in self.pieces for child in self._index.children(piece.id))
-        if piece.id in self._used or not is_last or not piece.segment.is_ready:
+        if not piece.segment.is_ready or any(child.id not in self.pieces for child in self._index.children(piece.id)):
+            return False
+        if self._stored.is_end(piece.id):
             return False
         if self.shared(piece):
             self.blocked[piece.id] = piece

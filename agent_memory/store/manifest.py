@@ -10,12 +10,12 @@ import functools
 import json
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
 
-from agent_memory.config import CODECS
+from agent_memory.config import auto_budget, is_codec
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.carried import Arrival, put_arrival
 from agent_memory.log.database import Database
@@ -80,18 +80,34 @@ class Manifest:
         n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or disorder(rows, resume)
         return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
-    def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> None:
-        """Record an identity and its facts; writes nothing if they are recorded already."""
-        told = json.dumps(dict(facts), sort_keys=True)
+    def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> Mapping[str, str]:
+        """Record an identity and its facts; return them with the codecs that were chosen for it.
+
+        Writes nothing if they are recorded already.
+        """
         with self.database.reading() as db:
-            if db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone() == (told,):
-                return
+            row = db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone()
+        known: dict[str, str] = json.loads(row[0]) if row is not None and is_facts(row[0]) else {}
+        facts = {**{name: codec for name, codec in known.items() if auto_budget(name) is not None}, **facts}
+        told = json.dumps(facts, sort_keys=True)
+        if row == (told,):
+            return facts
         tensors = json.dumps([[t.name, t.heads, t.dim, t.dtype] for t in layout.tensors])
         with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO identities VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (identity) DO UPDATE SET facts = excluded.facts",
                 (identity, tensors, told, time.time()),
+            )
+        return facts
+
+    def choose(self, identity: str, setting: str, codec: str) -> None:
+        """Record which codec a setting such as "auto:0.002" means for an identity."""
+        with self.database.transaction() as db:
+            row = db.execute("SELECT facts FROM identities WHERE identity = ?", (identity,)).fetchone()
+            facts = {**json.loads(row[0]), setting: codec}
+            db.execute(
+                "UPDATE identities SET facts = ? WHERE identity = ?", (json.dumps(facts, sort_keys=True), identity)
             )
 
     def facts(self, model: str) -> dict[str, str]:
@@ -143,6 +159,17 @@ class Manifest:
         with self.database.reading() as db:
             return {s.number: s.packed for s in _read_rows(db, identity) if _is_sound(s)}
 
+    def pieces_of(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, list[bytes]]]:
+        """Yield stored segments with the ids of their pieces, from memory where they are there."""
+        with self.database.reading() as db:
+            for segment in segments:
+                row = None
+                if not (ids := segment.piece_ids()):
+                    row = db.execute("SELECT pieces FROM segments WHERE segment = ?", (segment.number,)).fetchone()
+                if row is not None and isinstance(row[0], bytes) and not len(row[0]) % PIECE_BYTES:
+                    ids = evolve(segment, packed=row[0]).piece_ids()
+                yield segment, ids
+
     def commit(
         self,
         *,
@@ -153,11 +180,14 @@ class Manifest:
         heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
         arrival: Arrival | None = None,
-        arrived: Sequence[HeadMove] = (),
+        moves: Sequence[HeadMove] = (),
         used: Mapping[int, float] | None = None,
         written: str | None = None,
     ) -> None:
-        """Commit the change of an Edit, times of use and the bytes of the day, in one transaction."""
+        """Commit the change of an Edit, times of use and the bytes of the day, in one transaction.
+
+        ``moves``: of lineages beside the one of a save: they are made last.
+        """
         with self.database.transaction() as db:
             if written is not None:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('written', ?)", (written,))
@@ -175,7 +205,7 @@ class Manifest:
                 db.execute("DELETE FROM lineages WHERE agent = ?", (ended_agent,))
             if arrival is not None:
                 put_arrival(db, arrival)
-            for move in arrived:
+            for move in moves:
                 _move(db, move)
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
@@ -213,6 +243,12 @@ class Manifest:
         with self.database.reading() as db:
             rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
             return {head for (head,) in rows if head in wanted}
+
+    def has_head(self, holders: Iterable[int], identity: str, head: bytes) -> bool:
+        """True if the lineage of one of some holders ends in a piece; one look-up each."""
+        query = "SELECT 1 FROM lineages WHERE agent = ? AND identity = ? AND head = ?"
+        with self.database.reading() as db:
+            return any(db.execute(query, (one, identity, head)).fetchone() is not None for one in holders)
 
     def heads_of(self, agent_id: int, identity: str) -> list[bytes]:
         """Return the heads of one agent under one identity."""
@@ -328,7 +364,7 @@ def _is_sound(segment: Segment) -> bool:
     if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
         return False
     is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
-    return is_named and segment.exactness in EXACTNESS and segment.codec in CODECS
+    return is_named and segment.exactness in EXACTNESS and is_codec(segment.codec)
 
 
 def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:

@@ -120,7 +120,7 @@ def _runs(
     """Yield the runs to write, each in its codec; the first one may share rows of another lineage."""
 
     def is_needed(piece: Piece) -> bool:
-        return catalog.ends.has_other(piece.id, agent_id) or bool(catalog.borrowers(piece.segment))
+        return bool(catalog.ends.others(piece.id, agent_id) or catalog.borrowers(piece.segment))
 
     for number, run in enumerate(coded_runs(missed, model.index, ids, lineage, model.codec)):
         if model.needs is None and not number:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.config import auto_budget
 from agent_memory.kvfile.segments import stored_ids
 from agent_memory.kvfile.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
@@ -204,4 +205,4 @@ def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
 
 
 def _model(facts: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in facts.items() if name not in _RUNNING}
+    return {name: value for name, value in facts.items() if name not in _RUNNING and auto_budget(name) is None}

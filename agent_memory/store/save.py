@@ -224,6 +224,8 @@ def _commit(catalog: Catalog, save: Save) -> None:
     catalog.disk.tidy(partial(_follow_up, catalog, plan))
     make_room(catalog)
     catalog.disk.on_commit()
+    if plan.head is not None:
+        catalog.disk.on_stored(plan.head)
 
 
 def _finish_files(catalog: Catalog, save: Save) -> None:

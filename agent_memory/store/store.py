@@ -60,7 +60,6 @@ class Parts:
     manifest: Manifest
     catalog: Catalog | None  #: None: a store in memory, which has no KV
     path: Path | None
-    keys: Keys | None  #: what the folder is encrypted under; None: nothing is
 
 
 class Store:
@@ -98,6 +97,8 @@ class Store:
         self._repair: Repair | None = None
         self._place: Place | None = None
         self._log_damage = 0
+        self.at_close: Callable[[], None] = _nothing  #: called once all is on disk, before the folder is released
+        self.at_forget: Callable[[], None] = _nothing  #: called before KV of an agent or of forgotten text is deleted
         if path is None:
             self._database = open_database(None)
         else:
@@ -117,9 +118,8 @@ class Store:
             read_keys(path, self._key)  # a wrong key changes nothing, the lock file included
             self._lock = Lock(path, files)
             keys = open_keys(path, self._key, files)
-            self._database, self._repair = open_manifest(
-                path, files, self._lock.closed, self._lock.commits, report, keys=keys
-            )
+            closed, commits = self._lock.closed, self._lock.commits
+            self._database, self._repair = open_manifest(path, files, closed, commits, report, keys=keys)
             self._log_damage += self._repair is not None
             try:
                 self._place = Place.of(path)
@@ -154,13 +154,7 @@ class Store:
     @property
     def parts(self) -> Parts:
         """What the store consists of now: a reader's catalog is another one after each commit of the writer."""
-        return Parts(
-            logs=self._logs,
-            manifest=self._manifest,
-            catalog=self._catalog,
-            path=self._path,
-            keys=self._database.keys,
-        )
+        return Parts(logs=self._logs, manifest=self._manifest, catalog=self._catalog, path=self._path)
 
     def recorded(self, model: str) -> Mapping[str, str]:
         """Return the ``facts`` that ``attach`` recorded for a model of this name; {} for a model that is new here."""
@@ -174,10 +168,24 @@ class Store:
         self._io.start()  # at opening: later an exception could strike the engine while it waits for the thread's start
         with store_errors("record the model", self._path):
             self._io.drain()
-            self._manifest.attach(identity, layout, facts)
+            facts = self._manifest.attach(identity, layout, facts)
             if self._catalog is not None:
                 self._catalog.attach(identity, layout, host, self.chunk_tokens, report)
+                self._catalog.choose(facts)
             self._pins.load(self._logs, self._manifest)
+
+    def choose_codec(self, identity: str, setting: str, codec: Codec) -> None:
+        """Record which codec a setting such as "auto:0.002" means for an identity; new KV follows it at once."""
+        with store_errors("record the codec", self._path):
+            self._manifest.choose(identity, setting, codec)
+            if self._catalog is not None and (model := self._catalog.model) is not None and model.identity == identity:
+                self._catalog.choose(self._manifest.all_facts()[identity])
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of new KV of the attached model."""
+        model = None if self._catalog is None else self._catalog.model
+        return "exact" if model is None else model.codec
 
     def lineage_identities(self, agent_id: int) -> frozenset[str]:
         """Return the identities of the models under which an agent has stored KV."""
@@ -279,6 +287,7 @@ class Store:
 
     def delete_agent(self, agent_id: int) -> None:
         """Delete an agent: its log, and KV that no other agent uses, are gone from disk when this returns."""
+        self.at_forget()
         error = self._io.drain(logs_only=True)
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
@@ -296,6 +305,7 @@ class Store:
 
         All of it is gone from disk when this returns.
         """
+        self.at_forget()
         self.flush()  # queued turns are written before they are replaced, not after
         with store_errors("forget", self._path):
             self._io.call(partial(self._manifest.forget, logs, kv_of))
@@ -434,6 +444,7 @@ class Store:
             if self._io.is_started:
                 self.flush()
         finally:
+            self.at_close()
             self._io.close()
             self._database.close()
             if self._lock is not None:
@@ -442,3 +453,7 @@ class Store:
             if self._place is not None:
                 self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)
+
+
+def _nothing() -> None:
+    """Do nothing."""

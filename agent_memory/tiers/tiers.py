@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from agent_memory.config import Codec
+from agent_memory.exchange.chunks import Fetched
+from agent_memory.exchange.source import FetchedSource
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
@@ -16,6 +19,9 @@ from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.sources import WarmSource
 from agent_memory.tiers.warm import Warm
 
+if TYPE_CHECKING:  # else whoever has no bucket would load what speaks to one
+    from agent_memory.exchange.exchange import Exchange
+
 
 class Tiers:
     """A store and the warm tier in front of it. Engine thread only.
@@ -25,7 +31,8 @@ class Tiers:
     - ``warm`` needs no store behind it: a store without a folder finds nothing.
     - What is deleted from the store is evicted from warm first; the caller does that.
 
-    ``warm_ttl_s``: pieces unused for so long leave warm.
+    ``exchange``: with the bucket that hosts share; None: there is none. ``warm_ttl_s``: pieces unused for so long leave
+    warm.
     """
 
     def __init__(
@@ -35,9 +42,10 @@ class Tiers:
         warm_bytes: int = 0,
         warm_codec: Codec = "exact",
         warm_ttl_s: float | None = None,
+        exchange: Exchange | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.store = store
+        self.store, self.exchange = store, exchange
         self.warm = Warm(
             warm_bytes,
             codec=warm_codec,
@@ -54,6 +62,9 @@ class Tiers:
         """Open the KV of one model: ``Store.attach``, and an empty warm tier."""
         self.store.attach(identity, layout, host, facts, report)
         self.warm.attach(identity, layout, host, self.store.chunk_tokens)
+        self._layout = layout
+        if self.exchange is not None:
+            self.exchange.attach(identity, layout)
 
     def match(self, ids: Ids) -> Match:
         """Return the longest stored prefix of ``ids``; O(len(ids)) hashing, in memory."""
@@ -67,6 +78,11 @@ class Tiers:
         n_warm = match.n_warm
         rest = self.store.source(match, n_tokens, start=n_warm) if n_tokens > n_warm else None
         return rest if rest is not None and not n_warm else WarmSource(self.warm, match, n_tokens, rest)
+
+    def fetched_source(self, fetched: Fetched, match: Match) -> Source:
+        """Open KV that was fetched, behind the store's own first tokens by ``match``, for reading."""
+        before = self.source(match, fetched.start) if fetched.start else None
+        return FetchedSource(self._layout, fetched, before)
 
     def prefetch(self, match: Match) -> None:
         """Read the files that a match needs, before they are needed; returns at once."""

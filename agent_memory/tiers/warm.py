@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from agent_memory.config import Codec
-from agent_memory.kvcache.coding import Coding, coded, coding
+from agent_memory.kvcache.coding import Coding, coded, coding, fitted
 from agent_memory.kvcache.layout import Layout
 from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.index import Index, n_tokens
@@ -51,7 +51,8 @@ class Warm:
         is_stored: Callable[[bytes], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.budget_bytes, self.codec, self.ttl_s = budget_bytes, codec, ttl_s
+        self.budget_bytes, self.ttl_s = budget_bytes, ttl_s
+        self._wanted = self.codec = codec  #: ``codec``: what was wanted, fitted to the model's layout
         self._costs, self._pins, self._is_stored, self._clock = costs, pins, is_stored, clock
         self.n_bytes = self.n_evicted = 0
         self.layout: Layout | None = None
@@ -84,6 +85,7 @@ class Warm:
         self._held, self._leaves, self._sides, self._heads = {}, {}, {}, {}
         self._identity, self._host, self.layout = identity, host, layout
         self.needs = None if layout.is_full else Needs.of(layout, chunk_tokens)
+        self.codec = fitted(layout, self._wanted)
         self.codings = tuple(coding(spec, self.codec) for spec in (*layout.tensors, *layout.windows))
         self._token_bytes = sum(coded(spec, self.codec).token_bytes for spec in layout.tensors)
         self._index = Index(root_id(identity), chunk_tokens, lambda piece: piece.segment.ids)

@@ -17,6 +17,7 @@ COLOURS = {
     "hot": "#e2574c",
     "warm": "#e8a33d",
     "cold": "#4a90d9",
+    "remote": "#7a6fd0",
     "disk": "#4a90d9",
     "computed": "#8b95a1",
     "used": "#4a90d9",

@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_memory import Config, Memory
-from tests.parts import dialogue
+from tests.parts import dialogue, workers
 
 pytestmark = [pytest.mark.mlx, pytest.mark.model]
 
@@ -99,7 +100,14 @@ def test_without_its_kv_every_agent_answers_from_the_log_with_the_same_tokens(
         assert lost.stats().damage > 0
 
 
-def test_a_resent_prompt_computes_its_last_token_alone_with_bit_equal_logits(tmp_path: Path) -> None:
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """OpenBLAS computes on every core, as for users."""
+    with workers.all_cores():
+        yield
+
+
+def test_a_resent_prompt_computes_its_last_token_alone_with_bit_equal_logits(tmp_path: Path, all_cores: None) -> None:
     prompt, found = "The lamp is lit at dusk and put out at dawn. " * 30, []
 
     with Memory(path=tmp_path) as memory:

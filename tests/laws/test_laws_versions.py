@@ -133,8 +133,16 @@ class World:
 
 
 @cache
-def fresh_model(name: str, seed: int) -> Any:
-    return tiny.model(name, seed)
+def models(name: str, seed: int) -> tuple[Any, Any]:
+    """Two copies of one tiny model, built once: one that Memories share, and one that never sees a cache."""
+    return tiny.model(name, seed), tiny.model(name, seed)
+
+
+@cache
+def tokenizer() -> Any:
+    from tests.parts.tinytokenizer import tokenizer
+
+    return tokenizer()
 
 
 class TinyWorld(World):
@@ -144,9 +152,8 @@ class TinyWorld(World):
 
     def runner(self) -> Any:
         from agent_memory import MLXRunner
-        from tests.parts.tinytokenizer import tokenizer
 
-        return MLXRunner(tiny.model(self.name, self.model), tokenizer(), name=f"{self.name} {self.model}")
+        return MLXRunner(models(self.name, self.model)[0], tokenizer(), name=f"{self.name} {self.model}")
 
     def first_logits(self, agent: Agent, text: str) -> tuple[Reply, Any]:
         seen: list[Any] = []
@@ -171,14 +178,14 @@ class TinyWorld(World):
             masked[LETTERS] = logits[LETTERS]
             return masked
 
-        reply = ask(max_tokens=8, logits_processors=[note], **how)
+        reply = ask(max_tokens=5, logits_processors=[note], **how)
         if "temperature" in how:
             return reply
         log = get()._log
         n_reply = log.turns[-1].n_reply
         seen = seen[:n_reply]  # the step behind the last token may have begun
         assert n_reply == len(seen)
-        logits = np.array(fresh_model(self.name, self.model)(mx.array([log.ids.tolist()]))[0].astype(mx.float32))
+        logits = np.array(models(self.name, self.model)[1](mx.array([log.ids.tolist()]))[0].astype(mx.float32))
         wanted = logits[len(log.ids) - n_reply - 1 : -1]
         gap = np.abs(np.array(seen) - wanted).max()
         assert gap < 1e-3, gap
@@ -508,14 +515,17 @@ def test_agents_of_a_tiny_model_compute_what_a_fresh_one_computes_of_their_logs(
 
 
 @pytest.mark.slow
-def test_agents_are_what_was_done_to_them_in_many_runs(edit_faults: list[str]) -> None:
-    run(World, 300, 30, edit_faults)
+@pytest.mark.parametrize("part", range(5))
+def test_agents_are_what_was_done_to_them_in_many_runs(part: int, edit_faults: list[str]) -> None:
+    run(World, 100, 30, edit_faults)
 
 
 @pytest.mark.slow
 @pytest.mark.mlx
+@pytest.mark.parametrize("part", range(3))
 @pytest.mark.parametrize("name", [*tiny.SHAPES, *tiny.MORE])
 def test_agents_of_every_architecture_compute_what_a_fresh_one_computes_of_their_logs(
-    name: str, edit_faults: list[str]
+    name: str, part: int, edit_faults: list[str]
 ) -> None:
-    run(type("Tiny", (TinyWorld,), {"name": name}), 20, 25, edit_faults)
+    """500 runs together: 42 of each, in parts that fit a time limit."""
+    run(type("Tiny", (TinyWorld,), {"name": name}), 14, 25, edit_faults)

@@ -261,7 +261,9 @@ def test_a_sentencepiece_vocabulary_merges_by_score(tmp_path: Path) -> None:
 @pytest.mark.mlx
 def test_the_starter_answers_through_its_template_and_round_trips_text() -> None:
     from agent_memory.models.resolve import resolve
+    from agent_memory.runner.blas import speed_up
 
+    speed_up("auto")  # the reference BLAS needs ten times as long
     found = resolve(None, weights_dtype="float32", progress=False, trust_remote_code=False, is_cpu=True)
     model, tokenizer = _loaded(found.path)
     ids = tokenizer.apply_chat_template(

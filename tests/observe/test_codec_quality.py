@@ -24,10 +24,13 @@ def test_fewer_bits_diverge_more_from_exact(name: str) -> None:
         assert 0 <= report.agreement <= 1
         assert min(report.encode_gb_s, report.decode_gb_s) > 0
         assert report.exact_tensors == ()
-    # rows of 16 values: one group each, whose step and center cost 2 bits a value
-    assert [report.bits_per_value for report in reports.values()] == [10, 7, 6]
-    assert reports["q4"].ratio == 32 / 6
-    assert repr(reports["q4"]).startswith("CodecReport(q4: 6.00 bits, 5.33x smaller, KL ")
+    if name == "llama":
+        # rows of 16 values: one group each, whose step and center cost 2 bits a value
+        assert [report.bits_per_value for report in reports.values()] == [10, 7, 6]
+        assert reports["q4"].ratio == 32 / 6
+        assert repr(reports["q4"]).startswith("CodecReport(q4: 6.00 bits, 5.33x smaller, KL ")
+    else:  # two of three layers have windows: q8 and q4 have no centers, and other bits in the one without
+        assert [report.bits_per_value for report in reports.values()] == [9, 7, 5]
 
 
 @pytest.mark.mlx
@@ -58,7 +61,7 @@ def test_measuring_leaves_agents_and_figures_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("codec", "texts", "error", "words"),
     [
-        ("q3", ["a text"], UnsupportedParameterError, "q8, q5, q4: got 'q3'"),
+        ("q3", ["a text"], UnsupportedParameterError, "q8, q5, q4, or .*: got 'q3'"),
         ("exact", ["a text"], UnsupportedParameterError, "got 'exact'"),
         (None, ["a text"], UnsupportedParameterError, "got None"),
         ("q4", [], UnsupportedParameterError, "at least one text"),

@@ -38,13 +38,16 @@ def state(ids: np.ndarray) -> np.ndarray:
     return np.frombuffer(hashlib.sha384(ids.astype("<u4").tobytes()).digest(), np.uint8)
 
 
-def rows(ids: np.ndarray, spec: TensorSpec, tensor: int) -> np.ndarray:
-    """(heads, n, row_bytes) uint8."""
+def rows(ids: np.ndarray, spec: TensorSpec, tensor: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """(heads, n, row_bytes) uint8, of the tokens ``[start, stop)``."""
+    lanes = np.arange(spec.heads * spec.row_bytes, dtype=np.uint64).reshape(spec.heads, 1, spec.row_bytes)
+    lanes += np.uint64(tensor * 1000)
     with np.errstate(over="ignore"):
         state = np.cumsum((ids.astype(np.uint64) + np.uint64(7)) * np.uint64(0x9E3779B97F4A7C15), dtype=np.uint64)
-        lanes = np.arange(spec.heads * spec.row_bytes, dtype=np.uint64).reshape(spec.heads, 1, spec.row_bytes)
-        mixed = (state[None, :, None] + lanes + np.uint64(tensor * 1000)) * np.uint64(0xBF58476D1CE4E5B9)
-    return np.ascontiguousarray((mixed >> np.uint64(53)).astype(np.uint8))
+        mixed = state[None, start:stop, None] + lanes  # large; changed in place
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed >>= np.uint64(53)
+    return mixed.astype(np.uint8)
 
 
 @contextlib.contextmanager
@@ -105,10 +108,10 @@ def hand_over(found: Save, ids: np.ndarray, *, layout: Layout = SMALL, held_from
     """Put all that a save planned, and finish it."""
     for number, part in enumerate(found.parts):
         for t, spec in enumerate(layout.tensors):
-            found.put(number, t, np.ascontiguousarray(rows(ids, spec, t)[:, part.start : part.stop]))
+            found.put(number, t, rows(ids, spec, t, part.start, part.stop))
     for number, side in enumerate(found.sides):
         assert side.start == side.stop or side.start >= held_from
-        taken = [rows(ids, spec, 100 + t)[:, side.start : side.stop] for t, spec in enumerate(layout.windows)]
+        taken = [rows(ids, spec, 100 + t, side.start, side.stop) for t, spec in enumerate(layout.windows)]
         assert not side.has_state or side.stop in {*snapshots, len(ids)}
         found.put_side(
             number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
@@ -144,9 +147,9 @@ def copy(
         return False
     for number, part in enumerate(found.parts):
         for t, spec in enumerate(layout.tensors):
-            found.put(number, t, rows(ids, spec, t)[:, part.start : part.stop].copy())
+            found.put(number, t, rows(ids, spec, t, part.start, part.stop))
     for number, side in enumerate(found.sides):
-        taken = [rows(ids, spec, 100 + t)[:, side.start : side.stop].copy() for t, spec in enumerate(layout.windows)]
+        taken = [rows(ids, spec, 100 + t, side.start, side.stop) for t, spec in enumerate(layout.windows)]
         found.put_side(
             number, taken if side.start < side.stop else [], state(ids[: side.stop]) if side.has_state else None
         )
@@ -178,7 +181,7 @@ def load_beside(store: Store | Tiers, match: Match, ids: np.ndarray, layout: Lay
         start, number = (0, t) if t < len(layout.tensors) else (first, 100 + t - len(layout.tensors))
         out = np.full((spec.heads, n - start + 3, spec.row_bytes), 0xEE, np.uint8)
         source.read_into(t, memoryview(out).cast("B"), n - start + 3)
-        right = right and np.array_equal(out[:, : n - start], rows(ids[:n], spec, number)[:, start:])
+        right = right and np.array_equal(out[:, : n - start], rows(ids[:n], spec, number, start))
         assert (out[:, n - start :] == 0xEE).all()
     if layout.windows:
         assert first <= max(0, n - layout.window + 1)

@@ -169,6 +169,14 @@ def test_a_checkpoint_is_gone_back_to_by_its_label(memory: Memory) -> None:
         agent.rewind(to="other")
 
 
+def test_a_rewind_goes_back_by_turns_or_to_a_version_and_not_by_both(memory: Memory) -> None:
+    agent = spoken(memory, "one", "two")
+    agent.checkpoint("here")
+    with pytest.raises(UnsupportedParameterError, match=r"turns or to=, not both: turns is 2, to is 'here'"):
+        agent.rewind(2, to="here")
+    assert said(agent) == ["one", "two"]
+
+
 def test_a_view_shows_a_version_and_changes_nothing(memory: Memory) -> None:
     agent = spoken(memory, "one", "two")
     agent.rewind()

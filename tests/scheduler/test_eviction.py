@@ -14,6 +14,7 @@ from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.reuse import Plan
+from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.store.store import Store
 from agent_memory.tiers.hot import HotTier, Lineage
@@ -39,7 +40,8 @@ class Scene:
         self.hot = HotTier(clock=lambda: self.now_s)
         self.saver = Saver(self.tiers, self.layout, Counters())
         self.admission = Admission(hot_tokens * self.layout.token_bytes, self.layout.token_bytes, 1 << 30)
-        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, ttl_s=ttl_s)
+        self.running = Running(lambda: self.runner.open_batch(CHUNK), self.admission, Counters())
+        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, self.running, ttl_s=ttl_s)
         self.batch = self.runner.open_batch(CHUNK)
 
     def idle(self, number: int, n_tokens: int = 200) -> Lineage:
@@ -239,3 +241,22 @@ def test_active_bytes_of_mlx_fall_by_what_is_evicted(to: str, tmp_path: Path) ->
         assert memory.stats().hot_bytes == 0
         assert before - mx.get_active_memory() >= hot_bytes
         assert (memory.stats().warm_bytes > 0) == (to == "warm")
+
+
+def test_spare_bytes_of_the_batch_are_freed_before_any_lineage_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, spare = Scene(hot_tokens=1000), {"bytes": 0}
+    batch, token_bytes = type(scene.running.batch), scene.layout.token_bytes
+    monkeypatch.setattr(batch, "spare_nbytes", property(lambda _: spare["bytes"]))
+    monkeypatch.setattr(batch, "tidy", lambda _: spare.update(bytes=0))
+    scene.idle(1)
+    scene.idle(2)
+    spare["bytes"] = scene.admission.limit_bytes - scene.hot.nbytes
+    scene.evictor.free()
+    assert spare["bytes"] > 0, "there is room for them"
+    spare["bytes"] += 1
+    scene.evictor.free()
+    assert (spare["bytes"], scene.owners) == (0, [1, 2])
+    spare["bytes"] = scene.admission.limit_bytes - scene.hot.nbytes
+    plan = Plan(wanted=np.zeros(0, np.uint32), stored=Match(0, (), np.zeros(0, np.uint8)))
+    assert scene.evictor.make_room(token_bytes, plan, hurry=False) == []
+    assert (spare["bytes"], scene.owners) == (0, [1, 2])

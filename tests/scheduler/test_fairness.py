@@ -128,7 +128,8 @@ def test_a_low_priority_does_not_starve_while_higher_ones_keep_coming(
         crowd.stop()
 
 
-def test_a_large_request_does_not_starve_while_small_ones_fit() -> None:
+def test_a_large_request_does_not_starve_while_small_ones_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_memory.scheduler.starting.AGE_S", 1.0)
     runner = EchoRunner(lambda asked, _: asked * 400, delay_s=0.001)
     token = runner.layout.token_bytes
     config = Config(chunk_tokens=16, prefill_tokens=16, hot_bytes=2048 * token)

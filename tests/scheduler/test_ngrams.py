@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent_memory.scheduler import ngrams
 from agent_memory.scheduler.drafting import _JUDGED, _PAUSE, Brake
-from agent_memory.scheduler.ngrams import Ngrams, runs_of
+from agent_memory.scheduler.ngrams import Ngrams
 
 few = st.lists(st.integers(0, 3), max_size=60)
 
@@ -87,11 +87,6 @@ def test_ids_that_are_too_old_are_dropped(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(made._ids) <= 64 + 16
     assert made.next(5) == [0, 1, 2, 3, 4]
     assert made._ids[made._at] == 0
-
-
-def test_rows_together_are_right_as_far_as_all_are() -> None:
-    assert runs_of([[0.9, 0.5, 0.4], [0.5, 0.5]]) == [0.45, 0.25]
-    assert runs_of([[], [0.5]]) == []
 
 
 def _braked(step_s: float, verified_s: float, n_steps: int) -> Brake:

@@ -6,12 +6,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory.log.turns import Turn
 from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.worth import victims
+from agent_memory.store.edit import void
+from agent_memory.store.room import _evict
 from agent_memory.types import Message
 from tests.parts.breaking import Counted
 from tests.parts.kvmodel import IDENTITY, OTHER, draw, held_bytes, is_right, load, opened, rewind, save, segment_files
@@ -261,3 +264,25 @@ def test_an_agent_is_known_under_the_models_that_it_has_kv_of(tmp_path):
         save(store, ids, agent_id=c)
         store.flush()
         assert store.lineage_identities(c) == frozenset()
+
+
+@pytest.mark.parametrize("how", ["evicted", "damaged", "evicted under another model"])
+def test_a_lineage_that_lost_its_end_is_deleted_from_its_beginning(tmp_path, how):
+    ids = draw(np.random.default_rng(8), 100)
+    with opened(tmp_path) as store:
+        a = store.create_agent("", "a", system=None, tools="[]").agent_id
+        for stop in (34, 60, 100):  # three files, each after the one before
+            save(store, ids[:stop], agent_id=a)
+            store.flush()
+    with opened(tmp_path, identity=OTHER if how == "evicted under another model" else IDENTITY) as store:
+        catalog = store._catalog
+        if how == "damaged":
+            void(catalog, max(catalog.segments.values(), key=lambda s: s.stop), "damaged", "a test")
+        else:
+            assert store._io.call(lambda: _evict(catalog, 1))
+        store.flush()
+    with opened(tmp_path) as store:
+        assert 0 < store.match(ids).n_tokens < 100
+        store.delete_agent(a)
+        assert store.match(ids).n_tokens == 0
+    assert segment_files(tmp_path) == []

@@ -97,7 +97,7 @@ def test_the_fixtures_are_what_their_script_makes(tmp_path):
             assert sorted(i.file_size for i in kept.infolist() if i.filename != MANIFEST) == again
 
 
-@pytest.mark.parametrize("version", [5, 6])
+@pytest.mark.parametrize("version", [5, 6, 7])
 def test_a_store_is_viewed_as_its_version_left_it(tmp_path, version):
     path = unpacked("echo", version, tmp_path)
     with open_store(path) as view:

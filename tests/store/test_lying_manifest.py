@@ -196,7 +196,8 @@ def test_the_schema_of_every_version_is_known():
     migrate(db)
     version = int(db.execute("SELECT value FROM meta WHERE key = 'write_version'").fetchone()[0])
     check_schema(db, version)
-    for wrong in range(version):
+    check_schema(db, 6)  # 7 allows other names of codecs, in the same tables
+    for wrong in range(6):
         with pytest.raises(sqlite3.DatabaseError, match="its schema is not what"):
             check_schema(db, wrong)
     db.close()

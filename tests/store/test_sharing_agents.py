@@ -103,6 +103,32 @@ def test_forks_store_their_own_turns(kind: str, tmp_path: Path) -> None:
         assert_same_as_never_stopped(kind, memory, path, [fork.name for fork in forks])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_eight_replies_that_are_drawn_compute_and_store_their_prompt_once(kind: str, tmp_path: Path) -> None:
+    with Memory(runner(kind), tmp_path / "store", config=CONFIG) as memory:
+        agent = memory.agent("a", system=BRIEF)
+        ask(agent, "What is it?")
+        stored, hot = n_stored(memory), memory.stats().hot_bytes
+        forks = [agent.fork(f"f{number}", temporary=True) for number in range(8)]
+        assert (n_stored(memory), memory.stats().hot_bytes) == (stored, hot), "all of it is shared until they say more"
+        for fork in forks:
+            fork.delete()
+        before, scored = memory.stats().computed_ids, list[Reply]()
+
+        def key(reply: Reply) -> int:
+            assert n_stored(memory) == stored, "nothing of a reply is written before one is chosen"
+            scored.append(reply)
+            return len(scored) == 3
+
+        best = memory.best_of(agent, "Say it otherwise.", 8, key, temperature=1.0, seed=1, max_tokens=16)
+        assert memory.stats().computed_ids - before == best.usage.computed_tokens + 7, "its last id is each reply's own"
+        assert [reply.usage.computed_tokens for reply in scored] == [1] * 8
+        assert len({reply.token_ids for reply in scored}) >= 7
+        assert best.token_ids == scored[2].token_ids
+        assert n_stored(memory) - stored <= agent._log.n_kv - best.usage.cached_tokens + LEAST
+        assert memory.verify().ok
+
+
 def test_a_forked_agent_travels_with_the_rows_that_it_shares(tmp_path: Path) -> None:
     with Memory(runner("echo"), tmp_path / "here", config=CONFIG) as memory:
         base = memory.agent("base", system=BRIEF)

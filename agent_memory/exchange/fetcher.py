@@ -1,0 +1,255 @@
+"""Fetches chunks from the bucket: one round of look-ups, a decision, parallel transfers, verification."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from attrs import frozen
+
+from agent_memory.errors import ClosedError
+from agent_memory.exchange.chunks import (
+    ROOT_TAG,
+    Asked,
+    Chunk,
+    Fetched,
+    Resume,
+    promises,
+    read_chunk,
+    read_resume,
+)
+from agent_memory.exchange.fetch import Fetch, Terms
+from agent_memory.exchange.figures import Figures
+from agent_memory.exchange.opening import Remote
+from agent_memory.exchange.stored import GoneError, Stored
+from agent_memory.prefix.chunks import chunk_chain, root_id
+from agent_memory.remote.failures import BucketError, ObjectDamagedError
+from agent_memory.remote.objects import read_object
+from agent_memory.store.catalog import Catalog
+from agent_memory.types import Exactness, weakest
+
+log = logging.getLogger("agent_memory.remote")
+
+_T = TypeVar("_T")
+
+_SLACK_BYTES = 1 << 20  #: an object may be so much larger than its rows: header and seals
+
+
+@frozen(kw_only=True)
+class _Plan:
+    """The objects of a fetch: of chunks ``[start, stop)``, and what other layers need at the end, if they need any."""
+
+    start: int  #: chunks, counted from the lineage's first
+    rows: Sequence[tuple[str, int]]  #: name and bytes
+    resume: tuple[str, int] | None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(size for _, size in self.rows) + (0 if self.resume is None else self.resume[1])
+
+
+class Fetcher:
+    """Runs fetches on threads of its own, started by the first. Any thread.
+
+    - A chunk that is missing ends the lineage. ``is_missing`` remembers that for some seconds.
+    - Each object is verified, and compared with the ids, before anyone sees it. A damaged one ends the fetch before it.
+    - A call that fails opens the breaker, and ends the fetch likewise.
+    """
+
+    def __init__(self, remote: Remote, stored: Stored, figures: Figures, clock: Callable[[], float]) -> None:
+        self._remote, self._stored, self._figures, self._clock = remote, stored, figures, clock
+        self._looks = ThreadPoolExecutor(4, thread_name_prefix="agent_memory-fetch")
+        self._gets = ThreadPoolExecutor(8, thread_name_prefix="agent_memory-transfer")
+
+    def start(
+        self, fetch: Fetch, terms: Terms, catalog: Catalog | None, ended: Callable[[Fetched | None], None]
+    ) -> None:
+        """Run a fetch; ``ended`` is called on its thread with what came of it."""
+        self._looks.submit(self._run, fetch, terms, catalog, ended)
+
+    def close(self) -> None:
+        """End the threads; transfers that run end by their time limits. Idempotent."""
+        self._looks.shutdown(wait=False, cancel_futures=True)
+        self._gets.shutdown(wait=False, cancel_futures=True)
+
+    def join(self) -> None:
+        """Wait for the threads, after ``close`` and the bucket's."""
+        self._looks.shutdown(wait=True)
+        self._gets.shutdown(wait=True)
+
+    def _run(
+        self, fetch: Fetch, terms: Terms, catalog: Catalog | None, ended: Callable[[Fetched | None], None]
+    ) -> None:
+        found = None
+        try:
+            plan = self._look(fetch, terms)
+            if plan is not None:
+                found = self._transfer(fetch, terms, catalog, plan)
+        except ClosedError:
+            pass
+        except Exception:  # thread boundary: whatever went wrong, the requests that wait go on
+            log.exception("remote: a fetch failed")
+            self._figures.count("failed")
+        finally:
+            if found is None and fetch.is_late:
+                self._figures.count("late")
+            ended(found)
+
+    def _look(self, fetch: Fetch, terms: Terms) -> _Plan | None:
+        """Return the objects to fetch; None if nothing is there, computing is faster, or the bucket does not say."""
+        size, names, bucket = terms.chunk_tokens, self._remote.names, self._remote.bucket
+        chain = chunk_chain(root_id(terms.identity), fetch.ids, size)
+        rows = [names.chunk(one, "rows", terms.codec) for one in chain[fetch.start :]]
+        resumes = [names.chunk(one, "resume", terms.codec) for one in chain] if terms.needs is not None else []
+        if not self._remote.breaker.allows():
+            return None
+        began = time.perf_counter()
+        try:
+            sizes = bucket.sizes([*rows, *resumes])
+        except BucketError as error:
+            self._fail(error)
+            return None
+        except ClosedError:
+            self._remote.breaker.abandoned()
+            raise
+        self._remote.breaker.succeeded()
+        self._remote.rates.answered(time.perf_counter() - began)
+        self._figures.count("asked")
+        there = _leading(rows, sizes)
+        resume: tuple[str, int] | None = None
+        if terms.needs is not None:
+            ends = dict(enumerate(sizes[len(rows) :], 1))
+            n = next((n for n in range(len(there), 0, -1) if ends.get(n) is not None), 0)
+            there, resume = there[:n], (resumes[n - 1], ends[n] or 0) if n else None
+        plan = _Plan(start=fetch.start, rows=there, resume=resume)
+        n_gained = (fetch.start + len(there)) * size - fetch.n_have
+        if n_gained <= 0:
+            self._figures.count("not_there")
+            fetch.is_missing = True
+            return None
+        rate = None if not fetch.token_s else 1 / fetch.token_s
+        if not self._remote.rates.is_worth(plan.n_bytes, n_gained, rate):
+            return None
+        fetch.expect(self._remote.rates.fetch_s(plan.n_bytes))
+        return plan
+
+    def _fail(self, error: BucketError) -> None:
+        self._figures.count("failed")
+        self._remote.breaker.failed(error)
+
+    def _transfer(self, fetch: Fetch, terms: Terms, catalog: Catalog | None, plan: _Plan) -> Fetched | None:
+        """Return what came of a plan's objects, verified: all of them, or where that is of use the first ones."""
+        began, size = time.perf_counter(), terms.chunk_tokens
+        asked = [
+            Asked(start=n * size, ids=fetch.ids[n * size : (n + 1) * size], codec=terms.codec)
+            for n in range(plan.start, plan.start + len(plan.rows))
+        ]
+        coming = [
+            self._gets.submit(self._chunk, name, n_bytes, one, terms)
+            for (name, n_bytes), one in zip(plan.rows, asked, strict=True)
+        ]
+        resuming = None
+        if plan.resume is not None:
+            resuming = self._gets.submit(self._resume, *plan.resume, asked[-1].stop, terms)
+        chunks = list(self._arrived(fetch, coming))
+        resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
+        if chunks:
+            n_bytes = sum(one.n_bytes for one in chunks) + (0 if resume is None else resume.n_bytes)
+            self._remote.rates.moved(n_bytes, time.perf_counter() - began)
+            self._figures.count("bytes fetched", n_bytes)
+        if not chunks or (resuming is not None and (resume is None or len(chunks) < len(plan.rows))):
+            return None
+        said = promises(chunks, self._before(fetch, terms, catalog))
+        if resume is not None:
+            is_one_run = resume.tag == chunks[-1].tag
+            last: Exactness = weakest(said[-1], resume.exactness, "moved" if is_one_run else "recomputed")
+            said = [*said[:-1], last]
+        self._figures.count("fetched_chunks", len(chunks))
+        return Fetched(
+            ids=fetch.ids[: chunks[-1].stop], start=plan.start * size, chunks=chunks, promises=said, resume=resume
+        )
+
+    def _arrived(self, fetch: Fetch, coming: Sequence[Future[_T | None]]) -> Iterator[_T]:
+        """Yield what came, in order, up to the first that did not come or is not genuine, or to the fetch's limit."""
+        is_open = True
+        for one in coming:
+            if is_open and not fetch.is_late:
+                try:
+                    if (found := one.result()) is not None:
+                        yield found
+                        continue
+                except (BucketError, ObjectDamagedError):
+                    pass  # counted where it was raised
+            is_open = False
+            one.cancel()
+
+    def _before(self, fetch: Fetch, terms: Terms, catalog: Catalog | None) -> str | None:
+        """Return the tag of the store's own chunks before the first fetched one; None if they cannot be read."""
+        if not fetch.start:
+            return ROOT_TAG
+        if catalog is None:
+            return None
+        with catalog.lock:
+            model = catalog.model
+            if model is None or model.identity != terms.identity:
+                return None
+            pieces = model.index.chunks(fetch.ids[: fetch.start * terms.chunk_tokens], ready=True)
+        if len(pieces) < fetch.start:
+            return None
+        try:
+            return self._stored.tag(catalog, pieces)
+        except GoneError:
+            return None
+
+    def _chunk(self, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
+        body = self._get(name, n_bytes)
+        if body is None:
+            return None
+        try:
+            return read_chunk(read_object(name, self._remote.keys, body), asked, terms.layout)
+        except ObjectDamagedError as error:
+            self._damaged(name, error)
+            raise
+
+    def _resume(self, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
+        assert terms.needs is not None
+        body = self._get(name, n_bytes)
+        if body is None:
+            return None
+        try:
+            return read_resume(read_object(name, self._remote.keys, body), stop, terms.codec, terms.layout, terms.needs)
+        except ObjectDamagedError as error:
+            self._damaged(name, error)
+            raise
+
+    def _get(self, name: str, n_bytes: int) -> bytes | None:
+        """Return an object; None if it is gone since, or the breaker is open."""
+        if not self._remote.breaker.allows():
+            return None
+        try:
+            body = self._remote.bucket.get(name, max_bytes=n_bytes + _SLACK_BYTES)
+        except BucketError as error:
+            self._fail(error)
+            raise
+        except BaseException:  # closed: the outcome says nothing of the server
+            self._remote.breaker.abandoned()
+            raise
+        self._remote.breaker.succeeded()
+        return body
+
+    def _damaged(self, name: str, error: ObjectDamagedError) -> None:
+        self._figures.count("damaged")
+        log.warning("remote: object %s is not used, and its KV is computed: %s", name[:20], error)
+
+
+def _leading(names: Sequence[str], sizes: Sequence[int | None]) -> list[tuple[str, int]]:
+    """Return the names before the first missing one, with their sizes."""
+    found: list[tuple[str, int]] = []
+    for name, n_bytes in zip(names, sizes, strict=False):
+        if n_bytes is None:
+            break
+        found.append((name, n_bytes))
+    return found

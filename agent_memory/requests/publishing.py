@@ -1,0 +1,324 @@
+"""Agents that move between hosts through a bucket: each publishes its log in parts, and one host at a time may."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from agent_memory.carry.carrier import Carrier
+from agent_memory.carry.exporting import unbound
+from agent_memory.carry.published import (
+    MAX_TURNS,
+    Arrived,
+    Kind,
+    Part,
+    Replay,
+    Stored,
+    arrived,
+    n_same,
+    read_part,
+    states,
+    write_part,
+)
+from agent_memory.errors import (
+    AgentMovedError,
+    ConfigError,
+    RemoteError,
+    UnknownAgentError,
+    UnsupportedParameterError,
+    repr_of,
+)
+from agent_memory.exchange.opening import Remote
+from agent_memory.log.carried import Terms
+from agent_memory.log.log import Log
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import Span, State
+from agent_memory.reader.shared import ensure_writable
+from agent_memory.remote.failures import ObjectDamagedError
+from agent_memory.requests.evicting import flush
+from agent_memory.requests.registry import Agents
+from agent_memory.requests.versions import Versions
+from agent_memory.scheduler.engine import Engine
+from agent_memory.store.store import Store
+
+log = logging.getLogger("agent_memory.requests")
+
+_LOOK_S = 10.0  #: a caller waits for these look-ups, unlike a reply for a look-up of KV
+_READERS = 8  #: parts that are read at once
+_TRIES = 8  #: takings that another host may be ahead of
+_STRIDE = 16  #: numbers of parts that are looked for in one round
+_MOST_PARTS = 1 << 24
+
+
+class _BehindError(Exception):
+    """Internal: a part of this store's own is there, whose answer was lost."""
+
+
+@frozen
+class _Known:
+    """The newest part, as this store published or read it."""
+
+    number: int
+    digest: str
+    epoch: int
+    holder: str
+    states: Sequence[str]
+
+
+class Publishing:
+    """Publishes agents' logs and takes agents over. Any thread; calls for one agent run one after another.
+
+    - What is published is the log as of its last finished turn, flushed before; KV goes by the remote tier.
+    - A publication is one create of the part after the newest one. A store that does not hold the agent, or no longer,
+      is refused there, whatever it believed.
+    - Nothing is lost by a taking: turns of this store that were never published follow the published ones, or, where
+      others were published in their place, stay as a version of the agent.
+    """
+
+    def __init__(
+        self, remote: Remote | None, agents: Agents, versions: Versions, store: Store, engine: Engine,
+        terms: Callable[[], Terms],
+    ) -> None:  # fmt: skip
+        self._found, self._agents, self._versions = remote, agents, versions
+        self._store, self._engine, self._terms = store, engine, terms
+        self._known: dict[str, _Known] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._conditions: bool | None = None
+
+    def publish(self, agent: Log) -> int:
+        """Publish an agent's new turns; return how many turns are published now.
+
+        Raises AgentMovedError, RemoteError, ConfigError without a remote.
+        """
+        self._ensure("publish an agent")
+        if agent.is_temporary:
+            raise UnsupportedParameterError(f"agent {repr_of(agent.name)} is temporary: publish a fork of it")
+        self._agents.ensure_own(agent, "publish it")
+        with self._locks[agent.name]:
+            self._ensure_conditions()
+            if agent.facts.holder is None:
+                self._agents.hold(agent, secrets.token_hex(16))
+            flush(self._engine, self._store)
+            for _ in range(_TRIES):
+                with contextlib.suppress(_BehindError):
+                    return self._publish(agent, agent.turns)
+            raise RemoteError(f"the newest part of the published log of agent {repr_of(agent.name)} was not found")
+
+    def fetch(self, name: str) -> Log:
+        """Take an agent over from the host that published it, and return its log; every published turn is in it.
+
+        Raises UnknownAgentError if none of that name was published, RemoteError, ConfigError without a remote.
+        """
+        self._ensure("take an agent over")
+        with self._locks[name]:
+            self._ensure_conditions()
+            replay = Replay()
+            here = self._agents.find(name, identity=self._agents.identity)
+            for _ in range(_TRIES):
+                self._read_on(name, replay)
+                if replay.last is None:
+                    raise UnknownAgentError(name)
+                part = replay.last.part
+                found = self._checked(name, replay)  # before the taking: what cannot be used here is left alone
+                if here is not None and here.facts.holder == part.holder:
+                    holder, known = part.holder, _known(replay)
+                    break
+                taking = self._next(name, _known(replay), "taken", secrets.token_hex(16), part.told)
+                taking = attrs.evolve(taking, epoch=part.epoch + 1, keep=part.n_turns, n_turns=part.n_turns,
+                                      state=part.state)  # fmt: skip
+                if (digest := self._put(taking, ())) is not None:
+                    holder = taking.holder
+                    known = _Known(taking.number, digest, taking.epoch, holder, replay.states)
+                    break
+            else:
+                raise RemoteError(f"agent {repr_of(name)} was not taken over: other hosts took it {_TRIES} times")
+            taken = self._store_here(name, here, found, holder)
+            self._known[name] = known
+            return taken
+
+    def _publish(self, agent: Log, turns: Sequence[Turn]) -> int:
+        ours = states(turns)
+        known = self._known.get(agent.name)
+        if known is None or known.holder != agent.facts.holder:
+            known = self._look(agent, ours)
+        keep = n_same(ours, known.states)
+        if keep == len(ours) == len(known.states) and known.number:
+            return keep
+        for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
+            stop = min(stop, len(turns))
+            known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
+            keep = stop
+        return len(turns)
+
+    # what is on the remote
+
+    def _look(self, agent: Log, ours: Sequence[str]) -> _Known:
+        """Return the newest part of an agent whose parts this process has not seen. Raises AgentMovedError."""
+        number = self._newest(agent.name)
+        if not number:
+            return _Known(0, "", 1, "", ())
+        last = self._read(agent.name, number)
+        if last.part.holder != agent.facts.holder:
+            raise self._moved(agent, last)
+        if last.part.n_turns <= len(ours) and (last.part.state == "" or ours[last.part.n_turns - 1] == last.part.state):
+            return _Known(number, last.digest, last.part.epoch, last.part.holder, ours[: last.part.n_turns])
+        replay = Replay()  # it was rewound: how far
+        self._read_on(agent.name, replay)
+        return _known(replay)
+
+    def _newest(self, name: str) -> int:
+        """Return the number of the newest part, by a few rounds of look-ups; 0: there is none."""
+        sizes, log_name = self._remote.bucket.sizes, self._remote.names.log
+        steps = [1 << power for power in range(_MOST_PARTS.bit_length())]
+        there = sizes([log_name(name, number) for number in steps], timeout_s=_LOOK_S)
+        if there[0] is None:
+            if any(size is not None for size in there):
+                raise RemoteError(f"the first part of the published log of agent {repr_of(name)} is gone")
+            return 0
+        low = max(number for number, size in zip(steps, there, strict=True) if size is not None)
+        high = 2 * low  # low is there, high is not
+        while high - low > 1:
+            step = max(1, (high - low) // _STRIDE)
+            asked = range(low + step, high, step)
+            found = sizes([log_name(name, number) for number in asked], timeout_s=_LOOK_S)
+            missing = [number for number, size in zip(asked, found, strict=True) if size is None]
+            high = min(missing, default=high)
+            low = max([low, *(n for n, size in zip(asked, found, strict=True) if size is not None and n < high)])
+        return low
+
+    def _read_on(self, name: str, replay: Replay) -> None:
+        """Read the parts that a replay lacks."""
+        numbers = range(replay.number + 1, self._newest(name) + 1)
+        with ThreadPoolExecutor(_READERS, "agent_memory parts") as readers:
+            for number, stored in zip(numbers, readers.map(lambda n: self._read(name, n), numbers), strict=True):
+                try:
+                    replay.take(stored)
+                except ObjectDamagedError as error:
+                    raise _damaged(name, number, error) from error
+
+    def _read(self, name: str, number: int) -> Stored:
+        remote = self._remote
+        body = remote.bucket.get(remote.names.log(name, number))
+        if body is None:
+            raise RemoteError(f"part {number} of the published log of agent {repr_of(name)} is gone")
+        try:
+            return read_part(name, number, body, remote.names, remote.keys)
+        except ObjectDamagedError as error:
+            raise _damaged(name, number, error) from error
+
+    def _append(self, agent: Log, known: _Known, turns: Sequence[Turn], keep: int, ours: Sequence[str]) -> _Known:
+        holder = agent.facts.holder
+        assert holder is not None
+        record = agent.record()
+        told = {
+            "name": record.name,
+            "system": record.system,
+            "tools": record.tools,
+            "facts": unbound(record.facts),
+            "created_s": record.created_s,
+            "used_s": record.used_s,
+        }
+        part = self._next(agent.name, known, "turns", holder, told)
+        part = attrs.evolve(part, keep=keep, n_turns=len(ours), state=ours[-1] if ours else "")
+        digest = self._put(part, turns)
+        if digest is None:
+            self._known.pop(agent.name, None)
+            there = self._read(agent.name, part.number)
+            if there.part.holder == holder:
+                raise _BehindError
+            raise self._moved(agent, there)
+        self._known[agent.name] = found = _Known(part.number, digest, part.epoch, holder, tuple(ours))
+        return found
+
+    def _next(self, name: str, known: _Known, kind: Kind, holder: str, told: Mapping[str, Any]) -> Part:
+        return Part(
+            agent=name, number=known.number + 1, before=known.digest, kind=kind, id=secrets.token_hex(16),
+            epoch=known.epoch, holder=holder, host=socket.gethostname(), at=time.time(), keep=0, n_turns=0, state="",
+            told=told, turns=(),
+        )  # fmt: skip
+
+    def _put(self, part: Part, turns: Sequence[Turn]) -> str | None:
+        """Create a part; return its digest, None if another one has that number."""
+        remote = self._remote
+        body = write_part(part, turns, remote.names, remote.keys)
+        is_ours = remote.bucket.put_new(remote.names.log(part.agent, part.number), body)
+        stored = read_part(part.agent, part.number, body, remote.names, remote.keys) if is_ours else None
+        if stored is None and (there := self._read(part.agent, part.number)).part.id == part.id:
+            stored = there  # the server had stored it, and its answer was lost
+        return None if stored is None else stored.digest
+
+    def _moved(self, agent: Log, by: Stored) -> AgentMovedError:
+        return AgentMovedError(agent.name, by.part.number, by.part.keep + 1, by.part.host, by.part.epoch)
+
+    # what is here
+
+    def _checked(self, name: str, replay: Replay) -> Arrived:
+        try:
+            return arrived(replay, self._terms())
+        except ValueError as error:
+            raise _damaged(name, replay.number, error) from error
+
+    def _store_here(self, name: str, here: Log | None, found: Arrived, holder: str) -> Log:
+        facts = attrs.evolve(found.facts, holder=holder)
+        if here is None:
+            told = {**found.told, "facts": facts.to_json(), "name": name}
+            Carrier(self._store).take_log(told, found.turns, self._agents.salt)
+            return self._agents.arrived(name, is_foreign=bool(found.turns) and found.n_remade > 0)
+        same = n_same(states(here.turns), found.states)
+        if same == len(here.turns):
+            self._versions.extend(here, found.turns[same:], facts)
+        elif same < len(found.turns):  # else turns that nobody has published follow the published ones: they stay
+            n_own = len(here.turns) - same
+            state = State(turns=found.turns, spans=(Span(here.agent_id, 0),), system=found.told["system"], facts=facts)
+            self._versions.replace(here, state, "replaced", here.version)
+            log.warning(
+                "agent %r: %d turns of this store were never published; they stay as version %d",
+                name, n_own, here.n_versions,
+            )  # fmt: skip
+        self._agents.hold(here, holder)
+        flush(self._engine, self._store)
+        return here
+
+    @property
+    def _remote(self) -> Remote:
+        assert self._found is not None
+        return self._found
+
+    def _ensure(self, doing: str) -> None:
+        if self._found is None:
+            raise ConfigError(
+                f"cannot {doing}: this Memory has no remote. Open it with Config(remote=..., remote_key=...)"
+            )
+        if not self._found.is_writing:
+            raise ConfigError(f"cannot {doing}: Config.remote_write is False")
+        ensure_writable(self._store, doing)
+
+    def _ensure_conditions(self) -> None:
+        if self._conditions is None:
+            self._conditions = self._remote.bucket.probe()
+        if not self._conditions:
+            raise RemoteError(
+                f"remote {self._remote.bucket.place} stores a second object under a name that is taken: published logs "
+                "need a server that honours If-None-Match. Agents move by agent.export and memory.import_agent"
+            )
+
+
+def _known(replay: Replay) -> _Known:
+    assert replay.last is not None
+    part = replay.last.part
+    return _Known(replay.number, replay.last.digest, part.epoch, part.holder, tuple(replay.states))
+
+
+def _damaged(name: str, number: int, error: Exception) -> RemoteError:
+    return RemoteError(f"part {number} of the published log of agent {repr_of(name)} is damaged or forged: {error}")

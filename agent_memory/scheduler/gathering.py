@@ -1,0 +1,40 @@
+"""Gathering: whether the first step of rows that have just started waits for requests that are about to come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from agent_memory.scheduler.row import Row
+
+#: Shares of ``target_gap_s`` that a first step waits: since the newest row started, and since the oldest did.
+_NEWEST, _OLDEST = 1 / 8, 1 / 2
+
+
+class Gathering:
+    """Lets requests that are made one after another share their first step. Engine thread, but for ``is_asked``.
+
+    A row that joins one step later costs a step of its own and waits for it. So the first step waits while
+
+    - another thread is making a request (``is_asked``), or
+    - nobody waits yet for what comes: whoever calls ``stream`` in a loop reads no handle before he has all of them.
+
+    Whoever waits for the only request waits for nothing else: his reading begins the step. A row that decodes never
+    waits.
+    """
+
+    def __init__(self, target_gap_s: float) -> None:
+        self._newest_s, self._oldest_s = _NEWEST * target_gap_s, _OLDEST * target_gap_s
+        self.is_asked: Callable[[], bool] = lambda: False  #: True while a caller's thread is making a request
+
+    def wait_s(self, rows: Iterable[Row]) -> float:
+        """Return the seconds that the first step of ``rows`` may still wait; 0 where it may not."""
+        started = []
+        for row in rows:
+            if not row.is_ready or row.fed == row.n_prompt or row.request.is_cancelled:
+                return 0.0  # there is a prompt to compute, a row decodes already, or one must end
+            started.append(row.started)
+        if not started or (not self.is_asked() and any(row.request.feed.is_awaited for row in rows)):
+            return 0.0
+        until = min(max(started) + self._newest_s, min(started) + self._oldest_s)
+        return max(0.0, until - time.perf_counter())

@@ -1,0 +1,140 @@
+"""KV out of a bucket against KV of the store's own and against computing it.
+
+    python benchmarks/remote.py [--tokens 1024 2048] [--repeats 5] [--json FILE] [--model MODEL] [--moto]
+
+One host computes a text and publishes it. Then, interleaved, the same prompt is asked of: a store that has it on disk
+(cold), hosts without a disk that fetch it from a folder (sealed, and with no key), with ``--moto`` from an S3 server on
+the loopback (``pip install "moto[server]"``), and a host that has nothing and computes. "KV there" is from the call to
+the KV in memory, the wait for the bucket included; MB/s is of the KV's bytes. ``share`` is that rate as a share of the
+cold one. Every fetch opens a Memory of its own: nothing is measured before, and nothing is adopted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import median, text_of, write_json
+
+from agent_memory import Config, Memory, Usage
+
+KEY = b"a key for measurements, not for use"
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
+    """The URL of a bucket on an S3 server of the loopback, while the block runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/team", method="PUT")).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"s3://team/kv?endpoint=http://127.0.0.1:{port}&region=us-east-1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def ready_s(usage: Usage) -> float:
+    """Seconds from the call to the KV in memory."""
+    return usage.queue_s + usage.restore_s
+
+
+def asked(memory: Memory, text: str, tier: str) -> Usage:
+    """The cost of the prompt, whose KV must come from ``tier``."""
+    usage = memory.generate(text, raw=True, max_tokens=1).usage
+    assert usage.tier == tier, f"{usage.tier} in place of {tier}: {memory.stats().remote}"
+    return usage
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1024, 2048])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model")
+    parser.add_argument("--json")
+    parser.add_argument("--moto", action="store_true")
+    options = parser.parse_args()
+    rows = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        remotes = {
+            "folder, sealed": (f"file://{folder}/sealed", KEY),
+            "folder, no key": (f"file://{folder}/open", b""),
+        }
+        if options.moto:
+            remotes["S3 on loopback, sealed"] = (stack.enter_context(moto()), KEY)
+        configs = {way: Config(remote=url, remote_key=key) for way, (url, key) in remotes.items()}
+        for n_tokens in options.tokens:
+            rows += measured(options, folder, configs, n_tokens)
+    print(f"{'tokens':>7} {'way':<24} {'KV there, ms':>12} {'first token, ms':>16} {'MB/s':>7} {'share':>6}")
+    for row in rows:
+        rate, share = (f"{row['mb_s']:,.0f}", f"{row['share']:.2f}") if row["mb_s"] else ("", "")
+        print(
+            f"{row['tokens']:>7,} {row['way']:<24} {row['ready_ms']:>12,.0f} {row['ttft_ms']:>16,.0f} "
+            f"{rate:>7} {share:>6}"
+        )
+    write_json(options.json, rows=rows, repeats=options.repeats)
+
+
+def measured(
+    options: argparse.Namespace, folder: Path, configs: dict[str, Config], n_tokens: int
+) -> list[dict[str, float | str | None]]:
+    """One row for each way to the KV of a text."""
+    found: dict[str, list[Usage]] = {"computed": [], "cold": [], **{way: [] for way in configs}}
+    store = folder / f"store{n_tokens}"
+    with Memory(options.model, store) as local:
+        text = text_of(local._runner.tokenizer, n_tokens + 8, seed=n_tokens)
+        found["computed"].append(local.generate(text, raw=True, max_tokens=1).usage)
+        token_bytes = local.doctor().kv_bytes_per_token
+        local.flush()
+    for config in configs.values():  # the same store publishes to each, without computing
+        with Memory(options.model, store, config=config) as local:
+            local.generate(text + " More.", raw=True, max_tokens=1)
+            local.prefill(text + " More.")
+            local.flush()
+    for _ in range(options.repeats):
+        with Memory(options.model, store) as local:
+            found["cold"].append(asked(local, text, "cold"))
+        for way, config in configs.items():
+            with Memory(options.model, ":memory:", config=config) as host:
+                found[way].append(asked(host, text, "remote"))
+    rows: list[dict[str, float | str | None]] = []
+    cold_rate = 0.0
+    for way, usages in found.items():
+        seconds, n_bytes = median([ready_s(one) for one in usages]), usages[0].cached_tokens * token_bytes
+        rate = n_bytes / seconds if n_bytes else 0.0
+        cold_rate = rate if way == "cold" else cold_rate
+        rows.append(
+            {
+                "tokens": n_tokens,
+                "way": way,
+                "ready_ms": seconds * 1e3,
+                "ttft_ms": median([one.ttft_s for one in usages]) * 1e3,
+                "mb_s": rate / 1e6 or None,
+                "share": rate / cold_rate if rate else None,
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

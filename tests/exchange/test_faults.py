@@ -1,0 +1,285 @@
+"""A bucket that is slow, dead, lying or another tenant's costs a computation, never an answer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent_memory import Config, EchoRunner, Memory, RequestTimeoutError
+from agent_memory.exchange.fetch import PATIENCE_S, Fetch
+from agent_memory.remote.bucket import Bucket
+from agent_memory.remote.failures import BucketError
+from tests.parts.hosts import CHUNK, SYSTEM, breaks, config, exchange, objects, published
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    """A bucket that has KV of ``SYSTEM``."""
+    with Memory(EchoRunner(), tmp_path / "a", config=config(tmp_path / "bucket")) as a:
+        a.agent("ann", system=SYSTEM).say("What is a tide?")
+        published(a)
+    return tmp_path / "bucket"
+
+
+def _says(memory: Memory, name: str = "bob") -> Any:
+    return memory.agent(name, system=SYSTEM).say("What is a wave?")
+
+
+def _asks(text: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("method", ["sizes", "get"])
+@pytest.mark.parametrize("kind", ["timeout", "unreachable", "denied", "missing_bucket", "failed"])
+def test_a_bucket_that_fails_is_warned_of_once_and_left_alone(
+    kind: Any, method: str, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        raise BucketError(kind, self.place, "looking up", "it does not")
+
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        assert exchange(b).settle(30)
+        calls = breaks(monkeypatch, method, fail)
+        with caplog.at_level(logging.WARNING, "agent_memory.remote"):
+            usages = [_says(b, name).usage for name in ("bob", "carl", "dora")]
+            for number in range(3):
+                b.generate(f"{number} " * 3 * CHUNK, max_tokens=2)
+        counts = b.stats().remote
+        doctor = b.doctor()
+    assert usages[0].tier == "none"
+    assert usages[0].computed_tokens == usages[0].prompt_tokens
+    assert len([one for one in caplog.records if "is left alone" in one.message]) == 1
+    assert len(calls) <= 8  # one round, or the transfers of one fetch
+    assert counts["failed"] == len(calls)
+    assert counts["outages"] == 1
+    assert "left alone" in doctor.remote_state
+    assert any("left alone" in one for one in doctor.advice)
+
+
+def test_no_request_waits_longer_than_its_patience_for_a_bucket_that_hangs(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.01)
+    breaks(monkeypatch, "sizes", lambda self, names, **named: release.wait(60) and [None] * len(names))
+    try:
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+            assert _says(b).usage.tier == "none"
+            assert not release.is_set()
+            release.set()
+    finally:
+        release.set()
+
+
+def test_patience_is_for_the_question_and_what_is_measured_for_the_transfer() -> None:
+    now = [0.0]
+    fetch = Fetch(EchoRunner().tokenizer.encode("a" * 10), 0, 0, 0.1, lambda: now[0])  # type: ignore[arg-type]
+    now[0] = PATIENCE_S - 0.01
+    assert fetch.is_coming
+    fetch.expect(2.0)
+    now[0] = PATIENCE_S + 3.0 - 0.01
+    assert fetch.is_coming
+    now[0] += 0.02
+    assert fetch.is_late
+    assert PATIENCE_S <= 0.25
+
+
+def test_others_go_on_while_a_request_waits_for_the_bucket(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, real = threading.Event(), Bucket.sizes
+
+    def hang(self: Bucket, names: Any, **named: Any) -> Any:
+        release.wait(60)
+        return real(self, names, **named)
+
+    try:
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+            breaks(monkeypatch, "sizes", hang)
+            waits = b.stream(_asks("What is a wave?"), max_tokens=4)
+            assert b.generate("short", max_tokens=40).text == "short"
+            cancelled = b.stream(_asks("What else?"), max_tokens=4)
+            cancelled.cancel()
+            assert list(cancelled) == []
+            with pytest.raises(RequestTimeoutError):
+                b.generate(_asks("And then?"), max_tokens=4, timeout_s=0.05)
+            assert waits.state == "queued"
+            b._engine.call(b._engine._loop.check)
+            release.set()
+            assert waits.result().usage.tier == "remote"
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"salt": "another tenant"},
+        {"remote_key": b"another secret of the same length"},
+        {"remote_key": b""},
+        {"chunk_tokens": CHUNK * 2, "prefill_tokens": CHUNK * 2},
+        {"identity": "other weights"},
+    ],
+    ids=["salt", "key", "no key", "chunks", "weights"],
+)
+def test_another_tenant_key_or_model_finds_nothing(other: dict[str, Any], bucket: Path) -> None:
+    runner = EchoRunner(identity=other.pop("identity", "echo"))
+    with Memory(runner, bucket.parent / "b", config=config(bucket, remote_write=False, **other)) as b:
+        assert _says(b).usage.tier == "none"
+        counts = b.stats().remote
+    assert counts["not_there"] == 1
+    assert counts["fetched_chunks"] == 0
+
+
+def test_what_was_not_there_is_not_asked_for_again_at_once(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = breaks(monkeypatch, "sizes", Bucket.sizes)
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        text = "Nobody has asked this before. " * 20
+        for _ in range(3):
+            b.generate(text, max_tokens=2)
+            b.evict()
+    assert len(sizes) == 1
+
+
+def test_neither_names_nor_bodies_tell_of_prompts_ids_or_the_model(bucket: Path) -> None:
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as memory:
+        terms = exchange(memory)._terms
+        assert terms is not None
+        ids = memory._runner.tokenizer.encode(SYSTEM)[:8]
+    secrets = [b"tutor", terms.identity.encode(), bytes.fromhex(terms.identity)]
+    secrets += [b"".join(one.to_bytes(4, "little") for one in ids), b"echo"]
+    found = [
+        path for path in objects(bucket) for one in secrets if one in path.read_bytes() or one in str(path).encode()
+    ]
+    assert [path for path in found if b"echo" not in str(path).encode()] == []
+
+
+@given(data=st.data())
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+def test_damaged_truncated_and_exchanged_objects_are_misses(data: st.DataObject, bucket: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "bucket"
+        shutil.copytree(bucket, copy)
+        paths = objects(copy)
+        path = data.draw(st.sampled_from(paths))
+        body, how = path.read_bytes(), data.draw(st.sampled_from(["flip", "cut", "other", "longer", "empty"]))
+        at = data.draw(st.integers(0, len(body) - 1))
+        bit = 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(
+            {
+                "flip": body[:at] + bytes([body[at] ^ bit]) + body[at + 1 :],
+                "cut": body[:at],
+                "other": next(one for one in paths if one != path).read_bytes(),
+                "longer": body + body[:at] + b"x",
+                "empty": b"",
+            }[how]
+        )
+        with Memory(EchoRunner(), ":memory:", config=config(copy)) as b:
+            reply = _says(b)
+            counts = b.stats().remote
+        assert reply.text == "What is a wave?"
+        assert reply.usage.cached_tokens == counts["fetched_tokens"]
+        n_shared = counts["fetched_chunks"]
+        assert counts["damaged"] or n_shared == _n_shared(bucket)
+
+
+def _n_shared(bucket: Path) -> int:
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as b:
+        return _says(b).usage.cached_tokens // CHUNK
+
+
+def test_a_fetch_is_chosen_only_where_it_is_faster_and_both_are_counted(bucket: Path) -> None:
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as b:
+        assert _says(b).usage.tier == "remote"
+        rates = exchange(b).remote.rates
+        rates.moved(1 << 20, 3600.0)  # a link of some hundred bytes a second
+        b.generate("x" * 9 * CHUNK, max_tokens=2)  # computing is measured
+        assert b.generate(_asks("And then?"), max_tokens=2).usage.tier in ("hot", "none")
+        counts = b.stats().remote
+    assert counts["fetches_chosen"] == 1
+    assert counts["computing_chosen"] >= 1
+
+
+def test_a_fetch_stays_within_the_budgets(bucket: Path) -> None:
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, disk_bytes=64 << 10)) as b:
+        assert _says(b).usage.tier == "remote"  # there is no room for it on disk
+        b.flush()
+        stats = b.stats()
+        assert stats.hot_bytes <= stats.budgets["hot"]
+        assert b.verify().damaged == ()
+    token_bytes = EchoRunner().layout.token_bytes
+    n_prompt = 400
+    tight = config(bucket, hot_bytes=token_bytes * (n_prompt + 1024))
+    with Memory(EchoRunner(), ":memory:", config=tight) as b:
+        usage = _says(b).usage
+        stats = b.stats()
+        assert stats.hot_bytes <= stats.budgets["hot"]
+        assert usage.cached_tokens + usage.computed_tokens == usage.prompt_tokens
+
+
+WITHOUT = """
+import socket, sys
+events, opening = [], {"socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo"}
+sys.addaudithook(lambda name, args: events.append(name) if name in opening else None)
+from agent_memory import EchoRunner, Memory
+with Memory(EchoRunner(), sys.argv[1]) as memory:
+    memory.agent("ann").say("one")
+    memory.flush()
+assert not events, events
+known = [name for name in ("obstore", "cryptography", "agent_memory.remote.bucket", "boto3") if name in sys.modules]
+assert not known, known
+print("none")
+"""
+
+
+def test_without_a_remote_nothing_is_imported_and_no_socket_opened(tmp_path: Path) -> None:
+    import subprocess
+
+    out = subprocess.run([sys.executable, "-c", WITHOUT, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert out.stdout == "none\n", out.stderr
+    assert Config().remote is None
+
+
+def test_who_may_not_write_goes_on_reading(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        raise BucketError("denied", self.place, "storing", "not for you")
+
+    with caplog.at_level(logging.WARNING, "agent_memory.remote"):
+        breaks(monkeypatch, "probe", denied)
+        puts = breaks(monkeypatch, "put_new", denied)
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket)) as b:
+            b.generate("Of this nobody has published a word. " * 9, max_tokens=2)
+            b.flush()
+            assert exchange(b).settle(30)
+            assert _says(b).usage.tier == "remote"
+            assert b.stats().remote["failed"] == 1 + len(puts)
+    assert len([one for one in caplog.records if "left alone" in one.message]) == 1
+
+
+def test_what_was_fetched_counts_as_hot_until_it_is_restored(bucket: Path) -> None:
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as b:
+        held: list[int] = []
+        real = exchange(b)._ended
+
+        def ended(*arguments: Any) -> None:
+            real(*arguments)
+            held.append(exchange(b).held_bytes())
+
+        exchange(b)._ended = ended  # type: ignore[method-assign]
+        n_tokens = _says(b).usage.cached_tokens
+        assert held == [n_tokens * b._runner.layout.token_bytes]
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        assert exchange(b).held_bytes() == 0
+        stats = b.stats()
+        assert stats.hot_bytes == b._engine.call(lambda: b._engine._loop.hot.nbytes)

@@ -1,0 +1,67 @@
+"""Killed while it publishes: what was acknowledged is published, the store is whole, the agent goes on elsewhere."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from agent_memory import Config, EchoRunner, Memory, UnknownAgentError
+from tests.parts.killing import killed
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import sys
+from agent_memory import Config, EchoRunner, Memory
+folder, url = sys.argv[1:]
+with Memory(EchoRunner(), folder, config=Config(remote=url, remote_key=b"k" * 32)) as memory:
+    agent = memory.agent("alice", system="Answer with what you heard. " * 60)
+    memory.publish(agent)
+    print("open", flush=True)
+    while True:
+        text = f"turn {agent.info.n_turns}"
+        assert agent.say(text).text == text
+        print(memory.publish(agent), flush=True)
+"""
+
+
+def test_kills_while_publishing_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    rng, url, n_acknowledged = random.Random(7), f"file://{tmp_path}/share", 0
+    for number in range(100):
+        folder = tmp_path / "store"
+        lines = killed(PROGRAM, str(folder), url, after_s=rng.uniform(0, 0.4))
+        n_acknowledged = max([n_acknowledged, *map(int, lines)])
+        if number % 10 == 9:  # its own store is whole, and what it published is what it has, or less by one turn
+            with Memory(EchoRunner(), folder, config=Config(remote=url, remote_key=b"k" * 32)) as memory:
+                assert memory.verify().damaged == ()
+                assert memory.agent("alice").info.n_turns >= n_acknowledged
+                n_acknowledged = memory.publish("alice")
+    with Memory(EchoRunner(), tmp_path / "other", config=Config(remote=url, remote_key=b"k" * 32)) as other:
+        alice = other.fetch_agent("alice")
+        texts = [message.content for message in alice.messages if message.role == "assistant"]
+        assert texts == [f"turn {number}" for number in range(len(texts))]
+        assert len(texts) == n_acknowledged
+        assert alice.say("on").text == "on"
+        assert other.publish(alice) == n_acknowledged + 1
+        with pytest.raises(UnknownAgentError):
+            other.fetch_agent("bob")
+
+
+def test_kills_of_hosts_that_take_turns_lose_nothing(tmp_path: Path) -> None:
+    """Each host is killed, and the next one takes the agent over, on another disk."""
+    rng, url, n_acknowledged = random.Random(11), f"file://{tmp_path}/share", 0
+    program = PROGRAM.replace(
+        'agent = memory.agent("alice"',
+        'agent = memory.fetch_agent("alice") if sys.argv[1][-1] != "0" else memory.agent("alice"',
+    )
+    for number in range(20):
+        lines = killed(program, str(tmp_path / f"store{number + 10 * (number > 0)}x{int(number > 0)}"), url,
+                       after_s=rng.uniform(0.05, 0.4))  # fmt: skip
+        if lines:
+            assert int(lines[0]) > n_acknowledged
+            n_acknowledged = int(lines[-1])
+    assert n_acknowledged
+    with Memory(EchoRunner(), tmp_path / "other", config=Config(remote=url, remote_key=b"k" * 32)) as other:
+        assert other.fetch_agent("alice").info.n_turns >= n_acknowledged
