@@ -191,7 +191,7 @@ class Config:
     on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: "auto": where a reply copies what was said before, or its grammar leaves no choice, verify several tokens in one
     #: step; the same tokens up to rounding. "off": one step a token
-    lookup: Literal["auto", "off"] = field(default="off", validator=_one_of("auto", "off"))
+    lookup: Literal["auto", "off"] = field(default="auto", validator=_one_of("auto", "off"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: bars for long work: always, never, or None: where a person watches, a terminal or a notebook
