@@ -248,7 +248,7 @@ class Config:
     on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: "auto": where a reply copies what was said before, or its grammar leaves no choice, verify several tokens in one
     #: step; the same tokens up to rounding. "off": one step a token
-    lookup: Literal["auto", "off"] = field(default="off", validator=_one_of("auto", "off"))
+    lookup: Literal["auto", "off"] = field(default="auto", validator=_one_of("auto", "off"))
     #: "auto": expect agents' turns from those before, from measured pauses of tools and from ``expect``; keep KV by
     #: that, and restore it ahead of need. "off": keep it by its last use, and restore it when it is asked for
     foresight: Literal["auto", "off"] = field(default="auto", validator=_one_of("auto", "off"))
