@@ -92,7 +92,7 @@ class Memory(Reporting):
         self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
-            observing = Observing(config)
+            observing = Observing(config, self._store.parts.manifest.database.keys)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
             remote = None if self._tiers.exchange is None else self._tiers.exchange.remote
             self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path, remote)

@@ -45,4 +45,4 @@ def expect(engine: Engine, tokenizer: Tokenizer, logs: Sequence[Log]) -> None:
         )
         for log in logs
     ]
-    engine.call(lambda: engine.expect(planned))
+    engine.call(lambda: engine.ahead.expect(planned))

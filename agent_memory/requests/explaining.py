@@ -55,7 +55,7 @@ class Explaining:
 
     def _look(self, prompt: Prompt, owner: str | None, *, is_exact: bool = False) -> tuple[Found, Outlook]:
         """Engine thread."""
-        outlook = Outlook() if owner is None else self._engine.outlook(owner)
+        outlook = Outlook() if owner is None else self._engine.ahead.outlook(owner)
         return self._engine.look(prompt, owner, is_exact=is_exact), outlook
 
     def _of_log(self, log: Log, tokenizer: Tokenizer) -> CacheReport:

@@ -105,8 +105,8 @@ class MLXBatch:
 
     def restoring(self, source: Source) -> Iterator[MLXKV | None]:
         """``restore``, a tensor at a time."""
-        for caches in filling.filling(self._layout, source, self._caches()):
-            yield None if caches is None else MLXKV(caches, self._layout, source.n_tokens)
+        found = filling.filling(self._layout, source, self._caches())
+        return (None if one is None else MLXKV(one, self._layout, source.n_tokens) for one in found)
 
     def _caches(self) -> list[Any]:
         return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)

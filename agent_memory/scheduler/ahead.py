@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define
 
@@ -19,6 +19,7 @@ from agent_memory.scheduler.waiting import Waiting
 from agent_memory.tiers.hot import HotTier
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
+from agent_memory.types import ToolCall
 
 #: Seconds of restoring in one tick: as much as a save may take while rows run.
 _SLICE_S = 0.004
@@ -68,7 +69,6 @@ class Ahead:
         self._is_on = is_storable and self._foresight.is_on and hasattr(running.batch, "restoring")
         self._is_due = self._waits_for_saver = False
         self._readings: dict[str, _Reading] = {}
-        self.n_met = 0  #: bytes read while a request waited for them
 
     # what happens
 
@@ -79,10 +79,9 @@ class Ahead:
         self._foresight.began(request.owner, request.agent_id, room_bytes)
         self._note_due()
 
-    def ended(self, row: Row, n_bytes: int, *, is_turn: bool) -> None:
-        """Note that a row has ended, with KV of ``n_bytes``."""
-        calls = row.parser.parsed.tool_calls if is_turn else ()
-        self._foresight.ended(row.request.owner, [call.name for call in calls], n_bytes)
+    def ended(self, owner: str | None, n_bytes: int, calls: Sequence[ToolCall] = ()) -> None:
+        """Note that a row has ended, with KV of ``n_bytes``. ``calls``: those of its reply."""
+        self._foresight.ended(owner, [call.name for call in calls], n_bytes)
         self._note_due()
 
     def expect(self, planned: list[Absent]) -> None:
@@ -123,21 +122,17 @@ class Ahead:
         while self.can_step and time.perf_counter() < until:
             if self._filling.owner is not None:
                 self._fill()
-            elif not self._begin():
+            elif not self._begin(until):
                 return
 
-    def meet(self, owner: str | None) -> int:
-        """Finish what is being restored of the agent of a request that starts; return the bytes read for that."""
-        before = self._filling.n_read
+    def meet(self, owner: str | None) -> None:
+        """Finish what is being restored of the agent of a request that starts."""
         while owner is not None and self._filling.owner == owner:
-            self._fill()
-        n_read = self._filling.n_read - before
-        self.n_met += n_read
-        return n_read
+            self._fill(is_awaited=True)
 
-    def _fill(self) -> None:
+    def _fill(self, *, is_awaited: bool = False) -> None:
         absent = self._absentees.get(self._filling.owner or "")
-        lineage = self._filling.step()
+        lineage = self._filling.step(is_awaited=is_awaited)
         if lineage is None:
             return
         for replaced in self._hot.put(lineage):
@@ -147,14 +142,19 @@ class Ahead:
         self._absentees.forget(lineage.owner)
         self._is_due = True
 
-    def _begin(self) -> bool:
-        """Begin to restore the first expected agent's KV that is not in hot and has a place there; False if none."""
+    def _begin(self, until: float) -> bool:
+        """Begin to restore the first expected agent's KV that is not in hot and has a place there; False if none.
+
+        Those that were not looked up by ``until`` wait for the next turn that begins or ends.
+        """
         self._is_due = self._waits_for_saver = False
         busy = {row.request.owner for row in self._running}
         for likely in self._expected():
             absent = self._absentees.get(likely.owner)
             if absent is None or likely.owner in busy or self._hot.of(likely.owner) is not None:
                 continue
+            if time.perf_counter() > until:
+                return False
             match = self._tiers.match(absent.ids)
             if match.n_tokens <= self._hot.match(absent.ids, likely.owner)[1] or not self._is_read(likely, match):
                 continue

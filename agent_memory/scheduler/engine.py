@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -14,10 +14,9 @@ from attrs import evolve, field, frozen
 
 from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
-from agent_memory.prefix.foresight import Outlook
 from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
-from agent_memory.scheduler.absent import Absent
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.gathering import Gathering
@@ -112,7 +111,6 @@ class Engine:
         self.gathering = Gathering(config.target_gap_s)
         self.idle = Idle(None if config.upkeep_ms is None else config.upkeep_ms / 1e3, self.wake)
         self._loop: Loop  # the engine thread's
-        self._read_before = (0, 0)  # what the loops of earlier models have read
 
     def open(self, recorded: Mapping[str, str], attach: Callable[[], None]) -> None:
         """Start the thread, load the model, then run ``attach`` (still on the thread) before the first request.
@@ -153,20 +151,12 @@ class Engine:
         events, n_bytes = exchange.figures()
         return evolve(found, remote=events, remote_bytes=n_bytes)
 
-    def _memory_figures(self) -> dict[str, int]:
+    def _memory_figures(self) -> dict[str, Any]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
-        warm = self._tiers.warm
-        foresight, (restored, ahead) = self._tiers.foresight, self._loop.read_bytes
         return {
-            "restored_bytes": self._read_before[0] + restored,
-            "ahead_bytes": self._read_before[1] + ahead,
-            "ahead_useful": foresight.n_useful,
-            "ahead_wasted": foresight.n_wasted,
-            "is_learned": foresight.is_followed,
+            **self._tiers.figures,
             "hot_bytes": self._loop.nbytes,
-            "warm_bytes": warm.n_bytes,
             "hot_evictions": self._loop.evictor.n_evicted,
-            "warm_evictions": warm.n_evicted,
             "waiting": len(self._loop.waiting),
             "running": len(self._loop.running),
         }
@@ -251,16 +241,12 @@ class Engine:
 
     def forget(self, owner: str | None) -> None:
         """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""
-        self._loop.unkept.forget(owner)
-        self._loop.ahead.forget(owner)
+        self._loop.forget(owner)
 
-    def expect(self, planned: Sequence[Absent]) -> None:
-        """Replace the plan: agents in the order of their turns. Engine thread (in ``call``)."""
-        self._loop.ahead.expect(list(planned))
-
-    def outlook(self, owner: str) -> Outlook:
-        """Return when a turn of an agent is expected, and why. Engine thread (in ``call``)."""
-        return self._loop.ahead.outlook(owner)
+    @property
+    def ahead(self) -> Ahead:
+        """What is expected, and restored ahead of need. Engine thread (in ``call``)."""
+        return self._loop.ahead
 
     def cancel_all_of(self, owner: str) -> bool:
         """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
@@ -299,8 +285,6 @@ class Engine:
         model is loaded, and ``reload`` must follow.
         """
         self._loop.saver.finish_all()
-        before, now = self._read_before, self._loop.read_bytes
-        self._read_before = (before[0] + now[0], before[1] + now[1])
         self._loop.close()
         self._resident.close()
         self._load(runner, recorded, attach)
@@ -331,7 +315,6 @@ class Engine:
     def discard(self, owner: str, agent_id: int) -> None:
         """Drop the idle KV of an agent that is gone from memory, unsaved. Engine thread (in ``call``)."""
         self._loop.discard(owner)
-        self._loop.ahead.forget(owner)
         self._tiers.warm.release(agent_id)
 
     def drain(self, seconds: float) -> None:

@@ -26,7 +26,6 @@ class Filling:
     def __init__(self, tiers: Tiers) -> None:
         self._tiers = tiers
         self.nbytes = 0
-        self.n_read = 0  #: bytes read for it, and for all before it
         self._absent: Absent | None = None
         self._match: Match | None = None
         self._source: MeteredSource | None = None
@@ -44,8 +43,11 @@ class Filling:
         self._absent, self._match, self._source, self.nbytes = absent, match, source, nbytes
         self._steps = batch.restoring(source)  # type: ignore[attr-defined]  # asked for by ``Ahead``
 
-    def step(self) -> Lineage | None:
-        """Restore one tensor; return the lineage after the last one. Ended without one, ``owner`` is None."""
+    def step(self, *, is_awaited: bool = False) -> Lineage | None:
+        """Restore one tensor; return the lineage after the last one. Ended without one, ``owner`` is None.
+
+        ``is_awaited``: a request waits for it.
+        """
         source, match, absent = self._source, self._match, self._absent
         assert source is not None
         assert match is not None
@@ -57,7 +59,7 @@ class Filling:
         except Exception as error:  # noqa: BLE001 - whatever a restore raised: the agent's next turn goes without it
             log.warning("KV of %d tokens was not restored ahead of need: %s", match.n_tokens, error)
             kv, is_sound = None, False
-        self.n_read += source.n_read - before
+        self._tiers.count(source.n_read - before, is_ahead=not is_awaited)
         if kv is None and is_sound:
             return None
         if kv is None or not is_sound:

@@ -75,14 +75,10 @@ class Loop:
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
-        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
-        admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
-        if tiers.exchange is not None:
-            admission.fetched_bytes = tiers.exchange.held_bytes
+        admission = self._admission = _admission(runner, tiers, hot_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters, observer)
-        self.unkept = Unkept()
+        self.saver, self.unkept = Saver(tiers, layout, counters, observer), Unkept()
         self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
             self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
@@ -100,20 +96,9 @@ class Loop:
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
-            runner,
-            tiers,
-            admission,
-            self.running,
-            self.waiting,
-            reuse,
-            self.evictor,
-            self.saver,
-            self._prefill,
-            observer,
-            ahead,
-            max_batch=max_batch,
-            target_gap_s=target_gap_s,
-        )
+            runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
+            observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,
+        )  # fmt: skip
         self._pacer = Pacer(target_gap_s)
         self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
@@ -159,11 +144,6 @@ class Loop:
         return in_use + self._admission.fetched_bytes()
 
     @property
-    def read_bytes(self) -> tuple[int, int]:
-        """Bytes read from warm and disk for requests that started, and ahead of need."""
-        return self._reuse.n_read, self._filling.n_read - self.ahead.n_met
-
-    @property
     def lacks_bytes(self) -> bool:
         """True if a request waits because the bytes that it may need are not free. Any thread."""
         return bool(self.waiting) and self._starting.lacks_bytes
@@ -192,12 +172,18 @@ class Loop:
         """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
+    def forget(self, owner: str | None) -> None:
+        """Forget an agent: its prompts whose KV is gone, and its turns; None: the prompts of all."""
+        self.unkept.forget(owner)
+        self.ahead.forget(owner)
+
     def discard(self, owner: str) -> None:
         """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
         self.hot.disinherit(owner)
+        self.ahead.forget(owner)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""
@@ -303,3 +289,12 @@ class Loop:
             calls, self._at_idle = self._at_idle, []
             for call in calls:
                 call()
+
+
+def _admission(runner: ModelRunner, tiers: Tiers, hot_bytes: int) -> Admission:
+    layout = runner.layout
+    row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, tiers.store.chunk_tokens)
+    admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+    if tiers.exchange is not None:
+        admission.fetched_bytes = tiers.exchange.held_bytes
+    return admission

@@ -95,7 +95,6 @@ class Reuse:
         self._hot, self._tiers, self._saver, self._layout = hot, tiers, saver, layout
         self._losses = Losses(unkept, tiers.store, layout)
         self._prefill_tokens = prefill_tokens
-        self.n_read = 0  #: bytes read from warm and disk for requests that started
 
     def plan(self, wanted: Ids, owner: str | None, rows: Iterable[Row], *, is_exact: bool = False) -> Plan:
         """Find ``wanted`` in memory and in the store. O(its ids) for every lineage and row."""
@@ -254,7 +253,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
-            self.n_read += source.n_read
+            self._tiers.count(source.n_read, is_ahead=False)
             source.close()
         self._tiers.touch(match)
         if self._tiers.exchange is not None:
@@ -278,7 +277,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
-            self.n_read += source.n_read
+            self._tiers.count(source.n_read, is_ahead=False)
             source.close()
         self._tiers.touch(match)
         return Base(

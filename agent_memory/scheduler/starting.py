@@ -138,7 +138,7 @@ class Starting:
         place = admission.place(admission.worst_tokens(n_prompt, max_tokens), is_alone=request.is_exact)
         if self._running and not admission.has_room(place.n_bytes):
             return "no bytes"
-        self._reuse.n_read += self._ahead.meet(request.owner)
+        self._ahead.meet(request.owner)
         plan = self._reuse.plan(request.ids(prompt)[:-1], request.owner, self._running, is_exact=request.is_exact)
         if plan.awaited is not None:
             request.awaits = _Prefix(plan.awaited, plan.n_awaited)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent_memory.config import Codec
 from agent_memory.exchange.chunks import Fetched
@@ -50,7 +50,9 @@ class Tiers:
     ) -> None:
         self.store, self.exchange = store, exchange
         self.foresight = foresight or Foresight(clock=clock)
-        self.store.evict_by(lambda: self.foresight.waits)
+        if (catalog := store.parts.catalog) is not None:
+            catalog.waits = lambda: self.foresight.waits
+        self.restored_bytes = self.ahead_bytes = 0  #: read for requests that started, and ahead of need
         self.warm = Warm(
             warm_bytes,
             codec=warm_codec,
@@ -97,6 +99,26 @@ class Tiers:
         """
         if match.tier == "cold":
             self.store.prefetch(match, start=match.n_warm, done=done)
+
+    def count(self, n_bytes: int, *, is_ahead: bool) -> None:
+        """Count bytes that a source has read."""
+        if is_ahead:
+            self.ahead_bytes += n_bytes
+        else:
+            self.restored_bytes += n_bytes
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """Figures of warm, of what was restored, and of what is expected."""
+        foresight = self.foresight
+        return {
+            "warm_bytes": self.warm.n_bytes,
+            "warm_evictions": self.warm.n_evicted,
+            "restored_bytes": self.restored_bytes,
+            "ahead_bytes": self.ahead_bytes,
+            "ahead": {"useful": foresight.n_useful, "wasted": foresight.n_wasted},
+            "foresight": "learned" if foresight.is_followed else "last use",
+        }
 
     def touch(self, match: Match) -> None:
         """Note that a match, and the pieces that it depends on, were used now."""

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, ToolResult, UnknownAgentError, UnsupportedParameterError
-from agent_memory.echo.runner import EchoBatch
+from agent_memory.echo.batch import EchoBatch
 from tests.parts.waiting import wait_for
 
 NAMES = [f"agent {i}" for i in range(4)]
@@ -155,6 +155,14 @@ class Watched(EchoBatch):
         return super().step(group)
 
 
+class Failing(EchoBatch):
+    """Restores at once, and not in steps."""
+
+    def restoring(self, source: object) -> Iterator[None]:
+        yield None
+        raise RuntimeError("planted")
+
+
 def test_a_running_reply_waits_for_one_tensor_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     total = stored(tmp_path)
     monkeypatch.setattr(EchoRunner, "open_batch", lambda self, chunk_tokens=256: Watched(self, self._seed))
@@ -182,12 +190,8 @@ def test_a_request_takes_the_bytes_of_what_is_only_expected(tmp_path: Path, monk
 
 
 def test_a_restore_ahead_that_fails_is_a_turn_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(self: EchoBatch, source: object) -> Iterator[None]:
-        yield None
-        raise RuntimeError("planted")
-
     total = stored(tmp_path)
-    monkeypatch.setattr(EchoBatch, "restoring", failing)
+    monkeypatch.setattr(EchoRunner, "open_batch", lambda self, chunk_tokens=256: Failing(self, self._seed))
     with opened(tmp_path, total) as memory:
         memory.expect(NAMES[:1])
         assert memory.agent(NAMES[1]).say("go on").text == "well"
