@@ -19,10 +19,10 @@ from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.carried import Arrival, put_arrival
 from agent_memory.log.database import Database
 from agent_memory.log.logs import Rewritten, end_agent, replace_turns
+from agent_memory.log.salvage import IsSound
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
 from agent_memory.progress import Progress, silent
-from agent_memory.store.disorder import disorder
-from agent_memory.store.sound import is_facts, is_identity, is_layout, is_lineage, is_model, is_sound
+from agent_memory.store.sound import disorder, is_facts, is_identity, is_layout, is_lineage, is_model, is_sound
 
 #: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
 _PAGE_ROWS = 1000  #: rows read in one transaction, a few milliseconds long
@@ -54,6 +54,12 @@ _RESUME = {
     "has_state": "has_state",
     "n_bytes": "n_bytes",
     "header_xxh3": "header_xxh3",
+}
+
+#: Table of KV that no file proves -> the test of its rows, given the known agents.
+SALVAGED: Mapping[str, IsSound] = {
+    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
+    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
 }
 
 

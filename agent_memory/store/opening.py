@@ -27,7 +27,7 @@ from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, manifest_path, re
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
 from agent_memory.log.place import is_passing
-from agent_memory.log.salvage import IsSound, Salvaged, salvage
+from agent_memory.log.salvage import Salvaged, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.index import Index, n_tokens
@@ -38,8 +38,7 @@ from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
 from agent_memory.sealing.keys import Keys
 from agent_memory.store.folder import list_files, refuse_linked
-from agent_memory.store.manifest import Manifest
-from agent_memory.store.sound import is_lineage, is_model
+from agent_memory.store.manifest import SALVAGED, Manifest
 from agent_memory.types import EXACTNESS, weakest
 
 log = logging.getLogger("agent_memory.store")
@@ -54,12 +53,6 @@ _NOT_DAMAGE = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
-}
-
-#: Table of KV that no file proves -> the test of its rows, given the known agents.
-SALVAGED: Mapping[str, IsSound] = {
-    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
-    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
 }
 
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
