@@ -83,15 +83,17 @@ def main() -> None:
         if options.moto:
             remotes["S3 on loopback, sealed"] = (stack.enter_context(moto()), KEY)
         configs = {way: Config(remote=url, remote_key=key) for way, (url, key) in remotes.items()}
+        print(f"{'tokens':>7} {'way':<24} {'KV there, ms':>12} {'first token, ms':>16} {'MB/s':>7} {'share':>6}")
         for n_tokens in options.tokens:
-            rows += measured(options, folder, configs, n_tokens)
-    print(f"{'tokens':>7} {'way':<24} {'KV there, ms':>12} {'first token, ms':>16} {'MB/s':>7} {'share':>6}")
-    for row in rows:
-        rate, share = (f"{row['mb_s']:,.0f}", f"{row['share']:.2f}") if row["mb_s"] else ("", "")
-        print(
-            f"{row['tokens']:>7,} {row['way']:<24} {row['ready_ms']:>12,.0f} {row['ttft_ms']:>16,.0f} "
-            f"{rate:>7} {share:>6}"
-        )
+            found = measured(options, folder, configs, n_tokens)
+            rows += found
+            for row in found:
+                rate, share = (f"{row['mb_s']:,.0f}", f"{row['share']:.2f}") if row["mb_s"] else ("", "")
+                print(
+                    f"{row['tokens']:>7,} {row['way']:<24} {row['ready_ms']:>12,.0f} {row['ttft_ms']:>16,.0f} "
+                    f"{rate:>7} {share:>6}",
+                    flush=True,
+                )
     write_json(options.json, rows=rows, repeats=options.repeats)
 
 
