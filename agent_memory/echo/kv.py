@@ -11,7 +11,7 @@ from agent_memory.kvcache.layout import Layout
 
 if TYPE_CHECKING:
     from agent_memory.config import Codec
-    from agent_memory.protocols import Source
+    from agent_memory.protocols import KV, Source
 
 _GROW = 256  #: spare capacity is added in steps of this many tokens, as in mlx-lm's KVCache
 
@@ -166,3 +166,10 @@ def _rows(
             salt = ((tensor * heads + head) * width + word) * 0xBF58_476D_1CE4_E5B9 & _MASK
             rows[head, :, word] = (chain ^ np.uint64(salt)) * np.uint64(_K)
     return rows
+
+
+def echo_of(kv: KV) -> EchoKV:
+    """Return a KV as what it is. Raises TypeError for one of another runner."""
+    if not isinstance(kv, EchoKV):
+        raise TypeError(f"an EchoRunner was given a {type(kv).__name__}")
+    return kv

@@ -18,7 +18,7 @@ from attrs import define
 
 from agent_memory.config import is_text
 from agent_memory.echo.drawing import constrained, sample
-from agent_memory.echo.kv import EchoKV, room
+from agent_memory.echo.kv import EchoKV, echo_of, room
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
@@ -229,7 +229,7 @@ class EchoBatch:
         calls = self._runner.calls
         calls.prefills += 1
         calls.prefill_ids += len(ids)
-        _echo(kv).feed(ids)
+        echo_of(kv).feed(ids)
         self._wait()
 
     def insert(
@@ -249,7 +249,7 @@ class EchoBatch:
         if not ids or kv.n_tokens != len(ids) - 1:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
         processors = tuple(logits_processors)
-        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
+        self._rows[row] = _Row(echo_of(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Feed each row's pending token, draw the next, and return the fed ones."""
@@ -331,10 +331,7 @@ class EchoBatch:
         """Bytes of the rows' KV; nothing is padded here."""
         return sum(row.kv.nbytes for row in self._rows.values())
 
-    @property
-    def spare_nbytes(self) -> int:
-        """0: rows share no buffers."""
-        return 0
+    spare_nbytes = 0  #: rows share no buffers
 
     def tidy(self) -> None:
         """Do nothing."""
@@ -400,9 +397,3 @@ class EchoBatch:
             row.error = error
             return logits
         return made
-
-
-def _echo(kv: KV) -> EchoKV:
-    if not isinstance(kv, EchoKV):
-        raise TypeError(f"an EchoRunner was given a {type(kv).__name__}")
-    return kv

@@ -75,31 +75,21 @@ class Loop:
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver = Saver(tiers, layout, counters, observer)
         self.unkept = Unkept()
-        self.evictor = Evictor(
-            self.hot,
-            tiers,
-            self.saver,
-            admission,
-            self.running,
-            ttl_s=hot_ttl_s,
-            unkept=self.unkept,
-            observer=observer,
-        )
-        self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
-        self._leaving = Leaving(
-            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
-        )
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
-        self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
+        hot, saver, unkept, running = self.hot, self.saver, self.unkept, self.running
+        self.evictor = Evictor(hot, tiers, saver, admission, running, ttl_s=hot_ttl_s, unkept=unkept, observer=observer)
+        self._reuse = reuse = Reuse(hot, tiers, saver, layout, prefill_tokens, unkept)
+        self._leaving = Leaving(running, self.replies, hot, saver, self.evictor, unkept, is_storable=layout.is_storable)
+        self._prefill = Prefill(running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
+        self._decode = Decode(running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
             runner,
             tiers,
             admission,
-            self.running,
+            running,
             self.waiting,
             reuse,
             self.evictor,
-            self.saver,
+            saver,
             self._prefill,
             observer,
             max_batch=max_batch,
