@@ -31,8 +31,11 @@ def main(url: str, seed: str) -> None:
             bucket.put_new(name, body_of(name, rng))
             print("stored", flush=True)
 
-    for number in range(4):
-        threading.Thread(target=put, args=(number,)).start()
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:  # a main thread that ends would end what an event loop needs
+        thread.join()
 
 
 if __name__ == "__main__":
