@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     )
     from agent_memory.requests.opening import open_store
     from agent_memory.requests.options import Options
+    from agent_memory.requests.rekeying import rekey
     from agent_memory.runner.mlx import MLXRunner
     from agent_memory.tools import Pause
     from agent_memory.types import (
@@ -266,6 +267,7 @@ __all__ = [
     "__version__",
     "as_completed",
     "open_store",
+    "rekey",
 ]
 
 #: Public name -> the module that defines it.
@@ -398,6 +400,7 @@ _HOMES = {
     "WrongKeyError": "errors",
     "as_completed": "generation",
     "open_store": "requests.opening",
+    "rekey": "requests.rekeying",
 }
 
 

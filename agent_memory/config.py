@@ -25,7 +25,7 @@ _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 def _refuse(name: str, limit: str, value: object) -> ConfigError:
-    shown = type(value).__name__ if name == "salt" else repr_of(value)  # a salt is a secret
+    shown = type(value).__name__ if name in ("salt", "key", "remote_key") else repr_of(value)  # secrets
     return ConfigError(f"{name} must be {limit}: {shown}")
 
 
@@ -119,15 +119,14 @@ def _embedder(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         raise _refuse("embedder", "'resident', an object with dim, fingerprint and embed(texts), or None", value)
 
 
+def _secret(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, bytes) and not callable(value):
+        raise _refuse(attribute.name, "bytes, a function that returns them, or None", value)
+
+
 def _remote(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and (not isinstance(value, str) or "://" not in value):
         raise _refuse("remote", "a URL (s3://bucket/prefix, gs://, az:// or file:///folder), or None", value)
-
-
-def _remote_key(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and not isinstance(value, bytes) and not callable(value):
-        shown = type(value).__name__  # a key is a secret
-        raise ConfigError(f"remote_key must be bytes, a function that returns them, or None: {shown}")
 
 
 def _callable_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -227,6 +226,9 @@ class Config:
     )
     #: a tenant's secret: caches of different salts never meet
     salt: str = field(default="", validator=_kind(str), repr=False)
+    #: what the store's folder is encrypted under: 16 bytes or more, or a function that fetches them, called once at
+    #: opening; None: not encrypted
+    key: bytes | Callable[[], bytes] | None = field(default=None, validator=_secret, repr=False)
     #: target mean time between tokens for running replies while a prompt is being prefilled
     target_gap_s: float = field(default=0.25, validator=_seconds, converter=_as_float)
     #: rows that decode together
@@ -246,7 +248,10 @@ class Config:
     on_full: Literal["error", "compact"] = field(default="error", validator=_one_of("error", "compact"))
     #: "auto": where a reply copies what was said before, or its grammar leaves no choice, verify several tokens in one
     #: step; the same tokens up to rounding. "off": one step a token
-    lookup: Literal["auto", "off"] = field(default="off", validator=_one_of("auto", "off"))
+    lookup: Literal["auto", "off"] = field(default="auto", validator=_one_of("auto", "off"))
+    #: "auto": expect agents' turns from those before, from measured pauses of tools and from ``expect``; keep KV by
+    #: that, and restore it ahead of need. "off": keep it by its last use, and restore it when it is asked for
+    foresight: Literal["auto", "off"] = field(default="auto", validator=_one_of("auto", "off"))
     #: None: leave the BLAS of mlx on Linux CPU as it is
     blas: Literal["auto"] | None = field(default="auto", validator=_one_of("auto", None))
     #: bars for long work: always, never, or None: where a person watches, a terminal or a notebook
@@ -269,7 +274,7 @@ class Config:
     #: file:///folder; None: none
     remote: str | None = field(default=None, validator=_remote)
     #: the secret of all who share it: bytes (16 or more), or a function that fetches them; b"": none, on purpose
-    remote_key: bytes | Callable[[], bytes] | None = field(default=None, validator=_remote_key, repr=False)
+    remote_key: bytes | Callable[[], bytes] | None = field(default=None, validator=_secret, repr=False)
     #: False: KV is fetched from the remote, and none is published
     remote_write: bool = field(default=True, validator=_kind(bool))
     #: True: a model's own Python code may run
@@ -323,7 +328,7 @@ def _parse(key: str, name: str, text: str) -> Any:
         raise ConfigError(f"{key}: a function cannot be given as text; pass Config(on_reply=...)")
     if text.lower() in ("none", ""):
         return None
-    if name == "remote_key":
+    if name in ("key", "remote_key"):
         return _parse_key(key, text)
     try:
         if name in _BOOLS:

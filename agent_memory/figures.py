@@ -96,6 +96,10 @@ class Stats(AsDict, Shown):
     misses: Mapping[str, int] = field(factory=dict)  #: by reason
     times: Mapping[str, Histogram] = field(factory=dict)  #: seconds of replies: ttft, queue, restore, prefill, request
     evictions: Mapping[str, int] = field(factory=dict)  #: lineages that left hot, pieces that left warm
+    restored_bytes: int = 0  #: bytes read from warm and disk for requests that started
+    ahead_bytes: int = 0  #: bytes read from warm and disk ahead of need
+    ahead: Mapping[str, int] = field(factory=dict)  #: lineages restored ahead of need: useful, wasted
+    foresight: str = "last use"  #: what orders eviction now: "learned" turns, or "last use"
     damage: int = 0  #: stored pieces found damaged or missing
     hot_bytes: int = 0
     warm_bytes: int = 0

@@ -35,7 +35,7 @@ from agent_memory.requests.asking import Asking
 from agent_memory.requests.batching import outcomes, replies, with_agents
 from agent_memory.requests.best_of import best_of
 from agent_memory.requests.cleaning import cleaned, of_tools
-from agent_memory.requests.evicting import evict, flush
+from agent_memory.requests.evicting import evict, expect, flush
 from agent_memory.requests.explaining import linted
 from agent_memory.requests.opening import Opening, check_config, check_drain, runner_for, store_path, tiers_for
 from agent_memory.requests.options import Options, Settings, takes_options, unknown_option
@@ -92,7 +92,7 @@ class Memory(Reporting):
         self._tiers = tiers_for(self._path, config, warm_bytes, is_read_only=read_only)
         self._store = self._tiers.store
         try:
-            observing = Observing(config)
+            observing = Observing(config, self._store.parts.manifest.database.keys)
             self._engine = Engine(self._runner, self._tiers, hot_bytes=hot_bytes, config=config, observer=observing)
             remote = None if self._tiers.exchange is None else self._tiers.exchange.remote
             self._asking = Asking(self._runner, self._store, self._engine, config, observing, self._path, remote)
@@ -401,6 +401,19 @@ class Memory(Reporting):
             raise UnsupportedParameterError(f"agent must be a name, an Agent or None, got {repr_of(agent)}")
         self._asking.ensure_open()
         evict(self._engine, self._tiers, None if agent is None else self._known_log(agent), to=to)
+
+    def expect(self, agents: Sequence[str | Agent]) -> None:
+        """Say whose turns come next, in order: their KV stays in hot, or is restored there while others decode.
+
+        Replaces what was said before; an empty list ends it. Each turn takes its agent, and those before it, off the
+        list; turns of others do not count, but a list that they overtake is dropped. Returns at once: nothing waits for
+        a restore, and a wrong list costs no reply. Does nothing with ``Config(foresight="off")``. Raises
+        UnknownAgentError.
+        """
+        if isinstance(agents, str) or not isinstance(agents, Sequence):
+            raise UnsupportedParameterError(f"agents must be a list of names or Agents, got {repr_of(agents)}")
+        tokenizer = self._asking.ensure_open()
+        expect(self._engine, tokenizer, [self._known_log(agent) for agent in agents])
 
     def swap_model(
         self,

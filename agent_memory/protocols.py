@@ -230,7 +230,11 @@ class Constraint(Protocol):
 
 
 class Batch(Protocol):
-    """Rows of one model that decode together. Engine thread only."""
+    """Rows of one model that decode together. Engine thread only.
+
+    It may have ``restoring(source)`` too, an iterator that does what ``restore`` does in small steps: it yields None
+    after each, and last the KV. Without it nothing is restored while rows run.
+    """
 
     def empty(self) -> KV:
         """Return a KV of no tokens."""

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from agent_memory.kvcache.layout import Layout, TensorSpec
-from agent_memory.kvfile import segments, sources
+from agent_memory.kvfile import checked
 from agent_memory.log.files import Files
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
 from benchmarks.common import drop_page_cache, median, timed, write_json
@@ -61,9 +62,9 @@ class Unsynced(Files):
         db.execute("PRAGMA synchronous=OFF")
 
 
-def opened(folder: Path, layout: Layout, files: Files | None = None) -> Store:
+def opened(folder: Path, layout: Layout, files: Files | None = None, key: Keys | None = None) -> Store:
     """A store with an identity attached."""
-    store = Store(folder, disk_bytes=64 << 30, chunk_tokens=256, files=files)
+    store = Store(folder, disk_bytes=64 << 30, chunk_tokens=256, files=files, key=key)
     store.attach(IDENTITY, layout, "h", {})
     return store
 
@@ -184,12 +185,12 @@ class Unchecked:
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
     """Segments are read without their checksums."""
-    real = segments.xxhash
-    segments.xxhash = sources.xxhash = SimpleNamespace(xxh3_64=Unchecked)
+    real = checked.xxhash
+    checked.xxhash = SimpleNamespace(xxh3_64=Unchecked)  # type: ignore[assignment]
     try:
         yield
     finally:
-        segments.xxhash = sources.xxhash = real
+        checked.xxhash = real
 
 
 def plain(files: Sequence[Path], outs: Sequence[memoryview]) -> None:

@@ -29,6 +29,7 @@ from agent_memory import (
     StoreError,
     StoreLockedError,
     UnknownAgentError,
+    WrongKeyError,
 )
 from agent_memory.cli import app
 from agent_memory.cli.printing import as_bytes, print_table
@@ -60,6 +61,30 @@ def test_ls_lists_agents_and_a_name_is_text_and_no_markup(store: str) -> None:
     assert "[bold]bob[/bold]" in found.stdout
     rows = json.loads(run("ls", "-s", store, "--json").stdout)
     assert {row["name"]: row["n_turns"] for row in rows} == {"ann": 1, "[bold]bob[/bold]": 2}
+
+
+def test_a_store_is_encrypted_read_and_decrypted_by_commands(store: str, tmp_path: Path) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    key.write_bytes(b"a key of 16 bytes and more")
+    other.write_bytes(b"another one, which is wrong")
+    assert run("rekey", "-s", store, "--to", str(key)).exit_code == 0
+    for given in ((), ("--key-file", str(other))):
+        for command in (("ls",), ("show", "ann"), ("verify",), ("gc", "--dry-run"), ("stats", "-m", "echo")):
+            refused = run(*command, "-s", store, *given)
+            assert isinstance(refused.exception, WrongKeyError), command
+    with pytest.raises(ConfigError, match="cannot be read"):
+        raise run("ls", "-s", store, "--key-file", str(tmp_path / "none")).exception  # type: ignore[misc]
+    for command in (
+        ("show", "ann"),
+        ("verify",),
+        ("du",),
+        ("gc", "--dry-run"),
+        ("ask", "three", "-a", "ann", "-m", "echo"),
+    ):
+        assert run(*command, "-s", store, "--key-file", str(key)).exit_code == 0, command
+    assert json.loads(run("rekey", "-s", store, "--key-file", str(key), "--json").stdout) == {"encrypted": False}
+    assert "three" in run("show", "ann", "-s", store).stdout
+    assert run("rekey", "-s", store).exit_code == 2
 
 
 def test_show_prints_the_conversation(store: str) -> None:

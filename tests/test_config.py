@@ -25,6 +25,7 @@ WRONG: dict[str, list[Any]] = {
     "prefill_tokens": [0, -256, 300, "256"],
     "weights_dtype": ["int8", 32, ["float32"]],
     "salt": [None, 7, b"bytes"],
+    "key": ["text", 7, True, bytearray(32)],
     "target_gap_s": [0, -0.25, None, "fast", math.nan, math.inf, TOO_LARGE, True],
     "keep_versions": [-1, 2.0, True, "8"],
     "max_batch": [0, -1, None, 2.0, True],
@@ -33,6 +34,7 @@ WRONG: dict[str, list[Any]] = {
     "callable_timeout_s": [0, -5, None, "5", math.nan, math.inf],
     "pin_dates": [None, "yes", 1],
     "tool_format": [7, True, ["mistral"]],
+    "foresight": ["on", None, True, 8],
     "lookup": ["on", None, True, 8],
     "blas": ["openblas", True, 0],
     "progress": ["yes", 1],
@@ -60,6 +62,7 @@ RIGHT: dict[str, list[Any]] = {
     "prefill_tokens": [None, 512],
     "weights_dtype": [None, "float32", "bfloat16", "float16"],
     "salt": ["", "\ud800"],
+    "key": [None, bytes(32), lambda: bytes(32)],
     "target_gap_s": [1, 0.01],
     "keep_versions": [None, 0, 8],
     "max_batch": [1],
@@ -68,6 +71,7 @@ RIGHT: dict[str, list[Any]] = {
     "callable_timeout_s": [1, 0.2],
     "pin_dates": [True, False],
     "tool_format": [None, "mistral"],
+    "foresight": ["auto", "off"],
     "lookup": ["auto", "off"],
     "blas": [None, "auto"],
     "progress": [None, True, False],
@@ -98,7 +102,7 @@ def test_a_wrong_value_is_a_config_error_that_names_the_setting(name: str, value
     with pytest.raises(ConfigError, match=f"^{name} must be ") as caught:
         Config(**{name: value})
     assert isinstance(caught.value, ValueError)
-    if name not in ("salt", "remote_key"):
+    if name not in ("salt", "key", "remote_key"):
         assert repr(value) in str(caught.value)
 
 
@@ -110,6 +114,16 @@ def test_a_right_value_is_kept(name: str, value: Any) -> None:
 def test_the_limits_between_settings_are_named_with_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"^prefill_tokens must be a multiple of chunk_tokens \(16\): 24$"):
         Config(chunk_tokens=16, prefill_tokens=24)
+
+
+def test_a_key_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
+    assert "a host's secret" not in repr(Config(key=b"a host's secret, 16 bytes and more"))
+    with pytest.raises(ConfigError) as caught:
+        Config(key="a host's secret")  # type: ignore[arg-type]
+    assert "a host's secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="given in hex") as caught:
+        Config.from_env(environ={"AGENT_MEMORY_KEY": "a host's secret"})
+    assert "a host's secret" not in str(caught.value)
 
 
 def test_a_salt_is_shown_neither_in_the_repr_nor_in_an_error() -> None:
@@ -166,6 +180,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_PIN_DATES": "0",
         "AGENT_MEMORY_TOOL_FORMAT": "mistral",
         "AGENT_MEMORY_LOOKUP": "auto",
+        "AGENT_MEMORY_FORESIGHT": "off",
         "AGENT_MEMORY_BLAS": "",
         "AGENT_MEMORY_PROGRESS": "false",
         "AGENT_MEMORY_REDACT": "rules",
@@ -173,6 +188,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         "AGENT_MEMORY_EXTRACT": "1",
         "AGENT_MEMORY_EMBEDDER": "resident",
         "AGENT_MEMORY_RECORDER": "/tmp/recorder.jsonl",
+        "AGENT_MEMORY_KEY": "ff00" * 8,
         "AGENT_MEMORY_REMOTE": "s3://bucket/prefix",
         "AGENT_MEMORY_REMOTE_KEY": "00ff" * 8,
         "AGENT_MEMORY_REMOTE_WRITE": "0",
@@ -197,6 +213,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         pin_dates=False,
         tool_format="mistral",
         lookup="auto",
+        foresight="off",
         blas=None,
         progress=False,
         redact="rules",
@@ -206,6 +223,7 @@ def test_from_env_reads_every_setting_and_nothing_else() -> None:
         recorder=Path("/tmp/recorder.jsonl"),
         remote="s3://bucket/prefix",
         remote_key=b"\0\xff" * 8,
+        key=b"\xff\0" * 8,
         remote_write=False,
         trust_remote_code=True,
     )

@@ -318,7 +318,7 @@ def test_close_while_requests_run_ends_every_handle_with_closed_error(tmp_path: 
 
 
 def test_a_restore_that_raises_is_a_miss_with_its_reason(tmp_path: Path) -> None:
-    from agent_memory.echo.runner import EchoBatch
+    from agent_memory.echo.batch import EchoBatch
 
     class Broken(EchoBatch):
         def restore(self, source: Any) -> Any:

@@ -14,18 +14,19 @@ MAX_ROOM_SHARE = 0.18  #: of the package's lines
 #: Machines of which other files use more members than that, each with why.
 WIDE = {
     "prefix.pieces.Segment": (34, "the one stored value: rows, headers and figures are derived from its fields"),
-    "store.catalog.Catalog": (23, "the set of segments in memory, the attached model and the disk behind it"),
+    "store.catalog.Catalog": (24, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (37, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (20, "what was asked, read field by field where a row runs"),
     "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
-    "scheduler.engine.Engine": (29, "the only way to the engine thread: one method for each thing asked of it"),
+    "scheduler.engine.Engine": (30, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (24, "what a Memory and its agents are asked, and the machines that answer"),
     "requests.registry.Agents": (16, "logs by name, and the changes of them that the engine thread makes"),
     "protocols.ModelRunner": (13, "the seam: a protocol"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (33, "the truth: read wherever a prompt is made"),
     "log.logs.Logs": (14, "the rows of all logs: one method for each thing asked of them"),
-    "tiers.hot.Lineage": (13, "a value that changes: the live KV of an idle conversation"),
+    "tiers.tiers.Tiers": (13, "stored KV as the scheduler sees it: look-up, sources, figures, and what is expected"),
+    "tiers.hot.Lineage": (14, "a value that changes: the live KV of an idle conversation"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
 }
 

@@ -20,7 +20,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "agent_memory"
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 50
 #: Files that may be longer: they list every public method, each one line into its room.
-LONG_FILES = {"__init__.py": 500, "memory.py": 650, "store/store.py": 450}
+LONG_FILES = {
+    "__init__.py": 500,
+    "memory.py": 650,
+    "store/store.py": 480,
+    "scheduler/engine.py": 430,
+    "runner/batch.py": 430,
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

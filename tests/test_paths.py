@@ -26,6 +26,7 @@ from agent_memory import (
     StaticModel,
     StoreView,
     open_store,
+    rekey,
 )
 from agent_memory.config import as_path
 from agent_memory.recall.context import ContextMemory
@@ -180,6 +181,13 @@ def _view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) ->
         assert view.verify().ok
 
 
+def _rekeyed(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
+    Memory(EchoRunner(), folder, config=SMALL).close()
+    rekey(given, None, bytes(32))
+    away()
+    open_store(folder, key=bytes(32)).close()
+
+
 def _bare_view(given: Any, away: Callable[[], None], folder: Path, tmp_path: Path) -> None:
     Memory(EchoRunner(), folder, config=SMALL).close()
     view = StoreView(Path(given), "")
@@ -321,6 +329,7 @@ CASES: Mapping[str, Case] = {
     "Memory.aopen(adapter)": _aadapter,
     "open_store.open_store(path)": _view,
     "StoreView.__init__(path)": _bare_view,
+    "rekey.rekey(path)": _rekeyed,
     "ContextMemory.__init__(path)": _context,
     "EpisodicMemory.__init__(path)": _episodes,
     "EpisodicMemory.export_jsonl(file)": _episodes_out,

@@ -22,7 +22,7 @@ from attrs import frozen
 from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileWriter
 from agent_memory.carry.holdings import Kv, held
 from agent_memory.config import Codec
-from agent_memory.errors import AgentFileError, AgentMemoryError
+from agent_memory.errors import AgentFileError, AgentMemoryError, StoreError
 from agent_memory.kvcache.coding import Coding, coding
 from agent_memory.kvcache.layout import TensorSpec
 from agent_memory.kvfile.segments import OpenSegment
@@ -33,6 +33,7 @@ from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.sharing import Stretch
 from agent_memory.progress import Progress, mib, silent
 from agent_memory.prompt.messages import to_json
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.manifest import Manifest
 
 log = logging.getLogger("agent_memory.store")
@@ -70,13 +71,21 @@ def export_agent(
 
     ``report``: told the MiB of KV that were read.
 
-    Raises StoreError, OutOfSpaceError.
+    Raises StoreError, also for a file in the folder of an encrypted store, and OutOfSpaceError.
     """
+    _refuse_inside(path, manifest)
     for number in range(_TRIES):
         kvs = [] if folder is None else held(manifest, found)
         with AgentFileWriter(path) as writer:
             _write_log(writer, found)
-            writing = _Writing(writer, folder, is_last=number == _TRIES - 1, on_damage=on_damage, recoding=recoding)
+            writing = _Writing(
+                writer,
+                folder,
+                is_last=number == _TRIES - 1,
+                on_damage=on_damage,
+                recoding=recoding,
+                keys=manifest.database.keys,
+            )
             writing.counts(kvs, report)
             with contextlib.suppress(_ChangedError):
                 for kv in kvs:  # all of them first: that is the order in which a file is read
@@ -90,6 +99,16 @@ def export_agent(
                 writer.finish()
                 return writing.n_lost
     raise AssertionError
+
+
+def _refuse_inside(path: Path, manifest: Manifest) -> None:
+    """Raise StoreError for a file that would lie in the clear in the folder of an encrypted store."""
+    root = manifest.database.folder
+    if manifest.database.keys is not None and root is not None and path.resolve().is_relative_to(root.resolve()):
+        raise StoreError(
+            f"{path} is in the folder of an encrypted store, and an exported agent is not encrypted: everybody who may "
+            "read the file reads the conversation. Give a path outside of the store's folder"
+        )
 
 
 def _write_log(writer: AgentFileWriter, found: Carried) -> None:
@@ -169,9 +188,10 @@ class _Writing:
         is_last: bool,
         on_damage: OnDamage | None,
         recoding: Recoding | None,
+        keys: Keys | None,
     ) -> None:
         self._writer, self._folder, self._is_last, self._on_damage = writer, folder, is_last, on_damage
-        self._recoding = recoding
+        self._recoding, self._keys = recoding, keys
         self._places: dict[tuple[int, bytes], tuple[int, int]] = {}  # model and piece -> rows and piece in the file
         self._n_rows = 0
         self._reading: Segment | None = None
@@ -243,8 +263,8 @@ class _Writing:
                 )
                 self._writer.begin(kind, facts, n_bytes)
                 is_begun = True
-                for number, (name, form) in enumerate(zip(names, forms, strict=True)):
-                    raw = self._joined(sources, name, number)
+                for name, form in zip(names, forms, strict=True):
+                    raw = self._joined(sources, name)
                     self._writer.write(raw if form is None else self._encoded(source, name, raw, n_tokens, form))
                 self._writer.end()
                 return True
@@ -263,15 +283,15 @@ class _Writing:
     def _open(self, part: Stretch) -> OpenSegment:
         assert self._folder is not None
         self._reading = part.segment
-        return OpenSegment(self._folder / part.segment.file, part.segment)
+        return OpenSegment(self._folder / part.segment.file, part.segment, self._keys)
 
-    def _joined(self, sources: Sequence[tuple[OpenSegment, Stretch]], name: str, number: int) -> memoryview:
+    def _joined(self, sources: Sequence[tuple[OpenSegment, Stretch]], name: str) -> memoryview:
         """Return one tensor, read from the files that have its rows; ids and a state from the last alone."""
         taken: list[np.ndarray[Any, Any]] = []
         start = sources[0][1].start
         for source, part in sources if name not in ("ids", "state") else sources[-1:]:
             self._reading = part.segment
-            taken.append(_taken(source, name, number, part, start))
+            taken.append(_taken(source, name, part, start))
         return memoryview(np.ascontiguousarray(np.concatenate(taken, axis=1))).cast("B")  # type: ignore[arg-type]
 
     def _forms(self, source: OpenSegment, names: Sequence[str], segment: Segment) -> list[Coding | None]:
@@ -300,9 +320,9 @@ def _n_bytes(source: OpenSegment, name: str, segment: Segment, n_tokens: int, fo
     return int(stop - start) // n_rows * n_tokens
 
 
-def _taken(source: OpenSegment, name: str, number: int, of: Stretch, start: int) -> np.ndarray[Any, Any]:
+def _taken(source: OpenSegment, name: str, of: Stretch, start: int) -> np.ndarray[Any, Any]:
     """Return a stretch of a tensor, or all ids from ``start`` on, or all of a state, checked: (heads, n, row_bytes)."""
-    raw, segment = np.frombuffer(source.tensor(name, number), np.uint8), of.segment
+    raw, segment = np.frombuffer(source.tensor(name), np.uint8), of.segment
     if name == "state" or not raw.size:
         return raw.reshape(1, -1, 1)
     if name == "ids":

@@ -201,7 +201,13 @@ class Importing:
         assert catalog.model is not None
         path = catalog.disk.path(segment)
         writer = SegmentWriter(
-            catalog.disk.files, path, segment, catalog.model.layout, ids=segment.ids, state_bytes=wanted.state_bytes
+            catalog.disk.files,
+            path,
+            segment,
+            catalog.model.layout,
+            ids=segment.ids,
+            state_bytes=wanted.state_bytes,
+            keys=catalog.disk.keys,
         )
         self._writers.append(writer)
         announce(catalog, segment.file, writer.n_bytes)

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise SystemExit(f"the command line needs typer and rich: {INSTALL['cli']} ({error})") from error
 
-from agent_memory.cli.changing import explain, fork, gc, rm
+from agent_memory.cli.changing import explain, fork, gc, rekey, rm
 from agent_memory.cli.machine import check_model, config, doctor, list_models, stats, tune, version
 from agent_memory.cli.moving import export, import_agent
 from agent_memory.cli.printing import tell
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Agents on a local model that resume where they stopped.",
 )
-_FIRST: tuple[Callable[..., None], ...] = (ls, show, du, verify, ask, chat, explain, fork, rm, gc, export)
+_FIRST: tuple[Callable[..., None], ...] = (ls, show, du, verify, ask, chat, explain, fork, rm, gc, rekey, export)
 _LAST: tuple[Callable[..., None], ...] = (recall, episodes, stats, doctor, tune)
 
 for command in _FIRST:

@@ -7,7 +7,7 @@ damage found, or a model that cannot be used.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent_memory.agent import Agent
     from agent_memory.memory import Memory
     from agent_memory.reader.view import StoreView
+    from agent_memory.sealing.keys import Keys
 
 NOTHING, DAMAGE = 1, 3
 
@@ -26,7 +27,8 @@ NOTHING, DAMAGE = 1, 3
 def complete_agents(context: typer.Context, incomplete: str) -> list[str]:
     """Names of the store's agents that begin with what was typed, for a shell's completion."""
     try:
-        with view(context.params.get("store"), context.params.get("salt") or "") as found:
+        given = context.params
+        with view(given.get("store"), given.get("salt") or "", given.get("key_file")) as found:
             return [agent.name for agent in found.agents() if agent.name.startswith(incomplete)]
     except AgentMemoryError:
         return []
@@ -37,26 +39,50 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Hub id, folder, .gguf file, or echo; else the starter model.")
 ]
 Salt = Annotated[str, typer.Option(help="The tenant whose agents are meant.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(help="A file whose bytes, all of them, are the key of an encrypted store.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Name = Annotated[str, typer.Argument(help="The agent's name.", autocompletion=complete_agents)]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of a reply.")]
 Workspace = Annotated[str, typer.Option(help="The workspace that is searched.")]
 
 
-def view(store: str | None, salt: str) -> StoreView:
+def read_key(file: Path | None) -> bytes | None:
+    """Return the key in a file; None without one. Raises ConfigError where it cannot be read."""
+    from agent_memory.errors import ConfigError
+
+    try:
+        return None if file is None else file.expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the key file {file} cannot be read: {error.strerror}") from error
+
+
+def host_keys(file: Path | None) -> Keys | None:
+    """Return what is derived from the key in a file; None without one. Raises ConfigError."""
+    from agent_memory.sealing.keys import keys_of
+
+    key = read_key(file)
+    return None if key is None else keys_of(key, "--key-file")
+
+
+def view(store: str | None, salt: str, key_file: Path | None = None) -> StoreView:
     """Open a store for reading: no model, no lock."""
     from agent_memory.requests.opening import open_store
 
-    return open_store(store, salt=salt)
+    return open_store(store, salt=salt, key=read_key(key_file))
 
 
 @contextmanager
-def memory_of(model: str | None, store: str | None, salt: str, *, read_only: bool = False) -> Iterator[Memory]:
+def memory_of(
+    model: str | None, store: str | None, salt: str, key_file: Path | None = None, *, read_only: bool = False
+) -> Iterator[Memory]:
     """Open a Memory on a model and a store; ``echo`` is the stand-in without a model."""
     from agent_memory import Config, EchoRunner, Memory
 
     runner = EchoRunner() if model == "echo" else model
-    with Memory(runner, store, config=Config(salt=salt), read_only=read_only) as memory:
+    config = Config(salt=salt, key=read_key(key_file))
+    with Memory(runner, store, config=config, read_only=read_only) as memory:
         yield memory
 
 
@@ -70,7 +96,7 @@ def agent_of(memory: Memory, name: str) -> Agent:
 
 
 @contextmanager
-def recall_file(store: str | None, salt: str, open_as: Any, workspace: str) -> Iterator[Any]:
+def recall_file(store: str | None, salt: str, key_file: Path | None, open_as: Any, workspace: str) -> Iterator[Any]:
     """Open the context memory or the episodes of a store: no model, and another process may have them open.
 
     Raises StoreError where the store has none.
@@ -78,11 +104,15 @@ def recall_file(store: str | None, salt: str, open_as: Any, workspace: str) -> I
     from agent_memory.errors import StoreError
     from agent_memory.log.blobs import salt_digest
     from agent_memory.log.files import RECALL
+    from agent_memory.log.keyfile import read_keys
+    from agent_memory.recall.database import Database
     from agent_memory.requests.opening import store_path
+    from agent_memory.sealing.sqlite import FileKey
 
     folder = store_path(store)
     file = Path(":memory:") if folder is None else folder / RECALL
     if not file.is_file():
         raise StoreError(f"nothing was remembered here: there is no file {file}. Agents remember with recall=True")
-    with open_as(file, salt=salt_digest(salt).hex(), workspace=workspace) as opened:
+    database = Database(file, key=FileKey.of(read_keys(file.parent, host_keys(key_file)), "recall"))
+    with closing(database), open_as(database, salt=salt_digest(salt).hex(), workspace=workspace) as opened:
         yield opened

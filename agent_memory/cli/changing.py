@@ -1,12 +1,25 @@
-"""Commands on one agent that need its model, and the one that frees disk: explain, fork, rm, gc."""
+"""Commands on one agent that need its model, and two on the store: explain, fork, rm; gc, rekey."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from agent_memory.cli.app import NOTHING, AsJSON, Model, Name, Salt, Store, agent_of, memory_of
+from agent_memory.cli.app import (
+    NOTHING,
+    AsJSON,
+    KeyFile,
+    Model,
+    Name,
+    Salt,
+    Store,
+    agent_of,
+    host_keys,
+    memory_of,
+    read_key,
+)
 from agent_memory.cli.printing import as_bytes, plain, print_json, print_table, say
 from agent_memory.views.units import size
 
@@ -17,10 +30,11 @@ def explain(
     model: Model = None,
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Explain what an agent's next turn would reuse, from where, and why no more."""
-    with memory_of(model, store, salt, read_only=True) as memory:
+    with memory_of(model, store, salt, key_file, read_only=True) as memory:
         report = agent_of(memory, name).explain(message)
     if as_json:
         print_json(report.to_dict())
@@ -35,10 +49,11 @@ def fork(
     model: Model = None,
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Make another agent that goes on from where this one stands. No KV is copied."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         made = agent_of(memory, name).fork(new, at=int(at) if at is not None and at.isdecimal() else at)
         info = made.info
     if as_json:
@@ -47,9 +62,16 @@ def fork(
         say(f"{new} goes on from turn {info.n_turns} of {name}")
 
 
-def rm(name: Name, store: Store = None, model: Model = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def rm(
+    name: Name,
+    store: Store = None,
+    model: Model = None,
+    salt: Salt = "",
+    key_file: KeyFile = None,
+    as_json: AsJSON = False,
+) -> None:
     """Delete an agent: its log and its KV. Exit code 1 where there is none of that name."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         is_gone = memory.delete(name)
     if as_json:
         print_json({"deleted": is_gone})
@@ -65,6 +87,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and change nothing.")] = False,
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Free disk: remove files that nothing names and, down to a size, KV of lowest worth. Logs and pinned KV stay.
@@ -83,6 +106,7 @@ def gc(
         to_bytes=None if to is None else as_bytes(to),
         free_bytes=None if free is None else as_bytes(free),
         is_dry_run=dry_run,
+        key=host_keys(key_file),
     )
     if as_json:
         print_json(plain(found))
@@ -90,3 +114,24 @@ def gc(
     rows = [(name, size(n)) for name, n in found.agents.items()]
     print_table(("agent", "KV that would go" if dry_run else "KV that went"), rows, empty="no agent loses KV")
     say(f"{size(found.before_bytes)} before, {size(found.after_bytes)} after{' (estimated)' if dry_run else ''}")
+
+
+def rekey(
+    to: Annotated[Path | None, typer.Option(help="A file with the new key; without it the store is decrypted.")] = None,
+    store: Store = None,
+    key_file: KeyFile = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Put a store under another key; without --key-file it is encrypted for the first time.
+
+    The store must not be in use. To or from no key, all of it is written anew, which takes its size again on the disk.
+    """
+    from agent_memory.requests.rekeying import rekey as change
+
+    if to is None and key_file is None:
+        raise typer.BadParameter("give --to, --key-file, or both")
+    change(store, read_key(key_file), read_key(to))
+    if as_json:
+        print_json({"encrypted": to is not None})
+    else:
+        say("the store is encrypted under the new key" if to is not None else "the store is not encrypted any more")

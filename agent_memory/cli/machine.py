@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from agent_memory.cli.app import DAMAGE, AsJSON, Model, Salt, Store, memory_of
+from agent_memory.cli.app import DAMAGE, AsJSON, KeyFile, Model, Salt, Store, memory_of
 from agent_memory.cli.printing import plain, print_json, print_table, say
 from agent_memory.views.units import size
 
 
-def stats(model: Model = None, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def stats(
+    model: Model = None, store: Store = None, salt: Salt = "", key_file: KeyFile = None, as_json: AsJSON = False
+) -> None:
     """Open the model and the store, and print every figure of both."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         found = memory.stats()
     if as_json:
         print_json(plain(found))
@@ -28,10 +30,11 @@ def doctor(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say of each choice why, and what would change it.")
     ] = False,
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Say what was found on this machine, what was chosen and where from, and what would make it faster."""
-    with memory_of(model, store, "") as memory:
+    with memory_of(model, store, "", key_file) as memory:
         found = memory.doctor(explain=explain)
     if as_json:
         print_json(found.to_dict())

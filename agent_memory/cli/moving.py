@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agent_memory.cli.app import AsJSON, Model, Name, Salt, Store, memory_of, view
+from agent_memory.cli.app import AsJSON, KeyFile, Model, Name, Salt, Store, memory_of, view
 from agent_memory.cli.printing import plain, print_json, say
 from agent_memory.views.units import count, size
 
@@ -18,10 +18,11 @@ def export(
     log_only: Annotated[bool, typer.Option("--log-only", help="Leave the KV out.")] = False,
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Write an agent, as it is stored, to one file: its words, its versions and its KV."""
-    with view(store, salt) as opened:
+    with view(store, salt, key_file) as opened:
         opened.export(name, file, log_only=log_only)
     n_bytes = Path(file).expanduser().stat().st_size
     if as_json:
@@ -36,10 +37,11 @@ def import_agent(
     model: Model = None,
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Take in an agent from a file; under another model its words alone, and its KV is computed anew."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         info = memory.import_agent(file, name).info
     if as_json:
         print_json(plain(info))

@@ -7,14 +7,14 @@ from typing import Any
 
 import typer
 
-from agent_memory.cli.app import DAMAGE, AsJSON, Name, Salt, Store, view
+from agent_memory.cli.app import DAMAGE, AsJSON, KeyFile, Name, Salt, Store, view
 from agent_memory.cli.printing import plain, print_json, print_table, say
 from agent_memory.views.units import ago, count, size
 
 
-def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def ls(store: Store = None, salt: Salt = "", key_file: KeyFile = None, as_json: AsJSON = False) -> None:
     """List the agents of a store, newest use first."""
-    with view(store, salt) as found:
+    with view(store, salt, key_file) as found:
         agents = found.agents()
         if as_json:
             print_json([plain(agent) for agent in agents])
@@ -25,9 +25,9 @@ def ls(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
     print_table(("agent", "turns", "messages", "tokens", "", "last used"), rows, empty="no agents")
 
 
-def show(name: Name, store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def show(name: Name, store: Store = None, salt: Salt = "", key_file: KeyFile = None, as_json: AsJSON = False) -> None:
     """Show an agent's conversation."""
-    with view(store, salt) as opened:
+    with view(store, salt, key_file) as opened:
         found = opened.show(name)
         told = plain(found.info)
     if as_json:
@@ -52,9 +52,9 @@ def _stored(agent: dict[str, Any]) -> str:
     return f"{tokens:,} tokens, {size(n_bytes)}"
 
 
-def du(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def du(store: Store = None, salt: Salt = "", key_file: KeyFile = None, as_json: AsJSON = False) -> None:
     """Show what each agent's KV takes on disk, largest first."""
-    with view(store, salt) as found:
+    with view(store, salt, key_file) as found:
         uses = found.du()
     if as_json:
         print_json({**plain(uses), "agents": [plain(use) for use in uses.agents]})
@@ -67,9 +67,9 @@ def du(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
     )
 
 
-def verify(store: Store = None, salt: Salt = "", as_json: AsJSON = False) -> None:
+def verify(store: Store = None, salt: Salt = "", key_file: KeyFile = None, as_json: AsJSON = False) -> None:
     """Read and check every stored byte; exit code 3 where something is damaged."""
-    with view(store, salt) as found:
+    with view(store, salt, key_file) as found:
         report = found.verify()
     if as_json:
         print_json({**plain(report), "ok": report.ok})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from agent_memory.cli.app import AsJSON, Salt, Store, Workspace, recall_file
+from agent_memory.cli.app import AsJSON, KeyFile, Salt, Store, Workspace, recall_file
 from agent_memory.cli.printing import day, plain, print_json, print_table
 
 Most = Annotated[int, typer.Option("-k", help="Most rows.")]
@@ -21,12 +21,13 @@ def recall(
     workspace: Workspace = "default",
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Search context memory by words, best first."""
     from agent_memory.recall.context import ContextMemory
 
-    with recall_file(store, salt, ContextMemory, workspace) as context:
+    with recall_file(store, salt, key_file, ContextMemory, workspace) as context:
         hits = context.recall(query, k=k, kinds=kind or ())
     if as_json:
         print_json([plain(hit) for hit in hits])
@@ -41,12 +42,13 @@ def episodes(
     workspace: Workspace = "default",
     store: Store = None,
     salt: Salt = "",
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """List episodes: the newest, or those most like a task."""
     from agent_memory.recall.episodes import EpisodicMemory
 
-    with recall_file(store, salt, EpisodicMemory, workspace) as opened:
+    with recall_file(store, salt, key_file, EpisodicMemory, workspace) as opened:
         found = opened.newest(k) if task is None else [hit.episode for hit in opened.recall(task, k=k)]
     if as_json:
         print_json([plain(record) for record in found])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent_memory.cli.app import AsJSON, MaxTokens, Model, Name, Salt, Store, memory_of
+from agent_memory.cli.app import AsJSON, KeyFile, MaxTokens, Model, Name, Salt, Store, memory_of
 from agent_memory.cli.printing import plain, print_json, say, tell
 from agent_memory.errors import AgentMemoryError
 from agent_memory.views.units import count
@@ -26,11 +26,12 @@ def ask(
     store: Store = None,
     salt: Salt = "",
     max_tokens: MaxTokens = 512,
+    key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Ask once, print the reply as it comes, and say what was reused."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         handle = memory.stream(text, agent=agent, max_tokens=max_tokens)
         reply = handle.result() if as_json else _told(handle)
     if as_json:
@@ -44,9 +45,10 @@ def chat(
     salt: Salt = "",
     system: Annotated[str | None, typer.Option(help="System prompt of a new agent.")] = None,
     max_tokens: MaxTokens = 512,
+    key_file: KeyFile = None,
 ) -> None:
     """Talk to an agent; it resumes where it stopped. Commands: /fork, /rewind, /explain, /info, /help, /quit."""
-    with memory_of(model, store, salt) as memory:
+    with memory_of(model, store, salt, key_file) as memory:
         agent = memory.agent(name, system=system)
         info = agent.info
         so_far = f"{count(info.n_turns, 'turn')}, {count(info.n_tokens, 'token')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,8 +95,14 @@ class EchoKV:
 
     def fill(self, source: Source) -> None:
         """Read all tokens of ``source`` into the spare capacity, one ``read_into`` per tensor."""
+        for _ in self.filling(source):
+            pass
+
+    def filling(self, source: Source) -> Iterator[None]:
+        """Do what ``fill`` does, a tensor at a time."""
         for index, tensor in enumerate(self._tensors):
             source.read_into(index, tensor.reshape(-1).data, self.capacity)
+            yield
         self._n = source.n_tokens
 
     def feed(self, ids: Sequence[int]) -> None:

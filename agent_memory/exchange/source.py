@@ -1,4 +1,4 @@
-"""KV that was fetched on its way into a live KV: a ``protocols.Source``."""
+"""KV that was fetched on its way into a live KV: a ``MeteredSource``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from agent_memory.exchange.chunks import Bytes, Fetched
 from agent_memory.kvcache.coding import Encoded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.protocols import Source
+from agent_memory.kvfile.sources import MeteredSource
 
 
 class FetchedSource:
@@ -19,7 +19,7 @@ class FetchedSource:
     #   [0, fetched.start)              ``before``             none
     #   [fetched.start, fetched.stop)   memory                 memory: ``fetched.resume``
 
-    def __init__(self, layout: Layout, fetched: Fetched, before: Source | None) -> None:
+    def __init__(self, layout: Layout, fetched: Fetched, before: MeteredSource | None) -> None:
         assert (before is None) == (fetched.start == 0), "the store's own rows come first"
         self._layout, self._fetched, self._before = layout, fetched, before
 
@@ -33,6 +33,11 @@ class FetchedSource:
         """The first token whose window rows it holds."""
         resume = self._fetched.resume
         return resume.start if resume is not None and self._layout.windows else 0
+
+    @property
+    def n_read(self) -> int:
+        """Bytes read so far for the store's own tokens; what was fetched is in memory already."""
+        return 0 if self._before is None else self._before.n_read
 
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor. Encoded rows are left out."""

@@ -152,7 +152,9 @@ class Stored:
 
     def _open(self, catalog: Catalog, stack: contextlib.ExitStack, segment: Segment) -> OpenSegment:
         try:
-            return stack.enter_context(contextlib.closing(OpenSegment(catalog.disk.path(segment), segment)))
+            return stack.enter_context(
+                contextlib.closing(OpenSegment(catalog.disk.path(segment), segment, catalog.disk.keys))
+            )
         except READ_ERRORS as error:
             raise _gone(catalog, segment, error) from error
 
@@ -176,20 +178,19 @@ class Stored:
                 return None
             try:
                 windows = []
-                for number, spec in enumerate(model.layout.windows):
+                for spec in model.layout.windows:
                     rows = []
                     for source, one in opened:
                         reading = one.segment
                         if one.start < one.stop:
-                            raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
+                            raw = np.frombuffer(source.tensor(spec.name), np.uint8)
                             held = raw.reshape(spec.heads, one.segment.n_tokens, -1)
                             rows.append(held[:, one.start - one.segment.start : one.stop - one.segment.start])
                     windows.append(np.ascontiguousarray(np.concatenate(rows, axis=1)))
                 state = None
                 if needs.state:
                     source, one = opened[-1]
-                    number = len(model.layout.windows) if one.segment.n_tokens else 0
-                    state = np.frombuffer(source.tensor("state", number), np.uint8)
+                    state = np.frombuffer(source.tensor("state"), np.uint8)
             except READ_ERRORS as error:
                 raise _gone(catalog, reading, error) from error
         return Resume(

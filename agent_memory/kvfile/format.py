@@ -116,15 +116,20 @@ def header(places: Sequence[Extent], facts: Mapping[str, str], sums: Sequence[st
         "xxh3": "".join(sums) if sums is not None else _NO_SUM * len(checked),
         "header_xxh3": _NO_SUM,
     }
-    table: dict[str, Any] = {"__metadata__": metadata}
-    for e in places:
-        table[e.name] = {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.start + e.nbytes]}
-    text = json.dumps(table, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": metadata, **table_of(places)}, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGN)
     raw = struct.pack("<Q", len(text)) + text
     if sums is None:
         return raw
     return raw.replace(_sum_field(_NO_SUM), _sum_field(file_sum(raw)), 1)
+
+
+def table_of(places: Sequence[Extent]) -> dict[str, Any]:
+    """Return the header's entry of each part of a file."""
+    return {
+        e.name: {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.start, e.start + e.nbytes]}
+        for e in places
+    }
 
 
 def _sum_field(value: str) -> bytes:

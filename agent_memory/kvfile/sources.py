@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import xxhash
 from attrs import frozen
 
 from agent_memory.kvcache.coding import Coding, Encoded, coding
 from agent_memory.kvcache.layout import Layout
-from agent_memory.kvfile.segments import OpenSegment, Rows, preadv
+from agent_memory.kvfile.segments import OpenSegment, Rows
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
-
-_CHECKED_BYTES = 512 << 10  #: checked while they are in the core's cache: 13 % of the time, else 50 %
+from agent_memory.protocols import Source
+from agent_memory.sealing.keys import Keys
 
 
 @frozen
@@ -53,6 +52,14 @@ class ResumeSpans:
     is_whole: bool = True  #: False if one was removed since it was found
 
 
+class MeteredSource(Source, Protocol):
+    """A source that counts."""
+
+    @property
+    def n_read(self) -> int:
+        """Bytes of rows and states read so far, from memory and disk, as they are stored."""
+
+
 class SegmentSource:
     """The first ``n_tokens`` of a match, each segment in its own codec: a ``protocols.Source``.
 
@@ -68,17 +75,19 @@ class SegmentSource:
         ids: Ids,
         on_damage: Callable[[Segment, str, str], None],
         *,
+        keys: Keys | None,
         is_whole: bool = True,
     ) -> None:
         self._layout, self._spans, self._on_damage = layout, spans, on_damage
         self._n_tokens = len(ids)
         self._lock = threading.Lock()  # guards ``damage``
         self._open: list[OpenSegment] = []
+        self._n_read = 0
         self.damage: str | None = None if is_whole else "rows that it shares were removed meanwhile"
         self._cut: int = self._n_tokens  # tokens from here on are zeros
         for span in spans:
             try:
-                found = OpenSegment(span.path, span.segment)
+                found = OpenSegment(span.path, span.segment, keys)
                 self._open.append(found)
                 start = span.segment.start
                 stored = found.ids()[: span.stop - start]
@@ -92,6 +101,11 @@ class SegmentSource:
     def n_tokens(self) -> int:
         """How many tokens it holds."""
         return self._n_tokens
+
+    @property
+    def n_read(self) -> int:
+        """Bytes of rows read from its files so far."""
+        return self._n_read
 
     @property
     def held_from(self) -> int:
@@ -109,7 +123,8 @@ class SegmentSource:
             if form is None:
                 continue
             try:
-                raw = self._open[i].tensor(spec.name, tensor)
+                raw = self._open[i].tensor(spec.name)
+                self._count(len(raw))
             except READ_ERRORS as error:
                 self._note(span, error)
                 break
@@ -137,25 +152,20 @@ class SegmentSource:
             break
 
     def _read(self, i: int, span: Span, tensor: int, out: memoryview, capacity: int) -> None:
-        spec, source = self._layout.tensors[tensor], self._open[i]
+        spec = self._layout.tensors[tensor]
         row = spec.row_bytes
-        n, first = span.segment.n_own, span.first_row
-        place = source.data_start + source.table[spec.name]["data_offsets"][0]
         runs = [
             out[(h * capacity + span.at) * row : (h * capacity + span.at + span.take) * row] for h in range(spec.heads)
         ]
-        scratch = None if span.take == n else memoryview(bytearray(spec.token_bytes * n))
-        digest = xxhash.xxh3_64()
-        for group in _groups(runs if scratch is None else [scratch]):
-            preadv(source.fd, group, place)
-            for part in group:
-                digest.update(part)
-                place += len(part)
-        if scratch is not None:
-            for h, run in enumerate(runs):
-                run[:] = scratch[(h * n + first) * row : (h * n + first + span.take) * row]
-        if digest.hexdigest() != source.sums[tensor]:
-            raise DamageError("damaged", f"{span.path.name}: the checksum of {spec.name} is wrong")
+        try:
+            self._open[i].fill(spec.name, runs, span.first_row * row)
+        except READ_ERRORS as error:
+            raise DamageError(reason_of(error), f"{span.path.name}: {error}") from error
+        self._count(spec.token_bytes * span.segment.n_own)
+
+    def _count(self, n_bytes: int) -> None:
+        with self._lock:  # two threads may read
+            self._n_read += n_bytes
 
     def _zero(self, tensor: int, out: memoryview, capacity: int, at: int) -> None:
         spec = self._layout.tensors[tensor]
@@ -179,20 +189,6 @@ class SegmentSource:
             found.close()
 
 
-def _groups(runs: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """Yield the same bytes in the same order, in groups of ``_CHECKED_BYTES``."""
-    group, room = list[memoryview](), _CHECKED_BYTES
-    for run in runs:
-        while len(run):
-            group.append(run[:room])
-            run, room = run[room:], room - len(group[-1])
-            if not room:
-                yield group
-                group, room = [], _CHECKED_BYTES
-    if group:
-        yield group
-
-
 class StoredSource:
     """A match of a model that needs resume segments too: a ``protocols.Source``.
 
@@ -205,15 +201,16 @@ class StoredSource:
         segments: SegmentSource,
         resume: ResumeSpans,
         on_damage: Callable[[Segment, str, str], None],
+        keys: Keys | None,
     ) -> None:
         self._layout, self._segments, self._on_damage = layout, segments, on_damage
         self._held_from = resume.held_from
         self._lock = threading.Lock()  # an fd must not be closed, and its number reused, while another thread reads it
         self._spans: list[tuple[Span, OpenSegment]] = []
-        self._is_sound = resume.is_whole
+        self._is_sound, self._n_read = resume.is_whole, 0
         for span in resume.spans if resume.is_whole else ():
             try:
-                self._spans.append((span, OpenSegment(span.path, span.segment)))
+                self._spans.append((span, OpenSegment(span.path, span.segment, keys)))
             except DamageError as error:
                 self._note(span, error)
 
@@ -221,6 +218,11 @@ class StoredSource:
     def n_tokens(self) -> int:
         """How many tokens it holds."""
         return self._segments.n_tokens
+
+    @property
+    def n_read(self) -> int:
+        """Bytes of rows and states read from its files so far."""
+        return self._segments.n_read + self._n_read
 
     @property
     def held_from(self) -> int:
@@ -257,7 +259,8 @@ class StoredSource:
                     form = coding(spec, source.codec)
                     if (form is not None) is not is_encoded:
                         continue
-                    raw = np.frombuffer(source.tensor(spec.name, number), np.uint8)
+                    raw = np.frombuffer(source.tensor(spec.name), np.uint8)
+                    self._n_read += raw.size
                     rows = raw.reshape(spec.heads, span.take, -1) if raw.size else raw.reshape(spec.heads, 0, 0)
                 except READ_ERRORS as error:
                     self._note(span, error)
@@ -272,7 +275,8 @@ class StoredSource:
                 return None
             span, source = self._spans[-1]
             try:
-                raw = source.tensor("state", len(self._layout.windows) if span.take else 0)
+                raw = source.tensor("state")
+                self._n_read += len(raw)
             except READ_ERRORS as error:
                 self._note(span, error)
                 return None
@@ -295,27 +299,7 @@ class StoredSource:
                 source.close()
 
 
-def checking(path: Path, segment: Segment) -> Iterator[None]:
+def checking(path: Path, segment: Segment, keys: Keys | None) -> Iterator[None]:
     """Read and check every byte of a segment's file, in steps of at most 8 MB. Raises DamageError."""
-    with contextlib.closing(OpenSegment(path, segment)) as source:
-        sums = iter(source.sums)
-        for name, entry in source.table.items():
-            start, stop = entry["data_offsets"]
-            digest, is_padding, is_zero = xxhash.xxh3_64(), name.startswith("pad."), True
-            for raw in _blocks(source.fd, source.data_start + start, stop - start):
-                digest.update(raw)
-                yield
-                is_zero = is_zero and is_padding and not any(raw)
-            if is_padding and not is_zero:
-                raise DamageError("damaged", f"{name} is not zero")
-            if not is_padding and digest.hexdigest() != next(sums, None):
-                raise DamageError("damaged", f"the checksum of {name} is wrong")
-
-
-def _blocks(fd: int, at: int, nbytes: int) -> Iterator[bytes]:
-    while nbytes > 0:
-        raw = os.pread(fd, min(nbytes, 8 << 20), at)
-        if not raw:
-            raise DamageError("damaged", "the file ends too early")
-        yield raw
-        at, nbytes = at + len(raw), nbytes - len(raw)
+    with contextlib.closing(OpenSegment(path, segment, keys)) as source:
+        yield from source.checking()

@@ -26,6 +26,9 @@ from agent_memory.log.schema import (
     migrate,
     version_of,
 )
+from agent_memory.sealing import sqlite
+from agent_memory.sealing.keys import Keys
+from agent_memory.sealing.sqlite import FileKey
 
 _COUNT_COMMIT = (
     "INSERT INTO meta VALUES ('commits', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
@@ -35,10 +38,21 @@ _TICK_STEPS = 100_000  #: steps of SQLite's machine between two ticks: some mill
 
 
 class Database:
-    """An open manifest. Raises sqlite3.Error and OSError as they come."""
+    """An open manifest. Raises sqlite3.Error and OSError as they come.
 
-    def __init__(self, db: sqlite3.Connection, path: Path | None, files: Files, *, is_read_only: bool = False) -> None:
-        self._db, self._path, self._files, self._is_read_only = db, path, files, is_read_only
+    ``keys``: those of its store, which KV is sealed under too; None: nothing is encrypted.
+    """
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        path: Path | None,
+        files: Files,
+        *,
+        is_read_only: bool = False,
+        keys: Keys | None = None,
+    ) -> None:
+        self._db, self._path, self._files, self._is_read_only, self.keys = db, path, files, is_read_only, keys
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -68,6 +82,11 @@ class Database:
                 with contextlib.suppress(sqlite3.Error):
                     self._files.fold(self._db)
             self._db.close()
+
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder; None: in memory."""
+        return None if self._path is None else self._path.parent
 
     @property
     def is_whole(self) -> bool:
@@ -143,15 +162,15 @@ def _ticking(db: sqlite3.Connection, statement: str, tick: Callable[[], None]) -
         db.set_progress_handler(None, 0)
 
 
-def open_database(path: Path | None, files: Files | None = None) -> Database:
+def open_database(path: Path | None, files: Files | None = None, keys: Keys | None = None) -> Database:
     """Open a manifest to read and write it, upgraded to this write version. ``path`` None: in memory; else a file that
     ``check_versions`` found whole, or none yet.
     """
     if path is not None and not (path.exists() and path.stat().st_size):
         flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(path, flags, 0o600))  # SQLite gives its side files the same mode
-    db = connect(path)
-    database = Database(db, path, files or Files())
+    db = connect(path, manifest_key(keys))
+    database = Database(db, path, files or Files(), keys=keys)
     try:
         if version_of(db) < WRITE_VERSION:
             with database.transaction():
@@ -162,7 +181,12 @@ def open_database(path: Path | None, files: Files | None = None) -> Database:
     return database
 
 
-def view_database(path: Path) -> Database:
+def manifest_key(keys: Keys | None) -> FileKey | None:
+    """Return the key of a store's manifest; None: it is not encrypted."""
+    return FileKey.of(keys, "manifest")
+
+
+def view_database(path: Path, keys: Keys | None = None) -> Database:
     """Open a manifest only to read it, beside the process that writes it.
 
     Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError, and
@@ -175,7 +199,8 @@ def view_database(path: Path) -> Database:
                 f"cannot read {path}: its newest changes are in {wal.name}, which SQLite reads only with a file beside "
                 f"it that this process may not make ({errors[0]}). Let it write to the folder, or close the store first"
             )
-        db = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, check_same_thread=False, isolation_level=None)
+        name = f"{path.as_uri()}?{options}"
+        db = sqlite.connect(name, manifest_key(keys), uri=True)
         try:
             db.execute("PRAGMA query_only=ON")
             db.execute("PRAGMA busy_timeout=2000")
@@ -187,5 +212,5 @@ def view_database(path: Path) -> Database:
             db.close()
             raise
         else:
-            return Database(db, path, Files(), is_read_only=True)
+            return Database(db, path, Files(), is_read_only=True, keys=keys)
     raise StoreError(f"cannot read {path}: {errors[0]}. Let its folder be read, or open it with Memory to repair it")

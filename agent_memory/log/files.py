@@ -16,9 +16,11 @@ from pathlib import Path
 from attrs import frozen
 
 MANIFEST = "manifest.sqlite3"
+SEALED_MANIFEST = "sealed.sqlite3"  #: of an encrypted store, where ``MANIFEST`` says only that it is one
 LOCK = "lock"
 KV_FOLDER = "kv"
 RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
+KEY_FILE = "wrapped.key"  #: the key of an encrypted store, wrapped by the host's: ``keyfile``
 BLOCK = 512  #: bytes that ``st_blocks`` counts in, whatever the file system
 
 
@@ -80,6 +82,11 @@ class Files:
     def fold(self, db: sqlite3.Connection) -> None:
         """Move what the WAL holds into the database file; the WAL is empty afterwards."""
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def manifest_path(root: Path) -> Path:
+    """Return where a folder's manifest is: in an encrypted store not where releases that know no key look for it."""
+    return root / (SEALED_MANIFEST if (root / KEY_FILE).exists() else MANIFEST)
 
 
 @frozen

@@ -13,11 +13,12 @@ from typing import Any
 import xxhash
 
 from agent_memory.errors import StoreLockedError
-from agent_memory.log.files import LOCK, MANIFEST, Files, refuse_links
+from agent_memory.log.files import LOCK, MANIFEST, SEALED_MANIFEST, Files, manifest_path, refuse_links
 from agent_memory.log.health import state_of
 from agent_memory.log.refusals import opening_error
 
 _BLOCK = 1 << 20
+_MANIFESTS = (MANIFEST, SEALED_MANIFEST)
 
 
 class Lock:
@@ -30,7 +31,7 @@ class Lock:
         self._path, self._files = path, files
         try:
             _make_ours(path)
-            refuse_links(*(path / name for name in (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")))
+            refuse_links(path / LOCK, *(path / f"{name}{end}" for name in _MANIFESTS for end in ("", "-wal", "-shm")))
             self._fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise opening_error(path, error) from error
@@ -86,7 +87,7 @@ class Lock:
         try:
             if is_whole and self._is_marked:
                 with contextlib.suppress(OSError):  # then the next open examines the manifest
-                    self._write(manifest_sum(self._path / MANIFEST))
+                    self._write(manifest_sum(manifest_path(self._path)))
         finally:
             os.close(self._fd)
 

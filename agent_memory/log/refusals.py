@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_memory.errors import AgentMemoryError, OutOfSpaceError, StoreError
-from agent_memory.log.files import MANIFEST
+from agent_memory.log.files import manifest_path
 from agent_memory.log.health import advice, is_disk_error, state_of
 
 _AGAIN = " and flush again"  #: nothing that was refused is lost: the next flush writes it
@@ -77,7 +77,7 @@ def _beneath(path: Path, error: BaseException) -> BaseException:
     opened: list[int] = []
     try:
         for _ in range(_SQLITE_FILES):
-            opened.append(os.open(path / MANIFEST, os.O_RDONLY | os.O_CLOEXEC))
+            opened.append(os.open(manifest_path(path), os.O_RDONLY | os.O_CLOEXEC))
     except FileNotFoundError:
         return error
     except OSError as cause:

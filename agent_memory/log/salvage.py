@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from attrs import frozen
 
 from agent_memory.log.branches import is_whole_branch, is_whole_version
-from agent_memory.log.database import Database
+from agent_memory.log.database import Database, manifest_key, open_database
 from agent_memory.log.schema import guard
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.log.turn_rows import is_whole_turn
+from agent_memory.sealing import sqlite
+from agent_memory.sealing.keys import Keys
 
 #: columns without a default that older versions did not write
 _ADDED = {("agents", "facts"), ("agents", "branch"), ("turns", "n_reply")}
@@ -48,8 +52,7 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
     found: dict[str, list[Row]] = {table: [] for table in tables}
     with database.reading() as new:
         columns = {table: _columns(new, table) for table in tables}
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
-        guard(db)
+    with suppress(sqlite3.Error, OSError), _readable_file(path, database.keys) as db:
         for table in tables:
             found[table] = list(_readable(db, table, columns[table]))
     sound = [agent for row in found["agents"] if is_count(row["agent"]) and (agent := sound_agent(row)) is not None]
@@ -70,6 +73,41 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
                 with suppress(sqlite3.IntegrityError, OverflowError):
                     db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
     return Salvaged(len(sound), len(turns))
+
+
+@contextmanager
+def _readable_file(path: Path, keys: Keys | None) -> Iterator[sqlite3.Connection]:
+    """Open a damaged manifest. One that is encrypted and has lost its first page is read with that of a new one.
+
+    The first page has the places of the tables, which are the same in each manifest that was made in one go. All of an
+    encrypted page is lost with one bit of it.
+    """
+    with ExitStack() as opened:
+        db = opened.enter_context(closing(sqlite.connect(path, manifest_key(keys))))
+        guard(db)
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError:
+            if keys is None:
+                raise
+            mended = Path(opened.enter_context(TemporaryDirectory())) / "mended"
+            _mend(path, mended, keys)
+            db = opened.enter_context(closing(sqlite.connect(mended, manifest_key(keys))))
+            guard(db)
+            db.execute("PRAGMA writable_schema=ON")  # its first page counts more pages than there are
+        yield db
+
+
+def _mend(path: Path, place: Path, keys: Keys) -> None:
+    """Write a copy of an encrypted manifest with the first page of a new one that has no fewer pages."""
+    new = place.with_name("new")
+    database = open_database(new, keys=keys)
+    with database.transaction() as db:
+        db.execute("INSERT INTO meta VALUES ('', zeroblob(?))", (path.stat().st_size,))
+    database.close()
+    shutil.copyfile(path, place)
+    with new.open("rb") as source, place.open("r+b") as target:
+        target.write(source.read(sqlite.PAGE_BYTES))
 
 
 def _columns(db: sqlite3.Connection, table: str) -> dict[str, bool]:

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from agent_memory.errors import IncompatibleStoreError, StoreError
+from agent_memory.sealing import sqlite
+from agent_memory.sealing.sqlite import FileKey
 
 READ_VERSION = 1  #: a store that says more cannot be read by this code
 #: a store that says more must not be written by this code; 2 added side files, 3 codecs, 4 an agent's facts and which
@@ -82,21 +84,21 @@ _AUTO_VACUUM = 2  #: incremental
 _WAL_PAGES = 512
 
 
-def connect(path: Path | None) -> sqlite3.Connection:
+def connect(path: Path | None, key: FileKey | None = None) -> sqlite3.Connection:
     """A database in WAL mode that can give pages back; None: in memory. For one lock to guard, on any thread.
 
     On a full disk, which has no room for the index of its WAL, that index is in memory.
     """
     try:
-        return _connect(path, "NORMAL")
+        return _connect(path, "NORMAL", key)
     except sqlite3.OperationalError:
         if path is None:
             raise
-        return _connect(path, "EXCLUSIVE")
+        return _connect(path, "EXCLUSIVE", key)
 
 
-def _connect(path: Path | None, locking: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+def _connect(path: Path | None, locking: str, key: FileKey | None) -> sqlite3.Connection:
+    db = sqlite.connect(path or ":memory:", key)
     try:
         guard(db)
         db.execute(f"PRAGMA locking_mode={locking}")
@@ -187,12 +189,12 @@ def migrate(db: sqlite3.Connection) -> None:
     db.execute("INSERT OR REPLACE INTO meta VALUES ('write_version', ?)", (str(WRITE_VERSION),))
 
 
-def check_versions(path: Path) -> None:
+def check_versions(path: Path, key: FileKey | None = None) -> None:
     """Refuse what a newer version wrote, untouched, and whatever no version wrote.
 
     Raises IncompatibleStoreError; sqlite3.DatabaseError for a schema that is not the one of its write version.
     """
-    with contextlib.closing(_for_reading(path)) as db:
+    with contextlib.closing(_for_reading(path, key)) as db:
         if is_empty(db):
             if db.execute("PRAGMA freelist_count").fetchone()[0]:
                 raise sqlite3.DatabaseError("its tables are gone")
@@ -228,12 +230,12 @@ def _ensure_supported(path: Path, meta: Mapping[str, str]) -> int:
     return write
 
 
-def _for_reading(path: Path) -> sqlite3.Connection:
+def _for_reading(path: Path, key: FileKey | None) -> sqlite3.Connection:
     """A connection that changes no byte. On a full disk, which has no room for a WAL's index, one to the file alone
     where there is no WAL.
     """
     for options in ("mode=ro", "mode=ro&immutable=1"):
-        db = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
+        db = sqlite.connect(f"{path.resolve().as_uri()}?{options}", key, uri=True)
         try:
             guard(db)
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()

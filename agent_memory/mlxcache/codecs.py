@@ -86,15 +86,9 @@ def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
         size = form.dim * width // 8
         plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
         plane = plane.astype(mx.uint16) if form.bits > 8 else plane
-        bits = mx.concatenate([_moved(plane, i * width, at, width) for i in range(8 // width)], axis=-1)
-        found = bits if found is None else found | bits
+        if width < 8:
+            shifts = mx.arange(0, 8, width, dtype=plane.dtype)[:, None]
+            plane = ((plane[..., None, :] >> shifts) & (2**width - 1)).reshape(*plane.shape[:-1], form.dim)
+        found = plane if found is None else found | (plane << at)
         at, start = at + width, start + size
     return found
-
-
-def _moved(plane: mx.array, start: int, to: int, width: int) -> mx.array:
-    """Return ``width`` bits of each byte from bit ``start`` on, as bits of a code from bit ``to`` on."""
-    if width == 8:
-        return plane << to if to else plane
-    moved = plane >> (start - to) if start > to else plane << (to - start) if to > start else plane
-    return moved & ((2**width - 1) << to)

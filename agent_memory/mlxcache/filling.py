@@ -7,7 +7,7 @@ import io
 import json
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -28,7 +28,9 @@ class _RoomyFile(io.RawIOBase):
     fills them on two threads.
     """
 
-    def __init__(self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool) -> None:
+    def __init__(
+        self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool, first: int = 0
+    ) -> None:
         super().__init__()
         self._source = source
         self._later: deque[tuple[int, memoryview, int]] | None = deque() if is_cpu else None
@@ -36,7 +38,7 @@ class _RoomyFile(io.RawIOBase):
         self._starts: dict[int, tuple[int, int]] = {}
         header: dict[str, Any] = {}
         end = 0
-        for number, (spec, capacity) in enumerate(specs):
+        for number, (spec, capacity) in enumerate(specs, first):
             size = spec.token_bytes * capacity
             shape = [1, spec.heads, capacity, spec.dim]
             header[spec.name] = {"dtype": spec.dtype, "shape": shape, "data_offsets": [end, end + size]}
@@ -106,20 +108,55 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor 
     ``helper``: a second thread that shares the reading. It must be running: a thread started while an exception strikes
     its starter may die before it begins, and the starter would wait for it forever.
     """
-    n_tokens, start = source.n_tokens, source.held_from
+    specs = _specs(layout, source, empty)
+    arrays = _read(specs, source, helper)
+    for number, (spec, _) in enumerate(specs):
+        _decode(number, spec, source, arrays)
+    return _filled(layout, source, empty, arrays)
+
+
+def filling(layout: Layout, source: Source, empty: Sequence[Any]) -> Iterator[list[Any] | None]:
+    """Do what ``fill`` does, a tensor at a time: yield None after each, and last the caches."""
+    arrays: dict[str, Any] = {}
+    for number, (spec, capacity) in enumerate(_specs(layout, source, empty)):
+        arrays |= _read([(spec, capacity)], source, None, first=number)
+        _decode(number, spec, source, arrays)
+        yield None
+    yield _filled(layout, source, empty, arrays)
+
+
+def _specs(layout: Layout, source: Source, empty: Sequence[Any]) -> list[tuple[TensorSpec, int]]:
+    """Return every tensor with the tokens to allocate for it."""
+    n_tokens = source.n_tokens
     room = max((c.room for c in leaves(empty) if type(c) is WindowKVCache), default=0)
-    n_rows = n_tokens - start
+    n_rows = n_tokens - source.held_from
     held = max(n_rows, min(layout.window + room, n_rows + room))
-    specs = [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
+    return [*((t, roomy(n_tokens)) for t in layout.tensors), *((t, held) for t in layout.windows)]
+
+
+def _read(
+    specs: Sequence[tuple[TensorSpec, int]], source: Source, helper: Executor | None, *, first: int = 0
+) -> dict[str, Any]:
+    """Return tensors by name, filled but for encoded rows. ``first``: the number of the first one."""
     is_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
-    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu)  # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    # mx.load asks for read, seek and tell; its stubs for BinaryIO
+    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu, first=first)
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)
     file.fill(arrays, helper)  # all bytes are read when this returns, so that they can be verified before use
-    for number, (spec, _) in enumerate(specs):
-        for span in source.encoded(number):
-            arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
-            mx.eval(arrays[spec.name])  # one tensor at a time: only its rows are in memory beside the result
+    return dict(arrays)
+
+
+def _decode(number: int, spec: TensorSpec, source: Source, arrays: dict[str, Any]) -> None:
+    """Decode the encoded rows of one tensor into it."""
+    for span in source.encoded(number):
+        arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
+        mx.eval(arrays[spec.name])  # one tensor at a time: only its rows are in memory beside the result
+
+
+def _filled(layout: Layout, source: Source, empty: Sequence[Any], arrays: dict[str, Any]) -> list[Any]:
+    """Return the caches with their tensors and states."""
+    n_tokens, start = source.n_tokens, source.held_from
     blob = source.read_state() if layout.snapshots else None
     marked = iter(states.unpacked(blob) if blob is not None else [])
     rows = {

@@ -29,6 +29,7 @@ EFFECTS: Mapping[str, str] = {
     "prefill_tokens": "larger computes prompts faster on GPUs, and lets running replies wait longer",
     "weights_dtype": "another dtype is another identity: KV that was stored before is not used",
     "salt": "another salt sees other agents, and no KV of this one's",
+    "key": "a key: the store's folder is encrypted, and read by who has it alone",
     "target_gap_s": "less keeps running replies smoother while a prompt is computed, which takes longer then",
     "max_batch": "more rows decode together: more tokens a second, each reply slower",
     "max_waiting": "a limit refuses requests with QueueFullError in place of letting them wait",
@@ -38,6 +39,7 @@ EFFECTS: Mapping[str, str] = {
     "keep_versions": "more keeps more of what rewinds and replaced histories left behind, on disk too",
     "on_full": "'compact' goes on from a conversation's newest turns when it reaches the model's context",
     "lookup": "'auto' verifies several tokens in one step where a reply copies, or where its grammar forces text",
+    "foresight": "'auto' keeps and restores KV by the turns that are expected, 'off' by last use alone",
     "blas": "None leaves the BLAS of mlx as it is: float32 prefill on Linux CPUs is then many times slower",
     "progress": "True shows bars always, False never",
     "redact": "'rules' or an object with redact(text): secrets reach neither the model nor the log",
@@ -51,7 +53,7 @@ EFFECTS: Mapping[str, str] = {
     "remote_write": "False fetches from the remote and publishes nothing",
     "trust_remote_code": "True runs Python code that comes with a model",
 }
-_SECRET = ("salt", "redact", "embedder", "on_reply", "remote_key")  #: said to be set or not, and no more
+_SECRET = ("salt", "key", "redact", "embedder", "on_reply", "remote_key")  #: said to be set or not, and no more
 
 
 @frozen

@@ -55,6 +55,8 @@ class CacheReport(AsDict, Shown):
     restore_s: float | None = None  #: estimated from this machine's measured rates; None: not measured yet
     prefill_s: float | None = None  #: the same for what is not reusable
     unmeasured: str = ""  #: why an estimate is None
+    next_s: float | None = None  #: seconds until the agent's next turn, as expected; None: only its last use is known
+    expected: str = ""  #: why the turn is expected then
 
     @property
     def is_hit(self) -> bool:
@@ -81,6 +83,8 @@ class CacheReport(AsDict, Shown):
         lines = [("cause", self.cause or "none, a hit"), ("detail", self.detail), ("advice", self.advice)]
         lines += [("reusable", reusable), ("restore", _seconds(self.restore_s)), ("prefill", _seconds(self.prefill_s))]
         lines.append(("not measured", self.unmeasured))
+        next_turn = "" if self.next_s is None else f"in {self.next_s:.3f} s"
+        lines.append(("next turn", ": ".join(text for text in (next_turn, self.expected) if text)))
         if self.diverged_at is not None:
             lines.append(("diverged at", _place(self.diverged_at)))
             lines += [("shared before", _quoted(self.shared)), ("this prompt", _quoted(self.here))]

@@ -17,6 +17,7 @@ from agent_memory.observe.recorder import Recorder
 from agent_memory.observe.trace import Begin, End, Ring, Step
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.request import Request
+from agent_memory.sealing.keys import Keys
 from agent_memory.types import Tier, Usage
 
 log = logging.getLogger("agent_memory.requests")
@@ -39,10 +40,10 @@ class Observing(Observer):
     Costs some microseconds a request and less than one a token; the recorder adds its lines.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, keys: Keys | None = None) -> None:
         self.zero, self.started_s = time.perf_counter(), time.time()
         self.meters, self.ring = Meters(), Ring()
-        self.recorder = Recorder(config.recorder) if config.recorder is not None else None
+        self.recorder = Recorder(config.recorder, keys) if config.recorder is not None else None
         self.hook = Hook(config.on_reply, config.callable_timeout_s) if config.on_reply is not None else None
         self.fault: tuple[str, float] | None = None  #: the newest fault since the last reply: its kind, and when
         self._open: dict[str, _Open] = {}

@@ -14,11 +14,13 @@ from typing import Any
 
 from agent_memory import __version__
 from agent_memory.errors import ConfigError
+from agent_memory.sealing.keys import Keys
 
 log = logging.getLogger("agent_memory.recorder")
 
 FORMAT = 1  #: in the ``open`` line; raised when a field changes its meaning
 _BLOCK_BYTES = 1 << 20
+_NAME_DIGITS = 16
 _OPEN = b'{"event":"open"'
 
 
@@ -29,13 +31,14 @@ class Recorder:
       fsynced: a machine that loses power may lose the last seconds.
     - One Memory writes a file. It is opened for appending, so that it may be truncated by others meanwhile.
     - Opening writes an ``end`` with the state "lost" for each request that a killed process has left without one.
+    - ``keys``, of an encrypted store: agents are named by a digest that only its key makes, the same in every line.
     - A line that the disk refuses is dropped and counted, and warned of once; requests go on.
 
     Raises ConfigError where the file cannot be opened, is another Memory's, or is no recorder's.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, keys: Keys | None = None) -> None:
+        self._path, self._keys = path, keys
         self._lock = threading.Lock()
         self.n_failed = 0  #: lines that were dropped
         try:
@@ -59,12 +62,18 @@ class Recorder:
         if head and head != _OPEN[: len(head)]:
             raise ConfigError(f"recorder {self._path} holds something else than a recorder's lines. Give another file.")
         lost = _unended(fd)
-        for id, agent in lost.items():
-            self.write("end", {"id": id, "agent": agent, "state": "lost"})
+        for id, agent in lost.items():  # named as in the earlier line
+            self._write("end", {"id": id, "agent": agent, "state": "lost"})
         self.write("open", {"format": FORMAT, "version": __version__, "pid": os.getpid()})
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
         """Append a line: the event's name, the Unix time, and ``fields``. Microseconds; never raises."""
+        agent = fields.get("agent")
+        if self._keys is not None and agent is not None:
+            fields = {**fields, "agent": f"#{self._keys.name('recorder', agent.encode()).hex()[:_NAME_DIGITS]}"}
+        self._write(event, fields)
+
+    def _write(self, event: str, fields: Mapping[str, Any]) -> None:
         text = json.dumps({"event": event, "t": round(time.time(), 6), **fields}, separators=(",", ":"))
         line = text.encode() + b"\n"
         with self._lock:

@@ -8,8 +8,10 @@ hyperbolic caching (Blankstein, Sen and Freedman, USENIX ATC 2017) without its c
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -109,13 +111,19 @@ def leaves_first(
 
 
 def victims(
-    segments: Iterable[Segment], sizes: Mapping[int, int], pinned: Collection[int], excess_bytes: int, now_s: float
+    segments: Iterable[Segment],
+    sizes: Mapping[int, int],
+    pinned: Collection[int],
+    excess_bytes: int,
+    now_s: float,
+    near: Mapping[int, float] = MappingProxyType({}),
 ) -> list[Segment]:
     """Return the segments of rows to evict so that ``excess_bytes`` are freed, or all that may be; O(n log n).
 
     The cost of a segment is its tokens times the lineages that depend on it, those evicted by this call included.
     ``sizes``: allocated bytes by number, resume segments included. ``pinned``: numbers of segments that are never
-    evicted (being saved, or an agent's that is pinned); their ancestors neither.
+    evicted (being saved, or an agent's that is pinned); their ancestors neither. ``near``: number -> seconds until a
+    segment is expected to be used, where that is known.
     """
     if excess_bytes <= 0:
         return []
@@ -124,7 +132,7 @@ def victims(
     lineages = _lineages(known)
 
     def order(s: Segment) -> tuple[float, float, int]:
-        idle_s = max(now_s - s.used_s, 0.0) + 1.0
+        idle_s = min(max(now_s - s.used_s, 0.0), near.get(s.number, math.inf)) + 1.0
         return worth(s.n_tokens * lineages[s.number], sizes[s.number], idle_s), s.used_s, -s.number
 
     def freed(s: Segment) -> Iterator[Segment]:

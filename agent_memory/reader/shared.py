@@ -13,11 +13,13 @@ from agent_memory.config import Codec
 from agent_memory.errors import ReadOnlyError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import view_database
-from agent_memory.log.files import MANIFEST, Files
+from agent_memory.log.files import MANIFEST, Files, manifest_path
+from agent_memory.log.keyfile import read_keys
 from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.pieces import Ids
 from agent_memory.progress import Progress, silent
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.catalog import Catalog, open_disk
 from agent_memory.store.manifest import Manifest
 from agent_memory.store.reading import Match
@@ -63,11 +65,11 @@ class SharedStore(Store):
 
     is_read_only = True
 
-    def __init__(self, path: Path, *, chunk_tokens: int) -> None:
+    def __init__(self, path: Path, *, chunk_tokens: int, key: Keys | None = None) -> None:
         if not (path / MANIFEST).is_file():
             raise StoreError(f"{path} holds no store: no file {MANIFEST} is in it, and read_only=True makes none")
         self._attached: tuple[str, Layout, str] | None = None
-        super().__init__(path, disk_bytes=0, chunk_tokens=chunk_tokens)
+        super().__init__(path, disk_bytes=0, chunk_tokens=chunk_tokens, key=key)
         self._seen = -1  #: the commit that the catalog shows
 
     def _open(
@@ -79,7 +81,7 @@ class SharedStore(Store):
         files: Files,
         report: Progress,
     ) -> None:
-        self._database = view_database(path / MANIFEST)
+        self._database = view_database(manifest_path(path), read_keys(path, self._key))
         try:
             self._shared = open_disk(
                 path, Manifest(self._database), self._io, files, self.health, Place.of(path),

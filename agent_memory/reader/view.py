@@ -18,7 +18,8 @@ from attrs import field, frozen
 from agent_memory.config import as_path
 from agent_memory.errors import StoreError, UnknownAgentError
 from agent_memory.log.database import view_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST
+from agent_memory.log.files import KV_FOLDER, manifest_path
+from agent_memory.log.keyfile import read_keys
 from agent_memory.log.listing import AgentRows
 from agent_memory.progress import bar
 from agent_memory.store.uses import Lines, TierUse, Use, with_uses
@@ -27,6 +28,7 @@ from agent_memory.types import AgentInfo, Message, VerifyReport
 if TYPE_CHECKING:  # what reads logs and KV is imported where it is first needed: a list of agents waits for none
     from agent_memory.log.logs import Logs
     from agent_memory.log.versions import AgentRecord
+    from agent_memory.sealing.keys import Keys
     from agent_memory.store.manifest import Manifest
 
 log = logging.getLogger("agent_memory.store")
@@ -65,12 +67,12 @@ class StoreView:
     """Agents, logs and sizes of a store, as the last commit left them.
 
     Opens in milliseconds, writes nothing, and holds no transaction between two calls. Any thread. A context manager.
-    Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    Raises StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote, WrongKeyError.
     """
 
-    def __init__(self, path: Path, salt: str) -> None:
+    def __init__(self, path: Path, salt: str, key: Keys | None = None) -> None:
         self.path, self._salt = as_path(path, "path"), salt
-        self._database = view_database(self.path / MANIFEST)
+        self._database = view_database(manifest_path(self.path), read_keys(self.path, key))
         self._agents = AgentRows(self._database)
 
     def __repr__(self) -> str:
@@ -108,7 +110,7 @@ class StoreView:
             segments = self._manifest.segments()
             heads = self._manifest.heads()
             names, holders = self._logs.names(self._salt), self._logs.holders()
-        lines = Lines(segments)
+        lines, logs = Lines(segments), manifest_path(self.path)
         used: dict[int, set[int]] = defaultdict(set)
         for holder, identity, head in heads:
             used[holders.get(holder, holder)] |= lines.ancestry(identity, head)
@@ -120,7 +122,7 @@ class StoreView:
             agents=tuple(sorted(uses, key=lambda use: (-use.own_bytes - use.shared_bytes, use.name))),
             kv_bytes=sum(lines.sizes.values()),
             anonymous_bytes=sum(n for segment, n in lines.sizes.items() if segment not in users),
-            log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{MANIFEST}*") if file.is_file()),
+            log_bytes=sum(file.stat().st_size for file in self.path.glob(f"{logs.name}*") if file.is_file()),
         )
 
     def export(

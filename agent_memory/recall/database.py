@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import cast
 
 from agent_memory.config import as_path
 from agent_memory.errors import (
@@ -41,6 +42,8 @@ from agent_memory.recall.sqlite_rows import (
     user_version,
 )
 from agent_memory.recall.storage import Rows
+from agent_memory.sealing import sqlite
+from agent_memory.sealing.sqlite import FileKey
 
 log = logging.getLogger("agent_memory.recall")
 
@@ -50,7 +53,15 @@ _MERGED_PAGES = 64
 class Database:
     """One recall file, for every thread of a process. Raises StoreError and its kinds; ClosedError after ``close``."""
 
-    def __init__(self, path: str | os.PathLike[str], *, steps: Sequence[Step] = STEPS, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        steps: Sequence[Step] = STEPS,
+        read_only: bool = False,
+        key: FileKey | None = None,
+    ) -> None:
+        self._key = key
         self.path = None if str(path) == ":memory:" else as_path(path, "path")
         self.is_read_only = read_only
         self._options = "mode=ro"  #: of a reader's connections
@@ -252,14 +263,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives the WAL the same mode
         name = ":memory:" if self.path is None else str(self.path)
-        db = sqlite3.connect(
-            name,
-            timeout=BUSY_S,
-            check_same_thread=False,
-            isolation_level=None,
-            cached_statements=256,
-            factory=Connection,
-        )
+        db = self._opened(name)
         try:
             refuse_foreign(db, name)
             db.execute("PRAGMA journal_mode=WAL")
@@ -271,6 +275,11 @@ class Database:
             db.close()
             raise
         return db
+
+    def _opened(self, name: str, *, uri: bool = False) -> Connection:
+        key = None if self.path is None else self._key
+        found = sqlite.connect(name, key, factory=Connection, uri=uri, timeout=BUSY_S, cached_statements=256)
+        return cast("Connection", found)
 
     def _borrow(self) -> Connection:
         with self._pool_lock:
@@ -297,9 +306,7 @@ class Database:
     def _reader(self) -> Connection:
         assert self.path is not None
         name = f"{self.path.as_uri()}?{self._options}"
-        db = sqlite3.connect(
-            name, uri=True, timeout=BUSY_S, check_same_thread=False, isolation_level=None, factory=Connection
-        )
+        db = self._opened(name, uri=True)
         try:
             db.execute("PRAGMA query_only=ON")
             refuse_foreign(db, str(self.path))
@@ -374,6 +381,6 @@ class Database:
             return
         target = self.path.with_name(f"{self.path.name}.v{version}.backup")
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-        with closing(sqlite3.connect(target)) as copy:
+        with closing(self._opened(str(target))) as copy:
             self._writer.backup(copy)
         log.info("recall file %s: version %d is kept as %s", self.path, version, target.name)

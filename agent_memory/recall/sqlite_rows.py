@@ -89,6 +89,11 @@ def translated(path: Path | None) -> Iterator[None]:
             raise OutOfSpaceError(f"{where}: the disk refuses the write ({error}); nothing was changed") from error
         if code in _BUSY:
             raise StoreError(f"{where}: another process holds the file for {BUSY_S:.0f} s ({error})") from error
+        if code == sqlite3.SQLITE_NOTADB:
+            raise StoreError(
+                f"{where} cannot be read: it is no SQLite file, or it is encrypted, and is read by the Memory of its "
+                "store, opened with its key"
+            ) from error
         raise StoreError(f"{where}: {error}") from error
     except OSError as error:
         if isinstance(error, OutOfSpaceError):

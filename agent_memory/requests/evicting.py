@@ -1,9 +1,15 @@
-"""KV out of memory on demand, and everything to disk."""
+"""KV out of memory on demand, everything to disk, and the turns that a caller expects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.log.log import Log
+from agent_memory.protocols import Tokenizer
+from agent_memory.scheduler.absent import Absent
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
 from agent_memory.tiers.tiers import Tiers
@@ -26,3 +32,17 @@ def flush(engine: Engine, store: Store) -> None:
     while not engine.call(engine.hand_over):
         store.wait_ready()
     store.flush()
+
+
+def expect(engine: Engine, tokenizer: Tokenizer, logs: Sequence[Log]) -> None:
+    """Tell the engine whose turns come next, in order."""
+    planned = [
+        Absent(
+            log.name,
+            log.agent_id,
+            np.asarray(log.known(tokenizer)[: log.n_kv], np.uint32),
+            is_temporary=log.is_temporary,
+        )
+        for log in logs
+    ]
+    engine.call(lambda: engine.ahead.expect(planned))

@@ -11,6 +11,7 @@ from agent_memory.errors import UnsupportedParameterError
 from agent_memory.log.log import Log
 from agent_memory.observe.explain import ADVICE, CacheReport
 from agent_memory.observe.lint import LintReport, lint
+from agent_memory.prefix.foresight import Outlook
 from agent_memory.prompt import messages as shapes
 from agent_memory.protocols import Tokenizer
 from agent_memory.requests.options import Settings
@@ -47,9 +48,15 @@ class Explaining:
         if log is not None and not log.turns:  # nothing of its own: compared with all that is stored
             planned = attrs.evolve(planned, explain=planner.explain_as_new(planned))
         owner = log.name if log is not None else None
-        found = self._engine.call(lambda: self._engine.look(planned, owner, is_exact=settings.exact))
+        found, outlook = self._engine.call(lambda: self._look(planned, owner, is_exact=settings.exact))
         why = found.loss.why()
-        return _report(len(planned.ids), found, Why("never_seen", _NEW) if why is None and found.may_be_new else why)
+        why = Why("never_seen", _NEW) if why is None and found.may_be_new else why
+        return _report(len(planned.ids), found, why, outlook)
+
+    def _look(self, prompt: Prompt, owner: str | None, *, is_exact: bool = False) -> tuple[Found, Outlook]:
+        """Engine thread."""
+        outlook = Outlook() if owner is None else self._engine.ahead.outlook(owner)
+        return self._engine.look(prompt, owner, is_exact=is_exact), outlook
 
     def _of_log(self, log: Log, tokenizer: Tokenizer) -> CacheReport:
         ids, n_kv, n_forgotten = log.known(tokenizer), log.n_kv, log.facts.forgotten
@@ -64,11 +71,11 @@ class Explaining:
             n_logged=len(kept),
             why=why,
         )
-        found = self._engine.call(lambda: self._engine.look(prompt, log.name))
-        return _report(len(kept), found, found.loss.why())
+        found, outlook = self._engine.call(lambda: self._look(prompt, log.name))
+        return _report(len(kept), found, found.loss.why(), outlook)
 
 
-def _report(n_tokens: int, found: Found, why: Why | None) -> CacheReport:
+def _report(n_tokens: int, found: Found, why: Why | None, outlook: Outlook) -> CacheReport:
     missing = sorted(tier for tier, seconds in found.restore_s.items() if seconds is None)
     notes = [f"nothing was restored from {' or '.join(missing)} since this Memory was opened"] if missing else []
     notes += [] if found.prefill_s is not None else ["nothing was computed since this Memory was opened"]
@@ -86,6 +93,8 @@ def _report(n_tokens: int, found: Found, why: Why | None) -> CacheReport:
         restore_s=None if missing else sum(seconds or 0.0 for seconds in found.restore_s.values()),
         prefill_s=found.prefill_s,
         unmeasured="; ".join(notes),
+        next_s=outlook.next_s,
+        expected=outlook.why,
     )
 
 

@@ -24,6 +24,7 @@ from agent_memory.requests.reading import Reader
 from agent_memory.requests.recalled import NOTHING, Candidate, Candidates
 from agent_memory.scheduler.engine import Engine
 from agent_memory.scheduler.idle import QUIET_S
+from agent_memory.sealing.sqlite import FileKey
 from agent_memory.store.store import Store
 from agent_memory.types import Card, Message, Recall
 
@@ -245,7 +246,8 @@ class LongTerm:
             self._database.close()
             self._database, self._contexts, self._episodes = None, {}, None
         if self._database is None:
-            self._database = Database(where, read_only=is_read_only)
+            key = FileKey.of(self._store.parts.manifest.database.keys, "recall")
+            self._database = Database(where, read_only=is_read_only, key=key)
         return self._database
 
 

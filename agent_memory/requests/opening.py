@@ -14,6 +14,7 @@ from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterErr
 from agent_memory.log.files import MANIFEST
 from agent_memory.progress import bar
 from agent_memory.reader.view import StoreView
+from agent_memory.sealing.keys import Secret, keys_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -103,6 +104,7 @@ def runner_for(model: Any, config: Config, adapter: Any) -> ModelRunner:
 def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_only: object) -> Tiers:
     """Open the store of a folder, with the warm tier. Raises ConfigError and what ``Store`` does."""
     from agent_memory.exchange.opening import open_remote
+    from agent_memory.prefix.foresight import Foresight
     from agent_memory.reader.shared import SharedStore  # here: who only looks at a store (open_store) waits for none
     from agent_memory.store.store import Store
     from agent_memory.tiers.tiers import Tiers
@@ -112,9 +114,10 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
         raise ConfigError(f"read_only must be a bool, got {repr_of(is_read_only)}")
     if is_read_only and path is None:
         raise ConfigError("read_only=True needs a store: ':memory:' is no folder, so nothing is there to be read")
+    key = None if config.key is None or path is None else keys_of(config.key, "key")
     remote = open_remote(config)
     if is_read_only and path is not None:
-        store = SharedStore(path, chunk_tokens=config.chunk_tokens)
+        store = SharedStore(path, chunk_tokens=config.chunk_tokens, key=key)
     else:
         with bar(config.progress, "open the store", "files") as report:
             store = Store(
@@ -124,6 +127,7 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
                 bytes_per_day=config.disk_bytes_per_day,
                 codec=config.cold_codec,
                 report=report,
+                key=key,
             )
     exchange = None
     if remote is not None:
@@ -136,6 +140,7 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
         warm_codec=config.warm_codec,
         warm_ttl_s=config.warm_ttl_s,
         exchange=exchange,
+        foresight=Foresight(is_on=config.foresight == "auto"),
     )
 
 
@@ -150,11 +155,12 @@ def store_path(path: str | PathLike[str] | None) -> Path | None:
     return as_path(path, "path")
 
 
-def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> StoreView:
+def open_store(path: str | PathLike[str] | None = None, *, salt: str = "", key: Secret | None = None) -> StoreView:
     """Open a store for reading: no model, no lock, nothing written; another process may have it open.
 
-    ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. Raises ConfigError,
-    StoreError where there is no store, IncompatibleStoreError for one that a newer release wrote.
+    ``path`` None: the user's data folder, as ``Memory`` has it. ``salt``: whose agents are shown. ``key``: as
+    ``Config.key``, of an encrypted store. Raises ConfigError, StoreError where there is no store,
+    IncompatibleStoreError for one that a newer release wrote, WrongKeyError.
     """
     folder = store_path(path)
     if folder is None:
@@ -166,7 +172,7 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "") -> St
                 "Agents that are opened without a path are stored there: none was yet. Else give the store's folder"
             )
         raise StoreError(f"{folder} holds no store: no file {MANIFEST} is in it. {else_do}")
-    return StoreView(folder, salt)
+    return StoreView(folder, salt, None if key is None else keys_of(key, "key"))
 
 
 def check_config(config: object) -> None:

@@ -10,7 +10,7 @@ benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -102,6 +102,11 @@ class MLXBatch:
     def restore(self, source: Source) -> MLXKV:
         """Caches filled from ``source``; O(its bytes)."""
         return MLXKV(filling.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
+
+    def restoring(self, source: Source) -> Iterator[MLXKV | None]:
+        """``restore``, a tensor at a time."""
+        found = filling.filling(self._layout, source, self._caches())
+        return (None if one is None else MLXKV(one, self._layout, source.n_tokens) for one in found)
 
     def _caches(self) -> list[Any]:
         return kinds.fresh(make_prompt_cache(self._model), self._chunk_tokens)

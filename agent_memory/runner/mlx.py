@@ -19,7 +19,7 @@ from agent_memory.config import Config, as_path
 from agent_memory.errors import BackendMissingError, ConfigError
 from agent_memory.models import digests, directory, resolve
 from agent_memory.progress import bar
-from agent_memory.runner import blas, loading, speech
+from agent_memory.runner import blas, loading, sharded, speech
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,8 +41,8 @@ class MLXRunner:
 
     The weights are read, never changed; their arrays are evaluated here, on the caller's thread, because lazy arrays
     cannot cross threads. One ``Memory`` at a time may be open on a runner, any number one after another.
-    ``tool_format``: how the model writes calls, where its template does not tell. Raises
-    ConfigError when ``model`` is not callable or ``tokenizer`` has no ``encode``.
+    ``tool_format``: how the model writes calls, where its template does not tell. Raises ConfigError when ``model`` is
+    not callable or ``tokenizer`` has no ``encode``, UnsupportedModelError where this process has a part of the model.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class MLXRunner:
             raise ConfigError(f"MLXRunner needs an mlx_lm model, got {type(model).__name__}")
         if not hasattr(tokenizer, "encode"):
             raise ConfigError(f"MLXRunner needs a tokenizer, got {type(tokenizer).__name__}")
+        sharded.ensure_whole(model, name)
         self._located: resolve.Located = None
         self._adapter: Path | None = None
         self._config = Config(tool_format=tool_format)
@@ -89,6 +90,7 @@ class MLXRunner:
         return runner
 
     def _setup(self, name: str, prefill_tokens: int | None) -> None:
+        sharded.ensure_alone(name)
         self._name, self._prefill_tokens = name, prefill_tokens
         self._is_hosts = False  #: True if the host loaded the model: it stays after ``close``
         self._in_use = threading.Lock()

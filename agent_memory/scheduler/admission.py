@@ -60,6 +60,11 @@ class Admission:
         rows_bytes = self._token_bytes * tokens + self._row_bytes * sum(len(rows) for rows in groups)
         return rows_bytes + self.fetched_bytes()
 
+    def kv_bytes(self, n_tokens: int) -> int:
+        """Return the most bytes that restored KV of ``n_tokens`` takes, spare capacity included."""
+        tokens = (n_tokens + _STEP // 2 + _STEP - 1) // _STEP * _STEP
+        return tokens * self._token_bytes + self._row_bytes
+
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.
 

@@ -24,6 +24,9 @@ _STORED = (
     "disk_failures",
 )
 
+#: Figures of the tiers that ``Stats`` shows under the same names.
+_RESTORED = ("restored_bytes", "ahead_bytes", "ahead", "foresight")
+
 
 @define
 class Counters:
@@ -53,7 +56,7 @@ class Counters:
         if usage.miss is not None:
             self.misses[usage.miss] = self.misses.get(usage.miss, 0) + 1
 
-    def stats(self, live: Mapping[str, int], stored: Mapping[str, Any]) -> Stats:
+    def stats(self, live: Mapping[str, Any], stored: Mapping[str, Any]) -> Stats:
         """Return the sums so far, with the engine's memory figures (``live``) and the store's figures."""
         return Stats(
             requests=self.requests,
@@ -74,5 +77,6 @@ class Counters:
             budgets={"cold": stored["disk_budget_bytes"]},
             remember_failures=stored.get("remember_failures", 0),
             tools_abandoned=stored.get("tools_abandoned", 0),
+            **{name: live[name] for name in _RESTORED},
             **{name: stored[name] for name in _STORED},
         )

@@ -16,6 +16,7 @@ from agent_memory.config import Config
 from agent_memory.errors import CancelledError, ClosedError
 from agent_memory.prefix.pieces import Ids
 from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.gathering import Gathering
@@ -150,14 +151,12 @@ class Engine:
         events, n_bytes = exchange.figures()
         return evolve(found, remote=events, remote_bytes=n_bytes)
 
-    def _memory_figures(self) -> dict[str, int]:
+    def _memory_figures(self) -> dict[str, Any]:
         """Return bytes of live and warm KV, and counts of evicted lineages and pieces. Engine thread (in ``call``)."""
-        warm = self._tiers.warm
         return {
+            **self._tiers.figures,
             "hot_bytes": self._loop.nbytes,
-            "warm_bytes": warm.n_bytes,
             "hot_evictions": self._loop.evictor.n_evicted,
-            "warm_evictions": warm.n_evicted,
             "waiting": len(self._loop.waiting),
             "running": len(self._loop.running),
         }
@@ -242,7 +241,12 @@ class Engine:
 
     def forget(self, owner: str | None) -> None:
         """Forget an agent's prompts whose KV is gone, or all such prompts. Engine thread (in ``call``)."""
-        self._loop.unkept.forget(owner)
+        self._loop.forget(owner)
+
+    @property
+    def ahead(self) -> Ahead:
+        """What is expected, and restored ahead of need. Engine thread (in ``call``)."""
+        return self._loop.ahead
 
     def cancel_all_of(self, owner: str) -> bool:
         """Cancel an agent's requests; True if one of them has not ended yet. Engine thread (in ``call``)."""
@@ -368,6 +372,7 @@ class Engine:
             idle=self.idle,
             gathering=self.gathering,
             observer=self._observer,
+            wake=self.wake,
             looks_up=self._config.lookup == "auto",
         )
 

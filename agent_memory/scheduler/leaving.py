@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from agent_memory.errors import AgentMemoryError
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.replying import Replies
@@ -14,6 +16,7 @@ from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.tiers.hot import Heir, HotTier, Lineage
+from agent_memory.types import ToolCall
 
 
 class Leaving:
@@ -48,19 +51,24 @@ class Leaving:
         saver: Saver,
         evictor: Evictor,
         unkept: Unkept,
+        ahead: Ahead,
         *,
         is_storable: bool,
     ) -> None:
         self._running, self._replies, self._evictor, self._unkept = running, replies, evictor, unkept
-        self._hot, self._saver, self._is_storable = hot, saver, is_storable
+        self._hot, self._saver, self._ahead, self._is_storable = hot, saver, ahead, is_storable
 
     def finish(self, rows: list[Row]) -> None:
         """End rows with their replies."""
         for row, kv in zip(rows, self._running.take_kv(rows), strict=True):
+            calls: Sequence[ToolCall] = ()
             try:
-                self._replies.add(row.request, row.outcome(kv))
+                outcome = row.outcome(kv)
+                calls = outcome.parsed.tool_calls
+                self._replies.add(row.request, outcome)
             except Exception as error:  # noqa: BLE001 - text that cannot be read: the caller's to see
                 row.request.feed.fail(stripped(error))
+            self._ahead.ended(row.request.owner, kv.nbytes, calls)
             self._keep(row.lineage(kv))
             self._running.remove(row)
         self._evictor.free()
@@ -72,6 +80,7 @@ class Leaving:
                 self._unkept.note(row.request.owner, row.ids, "cancelled")
         for row, kv in zip(rows, self._running.take_kv(rows), strict=True):
             if not have_failed or row.cut_to_sound(kv):
+                self._ahead.ended(row.request.owner, kv.nbytes)
                 self._keep(row.lineage(kv, is_turn=False))
             self._running.remove(row)
         self._evictor.free()

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 
 from agent_memory.protocols import ModelRunner
+from agent_memory.scheduler.absent import Absentees
 from agent_memory.scheduler.admission import Admission
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.filling import Filling
 from agent_memory.scheduler.gathering import Gathering
 from agent_memory.scheduler.idle import Idle
 from agent_memory.scheduler.leaving import Leaving
@@ -67,48 +70,35 @@ class Loop:
         idle: Idle,
         gathering: Gathering,
         observer: Observer,
+        wake: Callable[[], None],
         looks_up: bool = False,
     ) -> None:
         layout, self._costs, self._target_gap_s = runner.layout, tiers.store.costs, target_gap_s
         chunk_tokens = tiers.store.chunk_tokens
-        row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, chunk_tokens)
-        admission = self._admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
-        if tiers.exchange is not None:
-            admission.fetched_bytes = tiers.exchange.held_bytes
+        admission = self._admission = _admission(runner, tiers, hot_bytes)
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
-        self.saver = Saver(tiers, layout, counters, observer)
-        self.unkept = Unkept()
+        self.saver, self.unkept = Saver(tiers, layout, counters, observer), Unkept()
+        self._filling, absentees = Filling(tiers), Absentees()
         self.evictor = Evictor(
-            self.hot,
-            tiers,
-            self.saver,
-            admission,
-            self.running,
-            ttl_s=hot_ttl_s,
-            unkept=self.unkept,
-            observer=observer,
-        )
+            self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
+            observer=observer, waiting=self.waiting, filling=self._filling, absentees=absentees,
+        )  # fmt: skip
+        self.ahead = ahead = Ahead(
+            tiers, self.hot, self.running, self.waiting, self.saver, self.evictor, admission, self._filling, absentees,
+            is_storable=layout.is_storable, wake=wake,
+        )  # fmt: skip
         self._reuse = reuse = Reuse(self.hot, tiers, self.saver, layout, prefill_tokens, self.unkept)
         self._leaving = Leaving(
-            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, is_storable=layout.is_storable
-        )
+            self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, ahead,
+            is_storable=layout.is_storable,
+        )  # fmt: skip
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
-            runner,
-            tiers,
-            admission,
-            self.running,
-            self.waiting,
-            reuse,
-            self.evictor,
-            self.saver,
-            self._prefill,
-            observer,
-            max_batch=max_batch,
-            target_gap_s=target_gap_s,
-        )
+            runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
+            observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,
+        )  # fmt: skip
         self._pacer = Pacer(target_gap_s)
         self._idle, self._gathering = idle, gathering
         self._at_idle: list[Callable[[], None]] = []
@@ -128,7 +118,7 @@ class Loop:
     @property
     def _has_chores(self) -> bool:
         """True if there is work beside the requests that wait or run."""
-        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due
+        return self.replies.sleep_s == 0 or self.saver.can_step or self.evictor.is_due or self.ahead.can_step
 
     @property
     def _may_start(self) -> bool:
@@ -150,7 +140,8 @@ class Loop:
     @property
     def nbytes(self) -> int:
         """Bytes allocated for KV in memory: idle, fetched, prefilling and decoding, padding and spare room included."""
-        return self.hot.nbytes + self.running.nbytes + self._admission.fetched_bytes()
+        in_use = self.hot.nbytes + self.running.nbytes + self._filling.nbytes
+        return in_use + self._admission.fetched_bytes()
 
     @property
     def lacks_bytes(self) -> bool:
@@ -181,12 +172,18 @@ class Loop:
         """Give the idle KV of one agent to another."""
         self._leaving.adopt(owner, heir)
 
+    def forget(self, owner: str | None) -> None:
+        """Forget an agent: its prompts whose KV is gone, and its turns; None: the prompts of all."""
+        self.unkept.forget(owner)
+        self.ahead.forget(owner)
+
     def discard(self, owner: str) -> None:
         """Drop the idle KV of a deleted agent, unsaved."""
         if (lineage := self.hot.of(owner)) is not None:
             self.saver.settle(lineage)
             self.hot.take(lineage)
         self.hot.disinherit(owner)
+        self.ahead.forget(owner)
 
     def when_idle(self, call: Callable[[], None]) -> None:
         """Call ``call`` once every request has ended; at once where that is so."""
@@ -211,6 +208,8 @@ class Loop:
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))
+        if self.ahead.can_step and not self.lacks_bytes:
+            self.ahead.step()
         if self.evictor.is_due:
             self.evictor.expire(hurry=bool(running.decoding))
         self._note_idle()
@@ -235,6 +234,7 @@ class Loop:
             request.feed.fail(error)
         self.replies.fail_all(error)
         self.waiting.clear()
+        self._filling.abandon()
         try:
             self.running.drop()
         except Exception:  # the batch is broken already: what is left is freed
@@ -243,6 +243,7 @@ class Loop:
 
     def close(self) -> None:
         """Drop all KV."""
+        self._filling.abandon()
         self.hot.clear()
         self.running.drop()
 
@@ -288,3 +289,12 @@ class Loop:
             calls, self._at_idle = self._at_idle, []
             for call in calls:
                 call()
+
+
+def _admission(runner: ModelRunner, tiers: Tiers, hot_bytes: int) -> Admission:
+    layout = runner.layout
+    row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, tiers.store.chunk_tokens)
+    admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
+    if tiers.exchange is not None:
+        admission.fetched_bytes = tiers.exchange.held_bytes
+    return admission

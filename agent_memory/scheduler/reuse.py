@@ -235,6 +235,9 @@ class Reuse:
         )
 
     def _from_hot(self, lineage: Lineage, n_tokens: int, *, is_moved: bool) -> KV | None:
+        if lineage.is_ahead:
+            lineage.is_ahead = False
+            self._tiers.foresight.restored(is_useful=True)
         if is_moved:
             self._saver.settle(lineage)
             self._hot.take(lineage)
@@ -250,6 +253,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
+            self._tiers.count(source.n_read, is_ahead=False)
             source.close()
         self._tiers.touch(match)
         if self._tiers.exchange is not None:
@@ -273,6 +277,7 @@ class Reuse:
             if not source.check():
                 return None
         finally:
+            self._tiers.count(source.n_read, is_ahead=False)
             source.close()
         self._tiers.touch(match)
         return Base(

@@ -94,6 +94,10 @@ class Saver:
             if self._warm.is_on and self._layout.is_storable:
                 self._copies[id(lineage)] = (lineage, self._copy(lineage))
 
+    def is_saving(self, lineage: Lineage) -> bool:
+        """True if a lineage is being handed to the disk."""
+        return id(lineage) in self._saves
+
     def is_copying(self, lineage: Lineage) -> bool:
         """True if a lineage is being copied into warm."""
         return id(lineage) in self._copies

@@ -11,6 +11,7 @@ from attrs import frozen
 from agent_memory.exchange.fetch import Fetch
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission, Place
+from agent_memory.scheduler.ahead import Ahead
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.observer import Observer
@@ -85,6 +86,7 @@ class Starting:
         saver: Saver,
         prefill: Prefill,
         observer: Observer,
+        ahead: Ahead,
         *,
         max_batch: int,
         target_gap_s: float,
@@ -92,7 +94,7 @@ class Starting:
         self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
-        self._observer = observer
+        self._observer, self._ahead = observer, ahead
         self._max_batch, self._target_gap_s = max_batch, target_gap_s
         self._numbers = count()
         self.lacks_bytes = False  #: True if a request could not start in the last step because its bytes were not free
@@ -136,6 +138,7 @@ class Starting:
         place = admission.place(admission.worst_tokens(n_prompt, max_tokens), is_alone=request.is_exact)
         if self._running and not admission.has_room(place.n_bytes):
             return "no bytes"
+        self._ahead.meet(request.owner)
         plan = self._reuse.plan(request.ids(prompt)[:-1], request.owner, self._running, is_exact=request.is_exact)
         if plan.awaited is not None:
             request.awaits = _Prefix(plan.awaited, plan.n_awaited)
@@ -149,6 +152,7 @@ class Starting:
             return "no bytes"
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
+        self._ahead.began(row)
         if request.fetch is not None:
             n_bytes = 0 if plan.fetched is None else plan.fetched.n_bytes
             self._observer.fetched(request, row.base.tier_tokens.get("remote", 0), n_bytes, request.fetch.began)

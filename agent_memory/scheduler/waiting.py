@@ -55,6 +55,11 @@ class Waiting:
     def __iter__(self) -> Iterator[Request]:
         return iter(list(self._requests))
 
+    @property
+    def owners(self) -> list[str]:
+        """Agents of waiting requests, the longest waiting first."""
+        return list(dict.fromkeys(request.owner for request in self._requests if request.owner is not None))
+
     def add(self, request: Request) -> None:
         """Add a request."""
         self._requests.append(request)

@@ -39,6 +39,22 @@ class Box:
         """Return a part sealed. Some 1 GB/s on one core."""
         return bytes(self._cipher.encrypt(number.to_bytes(12, "little"), plain, self._bound))
 
+    def seal_into(self, number: int, plain: bytes | bytearray | memoryview, into: memoryview) -> None:
+        """Write a part sealed to ``into``, which is ``TAG_BYTES`` longer than it."""
+        self._cipher.encrypt_into(number.to_bytes(12, "little"), plain, self._bound, into)
+
+    def open_into(self, number: int, sealed: memoryview, into: memoryview) -> None:
+        """Write what was sealed under that number to ``into``, which is as long as it. Raises SealBrokenError.
+
+        What is in ``into`` then is no part's content.
+        """
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            self._cipher.decrypt_into(number.to_bytes(12, "little"), sealed, self._bound, into)
+        except (InvalidTag, ValueError) as error:
+            raise SealBrokenError(f"part {number} does not open under this key") from error
+
     def open(self, number: int, sealed: bytes | memoryview) -> bytes:
         """Return what was sealed under that number. Some 2 GB/s on one core. Raises SealBrokenError."""
         from cryptography.exceptions import InvalidTag

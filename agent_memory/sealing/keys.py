@@ -24,11 +24,11 @@ Secret = bytes | Callable[[], bytes]  #: as it is, or a function that fetches it
 class Keys:
     """What is derived from one secret; it never shows itself in a repr. Any thread."""
 
-    _secret: bytes = field(repr=False)
+    secret: bytes = field(repr=False)  #: what they are derived from
 
     def key(self, purpose: str, salt: bytes = b"") -> bytes:
         """Return the key of ``KEY_BYTES`` bytes for one purpose; another ``salt`` gives another key. Some 10 us."""
-        return derived(self._secret, purpose, salt)
+        return derived(self.secret, purpose, salt)
 
     def name(self, purpose: str, text: bytes) -> bytes:
         """Return 32 bytes that stand for ``text`` and tell nothing of it: HMAC-SHA256 under that purpose's key."""

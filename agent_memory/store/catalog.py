@@ -6,7 +6,6 @@ the set; no thread waits for the disk while it has the lock.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +13,12 @@ from itertools import count
 from pathlib import Path
 from threading import RLock
 
-import numpy as np
 from attrs import define, field
 
 from agent_memory.config import Codec, chosen_codec
 from agent_memory.kvcache.coding import fitted, is_lossy
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.segments import stored_ids
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.files import KV_FOLDER, Files
 from agent_memory.log.health import Health, is_disk_error
@@ -30,6 +29,7 @@ from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
 from agent_memory.progress import Progress, silent
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.ends import Ends
 from agent_memory.store.folder import Quota, default_budget
 from agent_memory.store.io import IOThread
@@ -73,6 +73,11 @@ class Disk:
     def path(self, segment: Segment) -> Path:
         """Return the path of a segment's file."""
         return self.folder / segment.file
+
+    @property
+    def keys(self) -> Keys | None:
+        """What the files are encrypted under; None: nothing."""
+        return self.manifest.database.keys
 
     def note_written(self, segment: Segment) -> None:
         """Count a finished file. I/O thread."""
@@ -170,6 +175,8 @@ class Catalog:
         self.awaited: dict[int, tuple[Ids, int]] = {}  # ids of holders whose pieces are not all found yet
         self.held_bytes = 0  # allocated bytes of all stored segments
         self.hidden: deque[Collection[Segment]] = deque()  # to be removed; see ``edit.settle``
+        #: number of an agent -> seconds until its next turn, where one is expected soon
+        self.waits: Callable[[], Mapping[int, float]] = dict
         self._codec = codec
         self._last_number, self._resume_numbers = 0, count(-1, -1)  # rows have numbers above 0
         self._dependents: dict[int, dict[int, Segment]] = {}  # number -> segments that depend on it
@@ -244,17 +251,9 @@ class Catalog:
         segment = piece.segment
         if segment.ids is not None:
             return segment.ids[piece.offset : piece.offset + piece.n_tokens]
-        try:
-            fd = os.open(f"{self.disk.folder}/{segment.file}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            raw = os.pread(fd, 4 * piece.n_tokens, segment.n_bytes - 4 * (segment.n_tokens - piece.offset))
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-        return np.frombuffer(raw[: len(raw) // 4 * 4], "<u4")
+        stop = piece.offset + piece.n_tokens
+        found = stored_ids(self.disk.path(segment), segment, self.disk.keys, piece.offset, stop)
+        return found if len(found) else None
 
     def touch(self, segments: Iterable[Segment]) -> None:
         """Record that segments, and all that they depend on, were used now."""

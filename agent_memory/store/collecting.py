@@ -12,11 +12,13 @@ from attrs import field, frozen
 from agent_memory.config import Config
 from agent_memory.errors import StoreError
 from agent_memory.log.database import view_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Size
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Size, manifest_path
+from agent_memory.log.keyfile import read_keys
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.names import is_kv_name
 from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.worth import victims
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.catalog import Pins
 from agent_memory.store.folder import list_files, strangers
 from agent_memory.store.manifest import Manifest
@@ -53,15 +55,17 @@ def collect(
     to_bytes: int | None = None,
     free_bytes: int | None = None,
     is_dry_run: bool = False,
+    key: Keys | None = None,
 ) -> Collected:
     """Remove files that nothing names; evict KV until the folder takes ``to_bytes``, or ``free_bytes`` less than now.
 
-    Logs stay, and the KV of pinned agents. ``salt``: whose agents are named; KV of all goes. A dry run takes no lock
-    and changes nothing. Raises StoreLockedError while a process has the store open, StoreError where there is none.
+    Logs stay, and the KV of pinned agents. ``salt``: whose agents are named; KV of all goes. ``key``: of an encrypted
+    store. A dry run takes no lock and changes nothing. Raises StoreLockedError while a process has the store open,
+    StoreError where there is none, WrongKeyError.
     """
     if path is None or not (path / MANIFEST).is_file():
         raise StoreError(f"{path or ':memory:'} holds no store: no file {MANIFEST} is in it")
-    stored, before = _read(path, salt), _folder_bytes(path)
+    stored, before = _read(path, salt, key), _folder_bytes(path)
     budget = before if to_bytes is None else to_bytes
     if free_bytes is not None:
         budget = max(0, before - free_bytes)
@@ -71,7 +75,7 @@ def collect(
         gone = {s.number for s in victims(stored.rows, stored.sizes, stored.pinned, excess, time.time())}
         after = before - stored.unnamed_bytes - sum(stored.sizes[number] for number in gone)
     else:
-        Store(path, disk_bytes=budget, chunk_tokens=Config().chunk_tokens).close()
+        Store(path, disk_bytes=budget, chunk_tokens=Config().chunk_tokens, key=key).close()
         gone = {s.number for s in stored.rows if not (path / KV_FOLDER / s.file).exists()}
         after = _folder_bytes(path)
     lost = {name: sum(stored.sizes[number] for number in used & gone) for name, used in stored.users.items()}
@@ -83,8 +87,8 @@ def _folder_bytes(path: Path) -> int:
     return sum(strangers(path, ()).values())
 
 
-def _read(path: Path, salt: str) -> _Stored:
-    database, found = view_database(path / MANIFEST), list_files(path / KV_FOLDER)
+def _read(path: Path, salt: str, key: Keys | None) -> _Stored:
+    database, found = view_database(manifest_path(path), read_keys(path, key)), list_files(path / KV_FOLDER)
     try:
         logs, manifest = Logs(database), Manifest(database)
         segments, heads = manifest.segments(), manifest.heads()

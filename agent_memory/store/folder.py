@@ -13,13 +13,29 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from agent_memory.log.files import BLOCK, KV_FOLDER, LOCK, MANIFEST, RECALL, Size, entries, held_bytes, size_of
+from agent_memory.log.files import (
+    BLOCK,
+    KEY_FILE,
+    KV_FOLDER,
+    LOCK,
+    MANIFEST,
+    RECALL,
+    SEALED_MANIFEST,
+    Size,
+    entries,
+    held_bytes,
+    size_of,
+)
 from agent_memory.prefix.names import SUFFIX, TEMP_SUFFIX, is_kv_folder, is_kv_name
 
-_OURS = (LOCK, MANIFEST, f"{MANIFEST}-wal", f"{MANIFEST}-shm")
+_MANIFESTS = (MANIFEST, SEALED_MANIFEST)
+_OURS = (LOCK, KEY_FILE, *(f"{name}{end}" for name in _MANIFESTS for end in ("", "-wal", "-shm")))
 _MAX_DEFAULT_BYTES = 32 << 30
-_MANIFEST_NAME = re.compile(re.escape(MANIFEST) + r"(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?)?")
-_RECALL_NAME = re.compile(re.escape(RECALL) + r"(-wal|-shm|-journal|\.v[0-9]+\.backup)?")
+_NEXT = r"\.(sealed|plain)(-wal|-shm|-journal)?"  #: written by ``rekey``
+_MANIFEST_NAME = re.compile(
+    rf"({'|'.join(map(re.escape, _MANIFESTS))})(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?|{_NEXT})?"
+)
+_RECALL_NAME = re.compile(rf"{re.escape(RECALL)}(-wal|-shm|-journal|\.v[0-9]+\.backup({_NEXT})?|{_NEXT})?")
 
 
 def list_files(folder: Path) -> dict[str, Size]:
@@ -66,7 +82,9 @@ def strangers(folder: Path, known: Collection[str], below: str = "") -> dict[str
 
 def _is_own_name(name: str) -> bool:
     """True if the store itself makes files of this name in its folder."""
-    return name == LOCK or bool(_MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name))
+    return name in (LOCK, KEY_FILE, f"{KEY_FILE}.tmp", f"{MANIFEST}.tmp") or bool(
+        _MANIFEST_NAME.fullmatch(name) or _RECALL_NAME.fullmatch(name)
+    )
 
 
 def default_budget(path: Path) -> int:

@@ -6,7 +6,6 @@ this library writes are left out.
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
 import time
@@ -15,18 +14,15 @@ from typing import Any
 
 from attrs import evolve
 
-from agent_memory.config import auto_budget, is_codec
+from agent_memory.config import auto_budget
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.log.carried import Arrival, put_arrival
 from agent_memory.log.database import Database
 from agent_memory.log.logs import Rewritten, end_agent, replace_turns
-from agent_memory.log.soundness import BAD_JSON, MANY, is_count, is_time
-from agent_memory.prefix.chunks import ID_BYTES
-from agent_memory.prefix.names import is_kv_name
+from agent_memory.log.salvage import IsSound
 from agent_memory.prefix.pieces import NOBODY, PIECE_BYTES, HeadMove, Segment
 from agent_memory.progress import Progress, silent
-from agent_memory.store.disorder import disorder, is_sharing_sound
-from agent_memory.types import EXACTNESS
+from agent_memory.store.sound import disorder, is_facts, is_identity, is_layout, is_lineage, is_model, is_sound
 
 #: Column -> field of a Segment, by table. Fields without a column in ``sides`` are those of the segment it depends on.
 _PAGE_ROWS = 1000  #: rows read in one transaction, a few milliseconds long
@@ -60,6 +56,12 @@ _RESUME = {
     "header_xxh3": "header_xxh3",
 }
 
+#: Table of KV that no file proves -> the test of its rows, given the known agents.
+SALVAGED: Mapping[str, IsSound] = {
+    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
+    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
+}
+
 
 class Manifest:
     """The KV rows of one database. Any thread. Raises sqlite3.Error and OSError."""
@@ -77,7 +79,7 @@ class Manifest:
             return "what it says of a model cannot be read"
         if n_bad := sum(not is_lineage(*head) for head in heads):
             return f"{n_bad} ends of lineages make no sense"
-        n_bad = sum(not _is_sound(segment) for segment in (*rows, *resume)) or disorder(rows, resume)
+        n_bad = sum(not is_sound(segment) for segment in (*rows, *resume)) or disorder(rows, resume)
         return f"{n_bad} of {len(rows) + len(resume)} rows make no sense" if n_bad else None
 
     def attach(self, identity: str, layout: Layout, facts: Mapping[str, str]) -> Mapping[str, str]:
@@ -139,8 +141,8 @@ class Manifest:
         Rows that make no sense are left out. A resume segment whose segment is not stored has no identity.
         """
         with self.database.reading() as db:
-            rows = [segment for segment in _read_rows(db, identity, report) if _is_sound(segment)]
-            resume = [segment for segment in _read_resume(db) if _is_sound(segment)]
+            rows = [segment for segment in _read_rows(db, identity, report) if is_sound(segment)]
+            resume = [segment for segment in _read_resume(db) if is_sound(segment)]
         known = {segment.number: segment for segment in rows}
         resume = [_completed(segment, known.get(segment.parent_number or 0)) for segment in resume]
         return [*rows, *(segment for segment in resume if identity is None or segment.identity)]
@@ -157,7 +159,7 @@ class Manifest:
     def packed(self, identity: str) -> dict[int, bytes]:
         """Return the pieces of each segment of an identity, by its number."""
         with self.database.reading() as db:
-            return {s.number: s.packed for s in _read_rows(db, identity) if _is_sound(s)}
+            return {s.number: s.packed for s in _read_rows(db, identity) if is_sound(s)}
 
     def pieces_of(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, list[bytes]]]:
         """Yield stored segments with the ids of their pieces, from memory where they are there."""
@@ -232,7 +234,7 @@ class Manifest:
             replace_turns(db, logs)
             for agent_id in kv_of:
                 db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (NOBODY, agent_id))
-            ends = [(NOBODY, s.identity, s.piece_ids()[-1]) for s in _read_rows(db, None) if _is_sound(s)]
+            ends = [(NOBODY, s.identity, s.piece_ids()[-1]) for s in _read_rows(db, None) if is_sound(s)]
             db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
 
     def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
@@ -342,71 +344,3 @@ def _move(db: sqlite3.Connection, move: HeadMove) -> None:
     db.executemany("DELETE FROM lineages WHERE agent = ? AND identity = ? AND head = ?", rows)
     if move.head is not None:
         db.execute("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", (move.agent_id, move.identity, move.head))
-
-
-def _is_sound(segment: Segment) -> bool:
-    """True if a segment's row could have been written."""
-    if not isinstance(segment.header_xxh3, str) or not isinstance(segment.parent, bytes):
-        return False
-    if len(segment.parent) != ID_BYTES or not all(map(is_count, (segment.n_bytes, segment.n_tokens))):
-        return False
-    if segment.kind == "resume":
-        return is_count(segment.parent_number) and _is_file(segment.file, "")
-    number, start, n_tokens, size = segment.number, segment.start, segment.n_tokens, segment.chunk_tokens
-    if {type(number), type(segment.n_bytes), type(start), type(n_tokens), type(size)} != {int}:
-        return False
-    if not (0 < number < MANY and 0 <= start < MANY and n_tokens > 0 and 0 < size < MANY):
-        return False
-    if not is_time(segment.used_s) or not (segment.parent_number is None or is_count(segment.parent_number)):
-        return False
-    if not is_sharing_sound(segment):
-        return False
-    if not (isinstance(segment.host, str) and is_identity(segment.identity) and isinstance(segment.packed, bytes)):
-        return False
-    is_named = _is_file(segment.file, segment.identity[:16]) and len(segment.packed) == segment.n_chunks * PIECE_BYTES
-    return is_named and segment.exactness in EXACTNESS and is_codec(segment.codec)
-
-
-def is_model(identity: Any, layout: Any, facts: Any, created_s: Any) -> bool:
-    """True if a row of facts of a model could have been written."""
-    return is_facts(facts) and is_layout(layout) and is_identity(identity) and is_time(created_s)
-
-
-def is_facts(text: Any) -> bool:
-    """True if a JSON text is an object of strings, as the facts of a model are."""
-    try:
-        found = json.loads(text)
-        return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
-    except BAD_JSON:
-        return False
-
-
-def is_layout(text: Any) -> bool:
-    """True if a JSON text lists tensors."""
-    try:
-        rows = json.loads(text)
-    except BAD_JSON:
-        return False
-    return isinstance(rows, list) and all(
-        isinstance(row, list)
-        and len(row) == 4
-        and isinstance(row[0], str)
-        and isinstance(row[3], str)
-        and all(isinstance(n, int) and 0 <= n < MANY for n in row[1:3])
-        for row in rows
-    )
-
-
-def is_lineage(agent: Any, identity: Any, head: Any) -> bool:
-    """True if a row of an agent's head could have been written."""
-    return is_count(agent) and is_identity(identity) and isinstance(head, bytes) and len(head) == ID_BYTES
-
-
-@functools.lru_cache(maxsize=64)
-def is_identity(text: Any) -> bool:
-    """True if a text is the hex of a sha256."""
-    return isinstance(text, str) and len(text) == 2 * ID_BYTES and not text.strip("0123456789abcdef")
-
-
-def _is_file(name: Any, folder: str) -> bool:
-    return isinstance(name, str) and is_kv_name(name, finished=True) and name.startswith(folder)

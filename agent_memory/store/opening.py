@@ -19,15 +19,15 @@ import numpy as np
 from attrs import evolve, frozen
 
 from agent_memory.kvcache.coding import named
-from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT, file_sum, split_sums
-from agent_memory.kvfile.segments import read_header
+from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT
+from agent_memory.kvfile.segments import body_of
 from agent_memory.log.damage import READ_ERRORS
-from agent_memory.log.database import Database, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, refuse_dangling
+from agent_memory.log.database import Database, manifest_key, open_database
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, manifest_path, refuse_dangling
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
 from agent_memory.log.place import is_passing
-from agent_memory.log.salvage import IsSound, Salvaged, salvage
+from agent_memory.log.salvage import Salvaged, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.index import Index, n_tokens
@@ -36,8 +36,9 @@ from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import MADE, Made
 from agent_memory.prefix.sharing import stretches
 from agent_memory.progress import Progress, silent
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.folder import list_files, refuse_linked
-from agent_memory.store.manifest import Manifest, is_lineage, is_model
+from agent_memory.store.manifest import SALVAGED, Manifest
 from agent_memory.types import EXACTNESS, weakest
 
 log = logging.getLogger("agent_memory.store")
@@ -52,12 +53,6 @@ _NOT_DAMAGE = {
     sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,
-}
-
-#: Table of KV that no file proves -> the test of its rows, given the known agents.
-SALVAGED: Mapping[str, IsSound] = {
-    "identities": lambda row, _: is_model(row["identity"], row["layout"], row["facts"], row["created_s"]),
-    "lineages": lambda row, agents: row["agent"] in agents and is_lineage(*row.values()),
 }
 
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
@@ -82,35 +77,42 @@ class Repair:
 
 
 def open_manifest(
-    root: Path, files: Files, closed: str | None, commits: int = 0, report: Progress = silent
+    root: Path,
+    files: Files,
+    closed: str | None,
+    commits: int = 0,
+    report: Progress = silent,
+    *,
+    keys: Keys | None = None,
 ) -> tuple[Database, Repair | None]:
     """Return the manifest of a store, repaired if necessary.
 
-    ``closed``: its checksum when the store was closed; ``commits``: its acknowledged transactions.
+    ``closed``: its checksum when the store was closed; ``commits``: its acknowledged transactions; ``keys``: what it is
+    encrypted under, known to be right.
 
     Raises IncompatibleStoreError; OSError and sqlite3.Error where the disk refuses.
     """
-    path = root / MANIFEST
+    path = manifest_path(root)
     refuse_dangling(root / KV_FOLDER)
     refuse_linked(root / KV_FOLDER)
     if not path.exists() or not path.stat().st_size:
         if not list_files(root / KV_FOLDER) and not closed:
-            return open_database(path, files), None
-        return _repair(root, files, "is missing", report)
-    if path.with_name(f"{MANIFEST}-wal").exists():
+            return open_database(path, files, keys), None
+        return _repair(root, files, keys, "is missing", report)
+    if path.with_name(f"{path.name}-wal").exists():
         closed = None  # another program wrote to it since
     try:
-        check_versions(path)
+        check_versions(path, manifest_key(keys))
         if closed is not None and manifest_sum(path) != closed:
-            return _repair(root, files, "is damaged (its checksum is wrong)", report)
-        database = open_database(path, files)
+            return _repair(root, files, keys, "is damaged (its checksum is wrong)", report)
+        database = open_database(path, files, keys)
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-        return _repair(root, files, f"is damaged ({error})", report)
+        return _repair(root, files, keys, f"is damaged ({error})", report)
     if closed is None and (found := _examine(database, commits, report)) is not None:
         database.close()
-        return _repair(root, files, f"is damaged ({found})", report)
+        return _repair(root, files, keys, f"is damaged ({found})", report)
     return database, None
 
 
@@ -131,10 +133,10 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
 
 
-def _repair(root: Path, files: Files, what: str, report: Progress) -> tuple[Database, Repair]:
-    found, n_files = read_files(root / KV_FOLDER, report)  # first: if it cannot be read now, nothing is changed
+def _repair(root: Path, files: Files, keys: Keys | None, what: str, report: Progress) -> tuple[Database, Repair]:
+    found, n_files = read_files(root / KV_FOLDER, keys, report)  # first: if it cannot be read now, nothing is changed
     aside = _set_aside(root, files)
-    database = open_database(root / MANIFEST, files)
+    database = open_database(manifest_path(root), files, keys)
     logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
     Manifest(database).commit(add=found)
     repair = Repair(what, aside, logs, len(found), n_files)
@@ -144,23 +146,23 @@ def _repair(root: Path, files: Files, what: str, report: Progress) -> tuple[Data
 
 def _set_aside(root: Path, files: Files) -> str | None:
     """Rename the manifest and its WAL; return the new name, None if there was no manifest."""
-    path = root / MANIFEST
+    path = manifest_path(root)
     if not path.exists():
         return None
     number = 1
     while (root / f"{MANIFEST}.damaged-{number}").exists():
         number += 1
     aside = root / f"{MANIFEST}.damaged-{number}"
-    wal = path.with_name(f"{MANIFEST}-wal")
+    wal = path.with_name(f"{path.name}-wal")
     if wal.exists():
         files.rename(wal, aside.with_name(f"{aside.name}-wal"))
-    files.unlink(path.with_name(f"{MANIFEST}-shm"))
+    files.unlink(path.with_name(f"{path.name}-shm"))
     files.rename(path, aside)
     files.sync_folder(root)
     return aside.name
 
 
-def read_files(folder: Path, report: Progress = silent) -> tuple[list[Segment], int]:
+def read_files(folder: Path, keys: Keys | None, report: Progress = silent) -> tuple[list[Segment], int]:
     """Return every segment that its own file proves and that a root reaches, and the number of files.
 
     Times of use are those of the files. A segment and one that superseded it may both be entered, which costs space
@@ -172,7 +174,7 @@ def read_files(folder: Path, report: Progress = silent) -> tuple[list[Segment], 
         report(number, len(names), "repairing the manifest")
         if is_kv_name(name, finished=True):
             try:
-                found.append(_read(folder, name))
+                found.append(_read(folder, name, keys))
             except READ_ERRORS as error:
                 if is_passing(error):
                     raise
@@ -182,25 +184,22 @@ def read_files(folder: Path, report: Progress = silent) -> tuple[list[Segment], 
     return [*rows, *(segment for segment in resume.values() if segment.parent_number is not None)], len(names)
 
 
-def _read(folder: Path, name: str) -> Segment:
+def _read(folder: Path, name: str, keys: Keys | None) -> Segment:
     fd = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(fd)
-        facts, table, data_start = read_header(fd, status.st_size)
+        body = body_of(fd, status.st_size, Path(name).name, keys)
+        facts, written = body.metadata, _written(body.header_sum, status)
         if facts["format"] == RESUME_FORMAT:
-            return _resume(name, facts, status, has_state="state" in table)
+            return _resume(name, facts, written, has_state="state" in body.table)
         if facts["format"] not in (FORMAT, SHARED_FORMAT):
             raise ValueError(f"its format is {facts['format']}")
-        start, stop = table["ids"]["data_offsets"]
-        raw = os.pread(fd, stop - start, data_start + start)
-        if len(raw) != stop - start or file_sum(raw) != split_sums(facts)[-1]:
-            raise ValueError("the ids' checksum is wrong")
-        return _rows(name, facts, np.frombuffer(raw, "<u4"), status)
+        return _rows(name, facts, np.frombuffer(body.tensor("ids"), "<u4"), written)
     finally:
         os.close(fd)
 
 
-def _resume(name: str, facts: Mapping[str, str], status: os.stat_result, *, has_state: bool) -> Segment:
+def _resume(name: str, facts: Mapping[str, str], written: Mapping[str, Any], *, has_state: bool) -> Segment:
     start, stop = int(facts["start"]), int(facts["stop"])
     return Segment(
         kind="resume",
@@ -214,11 +213,11 @@ def _resume(name: str, facts: Mapping[str, str], status: os.stat_result, *, has_
         codec=named(facts["codec"]),
         host=facts["host"],
         has_state=has_state,
-        **_written(facts, status),
+        **written,
     )
 
 
-def _rows(name: str, facts: Mapping[str, str], ids: Ids, status: os.stat_result) -> Segment:
+def _rows(name: str, facts: Mapping[str, str], ids: Ids, written: Mapping[str, Any]) -> Segment:
     segment = Segment(
         identity=facts["identity"],
         file=name,
@@ -231,7 +230,7 @@ def _rows(name: str, facts: Mapping[str, str], ids: Ids, status: os.stat_result)
         host=facts["host"],
         n_shared=int(facts.get("shared", "0")),
         ids=ids,
-        **_written(facts, status),
+        **written,
     )
     if len(ids) != segment.n_tokens:
         raise ValueError(f"{len(ids)} ids of {segment.n_tokens}")
@@ -242,8 +241,8 @@ def _rows(name: str, facts: Mapping[str, str], ids: Ids, status: os.stat_result)
     return segment
 
 
-def _written(facts: Mapping[str, str], status: os.stat_result) -> dict[str, Any]:
-    return {"used_s": status.st_mtime, "n_bytes": status.st_size, "header_xxh3": facts["header_xxh3"], "is_ready": True}
+def _written(header_sum: str, status: os.stat_result) -> dict[str, Any]:
+    return {"used_s": status.st_mtime, "n_bytes": status.st_size, "header_xxh3": header_sum, "is_ready": True}
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:

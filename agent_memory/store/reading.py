@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -11,13 +10,13 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.config import auto_budget
-from agent_memory.kvfile.sources import ResumeSpans, SegmentSource, Span, StoredSource, checking
+from agent_memory.kvfile.segments import stored_ids
+from agent_memory.kvfile.sources import MeteredSource, ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
 from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
 from agent_memory.prefix.sharing import Stretch, stretches
-from agent_memory.protocols import Source
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import void
 from agent_memory.types import Exactness, Tier, weakest
@@ -95,7 +94,7 @@ def following(catalog: Catalog, match: Match) -> Ids | None:
         return ids if len(ids) else None
 
 
-def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
+def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> MeteredSource:
     """Open the files of tokens ``[start, n_tokens)`` of a match; a file begins at ``start``.
 
     Damage is noted by the source and never raised. Window rows and the state are those at ``n_tokens``.
@@ -107,12 +106,12 @@ def source(catalog: Catalog, match: Match, n_tokens: int, start: int) -> Source:
         found = _stretches(catalog, match, n_tokens, start)
         resume = _resume_spans(catalog, match)
     spans = [Span(one.segment, catalog.disk.path(one.segment), one.start, one.stop - one.start) for one in found or ()]
-    on_damage = partial(void, catalog)
-    files = SegmentSource(model.layout, spans, match.ids[:n_tokens], on_damage, is_whole=found is not None)
+    on_damage, keys = partial(void, catalog), catalog.disk.keys
+    files = SegmentSource(model.layout, spans, match.ids[:n_tokens], on_damage, keys=keys, is_whole=found is not None)
     if model.needs is None:
         return files
     assert n_tokens == match.n_tokens
-    return StoredSource(model.layout, files, resume, on_damage)
+    return StoredSource(model.layout, files, resume, on_damage, keys)
 
 
 def _stretches(catalog: Catalog, match: Match, n_tokens: int, start: int) -> list[Stretch] | None:
@@ -135,15 +134,26 @@ def _stretches(catalog: Catalog, match: Match, n_tokens: int, start: int) -> lis
     return found
 
 
-def reading_ahead(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
-    """Read and check the files of a match's tokens from ``start`` on, a step at a time. I/O thread."""
+def reading_ahead(
+    catalog: Catalog, match: Match, start: int, done: Callable[[], object] | None = None
+) -> Iterator[None]:
+    """Read and check the files of a match's tokens from ``start`` on, a step at a time, then call ``done``. I/O thread.
+
+    After damage too: what is left of the match is looked up again.
+    """
+    yield from _checking(catalog, match, start)
+    if done is not None:
+        done()
+
+
+def _checking(catalog: Catalog, match: Match, start: int) -> Iterator[None]:
     with catalog.lock:
         rows = _stretches(catalog, match, match.n_tokens, start) or ()
         segments = {one.segment.number: one.segment for one in rows}
         resume = [span.segment for span in _resume_spans(catalog, match).spans]
     for segment in (*segments.values(), *resume):
         try:
-            yield from checking(catalog.disk.path(segment), segment)
+            yield from checking(catalog.disk.path(segment), segment, catalog.disk.keys)
         except READ_ERRORS as error:
             void(catalog, segment, reason_of(error), str(error))
             return
@@ -192,7 +202,7 @@ def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
         return None
     best: tuple[int, Segment] | None = None
     for segment in sorted(firsts, key=lambda one: -one.used_s)[:_MOST_FILES]:
-        stored = _ids_of(catalog, segment)
+        stored = stored_ids(catalog.disk.path(segment), segment, catalog.disk.keys)
         shared = common_prefix(stored, ids) if len(stored) and stored[0] == ids[0] else 0
         if shared and (best is None or shared > best[0]):
             best = (shared, segment)
@@ -206,18 +216,3 @@ def elsewhere(catalog: Catalog, ids: Ids) -> Elsewhere | None:
 
 def _model(facts: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in facts.items() if name not in _RUNNING and auto_budget(name) is None}
-
-
-def _ids_of(catalog: Catalog, segment: Segment) -> Ids:
-    """Return a segment's ids, the last bytes of its file; none if unreadable. Not verified: they serve no KV."""
-    try:
-        fd = os.open(catalog.disk.path(segment), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return np.zeros(0, np.uint32)
-    try:
-        raw = os.pread(fd, 4 * segment.n_tokens, segment.n_bytes - 4 * segment.n_tokens)
-    except OSError:
-        raw = b""
-    finally:
-        os.close(fd)
-    return np.frombuffer(raw[: len(raw) // 4 * 4], "<u4")

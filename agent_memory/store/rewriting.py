@@ -151,10 +151,12 @@ def rewrite(
     """
     disk = catalog.disk
     with contextlib.ExitStack() as opened:
-        sources = [opened.enter_context(contextlib.closing(OpenSegment(disk.path(s), s))) for s in segments]
+        sources = [opened.enter_context(contextlib.closing(OpenSegment(disk.path(s), s, disk.keys))) for s in segments]
         ids = np.concatenate([source.ids() for source in sources])
         to = successor(ids)
-        writer = SegmentWriter(disk.files, disk.path(to), to, layout, ids=ids[: to.n_tokens], state_bytes=None)
+        writer = SegmentWriter(
+            disk.files, disk.path(to), to, layout, ids=ids[: to.n_tokens], state_bytes=None, keys=disk.keys
+        )
         try:
             for tensor in range(len(layout.tensors)):
                 rows = np.concatenate([source.rows(layout, tensor, 0, to.n_own) for source in sources], axis=1)

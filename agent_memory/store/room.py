@@ -108,11 +108,14 @@ def _excess(catalog: Catalog) -> int:
 
 
 def _evict(catalog: Catalog, excess_bytes: int) -> bool:
+    waits = catalog.waits()
+    heads = {head: waits[agent] for agent, _, head in catalog.disk.manifest.heads() if agent in waits} if waits else {}
     with catalog.lock:
         rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
         sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
         pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
-        gone = victims(rows, sizes, pinned, excess_bytes, catalog.disk.clock())
+        near = {s.number: min(found) for s in rows if (found := [heads[id] for id in s.piece_ids() if id in heads])}
+        gone = victims(rows, sizes, pinned, excess_bytes, catalog.disk.clock(), near)
         if gone:
             catalog.hide(gone, "evicted")
     log.debug("store: evicted segments=%d", len(gone))

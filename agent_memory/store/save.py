@@ -139,7 +139,9 @@ def _write(
 def _writer(catalog: Catalog, segment: Segment, state_bytes: int | None = None) -> SegmentWriter:
     assert catalog.model is not None
     disk, layout = catalog.disk, catalog.model.layout
-    writer = SegmentWriter(disk.files, disk.path(segment), segment, layout, ids=segment.ids, state_bytes=state_bytes)
+    writer = SegmentWriter(
+        disk.files, disk.path(segment), segment, layout, ids=segment.ids, state_bytes=state_bytes, keys=disk.keys
+    )
     announce(catalog, segment.file, writer.n_bytes)
     return writer
 
@@ -175,7 +177,7 @@ def _open_stored(catalog: Catalog, save: Save, part: Part) -> bool:
         return False
     opened = save.opened.setdefault(part, [])
     for one in stored:
-        opened.append((OpenSegment(catalog.disk.path(one.segment), one.segment), one))
+        opened.append((OpenSegment(catalog.disk.path(one.segment), one.segment, catalog.disk.keys), one))
     return True
 
 

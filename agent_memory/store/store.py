@@ -17,9 +17,11 @@ import numpy as np
 from agent_memory.config import Codec
 from agent_memory.errors import AgentMemoryError, StoreError
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.log.database import open_database
 from agent_memory.log.files import Files
 from agent_memory.log.health import Health, is_disk_error
+from agent_memory.log.keyfile import open_keys, read_keys
 from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
@@ -32,7 +34,7 @@ from agent_memory.prefix.resume import Held
 from agent_memory.prefix.worth import Costs
 from agent_memory.progress import Progress, silent
 from agent_memory.prompt.messages import to_json
-from agent_memory.protocols import Source
+from agent_memory.sealing.keys import Keys
 from agent_memory.store import reading
 from agent_memory.store.catalog import Catalog, Pins, open_disk
 from agent_memory.store.edit import check
@@ -66,8 +68,9 @@ class Store:
     - ``disk_bytes``: limit on allocated bytes of the folder. None: a quarter of free space, 32 GiB at most.
     - ``bytes_per_day``: limit on bytes of KV files written on one UTC day. None: no limit.
     - ``codec``: of new KV files; files of every codec are read. ``files``: the calls that change the disk.
+    - ``key``: the host's, where the folder is encrypted; a new folder is, under it.
 
-    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, StoreError.
+    Logs: any thread. KV: the engine thread. Raises StoreLockedError, IncompatibleStoreError, WrongKeyError, StoreError.
     """
 
     is_read_only = False  #: True in ``SharedStore``
@@ -82,8 +85,9 @@ class Store:
         bytes_per_day: int | None = None,
         files: Files | None = None,
         report: Progress = silent,
+        key: Keys | None = None,
     ) -> None:
-        self._path, self.chunk_tokens = path, chunk_tokens
+        self._path, self.chunk_tokens, self._key = path, chunk_tokens, key
         self.costs, self._pins = Costs(), Pins()
         self.health = Health()
         self._io = IOThread(health=self.health)
@@ -111,8 +115,11 @@ class Store:
         report: Progress,
     ) -> None:
         try:
+            read_keys(path, self._key)  # a wrong key changes nothing, the lock file included
             self._lock = Lock(path, files)
-            self._database, self._repair = open_manifest(path, files, self._lock.closed, self._lock.commits, report)
+            keys = open_keys(path, self._key, files)
+            closed, commits = self._lock.closed, self._lock.commits
+            self._database, self._repair = open_manifest(path, files, closed, commits, report, keys=keys)
             self._log_damage += self._repair is not None
             try:
                 self._place = Place.of(path)
@@ -317,7 +324,7 @@ class Store:
         """Where a prefix of ``ids`` is stored under another identity, for who asks why it is not found here."""
         return None if self._catalog is None else reading.elsewhere(self._catalog, ids)
 
-    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> Source:
+    def source(self, match: Match, n_tokens: int, *, start: int = 0) -> MeteredSource:
         """Open the files of tokens ``[start, n_tokens)`` of a match for reading. Damage is noted there, never raised.
 
         Fewer than the whole match only where every layer of the model can be truncated at any token.
@@ -325,13 +332,10 @@ class Store:
         assert self._catalog is not None, "a store without a folder matches nothing"
         return reading.source(self._catalog, match, n_tokens, start)
 
-    def prefetch(self, match: Match, *, start: int = 0) -> None:
-        """Read and check the files of a match's tokens from ``start`` on, on the I/O thread, before any write.
-
-        They are in the page cache when they are needed.
-        """
+    def prefetch(self, match: Match, *, start: int = 0, done: Callable[[], object] | None = None) -> None:
+        """Read and check a match's files from ``start`` on, on the I/O thread, before any write; then call ``done``."""
         if self._catalog is not None and match.n_tokens:
-            self._io.submit_read(reading.reading_ahead(self._catalog, match, start))
+            self._io.submit_read(reading.reading_ahead(self._catalog, match, start, done))
 
     def touch(self, match: Match) -> None:
         """Note that the files of a match, and those that they depend on, were used now."""

@@ -22,7 +22,7 @@ def verify_store(manifest: Manifest, logs: Logs, folder: Path | None, report: Pr
         report(number, len(segments), "")
         assert folder is not None
         try:
-            for _ in checking(folder / segment.file, segment):
+            for _ in checking(folder / segment.file, segment, manifest.database.keys):
                 pass
             n_bytes += segment.n_bytes
         except READ_ERRORS as error:

@@ -31,6 +31,7 @@ class Lineage:
     is_saved: bool = False  #: True if it is on disk, or on its way there
     is_offered: bool = False  #: True if a copy was offered to warm, even if warm refused it
     is_wanted: bool = False  #: computed ahead of need: always saved
+    is_ahead: bool = False  #: restored ahead of need, and not used since
     is_turn: bool = True  #: False if its request ended without a reply: the agent's log ends elsewhere
     is_temporary: bool = False  #: True if it must never be written to disk
     n_grid: int = 0  #: leading tokens that were computed in whole prefill chunks from token 0 on, each by one step

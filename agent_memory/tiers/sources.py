@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from agent_memory.kvcache.coding import Encoded
-from agent_memory.protocols import Source
+from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.tiers.copies import Bytes, WarmPiece
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.warm import Warm
 
 
 class WarmSource:
-    """The first ``n_tokens`` of a match, out of memory and, behind that, out of ``rest``: a ``protocols.Source``.
+    """The first ``n_tokens`` of a match, out of memory and, behind that, out of ``rest``: a ``MeteredSource``.
 
     Window rows and the state come from ``rest`` alone, where there is one.
     """
@@ -26,9 +26,10 @@ class WarmSource:
     #   [0, n_warm)            warm                   warm, if the match ends there
     #   [n_warm, n_tokens)     ``rest``               ``rest``
 
-    def __init__(self, warm: Warm, match: Match, n_tokens: int, rest: Source | None) -> None:
+    def __init__(self, warm: Warm, match: Match, n_tokens: int, rest: MeteredSource | None) -> None:
         assert warm.layout is not None
         self._layout, self._codings, self._n_tokens, self._rest = warm.layout, warm.codings, n_tokens, rest
+        self._n_read = 0
         self._pieces: list[tuple[WarmPiece, int]] = []
         at = 0
         for held, whole in match.warm:
@@ -47,6 +48,11 @@ class WarmSource:
         return self._n_tokens
 
     @property
+    def n_read(self) -> int:
+        """Bytes of rows and states read so far, from memory and disk, as they are stored."""
+        return self._n_read + (self._rest.n_read if self._rest is not None else 0)
+
+    @property
     def held_from(self) -> int:
         """The first token whose window rows it holds."""
         return self._held_from if self._rest is None else self._rest.held_from
@@ -60,6 +66,7 @@ class WarmSource:
             into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
             for start, rows in self._runs(tensor):
                 into[:, start : start + rows.shape[1]] = rows
+                self._n_read += rows.nbytes
 
     def encoded(self, tensor: int) -> Sequence[Encoded]:
         """Return the encoded rows of one tensor: warm's in one span, then those of ``rest``."""
@@ -68,6 +75,7 @@ class WarmSource:
         if form is None or not runs:
             return later
         rows = np.concatenate([rows for _, rows in runs], axis=1)
+        self._n_read += rows.nbytes
         return [Encoded(runs[0][0], runs[0][0] + rows.shape[1], form, rows), *later]
 
     def _runs(self, tensor: int) -> Iterator[tuple[int, Bytes]]:

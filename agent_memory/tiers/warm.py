@@ -34,6 +34,7 @@ class Warm:
     """Pieces of one identity in memory. Engine thread only.
 
     - Evict the lowest worth first (``prefix/worth.py``), within a lineage the tail first; so a shared prefix goes last.
+    - Of the agents that use a piece, the one whose turn is expected first counts (``wait_of``).
     - Pieces that a pinned agent (``pins``) uses are evicted after all others, and only for a pinned agent.
     - A lineage that does not fit whole is refused.
     - Pieces unused for ``ttl_s`` are evicted, except pinned ones.
@@ -49,11 +50,13 @@ class Warm:
         costs: Costs,
         pins: Set[int],
         is_stored: Callable[[bytes], bool],
+        wait_of: Callable[[int | None, float], float] = lambda agent_id, idle_s: idle_s,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes, self.ttl_s = budget_bytes, ttl_s
         self._wanted = self.codec = codec  #: ``codec``: what was wanted, fitted to the model's layout
         self._costs, self._pins, self._is_stored, self._clock = costs, pins, is_stored, clock
+        self._wait_of = wait_of
         self.n_bytes = self.n_evicted = 0
         self.layout: Layout | None = None
         self.needs: Needs | None = None
@@ -334,7 +337,9 @@ class Warm:
         kept: Tier = "cold" if self._is_stored(piece.id) else "none"
         assert self.layout is not None
         cost_s = self._costs.back_s(kept, piece.n_tokens, piece.n_tokens * self.layout.token_bytes)
-        return worth(cost_s, held.n_bytes, now - held.used_s)
+        idle_s = now - held.used_s
+        waits = (self._wait_of(agent, idle_s) for agent in held.users)
+        return worth(cost_s, held.n_bytes, min(waits, default=idle_s))
 
     def _is_pinned(self, held: WarmPiece) -> bool:
         return not self._pins.isdisjoint(held.users)

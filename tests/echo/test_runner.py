@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.echo.runner import EchoKV, EchoRunner
+from agent_memory.echo.kv import EchoKV
+from agent_memory.echo.runner import EchoRunner
 from agent_memory.errors import ConfigError, UnsupportedParameterError
 from agent_memory.protocols import ModelRunner, Tokenizer
 from agent_memory.types import Sampling

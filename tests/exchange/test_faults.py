@@ -283,3 +283,40 @@ def test_what_was_fetched_counts_as_hot_until_it_is_restored(bucket: Path) -> No
         assert exchange(b).held_bytes() == 0
         stats = b.stats()
         assert stats.hot_bytes == b._engine.call(lambda: b._engine._loop.hot.nbytes)
+
+
+def test_a_server_that_overwrites_is_noticed_at_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaks(monkeypatch, "probe", lambda self, **named: False)
+    caplog.set_level(logging.WARNING, "agent_memory.remote")
+    with Memory(EchoRunner(), tmp_path / "a", config=config(tmp_path / "bucket", remote_key=b"")) as a:
+        assert exchange(a).settle(30)
+        doctor = a.doctor()
+        assert _says(a).text == "What is a wave?"
+        assert published(a)  # KV is safe without conditions
+    assert len([one for one in caplog.records if "ignores conditions" in one.message]) == 1
+    assert doctor.remote_conditions.startswith("ignored")
+    assert any("ignores conditions" in one for one in doctor.advice)
+    assert any("has no key" in one for one in doctor.advice)
+
+
+def test_hosts_that_publish_one_chunk_at_once_leave_one_object(tmp_path: Path) -> None:
+    bucket, start = tmp_path / "bucket", threading.Barrier(4)
+    n_published: list[int] = []
+
+    def host(number: int) -> None:
+        with Memory(EchoRunner(), tmp_path / f"{number}", config=config(bucket)) as memory:
+            start.wait()
+            memory.prefill(SYSTEM)
+            n_published.append(published(memory))
+
+    threads = [threading.Thread(target=host, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(n_published) == 4
+    assert sum(n_published) == len(objects(bucket))
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as memory:
+        assert memory.prefill(SYSTEM).tier == "remote"

@@ -213,6 +213,9 @@ class Versions(RuleBasedStateMachine):
             self.restart()
             assert self.memory.verify().ok
             assert self.memory.stats().damage == 0
+            for info in self.memory.agents():
+                self.memory.delete(info.name)
+            assert list(self.folder.glob("store/kv/*/*")) == [], "whoever is gone has no KV"
             self.is_in_step()
         finally:
             self.memory.close()

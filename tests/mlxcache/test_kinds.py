@@ -96,6 +96,17 @@ def test_a_restored_kv_gives_bit_equal_logits(name: str, dtype: str) -> None:
         _assert_equal_from_here(model, batch.restore(HostSource(live, n)), live)
 
 
+@pytest.mark.parametrize("name", tiny.SHAPES)
+def test_a_kv_restored_a_tensor_at_a_time_gives_bit_equal_logits(name: str) -> None:
+    model, batch = _setup(name)
+    for n in (31, 48):
+        live = _fed(batch, _ids(n))
+        *nothing_yet, restored = batch.restoring(HostSource(live, n))
+        assert len(nothing_yet) == len(batch._layout.tensors) + len(batch._layout.windows)
+        assert not any(nothing_yet)
+        _assert_equal_from_here(model, restored, live)
+
+
 @pytest.mark.parametrize("has_helper", [False, True])
 def test_an_error_in_a_restore_holds_none_of_its_arrays(has_helper: bool) -> None:
     """A traceback's frames hold their functions, and these what they close over and their defaults."""

@@ -106,7 +106,7 @@ def test_promtool_has_nothing_to_say_of_the_metrics() -> None:
 
 def test_the_page_names_every_event_of_the_recorder_with_its_fields(tmp_path: Path) -> None:
     file = tmp_path / "recorder.jsonl"
-    with Memory(EchoRunner(delay_s=0.01), tmp_path / "store", config=Config(recorder=file)) as memory:
+    with Memory(EchoRunner(delay_s=0.01), tmp_path / "store", config=Config(recorder=file, lookup="off")) as memory:
         memory._reports.observing.faulted(RuntimeError())
         memory.agent("alice").say("x" * 130)
         memory.flush()

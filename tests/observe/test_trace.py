@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import ConfigError, EchoRunner, Memory, Trace
+from agent_memory import Config, ConfigError, EchoRunner, Memory, Trace
 from agent_memory.observe.trace import Begin, End, Ring, Step, trace_of
 from agent_memory.usage import Usage
 from tests.parts.chrometrace import problems
@@ -50,7 +50,7 @@ def test_a_request_shows_its_phases_on_the_track_of_its_agent() -> None:
 
 def test_the_engine_s_track_shows_every_prefill_and_decode_step_with_its_requests() -> None:
     runner = EchoRunner()
-    with Memory(runner, ":memory:") as memory:
+    with Memory(runner, ":memory:", config=Config(lookup="off")) as memory:
         handles = [memory.stream(f"{name} " * 90) for name in ("one", "two")]
         replies = [handle.result() for handle in handles]
         trace = memory.trace()

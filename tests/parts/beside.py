@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,9 @@ _running: list[subprocess.Popen[bytes]] = []
 def file() -> Path:
     """Return the file that the checks write, once it is there."""
     if not _file:
-        _file.append(Path(tempfile.mkdtemp(), "checks.json"))
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _file.append(Path(folder, "checks.json"))
     return _file[0]
 
 

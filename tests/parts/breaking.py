@@ -140,6 +140,8 @@ class Dying(Counted):
 
     def rename(self, old: Path, new: Path) -> None:
         self.before("rename", old, new)
+        if new.exists():
+            self._undo.append((new.parent, "unlink", new, new.read_bytes()))
         Files.rename(self, old, new)
         self._undo.append((new.parent, "rename", new, old))
 

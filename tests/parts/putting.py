@@ -34,7 +34,7 @@ def main(url: str, seed: str) -> None:
     threads = [threading.Thread(target=put, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:  # a main thread that ends would end what an event loop needs
+    for thread in threads:  # else the interpreter begins to shut down, and takes no new executor
         thread.join()
 
 

@@ -82,3 +82,21 @@ def test_segments_leave_the_disk_in_the_order_of_worth_and_pinned_ones_never(
     values = [worth(rows[n][0], rows[n][1], now_s - rows[n][2] + 1.0) for n in gone]
     assert values == sorted(values)
     assert set(gone) == {*sizes} - pinned
+
+
+def test_segments_that_are_expected_soon_leave_the_disk_after_others() -> None:
+    segments = [
+        Segment(
+            number=n, identity="", parent=b"", n_tokens=16, chunk_tokens=16, exactness="exact", codec="exact",
+            host="", used_s=used_s,
+        )
+        for n, used_s in enumerate((10.0, 20.0, 30.0))
+    ]  # fmt: skip
+    sizes = dict.fromkeys(range(3), 100)
+
+    def gone(near: dict[int, float]) -> list[int]:
+        return [segment.number for segment in victims(segments, sizes, (), 200, 40.0, near)]
+
+    assert gone({}) == [0, 1]
+    assert gone({0: 2.0}) == [1, 2]
+    assert gone({0: 2.0, 1: 1e6}) == [1, 2]  # expected later than it was unused: what is known of its use counts

@@ -392,3 +392,37 @@ def test_whatever_is_shared_rows_files_and_manifest_agree_and_what_is_found_is_r
                     private, ids[name], lineages[name] = ids[name], np.zeros(0, np.uint32), []
                     kept = store.match(private).n_tokens
                     others = (one for of in lineages.values() for one in of)
+                    assert was_lost or kept <= max((common(private, one) for one in others), default=0)
+                elif what == "compact":
+                    store.compact()
+                elif what == "squeeze":
+                    budget, is_lossless = held_bytes(path) * 3 // 4, False
+                elif what == "lose":
+                    is_lossless = is_lossless and not agents
+                if what in ("open", "squeeze", "lose"):
+                    store_of.__exit__(None, None, None)
+                    if what == "lose":
+                        (path / MANIFEST).unlink()
+                        agents = {}
+                    store_of = opened(path, disk_bytes=budget)
+                    store = store_of.__enter__()
+                    budget, was_lost = None, what == "lose"
+                assert store._io.call(partial(check, store._catalog)) == []
+                for one in ids.values():
+                    match = store.match(one)
+                    assert is_right(load(store, match)[0], one[: match.n_tokens])
+                    assert load(store, match)[1]
+                    assert match.n_tokens == len(one) or not is_lossless or not len(one)
+                for segment in shared(store):
+                    assert stretches(store._catalog.segments, segment, segment.start, segment.stop)
+            store.flush()
+            assert store.stats()["damage"] == was_lost
+            assert len(store.verify().damaged) == was_lost, "the manifest alone"
+        finally:
+            store_of.__exit__(None, None, None)
+
+
+def common(a, b) -> int:
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    return int(differs.argmax()) if differs.any() else n

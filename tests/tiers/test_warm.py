@@ -280,6 +280,26 @@ def test_what_the_disk_has_goes_before_what_would_be_computed_again(tmp_path: Pa
         assert tiers.match(stored).tier_tokens == {"cold": len(stored)}
 
 
+def test_what_is_expected_first_goes_last_whoever_shares_it() -> None:
+    waits = {1: 500.0, 2: 3.0}
+    clock = Clock()
+    warm = Warm(
+        1 << 20, costs=Costs(), pins=frozenset(), is_stored=lambda _: False, clock=clock,
+        wait_of=lambda agent, idle_s: waits.get(agent or 0, idle_s),
+    )  # fmt: skip
+    warm.attach(IDENTITY, SMALL, "h", CHUNK)
+    rng = np.random.default_rng(8)
+    lineages = {agent: draw(rng, 32) for agent in (1, 2, 3)}
+    for agent, ids in lineages.items():
+        clock.now_s += 10.0
+        assert put(warm, ids, agent)
+    clock.now_s += 10.0
+    warm.budget_bytes = warm.n_bytes * 2 // 3
+    assert put(warm, lineages[3][:16], 3)  # 10 s unused: nearer than agent 1, farther than agent 2
+    assert held(warm, lineages[1]) < 32
+    assert held(warm, lineages[2]) == 32
+
+
 def test_what_is_pinned_goes_last_and_makes_no_room_for_what_is_not() -> None:
     rng = np.random.default_rng(5)
     mine, others, long = draw(rng, 4 * CHUNK), draw(rng, 4 * CHUNK), draw(rng, 8 * CHUNK)
