@@ -24,7 +24,6 @@ WIDE = {
     "protocols.ModelRunner": (13, "the seam: a protocol"),
     "protocols.Tokenizer": (14, "the seam: a protocol"),
     "log.log.Log": (33, "the truth: read wherever a prompt is made"),
-    "log.logs.Logs": (14, "the rows of all logs: one method for each thing asked of them"),
     "tiers.tiers.Tiers": (13, "stored KV as the scheduler sees it: look-up, sources, figures, and what is expected"),
     "tiers.hot.Lineage": (14, "a value that changes: the live KV of an idle conversation"),
     "toolcall.output.Output": (13, "events of a reply, one method a kind"),
