@@ -122,7 +122,7 @@ def test_a_memory_that_is_collected_on_a_thread_of_its_own_ends_it(tmp_path: Pat
 def slow(tmp_path: Path) -> Iterator[tuple[Memory, list[Generation]]]:
     """A Memory of one row, with a request that decodes for about a second and one that waits for it."""
     runner = EchoRunner(lambda asked, _: asked * 200, delay_s=0.002)
-    with Memory(runner, tmp_path, config=Config(max_batch=1)) as memory:
+    with Memory(runner, tmp_path, config=Config(max_batch=1, lookup="off")) as memory:
         first = memory.agent("a").stream("one ", max_tokens=400)
         wait_for(lambda: first.state == "decode")
         yield memory, [first, memory.agent("b").stream("two ", max_tokens=5)]

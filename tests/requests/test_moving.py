@@ -375,7 +375,7 @@ def test_a_file_that_changes_after_it_was_checked_is_refused(tmp_path: Path) -> 
     raw = (tmp_path / "a.agent").read_bytes()
     with opened(tmp_path / "two") as memory:
         moving, carrier = memory._asking.moving, memory._asking.moving._carrier
-        terms = moving._terms()
+        terms = moving.terms()
         model = Model(
             digests=memory._runner.identity,
             identity=memory._asking.identity,
