@@ -108,10 +108,9 @@ def measured(
         found["computed"].append(local.generate(text, raw=True, max_tokens=1).usage)
         token_bytes = local.doctor().kv_bytes_per_token
         local.flush()
-    for config in configs.values():  # the same store publishes to each, without computing
+    for way, config in configs.items():  # the same store publishes to each what it commits: an end of its own
         with Memory(options.model, store, config=config) as local:
-            local.generate(text + " More.", raw=True, max_tokens=1)
-            local.prefill(text + " More.")
+            local.generate(f"{text} More, by {way}.", raw=True, max_tokens=1)
             local.flush()
     for _ in range(options.repeats):
         with Memory(options.model, store) as local:
