@@ -178,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=160)
+    parser.add_argument("--only", nargs="*", help="kinds, as the table names them; all")
     parser.add_argument("--json")
     parser.add_argument("--model")
     args = parser.parse_args()
@@ -186,7 +187,7 @@ def main() -> None:
         Memory(args.model, ":memory:", config=Config(lookup="off")) as off,
     ):
         found: list[dict[str, Any]] = []
-        for case in cases(args.tokens):
+        for case in [one for one in cases(args.tokens) if not args.only or one.kind in args.only]:
             found.append(measure({"auto": auto, "off": off}, case, args.rounds))
             write_json(args.json, table=table(found), cases=found, rounds=args.rounds, max_tokens=args.tokens)
     lines = table(found)
