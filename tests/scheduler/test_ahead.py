@@ -167,7 +167,7 @@ def test_a_running_reply_waits_for_one_tensor_at_most(tmp_path: Path, monkeypatc
     total = stored(tmp_path)
     monkeypatch.setattr(EchoRunner, "open_batch", lambda self, chunk_tokens=256: Watched(self, self._seed))
     monkeypatch.setattr(Watched, "n_tensors", 0)
-    with Memory(EchoRunner("word " * 60), tmp_path, config=Config(hot_bytes=total)) as memory:
+    with Memory(EchoRunner("word " * 60), tmp_path, config=Config(hot_bytes=total, lookup="off")) as memory:
         reply = memory.stream("tell", agent=NAMES[0], max_tokens=200)
         wait_for(lambda: reply.state == "decode")
         memory.expect([NAMES[1]])
