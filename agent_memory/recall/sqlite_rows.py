@@ -9,6 +9,7 @@ from pathlib import Path
 
 from agent_memory.errors import ConfigError, OutOfSpaceError, StoreError
 from agent_memory.recall.storage import Words
+from agent_memory.sealing import sqlite
 
 BUSY_S = 10.0
 APPLICATION_ID = 0x616D7263  #: "amrc", in the file's header: says that a SQLite file is a recall file
@@ -16,7 +17,7 @@ _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-class Connection(sqlite3.Connection):
+class Connection(sqlite.Connection):
     """A connection to a recall file: ``storage.Rows``."""
 
     @property

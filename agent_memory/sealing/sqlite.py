@@ -50,11 +50,29 @@ class FileKey:
         return f"\"x'{self._spec}'\""
 
 
+class Connection(sqlite3.Connection):
+    """A connection to a file that is not encrypted.
+
+    What SQLite says of a damaged schema quotes it, and may be no UTF-8: Python raises UnicodeDecodeError then, and here
+    it is the sqlite3.DatabaseError that was meant.
+    """
+
+    def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
+        """``sqlite3.Connection.execute``."""
+        try:
+            return super().execute(sql, values)
+        except UnicodeDecodeError as error:
+            raise _garbled(error) from error
+
+
+_PLAIN = Connection
+
+
 def connect(
     name: str | PathLike[str],
     key: FileKey | None = None,
     *,
-    factory: type[sqlite3.Connection] = sqlite3.Connection,
+    factory: type[Connection] = Connection,
     uri: bool = False,
     timeout: float = 5.0,
     cached_statements: int = 128,
@@ -93,7 +111,7 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
     Raises sqlite3.Error, OSError, MissingExtraError.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    db = _sqlcipher().connect(str(target), factory=_sealed(cast(Hashable, sqlite3.Connection)), isolation_level=None)
+    db = _sqlcipher().connect(str(target), factory=_sealed(cast(Hashable, Connection)), isolation_level=None)
     try:
         db.execute("PRAGMA cipher_log_level=NONE")
         if target_key is not None:
@@ -105,6 +123,10 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
             db.execute(f"PRAGMA main.{name}={_pragma(db, name)}")
     finally:
         db.close()
+
+
+def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:
+    return sqlite3.DatabaseError(f"malformed: {error.object.decode('utf-8', 'backslashreplace')}")
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:
@@ -163,7 +185,7 @@ def _sealed(factory: Any) -> type:
         def executescript(self, sql: str, /) -> Any:
             return self.cursor().executescript(sql)
 
-    added = {} if factory is sqlite3.Connection else vars(factory)
+    added = {} if factory is _PLAIN else vars(factory)
     return type(factory.__name__, (Connection,), {n: v for n, v in added.items() if not n.startswith("__")})
 
 
@@ -177,6 +199,8 @@ def _translating(call: _Call) -> _Call:
             return call(*args)
         except errors as error:
             raise _as_sqlite(error) from error
+        except UnicodeDecodeError as error:
+            raise _garbled(error) from error
 
     return cast(_Call, called)
 

@@ -110,6 +110,22 @@ def test_a_connection_has_the_methods_of_its_class(key: FileKey | None) -> None:
     db.close()
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+def test_what_is_said_of_a_damaged_schema_may_be_no_utf_8_and_is_an_error_of_sqlite3(
+    tmp_path: Path, key: FileKey | None
+) -> None:
+    db = filled(tmp_path / "db", key)
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute(
+        "UPDATE sqlite_master SET name = CAST(x'736169c464' AS TEXT), sql = 'CREATE TABLE said (' WHERE name = 'said'"
+    )
+    db.close()
+    found = connect(tmp_path / "db", key)
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        found.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    found.close()
+
+
 def test_without_a_key_nothing_of_it_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom agent_memory import EchoRunner, Memory, open_store\n"
