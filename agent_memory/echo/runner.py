@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from agent_memory.echo.batch import Calls, EchoBatch, Replier
 from agent_memory.echo.tokenizer import EchoTokenizer
 from agent_memory.errors import ConfigError
 from agent_memory.kvcache.layout import ITEM_BYTES, Kind, Layout, TensorSpec
-
-if TYPE_CHECKING:
-    pass
 
 
 class EchoRunner:
