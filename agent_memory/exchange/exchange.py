@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from attrs import evolve
 
 from agent_memory.config import chosen_codec
+from agent_memory.errors import ClosedError
 from agent_memory.exchange.adopting import adopt
 from agent_memory.exchange.chunks import Fetched
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch, Terms
@@ -140,8 +141,14 @@ class Exchange:
 
         def ended(found: Fetched | None) -> None:
             self._ended(fetch, first, found)
-            if found is not None:
+            if found is None:
+                return
+            try:
                 self._adopt(terms, catalog, found, n_forgotten)
+            except ClosedError:
+                log.debug("remote: the store was closed before what was fetched was stored")
+            except Exception:  # thread boundary: the requests have the KV already, and nobody reads the pool's future
+                log.exception("remote: %d fetched tokens are not stored", found.stop - found.start)
 
         self._fetcher.start(fetch, terms, catalog, ended)
 
