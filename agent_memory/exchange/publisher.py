@@ -124,8 +124,8 @@ class Publisher:
                 work()
             except ClosedError:
                 log.debug("remote %s was closed before all was published", self._remote.bucket.place)
-            except Exception:  # thread boundary: one lineage's failure ends its own turn
-                log.exception("remote: a lineage could not be published")
+            except Exception:  # thread boundary: one failure ends its own turn
+                log.exception("remote: a lineage was not published, or what the bucket honours was not asked")
             work = self._next()
 
     def _next(self) -> Callable[[], None] | None:
