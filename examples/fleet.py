@@ -116,7 +116,7 @@ class Fleet:
         self.workers: dict[str, Any] = {}
         self.pids: dict[str, int] = {}
         self._homes: dict[str, str] = {}
-        self.running: Counter[str] = Counter()  #: turns on their way, by worker
+        self._running: Counter[str] = Counter()  # turns on their way, by worker
         self.n_lost = 0
         for _ in range(n_workers):
             self._start()
@@ -125,7 +125,7 @@ class Fleet:
         """Take a turn; return its reply once it is published, whatever happens to workers meanwhile."""
         while True:
             worker = self.home_of(name)
-            self.running[worker] += 1
+            self._count(worker, 1)
             try:
                 return ray.get(self.workers[worker].say.remote(name, number, text))
             except AgentMovedError:
@@ -133,7 +133,16 @@ class Fleet:
             except (RayActorError, KeyError):
                 self._lose(worker)
             finally:
-                self.running[worker] -= 1
+                self._count(worker, -1)
+
+    def busy(self) -> list[str]:
+        """Return the workers that have a turn on its way."""
+        with self._lock:
+            return [worker for worker, n in self._running.items() if n and worker in self.workers]
+
+    def _count(self, worker: str, n: int) -> None:
+        with self._lock:
+            self._running[worker] += n
 
     def ask(self, prompt: str) -> tuple[str, int]:
         """Answer a prompt without an agent, where prompts that begin alike have been."""
@@ -223,8 +232,7 @@ class Run:
             while sum(map(len, self.acknowledged.values())) < due and not self._is_over.is_set():
                 time.sleep(0.001)
             while not self._is_over.is_set():
-                busy = [one for one, n in self._fleet.running.items() if n and one in self._fleet.workers]
-                if busy:
+                if busy := self._fleet.busy():
                     os.kill(self._fleet.pids[busy[number % len(busy)]], signal.SIGKILL)
                     self.n_killed += 1
                     break

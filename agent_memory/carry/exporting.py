@@ -28,7 +28,8 @@ from agent_memory.kvcache.layout import TensorSpec
 from agent_memory.kvfile.segments import OpenSegment
 from agent_memory.log.carried import Carried
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
-from agent_memory.log.versions import Kept
+from agent_memory.log.turns import Turn
+from agent_memory.log.versions import AgentRecord, Kept
 from agent_memory.prefix.pieces import Segment
 from agent_memory.prefix.sharing import Stretch
 from agent_memory.progress import Progress, mib, silent
@@ -111,30 +112,37 @@ def _refuse_inside(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _write_log(writer: AgentFileWriter, found: Carried) -> None:
-    record = found.record
-    told = {
+def told_of(record: AgentRecord) -> dict[str, Any]:
+    """Return what is told of an agent itself; `Intake.agent` checks it where it arrives."""
+    return {
         "name": record.name,
         "system": record.system,
         "tools": record.tools,
-        "facts": unbound(record.facts),
+        "facts": _unbound(record.facts),
         "created_s": record.created_s,
         "used_s": record.used_s,
     }
-    writer.part("agent", {"branch": found.live}, _json(told))
+
+
+def facts_of(turn: Turn) -> dict[str, Any]:
+    """Return what is told of a turn beside its messages and ids; `Intake.turn` checks it where it arrives."""
+    return {
+        "keep": turn.keep,
+        "n_messages_kept": turn.n_messages_kept,
+        "tokenizer": turn.tokenizer,
+        "finish": turn.finish,
+        "created_s": turn.created_s,
+        "n_kv": turn.n_kv,
+        "n_reply": turn.n_reply,
+    }
+
+
+def _write_log(writer: AgentFileWriter, found: Carried) -> None:
+    writer.part("agent", {"branch": found.live}, _json(told_of(found.record)))
     for branch in found.branches:
         writer.part("branch", {"base": branch.base, "start": branch.start})
         for turn in branch.turns:
-            facts = {
-                "keep": turn.keep,
-                "n_messages_kept": turn.n_messages_kept,
-                "tokenizer": turn.tokenizer,
-                "finish": turn.finish,
-                "created_s": turn.created_s,
-                "n_kv": turn.n_kv,
-                "n_reply": turn.n_reply,
-                "n_ids": len(turn.ids),
-            }
+            facts = {**facts_of(turn), "n_ids": len(turn.ids)}
             writer.part("turn", facts, _checked(to_json(turn.messages).encode()) + turn.ids.astype("<u4").tobytes())
     for kept, place in found.versions:
         _write_version(writer, kept, place)
@@ -149,11 +157,11 @@ def _write_version(writer: AgentFileWriter, kept: Kept, place: int) -> None:
         "created_s": version.created_s,
         "reason": version.reason,
     }
-    told = {"label": version.label, "system": state.system, "facts": unbound(state.facts.to_json())}
+    told = {"label": version.label, "system": state.system, "facts": _unbound(state.facts.to_json())}
     writer.part("version", facts, _json(told))
 
 
-def unbound(facts: str | None) -> str | None:
+def _unbound(facts: str | None) -> str | None:
     """Return facts without what is recalled, a workspace of this store, and without its right to publish the log."""
     row = json.loads(facts or "{}")
     row.pop("recall", None)

@@ -22,6 +22,7 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
+from agent_memory.carry.exporting import facts_of
 from agent_memory.log.carried import Intake, Terms
 from agent_memory.log.facts import Facts
 from agent_memory.log.soundness import is_count, is_time
@@ -103,19 +104,7 @@ def n_same(ours: Sequence[str], theirs: Sequence[str]) -> int:
 
 def write_part(part: Part, turns: Sequence[Turn], names: ObjectNames, keys: RemoteKeys) -> bytes:
     """Return a part's bytes, sealed under its name."""
-    facts = tuple(
-        {
-            "keep": turn.keep,
-            "n_messages_kept": turn.n_messages_kept,
-            "tokenizer": turn.tokenizer,
-            "finish": turn.finish,
-            "created_s": turn.created_s,
-            "n_kv": turn.n_kv,
-            "n_reply": turn.n_reply,
-            "n_messages": len(turn.messages),
-        }
-        for turn in turns
-    )
+    facts = tuple({**facts_of(turn), "n_messages": len(turn.messages)} for turn in turns)
     header = attrs.asdict(attrs.evolve(part, turns=facts))
     bodies: list[bytes] = []
     for turn in turns:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from attrs import evolve
 
 from agent_memory.config import chosen_codec
+from agent_memory.errors import ClosedError
 from agent_memory.exchange.adopting import adopt
 from agent_memory.exchange.chunks import Fetched
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch, Terms
@@ -21,7 +22,7 @@ from agent_memory.exchange.publisher import Publisher
 from agent_memory.exchange.stored import Stored
 from agent_memory.kvcache.coding import fitted, is_lossy, token_bytes
 from agent_memory.kvcache.layout import Layout
-from agent_memory.prefix.chunks import piece_id, root_id
+from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.resume import Needs
 from agent_memory.store.catalog import Catalog
@@ -140,8 +141,14 @@ class Exchange:
 
         def ended(found: Fetched | None) -> None:
             self._ended(fetch, first, found)
-            if found is not None:
+            if found is None:
+                return
+            try:
                 self._adopt(terms, catalog, found, n_forgotten)
+            except ClosedError:
+                log.debug("remote: the store was closed before what was fetched was stored")
+            except Exception:  # thread boundary: the requests have the KV already, and nobody reads the pool's future
+                log.exception("remote: %d fetched tokens are not stored", found.stop - found.start)
 
         self._fetcher.start(fetch, terms, catalog, ended)
 
@@ -164,14 +171,11 @@ class Exchange:
         """Store what was fetched, unless something was forgotten since it was asked for: it may be of that."""
         if catalog is None or self._is_closed:
             return
-        codec, chain = terms.codec, root_id(terms.identity)
-        names = []
-        for at in range(0, found.stop, terms.chunk_tokens):
-            chain = piece_id(chain, found.ids[at : at + terms.chunk_tokens])
-            if at >= found.start:
-                names.append(self.remote.names.chunk(chain, "rows", codec))
+        name, size = self.remote.names.chunk, terms.chunk_tokens
+        chain = chunk_chain(root_id(terms.identity), found.ids, size)
+        names = [name(one, "rows", terms.codec) for one in chain[found.start // size :]]
         if found.resume is not None:
-            names.append(self.remote.names.chunk(chain, "resume", codec))
+            names.append(name(chain[-1], "resume", terms.codec))
         self._publisher.knows(names)
         with self._adopting:
             if n_forgotten == self._n_forgotten:
@@ -239,10 +243,8 @@ class Exchange:
 
 def _chunk_id(terms: Terms, ids: Ids, number: int) -> bytes:
     """Return the id of a lineage's chunk ``number``. O(its position) hashing."""
-    found, size = root_id(terms.identity), terms.chunk_tokens
-    for at in range(0, (number + 1) * size, size):
-        found = piece_id(found, ids[at : at + size])
-    return found
+    size = terms.chunk_tokens
+    return chunk_chain(root_id(terms.identity), ids[: (number + 1) * size], size)[-1]
 
 
 def _nothing() -> None:

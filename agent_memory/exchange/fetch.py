@@ -33,7 +33,7 @@ class Fetch:
     """KV of some ids on its way from the bucket. Any thread.
 
     - ``is_coming`` ends with the answer, or when it is late: ``PATIENCE_S`` after the question, or half as long again
-      as the transfer should take. What comes later is stored, and of use to the next request.
+      as the transfer should take. The leading chunks that have come by then, and the one that is awaited, are stored.
     - One fetch may be shared by all requests that begin alike.
     """
 

@@ -94,7 +94,7 @@ class Fetcher:
             log.exception("remote: a fetch failed")
             self._figures.count("failed")
         finally:
-            if found is None and fetch.is_late:
+            if fetch.is_late:
                 self._figures.count("late")
             ended(found)
 
@@ -112,7 +112,7 @@ class Fetcher:
         except BucketError as error:
             self._fail(error)
             return None
-        except ClosedError:
+        except BaseException:  # whatever it is: it says nothing of the server
             self._remote.breaker.abandoned()
             raise
         self._remote.breaker.succeeded()
@@ -234,7 +234,7 @@ class Fetcher:
         except BucketError as error:
             self._fail(error)
             raise
-        except BaseException:  # closed: the outcome says nothing of the server
+        except BaseException:  # whatever it is: it says nothing of the server
             self._remote.breaker.abandoned()
             raise
         self._remote.breaker.succeeded()

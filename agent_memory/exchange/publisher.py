@@ -14,7 +14,6 @@ from agent_memory.exchange.chunks import ROOT_TAG, Chunk, Resume
 from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored, Whole
-from agent_memory.prefix.pieces import Piece
 from agent_memory.remote.breaker import Breaker
 from agent_memory.remote.bucket import PROBE
 from agent_memory.remote.failures import BucketError
@@ -59,7 +58,6 @@ class Publisher:
         self._is_busy = self._is_opening = self._is_closing = False
         self._thread: threading.Thread | None = None
         self._present: OrderedDict[str, None] = OrderedDict()
-        self._is_probed = False
         self.conditions: bool | None = None  #: False: the server overwrites; None: not known yet
 
     def offer(self, head: bytes) -> None:
@@ -126,8 +124,8 @@ class Publisher:
                 work()
             except ClosedError:
                 log.debug("remote %s was closed before all was published", self._remote.bucket.place)
-            except Exception:  # thread boundary: one lineage's failure ends its own turn
-                log.exception("remote: a lineage could not be published")
+            except Exception:  # thread boundary: one failure ends its own turn
+                log.exception("remote: a lineage was not published, or what the bucket honours was not asked")
             work = self._next()
 
     def _next(self) -> Callable[[], None] | None:
@@ -195,23 +193,19 @@ class Publisher:
         tag, whole = ROOT_TAG, Whole()
         try:
             for number, piece in enumerate(pieces):
-                parent, tag = tag, ""
                 if rows[number] in missing:
-                    chunk = self._stored.read(catalog, piece, parent, whole)
+                    chunk = self._stored.read(catalog, piece, tag, whole)
                     tag = chunk.tag
                     if not self._put(rows[number], chunk):
                         return
                 else:
-                    tag = self._stored.tag(catalog, pieces[: number + 1])
+                    tag = self._stored.tag_after(catalog, piece, tag, whole)
                 if (name := resumes.get(number)) is not None and name in missing:
                     found = self._stored.resume(catalog, pieces[: number + 1], tag)
                     if found is not None and not self._put(name, found):
                         return
         except GoneError as error:
             log.debug("remote: a lineage is published in part: %s", error)
-
-    def _tag(self, catalog: Catalog, pieces: Sequence[Piece]) -> str:
-        return self._stored.tag(catalog, pieces)
 
     def _missing(self, names: Sequence[str]) -> set[str]:
         """Return the names that are not there; none if the bucket does not say."""

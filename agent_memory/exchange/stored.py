@@ -87,9 +87,13 @@ class Stored:
         """
         tag, whole = ROOT_TAG, Whole()
         for piece in pieces:
-            known = self._known(piece, tag)
-            tag = known if known is not None else self.read(catalog, piece, tag, whole).tag
+            tag = self.tag_after(catalog, piece, tag, whole)
         return tag
+
+    def tag_after(self, catalog: Catalog, piece: Piece, parent_tag: str, whole: Whole) -> str:
+        """Return the tag of one chunk, which is read if its tag is not known. Raises GoneError."""
+        known = self._known(piece, parent_tag)
+        return known if known is not None else self.read(catalog, piece, parent_tag, whole).tag
 
     def _known(self, piece: Piece, parent: str) -> str | None:
         with self._lock:

@@ -108,14 +108,14 @@ class Bucket:
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def probe(self, *, timeout_s: float | None = None) -> bool:
+    def probe(self) -> bool:
         """Return True if the store creates a name only where it is free, False if it overwrites.
 
         Creates one tiny object if nobody has yet, and the same once more. One round trip, two the first time. With
         False, two writers of one name both believe that they were first: nothing may rely on `put_new`'s answer.
         """
         body = b"agent_memory asks whether a second writer is refused\n"
-        limit_s = self._limits.transfer(len(body)) if timeout_s is None else timeout_s
+        limit_s = self._limits.transfer(len(body))
         is_free = self._run("probing", lambda: self._store.create(PROBE, body), limit_s)
         is_refused = not is_free or not self._run("probing", lambda: self._store.create(PROBE, body), limit_s)
         return is_refused and not (isinstance(self._store, Folder) and not self._store.has_links)
@@ -131,13 +131,12 @@ class Bucket:
             "looking up", lambda: self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s
         )
 
-    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES, timeout_s: float | None = None) -> bytes | None:
+    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes | None:
         """Return an object whole; None if it is missing. Never holds more than ``max_bytes``.
 
         The time limit grows with ``max_bytes``: give the size that `sizes` told.
         """
-        limit_s = self._limits.transfer(max_bytes) if timeout_s is None else timeout_s
-        return self._run("reading", lambda: self._store.read(name, max_bytes), limit_s)
+        return self._run("reading", lambda: self._store.read(name, max_bytes), self._limits.transfer(max_bytes))
 
     def put_new(self, name: str, body: bytes, *, timeout_s: float | None = None) -> bool:
         """Store an object under a free name, whole or not at all; False if the name is taken.

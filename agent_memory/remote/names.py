@@ -53,13 +53,9 @@ class ObjectNames:
         """Return the name of one chunk's object of that kind, codec and shard (``rank`` of ``world`` machines)."""
         return f"{VERSION}/kv/{self._digest('chunk', chunk_id, kind, codec, f'{rank}/{world}')}"
 
-    def log(self, agent: str, turn: int) -> str:
-        """Return the name of the published part of an agent's log that ends its turn number ``turn``."""
-        return f"{VERSION}/log/{self._digest('log', agent)[:40]}/{turn:08d}"
-
-    def lease(self, agent: str, epoch: int) -> str:
-        """Return the name of an agent's lease number ``epoch``."""
-        return f"{VERSION}/lease/{self._digest('lease', agent)[:40]}/{epoch:08d}"
+    def log(self, agent: str, number: int) -> str:
+        """Return the name of part ``number`` of an agent's published log."""
+        return f"{VERSION}/log/{self._digest('log', agent)[:40]}/{number:08d}"
 
     def _digest(self, *parts: str | bytes) -> str:
         mac = hmac.new(self._keys.name_key, digestmod="sha256")

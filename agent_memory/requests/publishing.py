@@ -17,7 +17,7 @@ import attrs
 from attrs import frozen
 
 from agent_memory.carry.carrier import Carrier
-from agent_memory.carry.exporting import unbound
+from agent_memory.carry.exporting import told_of
 from agent_memory.carry.published import (
     MAX_TURNS,
     Arrived,
@@ -220,16 +220,7 @@ class Publishing:
     def _append(self, agent: Log, known: _Known, turns: Sequence[Turn], keep: int, ours: Sequence[str]) -> _Known:
         holder = agent.facts.holder
         assert holder is not None
-        record = agent.record()
-        told = {
-            "name": record.name,
-            "system": record.system,
-            "tools": record.tools,
-            "facts": unbound(record.facts),
-            "created_s": record.created_s,
-            "used_s": record.used_s,
-        }
-        part = self._next(agent.name, known, "turns", holder, told)
+        part = self._next(agent.name, known, "turns", holder, told_of(agent.record()))
         part = attrs.evolve(part, keep=keep, n_turns=len(ours), state=ours[-1] if ours else "")
         digest = self._put(part, turns)
         if digest is None:
@@ -274,7 +265,7 @@ class Publishing:
         if here is None:
             told = {**found.told, "facts": facts.to_json(), "name": name}
             Carrier(self._store).take_log(told, found.turns, self._agents.salt)
-            return self._agents.arrived(name, is_foreign=bool(found.turns) and found.n_remade > 0)
+            return self._agents.arrived(name, is_foreign=found.n_remade > 0)
         same = n_same(states(here.turns), found.states)
         if same == len(here.turns):
             self._versions.extend(here, found.turns[same:], facts)

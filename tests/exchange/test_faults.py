@@ -80,6 +80,64 @@ def test_no_request_waits_longer_than_its_patience_for_a_bucket_that_hangs(
         release.set()
 
 
+def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, real = threading.Event(), Bucket.get
+
+    def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        release.wait(60)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.5)
+    monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
+    gets = breaks(monkeypatch, "get", late)
+    try:
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+            assert _says(b).usage.tier == "none"
+            assert gets
+            release.set()
+            exchange(b)._fetcher.join()  # type: ignore[union-attr]
+            counts = b.stats().remote
+    finally:
+        release.set()
+    assert counts["fetched_tokens"] == 0
+    assert counts["fetched_chunks"] >= 1
+    assert counts["late"] == 1
+
+
+def test_what_the_store_cannot_take_is_said_and_the_request_has_it_all_the_same(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> int:
+        raise MemoryError("of an array")
+
+    monkeypatch.setattr("agent_memory.exchange.exchange.adopt", fail)
+    with (
+        caplog.at_level(logging.ERROR, "agent_memory.remote"),
+        Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b,
+    ):
+        assert _says(b).usage.tier == "remote"
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+    assert len([one for one in caplog.records if "not stored" in one.message]) == 1
+
+
+def test_a_trial_that_ends_in_an_unknown_error_does_not_lock_the_remote_out(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Bucket, names: Any, **named: Any) -> Any:
+        raise OSError("too many open files")
+
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        assert exchange(b).settle(30)
+        calls = breaks(monkeypatch, "sizes", fail)
+        breaker = exchange(b).remote.breaker
+        breaker.failed(OSError("dead"))
+        breaker._retry_at = 0.0  # the pause is over
+        assert _says(b).usage.tier == "none"
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        assert calls
+        assert breaker.allows()
+
+
 def test_patience_is_for_the_question_and_what_is_measured_for_the_transfer() -> None:
     now = [0.0]
     fetch = Fetch(EchoRunner().tokenizer.encode("a" * 10), 0, 0, 0.1, lambda: now[0])  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def test_names_tell_nothing_and_differ_by_all_that_matters() -> None:
     log = ObjectNames(SEALED).log("alice", 3)
     assert "alice" not in log
     assert log.endswith("/00000003")
-    assert log != ObjectNames(SEALED).lease("alice", 3)
+    assert log != ObjectNames(SEALED).log("bob", 3)
     assert (b"1" * 32).hex() not in "".join(names)
 
 
