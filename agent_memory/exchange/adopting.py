@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -22,6 +23,8 @@ from agent_memory.store.planning import Part, Plan
 from agent_memory.store.save import Save
 from agent_memory.types import Exactness
 
+log = logging.getLogger("agent_memory.remote")
+
 _Run = Sequence[tuple[Chunk, Exactness]]
 
 
@@ -34,6 +37,7 @@ def adopt(catalog: Catalog, identity: str, fetched: Fetched) -> int:
         chunks = model.index.chunks(fetched.ids, ready=False)
         runs = list(_runs(model, fetched, len(chunks)))
         if _is_refused(catalog, fetched, runs):
+            log.info("remote: %d fetched tokens are not stored: the disk or its budget has no room", len(fetched.ids))
             return 0
         rows: list[Segment] = []
         for run in runs:

@@ -69,6 +69,7 @@ class Publisher:
             self._heads.move_to_end(head)
             while len(self._heads) > _MOST_HEADS:
                 self._heads.popitem(last=False)
+                log.info("remote: %d lineages wait; the oldest is published after its next commit", _MOST_HEADS)
             self._start()
             self._changed.notify_all()
 

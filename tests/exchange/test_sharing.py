@@ -151,7 +151,9 @@ def test_a_host_without_a_disk_and_one_that_may_not_write_fetch_too(tmp_path: Pa
         assert c.stats().remote["published_chunks"] == 0
     assert len(objects(bucket)) == n_published
     with Memory(EchoRunner(), tmp_path / "a", read_only=True, config=config(bucket)) as d:
-        d.agent("ann")
+        assert d.generate("Something that nobody has asked.", max_tokens=4).text
+        assert d.stats().remote["published_chunks"] == 0
+    assert len(objects(bucket)) == n_published
 
 
 def test_requests_that_begin_alike_share_one_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
