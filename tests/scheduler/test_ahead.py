@@ -96,6 +96,16 @@ def test_a_wrong_plan_costs_no_reply_and_is_counted(tmp_path: Path) -> None:
         assert stats.hot_bytes <= int(total * 0.6)
 
 
+def test_kv_that_its_own_turn_could_not_use_was_restored_in_vain(tmp_path: Path) -> None:
+    total = stored(tmp_path)
+    with opened(tmp_path, total) as memory:
+        memory.expect([NAMES[1]])
+        wait_for(lambda: is_hot(memory, NAMES[1]))
+        reply = memory.agent(NAMES[1]).say("go on", exact=True)  # starts from no KV that was stored
+        assert reply.usage.cached_tokens == 0
+        assert memory.stats().ahead == {"useful": 0, "wasted": 1}
+
+
 def test_kv_of_an_agent_that_waits_for_a_tool_stays_by_the_pauses_of_that_tool(tmp_path: Path) -> None:
     with Memory(EchoRunner("well"), tmp_path) as memory:
         for name in ("ann", *NAMES):
