@@ -168,12 +168,20 @@ def test_a_forgotten_agent_is_in_nothing_that_was_learned() -> None:
 
 
 def test_restores_that_were_of_no_use_ask_for_surer_ones() -> None:
-    played = Played().turns((["a", "b", "c"] * 2 + ["a", "c", "b"]) * 12)
-    before = {one.owner for one in played.foresight.likely()}
+    order = ["a", "b", "c", "d", "e"]
+    played = Played().turns((order * 2 + ["a", "c", "e", "b", "d"]) * 12 + order)
+
+    def likely() -> set[str]:
+        return {one.owner for one in played.foresight.likely()}
+
+    assert likely() == {"a", "b", "c"}  # a follows e, and either of the others follows a
     for _ in range(20):
         played.foresight.restored(is_useful=False)
-    assert {one.owner for one in played.foresight.likely()} <= before
+    assert likely() == {"a"}
     assert (played.foresight.n_useful, played.foresight.n_wasted) == (0, 20)
+    for _ in range(20):
+        played.foresight.restored(is_useful=True)
+    assert likely() == {"a", "b", "c"}
 
 
 def test_the_rehearsal_wants_more_than_chance() -> None:
