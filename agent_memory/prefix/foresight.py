@@ -56,7 +56,7 @@ class _Agent:
     n_bytes: int = 0  #: of its KV after its newest turn
     gaps: deque[int] = field(factory=lambda: deque(maxlen=_GAPS))
     tools: tuple[str, ...] = ()  #: those whose results it waits for
-    since_s: float = 0.0  #: the end of its newest turn
+    since_s: float = field(kw_only=True)  #: the end of its newest turn that has ended, or the start of the first
 
 
 class Foresight:
@@ -65,8 +65,8 @@ class Foresight:
     - A turn is an agent's, and another agent's than the one before: handovers are learned, not repetitions.
     - ``wait_s``: from the plan; else, while an agent waits for tools, from the pauses of these tools; else from who
       follows whom (``Followers``) and from the turns between its own turns; else it is the time since its last use.
-    - While some agent waits for tools, one that waits for nothing rests once more as long as agents do, beside the time
-      since its last use: of these the order stays as it is.
+    - While some agent waits for tools, the wait of one that waits for none is the time since its last use plus the
+      usual rest: among themselves these stay in the order of last use.
     - The last two are followed only while they would have restored fewer bytes than the order of last use
       (``Rehearsal``): where turns come in no order, nothing changes. A handover whose chance is ``_SURE`` counts by
       itself, while such handovers come true.
@@ -169,7 +169,7 @@ class Foresight:
         self._turn, self._began_s, self._current = self._turn + 1, now, owner
         agent = self._agents.get(owner)
         if agent is None:
-            agent = self._agents[owner] = _Agent(self._turn, agent_id)
+            agent = self._agents[owner] = _Agent(self._turn, agent_id, since_s=now)
         else:
             agent.gaps.append(self._turn - agent.turn)
             agent.turn, agent.agent_id = self._turn, agent_id

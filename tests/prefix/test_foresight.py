@@ -139,6 +139,15 @@ def test_agents_that_rest_keep_their_order_while_another_waits_for_a_tool() -> N
     assert played.foresight.wait_s("ann", 0.0) < min(waits)
 
 
+def test_a_turn_that_failed_says_nothing_of_how_long_agents_rest() -> None:
+    played = Played()
+    played.now_s = 1e6
+    played.foresight.began("ann", 1, played.room)  # and fails: it never ends
+    played.turn("bob")
+    played.turn("ann", "grep")
+    assert played.foresight.wait_s("bob", 1.0) < 10.0
+
+
 def test_a_tool_that_was_not_measured_is_taken_for_the_others() -> None:
     played = paused("grep", [2.0, 2.0])
     played.turn("bob", "build")
