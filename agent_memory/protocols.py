@@ -305,8 +305,8 @@ class Batch(Protocol):
 
     def measure(self, ids: Sequence[int], n_context: int, codec: Codec) -> Divergence:
         """Compare what the model says after each of ``ids[n_context:]``, the last left out, on exact KV of the ids
-        before and on KV that ``codec`` encoded: 2 * their bytes of memory. A batch may keep the exact half for the
-        next codec on the same ids.
+        before and on KV that ``codec`` encoded: up to 3 * their bytes of memory. A batch may keep the exact KV for
+        the next codec on the same ids.
         """
 
     @property

@@ -255,7 +255,8 @@ def spare_share(cache: RaggedKVCache) -> float:
     n_rows, (n_held, _, n_slots, _) = len(cache.slots.gaps), cache.keys.shape
     spans = [cache.slots.spans(row, cache._idx) for row in range(n_rows)]
     longest = max(sum(last - first for first, last in row) for row in spans)
-    share: float = 1 - n_rows * roomy(longest) / (n_held * n_slots)
+    n_after = roomy(longest + 1 if n_rows > 1 else longest)  # as ``plan``, or as a row alone
+    share: float = 1 - n_rows * n_after / (n_held * n_slots)
     return max(0.0, share)
 
 

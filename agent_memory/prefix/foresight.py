@@ -24,6 +24,7 @@ _ANY = ("",)  #: pauses of all tools together: what is known of a tool that was 
 _NEARER = 2.0
 _LIKELY = 0.3  #: least chance at which an agent's KV is restored ahead of its turn
 _SURE = 0.6  #: the same while the learned order is not followed, or few restores ahead were of use
+_USEFUL = 0.3  #: least share of restores ahead that were of use, for ``_LIKELY`` to do
 _TRUSTED = 0.5  #: least share of sure handovers that came, for them to count by themselves
 _NEWS = 0.1  #: weight of one turn, or one restore ahead, in such a share
 _SOON = 16.0  #: turns within which an agent that waits for tools must be expected, for a restore ahead of its turn
@@ -55,7 +56,7 @@ class _Agent:
     n_bytes: int = 0  #: of its KV after its newest turn
     gaps: deque[int] = field(factory=lambda: deque(maxlen=_GAPS))
     tools: tuple[str, ...] = ()  #: those whose results it waits for
-    since_s: float = 0.0  #: the end of its newest turn
+    since_s: float = field(kw_only=True)  #: the end of its newest turn that has ended, or the start of the first
 
 
 class Foresight:
@@ -64,12 +65,12 @@ class Foresight:
     - A turn is an agent's, and another agent's than the one before: handovers are learned, not repetitions.
     - ``wait_s``: from the plan; else, while an agent waits for tools, from the pauses of these tools; else from who
       follows whom (``Followers``) and from the turns between its own turns; else it is the time since its last use.
-    - While some agent waits for tools, one that waits for nothing rests once more as long as agents do, beside the time
-      since its last use: of these the order stays as it is.
+    - While some agent waits for tools, the wait of one that waits for none is the time since its last use plus the
+      usual rest: among themselves these stay in the order of last use.
     - The last two are followed only while they would have restored fewer bytes than the order of last use
       (``Rehearsal``): where turns come in no order, nothing changes. A handover whose chance is ``_SURE`` counts by
       itself, while such handovers come true.
-    - A plan ends with its last turn, or when as many turns and four of other agents came meanwhile.
+    - A plan ends with its last turn, or when turns of other agents outnumber those that it has left by more than four.
     - Bounded: ``MOST_AGENTS``, ``MOST_TOOLS`` and what ``Followers`` says; the longest unused is dropped. Nothing is
       stored: it is learned anew within a few turns, and holds names alone.
     """
@@ -168,7 +169,7 @@ class Foresight:
         self._turn, self._began_s, self._current = self._turn + 1, now, owner
         agent = self._agents.get(owner)
         if agent is None:
-            agent = self._agents[owner] = _Agent(self._turn, agent_id)
+            agent = self._agents[owner] = _Agent(self._turn, agent_id, since_s=now)
         else:
             agent.gaps.append(self._turn - agent.turn)
             agent.turn, agent.agent_id = self._turn, agent_id
@@ -223,7 +224,7 @@ class Foresight:
         """Return the agents whose KV should be in hot soon, the nearest first."""
         if not self.is_on:
             return []
-        near = self._near(_LIKELY if self._share_useful >= _LIKELY else _SURE)
+        near = self._near(_LIKELY if self._share_useful >= _USEFUL else _SURE)
         soon_s = _SOON * self.turn_s / _NEARER
         paused = {name for name in self._paused if (self._known_s(name) or 0.0) <= soon_s}
         found = {name: self._known_s(name) for name in {*self.plan, *paused, *near}}
@@ -266,9 +267,9 @@ class Foresight:
         return self._learned_turns(owner) * self.turn_s if is_counted else None
 
     def _paused_s(self, agent: _Agent) -> float | None:
-        """Return the mean of what is left of the measured pauses that were longer than this one is.
+        """Return the mean of what is left of the measured pauses that were longer than this one is, over ``_NEARER``.
 
-        Longer than all of them: as much again as it has lasted. None while no pause was measured.
+        Longer than all of them: what it has lasted, over ``_NEARER``. None while no pause was measured.
         """
         so_far = self._clock() - agent.since_s
         measured = self._pauses.get(agent.tools) or self._pauses.get(_ANY) or ()
@@ -306,7 +307,8 @@ class Foresight:
             f"{len(self._agents)} agents are known": len(self._agents) > MOST_AGENTS,
             f"{len(self._pauses)} sets of tools are known": len(self._pauses) > MOST_TOOLS,
             "numbers of agents that are not known": not set(self._ids.values()) <= self._agents.keys(),
-            "an unknown agent waits for tools": not self._paused <= self._agents.keys(),
+            "other agents wait for tools than called them": self._paused
+            != {name for name, agent in self._agents.items() if agent.tools},
             "a plan that is too long": len(self.plan) > _MOST_PLANNED,
         }
         return [*(text for text, is_wrong in found.items() if is_wrong), *self._followers.check()]

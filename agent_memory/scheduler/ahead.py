@@ -16,7 +16,7 @@ from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.waiting import Waiting
-from agent_memory.tiers.hot import HotTier
+from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
 from agent_memory.types import ToolCall
@@ -83,6 +83,11 @@ class Ahead:
         """Note that a row has ended, with KV of ``n_bytes``. ``calls``: those of its reply."""
         self._foresight.ended(owner, [call.name for call in calls], n_bytes)
         self._note_due()
+
+    def replaced(self, lineage: Lineage) -> None:
+        """Note that a newer lineage has replaced one: if that was restored ahead and no turn used it, in vain."""
+        if lineage.is_ahead:
+            self._foresight.restored(is_useful=False)
 
     def expect(self, planned: list[Absent]) -> None:
         """Replace the plan: agents in the order of their turns, each with the ids that its KV is found by."""

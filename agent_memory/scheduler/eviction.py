@@ -58,8 +58,8 @@ class Evictor:
     ) -> None:
         self._hot, self._tiers, self._store, self._warm = hot, tiers, tiers.store, tiers.warm
         self._foresight = tiers.foresight
-        self._waiting, self._filling = waiting or Waiting(), filling or Filling(tiers)
-        self._absentees = absentees or Absentees()
+        self._waiting = Waiting() if waiting is None else waiting  # one without requests is false
+        self._filling, self._absentees = filling or Filling(tiers), absentees or Absentees()
         self._saver, self._admission, self._running, self._ttl_s = saver, admission, running, ttl_s
         self._unkept = unkept if unkept is not None else Unkept()
         self._observer = observer or Observer()

@@ -104,5 +104,6 @@ class Leaving:
             return
         for replaced in self._hot.put(lineage):
             self._saver.settle(replaced)
+            self._ahead.replaced(replaced)
         if self._is_storable and not lineage.is_temporary:
             self._saver.begin(lineage)

@@ -294,7 +294,5 @@ class Loop:
 def _admission(runner: ModelRunner, tiers: Tiers, hot_bytes: int) -> Admission:
     layout = runner.layout
     row_bytes = layout.fixed_bytes(runner.context_tokens or _LONG_TOKENS, tiers.store.chunk_tokens)
-    admission = Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes)
-    if tiers.exchange is not None:
-        admission.fetched_bytes = tiers.exchange.held_bytes
-    return admission
+    fetched_bytes = (lambda: 0) if tiers.exchange is None else tiers.exchange.held_bytes
+    return Admission(hot_bytes, layout.token_bytes, runner.weights_bytes, row_bytes, fetched_bytes)

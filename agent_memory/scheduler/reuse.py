@@ -11,6 +11,7 @@ from attrs import define, frozen
 
 from agent_memory.exchange.chunks import Fetched
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.losses import Loss, Losses, Other, is_lost
@@ -247,15 +248,9 @@ class Reuse:
 
     def _from_bucket(self, batch: Batch, match: Match, fetched: Fetched) -> Base | None:
         """Restore fetched KV, verified already, behind the store's own; None if the store's own is damaged."""
-        source = self._tiers.fetched_source(fetched, match)
-        try:
-            kv = batch.restore(source)
-            if not source.check():
-                return None
-        finally:
-            self._tiers.count(source.n_read, is_ahead=False)
-            source.close()
-        self._tiers.touch(match)
+        kv = self._restored(batch, match, self._tiers.fetched_source(fetched, match))
+        if kv is None:
+            return None
         if self._tiers.exchange is not None:
             self._tiers.exchange.took(fetched.stop - fetched.start)
         own, n_warm = fetched.start, min(match.n_warm, fetched.start)
@@ -271,15 +266,9 @@ class Reuse:
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
         """Restore a match; None if a checksum is wrong: then nothing was computed on it."""
-        source = self._tiers.source(match, match.n_tokens)
-        try:
-            kv = batch.restore(source)
-            if not source.check():
-                return None
-        finally:
-            self._tiers.count(source.n_read, is_ahead=False)
-            source.close()
-        self._tiers.touch(match)
+        kv = self._restored(batch, match, self._tiers.source(match, match.n_tokens))
+        if kv is None:
+            return None
         return Base(
             kv=kv,
             n_tokens=match.n_tokens,
@@ -288,3 +277,15 @@ class Reuse:
             tier_tokens=match.tier_tokens,
             exactness=match.exactness,
         )
+
+    def _restored(self, batch: Batch, match: Match, source: MeteredSource) -> KV | None:
+        """Restore KV from ``source``, which is closed after it; None if a checksum is wrong."""
+        try:
+            kv = batch.restore(source)
+            if not source.check():
+                return None
+        finally:
+            self._tiers.count(source.n_read, is_ahead=False)
+            source.close()
+        self._tiers.touch(match)
+        return kv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class WarmSource:
     def __init__(self, warm: Warm, match: Match, n_tokens: int, rest: MeteredSource | None) -> None:
         assert warm.layout is not None
         self._layout, self._codings, self._n_tokens, self._rest = warm.layout, warm.codings, n_tokens, rest
-        self._n_read = 0
+        self._n_read, self._lock = 0, threading.Lock()
         self._pieces: list[tuple[WarmPiece, int]] = []
         at = 0
         for held, whole in match.warm:
@@ -66,7 +67,7 @@ class WarmSource:
             into = np.frombuffer(out, np.uint8).reshape(spec.heads, capacity, spec.row_bytes)
             for start, rows in self._runs(tensor):
                 into[:, start : start + rows.shape[1]] = rows
-                self._n_read += rows.nbytes
+                self._count(rows.nbytes)
 
     def encoded(self, tensor: int) -> Sequence[Encoded]:
         """Return the encoded rows of one tensor: warm's in one span, then those of ``rest``."""
@@ -75,8 +76,12 @@ class WarmSource:
         if form is None or not runs:
             return later
         rows = np.concatenate([rows for _, rows in runs], axis=1)
-        self._n_read += rows.nbytes
+        self._count(rows.nbytes)
         return [Encoded(runs[0][0], runs[0][0] + rows.shape[1], form, rows), *later]
+
+    def _count(self, n_bytes: int) -> None:
+        with self._lock:  # two threads may read
+            self._n_read += n_bytes
 
     def _runs(self, tensor: int) -> Iterator[tuple[int, Bytes]]:
         """The rows of one tensor, piece after piece, each with its position in the KV."""
@@ -92,7 +97,11 @@ class WarmSource:
 
     def read_state(self) -> np.ndarray[Any, Any] | None:
         """Return the state at the end."""
-        return self._pieces[-1][0].state if self._rest is None else self._rest.read_state()
+        if self._rest is not None:
+            return self._rest.read_state()
+        state = self._pieces[-1][0].state
+        self._count(0 if state is None else state.nbytes)
+        return state
 
     def check(self) -> bool:
         """True if everything read from disk is what was written."""

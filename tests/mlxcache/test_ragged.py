@@ -130,6 +130,17 @@ def test_spare_bytes_are_told_and_freed_and_never_more_than_half() -> None:
     assert batch.remove([45])[0].n_tokens == 45 + len(out[45])
 
 
+@pytest.mark.parametrize("n", range(125, 131))
+def test_tidied_buffers_have_no_spare_bytes_however_long_the_rows_are(n: int) -> None:
+    batch = _batch()
+    for row in (300, n, 20):
+        _begin(batch, row, _ids(row))
+    _stepped(batch, 1, {})
+    batch.remove([300])
+    batch.tidy()
+    assert batch.spare_nbytes == 0
+
+
 @pytest.mark.parametrize("broken", [20, 30])
 def test_what_a_broken_row_leaves_behind_harms_no_other(broken: int) -> None:
     import mlx.core as mx

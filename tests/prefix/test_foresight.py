@@ -139,6 +139,15 @@ def test_agents_that_rest_keep_their_order_while_another_waits_for_a_tool() -> N
     assert played.foresight.wait_s("ann", 0.0) < min(waits)
 
 
+def test_a_turn_that_failed_says_nothing_of_how_long_agents_rest() -> None:
+    played = Played()
+    played.now_s = 1e6
+    played.foresight.began("ann", 1, played.room)  # and fails: it never ends
+    played.turn("bob")
+    played.turn("ann", "grep")
+    assert played.foresight.wait_s("bob", 1.0) < 10.0
+
+
 def test_a_tool_that_was_not_measured_is_taken_for_the_others() -> None:
     played = paused("grep", [2.0, 2.0])
     played.turn("bob", "build")
@@ -168,12 +177,20 @@ def test_a_forgotten_agent_is_in_nothing_that_was_learned() -> None:
 
 
 def test_restores_that_were_of_no_use_ask_for_surer_ones() -> None:
-    played = Played().turns((["a", "b", "c"] * 2 + ["a", "c", "b"]) * 12)
-    before = {one.owner for one in played.foresight.likely()}
+    order = ["a", "b", "c", "d", "e"]
+    played = Played().turns((order * 2 + ["a", "c", "e", "b", "d"]) * 12 + order)
+
+    def likely() -> set[str]:
+        return {one.owner for one in played.foresight.likely()}
+
+    assert likely() == {"a", "b", "c"}  # a follows e, and either of the others follows a
     for _ in range(20):
         played.foresight.restored(is_useful=False)
-    assert {one.owner for one in played.foresight.likely()} <= before
+    assert likely() == {"a"}
     assert (played.foresight.n_useful, played.foresight.n_wasted) == (0, 20)
+    for _ in range(20):
+        played.foresight.restored(is_useful=True)
+    assert likely() == {"a", "b", "c"}
 
 
 def test_the_rehearsal_wants_more_than_chance() -> None:

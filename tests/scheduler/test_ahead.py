@@ -96,6 +96,16 @@ def test_a_wrong_plan_costs_no_reply_and_is_counted(tmp_path: Path) -> None:
         assert stats.hot_bytes <= int(total * 0.6)
 
 
+def test_kv_that_its_own_turn_could_not_use_was_restored_in_vain(tmp_path: Path) -> None:
+    total = stored(tmp_path)
+    with opened(tmp_path, total) as memory:
+        memory.expect([NAMES[1]])
+        wait_for(lambda: is_hot(memory, NAMES[1]))
+        reply = memory.agent(NAMES[1]).say("go on", exact=True)  # starts from no KV that was stored
+        assert reply.usage.cached_tokens == 0
+        assert memory.stats().ahead == {"useful": 0, "wasted": 1}
+
+
 def test_kv_of_an_agent_that_waits_for_a_tool_stays_by_the_pauses_of_that_tool(tmp_path: Path) -> None:
     with Memory(EchoRunner("well"), tmp_path) as memory:
         for name in ("ann", *NAMES):
@@ -156,7 +166,7 @@ class Watched(EchoBatch):
 
 
 class Failing(EchoBatch):
-    """Restores at once, and not in steps."""
+    """Restores at once, and fails to in steps."""
 
     def restoring(self, source: object) -> Iterator[None]:
         yield None
@@ -194,6 +204,7 @@ def test_a_restore_ahead_that_fails_is_a_turn_without_it(tmp_path: Path, monkeyp
     monkeypatch.setattr(EchoRunner, "open_batch", lambda self, chunk_tokens=256: Failing(self, self._seed))
     with opened(tmp_path, total) as memory:
         memory.expect(NAMES[:1])
+        wait_for(lambda: memory.stats().ahead["wasted"] == 1)
         assert memory.agent(NAMES[1]).say("go on").text == "well"
         reply = memory.agent(NAMES[0]).say("go on")
         assert (reply.text, reply.usage.tier) == ("well", "cold")
@@ -208,9 +219,9 @@ def test_damage_found_ahead_of_need_is_a_miss_and_no_other_answer(tmp_path: Path
         path.write_bytes(raw)
     with opened(tmp_path, total) as memory:
         memory.expect(NAMES[:2])
+        wait_for(lambda: memory.stats().damage > 0)
         replies = [memory.agent(name).say("go on") for name in NAMES]
         assert {reply.text for reply in replies} == {"well"}
-        assert memory.stats().damage > 0
 
 
 def test_a_deleted_agent_is_expected_no_more(tmp_path: Path) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from agent_memory.generation import Feed
 from agent_memory.prefix.chunks import identity_of
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.eviction import Evictor
+from agent_memory.scheduler.request import Request
 from agent_memory.scheduler.reuse import Plan
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
+from agent_memory.scheduler.waiting import Waiting
 from agent_memory.store.store import Store
 from agent_memory.tiers.hot import HotTier, Lineage
 from agent_memory.tiers.lookup import Match
@@ -41,7 +44,10 @@ class Scene:
         self.saver = Saver(self.tiers, self.layout, Counters())
         self.admission = Admission(hot_tokens * self.layout.token_bytes, self.layout.token_bytes, 1 << 30)
         self.running = Running(lambda: self.runner.open_batch(CHUNK), self.admission, Counters())
-        self.evictor = Evictor(self.hot, self.tiers, self.saver, self.admission, self.running, ttl_s=ttl_s)
+        self.waiting = Waiting()
+        self.evictor = Evictor(
+            self.hot, self.tiers, self.saver, self.admission, self.running, ttl_s=ttl_s, waiting=self.waiting
+        )
         self.batch = self.runner.open_batch(CHUNK)
 
     def idle(self, number: int, n_tokens: int = 200) -> Lineage:
@@ -85,6 +91,17 @@ def test_what_is_pinned_leaves_last() -> None:
     assert scene.owners == [0, 1]
     scene.room(1000)
     assert scene.owners == [], "a pin says what goes last, and reserves nothing"
+
+
+def test_kv_that_a_waiting_request_will_use_leaves_after_the_others() -> None:
+    scene = Scene(hot_tokens=1024)
+    idle = [scene.idle(n) for n in range(4)]
+    scene.waiting.add(Request(feed=Feed(), asker=None, owner=idle[0].owner))  # type: ignore[arg-type]
+    scene.room(400)
+    assert scene.owners == [0, 3]
+    scene.waiting.clear()
+    scene.room(600)
+    assert scene.owners == [3]
 
 
 def test_while_others_decode_nobody_leaves_before_warm_has_it() -> None:

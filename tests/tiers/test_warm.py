@@ -96,6 +96,23 @@ def keep(tiers: Tiers, ids: np.ndarray, layout: Layout, agent_id: int | None = N
 
 
 @pytest.mark.parametrize("kind", ["full", *KINDS])
+def test_rows_and_states_that_are_read_from_warm_are_counted(kind: str) -> None:
+    layout, ids = ({"full": SMALL} | KINDS)[kind], draw(np.random.default_rng(0), 64)
+    with tiered(None, ROOM, layout=layout) as tiers:
+        keep(tiers, ids, layout)
+        source = tiers.source(tiers.match(ids), len(ids))
+        n_bytes = 0
+        for number, spec in enumerate((*layout.tensors, *layout.windows)):
+            n_rows = len(ids) - (0 if number < len(layout.tensors) else source.held_from)
+            source.read_into(number, memoryview(bytearray(n_rows * spec.token_bytes)), n_rows)
+            n_bytes += n_rows * spec.token_bytes
+            assert source.n_read == n_bytes
+        state = source.read_state()
+        assert source.n_read == n_bytes + (0 if state is None else state.nbytes)
+        assert (state is not None) == bool(layout.snapshots)
+
+
+@pytest.mark.parametrize("kind", ["full", *KINDS])
 def test_a_lineage_that_grows_is_found_whole_at_every_length(kind: str) -> None:
     layout, ids = ({"full": SMALL} | KINDS)[kind], draw(np.random.default_rng(0), 340)
     with tiered(None, ROOM, layout=layout) as tiers:
