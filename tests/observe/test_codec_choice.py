@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent_memory import Config, ConfigError, EchoRunner, Memory, ReadOnlyError, UnsupportedParameterError
+from agent_memory.kvcache.coding import coding
 from tests.laws.test_laws_kinds import CHUNK, text
 from tests.parts.logits import answer
 from tests.parts.tinyrunner import endless
@@ -36,6 +37,17 @@ def test_a_choice_keeps_its_budget_and_is_smaller_than_the_fixed_codec_that_cost
     assert len(set(choice.bits.values())) > 1
     assert repr(choice).startswith(f"CodecChoice({choice.setting}: ")
     assert "bits of keys" in choice._repr_html_()
+
+
+@pytest.mark.mlx
+def test_the_bits_of_a_choice_are_those_that_its_codec_gives_where_tensors_share_a_digit() -> None:
+    with opened("deepseek_v32", ":memory:", "exact") as memory:  # two caches a layer
+        choice = memory.choose_codec(0.002, TEXTS)
+        specs = memory._runner.layout.tensors
+    assert len(specs) == len(choice.bits) > len(choice.codec.removeprefix("mix."))
+    for spec in specs:
+        made = coding(spec, choice.codec)
+        assert choice.bits[spec.name] == (0 if made is None else made.bits)
 
 
 @pytest.mark.mlx
