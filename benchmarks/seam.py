@@ -87,12 +87,12 @@ def host_model(name: str | None) -> tuple[Any, Any]:
 
 
 def outside_share(spans: Sequence[Span]) -> float:
-    """Share of decode wall time outside ``step`` and ``prefill``, while the same rows decode.
+    """Share of decode wall time outside ``step``, ``verify`` and ``prefill``, while the same rows decode.
 
     From the first step after the last row joined to the last one before the first row left.
     """
     joined = max(i for i, span in enumerate(spans) if span.call == "insert")
     left = next(i for i, span in enumerate(spans) if span.call == "remove" and i > joined)
-    steps = [span for span in spans[joined:left] if span.call in ("step", "prefill")]
+    steps = [span for span in spans[joined:left] if span.call in ("step", "verify", "prefill")]
     wall = steps[-1].stop - steps[0].start
     return 1.0 - sum(span.seconds for span in steps) / wall
