@@ -6,6 +6,7 @@ that it opens is wrapped.
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,6 +84,8 @@ def host_model(name: str | None) -> tuple[Any, Any]:
         model = dequantize_model(model)
         model.set_dtype(getattr(mx, about.weights_dtype))
     tokenizer.eos_token_ids = ()
+    # What mlx-lm computes on this thread beside the engine's leaves streams, with which the process crashes at its end.
+    atexit.register(mx.clear_streams)
     return model, tokenizer
 
 
