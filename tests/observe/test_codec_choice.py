@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent_memory import Config, ConfigError, EchoRunner, Memory, ReadOnlyError, UnsupportedParameterError
 from agent_memory.kvcache.coding import coding
+from agent_memory.observe.own_texts import own_ids
 from tests.laws.test_laws_kinds import CHUNK, text
 from tests.parts.logits import answer
 from tests.parts.tinyrunner import endless
@@ -109,6 +112,18 @@ def test_the_texts_of_the_store_s_own_agents_are_the_default() -> None:
         choice = memory.choose_codec(0.002)
         assert memory.stats() == before
         assert 0 < choice.kl <= 0.002
+
+
+def test_long_agents_of_another_model_do_not_hide_the_others() -> None:
+    sizes = {f"other {n}": 100 + n for n in range(20)} | {f"own {n}": n for n in range(1, 12)}
+
+    def load_agent(_: str, name: str) -> Any:
+        turn = SimpleNamespace(tokenizer=name.partition(" ")[0])
+        return SimpleNamespace(turns=[turn], ids=np.arange(sizes[name]))
+
+    infos = [SimpleNamespace(name=name, n_tokens=n) for name, n in sizes.items()]
+    store: Any = SimpleNamespace(list_agents=lambda _: infos, load_agent=load_agent)
+    assert [len(ids) for ids in own_ids(store, "", "own")] == [11, 10, 9, 8, 7, 6, 5, 4]
 
 
 @pytest.mark.mlx
