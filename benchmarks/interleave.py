@@ -105,7 +105,8 @@ def joined(memory: Memory, runner: WatchedRunner, texts: list[str], prompt: str)
 def measure(args: Any) -> dict[int, list[dict[str, Any]]]:
     """By number of decoding agents: what each repetition gave, the prompt alone beside it."""
     runner = WatchedRunner(*host_model(args.model))
-    with Memory(runner, ":memory:", config=Config(max_batch=max(8, *args.decoding), hot_bytes=8 << 30)) as memory:
+    config = Config(max_batch=max(8, *args.decoding), hot_bytes=8 << 30, lookup="off")  # the bar is of single steps
+    with Memory(runner, ":memory:", config=config) as memory:
         texts = [text_of(runner.tokenizer, args.context, seed=number) for number in range(max(args.decoding))]
         prompt = text_of(runner.tokenizer, args.prompt, seed=99)
         memory.generate("Warm up the weights.", max_tokens=4)

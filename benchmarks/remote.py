@@ -46,6 +46,8 @@ def moto() -> Iterator[str]:
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            raise SystemExit("moto's server does not answer")
         yield f"s3://team/kv?endpoint=http://127.0.0.1:{port}&region=us-east-1"
     finally:
         server.kill()

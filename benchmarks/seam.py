@@ -6,6 +6,7 @@ that it opens is wrapped.
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,16 +84,18 @@ def host_model(name: str | None) -> tuple[Any, Any]:
         model = dequantize_model(model)
         model.set_dtype(getattr(mx, about.weights_dtype))
     tokenizer.eos_token_ids = ()
+    # What mlx-lm computes on this thread beside the engine's leaves streams, with which the process crashes at its end.
+    atexit.register(mx.clear_streams)
     return model, tokenizer
 
 
 def outside_share(spans: Sequence[Span]) -> float:
-    """Share of decode wall time outside ``step`` and ``prefill``, while the same rows decode.
+    """Share of decode wall time outside ``step``, ``verify`` and ``prefill``, while the same rows decode.
 
     From the first step after the last row joined to the last one before the first row left.
     """
     joined = max(i for i, span in enumerate(spans) if span.call == "insert")
     left = next(i for i, span in enumerate(spans) if span.call == "remove" and i > joined)
-    steps = [span for span in spans[joined:left] if span.call in ("step", "prefill")]
+    steps = [span for span in spans[joined:left] if span.call in ("step", "verify", "prefill")]
     wall = steps[-1].stop - steps[0].start
     return 1.0 - sum(span.seconds for span in steps) / wall

@@ -9,9 +9,9 @@ but the last token is reused, from memory or from disk. A rate is all tokens ove
 last reply. Against: the same agents one after another, and ``mlx_lm.batch_generate`` on the same fresh prompts. The
 ways take turns within each repetition; ratios are medians of the repetitions' ratios.
 
-Three figures more: the engine's share of decode time outside ``Batch.step`` and ``Batch.prefill``, the time to the
-first tokens of two agents that are restored at once, against one alone, and that of eight hot ones that are asked by
-``stream`` in a loop, against ``batch``. ``--first`` measures the last two alone.
+Three figures more: the engine's share of decode time outside ``Batch.step``, ``Batch.verify`` and
+``Batch.prefill``, the time to the first tokens of two agents that are restored at once, against one alone, and that of
+eight hot ones that are asked by ``stream`` in a loop, against ``batch``. ``--first`` measures the last two alone.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def report(rows: list[dict[str, Any]], shares: dict[int, float]) -> None:
             print(f"8 hot agents / 1                 {row['hot / one agent']:.2f}   bar >= 3.5")
             print(f"8 fresh / batch_generate         {row['fresh / batch_generate']:.3f}   bar >= 0.95")
     for n, share in shares.items():
-        print(f"engine outside step and prefill, {n:>2} rows: {share:.2%} of decode time   bar <= 3 % at 1 and 8")
+        print(f"engine outside the model, {n:>2} rows: {share:.2%} of decode time   bar <= 3 % at 1 and 8")
 
 
 def report_first(restored: dict[str, float], turns: dict[str, float]) -> None:

@@ -110,11 +110,15 @@ def _bits(name: str, codec: Codec) -> int:
 
 
 def mixed(bits: Mapping[str, int]) -> Codec:
-    """Return the mixed codec of tensors by name ("012.k"), each with a key of ``PLANES``, or 0 to stay exact."""
-    digits = ["0"] * (2 * (1 + max(int(name.partition(".")[0]) for name in bits)))
+    """Return the mixed codec of tensors by name ("012.k"), each with a key of ``PLANES``, or 0 to stay exact.
+
+    Tensors of one layer that share a digit, as "012.0.k" and "012.1.k" do, get the finest bits among them.
+    """
+    by_place: dict[int, list[int]] = {}
     for name, n in bits.items():
-        digits[2 * int(name.partition(".")[0]) + name.endswith(".v")] = _DIGITS[n]
-    return _MIX + "".join(digits)
+        by_place.setdefault(2 * int(name.partition(".")[0]) + name.endswith(".v"), []).append(n)
+    finest = {place: 0 if 0 in found else max(found) for place, found in by_place.items()}
+    return _MIX + "".join(_DIGITS[finest.get(place, 0)] for place in range(2 * (1 + max(finest) // 2)))
 
 
 def fitted(layout: Layout, codec: Codec) -> Codec:
@@ -132,9 +136,10 @@ def fitted(layout: Layout, codec: Codec) -> Codec:
 
 def is_for(layout: Layout, codec: Codec) -> bool:
     """True if a codec has as many layers as a layout; a fixed one always."""
-    names = [spec.name for spec in (*layout.tensors, *layout.windows)]
-    layers = max((int(name.partition(".")[0]) for name in names), default=-1) + 1
-    return not codec.startswith(_MIX) or len(codec) == len(_MIX) + 2 * layers
+    if not codec.startswith(_MIX):
+        return True
+    layers = [int(spec.name.partition(".")[0]) for spec in (*layout.tensors, *layout.windows)]
+    return len(codec) == len(_MIX) + 2 * (1 + max(layers, default=-1))
 
 
 def _group(dim: int) -> int:

@@ -10,7 +10,7 @@ from attrs import frozen
 from agent_memory.config import Codec, auto_codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.kvcache.choosing import PROBE_BITS, Sensitivity, allot, codable, merged
-from agent_memory.kvcache.coding import fallbacks, mixed
+from agent_memory.kvcache.coding import coding, fallbacks, mixed
 from agent_memory.kvcache.layout import Layout
 from agent_memory.observe.codec_quality import CONTEXT_SHARE, LEAST_TOKENS, CodecReport, report
 from agent_memory.progress import Progress, silent
@@ -88,8 +88,7 @@ def choose(
 
     try:
         found = merged(*[_sensitivities(layout, measure, tuned, number, progress) for number in range(len(tuned))])
-        bits, reached = _within(budget, found, lambda codec: _mean([measure(ids, codec) for ids in tuned]))
-        codec = mixed(bits)
+        codec, reached = _within(budget, found, lambda codec: _mean([measure(ids, codec) for ids in tuned]))
         told = report(codec, [measure(ids, codec) for ids in checked], fallbacks(layout, codec))
     finally:
         engine.call(batch.close)
@@ -99,7 +98,7 @@ def choose(
         budget=budget,
         kl=reached,
         checked=told,
-        bits=bits,
+        bits=_bits_of(found, codec),
         sensitivity={one.spec.name: one.kl for one in found},
     )
 
@@ -148,29 +147,33 @@ def _sensitivities(
     return found
 
 
-def _within(
-    budget: float, found: Sequence[Sensitivity], measure: Callable[[Codec], float]
-) -> tuple[Mapping[str, int], float]:
-    """Return the coarsest bits found whose measured cost is within the budget, and that cost.
+def _within(budget: float, found: Sequence[Sensitivity], measure: Callable[[Codec], float]) -> tuple[Codec, float]:
+    """Return the mixed codec of fewest bytes found whose measured cost is within the budget, and that cost.
 
     Costs of tensors do not quite add up: the allotment for a budget is measured, and the budget given to the next one
     is corrected by what came out.
     """
-    best: tuple[int, Mapping[str, int], float] | None = None
+    best: tuple[int, Codec, float] | None = None
     aim = budget
     for _ in range(_TRIES):
-        bits = allot(found, aim)
-        kl = measure(mixed(bits))
+        codec = mixed(allot(found, aim))
+        kl, bits = measure(codec), _bits_of(found, codec)
         size = sum(one.bytes_at(bits[one.spec.name]) for one in found)
         if kl <= budget and (best is None or size < best[0]):
-            best = (size, bits, kl)
+            best = (size, codec, kl)
         if _CLOSE_ENOUGH * budget <= kl <= budget:
             break
         aim *= min(max(0.97 * budget / kl, 0.1), 10.0) if kl > 0 else 10.0
     if best is None:
-        bits = {one.spec.name: 0 for one in found}
-        return bits, measure(mixed(bits))
+        codec = mixed({one.spec.name: 0 for one in found})
+        return codec, measure(codec)
     return best[1], best[2]
+
+
+def _bits_of(found: Sequence[Sensitivity], codec: Codec) -> dict[str, int]:
+    """Return the bits that a codec gives each tensor; 0: exact."""
+    made = {one.spec.name: coding(one.spec, codec) for one in found}
+    return {name: 0 if form is None else form.bits for name, form in made.items()}
 
 
 def _mean(found: Sequence[Divergence]) -> float:

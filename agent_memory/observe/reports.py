@@ -304,9 +304,9 @@ class Reporting(Shown):
     def tune(self, *, n_tokens: int = 1024) -> Tuning:
         """Measure prefill steps, batch widths and codecs on this machine; return a ``Config`` with the best settings.
 
-        ``n_tokens``: the prompt that prefill steps are timed on. Changes nothing: open the next Memory with
-        ``tuning.config``. Takes a dozen such prefills; requests go on meanwhile, and disturb what is measured.
-        Raises UnsupportedParameterError or ClosedError.
+        ``n_tokens``: the prompt that prefill steps are timed on, and so the longest step that is tried; 2048 tries all.
+        Changes nothing: open the next Memory with ``tuning.config``. Takes a dozen such prefills; requests go on
+        meanwhile, and disturb what is measured. Raises UnsupportedParameterError or ClosedError.
         """
         self._reports.ensure_open()
         return self._reports.tune(n_tokens)

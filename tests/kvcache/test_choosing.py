@@ -89,6 +89,16 @@ def test_tensors_of_nested_caches_and_odd_names() -> None:
     assert [form and form.bits for form in forms] == [8, 4, None, None]
 
 
+def test_tensors_that_share_a_digit_get_the_finest_bits_among_them() -> None:
+    assert mixed({"000.0.k": 8, "000.1.k": 4, "000.0.v": 2}) == "mix.82"
+    assert mixed({"000.0.k": 0, "000.1.k": 4, "001.1.v": 3}) == "mix.0003"
+
+
+def test_a_fixed_codec_is_for_every_layout_whatever_its_tensors_are_called() -> None:
+    layout = Layout((TensorSpec("first.k", 1, 64, "F32"),))
+    assert [is_for(layout, codec) for codec in ("exact", "q8", "q5", "q4")] == [True] * 4
+
+
 def test_what_no_codec_encodes_is_not_chosen_for() -> None:
     odd, fine, window = (TensorSpec(n, 2, dim, "F32") for n, dim in (("000.k", 12), ("000.v", 16), ("001.k", 64)))
     assert codable(Layout((odd, fine), ("full", "window"), windows=(window,), window=8)) == (fine, window)

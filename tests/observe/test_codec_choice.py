@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent_memory import Config, ConfigError, EchoRunner, Memory, ReadOnlyError, UnsupportedParameterError
+from agent_memory.kvcache.coding import coding
+from agent_memory.observe.own_texts import own_ids
 from tests.laws.test_laws_kinds import CHUNK, text
 from tests.parts.logits import answer
 from tests.parts.tinyrunner import endless
@@ -36,6 +40,17 @@ def test_a_choice_keeps_its_budget_and_is_smaller_than_the_fixed_codec_that_cost
     assert len(set(choice.bits.values())) > 1
     assert repr(choice).startswith(f"CodecChoice({choice.setting}: ")
     assert "bits of keys" in choice._repr_html_()
+
+
+@pytest.mark.mlx
+def test_the_bits_of_a_choice_are_those_that_its_codec_gives_where_tensors_share_a_digit() -> None:
+    with opened("deepseek_v32", ":memory:", "exact") as memory:  # two caches a layer
+        choice = memory.choose_codec(0.002, TEXTS)
+        specs = memory._runner.layout.tensors
+    assert len(specs) == len(choice.bits) > len(choice.codec.removeprefix("mix."))
+    for spec in specs:
+        made = coding(spec, choice.codec)
+        assert choice.bits[spec.name] == (0 if made is None else made.bits)
 
 
 @pytest.mark.mlx
@@ -97,6 +112,18 @@ def test_the_texts_of_the_store_s_own_agents_are_the_default() -> None:
         choice = memory.choose_codec(0.002)
         assert memory.stats() == before
         assert 0 < choice.kl <= 0.002
+
+
+def test_long_agents_of_another_model_do_not_hide_the_others() -> None:
+    sizes = {f"other {n}": 100 + n for n in range(20)} | {f"own {n}": n for n in range(1, 12)}
+
+    def load_agent(_: str, name: str) -> Any:
+        turn = SimpleNamespace(tokenizer=name.partition(" ")[0])
+        return SimpleNamespace(turns=[turn], ids=np.arange(sizes[name]))
+
+    infos = [SimpleNamespace(name=name, n_tokens=n) for name, n in sizes.items()]
+    store: Any = SimpleNamespace(list_agents=lambda _: infos, load_agent=load_agent)
+    assert [len(ids) for ids in own_ids(store, "", "own")] == [11, 10, 9, 8, 7, 6, 5, 4]
 
 
 @pytest.mark.mlx
