@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import attrs
 
 from agent_memory.config import Config, auto_budget, memory_budgets
-from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.errors import RequestError, UnsupportedParameterError, repr_of
 from agent_memory.figures import Doctor, Health, Stats
 from agent_memory.observe import doctor as checkup
 from agent_memory.observe.choices import Circumstances
@@ -167,7 +167,13 @@ class Reports:
             ids = [tokenizer.encode(text, bos=True) for text in checked_texts(texts)]
         with bar(self.config.progress, "choose", "tensors") as report:
             found = choose(self.engine, self.runner, self.config.chunk_tokens, kl, ids, report)
-        self.engine.call(lambda: self._store.choose_codec(identity, found.setting, found.codec))
+
+        def record() -> None:
+            if self._asking.identity != identity:
+                raise RequestError("the model was swapped while its KV was measured: nothing was recorded; call again")
+            self._store.choose_codec(identity, found.setting, found.codec)
+
+        self.engine.call(record)
         return found
 
     def tune(self, n_tokens: object) -> Tuning:

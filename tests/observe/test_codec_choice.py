@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent_memory import Config, ConfigError, EchoRunner, Memory, ReadOnlyError, UnsupportedParameterError
+from agent_memory import Config, ConfigError, EchoRunner, Memory, ReadOnlyError, RequestError, UnsupportedParameterError
 from agent_memory.kvcache.coding import coding
+from agent_memory.observe import reports
+from agent_memory.observe.codec_choice import choose
 from agent_memory.observe.own_texts import own_ids
 from tests.laws.test_laws_kinds import CHUNK, text
 from tests.parts.logits import answer
@@ -79,6 +81,22 @@ def test_new_kv_follows_the_choice_at_once_and_in_later_processes(tmp_path: Path
     assert stored == {"exact", choice.codec}
     with opened("llama", tmp_path, "exact") as memory:  # the name in each file says how it is read
         assert memory.agent("ann").say("more", max_tokens=2).usage.exactness == "quantized"
+
+
+@pytest.mark.mlx
+def test_a_model_that_was_swapped_meanwhile_gets_no_choice_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened("llama", ":memory:", "auto:0.002") as memory:
+
+        def slow(*arguments: Any) -> Any:
+            found = choose(*arguments)
+            memory.swap_model(endless("qwen3"))
+            return found
+
+        monkeypatch.setattr(reports, "choose", slow)
+        with pytest.raises(RequestError, match="swapped"):
+            memory.choose_codec(0.002, TEXTS)
+        assert memory.doctor().facts["cold_codec"] == "auto:0.002"
+        assert any("choose_codec(0.002)" in line for line in memory.doctor().advice)
 
 
 @pytest.mark.mlx
