@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
@@ -23,6 +24,7 @@ from agent_memory import (
     EchoRunner,
     IncompatibleStoreError,
     Memory,
+    OutOfSpaceError,
     StoreError,
     WrongKeyError,
     open_store,
@@ -36,7 +38,7 @@ from agent_memory.recall.schema import STEPS
 from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
 from agent_memory.store.collecting import collect
-from tests.parts.breaking import Dying, Killed
+from tests.parts.breaking import Counted, Dying, Killed, Refusing
 
 KEY, OTHER = b"0123456789abcdef", b"another key of the host's"
 WORDS = ("Zanzibar", "quagmire", "persimmon", "alice-the-agent", "workshop-space", "obsidian-label", "kumquat")
@@ -427,6 +429,36 @@ def test_rekey_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="move it out"):
         rekey(tmp_path, None, KEY)
     assert _opens(tmp_path, None)
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES[1:], ids=["none to key", "key to none"])
+@pytest.mark.parametrize("call", ["create", "write", "rename"])
+def test_a_full_disk_ends_a_rekey_and_costs_no_kv(
+    tmp_path: Path, old: bytes | None, new: bytes | None, call: str
+) -> None:
+    with opened(tmp_path / "store", old) as memory:
+        memory.agent("a").say("hello there " * 10)
+    shutil.copytree(tmp_path / "store", tmp_path / "whole")
+    files = Counted()
+    change_key(tmp_path / "whole", _keys(old), _keys(new), files)
+    first_of_kv = files.calls.index("create")
+    at = files.calls.index(call, first_of_kv)
+    with pytest.raises(OutOfSpaceError):
+        change_key(tmp_path / "store", _keys(old), _keys(new), Refusing(errno.ENOSPC, at, at + 1))
+    with opened(tmp_path / "store", old) as memory:
+        assert memory.agent("a").say("more").usage.tier == "cold"
+        assert memory.verify().ok
+
+
+def test_a_rekey_does_not_hide_damage_of_the_manifest(pristine: Path, tmp_path: Path) -> None:
+    store = _copied(pristine, tmp_path)
+    raw = bytearray((store / SEALED_MANIFEST).read_bytes())
+    raw[-1000] ^= 1
+    (store / SEALED_MANIFEST).write_bytes(raw)
+    rekey(store, KEY, OTHER)
+    with opened(store, OTHER) as memory:
+        assert memory.stats().damage
+    assert (store / f"{MANIFEST}.damaged-1").exists()
 
 
 def test_a_release_that_knows_no_key_refuses_an_encrypted_store(pristine: Path, tmp_path: Path) -> None:
