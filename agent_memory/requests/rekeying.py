@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from os import PathLike
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _ensure_no_copies(path: Path) -> None:
 
 
 def _reopened(path: Path, key: Keys | None, files: Files) -> None:
-    Store(path, disk_bytes=None, chunk_tokens=Config().chunk_tokens, files=files, key=key).close()
+    Store(path, disk_bytes=sys.maxsize, chunk_tokens=Config().chunk_tokens, files=files, key=key).close()  # evicts none
 
 
 def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, report: Progress) -> None:

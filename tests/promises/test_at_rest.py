@@ -37,6 +37,7 @@ from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS
 from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
+from agent_memory.store import folder as store_folder
 from agent_memory.store.collecting import collect
 from tests.parts.breaking import Counted, Dying, Killed, Refusing
 
@@ -448,6 +449,19 @@ def test_a_full_disk_ends_a_rekey_and_costs_no_kv(
     with opened(tmp_path / "store", old) as memory:
         assert memory.agent("a").say("more").usage.tier == "cold"
         assert memory.verify().ok
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+def test_a_rekey_evicts_nothing_however_much_is_stored(
+    tmp_path: Path, old: bytes | None, new: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, old) as memory:
+        memory.agent("a").say("hello there " * 10)
+    monkeypatch.setattr(store_folder, "_MAX_DEFAULT_BYTES", 1)  # in place of 32 GiB
+    rekey(tmp_path, old, new)
+    monkeypatch.undo()
+    with opened(tmp_path, new) as memory:
+        assert memory.agent("a").say("more").usage.tier == "cold"
 
 
 def test_a_rekey_does_not_hide_damage_of_the_manifest(pristine: Path, tmp_path: Path) -> None:
