@@ -99,13 +99,15 @@ def _readable_file(path: Path, keys: Keys | None) -> Iterator[sqlite3.Connection
 
 
 def _mend(path: Path, place: Path, keys: Keys) -> None:
-    """Write a copy of an encrypted manifest with the first page of a new one that has no fewer pages."""
+    """Copy an encrypted manifest and its WAL, with the first page of a new one that has no fewer pages."""
     new = place.with_name("new")
     database = open_database(new, keys=keys)
     with database.transaction() as db:
         db.execute("INSERT INTO meta VALUES ('', zeroblob(?))", (path.stat().st_size,))
     database.close()
     shutil.copyfile(path, place)
+    with suppress(FileNotFoundError):  # closed, it has none
+        shutil.copyfile(f"{path}-wal", f"{place}-wal")
     with new.open("rb") as source, place.open("r+b") as target:
         target.write(source.read(sqlite.PAGE_BYTES))
 

@@ -501,6 +501,22 @@ def test_a_plain_manifest_beside_a_key_is_never_overwritten(pristine: Path, tmp_
         assert memory.agent("a").messages[0].content == "hello"
 
 
+def test_a_manifest_without_its_first_page_gives_the_turns_in_its_wal_back(tmp_path: Path) -> None:
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    with opened(store) as memory:
+        memory.agent("ann").say("I am ann")
+    with opened(store) as memory:
+        memory.agent("ann").say("x")
+        memory.flush()
+        shutil.copytree(store, killed)
+    raw = bytearray((killed / SEALED_MANIFEST).read_bytes())
+    raw[1000] ^= 1
+    (killed / SEALED_MANIFEST).write_bytes(raw)
+    with opened(killed) as memory:
+        assert memory.stats().damage
+        assert [info.n_turns for info in memory.agents()] == [2]
+
+
 def test_a_manifest_without_its_first_page_gives_its_logs_back(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         for name in ("ann", "bob"):
