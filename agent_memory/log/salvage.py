@@ -83,7 +83,9 @@ def _readable_file(path: Path, keys: Keys | None) -> Iterator[sqlite3.Connection
     encrypted page is lost with one bit of it.
     """
     with ExitStack() as opened:
-        db = opened.enter_context(closing(sqlite.connect(path, manifest_key(keys))))
+        opened.callback(path.with_name(f"{path.name}-shm").unlink, missing_ok=True)
+        name = f"{path.resolve().as_uri()}?mode=ro"  # one that may write folds the WAL as it closes
+        db = opened.enter_context(closing(sqlite.connect(name, manifest_key(keys), uri=True)))
         guard(db)
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()

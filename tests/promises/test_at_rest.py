@@ -501,6 +501,28 @@ def test_a_plain_manifest_beside_a_key_is_never_overwritten(pristine: Path, tmp_
         assert memory.agent("a").messages[0].content == "hello"
 
 
+@pytest.mark.parametrize("key", [KEY, None], ids=["sealed", "plain"])
+def test_a_damaged_manifest_that_is_set_aside_keeps_its_bytes_and_its_wal(tmp_path: Path, key: bytes | None) -> None:
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    with opened(store, key) as memory:
+        memory.agent("ann").say("I am ann")
+    with opened(store, key) as memory:
+        memory.agent("ann").say("x")
+        memory.flush()
+        shutil.copytree(store, killed)
+    name = MANIFEST if key is None else SEALED_MANIFEST
+    left = bytearray((killed / name).read_bytes())
+    left[: 16 if key is None else 4096] = bytes(16 if key is None else 4096)
+    (killed / name).write_bytes(left)
+    wal = (killed / f"{name}-wal").read_bytes()
+    assert wal
+    with opened(killed, key) as memory:
+        assert memory.stats().damage
+        assert memory.verify().strangers == ()
+    assert (killed / f"{MANIFEST}.damaged-1").read_bytes() == left
+    assert (killed / f"{MANIFEST}.damaged-1-wal").read_bytes() == wal
+
+
 def test_a_manifest_without_its_first_page_gives_the_turns_in_its_wal_back(tmp_path: Path) -> None:
     store, killed = tmp_path / "store", tmp_path / "killed"
     with opened(store) as memory:
