@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -91,7 +91,7 @@ def connect(
     }
     if key is None:
         return sqlite3.connect(name, factory=factory, **options)
-    return _connect(name, key, factory, **options)
+    return _connect(name, key, factory, options)
 
 
 def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | None) -> None:
@@ -100,7 +100,7 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
     Raises sqlite3.Error, OSError, MissingExtraError.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    db = _connect(str(target), target_key, Connection, isolation_level=None)
+    db = _connect(str(target), target_key, Connection, {"isolation_level": None})
     try:
         db.execute(f"ATTACH ? AS source KEY {_NO_KEY if key is None else key.literal}", (str(source),))
         db.execute(f"PRAGMA main.auto_vacuum={_pragma(db, 'auto_vacuum')}")
@@ -112,7 +112,7 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
 
 
 def _connect(
-    name: str | PathLike[str], key: FileKey | None, factory: type[Connection], **options: Any
+    name: str | PathLike[str], key: FileKey | None, factory: type[Connection], options: Mapping[str, Any]
 ) -> sqlite3.Connection:
     """Return a connection of SQLCipher's, whose file is plain without a key."""
     cipher = _sqlcipher()
