@@ -112,13 +112,12 @@ class CheckedReader:
 
 def _read_header(fd: int, n_bytes: int) -> tuple[dict[str, str], dict[str, Any], int]:
     """Return metadata, tensor table and start of the data section. Raises ValueError if file or header is damaged."""
-    first, length = read_start(fd, n_bytes, 0)
-    raw = first[:length] if length <= len(first) else first + os.pread(fd, length - len(first), len(first))
-    return *parse_header(raw), length
+    raw = read_start(fd, n_bytes, 0)
+    return *parse_header(raw), len(raw)
 
 
-def read_start(fd: int, n_bytes: int, at: int) -> tuple[bytes, int]:
-    """Return the first bytes of a file and where its header ends, whose length is a u64 ``at`` so many bytes.
+def read_start(fd: int, n_bytes: int, at: int) -> bytes:
+    """Return a file's bytes up to the end of its header, whose length is the u64 in bytes ``[at, at + 8)``.
 
     Raises ValueError if the file has not ``n_bytes``, or no such header.
     """
@@ -129,7 +128,10 @@ def read_start(fd: int, n_bytes: int, at: int) -> tuple[bytes, int]:
     length = at + 8 + struct.unpack_from("<Q", first, at)[0] if len(first) >= at + 8 else 0
     if not at + 8 < length <= min(size, _MAX_HEADER_BYTES):
         raise ValueError("the header's length is wrong")
-    return first, length
+    raw = first[:length] + os.pread(fd, max(0, length - len(first)), len(first))
+    if len(raw) != length:
+        raise ValueError("the file ends within its header")
+    return raw
 
 
 def preadv(fd: int, runs: Sequence[memoryview], at: int) -> None:

@@ -146,14 +146,13 @@ class SealedReader:
         self._fd = fd
         if os.pread(fd, _SALT_AT, 0) != MAGIC:
             raise ValueError("it is not sealed, and the store is encrypted")
-        first, length = read_start(fd, n_bytes, _LENGTH_AT)
-        raw = first[:length] if length <= len(first) else first + os.pread(fd, length - len(first), len(first))
+        raw = read_start(fd, n_bytes, _LENGTH_AT)
         self._box = _box(keys, name, raw[_SALT_AT:_LENGTH_AT])
         self.table: dict[str, Any] = json.loads(self._box.open(_HEADER, raw[_HEADER_AT:]))
         self.metadata: dict[str, str] = self.table.pop("__metadata__")
         self.header_sum = file_sum(raw)
-        self._cuts = _cuts(self.table, length)
-        if length + sum(cut.sealed_bytes for cut in self._cuts.values()) != n_bytes:
+        self._cuts = _cuts(self.table, len(raw))
+        if len(raw) + sum(cut.sealed_bytes for cut in self._cuts.values()) != n_bytes:
             raise ValueError("its header is of another size")
 
     def tensor(self, name: str) -> memoryview:

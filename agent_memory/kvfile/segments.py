@@ -107,7 +107,7 @@ class OpenSegment:
     """The file of a segment opened for reading, its header checked. ``keys``: of an encrypted store."""
 
     def __init__(self, path: Path, segment: Segment, keys: Keys | None) -> None:
-        self._segment, self._name = segment, path.name
+        self._segment = segment
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
@@ -189,7 +189,7 @@ def rewrite_under(source: OpenSegment, files: Files, path: Path, keys: Keys | No
         finally:
             os.close(fd)
         files.rename(temp, path)
-    except BaseException:  # also Ctrl-C: nobody else removes it
+    except BaseException:  # also Ctrl-C: else it takes space until the store is opened
         files.unlink(temp)
         raise
     return body.n_bytes, header_sum

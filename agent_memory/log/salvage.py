@@ -83,7 +83,9 @@ def _readable_file(path: Path, keys: Keys | None) -> Iterator[sqlite3.Connection
     encrypted page is lost with one bit of it.
     """
     with ExitStack() as opened:
-        db = opened.enter_context(closing(sqlite.connect(path, manifest_key(keys))))
+        opened.callback(path.with_name(f"{path.name}-shm").unlink, missing_ok=True)
+        name = f"{path.resolve().as_uri()}?mode=ro"  # one that may write folds the WAL as it closes
+        db = opened.enter_context(closing(sqlite.connect(name, manifest_key(keys), uri=True)))
         guard(db)
         try:
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -99,13 +101,15 @@ def _readable_file(path: Path, keys: Keys | None) -> Iterator[sqlite3.Connection
 
 
 def _mend(path: Path, place: Path, keys: Keys) -> None:
-    """Write a copy of an encrypted manifest with the first page of a new one that has no fewer pages."""
+    """Copy an encrypted manifest and its WAL, with the first page of a new one that has no fewer pages."""
     new = place.with_name("new")
     database = open_database(new, keys=keys)
     with database.transaction() as db:
         db.execute("INSERT INTO meta VALUES ('', zeroblob(?))", (path.stat().st_size,))
     database.close()
     shutil.copyfile(path, place)
+    with suppress(FileNotFoundError):  # closed, it has none
+        shutil.copyfile(f"{path}-wal", f"{place}-wal")
     with new.open("rb") as source, place.open("r+b") as target:
         target.write(source.read(sqlite.PAGE_BYTES))
 

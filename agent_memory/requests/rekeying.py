@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from os import PathLike
 from pathlib import Path
 
 from agent_memory.config import Config
 from agent_memory.errors import ConfigError, StoreError
 from agent_memory.kvfile.segments import OpenSegment, rewrite_under
-from agent_memory.log.damage import READ_ERRORS
+from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.database import manifest_key, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, SEALED_MANIFEST, Files, entries
+from agent_memory.log.files import KV_FOLDER, MANIFEST, SEALED_MANIFEST, Files, entries, manifest_path
 from agent_memory.log.keyfile import (
     drop_key,
     is_database,
@@ -33,7 +34,7 @@ from agent_memory.log.keyfile import (
     settle,
     write_keys,
 )
-from agent_memory.log.lock import Lock
+from agent_memory.log.lock import Lock, manifest_sum
 from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import Segment
@@ -93,13 +94,23 @@ def change_key(
 
 def _wrap_anew(path: Path, old: Keys, new: Keys, files: Files) -> None:
     lock = Lock(path, files)
-    is_whole = lock.closed is not None and not (path / f"{SEALED_MANIFEST}-wal").exists()
+    is_whole = False
     try:
+        is_whole = _is_as_closed(path, lock)
         keys = open_keys(path, old, files)
         assert keys is not None
         write_keys(path, keys, new, files)
     finally:
         lock.release(is_whole=is_whole)
+
+
+def _is_as_closed(path: Path, lock: Lock) -> bool:
+    """True if the manifest is the one that was closed: else the next open examines it, as it would have before."""
+    if lock.closed is None or (path / f"{SEALED_MANIFEST}-wal").exists():
+        return False
+    with contextlib.suppress(OSError):  # then the next open says why
+        return manifest_sum(manifest_path(path)) == lock.closed
+    return False
 
 
 def _ensure_no_copies(path: Path) -> None:
@@ -111,7 +122,7 @@ def _ensure_no_copies(path: Path) -> None:
 
 
 def _reopened(path: Path, key: Keys | None, files: Files) -> None:
-    Store(path, disk_bytes=None, chunk_tokens=Config().chunk_tokens, files=files, key=key).close()
+    Store(path, disk_bytes=sys.maxsize, chunk_tokens=Config().chunk_tokens, files=files, key=key).close()  # evicts none
 
 
 def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, report: Progress) -> None:
@@ -155,13 +166,13 @@ def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, r
     database = open_database(path / _manifest(target), files, target)
     try:
         segments = Manifest(database).segments()
-        n_lost = 0
         for number, segment in enumerate(segments):
             report(number, len(segments), "")
             try:
                 row = _copied(path / KV_FOLDER, segment, keys, target, files)
             except READ_ERRORS as error:
-                n_lost += 1  # its file goes, and so its row and what depends on it, when the store is opened
+                _ensure_damaged(path / KV_FOLDER / segment.file, error)
+                # its file goes, and so its row and what depends on it, when the store is opened
                 log.warning("store: %s cannot be read and is computed again: %s", segment.file, error)
                 continue
             table = "segments" if segment.kind == "rows" else "sides"
@@ -173,6 +184,18 @@ def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, r
         database.close()
     if not database.is_whole:
         raise StoreError(f"{path}: the new manifest cannot be made whole; nothing was changed")
+
+
+def _ensure_damaged(file: Path, error: BaseException) -> None:
+    """Raise if a file may be read, or its copy be written, later: such KV is not given up."""
+    if reason_of(error) != "unreadable":
+        return
+    if isinstance(error, DamageError):
+        raise StoreError(
+            f"{file} cannot be read now: {error}; nothing was changed. Let it be read, or delete it: its KV is "
+            "computed again then"
+        ) from error
+    raise error
 
 
 def _copied(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -91,18 +91,7 @@ def connect(
     }
     if key is None:
         return sqlite3.connect(name, factory=factory, **options)
-    cipher = _sqlcipher()
-    try:
-        db = cipher.connect(name, factory=_sealed(cast(Hashable, factory)), **options)
-    except cipher.Error as error:
-        raise _as_sqlite(error) from error
-    try:
-        db.execute("PRAGMA cipher_log_level=NONE")  # first: what follows may complain
-        unlock(db, key)
-    except BaseException:  # also Ctrl-C: nobody else closes it
-        db.close()
-        raise
-    return cast(sqlite3.Connection, db)
+    return _connect(name, key, factory, options)
 
 
 def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | None) -> None:
@@ -111,11 +100,8 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
     Raises sqlite3.Error, OSError, MissingExtraError.
     """
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    db = _sqlcipher().connect(str(target), factory=_sealed(cast(Hashable, Connection)), isolation_level=None)
+    db = _connect(str(target), target_key, Connection, {"isolation_level": None})
     try:
-        db.execute("PRAGMA cipher_log_level=NONE")
-        if target_key is not None:
-            unlock(db, target_key)
         db.execute(f"ATTACH ? AS source KEY {_NO_KEY if key is None else key.literal}", (str(source),))
         db.execute(f"PRAGMA main.auto_vacuum={_pragma(db, 'auto_vacuum')}")
         db.execute("SELECT sqlcipher_export('main', 'source')")
@@ -123,6 +109,25 @@ def copy(source: Path, key: FileKey | None, target: Path, target_key: FileKey | 
             db.execute(f"PRAGMA main.{name}={_pragma(db, name)}")
     finally:
         db.close()
+
+
+def _connect(
+    name: str | PathLike[str], key: FileKey | None, factory: type[Connection], options: Mapping[str, Any]
+) -> sqlite3.Connection:
+    """Return a connection of SQLCipher's, whose file is plain without a key."""
+    cipher = _sqlcipher()
+    try:
+        db = cipher.connect(name, factory=_sealed(cast(Hashable, factory)), **options)
+    except cipher.Error as error:
+        raise _as_sqlite(error) from error
+    try:
+        db.execute("PRAGMA cipher_log_level=NONE")  # first: what follows may complain
+        if key is not None:
+            unlock(db, key)
+    except BaseException:  # also Ctrl-C: nobody else closes it
+        db.close()
+        raise
+    return cast(sqlite3.Connection, db)
 
 
 def _garbled(error: UnicodeDecodeError) -> sqlite3.DatabaseError:

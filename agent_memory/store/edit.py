@@ -138,13 +138,14 @@ def _fallen(catalog: Catalog, lost: Sequence[Segment], ended: int | None) -> lis
     before: dict[bytes, bytes] = {}
     for segment, ids in manifest.pieces_of(lost):
         before |= dict(zip(ids, (segment.parent, *ids), strict=False))
-    ends: list[tuple[int, str, bytes]] = []
+    if not before:
+        return []
     if attached is not None and all(segment.identity == attached for segment in lost):
         with catalog.lock:
             noted = [(one, piece) for piece in before for one in catalog.ends.others(piece, ended)]
-        ends += [(one, attached, piece) for one, piece in noted if manifest.has_head([one], attached, piece)]
+        ends = [(one, attached, piece) for one, piece in noted if manifest.has_head([one], attached, piece)]
     else:
-        ends += [end for end in manifest.heads() if end[2] in before and end[0] != ended]
+        ends = [end for end in manifest.heads() if end[2] in before and end[0] != ended]
     found: list[HeadMove] = []
     for holder, identity, head in ends:
         last = head

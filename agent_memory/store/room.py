@@ -114,7 +114,8 @@ def _evict(catalog: Catalog, excess_bytes: int) -> bool:
         rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
         sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
         pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
-        near = {s.number: min(found) for s in rows if (found := [heads[id] for id in s.piece_ids() if id in heads])}
+        ends = [(s.number, [heads[id] for id in s.piece_ids() if id in heads]) for s in rows] if heads else []
+        near = {number: min(found) for number, found in ends if found}
         gone = victims(rows, sizes, pinned, excess_bytes, catalog.disk.clock(), near)
         if gone:
             catalog.hide(gone, "evicted")

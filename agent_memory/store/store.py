@@ -434,22 +434,24 @@ class Store:
                 self._close()
 
     def _close(self) -> None:
-        try:
+        with contextlib.ExitStack() as last:
+            last.callback(self._release)
+            last.callback(self.at_close)
             if (catalog := self._catalog) is not None and (uses := catalog.take_uses()):
                 with contextlib.suppress(AgentMemoryError):
                     self._io.submit(lambda: self._manifest.commit(used=uses))
             if self._io.is_started:
                 self.flush()
-        finally:
-            self.at_close()
-            self._io.close()
-            self._database.close()
-            if self._lock is not None:
-                is_here = self._place is not None and self._place.lost is None
-                self._lock.release(is_whole=is_here and self._database.is_whole)
-            if self._place is not None:
-                self._files.guard = Files.guard  # other processes may change the folder again
         log.info("store closed path=%s", self._path)
+
+    def _release(self) -> None:
+        self._io.close()
+        self._database.close()
+        if self._lock is not None:
+            is_here = self._place is not None and self._place.lost is None
+            self._lock.release(is_whole=is_here and self._database.is_whole)
+        if self._place is not None:
+            self._files.guard = Files.guard  # other processes may change the folder again
 
 
 def _nothing() -> None:

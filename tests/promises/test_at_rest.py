@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
@@ -23,6 +24,7 @@ from agent_memory import (
     EchoRunner,
     IncompatibleStoreError,
     Memory,
+    OutOfSpaceError,
     StoreError,
     WrongKeyError,
     open_store,
@@ -35,8 +37,9 @@ from agent_memory.recall.database import Database
 from agent_memory.recall.schema import STEPS
 from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
+from agent_memory.store import folder as store_folder
 from agent_memory.store.collecting import collect
-from tests.parts.breaking import Dying, Killed
+from tests.parts.breaking import Counted, Dying, Killed, Refusing
 
 KEY, OTHER = b"0123456789abcdef", b"another key of the host's"
 WORDS = ("Zanzibar", "quagmire", "persimmon", "alice-the-agent", "workshop-space", "obsidian-label", "kumquat")
@@ -429,6 +432,49 @@ def test_rekey_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     assert _opens(tmp_path, None)
 
 
+@pytest.mark.parametrize(("old", "new"), CHANGES[1:], ids=["none to key", "key to none"])
+@pytest.mark.parametrize("call", ["create", "write", "rename"])
+def test_a_full_disk_ends_a_rekey_and_costs_no_kv(
+    tmp_path: Path, old: bytes | None, new: bytes | None, call: str
+) -> None:
+    with opened(tmp_path / "store", old) as memory:
+        memory.agent("a").say("hello there " * 10)
+    shutil.copytree(tmp_path / "store", tmp_path / "whole")
+    files = Counted()
+    change_key(tmp_path / "whole", _keys(old), _keys(new), files)
+    first_of_kv = files.calls.index("create")
+    at = files.calls.index(call, first_of_kv)
+    with pytest.raises(OutOfSpaceError):
+        change_key(tmp_path / "store", _keys(old), _keys(new), Refusing(errno.ENOSPC, at, at + 1))
+    with opened(tmp_path / "store", old) as memory:
+        assert memory.agent("a").say("more").usage.tier == "cold"
+        assert memory.verify().ok
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+def test_a_rekey_evicts_nothing_however_much_is_stored(
+    tmp_path: Path, old: bytes | None, new: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, old) as memory:
+        memory.agent("a").say("hello there " * 10)
+    monkeypatch.setattr(store_folder, "_MAX_DEFAULT_BYTES", 1)  # in place of 32 GiB
+    rekey(tmp_path, old, new)
+    monkeypatch.undo()
+    with opened(tmp_path, new) as memory:
+        assert memory.agent("a").say("more").usage.tier == "cold"
+
+
+def test_a_rekey_does_not_hide_damage_of_the_manifest(pristine: Path, tmp_path: Path) -> None:
+    store = _copied(pristine, tmp_path)
+    raw = bytearray((store / SEALED_MANIFEST).read_bytes())
+    raw[-1000] ^= 1
+    (store / SEALED_MANIFEST).write_bytes(raw)
+    rekey(store, KEY, OTHER)
+    with opened(store, OTHER) as memory:
+        assert memory.stats().damage
+    assert (store / f"{MANIFEST}.damaged-1").exists()
+
+
 def test_a_release_that_knows_no_key_refuses_an_encrypted_store(pristine: Path, tmp_path: Path) -> None:
     """What such a release does at opening: it looks at the versions of the manifest, where it knows it to be."""
     store = _copied(pristine, tmp_path)
@@ -453,6 +499,44 @@ def test_a_plain_manifest_beside_a_key_is_never_overwritten(pristine: Path, tmp_
     (tmp_path / "store" / KEY_FILE).unlink()
     with opened(tmp_path / "store", None) as memory:
         assert memory.agent("a").messages[0].content == "hello"
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["sealed", "plain"])
+def test_a_damaged_manifest_that_is_set_aside_keeps_its_bytes_and_its_wal(tmp_path: Path, key: bytes | None) -> None:
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    with opened(store, key) as memory:
+        memory.agent("ann").say("I am ann")
+    with opened(store, key) as memory:
+        memory.agent("ann").say("x")
+        memory.flush()
+        shutil.copytree(store, killed)
+    name = MANIFEST if key is None else SEALED_MANIFEST
+    left = bytearray((killed / name).read_bytes())
+    left[: 16 if key is None else 4096] = bytes(16 if key is None else 4096)
+    (killed / name).write_bytes(left)
+    wal = (killed / f"{name}-wal").read_bytes()
+    assert wal
+    with opened(killed, key) as memory:
+        assert memory.stats().damage
+        assert memory.verify().strangers == ()
+    assert (killed / f"{MANIFEST}.damaged-1").read_bytes() == left
+    assert (killed / f"{MANIFEST}.damaged-1-wal").read_bytes() == wal
+
+
+def test_a_manifest_without_its_first_page_gives_the_turns_in_its_wal_back(tmp_path: Path) -> None:
+    store, killed = tmp_path / "store", tmp_path / "killed"
+    with opened(store) as memory:
+        memory.agent("ann").say("I am ann")
+    with opened(store) as memory:
+        memory.agent("ann").say("x")
+        memory.flush()
+        shutil.copytree(store, killed)
+    raw = bytearray((killed / SEALED_MANIFEST).read_bytes())
+    raw[1000] ^= 1
+    (killed / SEALED_MANIFEST).write_bytes(raw)
+    with opened(killed) as memory:
+        assert memory.stats().damage
+        assert [info.n_turns for info in memory.agents()] == [2]
 
 
 def test_a_manifest_without_its_first_page_gives_its_logs_back(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ def test_nothing_of_the_rows_is_in_the_file_or_its_wal(tmp_path: Path) -> None:
     assert "x'" not in repr(KEY)
 
 
+def test_a_copy_that_sqlite_cannot_open_is_an_error_of_sqlite3(tmp_path: Path) -> None:
+    filled(tmp_path / "db", KEY).close()
+    folder = tmp_path.joinpath(*["deep" * 50] * 3)  # SQLite takes paths of 512 bytes
+    folder.mkdir(parents=True)
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        copy(tmp_path / "db", KEY, folder / "copy", OTHER)
+
+
 @pytest.mark.parametrize("key", [None, OTHER], ids=["no key", "another key"])
 def test_a_wrong_key_is_an_error_and_silent(tmp_path: Path, key: FileKey | None, capfd: pytest.CaptureFixture) -> None:
     filled(tmp_path / "db", KEY).close()

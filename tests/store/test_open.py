@@ -29,6 +29,17 @@ def test_a_second_store_in_one_process_is_refused_with_the_holder_named(tmp_path
     Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
 
 
+def test_a_store_whose_last_call_fails_releases_its_folder(tmp_path):
+    def fail():
+        raise OSError("the network is gone")
+
+    store = Store(tmp_path, disk_bytes=None, chunk_tokens=16)
+    store.at_close = fail
+    with pytest.raises(OSError, match="network"):
+        store.close()
+    Store(tmp_path, disk_bytes=None, chunk_tokens=16).close()
+
+
 def test_another_process_holds_the_store_until_it_ends(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
