@@ -129,19 +129,23 @@ def tiers_for(path: Path | None, config: Config, warm_bytes: int, *, is_read_onl
                 report=report,
                 key=key,
             )
-    exchange = None
-    if remote is not None:
-        from agent_memory.exchange.exchange import Exchange
+    try:
+        exchange = None
+        if remote is not None:
+            from agent_memory.exchange.exchange import Exchange
 
-        exchange = Exchange(remote, store)
-    return Tiers(
-        store,
-        warm_bytes=warm_bytes,
-        warm_codec=config.warm_codec,
-        warm_ttl_s=config.warm_ttl_s,
-        exchange=exchange,
-        foresight=Foresight(is_on=config.foresight == "auto"),
-    )
+            exchange = Exchange(remote, store)
+        return Tiers(
+            store,
+            warm_bytes=warm_bytes,
+            warm_codec=config.warm_codec,
+            warm_ttl_s=config.warm_ttl_s,
+            exchange=exchange,
+            foresight=Foresight(is_on=config.foresight == "auto"),
+        )
+    except BaseException:  # also Ctrl-C: nobody else closes it
+        store.close()
+        raise
 
 
 def store_path(path: str | PathLike[str] | None) -> Path | None:

@@ -74,7 +74,8 @@ def change_key(
     """Put a store that nobody has open under another host's key; None: it is not encrypted.
 
     From key to key at once; else reads and writes all of it, and needs its size again on the disk. Raises
-    WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before.
+    WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before, or ``new`` where the
+    disk refused after the commit.
     """
     files = files or Files()
     if not (path / MANIFEST).is_file():
