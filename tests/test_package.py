@@ -25,7 +25,6 @@ LONG_FILES = {
     "__init__.py": 500,
     "memory.py": 650,
     "store/store.py": 480,
-    "scheduler/engine.py": 430,
     "runner/batch.py": 430,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

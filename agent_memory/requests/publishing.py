@@ -208,8 +208,10 @@ class Publishing:
                     raise _damaged(name, number, error) from error
 
     def _read(self, name: str, number: int) -> Stored:
-        remote = self._remote
-        body = remote.bucket.get(remote.names.log(name, number))
+        remote, object_name = self._remote, self._remote.names.log(name, number)
+        [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
+        # by its size, so that a folder that hangs holds nobody longer than such a part may take
+        body = None if size is None else remote.bucket.get(object_name, max_bytes=size)
         if body is None:
             raise RemoteError(f"part {number} of the published log of agent {repr_of(name)} is gone")
         try:
