@@ -104,13 +104,14 @@ class Exchange:
         n_gained = stop * size - n_have
         if n_gained < size or stop <= start:
             return None
-        first = _chunk_id(terms, ids, start)
+        chain = chunk_chain(root_id(terms.identity), ids[: stop * size], size)
+        first, last = chain[start], chain[-1]
         with self._lock:
             same = self._asked.get(first)
             if same is not None and same.is_coming:
                 return same
-            until = self._missing.get(first)
-            if until is not None and self._clock() < until:
+            until = max(self._missing.get(chunk, 0.0) for chunk in (first, last))
+            if self._clock() < until:
                 return None
         expected_s = self.remote.rates.fetch_s((stop - start) * per_chunk)
         if token_s and expected_s is not None and expected_s > n_gained * token_s:
@@ -121,7 +122,7 @@ class Exchange:
             return None
         patience_s = 0.0 if is_open else PATIENCE_S  # no request waits to find out whether a dead remote is back
         fetch = Fetch(ids[: stop * size].copy(), start, n_have, token_s, self._clock, patience_s=patience_s)
-        self._start(fetch, terms, first)
+        self._start(fetch, terms, first, last)
         return fetch
 
     def _may_try(self) -> bool:
@@ -132,7 +133,7 @@ class Exchange:
         breaker.abandoned()
         return True
 
-    def _start(self, fetch: Fetch, terms: Terms, first: bytes) -> None:
+    def _start(self, fetch: Fetch, terms: Terms, first: bytes, last: bytes) -> None:
         with self._lock:
             self._asked[first] = fetch
         if self._fetcher is None:
@@ -140,7 +141,7 @@ class Exchange:
         catalog, n_forgotten = self._catalog(), self._n_forgotten
 
         def ended(found: Fetched | None) -> None:
-            self._ended(fetch, first, found)
+            self._ended(fetch, first, last, found)
             if found is None:
                 return
             try:
@@ -154,12 +155,12 @@ class Exchange:
 
     # a fetch's thread
 
-    def _ended(self, fetch: Fetch, first: bytes, found: Fetched | None) -> None:
+    def _ended(self, fetch: Fetch, first: bytes, last: bytes, found: Fetched | None) -> None:
         with self._lock:
             if self._asked.get(first) is fetch:
                 del self._asked[first]
             if fetch.is_missing:
-                self._missing[first] = self._clock() + NOT_THERE_S
+                self._missing[first if fetch.lacks_first else last] = self._clock() + NOT_THERE_S
                 while len(self._missing) > _MOST_MISSING:
                     del self._missing[next(iter(self._missing))]
             if found is not None:
@@ -239,12 +240,6 @@ class Exchange:
         self._publisher.join(10.0)
         if self._fetcher is not None:
             self._fetcher.join()
-
-
-def _chunk_id(terms: Terms, ids: Ids, number: int) -> bytes:
-    """Return the id of a lineage's chunk ``number``. O(its position) hashing."""
-    size = terms.chunk_tokens
-    return chunk_chain(root_id(terms.identity), ids[: (number + 1) * size], size)[-1]
 
 
 def _nothing() -> None:

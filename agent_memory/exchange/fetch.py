@@ -52,6 +52,7 @@ class Fetch:
         self.ids, self.start, self.n_have, self.token_s = ids, start, n_have, token_s
         self.began = time.perf_counter()
         self.is_missing = False  #: True if the bucket has nothing of use
+        self.lacks_first = False  #: True if not even the first chunk is there: then no text that begins so has any
         self._clock, self._lock = clock, threading.Lock()
         self._limit = clock() + patience_s
         self._found: Fetched | None = None

@@ -128,7 +128,7 @@ class Fetcher:
         n_gained = (fetch.start + len(there)) * size - fetch.n_have
         if n_gained <= 0:
             self._figures.count("not_there")
-            fetch.is_missing = True
+            fetch.is_missing, fetch.lacks_first = True, sizes[0] is None
             return None
         rate = None if not fetch.token_s else 1 / fetch.token_s
         if not self._remote.rates.is_worth(plan.n_bytes, n_gained, rate):

@@ -105,6 +105,20 @@ def _goes_on(name: str, tmp_path: Path, codec: str) -> None:
         assert again.cached_tokens >= usage.prompt_tokens
 
 
+@pytest.mark.mlx
+def test_a_text_that_finds_nothing_does_not_keep_one_that_begins_like_it_from_asking(tmp_path: Path) -> None:
+    brief = "You are a tutor who answers with what was asked, at length. " * 2
+    settings = config(tmp_path / "bucket", chunk_tokens=16, prefill_tokens=16)
+    with Memory(endless("gemma3_text"), tmp_path / "a", config=settings) as a:
+        a.generate(brief, raw=True, max_tokens=1)
+        published(a)
+    with Memory(endless("gemma3_text"), ":memory:", config=settings) as b:
+        # its first chunk is there, and the windows that a restore needs lie at the brief's end alone
+        assert b.generate(brief[:40] + "Another end. " * 6, raw=True, max_tokens=1).usage.tier == "none"
+        assert b.stats().remote["not_there"] == 1
+        assert b.generate(brief, raw=True, max_tokens=1).usage.tier == "remote"
+
+
 def test_what_is_there_is_not_sent_and_tails_are_not_published(tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     with Memory(EchoRunner(), tmp_path / "a", config=config(bucket)) as a:
