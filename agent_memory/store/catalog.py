@@ -307,6 +307,15 @@ class Catalog:
         others = self._dependents.get(segment.number, {}).values()
         return [one for one in others if one.source_number == segment.number]
 
+    def dependents(self, number: int) -> list[int]:
+        """Return the numbers of the rows that depend on a segment, entered and hidden ones too. Under the lock."""
+        return [one.number for one in self._dependents.get(number, {}).values() if one.kind == "rows"]
+
+    def is_end(self, piece: bytes, holder: int | None) -> bool:
+        """True if the lineage of another holder of the attached model ends in a piece: stored, not only noted."""
+        others = self.ends.others(piece, holder)
+        return self.model is not None and self.disk.manifest.has_head(others, self.model.identity, piece)
+
     # the set itself: ``enter`` is called by saves too, the others by ``edit.apply`` alone; under the lock
 
     def enter(self, segment: Segment) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import field, frozen
 
@@ -78,14 +78,16 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
             return False
         removed, used = _removed(catalog, edit), catalog.take_uses()
         lost = _lost(catalog, edit, removed)
-    fallen = _fallen(catalog, lost, edit.ended_agent)
+        dependents = {number: catalog.dependents(number) for number in edit.rehang}
+    moved, fallen = _moved(catalog, edit), _fallen(catalog, lost, edit.ended_agent)
     kept = {segment.number for segment in edit.add}
     disk.manifest.commit(
         add=edit.add,
         remove=[s for s in removed if s.number not in kept],
         rehang=edit.rehang,
+        dependents=dependents,
+        heads=moved,
         lineage=edit.lineage,
-        heads=edit.heads,
         ended_agent=edit.ended_agent,
         arrival=edit.arrival,
         moves=[*edit.arrived, *fallen],
@@ -134,25 +136,39 @@ def _fallen(catalog: Catalog, lost: Sequence[Segment], ended: int | None) -> lis
     A lineage whose end was evicted or damaged so still leads to the rest of its KV: else nobody would delete that.
     I/O thread; reads all lineages if segments of a model that is not attached are removed.
     """
-    manifest, attached = catalog.disk.manifest, catalog.model.identity if catalog.model is not None else None
     before: dict[bytes, bytes] = {}
-    for segment, ids in manifest.pieces_of(lost):
+    for segment, ids in catalog.disk.manifest.pieces_of(lost):
         before |= dict(zip(ids, (segment.parent, *ids), strict=False))
-    if not before:
-        return []
-    if attached is not None and all(segment.identity == attached for segment in lost):
-        with catalog.lock:
-            noted = [(one, piece) for piece in before for one in catalog.ends.others(piece, ended)]
-        ends = [(one, attached, piece) for one, piece in noted if manifest.has_head([one], attached, piece)]
-    else:
-        ends = [end for end in manifest.heads() if end[2] in before and end[0] != ended]
     found: list[HeadMove] = []
-    for holder, identity, head in ends:
+    for holder, identity, head in _ends(catalog, before, lost):
+        if holder == ended:
+            continue
         last = head
         while last in before:
             last = before[last]
         found.append(HeadMove(holder, identity, None if last == root_id(identity) else last, [head]))
     return found
+
+
+def _moved(catalog: Catalog, edit: Edit) -> list[HeadMove]:
+    """Return the moves of lineages that end in pieces which an Edit replaces. I/O thread."""
+    ends = _ends(catalog, edit.heads, edit.add)
+    return [HeadMove(holder, identity, edit.heads[head], [head]) for holder, identity, head in ends]
+
+
+def _ends(catalog: Catalog, pieces: Collection[bytes], segments: Sequence[Segment]) -> list[tuple[int, str, bytes]]:
+    """Return (holder, identity, piece) of the lineages that end in some pieces of ``segments``.
+
+    Of the attached model nothing is read but one row each; else all lineages are.
+    """
+    if not pieces:
+        return []
+    manifest, attached = catalog.disk.manifest, catalog.model.identity if catalog.model is not None else None
+    if attached is None or any(segment.identity != attached for segment in segments):
+        return [end for end in manifest.heads() if end[2] in pieces]
+    with catalog.lock:
+        noted = [(one, piece) for piece in pieces for one in catalog.ends.others(piece, None)]
+    return [(one, attached, piece) for one, piece in noted if manifest.has_head([one], attached, piece)]
 
 
 def _follow(catalog: Catalog, edit: Edit, removed: Sequence[Segment]) -> list[Segment]:

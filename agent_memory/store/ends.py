@@ -61,6 +61,10 @@ class Ends:
         _take(self._holders, head, holder)
         _take(self._heads, holder, head)
 
+    def of(self, holder: int) -> tuple[bytes, ...]:
+        """Return the pieces in which a holder's lineages end."""
+        return self._heads.get(holder, ())
+
     def others(self, piece: bytes, holder: int | None) -> tuple[int, ...]:
         """Return the other holders whose lineages end in a piece."""
         return tuple(one for one in self._holders.get(piece, ()) if one != holder)

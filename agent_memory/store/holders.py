@@ -198,13 +198,10 @@ def _stored(catalog: Catalog, identity: str, agent_id: int) -> list[_Stored]:
     manifest = catalog.disk.manifest
     if catalog.model is not None and identity == catalog.model.identity:
 
-        def is_end(piece: bytes) -> bool:
-            return manifest.has_head(catalog.ends.others(piece, agent_id), identity, piece)
-
         def borrowers(segment: Segment) -> list[Segment]:
             return [one for one in catalog.borrowers(segment) if not one.is_hidden]
 
-        return [_Stored(catalog.model.index, is_end, borrowers)]
+        return [_Stored(catalog.model.index, lambda piece: catalog.is_end(piece, agent_id), borrowers)]
     rows = [s for s in manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
     ends = {head for agent, of, head in manifest.heads() if agent != agent_id and of == identity}
     sharing: dict[int, list[Segment]] = {}

@@ -178,8 +178,9 @@ class Manifest:
         add: Iterable[Segment] = (),
         remove: Iterable[Segment] = (),
         rehang: Mapping[int, int] | None = None,
+        dependents: Mapping[int, Iterable[int]] | None = None,
+        heads: Sequence[HeadMove] = (),
         lineage: HeadMove | None = None,
-        heads: Mapping[bytes, bytes] | None = None,
         ended_agent: int | None = None,
         arrival: Arrival | None = None,
         moves: Sequence[HeadMove] = (),
@@ -188,18 +189,19 @@ class Manifest:
     ) -> None:
         """Commit the change of an Edit, times of use and the bytes of the day, in one transaction.
 
-        ``moves``: of lineages beside the one of a save: they are made last.
+        ``heads``, ``moves``: of lineages beside the one of a save, made before it and last. ``dependents``: numbers of
+        the segments that depend on each one in ``rehang``.
         """
         with self.database.transaction() as db:
             if written is not None:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('written', ?)", (written,))
             if used:
                 db.executemany("UPDATE segments SET used_s = ? WHERE segment = ?", [(s, n) for n, s in used.items()])
-            _rehang(db, rehang or {})
+            _rehang(db, rehang or {}, dependents or {})
             _drop(db, [*remove])
             _put(db, [*add])
-            for old, new in (heads or {}).items():
-                db.execute("UPDATE OR REPLACE lineages SET head = ? WHERE head = ?", (new, old))
+            for move in heads:
+                _move(db, move)
             if lineage is not None:
                 _move(db, lineage)
             if ended_agent is not None:
@@ -236,15 +238,6 @@ class Manifest:
                 db.execute("UPDATE OR REPLACE lineages SET agent = ? WHERE agent = ?", (NOBODY, agent_id))
             ends = [(NOBODY, s.identity, s.piece_ids()[-1]) for s in _read_rows(db, None) if is_sound(s)]
             db.executemany("INSERT OR IGNORE INTO lineages VALUES (?, ?, ?)", ends)
-
-    def held_by_others(self, pieces: Iterable[bytes], agent_id: int | None) -> set[bytes]:
-        """Return the pieces among ``pieces`` that are heads of another agent's or a version's lineage."""
-        wanted = set(pieces)
-        if not wanted:
-            return wanted
-        with self.database.reading() as db:
-            rows = db.execute("SELECT head FROM lineages WHERE agent IS NOT ?", (agent_id,))
-            return {head for (head,) in rows if head in wanted}
 
     def has_head(self, holders: Iterable[int], identity: str, head: bytes) -> bool:
         """True if the lineage of one of some holders ends in a piece; one look-up each."""
@@ -313,12 +306,12 @@ def _completed(resume: Segment, holder: Segment | None) -> Segment:
     )
 
 
-def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int]) -> None:
+def _rehang(db: sqlite3.Connection, rehang: Mapping[int, int], dependents: Mapping[int, Iterable[int]]) -> None:
     """Let segments that depended on replaced ones depend on the replacements."""
-    rows = [(new, old) for old, new in rehang.items()]
-    db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", rows)
-    db.executemany("UPDATE segments SET parent_segment = ? WHERE parent_segment = ?", rows)
-    db.executemany("UPDATE segments SET source_segment = ? WHERE source_segment = ?", rows)
+    db.executemany("UPDATE sides SET segment = ? WHERE segment = ?", [(new, old) for old, new in rehang.items()])
+    rows = [(new, one, old) for old, new in rehang.items() for one in dependents.get(old, ())]
+    for column in ("parent_segment", "source_segment"):
+        db.executemany(f"UPDATE segments SET {column} = ? WHERE segment = ? AND {column} = ?", rows)
 
 
 def _drop(db: sqlite3.Connection, segments: Sequence[Segment]) -> None:

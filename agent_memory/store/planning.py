@@ -253,11 +253,10 @@ def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
     for piece in (piece for segment in plan.fresh for piece in segment.pieces):
         chains = model.index.deltas(piece.parent, model.index.ids(piece), ready=True)
         covered = {p for chain in chains for p in chain} - {piece}
-        held = catalog.disk.manifest.held_by_others((p.id for p in covered), plan.agent_id)
         for delta in sorted(covered, key=lambda p: -p.start):
             is_free = all(child in found for child in model.index.children(delta.id))
             is_alone = len(delta.segment.pieces) == 1 and not catalog.borrowers(delta.segment)
-            if delta.id not in held and is_free and is_alone:
+            if is_free and is_alone and not catalog.is_end(delta.id, plan.agent_id):
                 found[delta] = piece.id
     return found
 
@@ -274,8 +273,7 @@ def stale_resume(catalog: Catalog, plan: Plan) -> list[Segment]:
     index, agent_id = model.index, plan.agent_id if plan.is_turn else None
     lineage = list(index.ancestors(index.pieces[head]))
     alive = {p.id for p in lineage}
-    heads = [(agent, h) for agent, identity, h in catalog.disk.manifest.heads() if identity == model.identity]
-    others = {h for agent, h in heads if agent != agent_id}
+    own = catalog.disk.manifest.heads_of(agent_id, model.identity) if agent_id is not None else []
     abandoned = model.abandoned
     abandoned -= alive
 
@@ -283,12 +281,12 @@ def stale_resume(catalog: Catalog, plan: Plan) -> list[Segment]:
         return [child for child in index.children(piece.id) if child.id not in abandoned]
 
     left: list[Piece] = []
-    for mine in [h for agent, h in heads if agent == agent_id and h in index.pieces]:
+    for mine in [one for one in own if one in index.pieces]:
         for piece in index.ancestors(index.pieces[mine]):
-            if piece.id in alive or piece.id in others or follows(piece):
+            if piece.id in alive or follows(piece) or catalog.is_end(piece.id, agent_id):
                 break
             abandoned.add(piece.id)
             left.append(piece)
     gone = [found for p in left if (found := catalog.resume.get(p.id)) is not None and found.is_ready]
-    is_point = {p.id for p in lineage if p.id in others or len(follows(p)) != 1}
+    is_point = {p.id for p in lineage if len(follows(p)) != 1 or catalog.is_end(p.id, agent_id)}
     return gone + stale(lineage, catalog.resume, model.needs, plan.former, lambda p: p.id in is_point)

@@ -109,8 +109,8 @@ def _excess(catalog: Catalog) -> int:
 
 def _evict(catalog: Catalog, excess_bytes: int) -> bool:
     waits = catalog.waits()
-    heads = {head: waits[agent] for agent, _, head in catalog.disk.manifest.heads() if agent in waits} if waits else {}
     with catalog.lock:
+        heads = {head: wait for agent, wait in waits.items() for head in catalog.ends.of(agent)}
         rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
         sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
         pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
