@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
+from types import MappingProxyType
 
 from attrs import define, field, frozen
 
@@ -88,6 +89,7 @@ class Foresight:
         self._turn, self._began_s = 0, 0.0
         self._current: str | None = None
         self.plan: tuple[str, ...] = ()
+        self._planned: dict[int, str] = {}  # agent_id -> name, of the plan: some had no turn yet
         self._n_astray = 0  # turns of agents that are not in the plan
         self._share_useful, self._share_sure = 0.5, 0.0
         self.n_useful = self.n_wasted = 0
@@ -123,9 +125,10 @@ class Foresight:
         self._rehearsal.resize(owner, n_bytes)
         self._publish()
 
-    def expect(self, owners: Sequence[str]) -> None:
-        """Replace the plan: the turns that come next, in order."""
+    def expect(self, owners: Sequence[str], numbers: Mapping[str, int | None] = MappingProxyType({})) -> None:
+        """Replace the plan: the turns that come next, in order. ``numbers``: of the agents, by name."""
         self.plan, self._n_astray = tuple(owners[:_MOST_PLANNED]) if self.is_on else (), 0
+        self._planned = {number: name for name, number in numbers.items() if number is not None}
         self._publish()
 
     def restored(self, *, is_useful: bool) -> None:
@@ -189,12 +192,10 @@ class Foresight:
                 self.plan = ()
 
     def _publish(self) -> None:
+        self._planned = {number: name for number, name in self._planned.items() if name in self.plan}
         found = {name: self._known_s(name) for name in {*self.plan, *self._paused, *self._near(0.0)}}
-        self.waits = {
-            agent.agent_id: wait
-            for name, wait in found.items()
-            if wait is not None and (agent := self._agents.get(name)) is not None and agent.agent_id is not None
-        }
+        known = {number: name for number, name in self._ids.items() if name in found} | self._planned
+        self.waits = {number: wait for number, name in known.items() if (wait := found[name]) is not None}
 
     # expecting turns
 
@@ -218,7 +219,9 @@ class Foresight:
 
     def wait_of(self, agent_id: int | None, idle_s: float) -> float:
         """Return the same by an agent's number."""
-        return idle_s if agent_id is None else self.wait_s(self._ids.get(agent_id), idle_s)
+        return (
+            idle_s if agent_id is None else self.wait_s(self._ids.get(agent_id) or self._planned.get(agent_id), idle_s)
+        )
 
     def likely(self) -> list[Likely]:
         """Return the agents whose KV should be in hot soon, the nearest first."""
@@ -310,5 +313,6 @@ class Foresight:
             "other agents wait for tools than called them": self._paused
             != {name for name, agent in self._agents.items() if agent.tools},
             "a plan that is too long": len(self.plan) > _MOST_PLANNED,
+            "numbers of agents that are not planned": not set(self._planned.values()) <= {*self.plan},
         }
         return [*(text for text, is_wrong in found.items() if is_wrong), *self._followers.check()]

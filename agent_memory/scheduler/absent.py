@@ -27,16 +27,20 @@ class Absent:
 
 
 class Absentees:
-    """Absent agents by name, at most ``_MOST_IDS`` ids of them, the oldest dropped first. Engine thread only."""
+    """Absent agents by name, at most ``_MOST_IDS`` ids of them, the oldest dropped first. Engine thread only.
 
-    def __init__(self) -> None:
+    ``is_on`` False: nothing is restored ahead of need, and nobody is recorded.
+    """
+
+    def __init__(self, *, is_on: bool = True) -> None:
+        self._is_on = is_on
         self._absent: OrderedDict[str, Absent] = OrderedDict()
         self._n_ids = 0
 
     def note(self, one: Absent) -> None:
         """Record an agent, as the newest."""
         self.forget(one.owner)
-        if 0 < len(one.ids) <= _MOST_IDS:
+        if self._is_on and 0 < len(one.ids) <= _MOST_IDS:
             self._absent[one.owner] = one
             self._n_ids += len(one.ids)
         while self._n_ids > _MOST_IDS:
@@ -47,6 +51,11 @@ class Absentees:
         if lineage.owner is not None:
             temporary = lineage.is_temporary
             self.note(Absent(lineage.owner, lineage.agent_id, lineage.ids, lineage.used_s, temporary))
+
+    @property
+    def n_ids(self) -> int:
+        """How many ids are recorded."""
+        return self._n_ids
 
     def get(self, owner: str) -> Absent | None:
         """Return an agent by name."""

@@ -94,7 +94,7 @@ class Ahead:
         for one in planned:
             if self._hot.of(one.owner) is None:
                 self._absentees.note(one)
-        self._foresight.expect([one.owner for one in planned])
+        self._foresight.expect([one.owner for one in planned], {one.owner: one.agent_id for one in planned})
         self._note_due()
 
     def forget(self, owner: str | None) -> None:

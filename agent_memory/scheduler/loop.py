@@ -79,7 +79,7 @@ class Loop:
         self.hot, self.waiting, self.replies = HotTier(), Waiting(places), Replies(counters)
         self.running = Running(lambda: runner.open_batch(chunk_tokens), admission, counters)
         self.saver, self.unkept = Saver(tiers, layout, counters, observer), Unkept()
-        self._filling, absentees = Filling(tiers), Absentees()
+        self._filling, absentees = Filling(tiers), Absentees(is_on=tiers.foresight.is_on)
         self.evictor = Evictor(
             self.hot, tiers, self.saver, admission, self.running, ttl_s=hot_ttl_s, unkept=self.unkept,
             observer=observer, waiting=self.waiting, filling=self._filling, absentees=absentees,

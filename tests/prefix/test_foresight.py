@@ -107,6 +107,20 @@ def test_a_plan_that_others_overtake_is_dropped() -> None:
     assert played.foresight.plan == ()
 
 
+def test_an_agent_of_the_plan_that_had_no_turn_yet_is_waited_for_by_its_number() -> None:
+    played = Played()
+    played.foresight.expect(["planner", "coder"], {"planner": 7, "coder": 8, "nobody": None})
+    assert played.foresight.waits == {7: 0.0, 8: 1.0}
+    assert [played.foresight.wait_of(number, 50.0) for number in (7, 8, 9)] == [0.0, 1.0, 50.0]
+    played.foresight.began("coder", 8, 2)
+    assert 7 not in played.foresight.waits, "its turn was passed over"
+    assert played.foresight.wait_of(7, 50.0) == 50.0
+    played.foresight.expect(["planner"], {"planner": 7})
+    played.foresight.forget("planner")
+    assert played.foresight.waits == {}
+    assert played.foresight.check() == []
+
+
 def paused(tool: str, seconds: list[float]) -> Played:
     played = Played()
     for pause in seconds:
@@ -220,7 +234,7 @@ def test_its_memory_is_bounded_whatever_happens(found: list[tuple[str, object, l
             played.turn(str(what), *tools)
         elif kind == "expect":
             assert isinstance(what, list)
-            played.foresight.expect(what)
+            played.foresight.expect(what, {name: hash(name) % 9973 for name in what})
         else:
             played.foresight.forget(str(what))
         assert played.foresight.check() == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, ToolResult, UnknownAgentError, UnsupportedParameterError
 from agent_memory.echo.batch import EchoBatch
+from agent_memory.scheduler.ahead import Ahead
 from tests.parts.waiting import wait_for
 
 NAMES = [f"agent {i}" for i in range(4)]
@@ -64,6 +65,36 @@ def test_nothing_is_restored_where_foresight_is_off(tmp_path: Path) -> None:
         assert memory.agent(NAMES[0]).say("go on").usage.tier == "cold"
         assert memory.agent(NAMES[1]).say("go on").usage.tier == "cold"
         assert memory.stats().ahead_bytes == 0
+
+
+def test_no_ids_are_recorded_where_foresight_is_off(tmp_path: Path) -> None:
+    total, recorded = stored(tmp_path), {}
+    for foresight in ("off", "auto"):
+        with opened(tmp_path, int(total * 0.6), foresight=foresight) as memory:
+            memory.expect([NAMES[3]])
+            for name in NAMES[:3]:
+                memory.agent(name).say("go on", max_tokens=SHORT)
+            assert memory.stats().evictions["hot"] > 0
+            recorded[foresight] = memory._engine._loop.evictor._absentees.n_ids
+    assert recorded["off"] == 0 < recorded["auto"]
+
+
+def test_the_disk_keeps_what_a_plan_names_before_its_first_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ahead, "can_step", False)  # what is restored ahead counts as used
+    total, cached = stored(tmp_path / "all"), {}
+    for plan in ([], NAMES[:1]):
+        path = tmp_path / str(len(plan))
+        shutil.copytree(tmp_path / "all", path)
+        with opened(path, 4 * total, disk_bytes=int(total * 1.1)) as memory:
+            memory._store._catalog.disk.clock = lambda: time.time() + 1000.0  # type: ignore[union-attr]
+            memory.expect(plan)
+            for number in range(4):
+                memory.agent(f"new {number}", system=f"{number} is new. {TEXT}").say("begin", max_tokens=SHORT)
+                memory.flush()
+            cached[len(plan)] = memory.agent(NAMES[0]).say("go on").usage.cached_tokens
+    assert cached[0] < 100 < 900 < cached[1], cached
 
 
 def test_only_agents_that_exist_are_expected(tmp_path: Path) -> None:

@@ -82,6 +82,16 @@ def test_the_longest_unused_leaves_first_and_goes_to_warm() -> None:
     assert [scene.warm_tokens(one) for one in idle] == [0, 200, 200, 0]
 
 
+@pytest.mark.parametrize("plan", [[], ["agent 1"]])
+def test_warm_keeps_what_a_plan_names_before_its_first_turn(plan: list[str]) -> None:
+    scene = Scene(hot_tokens=1000, warm_bytes=700 * EchoRunner().layout.token_bytes)
+    scene.tiers.foresight.expect(plan, {"agent 1": 1})
+    lineages = [scene.idle(number) for number in range(1, 4)]
+    for lineage in lineages:
+        scene.evictor.evict(lineage)
+    assert (scene.warm_tokens(lineages[0]) == 200) == bool(plan)
+
+
 def test_what_is_pinned_leaves_last() -> None:
     scene = Scene(hot_tokens=1024)
     for n in range(4):
