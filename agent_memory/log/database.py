@@ -134,11 +134,6 @@ class Database:
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
-    def meta_keys(self, prefix: str) -> list[str]:
-        """Return the names of the facts of the store that begin with ``prefix``."""
-        with self._lock:
-            return [key for (key,) in self._db.execute("SELECT key FROM meta") if str(key).startswith(prefix)]
-
 
 def _ticking(db: sqlite3.Connection, statement: str, tick: Callable[[], None]) -> Any:
     """Return a statement's one value; call ``tick`` meanwhile, and raise what it raises, Ctrl-C included."""

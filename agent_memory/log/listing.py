@@ -8,11 +8,11 @@ from typing import Any
 from agent_memory.log.blobs import agent_sum, blob_text, salt_digest
 from agent_memory.log.database import Database
 from agent_memory.log.facts import Facts
+from agent_memory.log.pins import pinned
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.types import AgentInfo
 
 AGENT = ("agent", "salt", "name", "system", "tools", "created_s", "used_s", "facts", "branch", "xxh3")
-PINNED = "pinned "  #: and an agent's number: the fact of the store that it is pinned
 
 #: The branch that an agent's next turn is added to.
 LIVE = "coalesce(a.branch, a.agent)"
@@ -48,7 +48,7 @@ class AgentRows:
                 (salt_digest(salt),),
             ).fetchall()
             kept = dict(db.execute(_CHECKPOINTS).fetchall()) if self.has_versions else {}
-        pinned = self.pinned()
+        is_pinned = self.pinned()
         found = []
         for *row, last, n_messages, n_tokens in rows:
             agent, _ = read_agent(row)
@@ -63,7 +63,7 @@ class AgentRows:
                 system=_system_now(agent),
                 created_s=agent["created_s"],
                 used_s=agent["used_s"],
-                is_pinned=agent["agent"] in pinned,
+                is_pinned=agent["agent"] in is_pinned,
                 n_checkpoints=kept.get(agent["agent"], 0),
             )
             found.append(info)
@@ -71,8 +71,8 @@ class AgentRows:
 
     def pinned(self) -> set[int]:
         """Return the numbers of the pinned agents, of all salts."""
-        numbers = [key.removeprefix(PINNED) for key in self._database.meta_keys(PINNED)]
-        return {int(number) for number in numbers if number.isdecimal() and len(number) < 20}
+        with self._database.reading() as db:
+            return pinned(db)
 
 
 def read_agent(row: Sequence[Any]) -> tuple[dict[str, Any] | None, bool]:

@@ -24,7 +24,8 @@ from agent_memory.log.branches import (
     read_versions,
 )
 from agent_memory.log.database import Database
-from agent_memory.log.listing import AGENT, LIVE, PINNED, AgentRows, read_agent
+from agent_memory.log.listing import AGENT, LIVE, AgentRows, read_agent
+from agent_memory.log.pins import pin, unpin
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.log.turn_rows import end_turns, put_turn
 from agent_memory.log.turns import Turn
@@ -157,9 +158,8 @@ class Logs:
 
     def pin(self, agent_id: int, is_pinned: bool) -> None:
         """Commit that an agent is pinned, or no longer."""
-        change = "INSERT OR REPLACE INTO meta VALUES (?, '')" if is_pinned else "DELETE FROM meta WHERE key = ?"
         with self._database.transaction() as db:
-            db.execute(change, (f"{PINNED}{agent_id}",))
+            (pin if is_pinned else unpin)(db, agent_id)
 
     def append_turn(
         self, agent_id: int, number: int, turn: Turn, messages: str, described: Described | None = None
@@ -254,9 +254,13 @@ class Logs:
 
 
 def end_agent(db: sqlite3.Connection, agent_id: int) -> None:
-    """Delete an agent's record, its log and its versions, but what other agents' logs share. Inside a transaction."""
+    """Delete an agent's record, its pin, its log and its versions, but what other agents' logs share.
+
+    Inside a transaction.
+    """
     branches = [b for (b,) in db.execute(f"SELECT {LIVE} FROM agents a WHERE agent = ?", (agent_id,))]
     db.execute("DELETE FROM agents WHERE agent = ?", (agent_id,))
+    unpin(db, agent_id)
     collect(db, branches, drop_versions(db, agent_id, None))
 
 

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from agent_memory.log.branches import is_whole_branch, is_whole_version
 from agent_memory.log.database import Database, manifest_key, open_database
+from agent_memory.log.pins import pin, pinned_in
 from agent_memory.log.schema import guard
 from agent_memory.log.soundness import is_count, sound_agent
 from agent_memory.log.turn_rows import is_whole_turn
@@ -45,10 +46,10 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
     """Copy what can be trusted of the damaged file into a new, empty database, in one transaction.
 
     A turn is trusted where its checksum and those of all before it in its branch hold. An agent's own record keeps its
-    checksum, right or wrong, so that damage in it is noted whenever the agent is opened. ``others``: tables of other
-    rooms, and which of their rows are trusted.
+    checksum, right or wrong, so that damage in it is noted whenever the agent is opened; of the store's own facts the
+    pins are copied. ``others``: tables of other rooms, and which of their rows are trusted.
     """
-    tables = ("agents", "branches", "versions", "turns", *others)
+    tables = ("agents", "branches", "versions", "turns", "meta", *others)
     found: dict[str, list[Row]] = {table: [] for table in tables}
     with database.reading() as new:
         columns = {table: _columns(new, table) for table in tables}
@@ -72,6 +73,8 @@ def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Sa
                 names, marks = ", ".join(row), ", ".join("?" * len(row))
                 with suppress(sqlite3.IntegrityError, OverflowError):
                     db.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
+        for number in agents & pinned_in(row["key"] for row in found["meta"]):
+            pin(db, number)
     return Salvaged(len(sound), len(turns))
 
 

@@ -292,13 +292,13 @@ class Store:
         if error is not None and is_disk_error(error):
             raise as_store_error("write an agent's log", self._path, error) from error
         self._io.drop_logs(agent_id)
-        if agent_id in self.pins:
-            self.pin(agent_id, False)
         with store_errors("delete the agent", self._path):
             if self._catalog is None:
                 self._manifest.commit(ended_agent=agent_id)
             else:
                 self._io.call(partial(delete_with_versions, self._catalog, agent_id))
+            if agent_id in self.pins:
+                self._pins.load(self._logs, self._manifest)
 
     def forget(self, logs: Rewritten, kv_of: Collection[int], replaced: Callable[[], object]) -> None:
         """Replace turns of logs, call ``replaced``, then delete the KV of agents ``kv_of`` and KV of no agent.

@@ -152,6 +152,35 @@ def play_until(tmp_path: Path, at: int | None, layout: Layout, budget: int, stor
     return play
 
 
+def pinned_to_its_end(play: Play) -> None:
+    """A pinned agent, and its deletion."""
+    play.open()
+    play.create("a")
+    play.turn("a", 40, 0)
+    play.store.pin(play.agents["a"], True)
+    play.stats["pinned"] = True
+    play.store.delete_agent(play.agents["a"])
+    play.store.close()
+
+
+def test_a_kill_in_a_deletion_leaves_the_agent_pinned_or_gone_with_its_pin(tmp_path):
+    n_calls = len(play_until(tmp_path, None, SMALL, 1_000_000, pinned_to_its_end).files.calls)
+    shutil.rmtree(tmp_path / "store")
+    found = []
+    for at in range(n_calls):
+        play = play_until(tmp_path, at, SMALL, 1_000_000, pinned_to_its_end)
+        if play.stats.get("pinned"):
+            play.files.leave(play.path, left := tmp_path / f"left {at}", power_cut=False)
+            store = Store(left, disk_bytes=None, chunk_tokens=CHUNK)
+            agent = store.load_agent("", "a")
+            assert store.pins == set() if agent is None else agent.is_pinned
+            found.append(agent is not None)
+            store.close()
+        bury(play)
+    assert found[0]
+    assert not found[-1]
+
+
 def die_everywhere(tmp_path: Path, layout: Layout, budget: int, step: int) -> int:
     play = play_until(tmp_path, None, layout, budget, life)
     assert play.stats["save_failures"] == 0

@@ -167,6 +167,24 @@ def test_every_turn_is_found_again_where_only_the_list_of_segments_is_damaged(st
             assert store.verify().damaged[1:] == ()
 
 
+@pytest.mark.parametrize("harm", ["segments", "agents"])
+def test_pinned_agents_that_are_found_again_are_pinned(stores, tmp_path, harm):
+    layout, closed, _ = stores
+    path = Path(shutil.copytree(closed, tmp_path / "copy"))
+    with opened(path, layout=layout, files=Counted()) as store:
+        pinned = [store.load_agent("", name).agent_id for name in NAMES[:2]]
+        for agent in pinned:
+            store.pin(agent, True)
+    alter(path / "manifest.sqlite3", "UPDATE segments SET exactness = 'exactly', n_tokens = 'many'")
+    if harm == "agents":
+        alter(path / "manifest.sqlite3", f"DELETE FROM agents WHERE agent = {pinned[1]}")
+    (path / "lock").write_text("{}")
+    with opened(path, layout=layout) as store:
+        assert store.load_agent("", NAMES[0]).is_pinned
+        assert store.pins == {*pinned[: 1 if harm == "agents" else 2]}
+        assert store.create_agent("", "dan", system=None, tools="[]").agent_id not in store.pins
+
+
 def harmed(path: Path, draws: random.Random) -> Path:
     """One bit flipped, or one cut, anywhere in a store; which file."""
     files = [f for f in sorted(path.rglob("*")) if f.is_file() and f.stat().st_size]
