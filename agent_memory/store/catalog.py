@@ -26,7 +26,7 @@ from agent_memory.log.logs import Logs
 from agent_memory.log.place import Place
 from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.index import Index
-from agent_memory.prefix.pieces import Ids, Piece, Segment
+from agent_memory.prefix.pieces import Ids, Kind, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
 from agent_memory.progress import Progress, silent
 from agent_memory.sealing.keys import Keys
@@ -167,7 +167,7 @@ class Catalog:
     """
 
     def __init__(self, disk: Disk, pins: Pins, *, codec: Codec = "exact") -> None:
-        self.disk, self.pins, self.losses, self.ends = disk, pins, Losses(), Ends()
+        self.disk, self.pins, self.losses, self.ends = disk, pins, Losses(), Ends(disk.manifest.has_head)
         self.lock = RLock()
         self.segments: dict[int, Segment] = {}  # by number, both kinds
         self.resume: dict[bytes, Segment] = {}  # findable resume segments, by piece
@@ -298,23 +298,14 @@ class Catalog:
             queue += fresh
         return list(found.values())
 
-    def resume_of(self, segment: Segment) -> list[Segment]:
-        """Return the resume segments of a segment's pieces, hidden ones too."""
-        return [one for one in self._dependents.get(segment.number, {}).values() if one.kind == "resume"]
+    def dependents(self, number: int, kind: Kind) -> list[Segment]:
+        """Return the segments of a kind that depend on one, entered and hidden ones too. Under the lock."""
+        return [one for one in self._dependents.get(number, {}).values() if one.kind == kind]
 
     def borrowers(self, segment: Segment) -> list[Segment]:
         """Return the segments that share rows of a segment, entered and hidden ones too. Under the lock."""
         others = self._dependents.get(segment.number, {}).values()
         return [one for one in others if one.source_number == segment.number]
-
-    def dependents(self, number: int) -> list[int]:
-        """Return the numbers of the rows that depend on a segment, entered and hidden ones too. Under the lock."""
-        return [one.number for one in self._dependents.get(number, {}).values() if one.kind == "rows"]
-
-    def is_end(self, piece: bytes, holder: int | None) -> bool:
-        """True if the lineage of another holder of the attached model ends in a piece: stored, not only noted."""
-        others = self.ends.others(piece, holder)
-        return self.model is not None and self.disk.manifest.has_head(others, self.model.identity, piece)
 
     # the set itself: ``enter`` is called by saves too, the others by ``edit.apply`` alone; under the lock
 

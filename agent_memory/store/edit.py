@@ -78,7 +78,7 @@ def _apply(catalog: Catalog, edit: Edit) -> bool:
             return False
         removed, used = _removed(catalog, edit), catalog.take_uses()
         lost = _lost(catalog, edit, removed)
-        dependents = {number: catalog.dependents(number) for number in edit.rehang}
+        dependents = {old: [one.number for one in catalog.dependents(old, "rows")] for old in edit.rehang}
     moved, fallen = _moved(catalog, edit), _fallen(catalog, lost, edit.ended_agent)
     kept = {segment.number for segment in edit.add}
     disk.manifest.commit(
@@ -121,7 +121,7 @@ def _removed(catalog: Catalog, edit: Edit) -> list[Segment]:
         if catalog.segments.get(segment.number) is segment:
             found[segment.number] = segment
             if segment.number not in replaced:
-                found |= {one.number: one for one in catalog.resume_of(segment) if one.is_ready}
+                found |= {one.number: one for one in catalog.dependents(segment.number, "resume") if one.is_ready}
     return list(found.values())
 
 

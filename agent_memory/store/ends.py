@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from agent_memory.prefix.pieces import HeadMove
@@ -15,16 +15,18 @@ class Ends:
     """Which holders' lineages end in which pieces of the attached model, those of saves under way too.
 
     Known here so that neither a plan nor a deletion reads the lineages of all agents. Saves that failed stay noted:
-    what is removed is decided by the manifest's own rows, of the holders that are noted here.
+    what is removed is decided by the manifest's own rows, of the holders that are noted here: ``has_head`` looks them
+    up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_head: Callable[[Iterable[int], str, bytes], bool]) -> None:
+        self._has_head, self._identity = has_head, ""
         self._holders: dict[bytes, tuple[int, ...]] = {}
         self._heads: dict[int, tuple[bytes, ...]] = {}  # the same, by holder
 
     def load(self, heads: Iterable[tuple[int, str, bytes]], identity: str) -> None:
         """Read the ends of lineages of one identity."""
-        self._holders, self._heads = {}, {}
+        self._holders, self._heads, self._identity = {}, {}, identity
         for holder, of, head in heads:
             if of == identity:
                 self.note(holder, head)
@@ -68,6 +70,10 @@ class Ends:
     def others(self, piece: bytes, holder: int | None) -> tuple[int, ...]:
         """Return the other holders whose lineages end in a piece."""
         return tuple(one for one in self._holders.get(piece, ()) if one != holder)
+
+    def is_stored(self, piece: bytes, holder: int | None) -> bool:
+        """True if the lineage of another holder ends in a piece, and its save has committed. One row a holder."""
+        return self._has_head(self.others(piece, holder), self._identity, piece)
 
 
 def _take(found: dict[_Key, tuple[_One, ...]], key: _Key, one: _One) -> None:

@@ -181,7 +181,9 @@ def _edit(catalog: Catalog, agent_id: int, drop: Iterable[Segment], changes: Seq
     with catalog.lock:
         for old, new in changes:
             kept = {piece.id for piece in new.pieces}
-            stale += [one for one in catalog.resume_of(old) if one.is_ready and one.parent not in kept]
+            stale += [
+                one for one in catalog.dependents(old.number, "resume") if one.is_ready and one.parent not in kept
+            ]
     return Edit(
         add=[new for _, new in changes],
         remove=[*drop, *(old for old, _ in changes), *stale],
@@ -201,7 +203,7 @@ def _stored(catalog: Catalog, identity: str, agent_id: int) -> list[_Stored]:
         def borrowers(segment: Segment) -> list[Segment]:
             return [one for one in catalog.borrowers(segment) if not one.is_hidden]
 
-        return [_Stored(catalog.model.index, lambda piece: catalog.is_end(piece, agent_id), borrowers)]
+        return [_Stored(catalog.model.index, lambda piece: catalog.ends.is_stored(piece, agent_id), borrowers)]
     rows = [s for s in manifest.segments(identity) if s.kind == "rows" and _is_shown(catalog, s.number)]
     ends = {head for agent, of, head in manifest.heads() if agent != agent_id and of == identity}
     sharing: dict[int, list[Segment]] = {}

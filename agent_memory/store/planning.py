@@ -256,7 +256,7 @@ def superseded(catalog: Catalog, plan: Plan) -> Mapping[Piece, bytes]:
         for delta in sorted(covered, key=lambda p: -p.start):
             is_free = all(child in found for child in model.index.children(delta.id))
             is_alone = len(delta.segment.pieces) == 1 and not catalog.borrowers(delta.segment)
-            if is_free and is_alone and not catalog.is_end(delta.id, plan.agent_id):
+            if is_free and is_alone and not catalog.ends.is_stored(delta.id, plan.agent_id):
                 found[delta] = piece.id
     return found
 
@@ -283,10 +283,10 @@ def stale_resume(catalog: Catalog, plan: Plan) -> list[Segment]:
     left: list[Piece] = []
     for mine in [one for one in own if one in index.pieces]:
         for piece in index.ancestors(index.pieces[mine]):
-            if piece.id in alive or follows(piece) or catalog.is_end(piece.id, agent_id):
+            if piece.id in alive or follows(piece) or catalog.ends.is_stored(piece.id, agent_id):
                 break
             abandoned.add(piece.id)
             left.append(piece)
     gone = [found for p in left if (found := catalog.resume.get(p.id)) is not None and found.is_ready]
-    is_point = {p.id for p in lineage if len(follows(p)) != 1 or catalog.is_end(p.id, agent_id)}
+    is_point = {p.id for p in lineage if len(follows(p)) != 1 or catalog.ends.is_stored(p.id, agent_id)}
     return gone + stale(lineage, catalog.resume, model.needs, plan.former, lambda p: p.id in is_point)

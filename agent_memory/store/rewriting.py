@@ -98,7 +98,7 @@ def _is_whole_tail(catalog: Catalog, found: Sequence[Segment]) -> bool:
     index = catalog.model.index
     before = index.pieces.get(found[0].parent)
     is_first = before is None or before.n_tokens == index.chunk_tokens
-    has_end_inside = any(catalog.is_end(s.pieces[-1].id, None) for s in found[:-1])
+    has_end_inside = any(catalog.ends.is_stored(s.pieces[-1].id, None) for s in found[:-1])
     return is_first and not has_end_inside and not index.children(found[-1].pieces[-1].id)
 
 

@@ -112,7 +112,9 @@ def _evict(catalog: Catalog, excess_bytes: int) -> bool:
     with catalog.lock:
         heads = {head: wait for agent, wait in waits.items() for head in catalog.ends.of(agent)}
         rows = [s for s in catalog.segments.values() if s.kind == "rows" and not s.is_hidden]
-        sizes = {s.number: s.held_bytes + sum(one.held_bytes for one in catalog.resume_of(s)) for s in rows}
+        sizes = {
+            s.number: s.held_bytes + sum(one.held_bytes for one in catalog.dependents(s.number, "resume")) for s in rows
+        }
         pinned = {s.number for s in rows if not s.is_ready or catalog.pins.covers(s)}
         ends = [(s.number, [heads[id] for id in s.piece_ids() if id in heads]) for s in rows] if heads else []
         near = {number: min(found) for number, found in ends if found}
