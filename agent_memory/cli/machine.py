@@ -53,15 +53,17 @@ def doctor(
 def tune(
     model: Model = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", help="Tokens of the prompt that prefill steps are timed on.")
-    ] = 1024,
+        int | None,
+        typer.Option("--tokens", help="Tokens of the prompt that prefill steps are timed on; 1024, on a GPU 4096."),
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Measure prefill steps, batch widths and codecs on this machine, and say which settings are best."""
+    """Measure prefill steps, batch widths, codecs and BLAS threads on this machine; say which settings are best."""
     with memory_of(model, ":memory:", "") as memory:
         found = memory.tune(n_tokens=tokens)
     if as_json:
-        print_json({"trials": [plain(one) for one in found.trials], "notes": list(found.notes)})
+        told = {"trials": [plain(one) for one in found.trials], "notes": list(found.notes)}
+        print_json({**told, "environment": dict(found.environment)})
         return
     print_table(("setting", "value", "measured", ""), found.rows())
     for line in found.notes:

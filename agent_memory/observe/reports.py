@@ -307,12 +307,14 @@ class Reporting(Shown):
         self._reports.ensure_open()
         return self._reports.choose_codec(kl, texts)
 
-    def tune(self, *, n_tokens: int = 1024) -> Tuning:
-        """Measure prefill steps, batch widths and codecs on this machine; return a ``Config`` with the best settings.
+    def tune(self, *, n_tokens: int | None = None) -> Tuning:
+        """Measure prefill steps, batch widths, codecs and BLAS threads; return a ``Config`` with the best settings.
 
-        ``n_tokens``: the prompt that prefill steps are timed on, and so the longest step that is tried; 2048 tries all.
-        Changes nothing: open the next Memory with ``tuning.config``. Takes a dozen such prefills; requests go on
-        meanwhile, and disturb what is measured. Raises UnsupportedParameterError or ClosedError.
+        ``n_tokens``: the prompt that prefill steps are timed on, and so the longest step that is tried; None: 1024 on a
+        CPU, 4096 on a GPU. Where OpenBLAS multiplies, a process for each number of threads loads the model once more;
+        ``tuning.environment`` has the variable to set. Changes nothing: open the next Memory with ``tuning.config``.
+        Takes a dozen such prefills and four more a process; requests go on meanwhile, and disturb what is measured.
+        Raises UnsupportedParameterError or ClosedError.
         """
         self._reports.ensure_open()
         return self._reports.tune(n_tokens)

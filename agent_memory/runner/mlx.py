@@ -173,6 +173,7 @@ class MLXRunner:
             "mlx_lm": version("mlx-lm"),
             "blas": f"{self._blas.name} {self._blas.version}".strip(),
             "blas_active": self._blas.active,
+            "blas_threads": self._blas.threads,
             "blas_note": self._blas.note,
             "weights_dtype": self._identity.get("dtype", ""),
             "model": self._name,
