@@ -33,6 +33,7 @@ class Versions:
     - The state before a rewind, a replacing list, a compaction or a failed transaction is kept as a version. So is a
       checkpoint.
     - An agent keeps its newest ``n_kept`` versions. Checkpoints are not counted, and stay until ``prune``.
+    - What lists replaced leaves the log with the last version of such a kind.
     """
 
     def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
@@ -191,9 +192,7 @@ class Versions:
             found = [k.version for k in log.kept if checkpoints or k.version.reason != "checkpoint"]
             numbers = [version.number for version in found[: max(0, len(found) - n_kept)]]
             self._drop(log, numbers)
-            turns = squashed(log.turns, log.first_system)
-            if len(turns) < len(log.turns) and not any(k.version.reason == "replaced" for k in log.kept):
-                self._rewrite(log, turns)
+            self._let_go(log)
             self._store_change(log, dropped=numbers)
             return len(numbers)
 
@@ -232,6 +231,7 @@ class Versions:
 
     def append(self, log: Log, turns: Sequence[Turn], facts: Facts | None) -> None:
         """Append turns to a log and to the store's queue. ``facts``: the agent's new facts; None: unchanged."""
+        dropped: list[int] = []
         if turns and turns[0].n_messages_kept < len(log.messages):
             kept, dropped = self._leave(log, "replaced")
             self._store_change(log, kept=kept, dropped=dropped)
@@ -244,6 +244,8 @@ class Versions:
                 self._store.append_turn(log.agent_id, len(log.turns), turn, described)
             log.append(turn)
         log.facts = log.facts if facts is None else facts
+        if dropped:
+            self._let_go(log)
 
     def _forked(self, log: Log, state: State, name: str, *, is_temporary: bool) -> Log:
         number = next(self._temporary) if is_temporary else self._store.new_number()
@@ -282,6 +284,8 @@ class Versions:
             dropped=dropped,
             ids=ids,
         )
+        if dropped:
+            self._let_go(log)
 
     def _leave(self, log: Log, reason: Reason) -> tuple[tuple[Kept, ...], list[int]]:
         """Keep a log's present state as a version, unless it is one already, and drop the oldest beyond ``n_kept``.
@@ -302,7 +306,9 @@ class Versions:
         if self._engine.cancel_all_of(log.name):
             return False
         if log.version != version:
-            self._restore(log, state, "rolled_back")
+            there = (log.state, *(kept.state for kept in log.kept))
+            is_stored = any(one.first(len(state.turns)).is_same(state) for one in there)
+            self._restore(log, state, "rolled_back", is_new=not is_stored)
         return True
 
     def _state_at(self, log: Log, at: object) -> State:
@@ -369,11 +375,18 @@ class Versions:
         if dropped:
             self._store.release(log.agent_id, log.ids[: log.n_kv])
 
-    def _rewrite(self, log: Log, turns: tuple[Turn, ...]) -> None:
-        """Replace a log's turns by others with the same content, in a new branch."""
+    def _let_go(self, log: Log) -> None:
+        """Rewrite a log without what lists replaced in it, in a new branch, once no version is left that has that."""
+        if any(kept.version.reason == "replaced" for kept in log.kept):
+            return
+        turns = squashed(log.turns, log.first_system)
+        if len(turns) == len(log.turns):
+            return
         number = self._new_number(log)
         log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
         self._store_change(log, branch=number, turns=turns)
+        if not log.is_temporary:
+            self._store.release(log.agent_id, log.ids[: log.n_kv])
 
 
 def _is_stored(log: Log) -> bool:

@@ -67,6 +67,7 @@ class Twin:
     states: list[Said]
     is_temporary: bool = False
     versions: dict[int, list[Said]] = field(factory=dict)
+    alive: set[int] = field(factory=set)  #: versions that were there when it was last looked at
 
     @property
     def now(self) -> Said:
@@ -254,12 +255,19 @@ class Versions(RuleBasedStateMachine):
     def said(self, agent: Agent) -> Said:
         return tuple((m.role, m.content) for m in agent.messages)
 
-    def check(self, name: str, *, left: list[Said] | None = None) -> None:
-        """Compare an agent with its twin. ``left``: the states that a new version must have."""
+    def check(self, name: str, *, left: list[Said] | None = None, is_labelled: bool = False) -> None:
+        """Compare an agent with its twin. ``left``: the states that a new version must have.
+
+        ``is_labelled``: a checkpoint may have taken the place of another.
+        """
         twin, agent = self.twins[name], self.memory.agent(name)
+        versions = agent.history()
+        alive = {version.number for version in versions}
+        if twin.alive - alive and not is_labelled and all(version.reason != "replaced" for version in versions):
+            twin.states = twin.squashed()  # the last version of what lists replaced has made room for another
+        twin.alive = alive
         assert self.said(agent) == twin.now
         assert agent.info.n_turns == len(twin.states) - 1
-        versions = agent.history()
         for version in versions:
             if version.number not in twin.versions:
                 assert left is not None, version
@@ -437,7 +445,7 @@ class Versions(RuleBasedStateMachine):
         name, twin, agent = self.one(who)
         agent.checkpoint(label)
         assert [v.label for v in agent.history()].count(label) == 1
-        self.check(name, left=twin.states)
+        self.check(name, left=twin.states, is_labelled=True)
 
     @rule(who=draws, what=draws, fails=st.booleans())
     def transaction(self, who: int, what: int, fails: bool) -> None:

@@ -219,6 +219,64 @@ def test_only_the_versions_that_are_kept_keep_their_words(tmp_path: Path) -> Non
         assert len(agent.history()) == 1
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_what_a_list_replaced_leaves_the_log_with_the_last_version_of_it(keep: int, tmp_path: Path) -> None:
+    config = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=keep)
+    with Memory(EchoRunner(layers=1, heads=1, dim=8), tmp_path, config=config) as memory:
+        agent = memory.agent("a")
+        for text in ("one", "private secret", "three"):
+            agent.say(text)
+        history = [{"role": m.role, "content": m.content} for m in agent.messages[:2]]
+        memory.generate([*history, {"role": "user", "content": "instead"}], agent="a")
+        assert len(agent.history()) == keep
+        for _ in range(2 * keep):  # the first version that takes the place of that one has it in its past
+            agent.say("more")
+            agent.rewind()
+        memory.flush()
+        memory.evict()
+        assert (said(agent), agent.info.n_turns) == (["one", "instead"], 2)
+        left = bytes_of(tmp_path)
+        assert (b"private" in left, ids_of(memory, "private secret") in left) == (False, False)
+    with opened(tmp_path) as memory:
+        assert said(memory.agent("a")) == ["one", "instead"]
+        assert memory.agent("a").say("and now").text == "and now"
+        assert memory.verify().ok
+
+
+def changed(memory: Memory, agent: Agent, change: str) -> int:
+    """Change an agent three times, so that versions are dropped; return 0."""
+    for number in range(3):
+        if change == "compact":
+            agent.compact(1)
+        elif change == "replace":
+            memory.generate([{"role": "user", "content": f"instead {number}"}], agent="a")
+        else:
+            agent.rewind()
+            agent.say(f"then {number}")
+    if change == "prune":
+        agent.prune()
+    return 0
+
+
+@pytest.mark.parametrize("keep", [0, 1, 32])
+@pytest.mark.parametrize("change", ["rewind", "replace", "prune", "compact"])
+def test_what_a_failed_transaction_restores_is_on_disk_whatever_was_dropped_meanwhile(
+    keep: int, change: str, tmp_path: Path
+) -> None:
+    config = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=keep)
+    with Memory(EchoRunner(layers=1, heads=1, dim=8), tmp_path, config=config) as memory:
+        agent = memory.agent("a")
+        for text in ("one", "two", "three"):
+            agent.say(text)
+        with pytest.raises(ZeroDivisionError), agent.transaction():
+            1 / changed(memory, agent, change)
+        assert said(agent) == ["one", "two", "three"]
+    with opened(tmp_path) as memory:
+        assert said(memory.agent("a")) == ["one", "two", "three"]
+        assert memory.verify().ok
+        assert memory.stats().damage == 0
+
+
 def test_a_temporary_fork_never_reaches_the_disk(tmp_path: Path) -> None:
     with opened(tmp_path) as memory:
         agent = memory.agent("a", system=SYSTEM)
