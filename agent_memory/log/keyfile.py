@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -140,8 +139,7 @@ def write_keys(root: Path, keys: Keys, host: Keys, files: Files) -> None:
 
 def drop_key(root: Path, files: Files) -> None:
     """Remove the store's key: what was encrypted under it is nobody's to read any more. Raises OSError."""
-    if not files.unlink(root / KEY_FILE):
-        raise OSError(errno.EACCES, f"{root / KEY_FILE} cannot be removed")
+    files.remove(root / KEY_FILE)
     files.sync_folder(root)
 
 

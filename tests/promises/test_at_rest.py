@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -39,6 +41,7 @@ from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
 from agent_memory.store import folder as store_folder
 from agent_memory.store.collecting import collect
+from agent_memory.store.store import Store
 from tests.parts.breaking import Counted, Dying, Killed, Refusing
 
 KEY, OTHER = b"0123456789abcdef", b"another key of the host's"
@@ -553,3 +556,66 @@ def test_a_manifest_without_its_first_page_gives_its_logs_back(tmp_path: Path) -
         assert memory.agent("bob").messages[1].content == "I am bob"
         assert memory.agent("bob").say("more").usage.tier == "cold"
     assert found_in(tmp_path, np.zeros(0, np.uint32)) == {}
+
+
+def _without_first_page(store: Path, key: bytes | None) -> None:
+    """Make a store of two agents, whose manifest is damaged."""
+    with opened(store, key) as memory:
+        for name in ("ann", "bob"):
+            memory.agent(name).say(f"I am {name}")
+    file = store / (MANIFEST if key is None else SEALED_MANIFEST)
+    raw = bytearray(file.read_bytes())
+    raw[1000 if key is not None else -1000] ^= 1
+    file.write_bytes(raw)
+
+
+def test_a_full_disk_while_a_manifest_is_mended_is_an_error_and_costs_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy that is read lies in the system's temporary folder: without room there, what is stored is unknown."""
+    _without_first_page(tmp_path / "store", KEY)
+    before = digest(tmp_path / "store" / "kv")
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent_memory.log.salvage.shutil.copyfile", full)
+        with pytest.raises(OutOfSpaceError, match="No space left"):
+            opened(tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*.damaged-*"))
+    assert digest(tmp_path / "store" / "kv") == before
+    with opened(tmp_path / "store") as memory:
+        assert {info.name for info in memory.agents()} == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["sealed", "plain"])
+def test_a_disk_that_refuses_at_any_call_of_a_repair_costs_no_log(tmp_path: Path, key: bytes | None) -> None:
+    pristine = tmp_path / "pristine"
+    _without_first_page(pristine, key)
+
+    def tried(files: Counted) -> Path:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(pristine, tmp_path / "store")
+        with contextlib.suppress(StoreError):
+            Store(tmp_path / "store", disk_bytes=1 << 30, chunk_tokens=16, files=files, key=_keys(key)).close()
+        return tmp_path / "store"
+
+    tried(counted := Counted())
+    assert "rename" in counted.calls
+    for at in range(len(counted.calls)):
+        store = Store(tried(Refusing(errno.EIO, at, at + 1)), disk_bytes=1 << 30, chunk_tokens=16, key=_keys(key))
+        assert {info.name for info in store.list_agents("")} == {"ann", "bob"}, (at, counted.calls[at])
+        store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO])
+def test_a_key_that_cannot_be_removed_is_refused_with_its_cause(tmp_path: Path, code: int) -> None:
+    with opened(tmp_path / "store") as memory:
+        memory.agent("a").say("hello")
+    shutil.copytree(tmp_path / "store", tmp_path / "whole")
+    change_key(tmp_path / "whole", _keys(KEY), None, files := Counted())
+    at = files.calls.index("remove")
+    with pytest.raises(StoreError, match=os.strerror(code)):
+        change_key(tmp_path / "store", _keys(KEY), None, Refusing(code, at, at + 1))
+    assert _opens(tmp_path / "store", KEY)
