@@ -284,15 +284,22 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
-    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+    def import_agent(
+        self,
+        file: str | PathLike[str],
+        name: str | None = None,
+        *,
+        key: bytes | Callable[[], bytes] | None = None,
+    ) -> Agent:
         """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
 
         The whole file is checked before the store is touched; chunks that are stored are not written again. Under
         another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
-        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        "other_model"). ``key``: of a sealed file. Raises AgentFileError, WrongKeyError, StoreError,
+        OutOfSpaceError, ConfigError where the name is taken.
         """
         self._asking.ensure_open()
-        return Agent(self._asking, self._asking.moving.take_in(file, name))
+        return Agent(self._asking, self._asking.moving.take_in(file, name, key))
 
     def publish(self, agent: str | Agent) -> int:
         """Publish an agent's turns that are not on the remote yet; return how many are there now. Needs Config.remote.
