@@ -447,6 +447,19 @@ class Memory(Reporting):
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
         flush(self._engine, self._store)
 
+    def rekey(self, new_key: bytes | Callable[[], bytes]) -> None:
+        """Put the open, encrypted store under another key: ``new_key`` opens it from now on, the former one does not.
+
+        Agents go on meanwhile. The store's own key stays and is wrapped anew, in one small file: whoever kept the
+        former key and a copy of the former ``wrapped.key`` can still read. `agent_memory.rekey` on the closed store
+        writes it anew. Killed meanwhile, one of the two keys opens the store. Raises ConfigError for a bad key,
+        WrongKeyError where the store is not encrypted, StoreError, OutOfSpaceError.
+        """
+        from agent_memory.requests.rekeying import rekey_open
+
+        self._asking.ensure_open()
+        rekey_open(self._store, new_key)
+
     def close(self, drain_s: float = 0.0) -> None:
         """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.
 

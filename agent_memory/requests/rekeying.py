@@ -39,6 +39,7 @@ from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, bar, silent
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.opening import store_path
 from agent_memory.sealing import sqlite
 from agent_memory.sealing.keys import Keys, Secret, keys_of
@@ -66,6 +67,17 @@ def rekey(
     old, wanted = (None if one is None else keys_of(one, name) for one, name in ((key, "key"), (new, "new")))
     with bar(progress, "change the key", "files") as report:
         change_key(folder, old, wanted, report=report)
+
+
+def rekey_open(store: Store, new: Secret | None) -> None:
+    """Put an open store under another key of the host's; see ``Memory.rekey``."""
+    ensure_writable(store, "change the key")
+    if new is None:
+        raise ConfigError(
+            "an open store cannot be decrypted: all of it is written anew. Close it, and call "
+            "agent_memory.rekey(path, key, None)"
+        )
+    store.rewrap(keys_of(new, "new_key"))
 
 
 def change_key(

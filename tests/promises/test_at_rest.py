@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from agent_memory import (
+    ClosedError,
     Config,
     ConfigError,
     ContextMemory,
@@ -27,6 +28,7 @@ from agent_memory import (
     IncompatibleStoreError,
     Memory,
     OutOfSpaceError,
+    ReadOnlyError,
     StoreError,
     WrongKeyError,
     open_store,
@@ -619,3 +621,83 @@ def test_a_key_that_cannot_be_removed_is_refused_with_its_cause(tmp_path: Path, 
     with pytest.raises(StoreError, match=os.strerror(code)):
         change_key(tmp_path / "store", _keys(KEY), None, Refusing(code, at, at + 1))
     assert _opens(tmp_path / "store", KEY)
+
+
+NEW = b"a newer key, 16+"
+
+
+def test_an_open_store_is_put_under_another_key_while_agents_go_on(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as memory:
+        asked = memory.agent("ann").stream("a long text " * 40)
+        memory.rekey(lambda: NEW)
+        asked.result()
+        memory.context.remember("a persimmon")  # recall's file is opened under the store's own key, after the change
+        memory.agent("ann").say("more")
+        memory.flush()
+        with open_store(tmp_path / "store", key=NEW) as view:
+            assert [info.n_turns for info in view.agents()] == [2]
+        with pytest.raises(WrongKeyError):
+            open_store(tmp_path / "store", key=KEY)
+    _refused(tmp_path / "store", KEY)
+    with opened(tmp_path / "store", NEW) as memory:
+        assert memory.agent("ann").say("again").usage.tier == "cold"
+        assert memory.context.recall("persimmon")
+        assert memory.verify().ok
+        assert memory.verify().strangers == ()
+        memory.rekey(KEY)
+    assert _opens(tmp_path / "store", KEY)
+
+
+def test_an_open_store_refuses_a_key_that_it_cannot_take(tmp_path: Path) -> None:
+    with opened(tmp_path / "plain", None) as memory:
+        with pytest.raises(WrongKeyError, match="not encrypted"):
+            memory.rekey(NEW)
+        assert not (tmp_path / "plain" / KEY_FILE).exists()
+    with Memory(EchoRunner(), ":memory:", config=config()) as memory, pytest.raises(ConfigError, match="no folder"):
+        memory.rekey(NEW)
+    with opened(tmp_path / "store") as memory:
+        memory.agent("a").say("hello")
+        for bad in (None, b"short", "no bytes"):
+            with pytest.raises(ConfigError):
+                memory.rekey(bad)  # type: ignore[arg-type]
+        reader = Memory(EchoRunner(), tmp_path / "store", config=config(), read_only=True)
+        with reader, pytest.raises(ReadOnlyError):
+            reader.rekey(NEW)
+        kept = (tmp_path / "store" / KEY_FILE).read_bytes()
+        (tmp_path / "store" / KEY_FILE).unlink()
+        with pytest.raises(StoreError, match="is gone"):  # who dropped the key erased the store: it does not come back
+            memory.rekey(NEW)
+        assert not (tmp_path / "store" / KEY_FILE).exists()
+        (tmp_path / "store" / KEY_FILE).write_bytes(kept)
+    with pytest.raises(ClosedError):
+        memory.rekey(NEW)
+    assert _opens(tmp_path / "store", KEY)
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+def test_a_killed_rekey_of_an_open_store_leaves_one_of_the_keys(
+    pristine: Path, tmp_path: Path, power_cut: bool
+) -> None:
+    opens = [0, 0]
+    shutil.copytree(pristine, tmp_path / "whole")
+    store = Store(tmp_path / "whole", disk_bytes=1 << 30, chunk_tokens=16, files=(files := Counted()), key=_keys(KEY))
+    before = len(files.calls)
+    store.rewrap(Keys(NEW))
+    calls = range(before, len(files.calls))
+    store.close()
+    assert len(calls) >= 4
+    for at in calls:
+        work, left = tmp_path / f"work{at}", tmp_path / f"left{at}"
+        shutil.copytree(pristine, work)
+        dying = Dying(at)
+        store = Store(work, disk_bytes=1 << 30, chunk_tokens=16, files=dying, key=_keys(KEY))
+        with pytest.raises(Killed):
+            store.rewrap(Keys(NEW))
+        dying.leave(work, left, power_cut=power_cut)
+        is_new = _opens(left, NEW)
+        opens[is_new] += 1
+        assert is_new or _opens(left, KEY), at
+        with opened(left, NEW if is_new else KEY) as memory:
+            assert memory.verify().strangers == (), at
+    assert opens[0]
+    assert opens[1] or power_cut
