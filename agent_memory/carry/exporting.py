@@ -126,7 +126,7 @@ def told_of(record: AgentRecord) -> dict[str, Any]:
         "name": record.name,
         "system": record.system,
         "tools": record.tools,
-        "facts": _unbound(record.facts),
+        "facts": unbound(record.facts),
         "created_s": record.created_s,
         "used_s": record.used_s,
     }
@@ -165,11 +165,11 @@ def _write_version(writer: AgentFileWriter, kept: Kept, place: int) -> None:
         "created_s": version.created_s,
         "reason": version.reason,
     }
-    told = {"label": version.label, "system": state.system, "facts": _unbound(state.facts.to_json())}
+    told = {"label": version.label, "system": state.system, "facts": unbound(state.facts.to_json())}
     writer.part("version", facts, _json(told))
 
 
-def _unbound(facts: str | None) -> str | None:
+def unbound(facts: str | None) -> str | None:
     """Return facts without what is recalled, a workspace of this store, and without its right to publish the log."""
     row = json.loads(facts or "{}")
     row.pop("recall", None)
