@@ -18,6 +18,8 @@ from agent_memory import Config, EchoRunner, Memory
 folder, url = sys.argv[1:]
 with Memory(EchoRunner(), folder, config=Config(remote=url, remote_key=b"k" * 32)) as memory:
     agent = memory.agent("alice", system="Answer with what you heard. " * 60)
+    if agent.messages[-1].content == "taken back":
+        agent.rewind()  # killed between the two
     memory.publish(agent)
     print("open", flush=True)
     while True:
