@@ -403,3 +403,16 @@ def test_an_encrypted_store_says_that_what_it_exports_is_not(tmp_path: Path) -> 
     given = ["export", "ann", str(tmp_path / "ann.agent"), "--store", str(tmp_path / "store"), "--key-file", str(key)]
     assert "--seal" in run(*given).stderr
     assert "--seal" not in run(*given, "--seal", str(key)).stderr
+
+
+def test_rekey_writes_a_store_anew(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(name.encode() * 16)
+    with Memory(EchoRunner(), tmp_path / "store", config=Config(key=b"old" * 16)) as memory:
+        memory.agent("ann").say("hello")
+    before = {file.name for file in (tmp_path / "store").rglob("*.safetensors")}
+    given = ["rekey", "--store", str(tmp_path / "store"), "--key-file", str(tmp_path / "old"), "--to"]
+    assert run(*given, str(tmp_path / "new"), "--anew").exit_code == 0
+    assert before.isdisjoint(file.name for file in (tmp_path / "store").rglob("*.safetensors"))
+    with Memory(EchoRunner(), tmp_path / "store", config=Config(key=b"new" * 16)) as memory:
+        assert memory.agent("ann").say("more").usage.tier == "cold"

@@ -340,7 +340,13 @@ def test_exchanged_files_do_not_open(pristine: Path, tmp_path: Path) -> None:
 
 
 def _kills(
-    tmp_path: Path, old: bytes | None, new: bytes | None, points: range, cuts: tuple[bool, ...] = (False, True)
+    tmp_path: Path,
+    old: bytes | None,
+    new: bytes | None,
+    points: range,
+    cuts: tuple[bool, ...] = (False, True),
+    *,
+    is_anew: bool,
 ) -> tuple[int, int]:
     """Kill a rekey before each of some changes of the disk; count the stores that the old key opens, and the new."""
     pristine = tmp_path / "pristine"
@@ -357,7 +363,7 @@ def _kills(
             shutil.copytree(pristine, work)
             files = Dying(at)
             with pytest.raises(Killed):
-                change_key(work, _keys(old), _keys(new), files)
+                change_key(work, _keys(old), _keys(new), files, is_anew=is_anew)
             files.leave(work, left, power_cut=power_cut)
             with pytest.raises(WrongKeyError):
                 opened(left, OTHER)
@@ -386,36 +392,38 @@ def _opens(path: Path, key: bytes | None) -> bool:
     return True
 
 
-def _calls(tmp_path: Path, old: bytes | None, new: bytes | None) -> int:
+def _calls(tmp_path: Path, old: bytes | None, new: bytes | None, *, is_anew: bool) -> int:
     with opened(tmp_path / "pristine", old) as memory:
         memory.agent("a").say("hello there " * 10)
         memory.context.remember("a persimmon")
     shutil.copytree(tmp_path / "pristine", tmp_path / "whole")
     files = Dying(None)
-    change_key(tmp_path / "whole", _keys(old), _keys(new), files)
+    change_key(tmp_path / "whole", _keys(old), _keys(new), files, is_anew=is_anew)
     assert _opens(tmp_path / "whole", new)
     return len(files.calls)
 
 
 CHANGES = [(KEY, b"a newer key, 16+"), (None, KEY), (KEY, None)]
+KILLED = [(*change, False) for change in CHANGES] + [(*CHANGES[0], True)]
 
 
-@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+@pytest.mark.parametrize(("old", "new", "is_anew"), KILLED, ids=["key to key", "none to key", "key to none", "anew"])
 def test_a_killed_rekey_leaves_a_store_that_one_of_the_keys_opens(
-    tmp_path: Path, old: bytes | None, new: bytes | None
+    tmp_path: Path, old: bytes | None, new: bytes | None, is_anew: bool
 ) -> None:
-    n = _calls(tmp_path, old, new)
-    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 5)), (True,))
+    n = _calls(tmp_path, old, new, is_anew=is_anew)
+    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 5)), (True,), is_anew=is_anew)
     assert before
     assert after
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+@pytest.mark.parametrize(("old", "new", "is_anew"), KILLED, ids=["key to key", "none to key", "key to none", "anew"])
 def test_a_rekey_killed_anywhere_leaves_a_store_that_one_of_the_keys_opens(
-    tmp_path: Path, old: bytes | None, new: bytes | None
+    tmp_path: Path, old: bytes | None, new: bytes | None, is_anew: bool
 ) -> None:
-    before, after = _kills(tmp_path, old, new, range(_calls(tmp_path, old, new)))
+    n = _calls(tmp_path, old, new, is_anew=is_anew)
+    before, after = _kills(tmp_path, old, new, range(n), is_anew=is_anew)
     assert before
     assert after
 
@@ -701,3 +709,31 @@ def test_a_killed_rekey_of_an_open_store_leaves_one_of_the_keys(
             assert memory.verify().strangers == (), at
     assert opens[0]
     assert opens[1] or power_cut
+
+
+def test_a_store_that_is_written_anew_is_closed_to_the_former_key_and_its_file(pristine: Path, tmp_path: Path) -> None:
+    """Whoever had the former key and a copy of the folder reads what was said until then, and nothing later."""
+    store = tmp_path / "store"
+    for is_anew in (False, True):
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(pristine, store)
+        before = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+        former = (store / KEY_FILE).read_bytes()
+        rekey(store, KEY, NEW, anew=is_anew)
+        _refused(store, KEY)
+        assert found_in(store, np.zeros(0, np.uint32)) == {}
+        left = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+        kept = {name for name, raw in before.items() if left.get(name) == raw} - {MANIFEST, "lock"}
+        assert bool(kept) is not is_anew, kept
+        with opened(store, NEW) as memory:
+            assert memory.agent("alice-the-agent").say("again").usage.tier == "cold"
+            assert memory.context.workspace("workshop-space").recall("persimmon")
+            assert memory.verify().ok
+            assert memory.verify().strangers == ()
+        (store / KEY_FILE).write_bytes(former)  # the leaked copy
+        if is_anew:
+            with pytest.raises(StoreError):
+                open_store(store, key=KEY)
+        else:
+            with open_store(store, key=KEY) as view:
+                assert view.show("alice-the-agent").messages
