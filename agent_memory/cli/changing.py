@@ -118,9 +118,7 @@ def gc(
 
 def rekey(
     to: Annotated[Path | None, typer.Option(help="A file with the new key; without it the store is decrypted.")] = None,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="Write all of it anew, under another key of the store too.")
-    ] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Write all of it anew, under another inner key.")] = False,
     store: Store = None,
     key_file: KeyFile = None,
     as_json: AsJSON = False,

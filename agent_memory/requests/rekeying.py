@@ -2,8 +2,9 @@
 
 - From key to key: the store's own key is wrapped anew. One small file is replaced; at any moment one of the two keys
   opens the store.
-- To or from no key, or ``anew``: databases and files of KV are written anew beside the old ones, and never in the clear
-  unless that is asked for; then the key file appears, or goes, or the next one appears, which is the one commit; then names are exchanged and what was before is removed. A process that dies in between
+- To or from no key, or ``anew`` under another key of the store's own: databases and files of KV are written anew beside
+  the old ones, in the clear only where that is asked for; then the key file appears, or goes, or the next one appears,
+  which is the one commit; then names are exchanged and what was before is removed. A process that dies in between
   leaves a store that opens as before the commit, or as after it: whoever opens it next finishes or cleans up
   (``keyfile.settle``, and the sweep of files that nothing names).
 - Deleted files leave bytes on the disk until it uses them again: no program can promise otherwise on an SSD.
@@ -65,9 +66,9 @@ def rekey(
 
     ``key`` None: the store is not encrypted yet, and is from then on. ``new`` None: it is not encrypted any more. From
     key to key one small file is replaced: the store's own key stays, which ``key`` and a copy of the former file still
-    give. ``anew``: the store gets another one. Then, and to or from no key, all of it is read and written, and needs its
-    size again on the disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment, the store opens with
-    ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
+    give. ``anew``: the store gets another one. Then, and to or from no key, all of it is read and written, and needs
+    its size again on the disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment,
+    the store opens with ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
     StoreLockedError while a process has it open, OutOfSpaceError.
     """
     folder = store_path(path)
@@ -100,9 +101,9 @@ def change_key(
 ) -> None:
     """Put a store that nobody has open under another host's key; None: it is not encrypted.
 
-    From key to key at once, unless ``is_anew``; else reads and writes all of it, and needs its size again on the disk. Raises
-    WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before, or ``new`` where the
-    disk refused after the commit.
+    From key to key at once, unless ``is_anew``; else reads and writes all of it, and needs its size again on the disk.
+    Raises WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before, or ``new``
+    where the disk refused after the commit.
     """
     files = files or Files()
     if not (path / MANIFEST).is_file():
