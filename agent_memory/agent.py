@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Unpack
@@ -214,15 +215,24 @@ class Agent(Shown):
         """
         self._asking.compacting.compact(self._own, keep_turns, summary)
 
-    def export(self, file: str | PathLike[str], *, codec: Codec | None = None, log_only: bool = False) -> None:
+    def export(
+        self,
+        file: str | PathLike[str],
+        *,
+        codec: Codec | None = None,
+        log_only: bool = False,
+        key: bytes | Callable[[], bytes] | None = None,
+    ) -> None:
         """Write the agent to one file, which ``memory.import_agent`` reads on any machine: log, versions, KV, digests.
 
         ``codec``: encode exact KV so, as ``Config.cold_codec`` does; None: as it is stored. ``log_only``: without KV.
-        Flushes first; replaces a file of that name whole, or leaves it. The file has every word of the conversation,
-        its versions included. Raises StoreError, OutOfSpaceError, UnsupportedParameterError for another codec.
+        ``key``: seal the file under it, as ``Config.key`` is given; None: the file is not encrypted, though the store
+        may be. Flushes first; replaces a file of that name whole, or leaves it. The file has every word of the
+        conversation, its versions included. Raises StoreError, OutOfSpaceError, ConfigError for a bad key,
+        UnsupportedParameterError for another codec.
         """
         self._asking.ensure_open()
-        self._asking.moving.export(self._now, file, codec=codec, is_log_only=bool(log_only))
+        self._asking.moving.export(self._now, file, codec=codec, is_log_only=bool(log_only), key=key)
 
     def plot(self) -> Plot:
         """Draw the newest turns since the Memory was opened: time to the first token, tokens by origin, and bytes.

@@ -255,7 +255,7 @@ class ReadOnlyError(StoreError):
 
 
 class WrongKeyError(StoreError):
-    """The store is encrypted and the key is another or none, or a key was given for one that is not encrypted."""
+    """A store or an agent's file is encrypted and the key is another or none; or it is not, and a key was given."""
 
 
 class RemoteError(StoreError):

@@ -284,15 +284,22 @@ class Memory(Reporting):
         spec = AgentSpec.of(system, tools, messages, keep_reasoning, recall, clean)
         return Agent(self._asking, self._asking.agents.open(name, spec, identity=identity, tokenizer=tokenizer.digest))
 
-    def import_agent(self, file: str | PathLike[str], name: str | None = None) -> Agent:
+    def import_agent(
+        self,
+        file: str | PathLike[str],
+        name: str | None = None,
+        *,
+        key: bytes | Callable[[], bytes] | None = None,
+    ) -> Agent:
         """Store the agent of a file that ``agent.export`` wrote, in one commit, and return it. ``name``: another name.
 
         The whole file is checked before the store is touched; chunks that are stored are not written again. Under
         another model its KV is left out: the first turn computes the conversation anew (``usage.miss``
-        "other_model"). Raises AgentFileError, ConfigError where the name is taken, StoreError, OutOfSpaceError.
+        "other_model"). ``key``: of a sealed file. Raises AgentFileError, WrongKeyError, StoreError,
+        OutOfSpaceError, ConfigError where the name is taken.
         """
         self._asking.ensure_open()
-        return Agent(self._asking, self._asking.moving.take_in(file, name))
+        return Agent(self._asking, self._asking.moving.take_in(file, name, key))
 
     def publish(self, agent: str | Agent) -> int:
         """Publish an agent's turns that are not on the remote yet; return how many are there now. Needs Config.remote.
@@ -439,6 +446,19 @@ class Memory(Reporting):
     def flush(self) -> None:
         """Return when every finished turn is on disk, fsynced and committed. Raises OutOfSpaceError or StoreError."""
         flush(self._engine, self._store)
+
+    def rekey(self, new_key: bytes | Callable[[], bytes]) -> None:
+        """Put the open, encrypted store under another key: ``new_key`` opens it from now on, the former one does not.
+
+        Agents go on meanwhile. The store's own key stays and is wrapped anew, in one small file: whoever kept the
+        former key and a copy of the former ``wrapped.key`` can still read. `agent_memory.rekey` on the closed store
+        writes it anew. Killed meanwhile, one of the two keys opens the store. Raises ConfigError for a bad key,
+        WrongKeyError where the store is not encrypted, StoreError, OutOfSpaceError.
+        """
+        from agent_memory.requests.rekeying import rekey_open
+
+        self._asking.ensure_open()
+        rekey_open(self._store, new_key)
 
     def close(self, drain_s: float = 0.0) -> None:
         """Let requests end for up to ``drain_s``, fail the rest with ClosedError, save, free the model; idempotent.

@@ -380,3 +380,39 @@ def test_the_help_of_every_command_stands_in_the_docs_as_it_is() -> None:
 def test_a_command_whose_help_changed_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert with_commands(text.replace("Show an agent's conversation.", "Show it.")) == text
+
+
+def test_a_sealed_agent_goes_out_and_in_under_a_key_of_its_own(store: str, tmp_path: Path) -> None:
+    key, other = tmp_path / "key", tmp_path / "other"
+    key.write_bytes(b"k" * 32)
+    other.write_bytes(b"o" * 32)
+    file = str(tmp_path / "ann.agent")
+    done = run("export", "ann", file, "--store", store, "--seal", str(key), "--json")
+    assert (done.exit_code, json.loads(done.stdout)["sealed"]) == (0, True)
+    there = ["--store", str(tmp_path / "there"), "--model", "echo"]
+    for given in ([], ["--seal", str(other)]):
+        assert isinstance(run("import", file, *there, *given).exception, WrongKeyError)
+    assert run("import", file, *there, "--seal", str(key)).stdout.startswith("ann: 1 turn")
+
+
+def test_an_encrypted_store_says_that_what_it_exports_is_not(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    with Memory(EchoRunner(), tmp_path / "store", config=Config(key=b"k" * 32)) as memory:
+        memory.agent("ann").say("hello")
+    given = ["export", "ann", str(tmp_path / "ann.agent"), "--store", str(tmp_path / "store"), "--key-file", str(key)]
+    assert "--seal" in run(*given).stderr
+    assert "--seal" not in run(*given, "--seal", str(key)).stderr
+
+
+def test_rekey_writes_a_store_anew(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(name.encode() * 16)
+    with Memory(EchoRunner(), tmp_path / "store", config=Config(key=b"old" * 16)) as memory:
+        memory.agent("ann").say("hello")
+    before = {file.name for file in (tmp_path / "store").rglob("*.safetensors")}
+    given = ["rekey", "--store", str(tmp_path / "store"), "--key-file", str(tmp_path / "old"), "--to"]
+    assert run(*given, str(tmp_path / "new"), "--anew").exit_code == 0
+    assert before.isdisjoint(file.name for file in (tmp_path / "store").rglob("*.safetensors"))
+    with Memory(EchoRunner(), tmp_path / "store", config=Config(key=b"new" * 16)) as memory:
+        assert memory.agent("ann").say("more").usage.tier == "cold"

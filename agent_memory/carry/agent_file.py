@@ -4,6 +4,7 @@
 - Nothing in it is a path, a compressed stream or an offset: nothing can lead out of it, grow or go in circles.
 - Read from front to back. A size counts only once it is seen to fit into what is left of the file.
 - The writer writes beside the target and renames, so that a file of that name is whole.
+- With a key all of it is sealed (``sealed_file``), and read and written as a plain one.
 """
 
 from __future__ import annotations
@@ -22,16 +23,27 @@ from typing import Any
 
 from attrs import field, frozen
 
-from agent_memory.errors import AgentFileError, OutOfSpaceError, StoreError
+from agent_memory.carry.sealed_file import (
+    MAGIC,
+    NAME,
+    PLAIN,
+    SEALED,
+    PlainSink,
+    PlainSource,
+    SealedSink,
+    SealedSource,
+    Sink,
+    Source,
+    exactly,
+)
+from agent_memory.errors import AgentFileError, OutOfSpaceError, StoreError, WrongKeyError
 from agent_memory.log.files import Files
 from agent_memory.log.health import state_of
 from agent_memory.log.soundness import strangers_json
+from agent_memory.sealing.keys import Keys
 
-VERSION = 1
 MAX_HEADER_BYTES = 1 << 16
 MAX_JSON_BYTES = 32 << 20  #: of one JSON body: the messages of one turn
-_MAGIC = struct.Struct("<12sI")
-_NAME = b"agent_memory"
 _FRAME = struct.Struct("<IQ")  #: bytes of the header and of the body
 _DIGEST_BYTES = 32
 _BLOCK = 1 << 20
@@ -52,10 +64,10 @@ class Part:
 class AgentFileWriter:
     """Writes one file, part by part. One thread. ``close`` without ``finish`` leaves nothing.
 
-    Raises StoreError or OutOfSpaceError where the disk refuses.
+    ``keys``: what it is sealed under. Raises StoreError or OutOfSpaceError where the disk refuses, MissingExtraError.
     """
 
-    def __init__(self, path: Path, files: Files | None = None) -> None:
+    def __init__(self, path: Path, files: Files | None = None, *, keys: Keys | None = None) -> None:
         self._path, self._files = path, files or Files()
         self._temp = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         self._fd = -1
@@ -67,7 +79,13 @@ class AgentFileWriter:
             if path.is_dir():
                 raise StoreError(f"cannot write an agent to {path}: it is a folder. Give the path of a file")
             self._fd = self._files.create(self._temp)
-        self._put(_MAGIC.pack(_NAME, VERSION))
+        try:
+            fd = self._fd
+            self._sink: Sink = PlainSink(self._files, fd) if keys is None else SealedSink(self._files, fd, keys)
+            self._put(MAGIC.pack(NAME, PLAIN))
+        except BaseException:  # also Ctrl-C: nobody else removes it
+            self.close()
+            raise
 
     def __enter__(self) -> AgentFileWriter:
         return self
@@ -105,7 +123,7 @@ class AgentFileWriter:
     def retract(self) -> None:
         """Take the open part back."""
         with _writing(self._path):
-            os.ftruncate(self._fd, self._start)
+            self._sink.truncate(self._start)
         self._at, self._left = self._start, 0
 
     def part(self, kind: str, facts: Mapping[str, Any], body: bytes = b"") -> None:
@@ -119,6 +137,7 @@ class AgentFileWriter:
         whole = hashlib.sha256(b"".join(self._digests)).hexdigest()
         self.part("end", {"parts": len(self._digests), "sha256": whole})
         with _writing(self._path):
+            self._sink.finish()
             self._files.sync(self._fd)
             os.close(self._fd)
             self._fd = -1
@@ -134,7 +153,7 @@ class AgentFileWriter:
 
     def _put(self, data: bytes | memoryview) -> None:
         with _writing(self._path):
-            self._files.write(self._fd, memoryview(data), self._at)
+            self._sink.write(data, self._at)
         self._sum.update(data)
         self._at += len(data)
 
@@ -142,9 +161,9 @@ class AgentFileWriter:
 class Body:
     """The body of one part, read from front to back, and its digest, which ``close`` compares."""
 
-    def __init__(self, fd: int, path: Path, part: Part) -> None:
-        self._fd, self._path, self.part = fd, path, part
-        self._sum = hashlib.sha256(_exactly(fd, part.at, part.body_at - part.at, path))
+    def __init__(self, source: Source, path: Path, part: Part) -> None:
+        self._source, self._path, self.part = source, path, part
+        self._sum = hashlib.sha256(source.read(part.at, part.body_at - part.at))
         self._at = part.body_at
 
     @property
@@ -156,7 +175,7 @@ class Body:
         """Return the next bytes. Raises AgentFileError if there are less."""
         if n_bytes > self.n_left:
             raise AgentFileError(f"{self._path}: a part of {self.part.n_bytes:,} bytes lacks some")
-        raw = _exactly(self._fd, self._at, n_bytes, self._path)
+        raw = self._source.read(self._at, n_bytes)
         self._sum.update(raw)
         self._at += n_bytes
         return raw
@@ -186,9 +205,12 @@ class Body:
 
 
 class AgentFileReader:
-    """Reads one file. One thread; a context manager. Raises AgentFileError for whatever is wrong with it."""
+    """Reads one file. One thread; a context manager. Raises AgentFileError for whatever is wrong with it.
 
-    def __init__(self, path: Path) -> None:
+    ``keys``: what it is sealed under; WrongKeyError for another key, none, or one for a file that is not sealed.
+    """
+
+    def __init__(self, path: Path, keys: Keys | None = None) -> None:
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -198,8 +220,9 @@ class AgentFileReader:
             found = os.fstat(self._fd)
             if not stat.S_ISREG(found.st_mode):
                 raise AgentFileError(f"{path} is no file")
-            self.n_bytes = found.st_size
-            self._check_magic()
+            self._source = self._source_for(found.st_size, keys)
+            self.n_bytes = self._source.n_bytes
+            self._check_inner()
         except BaseException:  # also Ctrl-C: nobody else closes it
             self.close()
             raise
@@ -220,11 +243,11 @@ class AgentFileReader:
 
     def bodies(self) -> Iterator[Body]:
         """Yield every part's body, in order. After each the digest is compared, at the end that of the whole file."""
-        at, digests, last = _MAGIC.size, hashlib.sha256(), None
+        at, digests, last = MAGIC.size, hashlib.sha256(), None
         n_parts = 0
         while last is None:
             part = self._part_at(at)
-            body = Body(self._fd, self.path, part)
+            body = Body(self._source, self.path, part)
             if part.kind == "end":
                 last = part
             else:
@@ -240,31 +263,44 @@ class AgentFileReader:
 
     def again(self, part: Part) -> Body:
         """Return the body of a part that ``bodies`` gave."""
-        return Body(self._fd, self.path, part)
+        return Body(self._source, self.path, part)
 
-    def _check_magic(self) -> None:
-        if self.n_bytes < _MAGIC.size:
-            raise AgentFileError(f"{self.path} is no agent's file: it has {self.n_bytes:,} bytes")
-        name, version = _MAGIC.unpack(_exactly(self._fd, 0, _MAGIC.size, self.path))
-        if name != _NAME:
+    def _source_for(self, n_bytes: int, keys: Keys | None) -> Source:
+        if n_bytes < MAGIC.size:
+            raise AgentFileError(f"{self.path} is no agent's file: it has {n_bytes:,} bytes")
+        name, version = MAGIC.unpack(exactly(self._fd, 0, MAGIC.size, self.path))
+        if name != NAME:
             raise AgentFileError(f"{self.path} is no agent's file: agent.export writes one")
-        if version != VERSION:
+        if version == SEALED:
+            return SealedSource(self._fd, self.path, keys)
+        if version != PLAIN:
             raise AgentFileError(
-                f"{self.path} has version {version}; this version of agent_memory reads version {VERSION}"
+                f"{self.path} has version {version}; this version of agent_memory reads {PLAIN} and {SEALED} (sealed)"
             )
+        if keys is not None:
+            raise WrongKeyError(
+                f"{self.path} is not sealed, and a key was given: whoever had the file can have changed it. Leave the "
+                "key out if that is as it should be"
+            )
+        return PlainSource(self._fd, self.path)
+
+    def _check_inner(self) -> None:
+        """Check that what is sealed is a plain file."""
+        if self.n_bytes < MAGIC.size or self._source.read(0, MAGIC.size) != MAGIC.pack(NAME, PLAIN):
+            raise AgentFileError(f"{self.path} is damaged: what is sealed in it is no agent's file")
 
     def _part_at(self, at: int) -> Part:
         left = self.n_bytes - at - _FRAME.size - _DIGEST_BYTES
         if left < 0:
             raise AgentFileError(f"{self.path} ends too early: its last part is missing")
-        n_head, n_body = _FRAME.unpack(_exactly(self._fd, at, _FRAME.size, self.path))
+        n_head, n_body = _FRAME.unpack(self._source.read(at, _FRAME.size))
         if n_head > MAX_HEADER_BYTES or n_head + n_body > left:
             raise AgentFileError(f"{self.path}: a part tells of {n_head + n_body:,} bytes; {left:,} are left")
         head_at = at + _FRAME.size
-        facts = read_json(_exactly(self._fd, head_at, n_head, self.path), self.path)
+        facts = read_json(self._source.read(head_at, n_head), self.path)
         if not isinstance(facts, dict) or not isinstance(facts.get("part"), str):
             raise AgentFileError(f"{self.path}: a part does not say what it is")
-        digest = _exactly(self._fd, head_at + n_head + n_body, _DIGEST_BYTES, self.path)
+        digest = self._source.read(head_at + n_head + n_body, _DIGEST_BYTES)
         return Part(facts["part"], facts, at, head_at + n_head, n_body, digest)
 
 
@@ -274,18 +310,6 @@ def read_json(raw: bytes, path: Path) -> Any:
         return strangers_json(raw)
     except ValueError as error:
         raise AgentFileError(f"{path}: a text cannot be read: {error}") from error
-
-
-def _exactly(fd: int, at: int, n_bytes: int, path: Path) -> bytes:
-    try:
-        raw = os.pread(fd, n_bytes, at)
-        while len(raw) < n_bytes and (more := os.pread(fd, n_bytes - len(raw), at + len(raw))):
-            raw += more
-    except OSError as error:
-        raise AgentFileError(f"cannot read {path}: {error.strerror}") from error
-    if len(raw) != n_bytes:
-        raise AgentFileError(f"{path} ends too early")
-    return raw
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from agent_memory.log.turns import Turn
 from agent_memory.log.versions import AgentRecord, Kept, Span, State
 from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, silent
+from agent_memory.sealing.keys import Keys
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, void
 from agent_memory.store.store import Store
@@ -47,8 +48,11 @@ class Carrier:
         recoding: Recoding | None,
         is_log_only: bool,
         report: Progress = silent,
+        seal: Keys | None = None,
     ) -> int:
         """Write a flushed agent to a file; return how many files of KV were left out: damaged, or behind damaged ones.
+
+        ``seal``: what the file is sealed under; None: it is plain.
 
         Raises UnknownAgentError, AgentFileError, StoreError, OutOfSpaceError.
         """
@@ -64,7 +68,7 @@ class Carrier:
             folder = None if catalog is None or is_log_only else catalog.disk.folder
             on_damage = None if catalog is None or catalog.disk.is_read_only else partial(_void, catalog)
             out = carried(record, is_damaged=damage is not None)
-            return export_agent(path, out, parts.manifest, folder, on_damage, recoding, report)
+            return export_agent(path, out, parts.manifest, folder, on_damage, recoding, report, seal=seal)
 
     def read(self, reader: AgentFileReader, terms: Terms, model: Model, report: Progress = silent) -> Found:
         """Read and check a whole file; changes nothing. Raises AgentFileError."""

@@ -67,17 +67,25 @@ def export_agent(
     on_damage: OnDamage | None = None,
     recoding: Recoding | None = None,
     report: Progress = silent,
+    *,
+    seal: Keys | None = None,
 ) -> int:
     """Write an agent to a file; return how many segments had to be left out. ``folder`` None: the log alone.
 
-    ``report``: told the MiB of KV that were read.
+    ``report``: told the MiB of KV that were read. ``seal``: what the file is sealed under; None: it is plain, and a
+    warning says so where the store is encrypted.
 
-    Raises StoreError, also for a file in the folder of an encrypted store, and OutOfSpaceError.
+    Raises StoreError, also for a plain file in the folder of an encrypted store, OutOfSpaceError, MissingExtraError.
     """
-    _refuse_inside(path, manifest)
+    if seal is None and manifest.database.keys is not None:
+        _refuse_inside(path, manifest)
+        log.warning(
+            "agent %r is exported in the clear: its store is encrypted, and %s is not. export(file, key=...) seals it",
+            found.record.name, path,
+        )  # fmt: skip
     for number in range(_TRIES):
         kvs = [] if folder is None else held(manifest, found)
-        with AgentFileWriter(path) as writer:
+        with AgentFileWriter(path, keys=seal) as writer:
             _write_log(writer, found)
             writing = _Writing(
                 writer,
@@ -105,10 +113,10 @@ def export_agent(
 def _refuse_inside(path: Path, manifest: Manifest) -> None:
     """Raise StoreError for a file that would lie in the clear in the folder of an encrypted store."""
     root = manifest.database.folder
-    if manifest.database.keys is not None and root is not None and path.resolve().is_relative_to(root.resolve()):
+    if root is not None and path.resolve().is_relative_to(root.resolve()):
         raise StoreError(
             f"{path} is in the folder of an encrypted store, and an exported agent is not encrypted: everybody who may "
-            "read the file reads the conversation. Give a path outside of the store's folder"
+            "read the file reads the conversation. Give a path outside of the store's folder, or seal it with key="
         )
 
 
@@ -118,7 +126,7 @@ def told_of(record: AgentRecord) -> dict[str, Any]:
         "name": record.name,
         "system": record.system,
         "tools": record.tools,
-        "facts": _unbound(record.facts),
+        "facts": unbound(record.facts),
         "created_s": record.created_s,
         "used_s": record.used_s,
     }
@@ -157,11 +165,11 @@ def _write_version(writer: AgentFileWriter, kept: Kept, place: int) -> None:
         "created_s": version.created_s,
         "reason": version.reason,
     }
-    told = {"label": version.label, "system": state.system, "facts": _unbound(state.facts.to_json())}
+    told = {"label": version.label, "system": state.system, "facts": unbound(state.facts.to_json())}
     writer.part("version", facts, _json(told))
 
 
-def _unbound(facts: str | None) -> str | None:
+def unbound(facts: str | None) -> str | None:
     """Return facts without what is recalled, a workspace of this store, and without its right to publish the log."""
     row = json.loads(facts or "{}")
     row.pop("recall", None)

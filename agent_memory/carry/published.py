@@ -23,8 +23,6 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.carry.exporting import facts_of
-from agent_memory.log.carried import Intake, Terms
-from agent_memory.log.facts import Facts
 from agent_memory.log.soundness import is_count, is_time
 from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import to_json
@@ -34,6 +32,7 @@ from agent_memory.remote.objects import read_object, write_object
 
 Kind = Literal["turns", "taken"]
 MAX_TURNS = 256  #: of one part
+MARKS = ("created_s", "n_messages_kept", "finish", "n_messages")  #: facts of a turn that its digest is made of
 _LONG = 512  #: characters of a host's name, a token, a digest
 
 Ids = np.ndarray[Any, Any]
@@ -79,14 +78,15 @@ class Stored:
 
 def states(turns: Iterable[Turn]) -> list[str]:
     """Return a digest for each turn, of it and all before it. Some microseconds each."""
-    return _chained((_mark_of(turn) for turn in turns), [])
+    return chained((_mark_of(turn) for turn in turns), [])
 
 
 def _mark_of(turn: Turn) -> Sequence[Any]:
     return turn.created_s, turn.n_messages_kept, turn.finish, len(turn.messages)
 
 
-def _chained(marks: Iterable[Sequence[Any]], before: Sequence[str]) -> list[str]:
+def chained(marks: Iterable[Sequence[Any]], before: Sequence[str]) -> list[str]:
+    """Return ``before``, and a digest more for each turn, by its `MARKS`."""
     found = list(before)
     for mark in marks:
         last = found[-1] if found else ""
@@ -157,6 +157,8 @@ class Replay:
         self.last: Stored | None = None
         self.turns: list[RawTurn] = []
         self.states: list[str] = []
+        self.known: dict[str, tuple[str, RawTurn]] = {}  #: every turn of any part: digest -> digest before it, turn
+        self.versions: Any = None  #: what the newest part that tells of versions says; older releases tell nothing
 
     @property
     def number(self) -> int:
@@ -169,33 +171,12 @@ class Replay:
         follows = part.before == ("" if before is None else before.digest) and part.number == self.number + 1
         if not follows or part.keep > len(self.turns) or (before is not None and part.epoch < before.part.epoch):
             raise ObjectDamagedError(f"part {part.number} of a published log does not follow the one before it")
-        marks = [tuple(turn.facts.get(name) for name in _MARKS) for turn in stored.turns]
-        found = _chained(marks, self.states[: part.keep])
+        marks = [tuple(turn.facts.get(name) for name in MARKS) for turn in stored.turns]
+        found = chained(marks, self.states[: part.keep])
         if len(found) != part.n_turns or (found[-1] if found else "") != part.state:
             raise ObjectDamagedError(f"part {part.number} of a published log tells of other turns than it has")
+        for place, turn in enumerate(stored.turns, part.keep):
+            self.known[found[place]] = (found[place - 1] if place else "", turn)
         self.turns, self.states = [*self.turns[: part.keep], *stored.turns], found
+        self.versions = part.told.get("versions", self.versions)
         self.last = stored
-
-
-_MARKS = ("created_s", "n_messages_kept", "finish", "n_messages")
-
-
-@frozen
-class Arrived:
-    """A published agent, checked: what an agent's file tells of it, and its turns as this store keeps them."""
-
-    told: Mapping[str, Any]
-    facts: Facts
-    turns: tuple[Turn, ...] = field(repr=False)
-    states: tuple[str, ...] = field(repr=False)
-    n_remade: int  #: turns whose ids are made anew, under another tokenizer
-
-
-def arrived(replay: Replay, terms: Terms) -> Arrived:
-    """Check a replayed log as a stranger's. Raises ValueError."""
-    assert replay.last is not None
-    intake = Intake(terms)
-    told = intake.agent(dict(replay.last.part.told))
-    intake.branch(None, 0)
-    turns = [intake.turn(raw.facts, raw.messages, raw.ids) for raw in replay.turns]
-    return Arrived(told, Facts.from_json(told["facts"]), tuple(turns), tuple(replay.states), intake.n_remade)

@@ -42,6 +42,10 @@ Salt = Annotated[str, typer.Option(help="The tenant whose agents are meant.")]
 KeyFile = Annotated[
     Path | None, typer.Option(help="A file whose bytes, all of them, are the key of an encrypted store.")
 ]
+SealFile = Annotated[
+    Path | None,
+    typer.Option("--seal", help="A file whose bytes, all of them, are the key that the agent's file is sealed under."),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Name = Annotated[str, typer.Argument(help="The agent's name.", autocompletion=complete_agents)]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of a reply.")]

@@ -118,19 +118,21 @@ def gc(
 
 def rekey(
     to: Annotated[Path | None, typer.Option(help="A file with the new key; without it the store is decrypted.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Write all of it anew, under another inner key.")] = False,
     store: Store = None,
     key_file: KeyFile = None,
     as_json: AsJSON = False,
 ) -> None:
     """Put a store under another key; without --key-file it is encrypted for the first time.
 
-    The store must not be in use. To or from no key, all of it is written anew, which takes its size again on the disk.
+    The store must not be in use. To or from no key, or with --anew, all of it is written anew, which takes its size
+    again on the disk.
     """
     from agent_memory.requests.rekeying import rekey as change
 
     if to is None and key_file is None:
         raise typer.BadParameter("give --to, --key-file, or both")
-    change(store, read_key(key_file), read_key(to))
+    change(store, read_key(key_file), read_key(to), anew=anew)
     if as_json:
         print_json({"encrypted": to is not None})
     else:

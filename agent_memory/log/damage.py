@@ -16,11 +16,29 @@ class DamageError(Exception):
         self.reason = reason
 
 
+#: SQLite's errors that say nothing of the file's content: the disk, another process, or memory.
+_NOT_DAMAGE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+
 #: Errors that reading a file of unknown content may raise.
 READ_ERRORS = (DamageError, OSError, ValueError, KeyError, IndexError, MemoryError, StopIteration)
 
 #: Errors that end one write of KV, and no more.
 WRITE_ERRORS = (OSError, sqlite3.Error, ValueError, DamageError, AgentMemoryError)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """True if an error of SQLite is about the bytes of the file."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
 
 
 def reason_of(error: BaseException) -> str:

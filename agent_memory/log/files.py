@@ -55,11 +55,15 @@ class Files:
     def unlink(self, path: Path) -> bool:
         """Remove a file; False where that cannot be done now: the next sweep does it."""
         try:
-            self.guard()
-            path.unlink(missing_ok=True)
+            Files.remove(self, path)
         except OSError:
             return False
         return True
+
+    def remove(self, path: Path) -> None:
+        """Remove a file whose removal is a commit: raises OSError where that cannot be done."""
+        self.guard()
+        path.unlink(missing_ok=True)
 
     def make_folder(self, path: Path) -> None:
         """Make one folder; nothing where it exists."""

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -43,7 +42,9 @@ log = logging.getLogger("agent_memory.store")
 FORMAT = "agent_memory.key/1"
 _COPIES = 2
 _MARK, _NEWER, _SIGN_BYTES = "encrypted", 1000, 16 << 10  #: of the file in place of a plain manifest
-_SEALED, _PLAIN = ".sealed", ".plain"  #: ends of names: databases that ``rekey`` has written anew
+#: ends of names: databases that ``rekey`` has written anew, under the first key, none, or another one of the store
+SEALED_END, PLAIN_END, ANEW_END = ".sealed", ".plain", ".anew"
+NEXT_KEY_FILE = f"{KEY_FILE}{ANEW_END}"  #: is there while a store goes over to another key of its own
 _SIDES = ("-wal", "-shm", "-journal")  #: ends of names of SQLite's own files beside a database
 _BACKUP = re.compile(re.escape(RECALL) + r"\.v[0-9]+\.backup")
 
@@ -75,12 +76,12 @@ def read_keys(root: Path, host: Keys | None) -> Keys | None:
     ``host``: what ``Config.key`` gives. Raises WrongKeyError for another key than the store's, none for an encrypted
     store, or one for a store that is not encrypted; StoreError for a damaged or missing file.
     """
-    path = root / KEY_FILE
+    path = root / (NEXT_KEY_FILE if (root / NEXT_KEY_FILE).exists() else KEY_FILE)
     try:
         refuse_links(path)
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # what is no folder is refused by whoever opens it
-        if is_sign(root / MANIFEST) and not (root / next_name(MANIFEST, is_sealed=False)).exists():
+        if is_sign(root / MANIFEST) and not (root / f"{MANIFEST}{PLAIN_END}").exists():
             raise StoreError(
                 f"{path} is missing, and {root} is encrypted. Put the file back from a copy; without it no key opens "
                 "this store"
@@ -131,32 +132,30 @@ def open_keys(root: Path, host: Keys | None, files: Files) -> Keys | None:
     return keys
 
 
-def write_keys(root: Path, keys: Keys, host: Keys, files: Files) -> None:
-    """Wrap the store's keys by the host's, in place of what was there: wholly or not at all. Raises OSError."""
+def write_keys(root: Path, keys: Keys, host: Keys, files: Files, name: str = KEY_FILE) -> None:
+    """Wrap the store's keys by the host's, in place of what was there: wholly or not at all. Raises OSError.
+
+    ``name``: ``NEXT_KEY_FILE`` for keys under which all has been written anew.
+    """
     box = Box(host.key("wrap"), FORMAT.encode(), salt := secrets.token_bytes(KEY_BYTES))
     line = _Wrapped(salt, box.seal(0, keys.secret)).line()
-    _replace(root / KEY_FILE, line * _COPIES, files)
+    _replace(root / name, line * _COPIES, files)
 
 
 def drop_key(root: Path, files: Files) -> None:
     """Remove the store's key: what was encrypted under it is nobody's to read any more. Raises OSError."""
-    if not files.unlink(root / KEY_FILE):
-        raise OSError(errno.EACCES, f"{root / KEY_FILE} cannot be removed")
+    files.remove(root / KEY_FILE)
     files.sync_folder(root)
 
 
-def next_name(name: str, *, is_sealed: bool) -> str:
-    """Return the name under which a database waits that ``rekey`` has written anew, encrypted or not."""
-    return name + (_SEALED if is_sealed else _PLAIN)
-
-
 def settle(root: Path, files: Files) -> None:
-    """Finish what ``rekey`` has committed, and remove what it has not: it commits as the key file appears, or goes.
+    """Finish what ``rekey`` has committed, and remove what it has not: it commits as a key file appears, or goes.
 
     By whoever has locked the folder. Raises OSError; StoreError where the folder is neither encrypted nor plain.
     """
+    _settle_anew(root, files)
     names = {entry.name for entry in entries(root)}
-    done, undone = (_SEALED, _PLAIN) if KEY_FILE in names else (_PLAIN, _SEALED)
+    done, undone = (SEALED_END, PLAIN_END) if KEY_FILE in names else (PLAIN_END, SEALED_END)
     waiting = [name for name in names if name.endswith(done) and is_database(name.removesuffix(done))]
     for name in names:
         for end in (undone, *(f"{undone}{side}" for side in _SIDES)):
@@ -178,6 +177,24 @@ def settle(root: Path, files: Files) -> None:
     elif SEALED_MANIFEST in names and not is_sign(root / MANIFEST) and (root / MANIFEST).exists():
         _remove_sides(root / SEALED_MANIFEST, files)
         files.unlink(root / SEALED_MANIFEST)
+
+
+def _settle_anew(root: Path, files: Files) -> None:
+    """Finish or undo the change to another key of the store: the next key file is there from the commit to the end."""
+    names = {entry.name for entry in entries(root)}
+    waiting = [name for name in names if name.endswith(ANEW_END) and is_database(name.removesuffix(ANEW_END))]
+    is_done = NEXT_KEY_FILE in names
+    for name in waiting:
+        _remove_sides(root / (name.removesuffix(ANEW_END) if is_done else name), files)
+        if is_done:
+            files.rename(root / name, root / name.removesuffix(ANEW_END))
+        else:
+            files.unlink(root / name)
+    if is_done:
+        files.sync_folder(root)
+        files.rename(root / NEXT_KEY_FILE, root / KEY_FILE)  # last: until then the others are known to be its own
+        files.sync_folder(root)
+        log.info("store: %s is under another key of its own", root)
 
 
 def _remove_sides(database: Path, files: Files) -> None:

@@ -130,6 +130,10 @@ class Logs:
             told = (change.agent_id,)
             if db.execute("SELECT 1 FROM agents WHERE agent = ?", told).fetchone() is None:
                 return []
+            for number, base, own in change.branches:
+                put_branch(db, number, base, [(turn, to_json(turn.messages)) for turn in own])
+            holders = [h for n in change.dropped for h in _holders(db, change.agent_id, n)]
+            freed = drop_versions(db, change.agent_id, change.dropped)
             for kept in change.kept:
                 put_version(db, change.agent_id, kept)
             left = []
@@ -138,9 +142,9 @@ class Logs:
                 db.execute("UPDATE agents SET branch = ? WHERE agent = ?", (change.branch, change.agent_id))
                 put_branch(db, change.branch, change.base, turns)
             _describe_agent(db, change.agent_id, (change.system, change.facts))
-            holders = [h for n in change.dropped for h in _holders(db, change.agent_id, n)]
-            collect(db, left, drop_versions(db, change.agent_id, change.dropped))
-        return holders
+            collect(db, left, freed)
+        renumbered = {kept.holder for kept in change.kept}
+        return [holder for holder in holders if holder not in renumbered]
 
     def list_agents(self, salt: str) -> list[AgentInfo]:
         """Return all agents of one salt, by name."""

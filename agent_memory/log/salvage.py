@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from agent_memory.log.branches import is_whole_branch, is_whole_version
+from agent_memory.log.damage import is_damage
 from agent_memory.log.database import Database, manifest_key, open_database
 from agent_memory.log.pins import pin, pinned_in
 from agent_memory.log.schema import guard
@@ -23,6 +24,7 @@ from agent_memory.sealing.keys import Keys
 
 #: columns without a default that older versions did not write
 _ADDED = {("agents", "facts"), ("agents", "branch"), ("turns", "n_reply")}
+_TABLES = ("agents", "branches", "versions", "turns", "meta")
 _PATIENCE = 10_000  #: unreadable row numbers in a row, after which a table is given up
 
 Row = dict[str, Any]
@@ -42,20 +44,32 @@ class Salvaged:
         return f"{self.n_agents} agents with {self.n_turns} turns"
 
 
-def salvage(path: Path, database: Database, others: Mapping[str, IsSound]) -> Salvaged:
-    """Copy what can be trusted of the damaged file into a new, empty database, in one transaction.
+def readable_rows(path: Path, keys: Keys | None, tables: Iterable[str]) -> dict[str, list[Row]]:
+    """Return the rows of a damaged manifest that SQLite still reads, by table. ``tables``: those of other rooms.
+
+    Raises OSError or sqlite3.Error where the file cannot be read now, or, of an encrypted one, the copy that is read
+    cannot be written: then what it holds is unknown.
+    """
+    with closing(open_database(None)) as new, new.reading() as db:
+        columns = {table: _columns(db, table) for table in (*_TABLES, *tables)}
+    found: dict[str, list[Row]] = {table: [] for table in columns}
+    try:
+        with _readable_file(path, keys) as db:
+            for table in columns:
+                found[table] = list(_readable(db, table, columns[table]))
+    except sqlite3.Error as error:
+        if not is_damage(error):
+            raise
+    return found
+
+
+def salvage(found: Mapping[str, list[Row]], database: Database, others: Mapping[str, IsSound]) -> Salvaged:
+    """Copy what can be trusted of ``readable_rows`` into a new, empty database, in one transaction.
 
     A turn is trusted where its checksum and those of all before it in its branch hold. An agent's own record keeps its
     checksum, right or wrong, so that damage in it is noted whenever the agent is opened; of the store's own facts the
     pins are copied. ``others``: tables of other rooms, and which of their rows are trusted.
     """
-    tables = ("agents", "branches", "versions", "turns", "meta", *others)
-    found: dict[str, list[Row]] = {table: [] for table in tables}
-    with database.reading() as new:
-        columns = {table: _columns(new, table) for table in tables}
-    with suppress(sqlite3.Error, OSError), _readable_file(path, database.keys) as db:
-        for table in tables:
-            found[table] = list(_readable(db, table, columns[table]))
     sound = [agent for row in found["agents"] if is_count(row["agent"]) and (agent := sound_agent(row)) is not None]
     agents = {row["agent"] for row in sound}
     branches = [row for row in found["branches"] if is_whole_branch(row)]

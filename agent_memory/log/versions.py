@@ -133,6 +133,8 @@ class Change:
     facts: str | None = None
     kept: tuple[Kept, ...] = ()  #: new versions
     dropped: tuple[int, ...] = ()  #: numbers of versions that end
+    #: branches that only versions need: number, base, and turns after those up to the base
+    branches: tuple[tuple[int, Span | None, tuple[Turn, ...]], ...] = ()
 
 
 _HIDDEN = "\ud800"  # no agent's name has it: it is no valid Unicode

@@ -147,5 +147,6 @@ class SharedStore(Store):
     describe: Any = _Refused("change an agent")
     fork: Any = _Refused("fork an agent that is kept")
     change: Any = _Refused("change an agent's log")
+    rewrap: Any = _Refused("change the key")
     delete_agent: Any = _Refused("delete an agent")
     forget: Any = _Refused("forget what was remembered")

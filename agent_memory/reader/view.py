@@ -22,6 +22,7 @@ from agent_memory.log.files import KV_FOLDER, manifest_path
 from agent_memory.log.keyfile import read_keys
 from agent_memory.log.listing import AgentRows
 from agent_memory.progress import bar
+from agent_memory.sealing.keys import Secret, keys_of
 from agent_memory.store.uses import Lines, TierUse, Use, with_uses
 from agent_memory.types import AgentInfo, Message, VerifyReport
 
@@ -126,22 +127,30 @@ class StoreView:
         )
 
     def export(
-        self, name: str, file: str | PathLike[str], *, log_only: bool = False, progress: bool | None = None
+        self,
+        name: str,
+        file: str | PathLike[str],
+        *,
+        log_only: bool = False,
+        key: Secret | None = None,
+        progress: bool | None = None,
     ) -> None:
         """Write an agent, as of the last commit, to a file that ``memory.import_agent`` reads; see ``Agent.export``.
 
-        ``progress`` as in Config. Raises UnknownAgentError, StoreError, OutOfSpaceError.
+        ``key``: seal the file; None: it is not encrypted, though the store may be. ``progress`` as in Config. Raises
+        UnknownAgentError, StoreError, OutOfSpaceError, ConfigError.
         """
         from agent_memory.carry.exporting import export_agent
         from agent_memory.log.carried import carried
 
         path, folder = as_path(file, "file"), self.path / KV_FOLDER
+        seal = None if key is None else keys_of(key, "key")
         record, damage = self._record(name)
         if damage is not None:
             log.warning("store: agent %r is exported without what follows %s, which is damaged", name, damage)
         with self._reading(), bar(progress, "export", "MiB") as report:
             found = carried(record, is_damaged=damage is not None)
-            export_agent(path, found, self._manifest, None if log_only else folder, report=report)
+            export_agent(path, found, self._manifest, None if log_only else folder, report=report, seal=seal)
 
     def verify(self, *, progress: bool | None = None) -> VerifyReport:
         """Read and check every stored byte, logs included. Reads the disk at its speed; ``progress`` as in Config."""

@@ -57,6 +57,10 @@ class ObjectNames:
         """Return the name of part ``number`` of an agent's published log."""
         return f"{VERSION}/log/{self._digest('log', agent)[:40]}/{number:08d}"
 
+    def versions(self, agent: str, id: str) -> str:
+        """Return the name of an object that holds an agent's versions; ``id``: random, as the log's part has it."""
+        return f"{VERSION}/log/{self._digest('log', agent)[:40]}/versions-{id}"
+
     def _digest(self, *parts: str | bytes) -> str:
         mac = hmac.new(self._keys.name_key, digestmod="sha256")
         for part in parts:  # each with its length: no two lists of parts are spelled alike

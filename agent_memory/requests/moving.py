@@ -27,6 +27,7 @@ from agent_memory.requests.cleaning import of_tools, without_secrets
 from agent_memory.requests.evicting import flush
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
+from agent_memory.sealing.keys import Keys, Secret, keys_of
 from agent_memory.store.store import Store
 from agent_memory.tools import from_json, to_json
 from agent_memory.types import Message
@@ -55,8 +56,13 @@ class Moving:
         self._agents, self._store, self._engine, self._runner, self._clean = agents, store, engine, runner, clean
         self._carrier = Carrier(store)
 
-    def export(self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool) -> None:
-        """Write an agent to a file. ``codec``: exact KV is encoded so; None: KV is written as it is stored."""
+    def export(
+        self, agent: Log, file: str | PathLike[str], *, codec: Codec | None, is_log_only: bool, key: Secret | None
+    ) -> None:
+        """Write an agent to a file. ``codec``: exact KV is encoded so; None: KV is written as it is stored.
+
+        ``key``: what the file is sealed under; None: it is plain.
+        """
         if codec is not None and not (is_codec(codec) and is_for(self._runner.layout, codec)):
             names = f"{', '.join(CODECS)}, a name that choose_codec gave for this model"
             raise UnsupportedParameterError(f"codec must be one of {names} or None, got {repr_of(codec)}")
@@ -64,15 +70,16 @@ class Moving:
             raise UnsupportedParameterError(
                 f"agent {repr_of(agent.name)} is temporary and nothing of it is stored: export a fork of it"
             )
-        path = as_path(file, "file")
+        path, seal = as_path(file, "file"), seal_of(key)
         flush(self._engine, self._store)
         recoding = None
         if codec is not None and codec != "exact":
             recoding = Recoding(fitted(self._runner.layout, codec), self._encode)
         with bar(self._progress, "export", "MiB") as report:
             n_lost = self._carrier.export(
-                self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report
-            )
+                self._agents.salt, agent.name, path, recoding=recoding, is_log_only=is_log_only, report=report,
+                seal=seal,
+            )  # fmt: skip
         if n_lost:
             log.warning(
                 "agent %r was exported without %d files of its KV, which are damaged or follow damaged ones",
@@ -88,9 +95,13 @@ class Moving:
         encoded: np.ndarray[Any, Any] = self._engine.call(lambda: encode(rows, form, dtype))
         return encoded
 
-    def take_in(self, file: str | PathLike[str], name: str | None) -> Log:
-        """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError."""
+    def take_in(self, file: str | PathLike[str], name: str | None, key: Secret | None = None) -> Log:
+        """Store the agent of a file, and return its log. Raises ConfigError if the name is taken, ReadOnlyError.
+
+        ``key``: what the file is sealed under. Raises WrongKeyError too.
+        """
         ensure_writable(self._store, "take in an agent")
+        path, seal = as_path(file, "file"), seal_of(key)
         terms = self.terms()
         model = Model(
             digests=self._runner.identity,
@@ -99,7 +110,7 @@ class Moving:
             chunk_tokens=self._store.chunk_tokens,
             n_vocab=terms.n_vocab,
         )
-        with AgentFileReader(as_path(file, "file")) as reader, bar(self._progress, "import", "MiB") as report:
+        with AgentFileReader(path, seal) as reader, bar(self._progress, "import", "MiB") as report:
             found = self._carrier.read(reader, terms, model, report)
             taken = found.agent["name"] if name is None else name
             self._agents.ensure_free(taken)
@@ -125,6 +136,11 @@ class Moving:
             text=clean,
             tools=lambda text: to_json(of_tools(from_json(text), clean)),
         )
+
+
+def seal_of(key: Secret | None) -> Keys | None:
+    """Return what an agent's file is sealed under; None: it is plain. Raises ConfigError, and what ``key`` raises."""
+    return None if key is None else keys_of(key, "key")
 
 
 def _without_secrets(message: Message, clean: Callable[[str], str]) -> Message:

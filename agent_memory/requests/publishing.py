@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import socket
@@ -20,16 +21,28 @@ from agent_memory.carry.carrier import Carrier
 from agent_memory.carry.exporting import told_of
 from agent_memory.carry.published import (
     MAX_TURNS,
-    Arrived,
     Kind,
     Part,
     Replay,
     Stored,
-    arrived,
     n_same,
     read_part,
     states,
     write_part,
+)
+from agent_memory.carry.published_versions import (
+    MAX_OBJECT_BYTES,
+    MAX_VERSIONS,
+    Arrived,
+    Digests,
+    Past,
+    RawVersions,
+    Reference,
+    arrived,
+    chosen,
+    mark_of,
+    read_versions,
+    write_versions,
 )
 from agent_memory.errors import (
     AgentMovedError,
@@ -74,10 +87,14 @@ class _Known:
     epoch: int
     holder: str
     states: Sequence[str]
+    versions: Reference | None = None  #: where the agent's versions are
+    digests: Digests | None = None  #: what is there; None: not read yet
 
 
 class Publishing:
     """Publishes agents' logs and takes agents over. Any thread; calls for one agent run one after another.
+
+    - Versions move with the log: in an object beside it, which the part names that is created behind it.
 
     - What is published is the log as of its last finished turn, flushed before; KV goes by the remote tier.
     - A publication is one create of the part after the newest one. A store that does not hold the agent, or no longer,
@@ -95,6 +112,7 @@ class Publishing:
         self._known: dict[str, _Known] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._conditions: bool | None = None
+        self._lines: dict[str, dict[Any, tuple[str, ...]]] = {}  # agent -> digests of each version's turns
 
     def publish(self, agent: Log) -> int:
         """Publish an agent's new turns; return how many turns are published now.
@@ -130,16 +148,18 @@ class Publishing:
                 if replay.last is None:
                     raise UnknownAgentError(name)
                 part = replay.last.part
-                found = self._checked(name, replay)  # before the taking: what cannot be used here is left alone
+                known = self._known_of(name, replay)
+                found = self._checked(name, replay, known)  # before the taking: what cannot be used here is left alone
                 if here is not None and here.facts.holder == part.holder:
-                    holder, known = part.holder, _known(replay)
+                    holder, found = part.holder, attrs.evolve(found, pasts=())  # it has them, or has pruned them
                     break
-                taking = self._next(name, _known(replay), "taken", secrets.token_hex(16), part.told)
+                told = {**part.told, "versions": replay.versions}
+                taking = self._next(name, known, "taken", secrets.token_hex(16), told)
                 taking = attrs.evolve(taking, epoch=part.epoch + 1, keep=part.n_turns, n_turns=part.n_turns,
                                       state=part.state)  # fmt: skip
                 if (digest := self._put(taking, ())) is not None:
                     holder = taking.holder
-                    known = _Known(taking.number, digest, taking.epoch, holder, replay.states)
+                    known = attrs.evolve(known, number=taking.number, digest=digest, epoch=taking.epoch, holder=holder)
                     break
             else:
                 raise RemoteError(f"agent {repr_of(name)} was not taken over: other hosts took it {_TRIES} times")
@@ -153,13 +173,46 @@ class Publishing:
         if known is None or known.holder != agent.facts.holder:
             known = self._look(agent, ours)
         keep = n_same(ours, known.states)
-        if keep == len(ours) == len(known.states) and known.number:
+        pasts = self._pasts(agent)
+        is_same = mark_of(pasts) == ("" if known.versions is None else known.versions.mark)
+        if keep == len(ours) == len(known.states) and known.number and is_same:
             return keep
+        if not is_same:  # the last part names them: those before it have not all of their turns
+            after = self._put_versions(agent.name, known, pasts, ours)
         for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
             stop = min(stop, len(turns))
+            if stop == len(turns) and not is_same:
+                known = attrs.evolve(known, versions=after.versions, digests=after.digests)
             known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
             keep = stop
         return len(turns)
+
+    def _pasts(self, agent: Log) -> list[Past]:
+        """Return the versions that may move, the oldest first."""
+        before, lines = self._lines.get(agent.name, {}), {}
+        pasts: list[Past] = []
+        for kept in agent.kept[-MAX_VERSIONS:]:
+            key = (kept.version.number, kept.version.created_s, kept.version.n_turns)
+            lines[key] = line = before.get(key) or tuple(states(kept.state.turns))
+            pasts.append(Past(kept.version, kept.state.turns, line, kept.state.system, kept.state.facts))
+        self._lines[agent.name] = lines
+        return pasts
+
+    def _put_versions(self, name: str, known: _Known, pasts: Sequence[Past], ours: Sequence[str]) -> _Known:
+        """Create the object with an agent's versions; the part that names it comes behind it."""
+        remote, id = self._remote, secrets.token_hex(16)
+        digests = known.digests
+        if digests is None:
+            digests = Digests() if known.versions is None else self._read_versions(name, known.versions).digests
+        published = {*ours, *known.states}.union(*(digests.in_parts(past) for past in pasts))
+        if not (moved := chosen(pasts, published)):
+            return attrs.evolve(known, versions=None, digests=Digests())
+        if len(moved) < len(pasts):
+            log.warning("agent %r: its oldest %d versions are too large to be published", name, len(pasts) - len(moved))
+        body, digests = write_versions(name, id, moved, published, remote.names, remote.keys)
+        remote.bucket.put_new(remote.names.versions(name, id), body)
+        reference = Reference(id, hashlib.sha256(body).hexdigest(), mark_of(pasts))
+        return attrs.evolve(known, versions=reference, digests=digests)
 
     # what is on the remote
 
@@ -172,10 +225,13 @@ class Publishing:
         if last.part.holder != agent.facts.holder:
             raise self._moved(agent, last)
         if last.part.n_turns <= len(ours) and (last.part.state == "" or ours[last.part.n_turns - 1] == last.part.state):
-            return _Known(number, last.digest, last.part.epoch, last.part.holder, ours[: last.part.n_turns])
+            return _Known(
+                number, last.digest, last.part.epoch, last.part.holder, ours[: last.part.n_turns],
+                self._reference(agent.name, number, last.part.told.get("versions")),
+            )  # fmt: skip
         replay = Replay()  # it was rewound: how far
         self._read_on(agent.name, replay)
-        return _known(replay)
+        return self._known_of(agent.name, replay)
 
     def _newest(self, name: str) -> int:
         """Return the number of the newest part, by a few rounds of look-ups; 0: there is none."""
@@ -219,10 +275,40 @@ class Publishing:
         except ObjectDamagedError as error:
             raise _damaged(name, number, error) from error
 
+    def _read_versions(self, name: str, reference: Reference) -> RawVersions:
+        remote, object_name = self._remote, self._remote.names.versions(name, reference.id)
+        [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
+        body = None
+        if size is not None and size <= MAX_OBJECT_BYTES:
+            body = remote.bucket.get(object_name, max_bytes=size)
+        if body is None:
+            raise RemoteError(f"the versions of the published agent {repr_of(name)} are gone")
+        try:
+            if hashlib.sha256(body).hexdigest() != reference.sha256:
+                raise ObjectDamagedError(f"object {object_name}: its sha256 is another")
+            return read_versions(name, reference.id, body, remote.names, remote.keys)
+        except ObjectDamagedError as error:
+            raise RemoteError(
+                f"the versions of the published agent {repr_of(name)} are damaged or forged: {error}"
+            ) from error
+
+    def _reference(self, name: str, number: int, told: Any) -> Reference | None:
+        try:
+            return Reference.of(told)
+        except ObjectDamagedError as error:
+            raise _damaged(name, number, error) from error
+
+    def _known_of(self, name: str, replay: Replay) -> _Known:
+        assert replay.last is not None
+        part, reference = replay.last.part, self._reference(name, replay.number, replay.versions)
+        return _Known(replay.number, replay.last.digest, part.epoch, part.holder, tuple(replay.states), reference)
+
     def _append(self, agent: Log, known: _Known, turns: Sequence[Turn], keep: int, ours: Sequence[str]) -> _Known:
         holder = agent.facts.holder
         assert holder is not None
-        part = self._next(agent.name, known, "turns", holder, told_of(agent.record()))
+        versions = None if known.versions is None else attrs.asdict(known.versions)
+        told = {**told_of(agent.record()), "versions": versions}
+        part = self._next(agent.name, known, "turns", holder, told)
         part = attrs.evolve(part, keep=keep, n_turns=len(ours), state=ours[-1] if ours else "")
         digest = self._put(part, turns)
         if digest is None:
@@ -231,7 +317,8 @@ class Publishing:
             if there.part.holder == holder:
                 raise _BehindError
             raise self._moved(agent, there)
-        self._known[agent.name] = found = _Known(part.number, digest, part.epoch, holder, tuple(ours))
+        found = attrs.evolve(known, number=part.number, digest=digest, holder=holder, states=tuple(ours))
+        self._known[agent.name] = found
         return found
 
     def _next(self, name: str, known: _Known, kind: Kind, holder: str, told: Mapping[str, Any]) -> Part:
@@ -256,32 +343,47 @@ class Publishing:
 
     # what is here
 
-    def _checked(self, name: str, replay: Replay) -> Arrived:
+    def _checked(self, name: str, replay: Replay, known: _Known) -> Arrived:
+        raw = RawVersions() if known.versions is None else self._read_versions(name, known.versions)
         try:
-            return arrived(replay, self._terms())
+            return arrived(replay, raw, self._terms())
         except ValueError as error:
             raise _damaged(name, replay.number, error) from error
 
     def _store_here(self, name: str, here: Log | None, found: Arrived, holder: str) -> Log:
-        facts = attrs.evolve(found.facts, holder=holder)
         if here is None:
-            told = {**found.told, "facts": facts.to_json(), "name": name}
+            told = {**found.told, "facts": found.facts.to_json(), "name": name}
             Carrier(self._store).take_log(told, found.turns, self._agents.salt)
-            return self._agents.arrived(name, is_foreign=found.n_remade > 0)
-        same = n_same(states(here.turns), found.states)
-        if same == len(here.turns):
-            self._versions.extend(here, found.turns[same:], facts)
-        elif same < len(found.turns):  # else turns that nobody has published follow the published ones: they stay
-            n_own = len(here.turns) - same
-            state = State(turns=found.turns, spans=(Span(here.agent_id, 0),), system=found.told["system"], facts=facts)
-            self._versions.replace(here, state, "replaced", here.version)
-            log.warning(
-                "agent %r: %d turns of this store were never published; they stay as version %d",
-                name, n_own, here.n_versions,
-            )  # fmt: skip
-        self._agents.hold(here, holder)
+            here = self._agents.arrived(name, is_foreign=found.n_remade > 0)
+            self._versions.take_over(here, found.pasts, found.facts.n_versions or 0)
+        else:
+            self._go_on(here, found, is_ours=here.facts.holder == holder)
+        self._agents.hold(here, holder)  # last: who is killed before has not got it, and takes it again
         flush(self._engine, self._store)
         return here
+
+    def _go_on(self, here: Log, found: Arrived, *, is_ours: bool) -> None:
+        """Give an agent that is here what others published. ``is_ours``: this store has published it last."""
+        before, turns = states(here.turns), here.turns
+        same = n_same(before, found.states)
+        n_own = sum(state not in found.published for state in before[same:])
+        is_gone = same < len(found.turns) or (not n_own and not is_ours)  # else turns that nobody has published stay
+        if same == len(turns):
+            self._versions.extend(here, found.turns[same:], found.facts)
+        elif is_gone:
+            left = [past for past in found.pasts if list(past.states) == before]  # what is left is a version already
+            self._versions.take_over(here, left, found.facts.n_versions or 0)
+            state = State(
+                turns=found.turns, spans=(Span(here.agent_id, 0),), system=found.told["system"], facts=found.facts
+            )
+            self._versions.replace(here, state, "replaced", here.version)
+        self._versions.take_over(here, found.pasts, found.facts.n_versions or 0)
+        if is_gone and n_own:
+            number = next(kept.version.number for kept in here.kept if states(kept.state.turns) == before)
+            log.warning(
+                "agent %r: %d turns of this store were never published; they stay as version %d",
+                here.name, n_own, number,
+            )  # fmt: skip
 
     @property
     def _remote(self) -> Remote:
@@ -305,12 +407,6 @@ class Publishing:
                 f"remote {self._remote.bucket.place} stores a second object under a name that is taken: published logs "
                 "need a server that honours If-None-Match. Agents move by agent.export and memory.import_agent"
             )
-
-
-def _known(replay: Replay) -> _Known:
-    assert replay.last is not None
-    part = replay.last.part
-    return _Known(replay.number, replay.last.digest, part.epoch, part.holder, tuple(replay.states))
 
 
 def _damaged(name: str, number: int, error: Exception) -> RemoteError:

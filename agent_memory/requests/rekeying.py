@@ -2,7 +2,8 @@
 
 - From key to key: the store's own key is wrapped anew. One small file is replaced; at any moment one of the two keys
   opens the store.
-- To or from no key: databases and files of KV are written anew beside the old ones; then the key file appears, or goes,
+- To or from no key, or ``anew`` under another key of the store's own: databases and files of KV are written anew beside
+  the old ones, in the clear only where that is asked for; then the key file appears, or goes, or the next one appears,
   which is the one commit; then names are exchanged and what was before is removed. A process that dies in between
   leaves a store that opens as before the commit, or as after it: whoever opens it next finishes or cleans up
   (``keyfile.settle``, and the sweep of files that nothing names).
@@ -24,11 +25,14 @@ from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.database import manifest_key, open_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST, SEALED_MANIFEST, Files, entries, manifest_path
 from agent_memory.log.keyfile import (
+    ANEW_END,
+    NEXT_KEY_FILE,
+    PLAIN_END,
+    SEALED_END,
     drop_key,
     is_database,
     is_sign,
     new_keys,
-    next_name,
     open_keys,
     read_keys,
     settle,
@@ -39,6 +43,7 @@ from agent_memory.log.refusals import store_errors
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import Segment
 from agent_memory.progress import Progress, bar, silent
+from agent_memory.reader.shared import ensure_writable
 from agent_memory.requests.opening import store_path
 from agent_memory.sealing import sqlite
 from agent_memory.sealing.keys import Keys, Secret, keys_of
@@ -50,14 +55,20 @@ log = logging.getLogger("agent_memory.store")
 
 
 def rekey(
-    path: str | PathLike[str] | None, key: Secret | None, new: Secret | None, *, progress: bool | None = None
+    path: str | PathLike[str] | None,
+    key: Secret | None,
+    new: Secret | None,
+    *,
+    anew: bool = False,
+    progress: bool | None = None,
 ) -> None:
     """Put a store under another key: ``new`` opens it from then on, ``key`` does not.
 
     ``key`` None: the store is not encrypted yet, and is from then on. ``new`` None: it is not encrypted any more. From
-    key to key one small file is replaced; else all of the store is read and written, and needs its size again on the
-    disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment, the store opens with
-    ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
+    key to key one small file is replaced: the store's own key stays, which ``key`` and a copy of the former file still
+    give. ``anew``: the store gets another one. Then, and to or from no key, all of it is read and written, and needs
+    its size again on the disk. ``path`` None: the user's data folder. ``progress`` as in Config. Killed at any moment,
+    the store opens with ``key`` or with ``new``, and has lost nothing. Raises ConfigError, WrongKeyError, StoreError,
     StoreLockedError while a process has it open, OutOfSpaceError.
     """
     folder = store_path(path)
@@ -65,17 +76,34 @@ def rekey(
         raise ConfigError("':memory:' is no folder: there is nothing on disk to encrypt")
     old, wanted = (None if one is None else keys_of(one, name) for one, name in ((key, "key"), (new, "new")))
     with bar(progress, "change the key", "files") as report:
-        change_key(folder, old, wanted, report=report)
+        change_key(folder, old, wanted, report=report, is_anew=bool(anew))
+
+
+def rekey_open(store: Store, new: Secret | None) -> None:
+    """Put an open store under another key of the host's; see ``Memory.rekey``."""
+    ensure_writable(store, "change the key")
+    if new is None:
+        raise ConfigError(
+            "an open store cannot be decrypted: all of it is written anew. Close it, and call "
+            "agent_memory.rekey(path, key, None)"
+        )
+    store.rewrap(keys_of(new, "new_key"))
 
 
 def change_key(
-    path: Path, old: Keys | None, new: Keys | None, files: Files | None = None, report: Progress = silent
+    path: Path,
+    old: Keys | None,
+    new: Keys | None,
+    files: Files | None = None,
+    report: Progress = silent,
+    *,
+    is_anew: bool = False,
 ) -> None:
     """Put a store that nobody has open under another host's key; None: it is not encrypted.
 
-    From key to key at once; else reads and writes all of it, and needs its size again on the disk. Raises
-    WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before, or ``new`` where the
-    disk refused after the commit.
+    From key to key at once, unless ``is_anew``; else reads and writes all of it, and needs its size again on the disk.
+    Raises WrongKeyError, StoreLockedError, StoreError, OutOfSpaceError; then ``old`` opens it as before, or ``new``
+    where the disk refused after the commit.
     """
     files = files or Files()
     if not (path / MANIFEST).is_file():
@@ -84,7 +112,7 @@ def change_key(
         raise ConfigError("rekey needs a key: the one that the store has, or the one that it is to have")
     read_keys(path, old)
     with store_errors("change the key", path):
-        if old is not None and new is not None:
+        if old is not None and new is not None and not is_anew:
             _wrap_anew(path, old, new, files)
         else:
             _ensure_no_copies(path)
@@ -131,14 +159,15 @@ def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, re
     try:
         keys = open_keys(path, old, files)
         target = None if new is None else new_keys()
+        end = PLAIN_END if target is None else SEALED_END if keys is None else ANEW_END
         try:
             for entry in entries(path):
                 if is_database(entry.name) and not is_sign(path / entry.name):
-                    _copy(path, entry.name, keys, target)
-            _copy_kv(path, keys, target, files, report)
+                    _copy(path, entry.name, keys, target, end)
+            _copy_kv(path, keys, target, files, report, end)
             files.sync_folder(path)
             if target is not None and new is not None:
-                write_keys(path, target, new, files)  # the commit
+                write_keys(path, target, new, files, *([NEXT_KEY_FILE] if keys is not None else []))  # the commit
             else:
                 drop_key(path, files)  # the commit
         finally:
@@ -147,24 +176,24 @@ def _write_anew(path: Path, old: Keys | None, new: Keys | None, files: Files, re
         lock.release(is_whole=False)
 
 
-def _copy(path: Path, name: str, keys: Keys | None, target: Keys | None) -> None:
+def _copy(path: Path, name: str, keys: Keys | None, target: Keys | None, end: str) -> None:
     is_manifest = name in (MANIFEST, SEALED_MANIFEST)
 
     def key(of: Keys | None) -> FileKey | None:
         return manifest_key(of) if is_manifest else FileKey.of(of, "recall")
 
-    to = _manifest(target) if is_manifest else next_name(name, is_sealed=target is not None)
+    to = _manifest(target, end) if is_manifest else f"{name}{end}"
     sqlite.copy(path / name, key(keys), path / to, key(target))
 
 
-def _manifest(target: Keys | None) -> str:
+def _manifest(target: Keys | None, end: str) -> str:
     """Return the name under which the new manifest waits."""
-    return next_name(MANIFEST if target is None else SEALED_MANIFEST, is_sealed=target is not None)
+    return f"{MANIFEST if target is None else SEALED_MANIFEST}{end}"
 
 
-def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, report: Progress) -> None:
+def _copy_kv(path: Path, keys: Keys | None, target: Keys | None, files: Files, report: Progress, end: str) -> None:
     """Write every segment and resume file anew, and their rows in the manifest that waits."""
-    database = open_database(path / _manifest(target), files, target)
+    database = open_database(path / _manifest(target, end), files, target)
     try:
         segments = Manifest(database).segments()
         for number, segment in enumerate(segments):

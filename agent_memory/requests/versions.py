@@ -6,11 +6,13 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 import numpy as np
 
+from agent_memory.carry.published_versions import Adopted, Past, adopted
 from agent_memory.config import is_text
 from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
@@ -217,6 +219,28 @@ class Versions:
 
         self._engine.call(work)
 
+    def take_over(self, log: Log, pasts: Sequence[Past], n_versions: int) -> None:
+        """Join an agent's versions with those that another host has published. ``n_versions``: numbers given there.
+
+        Published ones have their numbers and labels here too; its own others stay, under numbers of their own.
+        """
+
+        def work(found: Adopted, turns: Sequence[Turn], kept: Sequence[Kept]) -> bool:
+            log.ensure_exists()
+            if log.turns is not turns or log.kept is not kept:
+                return False
+            log.n_versions = found.n_versions
+            log.facts = attrs.evolve(log.facts, n_versions=log.n_versions or None)
+            log.kept = found.kept
+            self._store_change(log, kept=found.written, dropped=found.dropped, branches=found.branches, held=())
+            return True
+
+        while pasts:  # what takes long is done here, not on the engine thread
+            turns, kept = log.turns, log.kept
+            found = adopted(log.state, kept, pasts, max(log.n_versions, n_versions), self._store.new_number)
+            if self._engine.call(partial(work, found, turns, kept)):
+                return
+
     def add(self, log: Log, make: Callable[[], Sequence[Message]], tokenizer: str) -> None:
         """Add messages to a log that nothing answers. ``make`` gives them, on the engine thread; none: no change."""
 
@@ -356,8 +380,13 @@ class Versions:
         kept: tuple[Kept, ...] = (),
         dropped: Sequence[int] = (),
         ids: np.ndarray[Any, Any] | None = None,
+        branches: tuple[tuple[int, Span | None, tuple[Turn, ...]], ...] = (),
+        held: Sequence[tuple[int, np.ndarray[Any, Any]]] | None = None,
     ) -> None:
-        """Queue the change of a log that was made in memory. ``ids``: the ids of ``kept`` whose KV was computed."""
+        """Queue the change of a log that was made in memory. ``ids``: the ids of ``kept`` whose KV was computed.
+
+        ``held``: which KV ``kept`` holds from now on, where that is not what the log has.
+        """
         if log.is_temporary:
             return
         change = Change(
@@ -369,8 +398,10 @@ class Versions:
             facts=log.facts.to_json(),
             kept=kept,
             dropped=tuple(dropped),
+            branches=branches,
         )
-        held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
+        if held is None:
+            held = [(one.holder, log.ids[: log.n_kv] if ids is None else ids) for one in kept]
         self._store.change(change, held)
         if dropped:
             self._store.release(log.agent_id, log.ids[: log.n_kv])

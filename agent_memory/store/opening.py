@@ -21,13 +21,13 @@ from attrs import evolve, frozen
 from agent_memory.kvcache.coding import named
 from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT
 from agent_memory.kvfile.segments import body_of
-from agent_memory.log.damage import READ_ERRORS
+from agent_memory.log.damage import READ_ERRORS, is_damage
 from agent_memory.log.database import Database, manifest_key, open_database
 from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, manifest_path, refuse_dangling
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
 from agent_memory.log.place import is_passing
-from agent_memory.log.salvage import Salvaged, salvage
+from agent_memory.log.salvage import Salvaged, readable_rows, salvage
 from agent_memory.log.schema import check_versions
 from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.index import Index, n_tokens
@@ -42,18 +42,6 @@ from agent_memory.store.manifest import SALVAGED, Manifest
 from agent_memory.types import EXACTNESS, weakest
 
 log = logging.getLogger("agent_memory.store")
-
-_NOT_DAMAGE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
 
 _MADE: Mapping[str, Made] = {name: number for number in get_args(Made) for name in [MADE[number]]}
 
@@ -107,7 +95,7 @@ def open_manifest(
             return _repair(root, files, keys, "is damaged (its checksum is wrong)", report)
         database = open_database(path, files, keys)
     except sqlite3.DatabaseError as error:
-        if not _is_damage(error):
+        if not is_damage(error):
             raise
         return _repair(root, files, keys, f"is damaged ({error})", report)
     if closed is None and (found := _examine(database, commits, report)) is not None:
@@ -123,43 +111,64 @@ def _examine(database: Database, commits: int, report: Progress) -> str | None:
             return f"{lost} of {commits} acknowledged changes are lost"
         return database.examine(tick) or Logs(database).examine() or Manifest(database).examine()
     except (*BAD_JSON, sqlite3.DatabaseError) as error:
-        if isinstance(error, sqlite3.Error) and not _is_damage(error):
+        if isinstance(error, sqlite3.Error) and not is_damage(error):
             database.close()
             raise
         return str(error)
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _NOT_DAMAGE
-
-
 def _repair(root: Path, files: Files, keys: Keys | None, what: str, report: Progress) -> tuple[Database, Repair]:
-    found, n_files = read_files(root / KV_FOLDER, keys, report)  # first: if it cannot be read now, nothing is changed
-    aside = _set_aside(root, files)
-    database = open_database(manifest_path(root), files, keys)
-    logs = salvage(root / aside, database, SALVAGED) if aside is not None else Salvaged()
-    Manifest(database).commit(add=found)
+    # first: if the disk cannot be read now, or has no room for the copy that is read, nothing is changed
+    found, n_files = read_files(root / KV_FOLDER, keys, report)
+    path = manifest_path(root)
+    rows = readable_rows(path, keys, SALVAGED) if path.exists() else None
+    aside = _free_name(root) if path.exists() else None
+    try:
+        if aside is not None:
+            _set_aside(root, aside, files)
+        database = open_database(path, files, keys)
+        try:
+            logs = salvage(rows, database, SALVAGED) if rows is not None else Salvaged()
+            Manifest(database).commit(add=found)
+        except BaseException:  # also Ctrl-C: nobody else closes it
+            database.close()
+            raise
+    except BaseException:  # the next opening is to find the damaged one, not one without logs
+        _put_back(root, aside, files)
+        raise
     repair = Repair(what, aside, logs, len(found), n_files)
     log.warning("store: %s", repair)
     return database, repair
 
 
-def _set_aside(root: Path, files: Files) -> str | None:
-    """Rename the manifest and its WAL; return the new name, None if there was no manifest."""
-    path = manifest_path(root)
-    if not path.exists():
-        return None
+def _free_name(root: Path) -> str:
+    """Return the name under which a damaged manifest is kept."""
     number = 1
     while (root / f"{MANIFEST}.damaged-{number}").exists():
         number += 1
-    aside = root / f"{MANIFEST}.damaged-{number}"
+    return f"{MANIFEST}.damaged-{number}"
+
+
+def _set_aside(root: Path, aside: str, files: Files) -> None:
+    """Rename the manifest and its WAL."""
+    path = manifest_path(root)
     wal = path.with_name(f"{path.name}-wal")
     if wal.exists():
-        files.rename(wal, aside.with_name(f"{aside.name}-wal"))
+        files.rename(wal, root / f"{aside}-wal")
     files.unlink(path.with_name(f"{path.name}-shm"))
-    files.rename(path, aside)
+    files.rename(path, root / aside)
     files.sync_folder(root)
-    return aside.name
+
+
+def _put_back(root: Path, aside: str | None, files: Files) -> None:
+    """Undo ``_set_aside``, as far as it came, and remove the new manifest."""
+    path = manifest_path(root)
+    if aside is None or (root / aside).exists():
+        for end in ("", "-wal", "-shm"):
+            files.unlink(path.with_name(f"{path.name}{end}"))
+    for end in ("-wal", "") if aside is not None else ():
+        if (kept := root / f"{aside}{end}").exists():
+            files.rename(kept, path.with_name(f"{path.name}{end}"))
 
 
 def read_files(folder: Path, keys: Keys | None, report: Progress = silent) -> tuple[list[Segment], int]:

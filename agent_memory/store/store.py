@@ -15,13 +15,13 @@ import attrs
 import numpy as np
 
 from agent_memory.config import Codec
-from agent_memory.errors import AgentMemoryError, StoreError
+from agent_memory.errors import AgentMemoryError, ClosedError, ConfigError, StoreError, WrongKeyError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.log.database import open_database
-from agent_memory.log.files import Files
+from agent_memory.log.files import KEY_FILE, Files
 from agent_memory.log.health import Health, is_disk_error
-from agent_memory.log.keyfile import open_keys, read_keys
+from agent_memory.log.keyfile import open_keys, read_keys, write_keys
 from agent_memory.log.lock import Lock
 from agent_memory.log.logs import Described, Logs, Rewritten
 from agent_memory.log.place import GoneError, Place
@@ -404,6 +404,32 @@ class Store:
         if error is not None:
             doing = "write to the folder" if isinstance(error, GoneError) else "write an agent's log"
             raise as_store_error(doing, self._path, error) from error
+
+    def rewrap(self, host: Keys) -> None:
+        """Put the open store under another host's key: its own key, wrapped anew, in one small file. Durable.
+
+        Killed meanwhile, the former key opens the store, or this one. Raises WrongKeyError for a store that is not
+        encrypted, ConfigError for one in memory, StoreError where its key file is gone, OutOfSpaceError.
+        """
+        with self._closing:
+            keys = self._database.keys
+            if self._is_closed:
+                raise ClosedError("the store is closed")
+            if self._path is None:
+                raise ConfigError("':memory:' is no folder: there is nothing on disk to encrypt")
+            if keys is None:
+                raise WrongKeyError(
+                    f"{self._path} is not encrypted, and its key cannot be changed while it is "
+                    "open; nothing was changed. Close it, and encrypt it: agent_memory.rekey(path, None, key)"
+                )
+            with store_errors("change the key", self._path):
+                if not (self._path / KEY_FILE).exists():
+                    raise StoreError(
+                        f"{self._path / KEY_FILE} is gone, and so is the store once it is closed; nothing was changed. "
+                        "Put the file back from a copy, or save the agents: agent.export(file)"
+                    )
+                self._ensure_ours()
+                write_keys(self._path, keys, host, self._files)
 
     def compact(self, rest_s: float = 0.0) -> None:
         """Join the small segments of lineages unused for ``rest_s``, now instead of in idle time."""

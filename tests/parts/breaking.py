@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent_memory.log.files import Files
 
-CHANGES = ("create", "write", "sync", "rename", "unlink", "make_folder", "sync_folder", "commit", "fold")
+CHANGES = ("create", "write", "sync", "rename", "unlink", "remove", "make_folder", "sync_folder", "commit", "fold")
 CODES = {errno.ENOSPC: 13, errno.EROFS: 8, errno.EIO: 10}
 TEXTS = {13: "database or disk is full", 8: "attempt to write a readonly database", 10: "disk I/O error"}
 
@@ -150,6 +150,12 @@ class Dying(Counted):
         if path.exists():
             self._undo.append((path.parent, "unlink", path, path.read_bytes()))
         return Files.unlink(self, path)
+
+    def remove(self, path: Path) -> None:
+        self.before("remove", path)
+        if path.exists():
+            self._undo.append((path.parent, "unlink", path, path.read_bytes()))
+        Files.remove(self, path)
 
     def make_folder(self, path: Path) -> None:
         self.before("make_folder", path)

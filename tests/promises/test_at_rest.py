@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from agent_memory import (
+    ClosedError,
     Config,
     ConfigError,
     ContextMemory,
@@ -25,6 +28,7 @@ from agent_memory import (
     IncompatibleStoreError,
     Memory,
     OutOfSpaceError,
+    ReadOnlyError,
     StoreError,
     WrongKeyError,
     open_store,
@@ -39,6 +43,7 @@ from agent_memory.requests.rekeying import change_key
 from agent_memory.sealing.keys import Keys
 from agent_memory.store import folder as store_folder
 from agent_memory.store.collecting import collect
+from agent_memory.store.store import Store
 from tests.parts.breaking import Counted, Dying, Killed, Refusing
 
 KEY, OTHER = b"0123456789abcdef", b"another key of the host's"
@@ -335,7 +340,13 @@ def test_exchanged_files_do_not_open(pristine: Path, tmp_path: Path) -> None:
 
 
 def _kills(
-    tmp_path: Path, old: bytes | None, new: bytes | None, points: range, cuts: tuple[bool, ...] = (False, True)
+    tmp_path: Path,
+    old: bytes | None,
+    new: bytes | None,
+    points: range,
+    cuts: tuple[bool, ...] = (False, True),
+    *,
+    is_anew: bool,
 ) -> tuple[int, int]:
     """Kill a rekey before each of some changes of the disk; count the stores that the old key opens, and the new."""
     pristine = tmp_path / "pristine"
@@ -352,7 +363,7 @@ def _kills(
             shutil.copytree(pristine, work)
             files = Dying(at)
             with pytest.raises(Killed):
-                change_key(work, _keys(old), _keys(new), files)
+                change_key(work, _keys(old), _keys(new), files, is_anew=is_anew)
             files.leave(work, left, power_cut=power_cut)
             with pytest.raises(WrongKeyError):
                 opened(left, OTHER)
@@ -381,36 +392,38 @@ def _opens(path: Path, key: bytes | None) -> bool:
     return True
 
 
-def _calls(tmp_path: Path, old: bytes | None, new: bytes | None) -> int:
+def _calls(tmp_path: Path, old: bytes | None, new: bytes | None, *, is_anew: bool) -> int:
     with opened(tmp_path / "pristine", old) as memory:
         memory.agent("a").say("hello there " * 10)
         memory.context.remember("a persimmon")
     shutil.copytree(tmp_path / "pristine", tmp_path / "whole")
     files = Dying(None)
-    change_key(tmp_path / "whole", _keys(old), _keys(new), files)
+    change_key(tmp_path / "whole", _keys(old), _keys(new), files, is_anew=is_anew)
     assert _opens(tmp_path / "whole", new)
     return len(files.calls)
 
 
 CHANGES = [(KEY, b"a newer key, 16+"), (None, KEY), (KEY, None)]
+KILLED = [(*change, False) for change in CHANGES] + [(*CHANGES[0], True)]
 
 
-@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+@pytest.mark.parametrize(("old", "new", "is_anew"), KILLED, ids=["key to key", "none to key", "key to none", "anew"])
 def test_a_killed_rekey_leaves_a_store_that_one_of_the_keys_opens(
-    tmp_path: Path, old: bytes | None, new: bytes | None
+    tmp_path: Path, old: bytes | None, new: bytes | None, is_anew: bool
 ) -> None:
-    n = _calls(tmp_path, old, new)
-    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 5)), (True,))
+    n = _calls(tmp_path, old, new, is_anew=is_anew)
+    before, after = _kills(tmp_path, old, new, range(0, n, max(1, n // 5)), (True,), is_anew=is_anew)
     assert before
     assert after
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("old", "new"), CHANGES, ids=["key to key", "none to key", "key to none"])
+@pytest.mark.parametrize(("old", "new", "is_anew"), KILLED, ids=["key to key", "none to key", "key to none", "anew"])
 def test_a_rekey_killed_anywhere_leaves_a_store_that_one_of_the_keys_opens(
-    tmp_path: Path, old: bytes | None, new: bytes | None
+    tmp_path: Path, old: bytes | None, new: bytes | None, is_anew: bool
 ) -> None:
-    before, after = _kills(tmp_path, old, new, range(_calls(tmp_path, old, new)))
+    n = _calls(tmp_path, old, new, is_anew=is_anew)
+    before, after = _kills(tmp_path, old, new, range(n), is_anew=is_anew)
     assert before
     assert after
 
@@ -553,3 +566,174 @@ def test_a_manifest_without_its_first_page_gives_its_logs_back(tmp_path: Path) -
         assert memory.agent("bob").messages[1].content == "I am bob"
         assert memory.agent("bob").say("more").usage.tier == "cold"
     assert found_in(tmp_path, np.zeros(0, np.uint32)) == {}
+
+
+def _without_first_page(store: Path, key: bytes | None) -> None:
+    """Make a store of two agents, whose manifest is damaged."""
+    with opened(store, key) as memory:
+        for name in ("ann", "bob"):
+            memory.agent(name).say(f"I am {name}")
+    file = store / (MANIFEST if key is None else SEALED_MANIFEST)
+    raw = bytearray(file.read_bytes())
+    raw[1000 if key is not None else -1000] ^= 1
+    file.write_bytes(raw)
+
+
+def test_a_full_disk_while_a_manifest_is_mended_is_an_error_and_costs_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy that is read lies in the system's temporary folder: without room there, what is stored is unknown."""
+    _without_first_page(tmp_path / "store", KEY)
+    before = digest(tmp_path / "store" / "kv")
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent_memory.log.salvage.shutil.copyfile", full)
+        with pytest.raises(OutOfSpaceError, match="No space left"):
+            opened(tmp_path / "store")
+    assert not list((tmp_path / "store").glob("*.damaged-*"))
+    assert digest(tmp_path / "store" / "kv") == before
+    with opened(tmp_path / "store") as memory:
+        assert {info.name for info in memory.agents()} == {"ann", "bob"}
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["sealed", "plain"])
+def test_a_disk_that_refuses_at_any_call_of_a_repair_costs_no_log(tmp_path: Path, key: bytes | None) -> None:
+    pristine = tmp_path / "pristine"
+    _without_first_page(pristine, key)
+
+    def tried(files: Counted) -> Path:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(pristine, tmp_path / "store")
+        with contextlib.suppress(StoreError):
+            Store(tmp_path / "store", disk_bytes=1 << 30, chunk_tokens=16, files=files, key=_keys(key)).close()
+        return tmp_path / "store"
+
+    tried(counted := Counted())
+    assert "rename" in counted.calls
+    for at in range(len(counted.calls)):
+        store = Store(tried(Refusing(errno.EIO, at, at + 1)), disk_bytes=1 << 30, chunk_tokens=16, key=_keys(key))
+        assert {info.name for info in store.list_agents("")} == {"ann", "bob"}, (at, counted.calls[at])
+        store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO])
+def test_a_key_that_cannot_be_removed_is_refused_with_its_cause(tmp_path: Path, code: int) -> None:
+    with opened(tmp_path / "store") as memory:
+        memory.agent("a").say("hello")
+    shutil.copytree(tmp_path / "store", tmp_path / "whole")
+    change_key(tmp_path / "whole", _keys(KEY), None, files := Counted())
+    at = files.calls.index("remove")
+    with pytest.raises(StoreError, match=os.strerror(code)):
+        change_key(tmp_path / "store", _keys(KEY), None, Refusing(code, at, at + 1))
+    assert _opens(tmp_path / "store", KEY)
+
+
+NEW = b"a newer key, 16+"
+
+
+def test_an_open_store_is_put_under_another_key_while_agents_go_on(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as memory:
+        asked = memory.agent("ann").stream("a long text " * 40)
+        memory.rekey(lambda: NEW)
+        asked.result()
+        memory.context.remember("a persimmon")  # recall's file is opened under the store's own key, after the change
+        memory.agent("ann").say("more")
+        memory.flush()
+        with open_store(tmp_path / "store", key=NEW) as view:
+            assert [info.n_turns for info in view.agents()] == [2]
+        with pytest.raises(WrongKeyError):
+            open_store(tmp_path / "store", key=KEY)
+    _refused(tmp_path / "store", KEY)
+    with opened(tmp_path / "store", NEW) as memory:
+        assert memory.agent("ann").say("again").usage.tier == "cold"
+        assert memory.context.recall("persimmon")
+        assert memory.verify().ok
+        assert memory.verify().strangers == ()
+        memory.rekey(KEY)
+    assert _opens(tmp_path / "store", KEY)
+
+
+def test_an_open_store_refuses_a_key_that_it_cannot_take(tmp_path: Path) -> None:
+    with opened(tmp_path / "plain", None) as memory:
+        with pytest.raises(WrongKeyError, match="not encrypted"):
+            memory.rekey(NEW)
+        assert not (tmp_path / "plain" / KEY_FILE).exists()
+    with Memory(EchoRunner(), ":memory:", config=config()) as memory, pytest.raises(ConfigError, match="no folder"):
+        memory.rekey(NEW)
+    with opened(tmp_path / "store") as memory:
+        memory.agent("a").say("hello")
+        for bad in (None, b"short", "no bytes"):
+            with pytest.raises(ConfigError):
+                memory.rekey(bad)  # type: ignore[arg-type]
+        reader = Memory(EchoRunner(), tmp_path / "store", config=config(), read_only=True)
+        with reader, pytest.raises(ReadOnlyError):
+            reader.rekey(NEW)
+        kept = (tmp_path / "store" / KEY_FILE).read_bytes()
+        (tmp_path / "store" / KEY_FILE).unlink()
+        with pytest.raises(StoreError, match="is gone"):  # who dropped the key erased the store: it does not come back
+            memory.rekey(NEW)
+        assert not (tmp_path / "store" / KEY_FILE).exists()
+        (tmp_path / "store" / KEY_FILE).write_bytes(kept)
+    with pytest.raises(ClosedError):
+        memory.rekey(NEW)
+    assert _opens(tmp_path / "store", KEY)
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+def test_a_killed_rekey_of_an_open_store_leaves_one_of_the_keys(
+    pristine: Path, tmp_path: Path, power_cut: bool
+) -> None:
+    opens = [0, 0]
+    shutil.copytree(pristine, tmp_path / "whole")
+    store = Store(tmp_path / "whole", disk_bytes=1 << 30, chunk_tokens=16, files=(files := Counted()), key=_keys(KEY))
+    before = len(files.calls)
+    store.rewrap(Keys(NEW))
+    calls = range(before, len(files.calls))
+    store.close()
+    assert len(calls) >= 4
+    for at in calls:
+        work, left = tmp_path / f"work{at}", tmp_path / f"left{at}"
+        shutil.copytree(pristine, work)
+        dying = Dying(at)
+        store = Store(work, disk_bytes=1 << 30, chunk_tokens=16, files=dying, key=_keys(KEY))
+        with pytest.raises(Killed):
+            store.rewrap(Keys(NEW))
+        dying.leave(work, left, power_cut=power_cut)
+        is_new = _opens(left, NEW)
+        opens[is_new] += 1
+        assert is_new or _opens(left, KEY), at
+        with opened(left, NEW if is_new else KEY) as memory:
+            assert memory.verify().strangers == (), at
+    assert opens[0]
+    assert opens[1] or power_cut
+
+
+def test_a_store_that_is_written_anew_is_closed_to_the_former_key_and_its_file(pristine: Path, tmp_path: Path) -> None:
+    """Whoever had the former key and a copy of the folder reads what was said until then, and nothing later."""
+    store = tmp_path / "store"
+    for is_anew in (False, True):
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(pristine, store)
+        before = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+        former = (store / KEY_FILE).read_bytes()
+        rekey(store, KEY, NEW, anew=is_anew)
+        _refused(store, KEY)
+        assert found_in(store, np.zeros(0, np.uint32)) == {}
+        left = {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+        kept = {name for name, raw in before.items() if left.get(name) == raw} - {MANIFEST, "lock"}
+        assert bool(kept) is not is_anew, kept
+        with opened(store, NEW) as memory:
+            assert memory.agent("alice-the-agent").say("again").usage.tier == "cold"
+            assert memory.context.workspace("workshop-space").recall("persimmon")
+            assert memory.verify().ok
+            assert memory.verify().strangers == ()
+        (store / KEY_FILE).write_bytes(former)  # the leaked copy
+        if is_anew:
+            with pytest.raises(StoreError):
+                open_store(store, key=KEY)
+        else:
+            with open_store(store, key=KEY) as view:
+                assert view.show("alice-the-agent").messages

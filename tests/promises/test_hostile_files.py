@@ -21,7 +21,17 @@ from typing import Any
 
 import pytest
 
-from agent_memory import Agent, AgentFileError, AgentMemoryError, Config, ConfigError, EchoRunner, Memory, open_store
+from agent_memory import (
+    Agent,
+    AgentFileError,
+    AgentMemoryError,
+    Config,
+    ConfigError,
+    EchoRunner,
+    Memory,
+    WrongKeyError,
+    open_store,
+)
 from agent_memory.errors import RequestError
 from tests.parts.agentfile import HEAD, Piece, broken, forged, framed, parts, sealed
 
@@ -33,7 +43,7 @@ def opened(path: Path) -> Memory:
     return Memory(EchoRunner(layers=1, heads=2, dim=64), path, config=CONFIG)
 
 
-def exported(folder: Path) -> bytes:
+def exported(folder: Path, key: bytes | None = None) -> bytes:
     """An agent's file, of some 500 KB."""
     with opened(folder / "from") as memory:
         agent = memory.agent("a", system=SYSTEM)
@@ -42,7 +52,7 @@ def exported(folder: Path) -> bytes:
         agent.checkpoint("two said")
         agent.rewind()
         agent.say("other")
-        agent.export(folder / "a.agent")
+        agent.export(folder / "a.agent", key=key)
     return (folder / "a.agent").read_bytes()
 
 
@@ -53,7 +63,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 class Tries:
     """Gives files to one store, and watches what becomes of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, key: bytes | None = None) -> None:
+        self.key = key
         self.file, self.folder = folder / "tried", folder / "store"
         self.memory = opened(self.folder)
         self.memory.agent("b", system="Be brief.").say("hello")
@@ -83,8 +94,8 @@ class Tries:
 
     def _imported(self) -> tuple[str, Agent | None]:
         try:
-            return "taken", self.memory.import_agent(self.file)
-        except (AgentFileError, ConfigError) as error:
+            return "taken", self.memory.import_agent(self.file, key=self.key)
+        except (AgentFileError, ConfigError, WrongKeyError) as error:
             return type(error).__name__, None
 
 
@@ -232,7 +243,8 @@ HOSTILE = {
     "a lying number of ids": lambda raw: _with(raw, "turn", 0, n_ids=1 << 40),
     "a lossy codec that poses as exact": lambda raw: _with(raw, "rows", 0, codec="q4"),
     "an unknown part": lambda raw: sealed([*parts(raw), Piece({"part": "exec"}, b"rm")]),
-    "a newer version": lambda raw: sealed(parts(raw), version=2),
+    "a newer version": lambda raw: sealed(parts(raw), version=3),
+    "a version that poses as sealed": lambda raw: sealed(parts(raw), version=2),
     "a lying end": lambda raw: sealed(parts(raw), end={"sha256": "0" * 64}),
     "bytes behind the end": lambda raw: raw + b"more",
     "a branch of nobody": _orphan,

@@ -18,11 +18,16 @@ from agent_memory import Config, EchoRunner, Memory
 folder, url = sys.argv[1:]
 with Memory(EchoRunner(), folder, config=Config(remote=url, remote_key=b"k" * 32)) as memory:
     agent = memory.agent("alice", system="Answer with what you heard. " * 60)
+    if agent.messages[-1].content == "taken back":
+        agent.rewind()  # killed between the two
     memory.publish(agent)
     print("open", flush=True)
     while True:
         text = f"turn {agent.info.n_turns}"
         assert agent.say(text).text == text
+        agent.checkpoint(f"after {text}")
+        agent.say("taken back")
+        agent.rewind()
         print(memory.publish(agent), flush=True)
 """
 
@@ -40,6 +45,12 @@ def test_kills_while_publishing_lose_nothing_that_was_acknowledged(tmp_path: Pat
                 n_acknowledged = memory.publish("alice")
     with Memory(EchoRunner(), tmp_path / "other", config=Config(remote=url, remote_key=b"k" * 32)) as other:
         alice = other.fetch_agent("alice")
+        labels = {version.label: version.n_turns for version in alice.history() if version.label is not None}
+        for number in range(n_acknowledged):  # every checkpoint that a publication acknowledged, at its turn
+            if (label := f"after turn {number}") in labels:  # one killed between turn and checkpoint has none
+                assert alice.at(label).messages[-1].content == f"turn {number}"
+                assert labels[label] == number + 1
+        assert len(labels) >= n_acknowledged // 2
         texts = [message.content for message in alice.messages if message.role == "assistant"]
         assert texts == [f"turn {number}" for number in range(len(texts))]
         assert len(texts) == n_acknowledged

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from agent_memory import Agent, AgentMovedError, Config, EchoRunner, Memory, UnknownAgentError
 
-STEPS = st.lists(
-    st.tuples(st.integers(0, 2), st.sampled_from(["say", "say", "publish", "publish", "fetch", "rewind", "restart"])),
-    max_size=30,
-)
+KINDS = ["say", "say", "publish", "publish", "fetch", "rewind", "restart", "checkpoint"]
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.sampled_from(KINDS)), max_size=30)
 _texts = itertools.count()
 
 
@@ -30,6 +28,7 @@ class Host:
     memory: Memory = field(init=False)
     turns: list[str] | None = None
     clean: list[str] | None = None  #: its turns when it last published or fetched
+    labels: dict[str, list[str]] = field(factory=dict)  #: of its checkpoints -> the turns at that moment
 
     def open(self) -> None:
         self.memory = Memory(EchoRunner(), self.folder, config=self.config)
@@ -41,6 +40,8 @@ class Host:
     def check(self) -> None:
         if self.turns is not None:
             assert said(self.agent) == self.turns
+            for label, turns in self.labels.items():
+                assert said(self.agent.at(label)) == turns
 
 
 def said(agent: Agent) -> list[str]:
@@ -53,6 +54,8 @@ class World:
 
     hosts: list[Host]
     published: list[str] | None = None
+    labels: dict[str, list[str]] = field(factory=dict)  #: that are published
+    ever: set[str] = field(factory=set)  #: turns that were published, also those that were taken back
     holder: Host | None = None
 
     def say(self, host: Host) -> None:
@@ -72,6 +75,8 @@ class World:
             return
         if self.holder in (None, host):
             self.published, self.holder, host.clean = list(host.turns), host, list(host.turns)
+            self.labels = dict(host.labels)
+            self.ever |= {*host.turns}
         else:
             assert host.turns == host.clean  # nothing new: it was not asked
 
@@ -81,15 +86,23 @@ class World:
                 host.memory.fetch_agent("ann")
             return
         agent, before = host.memory.fetch_agent("ann"), host.turns or []
-        if before[: len(self.published)] == self.published:
+        is_ahead = before[: len(self.published)] == self.published
+        if is_ahead and (host is self.holder or before == self.published or not self.ever.issuperset(before)):
             assert said(agent) == before
-        else:
+        else:  # also where it had turns that the other host has taken back
             assert said(agent) == self.published
             if self.published[: len(before)] != before:
-                assert said(agent.at(agent.history()[-1])) == before
+                assert before in [said(agent.at(version)) for version in agent.history()]
             host.turns = list(self.published)
         host.clean = list(self.published)
+        host.labels = {**self.labels, **host.labels}
         self.holder = host
+
+    def checkpoint(self, host: Host) -> None:
+        if host.turns is not None:
+            label = f"label {next(_texts)}"
+            host.agent.checkpoint(label)
+            host.labels[label] = list(host.turns)
 
     def rewind(self, host: Host) -> None:
         if host.turns:
