@@ -112,7 +112,7 @@ def write_part(part: Part, turns: Sequence[Turn], names: ObjectNames, keys: Remo
     return write_object(names.log(part.agent, part.number), keys, header, bodies)
 
 
-def read_part(agent: str, number: int, body: bytes, names: ObjectNames, keys: RemoteKeys) -> Stored:
+def read_part(agent: str, number: int, body: bytes | memoryview, names: ObjectNames, keys: RemoteKeys) -> Stored:
     """Read a part that was published. Raises ObjectDamagedError."""
     name = names.log(agent, number)
     found = read_object(name, keys, body)

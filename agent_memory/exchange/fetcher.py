@@ -225,7 +225,7 @@ class Fetcher:
             self._damaged(name, error)
             raise
 
-    def _get(self, name: str, n_bytes: int) -> bytes | None:
+    def _get(self, name: str, n_bytes: int) -> memoryview | None:
         """Return an object; None if it is gone since, or the breaker is open."""
         if not self._remote.breaker.allows():
             return None

@@ -131,7 +131,7 @@ class Bucket:
             "looking up", lambda: self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s
         )
 
-    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes | None:
+    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> memoryview | None:
         """Return an object whole; None if it is missing. Never holds more than ``max_bytes``.
 
         The time limit grows with ``max_bytes``: give the size that `sizes` told.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent_memory.errors import INSTALL, MissingExtraError
+from agent_memory.sealing.pages import pages
 
 #: No hard links on that file system: nothing there creates a name only where it is free.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -34,7 +35,7 @@ class Place(Protocol):
     async def size(self, name: str) -> int | None:
         """Return an object's bytes; None if there is none."""
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
+    async def read(self, name: str, max_bytes: int) -> memoryview | None:
         """Return an object; None if there is none. Raises TooLargeError before it reads more than ``max_bytes``."""
 
     async def create(self, name: str, body: bytes) -> bool:
@@ -56,7 +57,7 @@ class Folder:
     async def size(self, name: str) -> int | None:
         return await asyncio.to_thread(self._size, name)
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
+    async def read(self, name: str, max_bytes: int) -> memoryview | None:
         return await asyncio.to_thread(self._read, name, max_bytes)
 
     async def create(self, name: str, body: bytes) -> bool:
@@ -68,15 +69,19 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def _read(self, name: str, max_bytes: int) -> bytes | None:
+    def _read(self, name: str, max_bytes: int) -> memoryview | None:
         try:
-            with (self._root / name).open("rb") as file:
-                body = file.read(max_bytes + 1)
+            file = (self._root / name).open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        if len(body) > max_bytes:
-            raise TooLargeError(f"more than {max_bytes:,} bytes")
-        return body
+        with file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes > max_bytes:
+                raise TooLargeError(f"{n_bytes:,} bytes, and at most {max_bytes:,} are read")
+            body, at = pages(n_bytes), 0
+            while n := file.readinto(body[at:]):
+                at += n
+        return body[:at]
 
     def _create(self, name: str, body: bytes) -> bool:
         target = self._root / name
@@ -160,14 +165,14 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
+    async def read(self, name: str, max_bytes: int) -> memoryview | None:
         try:
             answer = await self._obstore.get_async(self._store, name)
         except FileNotFoundError:
             return None
         if answer.meta["size"] > max_bytes:
             raise TooLargeError(f"{answer.meta['size']:,} bytes, and at most {max_bytes:,} are read")
-        return bytes(await answer.bytes_async())
+        return memoryview(await answer.bytes_async())
 
     async def create(self, name: str, body: bytes) -> bool:
         try:  # not in parts: whether their conditions hold differs by server
