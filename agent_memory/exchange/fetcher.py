@@ -86,7 +86,7 @@ class Fetcher:
         found = None
         try:
             plan = self._look(fetch, terms)
-            if plan is not None:
+            if plan is not None and not fetch.is_late:
                 found = self._transfer(fetch, terms, catalog, plan)
         except ClosedError:
             pass
@@ -104,18 +104,13 @@ class Fetcher:
         chain = chunk_chain(root_id(terms.identity), fetch.ids, size)
         rows = [names.chunk(one, "rows", terms.codec) for one in chain[fetch.start :]]
         resumes = [names.chunk(one, "resume", terms.codec) for one in chain] if terms.needs is not None else []
-        if not self._remote.breaker.allows():
-            return None
         began = time.perf_counter()
         try:
-            sizes = bucket.sizes([*rows, *resumes])
-        except BucketError as error:
-            self._fail(error)
+            sizes = self._asked(lambda: bucket.sizes([*rows, *resumes]))
+        except BucketError:
             return None
-        except BaseException:  # whatever it is: it says nothing of the server
-            self._remote.breaker.abandoned()
-            raise
-        self._remote.breaker.succeeded()
+        if sizes is None:
+            return None
         self._remote.rates.answered(time.perf_counter() - began)
         self._figures.count("asked")
         there = _leading(rows, sizes)
@@ -136,9 +131,13 @@ class Fetcher:
         fetch.expect(self._remote.rates.fetch_s(plan.n_bytes))
         return plan
 
-    def _fail(self, error: BucketError) -> None:
-        self._figures.count("failed")
-        self._remote.breaker.failed(error)
+    def _asked(self, call: Callable[[], _T]) -> _T | None:
+        """Return what the bucket answers; None if the breaker is open. Raises BucketError, counted."""
+        try:
+            return self._remote.breaker.call(call)
+        except BucketError:
+            self._figures.count("failed")
+            raise
 
     def _transfer(self, fetch: Fetch, terms: Terms, catalog: Catalog | None, plan: _Plan) -> Fetched | None:
         """Return what came of a plan's objects, verified: all of them, or where that is of use the first ones."""
@@ -148,12 +147,12 @@ class Fetcher:
             for n in range(plan.start, plan.start + len(plan.rows))
         ]
         coming = [
-            self._gets.submit(self._chunk, name, n_bytes, one, terms)
+            self._gets.submit(self._chunk, fetch, name, n_bytes, one, terms)
             for (name, n_bytes), one in zip(plan.rows, asked, strict=True)
         ]
         resuming = None
         if plan.resume is not None:
-            resuming = self._gets.submit(self._resume, *plan.resume, asked[-1].stop, terms)
+            resuming = self._gets.submit(self._resume, fetch, *plan.resume, asked[-1].stop, terms)
         chunks = list(self._arrived(fetch, coming))
         resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
         if chunks:
@@ -204,8 +203,8 @@ class Fetcher:
         except GoneError:
             return None
 
-    def _chunk(self, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
-        body = self._get(name, n_bytes)
+    def _chunk(self, fetch: Fetch, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
+        body = self._get(fetch, name, n_bytes)
         if body is None:
             return None
         try:
@@ -214,9 +213,9 @@ class Fetcher:
             self._damaged(name, error)
             raise
 
-    def _resume(self, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
+    def _resume(self, fetch: Fetch, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
         assert terms.needs is not None
-        body = self._get(name, n_bytes)
+        body = self._get(fetch, name, n_bytes)
         if body is None:
             return None
         try:
@@ -225,20 +224,11 @@ class Fetcher:
             self._damaged(name, error)
             raise
 
-    def _get(self, name: str, n_bytes: int) -> memoryview | None:
-        """Return an object; None if it is gone since, or the breaker is open."""
-        if not self._remote.breaker.allows():
+    def _get(self, fetch: Fetch, name: str, n_bytes: int) -> memoryview | None:
+        """Return an object; None if it is gone since, the breaker is open, or no request waits any more."""
+        if fetch.is_late:
             return None
-        try:
-            body = self._remote.bucket.get(name, max_bytes=n_bytes + _SLACK_BYTES)
-        except BucketError as error:
-            self._fail(error)
-            raise
-        except BaseException:  # whatever it is: it says nothing of the server
-            self._remote.breaker.abandoned()
-            raise
-        self._remote.breaker.succeeded()
-        return body
+        return self._asked(lambda: self._remote.bucket.get(name, max_bytes=n_bytes + _SLACK_BYTES))
 
     def _damaged(self, name: str, error: ObjectDamagedError) -> None:
         self._figures.count("damaged")

@@ -166,16 +166,18 @@ class Bucket:
         return await asyncio.gather(*(one(name) for name in names))
 
     def _run(self, doing: str, call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
-        loop = self._running()
         try:
+            loop = self._running()
             return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result(limit_s + _GRACE_S)
+        except ClosedError:
+            raise
         except TimeoutError as error:
             raise BucketError("timeout", self.place, doing, f"no answer within {limit_s:.3g} s") from error
         except (asyncio.CancelledError, CancelledError) as error:
             raise ClosedError(f"remote {self.place}: closed while {doing}") from error
         except TooLargeError as error:
             raise BucketError("too_large", self.place, doing, str(error)) from error
-        except Exception as error:  # whatever obstore or the file system raises: typed, and never its debug text
+        except Exception as error:  # whatever obstore, the file system or a full system raises: typed, no debug text
             if self._is_closed:
                 raise ClosedError(f"remote {self.place}: closed while {doing}") from error
             raise BucketError(_kind_of(error), self.place, doing, _first_line(error)) from error
@@ -185,16 +187,24 @@ class Bucket:
             if self._is_closed:
                 raise ClosedError(f"remote {self.place} was closed")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_turn, args=(self._loop,), name="agent_memory remote", daemon=True
-                )
-                self._thread.start()
+                self._loop, self._thread = _started()
             return self._loop
 
 
 async def _limited(call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
     return await asyncio.wait_for(call(), limit_s)
+
+
+def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """Return an event loop and the thread that turns it. Raises OSError and RuntimeError where the system has none."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=_turn, args=(loop,), name="agent_memory remote", daemon=True)
+    try:
+        thread.start()
+    except BaseException:  # its files would stay open
+        loop.close()
+        raise
+    return loop, thread
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
