@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -188,12 +188,18 @@ def read_chunk(found: RemoteObject, asked: Asked, layout: Layout) -> Chunk:
     specs = [coded(spec, asked.codec) for spec in layout.tensors]
     if found.n_parts != len(specs) + 1:
         raise ObjectDamagedError(f"{found.n_parts} parts for {len(specs)} tensors")
-    *rows, ids = found.parts()
-    tensors = [_shaped(raw, spec.heads, n, spec.row_bytes) for raw, spec in zip(rows, specs, strict=True)]
-    if bytes(ids) != asked.ids.astype("<u4").tobytes():
-        raise ObjectDamagedError("it holds other ids than its name says")
     parent, tag = _text(header, "parent_tag"), _text(header, "tag")
-    if tag_of(parent, tensors) != tag:
+    parts, tensors = found.opening(), list[Bytes]()
+
+    def rows() -> Iterator[Bytes]:
+        for spec, raw in zip(specs, parts, strict=False):  # the ids are behind them
+            tensors.append(_shaped(raw, spec.heads, n, spec.row_bytes))
+            yield tensors[-1]
+
+    found_tag = tag_of(parent, rows())  # each while it is in the core's cache
+    if bytes(next(parts)) != asked.ids.astype("<u4").tobytes():
+        raise ObjectDamagedError("it holds other ids than its name says")
+    if found_tag != tag:
         raise ObjectDamagedError("its tag is not that of its bytes")
     return Chunk(
         start=asked.start,

@@ -26,8 +26,9 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
 from agent_memory.prefix.chunks import chunk_chain, root_id
+from agent_memory.remote.bodies import Body
 from agent_memory.remote.failures import BucketError, ObjectDamagedError
-from agent_memory.remote.objects import read_object
+from agent_memory.remote.objects import RemoteObject, open_object
 from agent_memory.store.catalog import Catalog
 from agent_memory.types import Exactness, weakest
 
@@ -204,31 +205,32 @@ class Fetcher:
             return None
 
     def _chunk(self, fetch: Fetch, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
-        body = self._get(fetch, name, n_bytes)
-        if body is None:
-            return None
-        try:
-            return read_chunk(read_object(name, self._remote.keys, body), asked, terms.layout)
-        except ObjectDamagedError as error:
-            self._damaged(name, error)
-            raise
+        return self._get(fetch, name, n_bytes, lambda found: read_chunk(found, asked, terms.layout))
 
     def _resume(self, fetch: Fetch, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
-        assert terms.needs is not None
-        body = self._get(fetch, name, n_bytes)
-        if body is None:
+        needs = terms.needs
+        assert needs is not None
+        return self._get(
+            fetch, name, n_bytes, lambda found: read_resume(found, stop, terms.codec, terms.layout, needs)
+        )
+
+    def _get(self, fetch: Fetch, name: str, n_bytes: int, read: Callable[[RemoteObject], _T]) -> _T | None:
+        """Return what ``read`` makes of an object; None if it is gone since, the breaker is open, or nobody waits.
+
+        A part is decrypted as it is read, and the next one comes meanwhile. Raises ObjectDamagedError, counted.
+        """
+        if fetch.is_late:
             return None
+        bucket, keys = self._remote.bucket, self._remote.keys
+
+        def take(body: Body) -> _T:
+            return read(open_object(name, keys, body))
+
         try:
-            return read_resume(read_object(name, self._remote.keys, body), stop, terms.codec, terms.layout, terms.needs)
+            return self._asked(lambda: bucket.read(name, take, max_bytes=n_bytes + _SLACK_BYTES))
         except ObjectDamagedError as error:
             self._damaged(name, error)
             raise
-
-    def _get(self, fetch: Fetch, name: str, n_bytes: int) -> memoryview | None:
-        """Return an object; None if it is gone since, the breaker is open, or no request waits any more."""
-        if fetch.is_late:
-            return None
-        return self._asked(lambda: self._remote.bucket.get(name, max_bytes=n_bytes + _SLACK_BYTES))
 
     def _damaged(self, name: str, error: ObjectDamagedError) -> None:
         self._figures.count("damaged")

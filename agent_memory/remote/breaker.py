@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from agent_memory.remote.failures import BucketError
+from agent_memory.remote.failures import BucketError, ObjectDamagedError
 
 log = logging.getLogger("agent_memory.remote")
 
@@ -63,8 +63,8 @@ class Breaker:
     def call(self, work: Callable[[], _T]) -> _T | None:
         """Return what ``work`` returns; None if it is not called now.
 
-        A BucketError counts as a failure and goes through. So does whatever else it raises, which says nothing of the
-        remote: the next caller may try.
+        A BucketError counts as a failure, ObjectDamagedError as an answer. Whatever else it raises says nothing of the
+        remote: the next caller may try. All go through.
         """
         if not self.allows():
             return None
@@ -72,6 +72,9 @@ class Breaker:
             found = work()
         except BucketError as error:
             self.failed(error)
+            raise
+        except ObjectDamagedError:
+            self.succeeded()
             raise
         except BaseException:  # whatever it is, the turn must not stay taken
             self.abandoned()

@@ -21,7 +21,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from attrs import field, frozen
 
 from agent_memory.errors import ClosedError, ConfigError
-from agent_memory.remote.failures import BucketError, Kind
+from agent_memory.remote.bodies import Body
+from agent_memory.remote.failures import BucketError, Kind, ObjectDamagedError
 from agent_memory.remote.places import Folder, ObjectStore, Place, TooLargeError
 
 SCHEMES = ("s3", "gs", "az", "file")
@@ -136,7 +137,16 @@ class Bucket:
 
         The time limit grows with ``max_bytes``: give the size that `sizes` told.
         """
-        return self._run("reading", lambda: self._store.read(name, max_bytes), self._limits.transfer(max_bytes))
+        return self.read(name, lambda body: body.take(body.n_bytes), max_bytes=max_bytes)
+
+    def read(self, name: str, take: Callable[[Body], _T], *, max_bytes: int = MAX_OBJECT_BYTES) -> _T | None:
+        """Return what ``take`` makes of an object while it is read, within `get`'s time limit; None if it is missing.
+
+        ``take`` runs on another thread, which it may keep beyond the limit: nobody waits for it then. What it raises
+        as ObjectDamagedError goes through.
+        """
+        limit_s = self._limits.transfer(max_bytes)
+        return self._run("reading", lambda: self._store.read(name, max_bytes, take), limit_s)
 
     def put_new(self, name: str, body: bytes, *, timeout_s: float | None = None) -> bool:
         """Store an object under a free name, whole or not at all; False if the name is taken.
@@ -169,7 +179,7 @@ class Bucket:
         try:
             loop = self._running()
             return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result(limit_s + _GRACE_S)
-        except ClosedError:
+        except (ClosedError, ObjectDamagedError):
             raise
         except TimeoutError as error:
             raise BucketError("timeout", self.place, doing, f"no answer within {limit_s:.3g} s") from error

@@ -10,17 +10,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from agent_memory.sealing.keys import aead, derived
-from agent_memory.sealing.pages import pages
 
 SALT_BYTES = 32
 TAG_BYTES = 16
 MAX_PART_BYTES = (1 << 31) - 1  #: what one call of OpenSSL takes
-_ALIGN = 64  #: bytes: where a part begins in memory
 
 
 class SealBrokenError(ValueError):
@@ -58,19 +54,6 @@ class Box:
             self._cipher.decrypt_into(number.to_bytes(12, "little"), sealed, self._bound, into)
         except (InvalidTag, ValueError) as error:
             raise SealBrokenError(f"part {number} does not open under this key") from error
-
-    def open_all(self, first: int, sealed: Sequence[memoryview]) -> list[memoryview]:
-        """Return parts ``first``, ``first + 1`` ..., opened into one piece of memory. Some 3 GB/s on one core.
-
-        Raises SealBrokenError, and MemoryError for parts that are large together.
-        """
-        sizes = [max(0, len(one) - TAG_BYTES) for one in sealed]
-        starts = list(accumulate((-(-size // _ALIGN) * _ALIGN for size in sizes), initial=0))
-        room = pages(starts[-1])
-        found = [room[start : start + size] for start, size in zip(starts, sizes, strict=False)]
-        for number, (one, into) in enumerate(zip(sealed, found, strict=True), first):
-            self.open_into(number, one, into)
-        return [one.toreadonly() for one in found]
 
     def open(self, number: int, sealed: bytes | memoryview) -> bytes:
         """Return what was sealed under that number. Some 2 GB/s on one core. Raises SealBrokenError."""

@@ -40,7 +40,7 @@ def _asks(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
-@pytest.mark.parametrize("method", ["sizes", "get"])
+@pytest.mark.parametrize("method", ["sizes", "read"])
 @pytest.mark.parametrize("kind", ["timeout", "unreachable", "denied", "missing_bucket", "failed"])
 def test_a_bucket_that_fails_is_warned_of_once_and_left_alone(
     kind: Any, method: str, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -83,7 +83,7 @@ def test_no_request_waits_longer_than_its_patience_for_a_bucket_that_hangs(
 
 
 def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, real = threading.Event(), Bucket.get
+    release, real = threading.Event(), Bucket.read
 
     def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
         release.wait(60)
@@ -91,7 +91,7 @@ def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypa
 
     monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.5)
     monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
-    gets = breaks(monkeypatch, "get", late)
+    gets = breaks(monkeypatch, "read", late)
     try:
         with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
             assert _says(b).usage.tier == "none"
@@ -120,7 +120,7 @@ def test_a_fetch_that_is_late_after_the_question_starts_no_transfer(
     with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
         assert exchange(b).settle(30)
         breaks(monkeypatch, "sizes", late)
-        gets = breaks(monkeypatch, "get", Bucket.get)
+        gets = breaks(monkeypatch, "read", Bucket.read)
         try:
             assert _says(b).usage.tier == "none"
         finally:
@@ -134,7 +134,7 @@ def test_a_fetch_that_is_late_after_the_question_starts_no_transfer(
 def test_a_transfer_that_was_queued_until_nobody_waits_is_not_started(
     bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, real = threading.Event(), Bucket.get
+    gate, real = threading.Event(), Bucket.read
 
     def slow(self: Bucket, *arguments: Any, **named: Any) -> Any:
         gate.wait(60)
@@ -142,7 +142,7 @@ def test_a_transfer_that_was_queued_until_nobody_waits_is_not_started(
 
     monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.5)
     monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
-    gets = breaks(monkeypatch, "get", slow)
+    gets = breaks(monkeypatch, "read", slow)
     with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
         try:
             assert _says(b).usage.tier == "none"
