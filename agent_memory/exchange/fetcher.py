@@ -36,6 +36,7 @@ log = logging.getLogger("agent_memory.remote")
 
 _T = TypeVar("_T")
 
+_TRANSFERS = 8  #: at once
 _SLACK_BYTES = 1 << 20  #: an object may be so much larger than its rows: header and seals
 
 
@@ -58,12 +59,14 @@ class Fetcher:
     - A chunk that is missing ends the lineage. ``is_missing`` remembers that for some seconds.
     - Each object is verified, and compared with the ids, before anyone sees it. A damaged one ends the fetch before it.
     - A call that fails opens the breaker, and ends the fetch likewise.
+    - In memory at once: what is decrypted, and of each of ``_TRANSFERS`` transfers the part that is read (of a folder)
+      or the object (of a bucket). Once a fetch is late no further transfer begins.
     """
 
     def __init__(self, remote: Remote, stored: Stored, figures: Figures, clock: Callable[[], float]) -> None:
         self._remote, self._stored, self._figures, self._clock = remote, stored, figures, clock
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="agent_memory-fetch")
-        self._gets = ThreadPoolExecutor(8, thread_name_prefix="agent_memory-transfer")
+        self._gets = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="agent_memory-transfer")
 
     def start(
         self, fetch: Fetch, terms: Terms, catalog: Catalog | None, ended: Callable[[Fetched | None], None]
@@ -210,9 +213,7 @@ class Fetcher:
     def _resume(self, fetch: Fetch, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
         needs = terms.needs
         assert needs is not None
-        return self._get(
-            fetch, name, n_bytes, lambda found: read_resume(found, stop, terms.codec, terms.layout, needs)
-        )
+        return self._get(fetch, name, n_bytes, lambda found: read_resume(found, stop, terms.codec, terms.layout, needs))
 
     def _get(self, fetch: Fetch, name: str, n_bytes: int, read: Callable[[RemoteObject], _T]) -> _T | None:
         """Return what ``read`` makes of an object; None if it is gone since, the breaker is open, or nobody waits.

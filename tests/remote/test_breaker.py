@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent_memory.errors import ClosedError
 from agent_memory.remote.breaker import Breaker
-from agent_memory.remote.failures import BucketError
+from agent_memory.remote.failures import BucketError, ObjectDamagedError
 from agent_memory.remote.rates import FORGET_S, Rates
 
 
@@ -74,7 +74,8 @@ def test_a_call_records_how_it_ended_and_is_not_made_during_a_pause() -> None:
     for cancelled in (KeyboardInterrupt(), ClosedError("closed")):  # of the one trial: the next caller has it
         with pytest.raises(type(cancelled)):
             breaker.call(lambda cancelled=cancelled: ends(cancelled))  # type: ignore[misc]
-    assert breaker.call(lambda: ends(None)) == "answer"
+    with pytest.raises(ObjectDamagedError):  # an answer, if no good one
+        breaker.call(lambda: ends(ObjectDamagedError("cut")))
     figures = breaker.figures()
     assert (figures.n_failed, figures.n_skipped, figures.is_open) == (1, 2, False)
     assert len(made) == 5
