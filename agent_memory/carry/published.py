@@ -112,7 +112,7 @@ def write_part(part: Part, turns: Sequence[Turn], names: ObjectNames, keys: Remo
     return write_object(names.log(part.agent, part.number), keys, header, bodies)
 
 
-def read_part(agent: str, number: int, body: bytes, names: ObjectNames, keys: RemoteKeys) -> Stored:
+def read_part(agent: str, number: int, body: bytes | memoryview, names: ObjectNames, keys: RemoteKeys) -> Stored:
     """Read a part that was published. Raises ObjectDamagedError."""
     name = names.log(agent, number)
     found = read_object(name, keys, body)
@@ -120,13 +120,10 @@ def read_part(agent: str, number: int, body: bytes, names: ObjectNames, keys: Re
         part = _part_of(found.header)
         if (part.agent, part.number) != (agent, number) or found.n_parts != 2 * len(part.turns):
             raise ValueError("it is another part")
+        parts = found.opening()
         turns = tuple(
-            RawTurn(
-                facts,
-                bytes(found.part(2 * place)).decode("ascii"),
-                np.frombuffer(found.part(2 * place + 1), "<u4").astype(np.uint32),
-            )
-            for place, facts in enumerate(part.turns)
+            RawTurn(facts, bytes(next(parts)).decode("ascii"), np.frombuffer(next(parts), "<u4").astype(np.uint32))
+            for facts in part.turns
         )
     except (ValueError, TypeError) as error:
         if isinstance(error, ObjectDamagedError):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
+from attrs import define, field
 
 from agent_memory.exchange.chunks import Bytes, Chunk, Fetched, Resume
 from agent_memory.prefix.names import new_file
@@ -28,39 +29,55 @@ log = logging.getLogger("agent_memory.remote")
 _Run = Sequence[tuple[Chunk, Exactness]]
 
 
+@define
+class _Entered:
+    """What of a fetch was entered, with what its files will hold."""
+
+    runs: list[_Run] = field(factory=list)
+    rows: list[Segment] = field(factory=list)  #: one of each run
+    sides: list[tuple[Segment, Resume]] = field(factory=list)
+
+    def plan(self) -> Plan:
+        """Return the save that writes it."""
+        head = self.rows[-1].pieces[-1].id if self.rows and self.rows[-1].pieces else None
+        sides = [segment for segment, _ in self.sides]
+        return Plan(rows=_parts(self.rows), resume=_parts(sides), head=head, is_turn=False)
+
+
 def adopt(catalog: Catalog, identity: str, fetched: Fetched) -> int:
     """Queue what of a fetch is not stored; return how many tokens that is. Any thread but the I/O thread's."""
-    with catalog.lock:
-        model = catalog.model
-        if model is None or model.identity != identity or catalog.disk.is_read_only:
-            return 0
-        chunks = model.index.chunks(fetched.ids, ready=False)
-        runs = list(_runs(model, fetched, len(chunks)))
-        if _is_refused(catalog, fetched, runs):
-            log.info("remote: %d fetched tokens are not stored: the disk or its budget has no room", len(fetched.ids))
-            return 0
-        rows: list[Segment] = []
-        for run in runs:
-            before = rows[-1].pieces[-1] if rows else chunks[-1] if chunks else None
-            rows.append(_enter(catalog, model, run, before))
-        sides = list(_enter_resume(catalog, model, fetched))
-        if not rows and not sides:
-            return 0
-        head = rows[-1].pieces[-1].id if rows else None
-        save = Save(
-            catalog, Plan(rows=_parts(rows), resume=_parts([one for one, _ in sides]), head=head, is_turn=False)
-        )
+    entered = _Entered()
+    save: Save | None = None
     try:
-        for number, run in enumerate(runs):
+        with catalog.lock:
+            model = catalog.model
+            if model is None or model.identity != identity or catalog.disk.is_read_only:
+                return 0
+            _enter_all(catalog, model, fetched, entered)
+            save = Save(catalog, entered.plan())
+        for number, run in enumerate(entered.runs):
             for tensor in range(len(model.layout.tensors)):
                 save.put(number, tensor, np.concatenate([one.tensors[tensor] for one, _ in run], axis=1))
-        for number, (segment, resume) in enumerate(sides):
+        for number, (segment, resume) in enumerate(entered.sides):
             save.put_side(number, *_side(resume, segment))
     except BaseException:  # what was entered must not stay without its bytes
-        save.abandon()
+        (save or Save(catalog, entered.plan())).abandon()
         raise
     save.finish()
-    return sum(segment.n_tokens for segment in rows)
+    return sum(segment.n_tokens for segment in entered.rows)
+
+
+def _enter_all(catalog: Catalog, model: Attached, fetched: Fetched, entered: _Entered) -> None:
+    """Enter what of a fetch is not stored; nothing if it is refused. Under the lock."""
+    chunks = model.index.chunks(fetched.ids, ready=False)
+    runs = list(_runs(model, fetched, len(chunks)))
+    if _is_refused(catalog, fetched, runs):
+        log.info("remote: %d fetched tokens are not stored: the disk or its budget has no room", len(fetched.ids))
+        return
+    before = chunks[-1] if chunks else None
+    for run in runs:
+        before = _enter(catalog, model, run, before, entered)
+    _enter_resume(catalog, model, fetched, entered)
 
 
 def _parts(segments: Sequence[Segment]) -> tuple[Part, ...]:
@@ -87,8 +104,8 @@ def _is_refused(catalog: Catalog, fetched: Fetched, runs: Sequence[_Run]) -> boo
     return bool(runs) and disk.admission.refusal(b"", n_tokens, fetched.n_bytes, is_promised=True) is not None
 
 
-def _enter(catalog: Catalog, model: Attached, run: _Run, before: Piece | None) -> Segment:
-    """Enter the segment of some chunks, which follow the piece ``before``. Under the lock."""
+def _enter(catalog: Catalog, model: Attached, run: _Run, before: Piece | None, entered: _Entered) -> Piece:
+    """Enter the segment of some chunks, which follow the piece ``before``; return its last. Under the lock."""
     index, (first, exactness) = model.index, run[0]
     ids = np.concatenate([one.ids for one, _ in run])
     segment = Segment(
@@ -105,14 +122,16 @@ def _enter(catalog: Catalog, model: Attached, run: _Run, before: Piece | None) -
         used_s=time.time(),
         ids=ids,
     )
+    entered.runs.append(run)
+    entered.rows.append(segment)
     catalog.enter(segment)
     for piece in segment.divide(ids, lambda start, stop: run[start // index.chunk_tokens][0].made):
         index.add(piece, ids[piece.offset : piece.offset + piece.n_tokens])
         catalog.losses.forget(piece.parent, piece.id)
-    return segment
+    return segment.pieces[-1]
 
 
-def _enter_resume(catalog: Catalog, model: Attached, fetched: Fetched) -> Iterator[tuple[Segment, Resume]]:
+def _enter_resume(catalog: Catalog, model: Attached, fetched: Fetched, entered: _Entered) -> None:
     """Enter the resume segments of a fetch, one for each chunk that its window rows reach into. Under the lock."""
     resume = fetched.resume
     if resume is None:
@@ -127,8 +146,8 @@ def _enter_resume(catalog: Catalog, model: Attached, fetched: Fetched) -> Iterat
             continue
         codec = resume.codec if n_rows > 0 else "exact"
         segment = resume_segment(piece, max(0, n_rows), has_state, codec=codec, file=new_file(model.identity))
+        entered.sides.append((segment, resume))
         catalog.enter(segment)
-        yield segment, resume
 
 
 def _side(resume: Resume, segment: Segment) -> tuple[list[Bytes], Bytes | None]:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -188,11 +188,18 @@ def read_chunk(found: RemoteObject, asked: Asked, layout: Layout) -> Chunk:
     specs = [coded(spec, asked.codec) for spec in layout.tensors]
     if found.n_parts != len(specs) + 1:
         raise ObjectDamagedError(f"{found.n_parts} parts for {len(specs)} tensors")
-    tensors = [_shaped(found.part(i), spec.heads, n, spec.row_bytes) for i, spec in enumerate(specs)]
-    if bytes(found.part(len(specs))) != asked.ids.astype("<u4").tobytes():
-        raise ObjectDamagedError("it holds other ids than its name says")
     parent, tag = _text(header, "parent_tag"), _text(header, "tag")
-    if tag_of(parent, tensors) != tag:
+    parts, tensors = found.opening(), list[Bytes]()
+
+    def rows() -> Iterator[Bytes]:
+        for spec, raw in zip(specs, parts, strict=False):  # the ids are behind them
+            tensors.append(_shaped(raw, spec.heads, n, spec.row_bytes))
+            yield tensors[-1]
+
+    found_tag = tag_of(parent, rows())  # each while it is in the core's cache
+    if bytes(next(parts)) != asked.ids.astype("<u4").tobytes():
+        raise ObjectDamagedError("it holds other ids than its name says")
+    if found_tag != tag:
         raise ObjectDamagedError("its tag is not that of its bytes")
     return Chunk(
         start=asked.start,
@@ -227,14 +234,16 @@ def read_resume(found: RemoteObject, stop: int, codec: Codec, layout: Layout, ne
     specs = [coded(spec, own) for spec in layout.windows]
     if found.n_parts != len(specs) + needs.state:
         raise ObjectDamagedError(f"{found.n_parts} parts for {len(specs)} tensors")
+    parts = found.parts()
+    rows = zip(parts, specs, strict=False)  # the state is behind them
     return Resume(
         start=start,
         stop=stop,
         codec=own,
         exactness=exactness,
         tag=_text(header, "tag"),
-        windows=[_shaped(found.part(i), one.heads, stop - start, one.row_bytes) for i, one in enumerate(specs)],
-        state=np.frombuffer(found.part(len(specs)), np.uint8) if needs.state else None,
+        windows=[_shaped(raw, one.heads, stop - start, one.row_bytes) for raw, one in rows],
+        state=np.frombuffer(parts[-1], np.uint8) if needs.state else None,
     )
 
 

@@ -118,20 +118,12 @@ class Exchange:
             self.remote.rates.is_worth((stop - start) * per_chunk, n_gained, 1 / token_s)  # counts the decision
             return None
         is_open = self.remote.breaker.figures().is_open
-        if is_open and not self._may_try():
+        if is_open and not self.remote.breaker.is_due():
             return None
         patience_s = 0.0 if is_open else PATIENCE_S  # no request waits to find out whether a dead remote is back
         fetch = Fetch(ids[: stop * size].copy(), start, n_have, token_s, self._clock, patience_s=patience_s)
         self._start(fetch, terms, first, last)
         return fetch
-
-    def _may_try(self) -> bool:
-        """True if an open breaker would let a call through; gives the turn back, for the fetch's own thread to take."""
-        breaker = self.remote.breaker
-        if not breaker.allows():
-            return False
-        breaker.abandoned()
-        return True
 
     def _start(self, fetch: Fetch, terms: Terms, first: bytes, last: bytes) -> None:
         with self._lock:

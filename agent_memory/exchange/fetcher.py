@@ -26,8 +26,9 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
 from agent_memory.prefix.chunks import chunk_chain, root_id
+from agent_memory.remote.bodies import Body
 from agent_memory.remote.failures import BucketError, ObjectDamagedError
-from agent_memory.remote.objects import read_object
+from agent_memory.remote.objects import RemoteObject, open_object
 from agent_memory.store.catalog import Catalog
 from agent_memory.types import Exactness, weakest
 
@@ -35,6 +36,7 @@ log = logging.getLogger("agent_memory.remote")
 
 _T = TypeVar("_T")
 
+_TRANSFERS = 8  #: at once
 _SLACK_BYTES = 1 << 20  #: an object may be so much larger than its rows: header and seals
 
 
@@ -57,12 +59,14 @@ class Fetcher:
     - A chunk that is missing ends the lineage. ``is_missing`` remembers that for some seconds.
     - Each object is verified, and compared with the ids, before anyone sees it. A damaged one ends the fetch before it.
     - A call that fails opens the breaker, and ends the fetch likewise.
+    - In memory at once: what is decrypted, and of each of ``_TRANSFERS`` transfers the part that is read (of a folder)
+      or the object (of a bucket). Once a fetch is late no further transfer begins.
     """
 
     def __init__(self, remote: Remote, stored: Stored, figures: Figures, clock: Callable[[], float]) -> None:
         self._remote, self._stored, self._figures, self._clock = remote, stored, figures, clock
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="agent_memory-fetch")
-        self._gets = ThreadPoolExecutor(8, thread_name_prefix="agent_memory-transfer")
+        self._gets = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="agent_memory-transfer")
 
     def start(
         self, fetch: Fetch, terms: Terms, catalog: Catalog | None, ended: Callable[[Fetched | None], None]
@@ -86,7 +90,7 @@ class Fetcher:
         found = None
         try:
             plan = self._look(fetch, terms)
-            if plan is not None:
+            if plan is not None and not fetch.is_late:
                 found = self._transfer(fetch, terms, catalog, plan)
         except ClosedError:
             pass
@@ -104,18 +108,13 @@ class Fetcher:
         chain = chunk_chain(root_id(terms.identity), fetch.ids, size)
         rows = [names.chunk(one, "rows", terms.codec) for one in chain[fetch.start :]]
         resumes = [names.chunk(one, "resume", terms.codec) for one in chain] if terms.needs is not None else []
-        if not self._remote.breaker.allows():
-            return None
         began = time.perf_counter()
         try:
-            sizes = bucket.sizes([*rows, *resumes])
-        except BucketError as error:
-            self._fail(error)
+            sizes = self._asked(lambda: bucket.sizes([*rows, *resumes]))
+        except BucketError:
             return None
-        except BaseException:  # whatever it is: it says nothing of the server
-            self._remote.breaker.abandoned()
-            raise
-        self._remote.breaker.succeeded()
+        if sizes is None:
+            return None
         self._remote.rates.answered(time.perf_counter() - began)
         self._figures.count("asked")
         there = _leading(rows, sizes)
@@ -136,9 +135,13 @@ class Fetcher:
         fetch.expect(self._remote.rates.fetch_s(plan.n_bytes))
         return plan
 
-    def _fail(self, error: BucketError) -> None:
-        self._figures.count("failed")
-        self._remote.breaker.failed(error)
+    def _asked(self, call: Callable[[], _T]) -> _T | None:
+        """Return what the bucket answers; None if the breaker is open. Raises BucketError, counted."""
+        try:
+            return self._remote.breaker.call(call)
+        except BucketError:
+            self._figures.count("failed")
+            raise
 
     def _transfer(self, fetch: Fetch, terms: Terms, catalog: Catalog | None, plan: _Plan) -> Fetched | None:
         """Return what came of a plan's objects, verified: all of them, or where that is of use the first ones."""
@@ -148,12 +151,12 @@ class Fetcher:
             for n in range(plan.start, plan.start + len(plan.rows))
         ]
         coming = [
-            self._gets.submit(self._chunk, name, n_bytes, one, terms)
+            self._gets.submit(self._chunk, fetch, name, n_bytes, one, terms)
             for (name, n_bytes), one in zip(plan.rows, asked, strict=True)
         ]
         resuming = None
         if plan.resume is not None:
-            resuming = self._gets.submit(self._resume, *plan.resume, asked[-1].stop, terms)
+            resuming = self._gets.submit(self._resume, fetch, *plan.resume, asked[-1].stop, terms)
         chunks = list(self._arrived(fetch, coming))
         resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
         if chunks:
@@ -204,41 +207,31 @@ class Fetcher:
         except GoneError:
             return None
 
-    def _chunk(self, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
-        body = self._get(name, n_bytes)
-        if body is None:
+    def _chunk(self, fetch: Fetch, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
+        return self._get(fetch, name, n_bytes, lambda found: read_chunk(found, asked, terms.layout))
+
+    def _resume(self, fetch: Fetch, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
+        needs = terms.needs
+        assert needs is not None
+        return self._get(fetch, name, n_bytes, lambda found: read_resume(found, stop, terms.codec, terms.layout, needs))
+
+    def _get(self, fetch: Fetch, name: str, n_bytes: int, read: Callable[[RemoteObject], _T]) -> _T | None:
+        """Return what ``read`` makes of an object; None if it is gone since, the breaker is open, or nobody waits.
+
+        A part is decrypted as it is read, and the next one comes meanwhile. Raises ObjectDamagedError, counted.
+        """
+        if fetch.is_late:
             return None
+        bucket, keys = self._remote.bucket, self._remote.keys
+
+        def take(body: Body) -> _T:
+            return read(open_object(name, keys, body))
+
         try:
-            return read_chunk(read_object(name, self._remote.keys, body), asked, terms.layout)
+            return self._asked(lambda: bucket.read(name, take, max_bytes=n_bytes + _SLACK_BYTES))
         except ObjectDamagedError as error:
             self._damaged(name, error)
             raise
-
-    def _resume(self, name: str, n_bytes: int, stop: int, terms: Terms) -> Resume | None:
-        assert terms.needs is not None
-        body = self._get(name, n_bytes)
-        if body is None:
-            return None
-        try:
-            return read_resume(read_object(name, self._remote.keys, body), stop, terms.codec, terms.layout, terms.needs)
-        except ObjectDamagedError as error:
-            self._damaged(name, error)
-            raise
-
-    def _get(self, name: str, n_bytes: int) -> bytes | None:
-        """Return an object; None if it is gone since, or the breaker is open."""
-        if not self._remote.breaker.allows():
-            return None
-        try:
-            body = self._remote.bucket.get(name, max_bytes=n_bytes + _SLACK_BYTES)
-        except BucketError as error:
-            self._fail(error)
-            raise
-        except BaseException:  # whatever it is: it says nothing of the server
-            self._remote.breaker.abandoned()
-            raise
-        self._remote.breaker.succeeded()
-        return body
 
     def _damaged(self, name: str, error: ObjectDamagedError) -> None:
         self._figures.count("damaged")

@@ -157,19 +157,11 @@ class Publisher:
 
     def _asked(self, breaker: Breaker, call: Callable[[], _T]) -> _T | None:
         """Return what the bucket answers; None if the breaker is open, or the call fails."""
-        if not breaker.allows():
-            return None
         try:
-            found = call()
-        except BucketError as error:
+            return breaker.call(call)
+        except BucketError:  # the breaker has said it
             self._figures.count("failed")
-            breaker.failed(error)
             return None
-        except BaseException:  # whatever it is: it says nothing of the server
-            breaker.abandoned()
-            raise
-        breaker.succeeded()
-        return found
 
     def _publish(self, head: bytes) -> None:
         catalog = self._catalog()

@@ -15,10 +15,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from attrs import frozen
 
+from agent_memory.remote.failures import BucketError, ObjectDamagedError
+
 log = logging.getLogger("agent_memory.remote")
+
+_T = TypeVar("_T")
 
 
 @frozen
@@ -35,7 +40,8 @@ class Outages:
 class Breaker:
     """Decides whether a call of a remote is made. Any thread; no call waits.
 
-    Invariant: every `allows` that returned True is followed by one `succeeded`, `failed` or `abandoned`.
+    Callers use `call`; beside it, every `allows` that returned True is followed by one `succeeded`, `failed` or
+    `abandoned`.
     """
 
     def __init__(
@@ -53,6 +59,35 @@ class Breaker:
         self._is_trying = False
         self._n_failed = self._n_outages = self._n_skipped = 0
         self._last_error: str | None = None
+
+    def call(self, work: Callable[[], _T]) -> _T | None:
+        """Return what ``work`` returns; None if it is not called now.
+
+        A BucketError counts as a failure, ObjectDamagedError as an answer. Whatever else it raises says nothing of the
+        remote: the next caller may try. All go through.
+        """
+        if not self.allows():
+            return None
+        try:
+            found = work()
+        except BucketError as error:
+            self.failed(error)
+            raise
+        except ObjectDamagedError:
+            self.succeeded()
+            raise
+        except BaseException:  # whatever it is, the turn must not stay taken
+            self.abandoned()
+            raise
+        self.succeeded()
+        return found
+
+    def is_due(self) -> bool:
+        """Return True if a call would be made now; one that would not is counted as skipped."""
+        if not self.allows():
+            return False
+        self.abandoned()
+        return True
 
     def allows(self) -> bool:
         """Return True if a call may be made now; a call that may not is counted as skipped."""

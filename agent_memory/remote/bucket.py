@@ -21,7 +21,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from attrs import field, frozen
 
 from agent_memory.errors import ClosedError, ConfigError
-from agent_memory.remote.failures import BucketError, Kind
+from agent_memory.remote.bodies import Body
+from agent_memory.remote.failures import BucketError, Kind, ObjectDamagedError
 from agent_memory.remote.places import Folder, ObjectStore, Place, TooLargeError
 
 SCHEMES = ("s3", "gs", "az", "file")
@@ -131,12 +132,21 @@ class Bucket:
             "looking up", lambda: self._sizes(names), self._limits.lookup_s if timeout_s is None else timeout_s
         )
 
-    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes | None:
+    def get(self, name: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> memoryview | None:
         """Return an object whole; None if it is missing. Never holds more than ``max_bytes``.
 
         The time limit grows with ``max_bytes``: give the size that `sizes` told.
         """
-        return self._run("reading", lambda: self._store.read(name, max_bytes), self._limits.transfer(max_bytes))
+        return self.read(name, lambda body: body.take(body.n_bytes), max_bytes=max_bytes)
+
+    def read(self, name: str, take: Callable[[Body], _T], *, max_bytes: int = MAX_OBJECT_BYTES) -> _T | None:
+        """Return what ``take`` makes of an object while it is read, within `get`'s time limit; None if it is missing.
+
+        ``take`` runs on another thread, which it may keep beyond the limit: nobody waits for it then. What it raises
+        as ObjectDamagedError goes through.
+        """
+        limit_s = self._limits.transfer(max_bytes)
+        return self._run("reading", lambda: self._store.read(name, max_bytes, take), limit_s)
 
     def put_new(self, name: str, body: bytes, *, timeout_s: float | None = None) -> bool:
         """Store an object under a free name, whole or not at all; False if the name is taken.
@@ -166,16 +176,18 @@ class Bucket:
         return await asyncio.gather(*(one(name) for name in names))
 
     def _run(self, doing: str, call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
-        loop = self._running()
         try:
+            loop = self._running()
             return asyncio.run_coroutine_threadsafe(_limited(call, limit_s), loop).result(limit_s + _GRACE_S)
+        except (ClosedError, ObjectDamagedError):
+            raise
         except TimeoutError as error:
             raise BucketError("timeout", self.place, doing, f"no answer within {limit_s:.3g} s") from error
         except (asyncio.CancelledError, CancelledError) as error:
             raise ClosedError(f"remote {self.place}: closed while {doing}") from error
         except TooLargeError as error:
             raise BucketError("too_large", self.place, doing, str(error)) from error
-        except Exception as error:  # whatever obstore or the file system raises: typed, and never its debug text
+        except Exception as error:  # whatever obstore, the file system or a full system raises: typed, no debug text
             if self._is_closed:
                 raise ClosedError(f"remote {self.place}: closed while {doing}") from error
             raise BucketError(_kind_of(error), self.place, doing, _first_line(error)) from error
@@ -185,16 +197,24 @@ class Bucket:
             if self._is_closed:
                 raise ClosedError(f"remote {self.place} was closed")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_turn, args=(self._loop,), name="agent_memory remote", daemon=True
-                )
-                self._thread.start()
+                self._loop, self._thread = _started()
             return self._loop
 
 
 async def _limited(call: Callable[[], Coroutine[Any, Any, _T]], limit_s: float) -> _T:
     return await asyncio.wait_for(call(), limit_s)
+
+
+def _started() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """Return an event loop and the thread that turns it. Raises OSError and RuntimeError where the system has none."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=_turn, args=(loop,), name="agent_memory remote", daemon=True)
+    try:
+        thread.start()
+    except BaseException:  # its files would stay open
+        loop.close()
+        raise
+    return loop, thread
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:

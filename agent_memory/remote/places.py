@@ -13,12 +13,15 @@ import asyncio
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from agent_memory.errors import INSTALL, MissingExtraError
+from agent_memory.remote.bodies import Body, FileBody, Held
+
+_T = TypeVar("_T")
 
 #: No hard links on that file system: nothing there creates a name only where it is free.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -34,8 +37,11 @@ class Place(Protocol):
     async def size(self, name: str) -> int | None:
         """Return an object's bytes; None if there is none."""
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
-        """Return an object; None if there is none. Raises TooLargeError before it reads more than ``max_bytes``."""
+    async def read(self, name: str, max_bytes: int, take: Callable[[Body], _T]) -> _T | None:
+        """Return what ``take`` makes of an object, on a thread of its own; None if there is none.
+
+        Raises TooLargeError before it reads more than ``max_bytes``.
+        """
 
     async def create(self, name: str, body: bytes) -> bool:
         """Store an object under a free name. Return False, and change nothing, if the name is taken."""
@@ -56,8 +62,8 @@ class Folder:
     async def size(self, name: str) -> int | None:
         return await asyncio.to_thread(self._size, name)
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
-        return await asyncio.to_thread(self._read, name, max_bytes)
+    async def read(self, name: str, max_bytes: int, take: Callable[[Body], _T]) -> _T | None:
+        return await asyncio.to_thread(self._read, name, max_bytes, take)
 
     async def create(self, name: str, body: bytes) -> bool:
         return await asyncio.to_thread(self._create, name, body)
@@ -68,15 +74,18 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def _read(self, name: str, max_bytes: int) -> bytes | None:
+    def _read(self, name: str, max_bytes: int, take: Callable[[Body], _T]) -> _T | None:
         try:
-            with (self._root / name).open("rb") as file:
-                body = file.read(max_bytes + 1)
+            file = (self._root / name).open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        if len(body) > max_bytes:
-            raise TooLargeError(f"more than {max_bytes:,} bytes")
-        return body
+        with file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes > max_bytes:
+                raise TooLargeError(f"{n_bytes:,} bytes, and at most {max_bytes:,} are read")
+            if hasattr(os, "posix_fadvise"):  # the system reads on while a part is opened
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            return take(FileBody(file, n_bytes))
 
     def _create(self, name: str, body: bytes) -> bool:
         target = self._root / name
@@ -160,14 +169,14 @@ class ObjectStore:
         except FileNotFoundError:
             return None
 
-    async def read(self, name: str, max_bytes: int) -> bytes | None:
+    async def read(self, name: str, max_bytes: int, take: Callable[[Body], _T]) -> _T | None:
         try:
             answer = await self._obstore.get_async(self._store, name)
         except FileNotFoundError:
             return None
         if answer.meta["size"] > max_bytes:
             raise TooLargeError(f"{answer.meta['size']:,} bytes, and at most {max_bytes:,} are read")
-        return bytes(await answer.bytes_async())
+        return await asyncio.to_thread(take, Held(memoryview(await answer.bytes_async())))
 
     async def create(self, name: str, body: bytes) -> bool:
         try:  # not in parts: whether their conditions hold differs by server

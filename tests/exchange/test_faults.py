@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, RequestTimeoutError
+from agent_memory.exchange.adopting import adopt
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch
+from agent_memory.exchange.fetcher import _TRANSFERS
 from agent_memory.remote.bucket import Bucket
 from agent_memory.remote.failures import BucketError
 from tests.parts.hosts import CHUNK, SYSTEM, breaks, config, exchange, objects, published
@@ -38,7 +41,7 @@ def _asks(text: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
-@pytest.mark.parametrize("method", ["sizes", "get"])
+@pytest.mark.parametrize("method", ["sizes", "read"])
 @pytest.mark.parametrize("kind", ["timeout", "unreachable", "denied", "missing_bucket", "failed"])
 def test_a_bucket_that_fails_is_warned_of_once_and_left_alone(
     kind: Any, method: str, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -81,7 +84,7 @@ def test_no_request_waits_longer_than_its_patience_for_a_bucket_that_hangs(
 
 
 def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, real = threading.Event(), Bucket.get
+    release, real = threading.Event(), Bucket.read
 
     def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
         release.wait(60)
@@ -89,7 +92,7 @@ def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypa
 
     monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.5)
     monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
-    gets = breaks(monkeypatch, "get", late)
+    gets = breaks(monkeypatch, "read", late)
     try:
         with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
             assert _says(b).usage.tier == "none"
@@ -102,6 +105,93 @@ def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypa
     assert counts["fetched_tokens"] == 0
     assert counts["fetched_chunks"] >= 1
     assert counts["late"] == 1
+
+
+def test_a_fetch_that_is_late_after_the_question_starts_no_transfer(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, real = threading.Event(), Bucket.sizes
+
+    def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        release.wait(60)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.01)
+    monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        assert exchange(b).settle(30)
+        breaks(monkeypatch, "sizes", late)
+        gets = breaks(monkeypatch, "read", Bucket.read)
+        try:
+            assert _says(b).usage.tier == "none"
+        finally:
+            release.set()
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        counts = b.stats().remote
+    assert gets == []
+    assert (counts["late"], counts["fetched_chunks"]) == (1, 0)
+
+
+def test_a_transfer_that_was_queued_until_nobody_waits_is_not_started(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, real = threading.Event(), Bucket.read
+
+    def slow(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        gate.wait(60)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.5)
+    monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
+    gets = breaks(monkeypatch, "read", slow)
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        try:
+            assert _says(b).usage.tier == "none"
+        finally:
+            gate.set()
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+    assert len(objects(bucket)) > _TRANSFERS
+    assert len(gets) == _TRANSFERS
+
+
+@pytest.mark.parametrize("n_good", [0, 1])
+@pytest.mark.parametrize("step", ["exchange.adopting.new_file", "store.losses.Losses.forget", "prefix.index.Index.add"])
+def test_what_was_entered_when_adopting_fails_is_taken_back(
+    step: str, n_good: int, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        real_adopt = adopt
+
+        def failing(*arguments: Any) -> int:
+            with monkeypatch.context() as broken:
+                room, name = f"agent_memory.{step}".rsplit(".", 1)
+                real, calls, thread = resolve_name(f"agent_memory.{step}"), [], threading.get_ident()
+
+                def fail(*arguments: Any, **named: Any) -> Any:
+                    calls.extend([1] * (threading.get_ident() == thread))
+                    if len(calls) > n_good and threading.get_ident() == thread:
+                        raise MemoryError("of an array")
+                    return real(*arguments, **named)
+
+                broken.setattr(resolve_name(room), name, fail)
+                return real_adopt(*arguments)
+
+        monkeypatch.setattr("agent_memory.exchange.exchange.adopt", failing)
+        with caplog.at_level(logging.ERROR, "agent_memory.remote"):
+            b.generate(_asks("What is a wave?"), max_tokens=1)
+            exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        assert len([one for one in caplog.records if "not stored" in one.message]) == 1
+        b.flush()
+        catalog = b._tiers.store.parts.catalog
+        assert catalog is not None
+        assert [one for one in catalog.segments.values() if not one.is_ready] == []
+        exchange(b)._is_closed = True  # what follows is of the store alone
+        n_tokens = b.prefill(SYSTEM).prompt_tokens
+        b.flush()
+        b.evict()
+        usage = b.prefill(SYSTEM + "!")
+        assert usage.tier_tokens["cold"] >= n_tokens - CHUNK
+        assert b.verify().damaged == ()
 
 
 def test_what_the_store_cannot_take_is_said_and_the_request_has_it_all_the_same(

@@ -21,7 +21,7 @@ def test_kv_that_comes_after_its_agent_was_deleted_is_not_stored(
     with Memory(EchoRunner(), tmp_path / "a", config=config(bucket)) as a:
         a.agent("ann", system=SYSTEM).say("What is a tide?")
         published(a)
-    release, real = threading.Event(), Bucket.get
+    release, real = threading.Event(), Bucket.read
 
     def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
         release.wait(60)
@@ -31,7 +31,7 @@ def test_kv_that_comes_after_its_agent_was_deleted_is_not_stored(
     monkeypatch.setattr("agent_memory.exchange.fetch._TOKEN_S", 0.0)
     try:
         with Memory(EchoRunner(), tmp_path / "b", config=config(bucket, remote_write=False)) as b:
-            gets = breaks(monkeypatch, "get", late)
+            gets = breaks(monkeypatch, "read", late)
             assert b.agent("bob", system=SYSTEM).say("What is a wave?").usage.tier == "none"
             b.flush()
             assert gets

@@ -176,7 +176,7 @@ def test_requests_that_begin_alike_share_one_transfer(tmp_path: Path, monkeypatc
         a.prefill(SYSTEM)
         n_chunks = published(a)
     asked, gate = threading.Event(), threading.Event()
-    real = Bucket.get
+    real = Bucket.read
 
     def held(self: Bucket, *arguments: Any, **named: Any) -> Any:
         asked.set()
@@ -184,7 +184,7 @@ def test_requests_that_begin_alike_share_one_transfer(tmp_path: Path, monkeypatc
         return real(self, *arguments, **named)
 
     monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 20.0)
-    gets = breaks(monkeypatch, "get", held)
+    gets = breaks(monkeypatch, "read", held)
     with Memory(EchoRunner(), tmp_path / "b", config=config(bucket, remote_write=False)) as b:
         handles = [b.stream(SYSTEM + f" {number}", max_tokens=4) for number in range(4)]
         assert asked.wait(30)

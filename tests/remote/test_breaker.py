@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_memory.errors import ClosedError
 from agent_memory.remote.breaker import Breaker
+from agent_memory.remote.failures import BucketError, ObjectDamagedError
 from agent_memory.remote.rates import FORGET_S, Rates
 
 
@@ -49,6 +51,34 @@ def test_one_failure_is_one_warning_and_a_pause(caplog: pytest.LogCaptureFixture
     assert breaker.allows()
     breaker.failed(RuntimeError("again"))
     assert len(caplog.records) == 2
+
+
+def test_a_call_records_how_it_ended_and_is_not_made_during_a_pause() -> None:
+    clock = Clock()
+    breaker, made = Breaker("b", pause_s=1, clock=clock), []
+
+    def ends(error: BaseException | None) -> str:
+        made.append(error)
+        if error is not None:
+            raise error
+        return "answer"
+
+    failure = BucketError("timeout", "b", "reading", "no answer")
+    assert breaker.call(lambda: ends(None)) == "answer"
+    with pytest.raises(BucketError):
+        breaker.call(lambda: ends(failure))
+    assert breaker.call(lambda: ends(None)) is None
+    assert not breaker.is_due()
+    clock.now += 1
+    assert breaker.is_due()
+    for cancelled in (KeyboardInterrupt(), ClosedError("closed")):  # of the one trial: the next caller has it
+        with pytest.raises(type(cancelled)):
+            breaker.call(lambda cancelled=cancelled: ends(cancelled))  # type: ignore[misc]
+    with pytest.raises(ObjectDamagedError):  # an answer, if no good one
+        breaker.call(lambda: ends(ObjectDamagedError("cut")))
+    figures = breaker.figures()
+    assert (figures.n_failed, figures.n_skipped, figures.is_open) == (1, 2, False)
+    assert len(made) == 5
 
 
 @given(st.lists(st.sampled_from(["ask", "good", "bad", "leave", "wait"]), max_size=60))

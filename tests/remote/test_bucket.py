@@ -79,6 +79,36 @@ def test_a_failure_is_typed_and_names_the_place(tmp_path: Path) -> None:
         bucket.get("v1/a")
 
 
+@pytest.mark.parametrize("what", ["asyncio.new_event_loop", "threading.Thread.start"])
+def test_a_system_without_files_or_threads_is_a_typed_failure_of_one_call(
+    what: str, folder: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(what, refuse)
+    with pytest.raises(BucketError, match="Too many open files"):
+        folder.put_new("v1/a", b"one")
+    monkeypatch.undo()
+    assert folder.put_new("v1/a", b"one")
+    folder.close()
+    with pytest.raises(ClosedError):
+        folder.get("v1/a")
+
+
+def test_a_file_that_ends_early_is_read_as_far_as_it_is(folder: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put_new("v1/a", b"12345")
+    real = os.fstat
+
+    def larger(handle: int) -> object:
+        found = list(real(handle))
+        found[6] += 3  # its size
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", larger)
+    assert folder.get("v1/a") == b"12345"
+
+
 def test_a_server_that_says_nothing_costs_its_time_limit() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
