@@ -63,6 +63,8 @@ INSTALL: Mapping[str, str] = {
     "anthropic": 'pip install "anthropic>=2.14"',
     "mcp": 'pip install "mcp>=2"',
     "dspy": 'pip install "dspy>=3.4,<3.5"',
+    "haystack": 'pip install "haystack-ai>=3"',
+    "autogen": 'pip install "autogen-core>=0.7"',
 }
 
 
