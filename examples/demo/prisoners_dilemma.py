@@ -8,7 +8,7 @@ The page shows a dry run without a model first. Everything it does is ``examples
 
 import marimo
 
-app = marimo.App(app_title="The prisoner's dilemma")
+app = marimo.App(width="medium", app_title="The prisoner's dilemma")
 
 
 @app.cell
@@ -27,14 +27,16 @@ def _():
 
 @app.cell
 def _(examples, mo):
-    wanted = mo.ui.dictionary(
-        {
-            "model": mo.ui.text(label="model (empty: the starter model)", full_width=True),
-            "dry": mo.ui.checkbox(value=True, label="dry run, without a model"),
-            "scenario": mo.ui.text(str(examples / "scenarios/prisoners_dilemma.toml"), label="TOML", full_width=True),
-            "tokens": mo.ui.slider(8, 128, value=24, label="tokens of a reply", show_value=True),
-        }
-    ).form(submit_button_label="Run")
+    wanted = (
+        mo.md("{model}\n\n{dry}\n\n{scenario}\n\n{tokens}")
+        .batch(
+            model=mo.ui.text(label="model (empty: the starter model)", full_width=True),
+            dry=mo.ui.checkbox(value=True, label="dry run, without a model"),
+            scenario=mo.ui.text(str(examples / "scenarios/prisoners_dilemma.toml"), label="scenario", full_width=True),
+            tokens=mo.ui.slider(8, 128, value=24, label="tokens of a reply", show_value=True),
+        )
+        .form(submit_button_label="Run")
+    )
     mo.vstack(
         [mo.md("# The prisoner's dilemma\nFour agents, 25 turns, five phases: with their KV kept, and cold."), wanted]
     )
@@ -42,7 +44,7 @@ def _(examples, mo):
 
 
 @app.cell
-def _(example, examples, mo, wanted):
+def _(example, mo, wanted):
     asked = wanted.value or {"model": "", "dry": True, "scenario": "", "tokens": 24}
     argv = ["--max-tokens", str(asked["tokens"]), *(["--echo"] if asked["dry"] else [])]
     argv += ["--model", asked["model"]] if asked["model"] else []
@@ -55,10 +57,10 @@ def _(example, examples, mo, wanted):
     mo.vstack(
         [
             mo.md("A dry run: the figures say nothing of a model." if asked["dry"] else "On the model."),
-            mo.ui.table(phases, selection=None),
+            mo.ui.table(phases, selection=None, show_download=False),
             mo.Html(found.plot()),
             mo.plain_text(found.totals()),
-            mo.ui.table(payoffs, selection=None),
+            mo.ui.table(payoffs, selection=None, show_download=False),
         ]
     )
     return

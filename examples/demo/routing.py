@@ -8,7 +8,7 @@ The page shows a dry run without a model first. Everything it does is ``examples
 
 import marimo
 
-app = marimo.App(app_title="Ten experts")
+app = marimo.App(width="medium", app_title="Ten experts")
 
 
 @app.cell
@@ -27,14 +27,16 @@ def _():
 
 @app.cell
 def _(examples, mo):
-    wanted = mo.ui.dictionary(
-        {
-            "model": mo.ui.text(label="model (empty: the starter model)", full_width=True),
-            "dry": mo.ui.checkbox(value=True, label="dry run, without a model"),
-            "scenario": mo.ui.text(str(examples / "scenarios/routing.toml"), label="TOML", full_width=True),
-            "experts": mo.ui.slider(1, 10, value=3, label="experts", show_value=True),
-        }
-    ).form(submit_button_label="Run")
+    wanted = (
+        mo.md("{model}\n\n{dry}\n\n{scenario}\n\n{experts}")
+        .batch(
+            model=mo.ui.text(label="model (empty: the starter model)", full_width=True),
+            dry=mo.ui.checkbox(value=True, label="dry run, without a model"),
+            scenario=mo.ui.text(str(examples / "scenarios/routing.toml"), label="scenario", full_width=True),
+            experts=mo.ui.slider(1, 10, value=3, label="experts", show_value=True),
+        )
+        .form(submit_button_label="Run")
+    )
     mo.vstack([mo.md("# Ten experts\nEach has a text of its own: asked cold, hot, and after a restart."), wanted])
     return (wanted,)
 
@@ -53,7 +55,7 @@ def _(example, mo, wanted):
     mo.vstack(
         [
             mo.md("A dry run: the figures say nothing of a model." if asked["dry"] else "On the model."),
-            mo.ui.table(phases, selection=None),
+            mo.ui.table(phases, selection=None, show_download=False),
             mo.Html(example.plot(rows)),
             mo.plain_text(example.routed(rows)),
         ]
