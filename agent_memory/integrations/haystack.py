@@ -183,7 +183,7 @@ def _messages(message: ChatMessage) -> Iterator[dict[str, Any]]:
 
 
 def _text(result: str | Sequence[Any]) -> str:
-    parts = [TextContent(result)] if isinstance(result, str) else result
+    parts: Sequence[Any] = [TextContent(result)] if isinstance(result, str) else result
     if wrong := [type(part).__name__ for part in parts if not isinstance(part, TextContent)]:
         raise UnsupportedParameterError(f"a result with {wrong[0]} is not supported; only text is")
     return "".join(part.text for part in parts)
