@@ -53,6 +53,7 @@ INSTALL: Mapping[str, str] = {
     "encryption": 'pip install "cryptography>=44" "sqlcipher3>=0.6"',
     "remote": 'pip install "obstore>=0.12" "cryptography>=44"',
     "ray": 'pip install "ray>=2.50"',
+    "demo": 'pip install "marimo>=0.23"',
     "plot": 'pip install "matplotlib>=3.8"',
     "langchain": 'pip install "langchain-core>=1.4"',
     "pydantic-ai": 'pip install "pydantic-ai-slim>=2"',
@@ -63,6 +64,8 @@ INSTALL: Mapping[str, str] = {
     "anthropic": 'pip install "anthropic>=2.14"',
     "mcp": 'pip install "mcp>=2"',
     "dspy": 'pip install "dspy>=3.4,<3.5"',
+    "haystack": 'pip install "haystack-ai>=3"',
+    "autogen": 'pip install "autogen-core>=0.7"',
 }
 
 

@@ -13,13 +13,15 @@ rational prisoners. ``--echo`` runs without a model, for the program's own tests
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from scenario import chosen_model, options, read_scenario
+from scenario import chosen_model, drawn, options, read_scenario
 
 from agent_memory import Group, Memory, Phase
 
@@ -101,24 +103,16 @@ def payoffs(group: Group, scenario: dict[str, Any]) -> list[tuple[str, str, str,
     return rows
 
 
-def plot(file: Path, cold: list[float], kept: list[float]) -> None:
-    """Draw two bars a phase: TTFT cold and persistent."""
-    top = max(cold + kept)
-    bars = []
-    for number, pair in enumerate(zip(cold, kept, strict=True)):
-        for at, (value, colour) in enumerate(zip(pair, ("#999", "#06c"), strict=True)):
-            height, x = 150 * value / top, 20 + number * 80 + at * 30
-            bars.append(f'<rect x="{x}" y="{170 - height:.1f}" width="28" height="{height:.1f}" fill="{colour}"/>')
-        bars.append(f'<text x="{20 + number * 80}" y="188" font-size="12">phase {number + 1}</text>')
-    title = '<text x="20" y="14" font-size="12">time to the first token: cold (grey), persistent (blue)</text>'
-    file.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="420" height="200">{title}{"".join(bars)}</svg>\n')
-
-
-def main() -> None:
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = options(__doc__, "prisoners_dilemma.toml")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--plot", type=Path, default=None, help="write the bars to this SVG file")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> Run:
+    """Play the scenario both ways."""
     scenario = read_scenario(args.scenario, KEYS)
     with tempfile.TemporaryDirectory() as folder:
         with Memory(chosen_model(args, "I stay silent."), Path(folder) / "kept") as memory:
@@ -131,45 +125,73 @@ def main() -> None:
         with Memory(chosen_model(args, "I stay silent."), Path(folder) / "cold") as memory:
             memory.generate("Hello.", max_tokens=1)
             cold = play_cold(memory, rows, args.max_tokens)
-    report(rows, cold, table, scenario, args.plot)
+    return Run(scenario, rows, cold, table)
 
 
-def report(
-    rows: list[dict[str, Any]],
-    cold: list[dict[str, Any]],
-    table: list[Any],
-    scenario: dict[str, Any],
-    file: Path | None,
-) -> None:
+class Run(NamedTuple):
+    """What was said, persistent and cold, and the payoffs."""
+
+    scenario: dict[str, Any]
+    rows: list[dict[str, Any]]
+    cold: list[dict[str, Any]]
+    payoffs: list[tuple[str, str, str, str]]
+
+    def phases(self) -> list[dict[str, Any]]:
+        """Return a row a phase, with means of its turns."""
+        found = []
+        for number, phase in enumerate(self.scenario["phase"], 1):
+            both = [
+                (row["reply"].usage, one["reply"].usage)
+                for row, one in zip(self.rows, self.cold, strict=True)
+                if row["phase"] == number
+            ]
+            kept_ms, cold_ms = (1000 * statistics.mean(pair[at].ttft_s for pair in both) for at in (0, 1))
+            prompt, computed = (
+                statistics.mean(getattr(pair[0], key) for pair in both) for key in ("prompt_tokens", "computed_tokens")
+            )
+            found.append({
+                "phase": phase["name"], "turns": len(both), "prompt": prompt, "computed": computed,
+                "cold ms": cold_ms, "kept ms": kept_ms, "gain": cold_ms / kept_ms,
+            })  # fmt: skip
+        return found
+
+    def totals(self) -> str:
+        """Return what all turns took both ways, and whether the replies are the same."""
+        kept_s, cold_s = (sum(row["wall"] for row in part) for part in (self.rows, self.cold))
+        same = sum(row["reply"].text == one["reply"].text for row, one in zip(self.rows, self.cold, strict=True))
+        reused = sum(one["reply"].usage.cached_tokens for one in self.cold)
+        return (
+            f"wall: {cold_s:.1f} s cold, {kept_s:.1f} s persistent ({100 * (kept_s / cold_s - 1):+.0f} %)\n"
+            f"equal replies: {same} of {len(self.rows)}; tokens reused by cold turns: {reused}"
+        )
+
+    def plot(self) -> str:
+        """Return an SVG with two bars a phase."""
+        bars = {row["phase"]: (row["cold ms"], row["kept ms"]) for row in self.phases()}
+        return drawn("ms to the first token: cold (grey), persistent (blue)", bars)
+
+
+def report(found: Run) -> None:
     """Print the tables."""
     print(f"{'phase':14} {'turns':>5} {'prompt':>7} {'computed':>9} {'cold ms':>8} {'kept ms':>8} {'gain':>6}")
-    ttfts = []
-    for number, phase in enumerate(scenario["phase"], 1):
-        both = [
-            (row["reply"].usage, one["reply"].usage)
-            for row, one in zip(rows, cold, strict=True)
-            if row["phase"] == number
-        ]
-        kept_ms, cold_ms = (1000 * statistics.mean(pair[at].ttft_s for pair in both) for at in (0, 1))
-        prompt, computed = (
-            statistics.mean(getattr(pair[0], key) for pair in both) for key in ("prompt_tokens", "computed_tokens")
-        )
+    for row in found.phases():
         print(
-            f"{phase['name']:14} {len(both):5} {prompt:7.0f} {computed:9.0f} {cold_ms:8.0f} {kept_ms:8.0f} "
-            f"{cold_ms / kept_ms:5.1f}x"
+            f"{row['phase']:14} {row['turns']:5} {row['prompt']:7.0f} {row['computed']:9.0f} {row['cold ms']:8.0f} "
+            f"{row['kept ms']:8.0f} {row['gain']:5.1f}x"
         )
-        ttfts.append((cold_ms, kept_ms))
-    kept_s, cold_s = (sum(row["wall"] for row in part) for part in (rows, cold))
-    print(f"\nwall: {cold_s:.1f} s cold, {kept_s:.1f} s persistent ({100 * (kept_s / cold_s - 1):+.0f} %)")
-    same = sum(row["reply"].text == one["reply"].text for row, one in zip(rows, cold, strict=True))
-    reused = sum(one["reply"].usage.cached_tokens for one in cold)
-    print(f"equal replies: {same} of {len(rows)}; tokens reused by cold turns: {reused}")
-    first, second = scenario["prisoners"]
+    print(f"\n{found.totals()}")
+    first, second = found.scenario["prisoners"]
     print(f"\n{'phase':14} {first:8} {second:8} years")
-    for row in table:
-        print(f"{row[0]:14} {row[1]:8} {row[2]:8} {row[3]}")
-    if file is not None:
-        plot(file, [one[0] for one in ttfts], [one[1] for one in ttfts])
+    for phase, *said in found.payoffs:
+        print(f"{phase:14} {said[0]:8} {said[1]:8} {said[2]}")
+
+
+def main() -> None:
+    args = parsed()
+    found = run(args)
+    report(found)
+    if args.plot is not None:
+        args.plot.write_text(found.plot())
 
 
 if __name__ == "__main__":

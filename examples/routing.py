@@ -22,10 +22,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scenario import SCENARIOS, ScenarioError, chosen_model, options, read_scenario
+from scenario import SCENARIOS, ScenarioError, chosen_model, drawn, options, read_scenario
 
 from agent_memory import Memory
 
@@ -105,11 +106,9 @@ def second_process(memory: Memory, scenario: dict[str, Any]) -> list[dict[str, A
     return rows
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print a row a phase, with medians, and the ratios."""
-    print(
-        f"{'phase':20} {'asked':>5} {'prompt':>7} {'computed':>9} {'TTFT ms':>8} {'cold/this':>9} {'quality':>8}  tiers"
-    )
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row a phase, with medians, and the ratio to the first one."""
+    found = []
     cold = statistics.median(row["ttft_s"] for row in rows if row["phase"] == "prime")
     for phase, title in PHASES.items():
         part = [row for row in rows if row["phase"] == phase]
@@ -118,40 +117,80 @@ def report(rows: list[dict[str, Any]]) -> None:
         ttft, prompt, computed = (
             statistics.median(row[key] for row in part) for key in ("ttft_s", "prompt", "computed")
         )
-        good = f"{sum(row['is_good'] for row in part)}/{len(part)}"
-        tiers = ", ".join(sorted({row["tier"] for row in part}))
-        print(
-            f"{title:20} {len(part):5} {prompt:7.0f} {computed:9.0f} {1000 * ttft:8.1f} {cold / ttft:8.1f}x "
-            f"{good:>8}  {tiers}"
-        )
-    routed = [row["routed"] == row["expert"] for row in rows if "routed" in row]
-    print(
-        f"\nrouted to the right expert: {sum(routed)} of {len(routed)}; "
+        found.append({
+            "phase": title, "asked": len(part), "prompt": prompt, "computed": computed, "TTFT ms": 1000 * ttft,
+            "cold/this": cold / ttft, "quality": f"{sum(row['is_good'] for row in part)}/{len(part)}",
+            "tiers": ", ".join(sorted({row["tier"] for row in part})),
+        })  # fmt: skip
+    return found
+
+
+def routed(rows: list[dict[str, Any]]) -> str:
+    """Return how many questions came to the expert that they were for, and how long the texts are."""
+    right = [row["routed"] == row["expert"] for row in rows if "routed" in row]
+    return (
+        f"routed to the right expert: {sum(right)} of {len(right)}; "
         f"shortest prompt: {min(row['prompt'] for row in rows):,} tokens"
     )
 
 
-def main() -> None:
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Return an SVG with a bar a phase."""
+    bars = {row["phase"]: (row["TTFT ms"],) for row in summary(rows)}
+    return drawn("ms to the first token, median", bars)
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(
+        f"{'phase':20} {'asked':>5} {'prompt':>7} {'computed':>9} {'TTFT ms':>8} {'cold/this':>9} {'quality':>8}  tiers"
+    )
+    for row in summary(rows):
+        print(
+            f"{row['phase']:20} {row['asked']:5} {row['prompt']:7.0f} {row['computed']:9.0f} {row['TTFT ms']:8.1f} "
+            f"{row['cold/this']:8.1f}x {row['quality']:>8}  {row['tiers']}"
+        )
+    print(f"\n{routed(rows)}")
+
+
+def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = options(__doc__, "routing.toml")
     parser.add_argument("--experts", type=int, default=10, help="the first so many experts alone")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--again", type=Path, default=None, help=argparse.SUPPRESS)  # the store, in the second process
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ask everything, in two processes, as often as wanted; return a row a question."""
     scenario, texts = load(args.scenario, args.experts)
-    if args.again is not None:
-        with Memory(chosen_model(args, "The text says so."), args.again) as memory:
-            print(json.dumps(second_process(memory, scenario)))
-        return
     rows: list[dict[str, Any]] = []
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "store"
             with Memory(chosen_model(args, "The text says so."), store) as memory:
                 rows += first_process(memory, scenario, texts)
-            command = [sys.executable, __file__, *sys.argv[1:], "--again", str(store)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            command = [sys.executable, __file__, "--scenario", args.scenario, "--experts", args.experts]
+            command += [
+                "--again",
+                store,
+                *(["--echo"] if args.echo else ()),
+                *(("--model", args.model) if args.model else ()),
+            ]
+            done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
             rows += json.loads(done.stdout.splitlines()[-1])
-    report(rows)
+    return rows
+
+
+def main() -> None:
+    args = parsed()
+    if args.again is None:
+        report(run(args))
+        return
+    scenario, _ = load(args.scenario, args.experts)
+    with Memory(chosen_model(args, "The text says so."), args.again) as memory:
+        print(json.dumps(second_process(memory, scenario)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Scenarios of the examples: TOML files, read and checked before any model is loaded."""
+"""Scenarios of the examples: TOML files, read and checked before any model is loaded; and a plot of their figures."""
 
 from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,24 @@ def options(doc: str | None, scenario: str) -> argparse.ArgumentParser:
 def chosen_model(args: argparse.Namespace, echo_says: str) -> str | EchoRunner | None:
     """Return the model of the options, made anew for each Memory."""
     return EchoRunner(echo_says) if args.echo else args.model
+
+
+def drawn(title: str, groups: Mapping[str, Sequence[float]]) -> str:
+    """Return an SVG with the bars of each group, grey and then blue, and their values."""
+    top = max(value for values in groups.values() for value in values) or 1.0
+    parts = [f'<text x="20" y="14" font-size="12">{title}</text>']
+    x = 20.0
+    for name, values in groups.items():
+        parts.append(f'<text x="{x:.0f}" y="208" font-size="12">{name}</text>')
+        for value, colour in zip(values, ("#999", "#06c"), strict=False):
+            height = 150 * value / top
+            parts.append(
+                f'<rect x="{x:.0f}" y="{190 - height:.1f}" width="38" height="{height:.1f}" fill="{colour}"/>'
+                f'<text x="{x:.0f}" y="{186 - height:.1f}" font-size="10">{value:,.0f}</text>'
+            )
+            x += 40
+        x += max(20.0, 8.0 * len(name) - 40 * len(values))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{x:.0f}" height="216">{"".join(parts)}</svg>\n'
 
 
 def read_scenario(file: Path, keys: Keys) -> dict[str, Any]:

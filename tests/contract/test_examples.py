@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.contract, pytest.mark.model]
+FRAMEWORKS = ("langchain", "pydantic_ai", "smolagents", "llama_index", "openai_agents", "haystack", "autogen")
 
 
-@pytest.mark.parametrize("name", ["langchain", "pydantic_ai", "smolagents", "llama_index", "openai_agents"])
+@pytest.mark.parametrize("name", FRAMEWORKS)
 def test_each_prompt_of_an_example_reuses_the_one_before(name: str) -> None:
     command = [sys.executable, f"examples/{name}_agent.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

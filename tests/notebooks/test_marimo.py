@@ -1,6 +1,6 @@
 """marimo shows what Jupyter shows: an app with a Memory, an agent, a reply, the agents and the doctor, run headless.
 
-marimo takes 150 MB and stands in no extra: ``pip install marimo`` beside ``[contract]`` runs this.
+marimo takes 150 MB and is not in ``[contract]``: ``pip install marimo`` beside it runs this.
 """
 
 from __future__ import annotations
