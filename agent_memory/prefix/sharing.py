@@ -17,12 +17,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from attrs import evolve, frozen
 
-from agent_memory.prefix.authors import Origins, unpacked
+from agent_memory.prefix.authors import Origins, packed, unpacked
 from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import MAX_DELTAS, Run
@@ -74,6 +75,17 @@ def authors_of(rows: Iterable[Stretch]) -> Origins:
         all_of_it = unpacked((piece.authors, piece.n_tokens) for piece in one.segment.pieces)
         found.append(all_of_it[one.start - one.segment.start : one.stop - one.segment.start])
     return np.concatenate(found) if found else np.zeros(0, np.uint32)
+
+
+def note_sharing(segments: Mapping[int, Segment]) -> None:
+    """Let shared rows have the authors of the segments that have them, where these stand for themselves."""
+    for one in segments.values():
+        if one.source_number is None or not one.pieces or one.pieces[0].seen_authors is not None:
+            continue
+        with contextlib.suppress(LookupError):  # rows that are nowhere are found when they are read
+            rows = authors_of(stretches(segments, one, one.start, one.shared_stop))
+            first = one.pieces[0]
+            first.seen_authors = packed(np.concatenate([rows, unpacked([(first.authors, first.n_tokens - len(rows))])]))
 
 
 def share(
