@@ -29,7 +29,7 @@ from agent_memory.progress import Progress, mib, silent
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
 from agent_memory.store.room import NoRoomError, announce, make_room
-from agent_memory.types import Exactness, weakest
+from agent_memory.types import Exactness, is_weaker, weakest
 
 log = logging.getLogger("agent_memory.store")
 
@@ -160,6 +160,8 @@ class Importing:
         if former is not None:
             held = (former.n_tokens, former.has_state)
             if held == wanted or wanted[0] < held[0] or wanted[1] < held[1]:
+                return False
+            if is_weaker(self._promise(resume.exactness, piece), former.exactness):
                 return False
         return resume.codec == "exact" or piece.segment.exactness == "quantized"
 

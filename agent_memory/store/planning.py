@@ -23,7 +23,7 @@ from agent_memory.prefix.provenance import Provenance, Run, coded_runs, missing
 from agent_memory.prefix.resume import Held, missing_resume, stale
 from agent_memory.prefix.sharing import Stretch, authors_of, reused, share, stretches
 from agent_memory.store.catalog import Attached, Catalog
-from agent_memory.types import Exactness
+from agent_memory.types import Exactness, is_weaker
 
 log = logging.getLogger("agent_memory.store")
 
@@ -264,7 +264,10 @@ def _plan_resume(
         told = lineage.promise(piece.stop, n_alike)
         file = new_file(model.identity)
         segment = resume_segment(piece, n_rows, has_state, codec=codec, file=file, exactness=told)
-        if piece.id not in catalog.resume:
+        former = catalog.resume.get(piece.id)
+        if former is not None and is_weaker(segment.exactness, former.exactness):
+            continue  # another run's would make worse what there is
+        if former is None:
             catalog.enter(segment)
         parts.append(Part(segment, segment.start))
     return tuple(reversed(parts))

@@ -25,7 +25,7 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held, Needs, Plan, best_plan, missing_resume, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
 from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
-from agent_memory.types import Tier
+from agent_memory.types import Tier, is_weaker, weakest
 
 #: Bytes of a piece's entries here and in the index, and of each array's header.
 PIECE_BYTES = 2048
@@ -182,7 +182,10 @@ class Warm:
             if self.is_lossy and lineage.n_decoded(start, to.stop):  # lossy rows are never encoded again
                 first = start = to.stop
             if first < to.stop or has_state:
-                promise = lineage.promise(to.stop, n_alike)
+                promise = weakest(lineage.promise(to.stop, n_alike), to.piece.segment.exactness)
+                former = self._sides.get(piece.id)
+                if former is not None and is_weaker(promise, former.exactness):
+                    continue  # another run's would make worse what there is
                 sides.append(CopySide(to, first, start, to.stop, self.codec, has_state, promise))
         return tuple(reversed(sides))
 
@@ -256,7 +259,7 @@ class Warm:
             held.n_bytes -= added
             return False
         held.window_rows, held.state, held.side_exactness = rows, state, to.exactness
-        resume = resume_segment(held.piece, to.stop - to.first, to.has_state)
+        resume = resume_segment(held.piece, to.stop - to.first, to.has_state, exactness=to.exactness)
         resume.is_ready, self._sides[held.piece.id] = True, resume
         return True
 

@@ -346,9 +346,9 @@ class Versions(RuleBasedStateMachine):
 
     @rule(who=draws, what=draws)
     def restored(self, who: int, what: int) -> None:
-        """Law 2, and law 7 of forks: the KV of an agent from memory and from disk gives the same bits, if it is one run's.
+        """Law 2, and law 7 of forks: the KV of one run gives the same bits from memory and from disk.
 
-        Where another run of the same tokens was stored first, the agent goes on with that one's bits (docs/exactness.md).
+        Where another run of the same tokens was stored first, the agent goes on with its bits (docs/exactness.md).
         """
         name, twin, agent = self.one(who)
         if twin.is_temporary or self.is_open(name):
