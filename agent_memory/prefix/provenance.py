@@ -122,6 +122,8 @@ def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], by
         index.deltas(last.id if last else index.root, ids[full:], ready=False),
         key=lambda c: sum(p.n_tokens for p in c),
     )
+    if n_tokens([(piece, piece.n_tokens) for piece in chain]) == len(ids) - full:
+        return [], chain[-1].id, chain[-1]  # although a longer piece begins with the same tokens
     if len(chain) >= MAX_DELTAS:
         chain = []
     before = chain[-1] if chain else last

@@ -50,7 +50,8 @@ def test_a_chain_of_two_runs_is_recomputed_from_the_seam_on(name: str, tier: Any
         for agent in said_twice(memory):  # whose KV is the first in warm decides which of the two is told exact there
             _, wanted = first_logits(agent.fork(f"{agent.name}, live", temporary=True), "Go on.")
             memory.evict(to=tier)
-            usage, found = first_logits(agent.fork(f"{agent.name}, restored"), "Go on.")
+            usage, found = first_logits(restored := agent.fork("restored"), "Go on.")
+            restored.delete()
             assert usage.tier == tier
             assert usage.exactness != "exact" or np.array_equal(wanted, found)
             told.append(usage.exactness)

@@ -165,8 +165,7 @@ class Life:
         self.live[which] = self.restored(self.known[turn % len(self.known)][: keep or None])
 
     def join(self) -> None:
-        for _ in Compactor(self.store.parts.catalog).steps(rest_s=-1.0):
-            pass
+        self.store._io.call(lambda: list(Compactor(self.store.parts.catalog).steps(rest_s=-1.0)))
 
     def lose(self, number: int) -> None:
         """A file vanishes, which is found when it is read."""
@@ -282,6 +281,17 @@ def test_window_rows_and_states_of_another_run_than_the_rows_say_so(kind: str, t
         life.warm(0)
         life.open(codec)
     life.store.close()
+
+
+def test_a_tail_that_short_files_cover_is_not_stored_again_beside_a_longer_one(life: Life) -> None:
+    life.say(0, [0, 0, 0])
+    life.live[0] = RunKV(life.layout)
+    life.say(0, [0])
+    life.say(0, [0])
+    life.live[0] = RunKV(life.layout)
+    life.say(0, [0, 0])
+    assert life.restored([0, 0, 0]).ids == [0, 0, 0]
+    assert life.restored([0, 0]).exactness == "exact"
 
 
 @pytest.mark.parametrize("is_on_grid", [False, True])
