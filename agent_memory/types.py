@@ -25,6 +25,7 @@ from agent_memory.usage import MissCause as MissCause
 from agent_memory.usage import Role as Role
 from agent_memory.usage import Tier as Tier
 from agent_memory.usage import Usage as Usage
+from agent_memory.usage import is_weaker as is_weaker
 from agent_memory.usage import weakest as weakest
 from agent_memory.views.page import Note, Page, Part, Plain, Shown, Table
 from agent_memory.views.units import count, seconds, size

@@ -30,6 +30,11 @@ def weakest(*promises: Exactness) -> Exactness:
     return max(promises, key=EXACTNESS.index, default="exact")
 
 
+def is_weaker(promise: Exactness, other: Exactness) -> bool:
+    """True if a promise says less than another."""
+    return EXACTNESS.index(promise) > EXACTNESS.index(other)
+
+
 @frozen
 class AsDict:
     """Values that can be written as JSON."""

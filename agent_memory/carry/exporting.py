@@ -270,6 +270,7 @@ class _Writing:
                     return False
                 if kind == "resume":
                     facts |= {"codec": source.codec, "host": source.metadata["host"]}
+                    facts |= {} if source.exactness == "exact" else {"exactness": source.exactness}
                 names = [name for name in source.table if not name.startswith("pad.")]
                 forms = self._forms(source, names, segment)
                 if any(form is not None for form in forms):

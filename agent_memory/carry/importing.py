@@ -4,6 +4,8 @@
 - Files are written under names that nothing refers to until the commit of log, lineages and segments: a crash before it
   leaves the store as it was, and the next opening removes the files.
 - Pieces are entered before their bytes are written, as a save's are, so that no save writes them again.
+- What follows a piece that was stored already is ``recomputed``: whether that one has the bits that the file's KV was
+  computed on is not examined (docs/exactness.md).
 - If the disk's budget has no space for the KV, the log alone is stored: KV is a cache of it.
 """
 
@@ -27,6 +29,7 @@ from agent_memory.progress import Progress, mib, silent
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.edit import Edit, apply, remove_hidden
 from agent_memory.store.room import NoRoomError, announce, make_room
+from agent_memory.types import Exactness, is_weaker, weakest
 
 log = logging.getLogger("agent_memory.store")
 
@@ -104,7 +107,7 @@ class Importing:
                 start=rows.start + start,
                 n_tokens=len(own),
                 chunk_tokens=model.index.chunk_tokens,
-                exactness=rows.exactness,
+                exactness=self._promise(rows.exactness, before),
                 codec=rows.codec,
                 host=rows.host,
                 used_s=time.time(),
@@ -120,11 +123,21 @@ class Importing:
             if (piece := model.index.pieces.get(resume.piece)) is not None and self._lacks(piece, resume):
                 has_state = resume.state_bytes is not None
                 segment = resume_segment(
-                    piece, resume.n_rows, has_state, codec=resume.codec, file=new_file(model.identity)
+                    piece,
+                    resume.n_rows,
+                    has_state,
+                    codec=resume.codec,
+                    file=new_file(model.identity),
+                    exactness=self._promise(resume.exactness, piece),
                 )
                 if piece.id not in catalog.resume:
                     catalog.enter(segment)
                 self._wanted.append(_Wanted(segment, resume))
+
+    def _promise(self, told: Exactness, before: Piece | None) -> Exactness:
+        """Return what may be said of KV of the file that is stored behind a piece."""
+        is_own = before is None or any(wanted.segment is before.segment for wanted in self._wanted)
+        return told if is_own else weakest(told, "recomputed")
 
     def _refusal(self) -> str | None:
         """Return why no KV is written; None if it is."""
@@ -147,6 +160,8 @@ class Importing:
         if former is not None:
             held = (former.n_tokens, former.has_state)
             if held == wanted or wanted[0] < held[0] or wanted[1] < held[1]:
+                return False
+            if is_weaker(self._promise(resume.exactness, piece), former.exactness):
                 return False
         return resume.codec == "exact" or piece.segment.exactness == "quantized"
 

@@ -29,7 +29,7 @@ from agent_memory.prefix.chunks import piece_id, root_id
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS, Made
 from agent_memory.progress import Progress, mib, silent
-from agent_memory.types import EXACTNESS, Exactness
+from agent_memory.types import EXACTNESS, Exactness, weakest
 
 _ORDER = {"agent": 0, "branch": 1, "turn": 1, "version": 2, "model": 3, "rows": 4, "resume": 5, "head": 6}
 _MAX_PARTS = 1 << 16  #: of each kind but turns
@@ -73,6 +73,7 @@ class Resume:
     n_rows: int
     state_bytes: int | None
     codec: Codec
+    exactness: Exactness
 
 
 @define
@@ -322,8 +323,19 @@ class _Reading:
         if has_state:
             _check_state(body, n_bytes, state_bytes, layout.snapshots)
         self._resumed.add(piece)
-        told = state_bytes if has_state else None
-        self._found.resume.append(Resume(part=body.part, piece=piece, n_rows=n_rows, state_bytes=told, codec=codec))
+        exactness = facts.get("exactness", "exact")
+        if exactness not in EXACTNESS:
+            raise ValueError("a resume part does not say what may be said of it")
+        self._found.resume.append(
+            Resume(
+                part=body.part,
+                piece=piece,
+                n_rows=n_rows,
+                state_bytes=state_bytes if has_state else None,
+                codec=codec,
+                exactness=weakest(rows.exactness, exactness),
+            )
+        )
 
     def _head(self, body: Body, facts: Mapping[str, Any]) -> None:
         version = facts.get("version")

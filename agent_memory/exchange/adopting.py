@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
-from attrs import define, field
+from attrs import define, evolve, field
 
 from agent_memory.exchange.chunks import Bytes, Chunk, Fetched, Resume
+from agent_memory.prefix.authors import of_tag, unpacked
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import Piece, Segment, resume_segment
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.store.catalog import Attached, Catalog
 from agent_memory.store.planning import Part, Plan
 from agent_memory.store.save import Save
-from agent_memory.types import Exactness
+from agent_memory.types import Exactness, weakest
 
 log = logging.getLogger("agent_memory.remote")
 
@@ -70,6 +71,7 @@ def adopt(catalog: Catalog, identity: str, fetched: Fetched) -> int:
 def _enter_all(catalog: Catalog, model: Attached, fetched: Fetched, entered: _Entered) -> None:
     """Enter what of a fetch is not stored; nothing if it is refused. Under the lock."""
     chunks = model.index.chunks(fetched.ids, ready=False)
+    fetched = _as_stored(fetched, chunks)
     runs = list(_runs(model, fetched, len(chunks)))
     if _is_refused(catalog, fetched, runs):
         log.info("remote: %d fetched tokens are not stored: the disk or its budget has no room", len(fetched.ids))
@@ -82,6 +84,18 @@ def _enter_all(catalog: Catalog, model: Attached, fetched: Fetched, entered: _En
 
 def _parts(segments: Sequence[Segment]) -> tuple[Part, ...]:
     return tuple(Part(segment, segment.start) for segment in segments)
+
+
+def _as_stored(fetched: Fetched, chunks: Sequence[Piece]) -> Fetched:
+    """Return a fetch with the promises that it keeps behind what is stored before it by now. Under the lock.
+
+    Another run may have stored a chunk meanwhile that was fetched too, or one of those before the first fetched one.
+    """
+    stored = unpacked((piece.authors, piece.n_tokens) for piece in chunks)
+    own = np.concatenate([fetched.before, fetched.authors])[: len(stored)]
+    if np.array_equal(stored, own):
+        return fetched
+    return evolve(fetched, promises=[weakest(one, "recomputed") for one in fetched.promises])
 
 
 def _runs(model: Attached, fetched: Fetched, n_stored: int) -> Iterator[_Run]:
@@ -125,7 +139,8 @@ def _enter(catalog: Catalog, model: Attached, run: _Run, before: Piece | None, e
     entered.runs.append(run)
     entered.rows.append(segment)
     catalog.enter(segment)
-    for piece in segment.divide(ids, lambda start, stop: run[start // index.chunk_tokens][0].made):
+    authors = unpacked((of_tag(one.tag), len(one.ids)) for one, _ in run)
+    for piece in segment.divide(ids, lambda start, stop: run[start // index.chunk_tokens][0].made, authors):
         index.add(piece, ids[piece.offset : piece.offset + piece.n_tokens])
         catalog.losses.forget(piece.parent, piece.id)
     return segment.pieces[-1]
@@ -145,7 +160,8 @@ def _enter_resume(catalog: Catalog, model: Attached, fetched: Fetched, entered: 
         if (n_rows <= 0 and not has_state) or piece.id in catalog.resume:
             continue
         codec = resume.codec if n_rows > 0 else "exact"
-        segment = resume_segment(piece, max(0, n_rows), has_state, codec=codec, file=new_file(model.identity))
+        told, file = fetched.exactness, new_file(model.identity)
+        segment = resume_segment(piece, max(0, n_rows), has_state, codec=codec, file=file, exactness=told)
         entered.sides.append((segment, resume))
         catalog.enter(segment)
 

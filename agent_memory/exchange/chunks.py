@@ -18,6 +18,7 @@ from attrs import evolve, field, frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
+from agent_memory.prefix.authors import Origins, of_tag, origins, unpacked
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.provenance import DECODED, MADE
@@ -136,6 +137,7 @@ class Fetched:
     """KV of tokens ``[start, stop)`` that was fetched, in memory; before ``start`` comes the store's own.
 
     ``promises``: of each chunk, the weakest of all up to there. A ``Resume`` is there where the model needs one.
+    ``before``: authors of the store's own tokens, as they were when ``promises`` were found.
     """
 
     ids: Ids = field(repr=False)  #: of ``[0, stop)``
@@ -143,6 +145,7 @@ class Fetched:
     chunks: Sequence[Chunk] = field(repr=False)
     promises: Sequence[Exactness]
     resume: Resume | None = None
+    before: Origins = field(factory=lambda: np.zeros(0, np.uint32), repr=False)
 
     @property
     def stop(self) -> int:
@@ -160,10 +163,15 @@ class Fetched:
         return self.promises[-1]
 
     @property
-    def made(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def made(self) -> Origins:
         """Provenance of each of its tokens."""
         flags = [one.made | (DECODED if one.exactness == "quantized" else 0) for one in self.chunks]
-        return np.repeat(np.array(flags, np.uint8), [len(one.ids) for one in self.chunks])
+        return origins(self.authors, np.repeat(np.array(flags, np.uint32), [len(one.ids) for one in self.chunks]))
+
+    @property
+    def authors(self) -> Origins:
+        """Authors of its tokens: the same for the same bytes, whoever fetched or stored them."""
+        return unpacked((of_tag(one.tag), len(one.ids)) for one in self.chunks)
 
     def up_to(self, ids: Ids) -> Fetched | None:
         """Return the part of it that is a prefix of ``ids``, in whole chunks; None if there is none."""

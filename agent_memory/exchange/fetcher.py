@@ -25,6 +25,7 @@ from agent_memory.exchange.fetch import Fetch, Terms
 from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
+from agent_memory.prefix.authors import Origins, unpacked
 from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.remote.bodies import Body
 from agent_memory.remote.failures import BucketError, ObjectDamagedError
@@ -165,14 +166,20 @@ class Fetcher:
             self._figures.count("bytes fetched", n_bytes)
         if not chunks or (resuming is not None and (resume is None or len(chunks) < len(plan.rows))):
             return None
-        said = promises(chunks, self._before(fetch, terms, catalog))
+        tag, before = self._before(fetch, terms, catalog)
+        said = promises(chunks, tag)
         if resume is not None:
             is_one_run = resume.tag == chunks[-1].tag
             last: Exactness = weakest(said[-1], resume.exactness, "moved" if is_one_run else "recomputed")
             said = [*said[:-1], last]
         self._figures.count("fetched_chunks", len(chunks))
         return Fetched(
-            ids=fetch.ids[: chunks[-1].stop], start=plan.start * size, chunks=chunks, promises=said, resume=resume
+            ids=fetch.ids[: chunks[-1].stop],
+            start=plan.start * size,
+            chunks=chunks,
+            promises=said,
+            resume=resume,
+            before=before,
         )
 
     def _arrived(self, fetch: Fetch, coming: Sequence[Future[_T | None]]) -> Iterator[_T]:
@@ -189,23 +196,28 @@ class Fetcher:
             is_open = False
             one.cancel()
 
-    def _before(self, fetch: Fetch, terms: Terms, catalog: Catalog | None) -> str | None:
-        """Return the tag of the store's own chunks before the first fetched one; None if they cannot be read."""
+    def _before(self, fetch: Fetch, terms: Terms, catalog: Catalog | None) -> tuple[str | None, Origins]:
+        """Return the tag of the store's own chunks before the first fetched one, and the authors of their tokens.
+
+        No tag if they cannot be read.
+        """
+        nothing = unpacked(())
         if not fetch.start:
-            return ROOT_TAG
+            return ROOT_TAG, nothing
         if catalog is None:
-            return None
+            return None, nothing
         with catalog.lock:
             model = catalog.model
             if model is None or model.identity != terms.identity:
-                return None
+                return None, nothing
             pieces = model.index.chunks(fetch.ids[: fetch.start * terms.chunk_tokens], ready=True)
+            authors = unpacked((piece.authors, piece.n_tokens) for piece in pieces)
         if len(pieces) < fetch.start:
-            return None
+            return None, nothing
         try:
-            return self._stored.tag(catalog, pieces)
+            return self._stored.tag(catalog, pieces), authors
         except GoneError:
-            return None
+            return None, nothing
 
     def _chunk(self, fetch: Fetch, name: str, n_bytes: int, asked: Asked, terms: Terms) -> Chunk | None:
         return self._get(fetch, name, n_bytes, lambda found: read_chunk(found, asked, terms.layout))

@@ -8,6 +8,7 @@ from agent_memory.exchange.chunks import Bytes, Fetched
 from agent_memory.kvcache.coding import Encoded, coding
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.sources import MeteredSource
+from agent_memory.types import Exactness
 
 
 class FetchedSource:
@@ -38,6 +39,11 @@ class FetchedSource:
     def n_read(self) -> int:
         """Bytes read so far for the store's own tokens; what was fetched is in memory already."""
         return 0 if self._before is None else self._before.n_read
+
+    @property
+    def exactness(self) -> Exactness:
+        """``exact``: the promise of ``fetched`` is of its resume object too."""
+        return "exact"
 
     def read_into(self, tensor: int, out: memoryview, capacity: int) -> None:
         """Fill one tensor. Encoded rows are left out."""

@@ -201,7 +201,7 @@ class Stored:
             start=needs.first_row(stop),
             stop=stop,
             codec=codecs.pop(),
-            exactness=weakest(*(one.segment.exactness for one in found), pieces[-1].segment.exactness),
+            exactness=weakest(*(source.exactness for source, _ in opened), pieces[-1].segment.exactness),
             tag=tag,
             windows=windows,
             state=state,

@@ -51,7 +51,7 @@ def metadata(segment: Segment) -> dict[str, str]:
             "stop": str(segment.stop),
             "codec": segment.codec,
             "host": segment.host,
-        }
+        } | ({} if segment.exactness == "exact" else {"exactness": segment.exactness})
     shared = {"format": SHARED_FORMAT, "shared": str(segment.n_shared)} if segment.n_shared else {}
     return {
         "format": FORMAT,

@@ -24,6 +24,7 @@ from agent_memory.log.files import Files, make_folders, size_of
 from agent_memory.prefix.names import TEMP_SUFFIX
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.sealing.keys import Keys
+from agent_memory.types import EXACTNESS, Exactness, weakest
 
 Rows = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -116,6 +117,7 @@ class OpenSegment:
             self._body = body_of(self._fd, segment.n_bytes, path.name, keys)
             self.metadata, self.table = self._body.metadata, self._body.table
             self.codec = named(self.metadata["codec"])
+            self.exactness = promise_of(self.metadata, segment)
             if self._body.header_sum != segment.header_xxh3:
                 raise DamageError("damaged", "the header is not the one that was written")
             self._compare()
@@ -129,7 +131,9 @@ class OpenSegment:
         if self._segment.kind == "resume":
             if ("state" in self.table) != self._segment.has_state:
                 raise DamageError("damaged", "the manifest says otherwise what it holds")
-            del told["codec"], told["host"]  # the manifest has no columns for these
+            told = {
+                key: told[key] for key in told if key not in ("codec", "host", "exactness")
+            }  # the manifest lacks these
         if wrong := [key for key, value in told.items() if self.metadata.get(key) != value]:
             raise DamageError("damaged", f"the manifest says otherwise of its {wrong[0]}")
 
@@ -167,6 +171,15 @@ class OpenSegment:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def promise_of(metadata: Mapping[str, str], segment: Segment) -> Exactness:
+    """Return the weakest of what a file says of its KV and of what is known of it.
+
+    A resume file has it only where it is weaker than ``exact``; older ones never do. Raises ValueError.
+    """
+    told = metadata.get("exactness", "exact")
+    return weakest(segment.exactness, EXACTNESS[EXACTNESS.index(told)])
 
 
 def rewrite_under(source: OpenSegment, files: Files, path: Path, keys: Keys | None) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.protocols import Source
 from agent_memory.sealing.keys import Keys
+from agent_memory.types import Exactness, weakest
 
 
 @frozen
@@ -58,6 +59,10 @@ class MeteredSource(Source, Protocol):
     @property
     def n_read(self) -> int:
         """Bytes of rows and states read so far, from memory and disk, as they are stored."""
+
+    @property
+    def exactness(self) -> Exactness:
+        """What may be said of window rows and states, beside the promise of the match."""
 
 
 class SegmentSource:
@@ -106,6 +111,11 @@ class SegmentSource:
     def n_read(self) -> int:
         """Bytes of rows read from its files so far."""
         return self._n_read
+
+    @property
+    def exactness(self) -> Exactness:
+        """``exact``: there are none."""
+        return "exact"
 
     @property
     def held_from(self) -> int:
@@ -223,6 +233,11 @@ class StoredSource:
     def n_read(self) -> int:
         """Bytes of rows and states read from its files so far."""
         return self._segments.n_read + self._n_read
+
+    @property
+    def exactness(self) -> Exactness:
+        """The weakest promise of its resume files."""
+        return weakest("exact", *(source.exactness for _, source in self._spans))
 
     @property
     def held_from(self) -> int:

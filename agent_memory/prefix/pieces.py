@@ -10,9 +10,10 @@ import numpy as np
 from attrs import define, evolve, field, frozen
 
 from agent_memory.config import Codec
+from agent_memory.prefix.authors import Authors, Origins, of_segment, packed
 from agent_memory.prefix.chunks import ID_BYTES, piece_id
 from agent_memory.prefix.names import new_file
-from agent_memory.types import Exactness
+from agent_memory.types import Exactness, weakest
 
 Ids = np.ndarray[Any, np.dtype[np.uint32]]
 Kind = Literal["rows", "resume"]
@@ -121,14 +122,19 @@ class Segment:
         self.pieces, self.packed = found, b""
         return found
 
-    def divide(self, ids: Ids, made: Callable[[int, int], int]) -> list[Piece]:
-        """Make its pieces from its ids; ``made``: returns the provenance of tokens ``[start, stop)`` of the segment."""
+    def divide(self, ids: Ids, made: Callable[[int, int], int], authors: Origins | None = None) -> list[Piece]:
+        """Make its pieces from its ids; ``made``: returns the provenance of tokens ``[start, stop)`` of the segment.
+
+        ``authors``: of each token; None: the segment stands for itself.
+        """
         parent, self.pieces = self.parent, []
         for i, at in enumerate(range(0, len(ids), self.chunk_tokens)):
             own = ids[at : at + self.chunk_tokens]
             piece = Piece(
                 piece_id(parent, own), parent, self, i, len(own), made(at, at + len(own)), sort_key(own[:HEAD_IDS])
             )
+            if authors is not None:
+                piece.seen_authors = packed(authors[at : at + len(own)])
             self.pieces.append(piece)
             parent = piece.id
         return self.pieces
@@ -147,11 +153,24 @@ class Segment:
             pieces=[],
         )
         new.pieces = [Piece(p.id, p.parent, new, i, p.n_tokens, p.made, p.head) for i, p in enumerate(pieces)]
+        for piece, former in zip(new.pieces, pieces, strict=True):
+            piece.seen_authors = former.authors
         return new
 
 
-def resume_segment(piece: Piece, n_rows: int, has_state: bool, *, codec: Codec = "exact", file: str = "") -> Segment:
-    """Return a resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end."""
+def resume_segment(
+    piece: Piece,
+    n_rows: int,
+    has_state: bool,
+    *,
+    codec: Codec = "exact",
+    file: str = "",
+    exactness: Exactness = "exact",
+) -> Segment:
+    """Return a resume segment of a piece: window rows of its last ``n_rows`` tokens, maybe the state at its end.
+
+    ``exactness``: what may be said of these beside the promise of the piece, which they never exceed.
+    """
     of = piece.segment
     return Segment(
         kind="resume",
@@ -162,7 +181,7 @@ def resume_segment(piece: Piece, n_rows: int, has_state: bool, *, codec: Codec =
         start=piece.stop - n_rows,
         n_tokens=n_rows,
         chunk_tokens=of.chunk_tokens,
-        exactness=of.exactness,
+        exactness=weakest(of.exactness, exactness),
         codec=codec,
         host=of.host,
         has_state=has_state,
@@ -173,13 +192,19 @@ def resume_segment(piece: Piece, n_rows: int, has_state: bool, *, codec: Codec =
 class Piece:
     """One chunk or tail delta inside a segment."""
 
-    __slots__ = ("head", "id", "index", "made", "n_tokens", "parent", "segment")
+    __slots__ = ("head", "id", "index", "made", "n_tokens", "parent", "seen_authors", "segment")
 
     def __init__(
         self, id: bytes, parent: bytes, segment: Segment, index: int, n_tokens: int, made: int, head: bytes
     ) -> None:
         self.id, self.parent, self.segment, self.index = id, parent, segment, index
         self.n_tokens, self.made, self.head = n_tokens, made, head
+        self.seen_authors: Authors | None = None  #: None: not known in this process
+
+    @property
+    def authors(self) -> Authors:
+        """Who computed the KV of its tokens; where that is not known, its segment stands for itself."""
+        return of_segment(self.segment.number) if self.seen_authors is None else self.seen_authors
 
     @property
     def offset(self) -> int:

@@ -1,21 +1,24 @@
 """Provenance: how the KV of each token came about, and so in which codec it may be stored. Pure.
 
-Rows decoded from a lossy codec are never encoded again. Where a new piece includes them, their stored bytes are reused;
-if those bytes are gone, the values are stored exactly, marked as quantized.
+- Rows decoded from a lossy codec are never encoded again. Where a new piece includes them, their stored bytes are
+  reused; if those bytes are gone, the values are stored exactly, marked as quantized.
+- KV that follows stored KV of another run is ``recomputed``: what it was computed on is not what is stored before it
+  (docs/exactness.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
+from agent_memory.prefix.authors import Origins, authors_in, origins, unpacked
 from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.pieces import Ids, Piece, Segment
-from agent_memory.types import Exactness
+from agent_memory.types import Exactness, weakest
 
 Made = Literal[1, 2, 3]
 MADE: Mapping[int, str] = {1: "prefill", 2: "decode", 3: "mixed"}
@@ -25,14 +28,14 @@ SEGMENT_CHUNKS = 8  #: chunks in one segment, at most
 #: Tail deltas before they are merged. Turns of 16 tokens and more never reach it and write at most twice their bytes.
 MAX_DELTAS = 16
 
-Stored = tuple[tuple[Piece, int], ...]
+Stored = tuple[tuple[Piece, int], ...]  #: pieces, with tokens taken of each
 
 
 @frozen
 class Provenance:
     """How the KV of a lineage's tokens came about."""
 
-    made: np.ndarray[Any, np.dtype[np.uint8]] = field(eq=False, repr=False)  #: per token; see ``MADE``
+    made: Origins = field(eq=False, repr=False)  #: per token: a key of ``MADE``, ``DECODED``, and the author above them
     exactness: Exactness  #: the weakest of all tokens
 
     def n_decoded(self, start: int, stop: int) -> int:
@@ -41,18 +44,45 @@ class Provenance:
 
     def made_by(self, start: int, stop: int) -> int:
         """Return prefill, decode or mixed for tokens ``[start, stop)``: a key of ``MADE``."""
-        kinds = {int(m) for m in np.unique(self.made[start:stop] & ~np.uint8(DECODED))}
+        kinds = {int(m) for m in np.unique(self.made[start:stop] & 3)}
         return kinds.pop() if len(kinds) == 1 else 3
+
+    @property
+    def authors(self) -> Origins:
+        """Who computed the KV of each token (``prefix/authors.py``)."""
+        return authors_in(self.made)
+
+    def n_alike(self, taken: Stored, renewed: Collection[int] = ()) -> int:
+        """Return how many leading tokens have the bits of stored pieces, the first of which begins at token 0.
+
+        All of them if no piece is of another run. Lossy pieces never have the bits; those of segments ``renewed``
+        (numbers) soon will.
+        """
+        taken = tuple((piece, take) for piece, take in taken if piece.start < len(self.made))
+        stored = unpacked((piece.authors, take) for piece, take in taken)[: len(self.made)]
+        differs = stored != self.authors[: len(stored)]
+        for piece, take in taken:
+            own = slice(piece.start, piece.start + take)
+            if piece.segment.number in renewed:
+                differs[own] = False
+            elif piece.segment.exactness == "quantized":
+                differs[own] = True
+        return int(differs.argmax()) if differs.any() else len(self.made)
+
+    def promise(self, stop: int, n_alike: int) -> Exactness:
+        """Return what may be said of its KV behind tokens ``[0, stop)`` as stored; ``n_alike``: of a call before."""
+        return self.exactness if stop <= n_alike else weakest(self.exactness, "recomputed")
 
 
 def made_of(piece: Piece) -> int:
-    """Return the provenance of the tokens of a restored piece."""
+    """Return the flags of the tokens of a restored piece."""
     return piece.made | (DECODED if piece.segment.exactness == "quantized" else 0)
 
 
-def made_of_all(taken: Sequence[tuple[Piece, int]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def made_of_all(taken: Sequence[tuple[Piece, int]]) -> Origins:
     """Return the provenance of each token taken of some pieces."""
-    return np.repeat(np.array([made_of(piece) for piece, _ in taken], np.uint8), [take for _, take in taken])
+    flags = np.repeat(np.array([made_of(piece) for piece, _ in taken], np.uint32), [take for _, take in taken])
+    return origins(unpacked((piece.authors, take) for piece, take in taken), flags)
 
 
 @frozen
@@ -92,6 +122,8 @@ def missing(index: Index, ids: Ids, *, is_cuttable: bool) -> tuple[list[Run], by
         index.deltas(last.id if last else index.root, ids[full:], ready=False),
         key=lambda c: sum(p.n_tokens for p in c),
     )
+    if n_tokens([(piece, piece.n_tokens) for piece in chain]) == len(ids) - full:
+        return [], chain[-1].id, chain[-1]  # although a longer piece begins with the same tokens
     if len(chain) >= MAX_DELTAS:
         chain = []
     before = chain[-1] if chain else last

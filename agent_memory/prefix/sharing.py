@@ -8,18 +8,22 @@
 - A segment has a smaller number than all that depend on it, so walks end.
 - Shared is what stays in any case: rows of a piece that goes on otherwise, or that others need. A lineage's own
   deltas are folded as ever: their rows are written again, and the deltas go.
-- Not shared: what would make KV seem better than it is (another codec, a weaker promise, another host), and less than
-  a 16th of a chunk: many prompts begin with the same few tokens, and should not depend on one file for them.
+- Not shared: what would make KV seem better than it is (another codec, a weaker promise, another host), or would
+  make it worse (rows of another run), and less than a 16th of a chunk: many prompts begin with the same few tokens, and
+  should not depend on one file for them.
 - Only where every layer is full attention: window rows and states exist at ends of pieces alone, so such a lineage
   begins at one and computes its rows anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from attrs import evolve, frozen
 
+from agent_memory.prefix.authors import Origins, packed, unpacked
 from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import MAX_DELTAS, Run
@@ -64,6 +68,26 @@ def stretches(segments: Mapping[int, Segment], segment: Segment, start: int, sto
     return tuple(reversed(found))
 
 
+def authors_of(rows: Iterable[Stretch]) -> Origins:
+    """Return who computed each row of some stretches."""
+    found = []
+    for one in rows:
+        all_of_it = unpacked((piece.authors, piece.n_tokens) for piece in one.segment.pieces)
+        found.append(all_of_it[one.start - one.segment.start : one.stop - one.segment.start])
+    return np.concatenate(found) if found else np.zeros(0, np.uint32)
+
+
+def note_sharing(segments: Mapping[int, Segment]) -> None:
+    """Let shared rows have the authors of the segments that have them, where these stand for themselves."""
+    for one in segments.values():
+        if one.source_number is None or not one.pieces or one.pieces[0].seen_authors is not None:
+            continue
+        with contextlib.suppress(LookupError):  # rows that are nowhere are found when they are read
+            rows = authors_of(stretches(segments, one, one.start, one.shared_stop))
+            first = one.pieces[0]
+            first.seen_authors = packed(np.concatenate([rows, unpacked([(first.authors, first.n_tokens - len(rows))])]))
+
+
 def share(
     run: Run,
     index: Index,
@@ -71,17 +95,19 @@ def share(
     segments: Mapping[int, Segment],
     is_needed: Callable[[Piece], bool],
     *,
+    authors: Origins,
     exactness: Exactness,
     host: str,
 ) -> Run:
     """Return the run with the rows that it need not write: the most that one reference leads to.
 
-    ``exactness``: of the segment that it becomes. ``is_needed``: True if another lineage ends in a piece, or a segment
-    shares rows of it.
+    ``exactness``: of the segment that it becomes. ``authors``: of the lineage's tokens. ``is_needed``: True if another
+    lineage ends in a piece, or a segment shares rows of it.
     """
     parent = run.before.id if run.before is not None else index.root
     own = ids[run.start : min(run.start + index.chunk_tokens, run.stop)]
     best, paths = run, list(index.covers(parent, own, ready=False))
+    is_mixed = weakest(exactness, "recomputed") == exactness  # of several runs as it is
     going = {piece.id for path in paths for piece, take in path if take == piece.n_tokens}  # unless others need them
     found = [_staying(path, going, index, segments, is_needed, run.start) for path in paths]
     for n_shared, source in (*found, *_whole(paths, {n for n, _ in found})):
@@ -92,7 +118,8 @@ def share(
             rows = stretches(segments, source, run.start, run.start + n_shared)
         except LookupError:
             continue
-        if len(rows) <= _MOST_STRETCHES and all(_is_as_good(one.segment, run, exactness, host) for one in rows):
+        is_good = len(rows) <= _MOST_STRETCHES and all(_is_as_good(one.segment, run, exactness, host) for one in rows)
+        if is_good and (is_mixed or np.array_equal(authors_of(rows), authors[run.start : run.start + n_shared])):
             best = evolve(run, source=rows[-1].segment, n_shared=n_shared)
     return best
 

@@ -11,6 +11,7 @@ from agent_memory.scheduler.absent import Absent
 from agent_memory.tiers.hot import Lineage
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.tiers import Tiers
+from agent_memory.types import weakest
 
 log = logging.getLogger("agent_memory.ahead")
 
@@ -72,7 +73,7 @@ class Filling:
             match.ids.copy(),
             match.made,
             kv,
-            match.exactness,
+            weakest(match.exactness, source.exactness),
             absent.agent_id,
             is_saved=True,
             is_temporary=absent.is_temporary,

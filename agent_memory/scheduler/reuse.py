@@ -12,6 +12,7 @@ from attrs import define, frozen
 from agent_memory.exchange.chunks import Fetched
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.sources import MeteredSource
+from agent_memory.prefix.authors import authors_in
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.losses import Loss, Losses, Other, is_lost
@@ -254,6 +255,7 @@ class Reuse:
         if self._tiers.exchange is not None:
             self._tiers.exchange.took(fetched.stop - fetched.start)
         own, n_warm = fetched.start, min(match.n_warm, fetched.start)
+        is_one_run = np.array_equal(authors_in(match.made[:own]), fetched.before)
         tiers = {"warm": n_warm, "cold": own - n_warm, "remote": fetched.stop - own}
         return Base(
             kv=kv,
@@ -261,12 +263,15 @@ class Reuse:
             made=np.concatenate([match.made[:own], fetched.made]),
             tier="remote",
             tier_tokens={tier: n for tier, n in tiers.items() if n},
-            exactness=weakest(fetched.exactness, match.exactness if own else "exact"),
+            exactness=weakest(
+                fetched.exactness, match.exactness if own else "exact", "moved" if is_one_run else "recomputed"
+            ),
         )
 
     def _from_store(self, batch: Batch, match: Match) -> Base | None:
         """Restore a match; None if a checksum is wrong: then nothing was computed on it."""
-        kv = self._restored(batch, match, self._tiers.source(match, match.n_tokens))
+        source = self._tiers.source(match, match.n_tokens)
+        kv = self._restored(batch, match, source)
         if kv is None:
             return None
         return Base(
@@ -275,7 +280,7 @@ class Reuse:
             made=match.made,
             tier=match.tier,
             tier_tokens=match.tier_tokens,
-            exactness=match.exactness,
+            exactness=weakest(match.exactness, source.exactness),
         )
 
     def _restored(self, batch: Batch, match: Match, source: MeteredSource) -> KV | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
+from agent_memory.prefix.authors import GRID, Origins, of_row, origin
 from agent_memory.prefix.worth import Costs
 from agent_memory.prompt.tokens import TextStream
 from agent_memory.protocols import KV, Tokenizer
@@ -28,7 +29,7 @@ class Base:
 
     kv: KV | None = field(repr=False)  #: owned by the row from its start on
     n_tokens: int = 0
-    made: np.ndarray[Any, Any] = field(factory=lambda: np.zeros(0, np.uint8))
+    made: Origins = field(factory=lambda: np.zeros(0, np.uint32))  #: provenance of each id's KV
     tier: Tier = "none"  #: the slowest tier of its tokens
     tier_tokens: Mapping[str, int] = field(factory=dict)
     exactness: Exactness = "exact"
@@ -102,9 +103,10 @@ class Row:
         return self.base.exactness
 
     @property
-    def made(self) -> np.ndarray[Any, Any]:
+    def made(self) -> Origins:
         """Provenance of each prompt id's KV: as it was, or will be, computed."""
-        made = np.full(self.n_prompt, PREFILL, np.uint8)
+        made = np.full(self.n_prompt, origin(of_row(self.number), PREFILL), np.uint32)
+        made[: self.n_grid] = origin(GRID, PREFILL)
         made[: self.base.n_tokens] = self.base.made
         return made
 
@@ -237,7 +239,7 @@ class Row:
         self.cut_to_output(kv)
         n = kv.n_tokens
         ids = np.concatenate([self.ids, np.array(self.output, np.uint32)])
-        made = np.concatenate([self.made, np.full(len(self.output), DECODE, np.uint8)])
+        made = np.concatenate([self.made, np.full(len(self.output), origin(of_row(self.number), DECODE), np.uint32)])
         return Lineage(
             owner=self.request.owner,
             ids=ids[:n],

@@ -28,6 +28,7 @@ from agent_memory.prefix.chunks import root_id
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import Ids, Kind, Piece, Segment
 from agent_memory.prefix.resume import Needs, Plan, best_plan
+from agent_memory.prefix.sharing import note_sharing
 from agent_memory.progress import Progress, silent
 from agent_memory.sealing.keys import Keys
 from agent_memory.store.ends import Ends
@@ -205,6 +206,7 @@ class Catalog:
                 None if layout.is_full else Needs.of(layout, chunk_tokens),
                 index,
             )
+            note_sharing(self.segments)
             self.ends.load(self.disk.manifest.heads(), identity)
             self.choose({})
 

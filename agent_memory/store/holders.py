@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.logs import Logs
+from agent_memory.prefix.authors import packed, unpacked
 from agent_memory.prefix.chunks import piece_id
 from agent_memory.prefix.index import Index
 from agent_memory.prefix.pieces import HEAD_IDS, NOBODY, HeadMove, Ids, Piece, Segment, sort_key
@@ -237,6 +238,7 @@ def _cut(catalog: Catalog, segment: Segment, n_tokens: int) -> Segment:
             own = ids[last.offset : n_tokens]
             id, head = piece_id(last.parent, own), sort_key(own[:HEAD_IDS])
             new.pieces.append(Piece(id, last.parent, new, last.index, len(own), last.made, head))
+            new.pieces[-1].seen_authors = packed(unpacked([(last.authors, len(own))]))
         return new
 
     for _ in rewrite(catalog, layout, [segment], shorter):

@@ -218,7 +218,7 @@ def _resume(name: str, facts: Mapping[str, str], written: Mapping[str, Any], *, 
         start=start,
         n_tokens=stop - start,
         chunk_tokens=1,
-        exactness="exact",
+        exactness=EXACTNESS[EXACTNESS.index(facts.get("exactness", "exact"))],  # told where it is weaker than that
         codec=named(facts["codec"]),
         host=facts["host"],
         has_state=has_state,

@@ -9,19 +9,21 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from attrs import evolve, frozen
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import token_bytes
+from agent_memory.prefix.authors import packed
 from agent_memory.prefix.chunks import piece_id
-from agent_memory.prefix.index import n_tokens
+from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.names import new_file
 from agent_memory.prefix.pieces import HeadMove, Ids, Kind, Piece, Segment, resume_segment
 from agent_memory.prefix.provenance import Provenance, Run, coded_runs, missing
 from agent_memory.prefix.resume import Held, missing_resume, stale
-from agent_memory.prefix.sharing import Stretch, reused, share
+from agent_memory.prefix.sharing import Stretch, authors_of, reused, share, stretches
 from agent_memory.store.catalog import Attached, Catalog
-from agent_memory.types import Exactness
+from agent_memory.types import Exactness, is_weaker
 
 log = logging.getLogger("agent_memory.store")
 
@@ -94,7 +96,10 @@ def plan_save(
     index = model.index
     former = n_tokens(index.plan(ids, ready=False)) if model.needs is not None else 0
     missed, head, kept = missing(index, ids, is_cuttable=model.needs is None)
-    runs = list(_runs(catalog, model, missed, ids, lineage, agent_id))
+    renewals = _plan_renewals(model, ids, lineage)
+    n_alike = lineage.n_alike(_path(index, kept), {part.segment.number for part in renewals})
+    stored = evolve(lineage, exactness=lineage.promise(len(ids), n_alike))  # as what follows stored KV may be told
+    runs = list(_runs(catalog, model, missed, ids, stored, agent_id))
     catalog.touch([kept.segment] if kept is not None else [])
     if reason := _refusal(catalog, model, ids, runs, is_promised):
         catalog.disk.counts.skipped[reason] += 1
@@ -105,13 +110,19 @@ def plan_save(
     rows: list[Part] = []
     for run in runs:
         before = run.before or (rows[-1].segment.pieces[-1] if rows and run.start else None)
-        segment = _plan_rows(catalog, model, ids, lineage, run, before)
+        segment = _plan_rows(catalog, model, ids, stored, run, before)
         start = run.start + max(run.n_shared, n_tokens(run.stored))
         rows.append(Part(segment, start, reused(run, catalog.segments) or ()))
         head = segment.pieces[-1].id
-    rows += _plan_renewals(model, index.chunks(ids, ready=True), ids, lineage)
-    resume = _plan_resume(catalog, model, head, lineage, held)
+    rows += renewals
+    resume = _plan_resume(catalog, model, head, lineage, held, n_alike)
     return Plan(rows=tuple(rows), resume=resume, head=head, former=former, agent_id=agent_id, is_turn=is_turn)
+
+
+def _path(index: Index, last: Piece | None) -> tuple[tuple[Piece, int], ...]:
+    """Return the pieces that lead to ``last``, and it, each whole."""
+    found = [] if last is None else list(index.ancestors(last))
+    return tuple((piece, piece.n_tokens) for piece in reversed(found))
 
 
 def _runs(
@@ -125,7 +136,16 @@ def _runs(
     for number, run in enumerate(coded_runs(missed, model.index, ids, lineage, model.codec)):
         if model.needs is None and not number:
             exactness = _exactness(run, lineage)
-            run = share(run, model.index, ids, catalog.segments, is_needed, exactness=exactness, host=model.host)
+            run = share(
+                run,
+                model.index,
+                ids,
+                catalog.segments,
+                is_needed,
+                authors=lineage.authors,
+                exactness=exactness,
+                host=model.host,
+            )
         if reused(run, catalog.segments) is None:  # not as they would be written: the values are, exactly
             run = evolve(run, codec="exact", stored=(), source=None, n_shared=0)
         yield run
@@ -172,27 +192,41 @@ def _plan_rows(
         ids=own,
     )
     catalog.enter(segment)
-    for piece in segment.divide(own, lambda start, stop: lineage.made_by(run.start + start, run.start + stop)):
+    authors = lineage.authors[run.start : run.stop]
+    if run.source is not None:
+        shared = stretches(catalog.segments, run.source, run.start, segment.shared_stop)
+        authors = np.concatenate([authors_of(shared), authors[run.n_shared :]])
+
+    def made(start: int, stop: int) -> int:
+        return lineage.made_by(run.start + start, run.start + stop)
+
+    for piece in segment.divide(own, made, authors):
         model.index.add(piece, own[piece.offset : piece.offset + piece.n_tokens])
         catalog.losses.forget(piece.parent, piece.id)
     return segment
 
 
-def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: Provenance) -> list[Part]:
-    """Return exact replacements of the quantized segments among the stored ``chunks`` of an exact lineage.
+def _plan_renewals(model: Attached, ids: Ids, lineage: Provenance) -> list[Part]:
+    """Return exact replacements of the quantized segments among the stored chunks of an exact lineage.
 
     Only if every layer is full attention, and the lineage covers the whole segment.
     """
     if model.codec != "exact" or model.needs is not None or lineage.exactness == "quantized":
         return []
+    chunks = model.index.chunks(ids, ready=True)
     covered = {piece.id for piece in chunks}
+    found = [
+        segment
+        for segment in {piece.segment.number: piece.segment for piece in chunks}.values()
+        if segment.exactness == "quantized" and segment.is_ready and covered.issuperset(p.id for p in segment.pieces)
+    ]
+    path = tuple((piece, piece.n_tokens) for piece in chunks)
+    n_alike = lineage.n_alike(path, {segment.number for segment in found}) if found else 0
     parts: list[Part] = []
-    for old in {piece.segment.number: piece.segment for piece in chunks}.values():
-        if old.exactness != "quantized" or not old.is_ready or not covered.issuperset(p.id for p in old.pieces):
-            continue
+    for old in found:
         exact = evolve(
             old,
-            exactness=lineage.exactness,
+            exactness=lineage.promise(old.start, n_alike),
             codec="exact",
             host=model.host,
             used_s=time.time(),
@@ -203,14 +237,19 @@ def _plan_renewals(model: Attached, chunks: Sequence[Piece], ids: Ids, lineage: 
         new.ids = ids[old.start : old.stop].copy()
         for piece in new.pieces:
             piece.made = lineage.made_by(piece.start, piece.stop)
+            piece.seen_authors = packed(lineage.authors[piece.start : piece.stop])
         parts.append(Part(new, new.start, replaces=old))
     return parts
 
 
-def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Provenance, held: Held) -> tuple[Part, ...]:
+def _plan_resume(
+    catalog: Catalog, model: Attached, head: bytes, lineage: Provenance, held: Held, n_alike: int
+) -> tuple[Part, ...]:
     """Return the resume segments that a lineage with last piece ``head`` lacks and ``held`` can give.
 
-    An exact piece gets no quantized resume segment; decoded rows are stored exactly.
+    - An exact piece gets no quantized resume segment; decoded rows are stored exactly.
+    - ``n_alike``: of the tokens that were stored before, as many have the lineage's own bits. Behind them window rows
+      and a state are of another run than the rows, and say so.
     """
     index, needs = model.index, model.needs
     if needs is None or head not in index.pieces:
@@ -222,8 +261,13 @@ def _plan_resume(catalog: Catalog, model: Attached, head: bytes, lineage: Proven
             continue
         is_coded = is_quantized and not lineage.n_decoded(piece.stop - n_rows, piece.stop)
         codec = model.codec if is_coded else "exact"
-        segment = resume_segment(piece, n_rows, has_state, codec=codec, file=new_file(model.identity))
-        if piece.id not in catalog.resume:
+        told = lineage.promise(piece.stop, n_alike)
+        file = new_file(model.identity)
+        segment = resume_segment(piece, n_rows, has_state, codec=codec, file=file, exactness=told)
+        former = catalog.resume.get(piece.id)
+        if former is not None and is_weaker(segment.exactness, former.exactness):
+            continue  # another run's would make worse what there is
+        if former is None:
             catalog.enter(segment)
         parts.append(Part(segment, segment.start))
     return tuple(reversed(parts))

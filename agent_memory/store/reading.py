@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from attrs import field, frozen
@@ -13,6 +13,7 @@ from agent_memory.config import auto_budget
 from agent_memory.kvfile.segments import stored_ids
 from agent_memory.kvfile.sources import MeteredSource, ResumeSpans, SegmentSource, Span, StoredSource, checking
 from agent_memory.log.damage import READ_ERRORS, reason_of
+from agent_memory.prefix.authors import Origins
 from agent_memory.prefix.chunks import common_prefix, piece_id
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.prefix.provenance import made_of_all
@@ -35,7 +36,7 @@ class Match:
 
     n_tokens: int
     pieces: Taken  #: from the first token on
-    made: np.ndarray[Any, Any] = field(eq=False, repr=False)  #: provenance per token, as u8
+    made: Origins = field(eq=False, repr=False)  #: provenance per token
     exactness: Exactness = "exact"
     stopped: str | None = None  #: why it ends there, if known: "damaged", "missing", "evicted" ...
     ids: Ids = field(eq=False, repr=False, factory=lambda: np.zeros(0, np.uint32))
@@ -52,7 +53,7 @@ class Match:
         return {"cold": self.n_tokens} if self.n_tokens else {}
 
 
-NOTHING = Match(0, (), np.zeros(0, np.uint8))
+NOTHING = Match(0, (), np.zeros(0, np.uint32))
 
 
 def find(catalog: Catalog, ids: Ids) -> Match:

@@ -20,6 +20,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.segments import OpenSegment, SegmentWriter
 from agent_memory.log.damage import WRITE_ERRORS
 from agent_memory.log.health import is_disk_error
+from agent_memory.prefix.authors import unpacked
 from agent_memory.prefix.pieces import Ids, Segment
 from agent_memory.prefix.provenance import SEGMENT_CHUNKS
 from agent_memory.store.catalog import Catalog
@@ -135,7 +136,8 @@ def _joined(segments: Sequence[Segment], ids: Ids) -> Segment:
         return evolve(first, n_tokens=len(ids), used_s=last.used_s).successor(pieces)
     kinds = {piece.made for piece in pieces}
     joined = evolve(first, n_tokens=len(ids), used_s=last.used_s).successor(())
-    joined.divide(ids, lambda start, stop: kinds.pop() if len(kinds) == 1 else 3)
+    authors = unpacked((piece.authors, piece.n_tokens) for piece in pieces)
+    joined.divide(ids, lambda start, stop: kinds.pop() if len(kinds) == 1 else 3, authors)
     return joined
 
 

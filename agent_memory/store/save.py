@@ -317,6 +317,8 @@ def _store(catalog: Catalog, plan: Plan) -> bool:
     """Apply the Edit of a save; False if one of its segments or ancestors was hidden."""
     while _is_live(catalog, plan):  # again if a segment that it replaces was hidden meanwhile
         with catalog.lock:
+            if _is_overtaken(catalog, plan):
+                return False
             edit = _edit(catalog, plan)
         if apply(catalog, edit):
             with catalog.lock:
@@ -327,6 +329,13 @@ def _store(catalog: Catalog, plan: Plan) -> bool:
                 catalog.awaited.pop(plan.agent_id, None)  # what it has saved itself is more
             return True
     return False
+
+
+def _is_overtaken(catalog: Catalog, plan: Plan) -> bool:
+    """True if another save has made exact what this one would, and has new rows after: those follow other bits now."""
+    olds = [part.replaces for part in plan.rows if part.replaces is not None] if plan.fresh else []
+    pairs = [(old, catalog.segments.get(old.number)) for old in olds]
+    return any(one is not None and one is not old and one.codec == "exact" for old, one in pairs)
 
 
 def _edit(catalog: Catalog, plan: Plan) -> Edit:

@@ -369,7 +369,7 @@ class Store:
         if self._catalog is None or self.is_read_only:
             return Save(None)
         tokens = np.ascontiguousarray(ids[:n_tokens], dtype=np.uint32)
-        lineage = Provenance(np.asarray(made[:n_tokens], np.uint8), exactness)
+        lineage = Provenance(np.asarray(made[:n_tokens], np.uint32), exactness)
         is_promised = is_wanted or (agent_id is not None and is_turn)
         return begin_save(self._catalog, tokens, lineage, agent_id, held, is_promised=is_promised, is_turn=is_turn)
 

@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 
 from agent_memory.config import Codec
 from agent_memory.prefix.pieces import Piece
+from agent_memory.types import Exactness
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -25,6 +26,7 @@ class WarmPiece:
     rows: list[Bytes] = field(factory=list, repr=False)  #: by layout tensor: (heads, n_tokens, row_bytes)
     window_rows: list[Bytes] = field(factory=list, repr=False)  #: by window tensor: rows of its newest tokens
     state: Bytes | None = field(default=None, repr=False)  #: recurrent state after its last token
+    side_exactness: Exactness = "exact"  #: of its window rows and its state
     users: set[int | None] = field(factory=set)  #: agents whose prefix includes it; None: anonymous requests
     n_holds: int = 0  #: copies under way that need it; it is not evicted before they end
 
@@ -74,6 +76,7 @@ class CopySide:
     stop: int
     codec: Codec
     has_state: bool
+    exactness: Exactness
 
 
 class Keeper(Protocol):

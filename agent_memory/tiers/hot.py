@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field, frozen
 
+from agent_memory.prefix.authors import Origins
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.protocols import KV
 from agent_memory.types import Exactness
@@ -23,7 +24,7 @@ class Lineage:
 
     owner: str | None
     ids: np.ndarray[Any, Any] = field(repr=False)
-    made: np.ndarray[Any, Any] = field(repr=False)  #: provenance of each id's KV
+    made: Origins = field(repr=False)  #: provenance of each id's KV
     kv: KV = field(repr=False)
     exactness: Exactness = "exact"
     agent_id: int | None = None

@@ -72,13 +72,14 @@ def _led_by(warm: Warm, cold: reading.Match) -> Match:
     """Return ``cold`` with its first files replaced, as far as warm has all pieces of each.
 
     A file is read whole or not at all. The last one is always read: if warm had its rows and what its other layers
-    need, the match would be warm's.
+    need, the match would be warm's. What is read was computed on what is stored before it, so pieces in warm that
+    another run computed are left out.
     """
     found: list[tuple[WarmPiece, int]] = []
     n_pieces = 0
     for (piece, take), (following, _) in pairwise(cold.pieces):
         held = warm.find(piece.id)
-        if held is None:
+        if held is None or held.piece.authors != piece.authors:
             break
         found.append((held, take))
         if following.segment is not piece.segment:

@@ -13,6 +13,7 @@ from agent_memory.kvfile.sources import MeteredSource
 from agent_memory.tiers.copies import Bytes, WarmPiece
 from agent_memory.tiers.lookup import Match
 from agent_memory.tiers.warm import Warm
+from agent_memory.types import Exactness, weakest
 
 
 class WarmSource:
@@ -52,6 +53,15 @@ class WarmSource:
     def n_read(self) -> int:
         """Bytes of rows and states read so far, from memory and disk, as they are stored."""
         return self._n_read + (self._rest.n_read if self._rest is not None else 0)
+
+    @property
+    def exactness(self) -> Exactness:
+        """The weakest promise of the window rows and the state that it reads."""
+        if self._rest is not None:
+            return self._rest.exactness
+        last = self._pieces[-1][0] if self._pieces else None
+        read = [one for one, _ in self._pieces if one is last or (one.window_rows and one.stop > self._held_from)]
+        return weakest("exact", *(one.side_exactness for one in read))
 
     @property
     def held_from(self) -> int:

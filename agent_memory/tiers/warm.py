@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
 
+from attrs import evolve
+
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import Coding, coded, coding, fitted
 from agent_memory.kvcache.layout import Layout
@@ -23,7 +25,7 @@ from agent_memory.prefix.provenance import Provenance
 from agent_memory.prefix.resume import Held, Needs, Plan, best_plan, missing_resume, stale
 from agent_memory.prefix.worth import Costs, leaves_first, worth
 from agent_memory.tiers.copies import Base, Bytes, Copy, CopySide, WarmPiece
-from agent_memory.types import Tier
+from agent_memory.types import Tier, is_weaker, weakest
 
 #: Bytes of a piece's entries here and in the index, and of each array's header.
 PIECE_BYTES = 2048
@@ -169,6 +171,7 @@ class Warm:
         sides: list[CopySide] = []
         if self._index is None or self.needs is None:
             return ()
+        n_alike = self._n_alike(path[: len(path) - len(fresh)], lineage)
         found = missing_resume(self._index, self._sides, self.needs, path[-1].piece.id, path[-1].stop, held)
         for piece, n_rows, has_state in found:
             to = self._held[piece.id]
@@ -179,7 +182,11 @@ class Warm:
             if self.is_lossy and lineage.n_decoded(start, to.stop):  # lossy rows are never encoded again
                 first = start = to.stop
             if first < to.stop or has_state:
-                sides.append(CopySide(to, first, start, to.stop, self.codec, has_state))
+                promise = weakest(lineage.promise(to.stop, n_alike), to.piece.segment.exactness)
+                former = self._sides.get(piece.id)
+                if former is not None and is_weaker(promise, former.exactness):
+                    continue  # another run's would make worse what there is
+                sides.append(CopySide(to, first, start, to.stop, self.codec, has_state, promise))
         return tuple(reversed(sides))
 
     def _walk(
@@ -188,7 +195,7 @@ class Warm:
         """Return the pieces of a lineage, the new ones among them, and the base of the first new one."""
         path: list[WarmPiece] = []
         fresh: list[WarmPiece] = []
-        base, parent = None, index.root
+        base, parent, promise = None, index.root, lineage.exactness
         for start in range(0, len(ids), index.chunk_tokens):
             own = ids[start : start + index.chunk_tokens]
             held = self._held.get(piece_id(parent, own))
@@ -196,15 +203,20 @@ class Warm:
                 self._forget([held.piece])  # an exception struck its copy while it began
                 held = None
             if held is None:
-                base = base if fresh else self._base(index.plan(ids[: start + len(own)]), start, lineage)
+                if not fresh:
+                    base = self._base(index.plan(ids[: start + len(own)]), start, lineage)
+                    promise = lineage.promise(start, self._n_alike(path, lineage))
                 first = max(start, base.taken_stop if base is not None else 0)
                 if self.is_lossy and lineage.n_decoded(first, start + len(own)):
                     break
-                held = self._enter(index, parent, own, start, lineage)
+                held = self._enter(index, parent, own, start, evolve(lineage, exactness=promise))
                 fresh.append(held)
             path.append(held)
             parent = held.piece.id
         return path, fresh, base if fresh else None
+
+    def _n_alike(self, path: Sequence[WarmPiece], lineage: Provenance) -> int:
+        return lineage.n_alike(tuple((held.piece, held.piece.n_tokens) for held in path))
 
     def _base(self, plan: list[tuple[Piece, int]], start: int, lineage: Provenance) -> Base | None:
         if not plan or plan[-1][0].start != start:
@@ -226,7 +238,8 @@ class Warm:
             host=self._host,
             ids=own.copy(),
         )
-        [piece] = segment.divide(own, lambda first, stop: lineage.made_by(start + first, start + stop))
+        authors = lineage.authors[start : start + len(own)]
+        [piece] = segment.divide(own, lambda first, stop: lineage.made_by(start + first, start + stop), authors)
         index.add(piece, own)
         held = WarmPiece(piece)
         held.n_bytes = PIECE_BYTES + len(own) * (4 + self._token_bytes) + ARRAY_BYTES * len(self.layout.tensors)
@@ -245,8 +258,8 @@ class Warm:
             self.n_bytes -= added
             held.n_bytes -= added
             return False
-        held.window_rows, held.state = rows, state
-        resume = resume_segment(held.piece, to.stop - to.first, to.has_state)
+        held.window_rows, held.state, held.side_exactness = rows, state, to.exactness
+        resume = resume_segment(held.piece, to.stop - to.first, to.has_state, exactness=to.exactness)
         resume.is_ready, self._sides[held.piece.id] = True, resume
         return True
 

@@ -86,17 +86,17 @@ def begin(
     ids: np.ndarray,
     *,
     agent_id: int | None = None,
-    made: int = 1,
+    made: int | np.ndarray = 1,
     exactness="exact",
     held_from: int = 0,
     snapshots=(),
     is_turn: bool = True,
 ) -> Save:
-    """Plan a save; ``hand_over`` does the rest."""
+    """Plan a save; ``hand_over`` does the rest. ``made``: provenance of all tokens, or of each."""
     return store.begin_save(
         ids,
         len(ids),
-        np.full(len(ids), made, np.uint8),
+        np.full(len(ids), made, np.uint32),
         exactness,
         agent_id=agent_id,
         held=Held(held_from, {*snapshots, len(ids)}),

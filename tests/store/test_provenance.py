@@ -65,7 +65,7 @@ class Toy:
 
     def begin(self, store: Store) -> Save:
         held, ids = Held(self.held_from, {len(self.ids)}), np.array(self.ids, np.uint32)
-        made = np.array(self.made, np.uint8)
+        made = np.array(self.made, np.uint32)
         return store.begin_save(ids, len(ids), made, self.exactness, agent_id=None, held=held)
 
     def hand_over(self, found: Save) -> None:

@@ -138,7 +138,7 @@ def test_provenance_comes_back(tmp_path):
         assert store.match(ids[:32]).exactness == "exact"
         match = store.match(ids)
         assert match.exactness == "recomputed"
-        assert match.made.tolist() == [1] * 32 + [2] * 8
+        assert (match.made & 7).tolist() == [1] * 32 + [2] * 8
     with opened(tmp_path, host="another") as store:
         assert store.match(ids[:32]).exactness == "moved"
     with opened(tmp_path, identity="cd" * 32) as store:

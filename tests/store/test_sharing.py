@@ -41,8 +41,13 @@ def new(store, name: str) -> int:
     return store.create_agent("", name, system=None, tools="[]").agent_id
 
 
-def turn(store, ids, agent: int | None = None, layout=SMALL, exactness="exact") -> None:
-    save(store, ids, agent_id=agent, layout=layout, exactness=exactness)
+def turn(store, ids, agent: int | None = None, layout=SMALL, exactness="exact", is_restored=False) -> None:
+    """Save a lineage. ``is_restored``: what is stored of it was not computed again."""
+    made = np.ones(len(ids), np.uint32)
+    if is_restored:
+        match = store.match(ids)
+        made[: match.n_tokens] = match.made
+    save(store, ids, agent_id=agent, layout=layout, exactness=exactness, made=made)
     store.flush()
     assert store._io.call(lambda: check(store._catalog)) == []
 
@@ -289,9 +294,9 @@ def test_kv_is_not_shared_where_it_would_seem_better_than_it_is(tmp_path):
         turn(store, forked(rng, brief, 30), exactness="recomputed")
         assert [s.exactness for s in shared(store)] == ["recomputed"]
     with opened(tmp_path, host="another") as store:
-        turn(store, own := forked(rng, brief[:38], 30))
+        turn(store, own := forked(rng, brief[:38], 30), is_restored=True)
         assert len(shared(store)) == 1
-        turn(store, moved := forked(rng, brief[:38], 30), exactness="moved")
+        turn(store, moved := forked(rng, brief[:38], 30), exactness="moved", is_restored=True)
         assert_whole(store, own)
         assert_whole(store, moved)
         assert {s.exactness for s in shared(store)} == {"recomputed", "moved"}

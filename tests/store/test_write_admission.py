@@ -61,7 +61,7 @@ def test_what_an_agent_computed_for_no_reply_is_written_only_where_that_is_dear(
         own = draw(rng, 32)
         save(store, own, agent_id=agent)
         cheap(store)
-        made = np.ones(72, np.uint8)
+        made = np.ones(72, np.uint32)
         cut_short = np.concatenate([own, draw(rng, 40)])
         assert not store.begin_save(cut_short, 72, made, "exact", agent_id=agent, is_turn=False).parts
         assert store.stats()["saves_skipped"] == {"used once": 1}

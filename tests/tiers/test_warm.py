@@ -226,7 +226,7 @@ def test_what_was_decoded_is_never_encoded_again_and_its_bytes_stay(kind: str, s
                 assert (span.start, span.stop) == (0, match.n_tokens - first)
                 assert np.array_equal(span.rows, rows(known, spec, tensor)[:, first : match.n_tokens])
         assert not match.n_tokens or (match.exactness, set(match.made)) == ("quantized", {1 | DECODED})
-        made = np.concatenate([match.made, np.ones(len(known) - match.n_tokens, np.uint8)])
+        made = np.concatenate([match.made, np.ones(len(known) - match.n_tokens, np.uint32)])
         live_from = max(source.held_from if source is not None else 0, len(known) // CHUNK * CHUNK - WINDOW + 1, 0)
         if rng.random() < 0.2:
             warm.clear()
