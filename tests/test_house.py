@@ -15,7 +15,7 @@ MAX_ROOM_SHARE = 0.18  #: of the package's lines
 WIDE = {
     "prefix.pieces.Segment": (34, "the one stored value: rows, headers and figures are derived from its fields"),
     "store.catalog.Catalog": (24, "the set of segments in memory, the attached model and the disk behind it"),
-    "store.store.Store": (37, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
+    "store.store.Store": (38, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (20, "what was asked, read field by field where a row runs"),
     "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
     "scheduler.engine.Engine": (30, "the only way to the engine thread: one method for each thing asked of it"),
