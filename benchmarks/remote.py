@@ -1,6 +1,6 @@
 """KV out of a bucket against KV of the store's own and against computing it.
 
-    python benchmarks/remote.py [--tokens 1024 2048] [--repeats 5] [--json FILE] [--model MODEL] [--moto]
+    python -m benchmarks.remote [--tokens 1024 2048] [--repeats 5] [--json FILE] [--model MODEL] [--moto]
 
 One host computes a text and publishes it. Then, interleaved, the same prompt is asked of: a store that has it on disk
 (cold), hosts without a disk that fetch it from a folder (sealed, and with no key), with ``--moto`` from an S3 server on
@@ -26,9 +26,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from common import median, text_of, write_json
-
 from agent_memory import Config, Memory, Usage
+from benchmarks.common import median, text_of, write_json
 
 KEY = b"a key for measurements, not for use"
 
