@@ -89,10 +89,10 @@ class _RoomyFile(io.RawIOBase):
         def work(_held: Any = None) -> None:
             while left:
                 try:
-                    source, *place = left.popleft()
+                    source, tensor, out, capacity = left.popleft()
                 except IndexError:  # the other thread took the last one
                     return
-                source.read_into(*place)
+                source.read_into(tensor, out, capacity)
 
         other = None
         if helper is not None and left:

@@ -7,6 +7,7 @@ there. Rows that were restored into such buffers are joined by handing the buffe
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -104,7 +105,7 @@ class SharedRow(KVCache):  # type: ignore[misc]  # mlx-lm is untyped
             buffers.rows.discard(self)
 
 
-def joint(caches: list[Any]) -> Buffers | None:
+def joint(caches: Sequence[Any]) -> Buffers | None:
     """Return the buffers whose rows these caches are, all of them and in order; None otherwise."""
     buffers = caches[0].buffers if type(caches[0]) is SharedRow else None
     if buffers is None or len(caches) != buffers.n_rows:
