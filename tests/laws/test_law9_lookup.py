@@ -21,7 +21,7 @@ pytestmark = pytest.mark.mlx
 
 GAP = 1e-3
 DRAWN = Sampling(temperature=0.7, top_p=0.9, seed=3)
-#: The 200 prompts run in parts that can be run one by one, by ``-k '[3]'``. Each has every kind of prompt
+#: The 200 prompts run in parts that can be run one by one, by their id (``...[3]``). Each has every kind of prompt
 #: (by 4) and of sampling (by 5), and must accept its share of what all of them must.
 N_PROMPTS, PART, LEAST_ACCEPTED = 200, 20, 1000
 N_PARTS = N_PROMPTS // PART
