@@ -233,7 +233,8 @@ class Batch(Protocol):
     """Rows of one model that decode together. Engine thread only.
 
     It may have ``restoring(source)`` too, an iterator that does what ``restore`` does in small steps: it yields None
-    after each, and last the KV. Without it nothing is restored while rows run.
+    after each, and last the KV. Without it nothing is restored while rows run. And ``restore_together(sources)``, which
+    returns a KV for each source: of rows that are about to join one batch, and so need not be copied there.
     """
 
     def empty(self) -> KV:

@@ -103,34 +103,27 @@ def chats(batch: Any, tokenizer: Any, questions: Sequence[str]) -> Iterator[tupl
 
 def as_large(runner: Any, batch: Any, texts: Sequence[tuple[list[int], int]]) -> dict[str, str]:
     """The mixed codec of each fixed codec's bytes, or just below, that costs least on some texts; {} without texts."""
-    from agent_memory.kvcache.choosing import PROBE_BITS, Sensitivity, allot, codable, merged
-    from agent_memory.kvcache.coding import coding, mixed
+    from agent_memory.kvcache.choosing import allot, merged, n_bytes, sensitivities
+    from agent_memory.kvcache.coding import mixed
 
-    layout, found = runner.layout, []
     if not texts:
         return {}
-    of_window = {spec.name for spec in layout.windows}
-    for ids, n_context in texts:
-        ids, told = ids[: n_context + SCORED // 4 + 1], []
-        for spec in codable(layout):
-            one = batch.measure(ids, n_context, mixed({spec.name: PROBE_BITS}))
-            n_rows = min(n_context, layout.window) if spec.name in of_window else n_context
-            told.append(Sensitivity(spec, one.kl / one.n_tokens, n_rows))
-        found.append(told)
-    mean = merged(*found)
-    sizes = {
-        name: sum(one.n_rows * one.spec.heads * coding(one.spec, name).row_bytes for one in mean) for name in CODECS[1:]
-    }
+
+    def found(ids: list[int], n_context: int) -> Any:
+        def cost(codec: str) -> float:
+            one = batch.measure(ids[: n_context + SCORED // 4 + 1], n_context, codec)
+            return float(one.kl / one.n_tokens)
+
+        return sensitivities(runner.layout, n_context, cost)
+
+    mean = merged(*[found(*text) for text in texts])
     chosen = {}
-    for name, most in sizes.items():
+    for name in CODECS[1:]:
         low, high = 1e-9, 10.0  # budgets
         for _ in range(60):
             middle = (low * high) ** 0.5
-            bits = allot(mean, middle)
-            if sum(one.bytes_at(bits[one.spec.name]) for one in mean) <= most:
-                high = middle
-            else:
-                low = middle
+            is_small = n_bytes(mean, mixed(allot(mean, middle))) <= n_bytes(mean, name)
+            low, high = (low, middle) if is_small else (middle, high)
         chosen[f"{name} mixed"] = mixed(allot(mean, high))
     for name, codec in chosen.items():
         print(f"{name}: {codec}", flush=True)

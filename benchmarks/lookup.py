@@ -1,11 +1,15 @@
 """Prompt lookup and grammar jumps: decoding with ``Config(lookup="auto")`` against ``"off"``.
 
     python benchmarks/lookup.py [--rounds 5] [--tokens 160] [--json FILE] [--model MODEL]
+    python benchmarks/lookup.py --steps [--rounds 15] [--context 512]
 
 Two Memories of one model answer the same prompts in turns, each way first equally often; rates are output tokens a
 second after the first token; of four rows, the output tokens of all over the seconds of ``batch``. All prompts were
 computed before. Figures are medians of ratios within one round. Kinds of prompts: ``copy`` (write this JSON, this list,
 this file again with one change), ``elsewhere`` (stories, letters, explanations), ``schema`` (20 fields, constrained).
+
+``--steps``: what a verified step of several ids costs, in steps of one id, at ``--context`` tokens a row: medians over
+the rounds, all widths once in each, of process CPU time and of wall time. ``scheduler/drafting.py`` assumes these.
 """
 
 from __future__ import annotations
@@ -174,6 +178,44 @@ def table(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)  #: ids of each row
+
+
+def steps(args: argparse.Namespace) -> None:
+    """Measure and print what a verified step costs by the number of its ids."""
+    import random
+
+    from agent_memory import MLXRunner
+
+    runner = MLXRunner.named(args.model, config=Config())
+    runner.open()
+    draw = random.Random(1)
+    ids = [draw.randrange(1000, 10_000) for _ in range(args.context)]
+    spent: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for n_rows in (1, 2, 4):
+        batch = runner.open_batch()
+        for row in range(n_rows):
+            kv = batch.empty()
+            batch.prefill(kv, ids[:-1])
+            batch.insert(row, kv, ids, group=0, sampling=Sampling())
+        batch.step(0)
+        for number in range(args.rounds):
+            for width in WIDTHS[:: 1 if number % 2 else -1]:
+                drafts = {row: [draw.randrange(1000, 10_000) for _ in range(width - 1)] for row in range(n_rows)}
+                batch.ahead(0)
+                start = time.process_time(), time.perf_counter()
+                batch.verify(0, drafts)
+                stop = time.process_time(), time.perf_counter()
+                spent.setdefault((n_rows, width), []).append((stop[0] - start[0], stop[1] - start[1]))
+        batch.close()
+    medians = {key: [median(each) for each in zip(*found, strict=True)] for key, found in spent.items()}
+    print("rows x ids   ids     cost: CPU   for each further id    wall")
+    for (n_rows, width), (cpu_s, wall_s) in sorted(medians.items()):
+        n_ids, (cpu, wall) = n_rows * width, (cpu_s / medians[1, 1][0], wall_s / medians[1, 1][1])
+        print(f"{n_rows:4} x {width:<4} {n_ids:5} {cpu:13.2f} {(cpu - 1) / max(1, n_ids - 1):21.3f} {wall:7.2f}")
+    runner.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -181,7 +223,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="kinds, as the table names them; all")
     parser.add_argument("--json")
     parser.add_argument("--model")
+    parser.add_argument("--steps", action="store_true", help="what a verified step costs, alone")
+    parser.add_argument("--context", type=int, default=512, help="tokens of each row, for --steps")
     args = parser.parse_args()
+    if args.steps:
+        steps(args)
+        return
     with (
         Memory(args.model, ":memory:", config=Config(lookup="auto")) as auto,
         Memory(args.model, ":memory:", config=Config(lookup="off")) as off,

@@ -41,6 +41,7 @@ class Calls:
     steps: int = 0
     restores: int = 0
     restored_tokens: int = 0
+    together: int = 0  #: restores that were asked for together with others
 
     @property
     def computed(self) -> int:
@@ -96,6 +97,11 @@ class EchoBatch:
         *_, kv = EchoBatch.restoring(self, source)
         assert kv is not None
         return kv
+
+    def restore_together(self, sources: Sequence[Source]) -> list[EchoKV]:
+        """``restore`` of several rows."""
+        self._runner.calls.together += len(sources)
+        return [EchoBatch.restore(self, source) for source in sources]
 
     def restoring(self, source: Source) -> Iterator[EchoKV | None]:
         """``restore``, a tensor at a time."""

@@ -101,11 +101,10 @@ def coding(spec: TensorSpec, codec: Codec) -> Coding | None:
 
 def _bits(name: str, codec: Codec) -> int:
     """Return the bits of a tensor's codes; 0: it stays exact, as one of which a mixed codec says nothing."""
-    is_value = name.endswith(".v")
     if not codec.startswith(_MIX):
-        return _BITS[codec][is_value]
+        return _BITS[codec][name.endswith(".v")]
     layer = name.partition(".")[0]
-    digit = codec[len(_MIX) :][2 * int(layer) + is_value :][:1] if layer.isdecimal() and len(layer) < 9 else ""
+    digit = codec[len(_MIX) :][place(name) :][:1] if layer.isdecimal() and len(layer) < 9 else ""
     return _DIGITS.index(digit) if digit else 0
 
 
@@ -116,9 +115,14 @@ def mixed(bits: Mapping[str, int]) -> Codec:
     """
     by_place: dict[int, list[int]] = {}
     for name, n in bits.items():
-        by_place.setdefault(2 * int(name.partition(".")[0]) + name.endswith(".v"), []).append(n)
-    finest = {place: 0 if 0 in found else max(found) for place, found in by_place.items()}
-    return _MIX + "".join(_DIGITS[finest.get(place, 0)] for place in range(2 * (1 + max(finest) // 2)))
+        by_place.setdefault(place(name), []).append(n)
+    finest = {at: 0 if 0 in found else max(found) for at, found in by_place.items()}
+    return _MIX + "".join(_DIGITS[finest.get(at, 0)] for at in range(2 * (1 + max(finest) // 2)))
+
+
+def place(name: str) -> int:
+    """Return which digit of a mixed codec's name is a tensor's: tensors of one layer may share one."""
+    return 2 * int(name.partition(".")[0]) + name.endswith(".v")
 
 
 def fitted(layout: Layout, codec: Codec) -> Codec:

@@ -72,8 +72,12 @@ def _planes(codes: mx.array, form: Coding) -> list[mx.array]:
         bits = codes >> at if at else codes
         if at + width < form.bits:
             bits = bits & (2**width - 1)
-        bits = bits.astype(mx.uint8).reshape(*codes.shape[:-1], 8 // width, -1)
-        made.append(sum((bits[..., i, :] << (i * width) for i in range(1, 8 // width)), bits[..., 0, :]))
+        bits = bits.astype(mx.uint8)
+        if width < 8:
+            parts = bits.reshape(*codes.shape[:-1], 8 // width, -1)
+            parts = parts.view(_word(parts.shape[-1]))
+            bits = sum((parts[..., i, :] << (i * width) for i in range(1, 8 // width)), parts[..., 0, :]).view(mx.uint8)
+        made.append(bits)
         at += width
     return made
 
@@ -85,10 +89,29 @@ def _joined(rows: np.ndarray[Any, Any], form: Coding) -> mx.array:
     for width in form.planes:
         size = form.dim * width // 8
         plane = mx.array(np.ascontiguousarray(rows[..., start : start + size]))
-        plane = plane.astype(mx.uint16) if form.bits > 8 else plane
         if width < 8:
-            shifts = mx.arange(0, 8, width, dtype=plane.dtype)[:, None]
-            plane = ((plane[..., None, :] >> shifts) & (2**width - 1)).reshape(*plane.shape[:-1], form.dim)
-        found = plane if found is None else found | (plane << at)
+            plane = _spread(plane, width)
+        if found is None:
+            found = plane
+        elif at == 8:
+            found = found.astype(mx.uint16) | (plane.astype(mx.uint16) << 8)
+        else:
+            word = _word(form.dim)
+            found = (found.view(word) | (plane.view(word) << at)).view(mx.uint8)
         at, start = at + width, start + size
     return found
+
+
+def _spread(plane: mx.array, width: int) -> mx.array:
+    """Return the values of a plane of less than 8 bits, a byte each; several at a time, as words."""
+    word = _word(plane.shape[-1])
+    words = plane.view(word)
+    mask = mx.array(int.from_bytes(bytes([2**width - 1]) * word.size, "little"), word)
+    shifts = mx.arange(0, 8, width, dtype=word)[:, None]
+    parts = (words[..., None, :] >> shifts) & mask
+    return parts.reshape(*words.shape[:-1], -1).view(mx.uint8)
+
+
+def _word(n_bytes: int) -> mx.Dtype:
+    """Return the largest unsigned integer in which so many bytes are a whole number."""
+    return next(word for word in (mx.uint64, mx.uint32, mx.uint16, mx.uint8) if n_bytes % word.size == 0)

@@ -16,6 +16,7 @@ import mlx.core as mx
 from agent_memory.kvcache.layout import Layout, TensorSpec
 from agent_memory.mlxcache import codecs, states, windows
 from agent_memory.mlxcache.kinds import leaves, regrown, roomy
+from agent_memory.mlxcache.together import Buffers, SharedRow
 from agent_memory.mlxcache.windows import WindowKVCache
 from agent_memory.protocols import Source
 
@@ -25,22 +26,22 @@ class _RoomyFile(io.RawIOBase):
 
     mx.load allocates each tensor and asks this object to fill it: bytes go from the page cache to their final place,
     with no copy and no zeroing. On a CPU, whose buffers do not move, the object only notes the addresses, and ``fill``
-    fills them on two threads.
+    fills them on two threads. Several sources are rows of one tensor each.
     """
 
     def __init__(
-        self, specs: Sequence[tuple[TensorSpec, int]], source: Source, *, is_cpu: bool, first: int = 0
+        self, specs: Sequence[tuple[TensorSpec, int]], sources: Sequence[Source], *, is_cpu: bool, first: int = 0
     ) -> None:
         super().__init__()
-        self._source = source
-        self._later: deque[tuple[int, memoryview, int]] | None = deque() if is_cpu else None
+        self._sources = sources
+        self._later: deque[tuple[Source, int, memoryview, int]] | None = deque() if is_cpu else None
         self._at = 0
         self._starts: dict[int, tuple[int, int]] = {}
         header: dict[str, Any] = {}
         end = 0
         for number, (spec, capacity) in enumerate(specs, first):
-            size = spec.token_bytes * capacity
-            shape = [1, spec.heads, capacity, spec.dim]
+            size = len(sources) * spec.token_bytes * capacity
+            shape = [len(sources), spec.heads, capacity, spec.dim]
             header[spec.name] = {"dtype": spec.dtype, "shape": shape, "data_offsets": [end, end + size]}
             self._starts[end] = (number, capacity)
             end += size
@@ -67,10 +68,13 @@ class _RoomyFile(io.RawIOBase):
             view[:] = self._header[self._at : self._at + len(view)]
         else:
             tensor, capacity = self._starts[self._at - len(self._header)]
-            if self._later is None:
-                self._source.read_into(tensor, view, capacity)
-            else:
-                self._later.append((tensor, view, capacity))
+            row_bytes = len(view) // len(self._sources)
+            for row, source in enumerate(self._sources):
+                part = view[row * row_bytes : (row + 1) * row_bytes]
+                if self._later is None:
+                    source.read_into(tensor, part, capacity)
+                else:
+                    self._later.append((source, tensor, part, capacity))
         size = len(view)
         self._at += size
         return size
@@ -85,10 +89,10 @@ class _RoomyFile(io.RawIOBase):
         def work(_held: Any = None) -> None:
             while left:
                 try:
-                    place = left.popleft()
+                    source, tensor, out, capacity = left.popleft()
                 except IndexError:  # the other thread took the last one
                     return
-                self._source.read_into(*place)
+                source.read_into(tensor, out, capacity)
 
         other = None
         if helper is not None and left:
@@ -109,17 +113,35 @@ def fill(layout: Layout, source: Source, empty: Sequence[Any], helper: Executor 
     its starter may die before it begins, and the starter would wait for it forever.
     """
     specs = _specs(layout, source, empty)
-    arrays = _read(specs, source, helper)
+    arrays = _read(specs, [source], helper)
     for number, (spec, _) in enumerate(specs):
         _decode(number, spec, source, arrays)
     return _filled(layout, source, empty, arrays)
+
+
+def fill_together(
+    layout: Layout, sources: Sequence[Source], empties: Sequence[Sequence[Any]], helper: Executor | None = None
+) -> list[list[Any]]:
+    """Do what ``fill`` does for several sources, whose rows share each layer's buffers. Full attention only."""
+    capacity = roomy(max(source.n_tokens for source in sources))
+    specs = [(spec, capacity) for spec in layout.tensors]
+    arrays = _read(specs, sources, helper)
+    for number, (spec, _) in enumerate(specs):
+        for row, source in enumerate(sources):
+            _decode(number, spec, source, arrays, row)
+    rows = iter([arrays.pop(spec.name) for spec in layout.tensors])
+    layers = [Buffers(keys, values) for keys, values in zip(rows, rows, strict=True)]
+    return [
+        regrown(empty, iter([SharedRow(layer, row, source.n_tokens) for layer in layers]))
+        for row, (source, empty) in enumerate(zip(sources, empties, strict=True))
+    ]
 
 
 def filling(layout: Layout, source: Source, empty: Sequence[Any]) -> Iterator[list[Any] | None]:
     """Do what ``fill`` does, a tensor at a time: yield None after each, and last the caches."""
     arrays: dict[str, Any] = {}
     for number, (spec, capacity) in enumerate(_specs(layout, source, empty)):
-        arrays |= _read([(spec, capacity)], source, None, first=number)
+        arrays |= _read([(spec, capacity)], [source], None, first=number)
         _decode(number, spec, source, arrays)
         yield None
     yield _filled(layout, source, empty, arrays)
@@ -135,22 +157,22 @@ def _specs(layout: Layout, source: Source, empty: Sequence[Any]) -> list[tuple[T
 
 
 def _read(
-    specs: Sequence[tuple[TensorSpec, int]], source: Source, helper: Executor | None, *, first: int = 0
+    specs: Sequence[tuple[TensorSpec, int]], sources: Sequence[Source], helper: Executor | None, *, first: int = 0
 ) -> dict[str, Any]:
-    """Return tensors by name, filled but for encoded rows. ``first``: the number of the first one."""
+    """Return tensors by name, a row for each source, filled but for encoded rows. ``first``: the first one's number."""
     is_cpu = bool(mx.default_device() == mx.Device(mx.cpu))
     # mx.load asks for read, seek and tell; its stubs for BinaryIO
-    file: Any = _RoomyFile(specs, source, is_cpu=is_cpu, first=first)
+    file: Any = _RoomyFile(specs, sources, is_cpu=is_cpu, first=first)
     arrays: Any = mx.load(file, format="safetensors") if specs else {}
     mx.eval(arrays)
     file.fill(arrays, helper)  # all bytes are read when this returns, so that they can be verified before use
     return dict(arrays)
 
 
-def _decode(number: int, spec: TensorSpec, source: Source, arrays: dict[str, Any]) -> None:
-    """Decode the encoded rows of one tensor into it."""
+def _decode(number: int, spec: TensorSpec, source: Source, arrays: dict[str, Any], row: int = 0) -> None:
+    """Decode a source's encoded rows of one tensor into it."""
     for span in source.encoded(number):
-        arrays[spec.name][0, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
+        arrays[spec.name][row, :, span.start : span.stop] = codecs.decode(span.rows, span.coding, spec.dtype)
         mx.eval(arrays[spec.name])  # one tensor at a time: only its rows are in memory beside the result
 
 

@@ -6,7 +6,7 @@ A batch of one keeps the row's own caches; a second row turns them into ``Ragged
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 from attrs import evolve
@@ -15,6 +15,15 @@ from mlx_lm.models.cache import ArraysCache, BatchRotatingKVCache, CacheList, KV
 from agent_memory.mlxcache import ragged, windows
 from agent_memory.mlxcache.kinds import leaves, regrown, roomy, with_room
 from agent_memory.mlxcache.ragged import RaggedKVCache
+
+
+class Joining(Protocol):
+    """A row that joins a batch."""
+
+    caches: list[Any]
+
+
+R = TypeVar("R", bound=Joining)
 
 
 def can_batch(caches: Sequence[Any]) -> bool:
@@ -37,6 +46,11 @@ def order(n_rows: int, leaving: Collection[int]) -> list[int]:
     stay = [row for row in range(n_rows) if row not in leaving]
     tail = [row for row in stay if row >= len(stay)]
     return [row if row not in leaving else tail.pop() for row in range(len(stay))]
+
+
+def in_place(rows: list[R]) -> list[R]:
+    """Return rows that join, each with ``caches``, in an order in which those that share buffers need no copy."""
+    return sorted(rows, key=lambda row: getattr(leaves(row.caches)[0], "row", 0))
 
 
 def part(layers: list[Any], leaving: Sequence[int], stay: Sequence[int], room: int) -> list[list[Any]]:
@@ -128,7 +142,7 @@ class Join:
         first = caches[0]
         if type(first) is CacheList:
             return CacheList(*(self.layer([c.caches[i] for c in caches]) for i in range(len(first.caches))))
-        if all(type(c) in (KVCache, RaggedKVCache) for c in caches):
+        if all(isinstance(c, (KVCache, RaggedKVCache)) for c in caches):
             return self._full(caches)
         joined = to_batch(first)
         for other in caches[1:]:
@@ -179,7 +193,7 @@ def take(batch: Any, row: int, room: int) -> Any:
     """Copy one row of a batch to a cache of its own, with spare capacity. ``room``: tokens of a chunk."""
     seen = view(batch, row, room)
     for cache in leaves([seen]):  # a view would keep the whole batch in memory
-        if type(cache) is KVCache and cache.keys is not None:
+        if isinstance(cache, KVCache) and cache.keys is not None:
             room_left = roomy(cache.offset) - cache.offset
             cache.keys, cache.values = (with_room(a, cache.offset, room_left) for a in (cache.keys, cache.values))
         elif type(cache) is ArraysCache:

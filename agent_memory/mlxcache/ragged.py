@@ -16,6 +16,7 @@ from attrs import frozen
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from agent_memory.mlxcache.kinds import roomy
+from agent_memory.mlxcache.together import Buffers, joint
 
 Span = tuple[int, int]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -165,13 +166,17 @@ class Plan:
     n_slots: int
     n_held: int = 0  #: rows that stay where they are, in the buffers of the first cache; 0: all are copied
     moves: bool = False  #: True if the gaps of rows are left out
+    joint: Buffers | None = None  #: buffers that all rows are in already, and stay in
 
     def apply(self, caches: Sequence[Any], beside: Any) -> RaggedKVCache:
         """Return the joined cache of one layer, evaluated. ``caches``: the parts of the sources."""
         joined = RaggedKVCache(self.slots)
         if all(c.keys is None for c in caches):
             return joined
-        keys, values = [c.keys for c in caches], [c.values for c in caches]
+        if self.joint is not None:
+            keys, values = ([array] for array in self.joint.hand_over())
+        else:
+            keys, values = [c.keys for c in caches], [c.values for c in caches]
         for cache in caches:
             cache.keys = cache.values = None
         joined.offset, joined._idx = mx.array([one.n_tokens for one in self.sources]), self.stop
@@ -187,7 +192,9 @@ class Plan:
         if self.n_held:
             rows = parts[0]
             parts[0] = None  # the only reference: it is written in place
-            rows[: self.n_held, :, self.sources[0].stop : stop] = 0
+            for row, source in enumerate(self.sources[: self.n_held]):
+                if source.stop < stop:
+                    rows[row : row + 1, :, source.stop : stop] = 0
         elif not self.moves and all(part is not None and part.shape[2] == self.n_slots for part in parts):
             n_rows = [sum(one.part == number for one in self.sources) for number in range(len(parts))]
             rows = mx.concatenate([part[:n] for part, n in zip(parts, n_rows, strict=True)])
@@ -233,6 +240,9 @@ def plan(caches: Sequence[Any], n_ids: int = 1, *, moves: bool = False) -> Plan:
         slots = Slots([one.gaps for one in sources])
     stop = max(ends)
     slots.add_gaps([(end, stop) for end in ends])
+    shared = None if moves else joint(caches)
+    if shared is not None and stop + n_ids <= shared.keys.shape[2]:
+        return Plan(slots, stop, sources, shared.keys.shape[2], len(sources), joint=shared)
     if moves or type(lane) is not RaggedKVCache or lane.keys is None:
         n_held = 0
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -9,8 +10,8 @@ from attrs import frozen
 
 from agent_memory.config import Codec, auto_codec
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.kvcache.choosing import PROBE_BITS, Sensitivity, allot, codable, merged
-from agent_memory.kvcache.coding import coding, fallbacks, mixed
+from agent_memory.kvcache.choosing import Sensitivity, allot, bits_of, codable, merged, n_bytes, probed, sensitivities
+from agent_memory.kvcache.coding import fallbacks, mixed
 from agent_memory.kvcache.layout import Layout
 from agent_memory.observe.codec_quality import CONTEXT_SHARE, LEAST_TOKENS, CodecReport, report
 from agent_memory.progress import Progress, silent
@@ -38,7 +39,7 @@ class CodecChoice(Shown):
     kl: float  #: measured on the texts that it was chosen on; at most ``budget``
     checked: CodecReport  #: on the other texts
     bits: Mapping[str, int]  #: by tensor, as "012.k"; 0: exact
-    #: nats a token, by tensor, with that tensor alone at 4 bits
+    #: nats a token, by tensor, with that tensor alone at 4 bits; those that get the same bits share what they cost
     sensitivity: Mapping[str, float]
 
     def __repr__(self) -> str:
@@ -98,7 +99,7 @@ def choose(
         budget=budget,
         kl=reached,
         checked=told,
-        bits=_bits_of(found, codec),
+        bits=bits_of(found, codec),
         sensitivity={one.spec.name: one.kl for one in found},
     )
 
@@ -136,15 +137,15 @@ def _sensitivities(
     layout: Layout, measure: _Measure, windows: Sequence[Sequence[int]], number: int, progress: Progress
 ) -> list[Sensitivity]:
     """Measure the cost of each tensor's errors on one window, the others exact."""
-    ids, specs, found = windows[number], codable(layout), []
-    n_context = int(len(ids) * CONTEXT_SHARE)
-    of_window = {spec.name for spec in layout.windows}
-    for at, spec in enumerate(specs):
-        progress(number * len(specs) + at, len(windows) * len(specs), spec.name)
-        told = measure(ids, mixed({spec.name: PROBE_BITS}))
-        n_rows = min(n_context, layout.window) if spec.name in of_window else n_context
-        found.append(Sensitivity(spec, told.kl / told.n_tokens, n_rows))
-    return found
+    ids, probes = windows[number], probed(layout)
+    names = iter(alike[0].name for alike in probes)
+    done = itertools.count(number * len(probes))
+
+    def cost(codec: Codec) -> float:
+        progress(next(done), len(windows) * len(probes), next(names))
+        return _mean([measure(ids, codec)])
+
+    return sensitivities(layout, int(len(ids) * CONTEXT_SHARE), cost)
 
 
 def _within(budget: float, found: Sequence[Sensitivity], measure: Callable[[Codec], float]) -> tuple[Codec, float]:
@@ -157,8 +158,7 @@ def _within(budget: float, found: Sequence[Sensitivity], measure: Callable[[Code
     aim = budget
     for _ in range(_TRIES):
         codec = mixed(allot(found, aim))
-        kl, bits = measure(codec), _bits_of(found, codec)
-        size = sum(one.bytes_at(bits[one.spec.name]) for one in found)
+        kl, size = measure(codec), n_bytes(found, codec)
         if kl <= budget and (best is None or size < best[0]):
             best = (size, codec, kl)
         if _CLOSE_ENOUGH * budget <= kl <= budget:
@@ -168,12 +168,6 @@ def _within(budget: float, found: Sequence[Sensitivity], measure: Callable[[Code
         codec = mixed({one.spec.name: 0 for one in found})
         return codec, measure(codec)
     return best[1], best[2]
-
-
-def _bits_of(found: Sequence[Sensitivity], codec: Codec) -> dict[str, int]:
-    """Return the bits that a codec gives each tensor; 0: exact."""
-    made = {one.spec.name: coding(one.spec, codec) for one in found}
-    return {name: 0 if form is None else form.bits for name, form in made.items()}
 
 
 def _mean(found: Sequence[Divergence]) -> float:

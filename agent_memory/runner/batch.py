@@ -103,6 +103,14 @@ class MLXBatch:
         """Caches filled from ``source``; O(its bytes)."""
         return MLXKV(filling.fill(self._layout, source, self._caches(), self._helper), self._layout, source.n_tokens)
 
+    def restore_together(self, sources: Sequence[Source]) -> list[MLXKV]:
+        """``restore`` of several rows that are about to join one batch, which then copies none of them."""
+        if not self._layout.is_full or len(sources) < 2:
+            return [self.restore(source) for source in sources]
+        empties = [self._caches() for _ in sources]
+        rows = filling.fill_together(self._layout, sources, empties, self._helper)
+        return [MLXKV(row, self._layout, source.n_tokens) for row, source in zip(rows, sources, strict=True)]
+
     def restoring(self, source: Source) -> Iterator[MLXKV | None]:
         """``restore``, a tensor at a time."""
         found = filling.filling(self._layout, source, self._caches())
@@ -170,7 +178,7 @@ class MLXBatch:
         rows = [self._rows[uid] for uid in lanes[0].uids]
         caches = kinds.leaves(lanes[0].prompt_cache)
         return all(row.processors.can_look_ahead for row in rows) and all(
-            type(c) in (KVCache, RaggedKVCache) for c in caches
+            isinstance(c, (KVCache, RaggedKVCache)) for c in caches
         )
 
     def ahead(self, group: int) -> dict[int, tuple[int, bool]]:
@@ -293,7 +301,7 @@ class MLXBatch:
         while rows:
             can_batch = joining.can_batch(rows[0].caches)
             count = len(rows) if can_batch else 1
-            coming, rows = rows[:count], rows[count:]
+            coming, rows = joining.in_place(rows[:count]), rows[count:]
             for row in coming:
                 del self._waiting[row.number]
             if can_batch and lane is not None:

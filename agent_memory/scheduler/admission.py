@@ -62,8 +62,12 @@ class Admission:
 
     def kv_bytes(self, n_tokens: int) -> int:
         """Return the most bytes that restored KV of ``n_tokens`` takes, spare capacity included."""
-        tokens = (n_tokens + _STEP // 2 + _STEP - 1) // _STEP * _STEP
-        return tokens * self._token_bytes + self._row_bytes
+        return self.slots(n_tokens) * self._token_bytes + self._row_bytes
+
+    @staticmethod
+    def slots(n_tokens: int) -> int:
+        """Return the tokens that buffers of restored KV have, spare capacity included."""
+        return (n_tokens + _STEP // 2 + _STEP - 1) // _STEP * _STEP
 
     def worst_tokens(self, n_prompt: int, max_tokens: int) -> int:
         """Return the most tokens that a row's buffers may have. Raises OutOfBudgetError if it could never fit.

@@ -68,6 +68,7 @@ class Ahead:
         self._foresight = tiers.foresight
         self._is_on = is_storable and self._foresight.is_on and hasattr(running.batch, "restoring")
         self._is_due = self._waits_for_saver = False
+        self.is_held: Callable[[], bool] = lambda: False  #: True while requests wait to be restored together
         self._readings: dict[str, _Reading] = {}
 
     # what happens
@@ -117,7 +118,7 @@ class Ahead:
     @property
     def can_step(self) -> bool:
         """True if there may be something to restore, and no save comes first."""
-        if self._saver.can_step:
+        if self._saver.can_step or self.is_held():
             return False
         return self._filling.owner is not None or (self._is_due and not (self._waits_for_saver and self._saver.busy))
 

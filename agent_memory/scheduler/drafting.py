@@ -13,9 +13,13 @@ from agent_memory.scheduler.row import Row
 _MOST_ROWS = 4
 #: Ids fed for each row, its next one included.
 _WIDTHS = (2, 3, 4, 6, 8, 12, 16)
-#: What a step costs more each time that the number of its ids doubles, in steps of a single id: on CPUs, decoding 1, 2,
-#: 4 and 8 rows of the starter model takes 39, 53, 62 and 74 ms. On GPUs a small number of ids costs next to nothing.
+#: What a step costs more each time that the number of its ids doubles, in steps of a single id, as long as it waits for
+#: memory: on two quiet cores, decoding 1, 2, 4 and 8 rows of the starter model took 39, 53, 62 and 74 ms.
 _DOUBLING = 0.3
+#: What each further id costs where computing is what takes the time: by ``benchmarks/lookup.py --steps`` (CPU time, one
+#: BLAS thread, load) 4, 8, 16, 32 and 64 ids cost 1.2, 1.5, 2.1, 2.9 and 5.4 steps, .06 to .08 an id. On GPUs a small
+#: number of ids costs next to nothing.
+_EACH = 0.07
 #: Tokens a second must be expected to grow by so much.
 _LEAST_GAIN = 1.1
 #: Verified steps after which the gain is judged, and ids for which verifying then pauses; twice as many each time.
@@ -104,7 +108,7 @@ class Drafting:
 
 def cost(n_ids: int) -> float:
     """Return the expected cost of a step with ``n_ids`` ids, in steps of a single id."""
-    return 1 + _DOUBLING * math.log2(n_ids)
+    return 1 + max(_DOUBLING * math.log2(n_ids), _EACH * (n_ids - 1))
 
 
 class Brake:

@@ -166,6 +166,10 @@ class Evictor:
     def _idle_bytes(self) -> int:
         return self._hot.nbytes + self._filling.nbytes
 
+    def has_room(self, n_bytes: int) -> bool:
+        """True if ``n_bytes`` fit with nothing evicted."""
+        return not self._admission.shortfall(n_bytes, self._idle_bytes)
+
     @property
     def has_ttl(self) -> bool:
         """True if lineages leave hot by their age."""

@@ -15,6 +15,7 @@ from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.absent import Absentees
 from agent_memory.scheduler.admission import Admission
 from agent_memory.scheduler.ahead import Ahead
+from agent_memory.scheduler.company import Company
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.decode import Decode
 from agent_memory.scheduler.drafting import Drafting
@@ -95,9 +96,14 @@ class Loop:
         )  # fmt: skip
         self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
+        company = Company(
+            self.running, self.waiting, reuse, admission, self.evictor, gathering, max_batch=max_batch,
+            is_on=layout.is_full and tiers.exchange is None,
+        )  # fmt: skip
+        ahead.is_held = lambda: company.may_come
         self._starting = Starting(
             runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
-            observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,
+            observer, ahead, company, max_batch=max_batch, target_gap_s=target_gap_s,
         )  # fmt: skip
         self._pacer = Pacer(target_gap_s)
         self._idle, self._gathering = idle, gathering

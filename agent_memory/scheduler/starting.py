@@ -12,6 +12,7 @@ from agent_memory.exchange.fetch import Fetch
 from agent_memory.protocols import ModelRunner
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.ahead import Ahead
+from agent_memory.scheduler.company import Company
 from agent_memory.scheduler.eviction import Evictor
 from agent_memory.scheduler.faults import stripped
 from agent_memory.scheduler.observer import Observer
@@ -68,7 +69,8 @@ class Starting:
     - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already;
     - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
     - no row is about to have computed a long part of its prompt;
-    - no more of its KV is on its way from the bucket that hosts share, or that took too long.
+    - no more of its KV is on its way from the bucket that hosts share, or that took too long;
+    - no request is being made that could be restored together with it.
 
     One that waits for bytes lets smaller ones pass until it has waited for ``AGE_S``. One that cannot ever start fails
     alone.
@@ -87,6 +89,7 @@ class Starting:
         prefill: Prefill,
         observer: Observer,
         ahead: Ahead,
+        company: Company,
         *,
         max_batch: int,
         target_gap_s: float,
@@ -94,7 +97,7 @@ class Starting:
         self._runner, self._tiers, self._admission = runner, tiers, admission
         self._running, self._waiting = running, waiting
         self._reuse, self._evictor, self._saver, self._prefill = reuse, evictor, saver, prefill
-        self._observer, self._ahead = observer, ahead
+        self._observer, self._ahead, self._company = observer, ahead, company
         self._max_batch, self._target_gap_s = max_batch, target_gap_s
         self._numbers = count()
         self.lacks_bytes = False  #: True if a request could not start in the last step because its bytes were not free
@@ -107,7 +110,7 @@ class Starting:
                 continue
             start: Start
             try:
-                start = self._start(request) if self._has_row(now) else "no row"
+                start = self._start(request, busy) if self._has_row(now) else "no row"
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
@@ -120,6 +123,7 @@ class Starting:
             lacks_bytes |= start == "no bytes"
             if start == "no row" or (start == "no bytes" and now - request.created > AGE_S):
                 break
+        self._company.clear()
         self.lacks_bytes = lacks_bytes
         return has_started
 
@@ -128,7 +132,7 @@ class Starting:
         is_late = self._running.decoding and time.perf_counter() - now > self._target_gap_s / 2
         return not is_late and len(self._running) < self._max_batch
 
-    def _start(self, request: Request) -> Start:
+    def _start(self, request: Request, busy: set[str | None]) -> Start:
         """Start a request, or say what it waits for. Raises the reason why it cannot ever start."""
         if request.awaits is not None and request.awaits.is_coming:
             return "awaits"
@@ -145,11 +149,15 @@ class Starting:
             return "awaits"
         if self._tiers.exchange is not None:
             request.awaits = self._fetching(request, plan, place.n_bytes)
-            if request.awaits is not None:
-                return "awaits"
+        else:
+            request.awaits = self._company.others(request, plan)
+        if request.awaits is not None:
+            return "awaits"
+        self._company.take(request, plan)
         if leaving := self._evictor.make_room(place.n_bytes, plan, hurry=bool(self._running.decoding)):
             request.awaits = _Bytes(self._saver, tuple(leaving))
             return "no bytes"
+        self._company.restore(request, plan, place, busy)
         row = self._row(request, prompt, plan, place, max_tokens)
         self._running.add(row, place)
         self._ahead.began(row)
@@ -190,7 +198,8 @@ class Starting:
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
-        self._tiers.store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, now - started)
+        seconds = plan.restored_s + now - started
+        self._tiers.store.costs.loaded(base.tier, base.kv.nbytes if base.kv is not None else 0, seconds)
         return Row(
             number=next(self._numbers),
             request=request,
@@ -201,7 +210,7 @@ class Starting:
             max_tokens=max_tokens,
             group=place.group,
             started=started,
-            restored_s=now - started,
+            restored_s=seconds,
             costs=self._tiers.store.costs,
             prefilled=now,
         )

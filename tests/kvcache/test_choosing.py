@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.kvcache.choosing import LEVELS, Sensitivity, allot, codable, merged, noise
+from agent_memory.kvcache.choosing import (
+    LEVELS,
+    PROBE_BITS,
+    Sensitivity,
+    allot,
+    bits_of,
+    codable,
+    merged,
+    n_bytes,
+    noise,
+    sensitivities,
+)  # fmt: skip
 from agent_memory.kvcache.coding import PLANES, coding, fitted, is_for, is_lossy, mixed, named, token_bytes
 from agent_memory.kvcache.layout import Layout, TensorSpec
 
@@ -49,6 +60,43 @@ def test_a_smaller_budget_takes_no_fewer_bytes(found: list[Sensitivity], budgets
         sum(one.bytes_at(bits[one.spec.name]) for one in found) for bits in (allot(found, b) for b in sorted(budgets))
     ]
     assert sizes[0] >= sizes[1]
+
+
+@given(
+    drawn=st.lists(st.tuples(st.floats(0, 1, allow_nan=False), st.sampled_from([8, 64])), min_size=2, max_size=4),
+    budget=st.floats(1e-9, 1),
+)
+def test_tensors_of_one_digit_get_the_same_bits_and_no_allotment_of_as_few_bytes_costs_less(
+    drawn: list[tuple[float, int]], budget: float
+) -> None:
+    found = [_sensitivity(f"{i // 2:03d}.{i % 2}.k", *one) for i, one in enumerate(drawn)]
+    bits = allot(found, budget)
+    codec = mixed(bits)
+    assert all(bits_of(found, codec)[name] == n or not n for name, n in bits.items())
+    size = n_bytes(found, codec)
+    assert size == sum(one.bytes_at(bits[one.spec.name]) for one in found), "what is charged is what is stored"
+    cost = sum(one.kl_at(bits[one.spec.name]) for one in found)
+    assert cost <= budget * (1 + 1e-9) + 1e-15
+    for chosen in itertools.product(FEW, repeat=(len(found) + 1) // 2):
+        each = [(one, chosen[i // 2]) for i, one in enumerate(found)]
+        other = sum(one.kl_at(b) for one, b in each)
+        assert other >= cost * (1 - 1e-9) - 1e-15 or sum(one.bytes_at(b) for one, b in each) > size
+
+
+def test_what_two_caches_of_a_layer_cost_together_is_charged_once() -> None:
+    names = ("000.0.k", "000.0.v", "000.1.k", "000.1.v", "001.k", "001.v")
+    layout = Layout(tuple(TensorSpec(name, 2, 64, "F32") for name in names), ("full",) * 3)
+    asked: list[str] = []
+
+    def measure(codec: str) -> float:
+        asked.append(codec)
+        return 0.5
+
+    found = sensitivities(layout, 7, measure)
+    assert [one.spec.name for one in found] == ["000.0.k", "000.1.k", "000.0.v", "000.1.v", "001.k", "001.v"]
+    assert len(asked) == len(set(asked)) == 4, "one for each digit"
+    assert [one.kl for one in found] == [0.25] * 4 + [0.5] * 2
+    assert sum(one.kl_at(PROBE_BITS) for one in found) == sum(0.5 for _ in asked)
 
 
 def test_what_matters_more_gets_more_bits() -> None:

@@ -1,0 +1,81 @@
+"""Agents that are restored at the same time are restored together; one that is asked alone waits for nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_memory import Config, EchoRunner, Memory
+from tests.parts.waiting import PATIENCE_S, within
+
+NAMES = [f"agent {n}" for n in range(4)]
+GAP_S = 40 * PATIENCE_S  #: whoever waits for a share of it waits longer than any test
+
+
+def _memory(runner: Any, path: Any, sizes: tuple[int, ...] = (30, 31, 29, 30), **settings: Any) -> Memory:
+    """A Memory whose agents have all their KV on disk."""
+    memory = Memory(runner, path, config=Config(target_gap_s=GAP_S, chunk_tokens=64, **settings))
+    for name, size in zip(NAMES, sizes, strict=True):
+        memory.agent(name, system=f"{name} waits. " + "You wait. " * size).say("Hello.", max_tokens=2)
+    memory.evict()
+    memory.flush()
+    return memory
+
+
+def _said(memory: Memory, names: list[str]) -> list[Any]:
+    handles = [memory.stream("Go on.", agent=name, max_tokens=5) for name in names]
+    return [handle.result(PATIENCE_S) for handle in handles]
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_agents_asked_at_once_are_restored_together(tmp_path: Path, is_batch: bool) -> None:
+    runner, other = EchoRunner("word " * 40), EchoRunner("word " * 40)
+    with _memory(other, tmp_path / "other") as memory:
+        wanted = [within(lambda name=name: memory.agent(name).say("Go on.", max_tokens=5)) for name in NAMES]
+        assert other.calls.together == 0, "each was alone"
+    with _memory(runner, tmp_path / "store") as memory:
+        if is_batch:
+            found = within(lambda: memory.batch(["Go on."] * 4, agent=NAMES, max_tokens=5))
+        else:
+            found = _said(memory, NAMES)
+    assert runner.calls.together == runner.calls.restores == 4
+    assert [reply.text for reply in found] == [reply.text for reply in wanted]
+    assert {(reply.usage.tier, reply.usage.exactness) for reply in found} == {("cold", "exact")}
+    assert all(reply.usage.restore_s > 0 for reply in found), "each is charged its share"
+    assert [reply.usage.cached_tokens for reply in found] == [reply.usage.cached_tokens for reply in wanted]
+
+
+def test_those_of_another_length_are_restored_alone(tmp_path: Path) -> None:
+    runner = EchoRunner("word " * 40)
+    with _memory(runner, tmp_path, (30, 400, 30, 400)) as memory:
+        assert {reply.usage.tier for reply in _said(memory, NAMES)} == {"cold"}
+    assert (runner.calls.together, runner.calls.restores) == (2, 4)
+
+
+def test_what_is_damaged_of_one_is_no_harm_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runner = EchoRunner("word " * 40)
+    with _memory(runner, tmp_path) as memory:
+        files = tmp_path.rglob("*.safetensors")
+        file = max(files, key=lambda file: file.stat().st_mtime_ns)  # the last agent's: others share rows of the first
+        half = file.stat().st_size // 2  # in the rows, which only a restore reads
+        with file.open("r+b") as opened:
+            opened.seek(half)
+            [old] = opened.read(1)
+            opened.seek(half)
+            opened.write(bytes([old ^ 1]))
+        replies = _said(memory, NAMES)
+    assert "a segment is damaged" in caplog.text
+    assert runner.calls.together == 4
+    assert sorted(reply.usage.exactness for reply in replies) == [*["exact"] * 3, "recomputed"]
+    assert len({reply.text for reply in replies}) == 1
+
+
+def test_a_request_that_is_cancelled_meanwhile_and_a_full_budget_leave_the_others_whole(tmp_path: Path) -> None:
+    runner = EchoRunner("word " * 40)
+    with _memory(runner, tmp_path) as memory:
+        handles = [memory.stream("Go on.", agent=name, max_tokens=5) for name in NAMES]
+        handles[0].cancel()
+        assert len({handle.result(PATIENCE_S).text for handle in handles[1:]}) == 1
+    assert runner.calls.together == 3
