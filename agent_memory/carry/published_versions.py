@@ -148,21 +148,22 @@ def write_versions(
     return body, Digests(frozenset(past.states[-1] for past in pasts if past.states), frozenset(own))
 
 
-def read_versions(agent: str, id: str, body: bytes, names: ObjectNames, keys: RemoteKeys) -> RawVersions:
+def read_versions(agent: str, id: str, body: bytes | memoryview, names: ObjectNames, keys: RemoteKeys) -> RawVersions:
     """Read an object that holds versions. Raises ObjectDamagedError."""
     name = names.versions(agent, id)
     found = read_object(name, keys, body)
     try:
         if (found.header.get("agent"), found.header.get("id")) != (agent, id) or not found.n_parts:
             raise ValueError("it is another object")
-        described = json.loads(bytes(found.part(0)))
+        parts = found.opening()
+        described = json.loads(bytes(next(parts)))
         systems, told, facts = (described[part] for part in ("systems", "versions", "turns"))
         if len(told) > MAX_VERSIONS or found.n_parts != 1 + 2 * len(facts):
             raise ValueError("it has other parts than it tells")
         turns: dict[str, tuple[str, RawTurn]] = {}
-        for place, one in enumerate(facts):
-            ids = np.frombuffer(found.part(2 + 2 * place), "<u4").astype(np.uint32)
-            raw = RawTurn(one, bytes(found.part(1 + 2 * place)).decode("ascii"), ids)
+        for one in facts:
+            messages = bytes(next(parts)).decode("ascii")
+            raw = RawTurn(one, messages, np.frombuffer(next(parts), "<u4").astype(np.uint32))
             before = str(one["before"])
             turns[chained([tuple(one.get(mark) for mark in MARKS)], [before] if before else [])[-1]] = (before, raw)
         return RawVersions(tuple(_with_system(one, systems) for one in told), turns)
