@@ -2,7 +2,8 @@
 
 mlx-lm itself copies a row's KV several times on its way from prompt to batch, and returns its first token one step
 late. Here a row is prefilled alone and joins a batch with its last prompt id still to be fed: rows that join together
-share even their first step. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
+share even their first step. Where few ids are left, one pass feeds them and samples, and the row joins with its first
+token. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
 turns them into batch caches with spare capacity, where others join and leave without moving them (figures:
 benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step``, ``._next_tokens``,
 ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``; tests/runner/test_batch.py is their contract.
@@ -10,7 +11,7 @@ benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -35,9 +36,12 @@ _CLEAR_STEPS = 512
 
 
 class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
-    """Rows about to join a lane (a batch that decodes); unlike a GenerationBatch, they take no step of their own."""
+    """Rows about to join a lane (a batch that decodes), or to be one; as they are made, they take no step."""
 
     def _step(self) -> tuple[list[int], list[mx.array]]:
+        if self._next_logprobs:
+            made: tuple[list[int], list[mx.array]] = super()._step()
+            return made
         self._next_logprobs = [mx.zeros(1) for _ in self.uids]
         return [], []
 
@@ -51,11 +55,20 @@ class _Row:
     caches: list[Any]
     n_kv: int  #: tokens in the caches when the row was inserted
     ids: list[int]  #: the ids so far that logits processors read, the pending one left out; empty where none reads them
-    pending: int  #: its last prompt id
+    pending: int  #: its last prompt id, or its first token
     sampler: Sampler
     processors: Processors
     marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
+    is_begun: bool = False  #: True if it joins with its first token
     n_skip: int = 1  #: ids that the lane returns although the caller has them: the prompt's last id, or a first token
+
+    def first(self, ids: Sequence[int], logits: mx.array) -> mx.array:
+        """Return what it samples after its prompt ``ids``, of (1, vocab) logits; lazy."""
+        context = mx.array(list(ids if self.processors.reads_ids else ids[-1:]), mx.uint32)
+        for process in self.processors.chain:
+            logits = process(context, logits)
+        sampled: mx.array = self.sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        return sampled
 
     def sampled(self, ids: list[int], logits: mx.array) -> mx.array:
         """Return what it samples after each of ``ids``, as far as its constraint looks ahead; lazy."""
@@ -113,12 +126,17 @@ class MLXBatch:
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
-        mine, is_computed = _own(kv), False
+        self._feed(_own(kv), ids, lambda logits: ())
+
+    def _feed(self, mine: MLXKV, ids: Sequence[int], wanted: Callable[[mx.array], Any]) -> Any:
+        """Feed ``ids`` to one row, and return what is ``wanted`` of their (1, n, vocab) logits, evaluated."""
+        is_computed = False
         with mx.stream(self._generator.stream):
             try:
-                self._model(mx.array([list(ids)]), cache=mine.caches)
+                logits = self._model(mx.array([list(ids)]), cache=mine.caches)
                 is_computed = True
-                mx.eval([c.state for c in mine.caches])
+                found = wanted(logits)
+                mx.eval([c.state for c in mine.caches], found)
             except BaseException:  # also Ctrl-C, between two layers: the row is what it was
                 # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
                 mine.unwind(is_sound=not is_computed)
@@ -129,6 +147,7 @@ class MLXBatch:
             self._mark(mine.marks, mine.caches, mine.n_tokens)
         if self._clears:
             mx.clear_cache()
+        return found
 
     def insert(
         self,
@@ -142,12 +161,36 @@ class MLXBatch:
         constraint: Constraint | None = None,
     ) -> None:
         """Queue the row for the group's next step."""
+        self._queue(self._row(row, _own(kv), ids, group, Processors(sampling, logits_processors, constraint), sampling))
+
+    def first(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> int:
+        """Feed the ids that ``kv`` lacks and sample in one pass; then queue the row for the group's next step."""
         mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
-        known = list(ids[:-1]) if processors.reads_ids else []
-        self._waiting[row] = _Row(
-            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors, mine.marks
-        )
-        self._rows[row] = self._waiting[row]
+        made = self._row(row, mine, ids, group, processors, sampling)
+        sampled = self._feed(mine, ids[mine.n_tokens :], lambda logits: made.first(ids, logits[:, -1]))
+        made.pending, made.is_begun, made.n_kv = int(sampled.item()), True, mine.n_tokens
+        made.ids = list(ids) if processors.reads_ids else []
+        self._queue(made)
+        return made.pending
+
+    def _row(
+        self, row: int, kv: MLXKV, ids: Sequence[int], group: int, processors: Processors, sampling: Sampling
+    ) -> _Row:
+        known, sampler = list(ids[:-1]) if processors.reads_ids else [], make_sampler(sampling)
+        return _Row(row, group, kv.caches, kv.n_tokens, known, ids[-1], sampler, processors, kv.marks)
+
+    def _queue(self, row: _Row) -> None:
+        self._waiting[row.number] = self._rows[row.number] = row
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Join the waiting rows, then one decode step of every row."""
@@ -287,7 +330,7 @@ class MLXBatch:
         self._generator.close()
 
     def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
-        """Move rows into lanes; return the first tokens of those whose lane was empty, as soon as they are computed."""
+        """Move rows into lanes; return the tokens of those whose lane was empty, as soon as they are computed."""
         out: list[tuple[int, int]] = []
         lane = lanes[0] if lanes else None
         while rows:
@@ -298,6 +341,9 @@ class MLXBatch:
                 del self._waiting[row.number]
             if can_batch and lane is not None:
                 self._enter(lane, coming)
+            elif any(row.is_begun for row in coming):
+                lanes.append(self._lane(_Joining, coming))
+                out.extend(self._advance(lanes[-1]))
             else:
                 lanes.append(self._lane(GenerationBatch, coming))
                 self._mark_lane(lanes[-1])

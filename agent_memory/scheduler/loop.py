@@ -32,6 +32,7 @@ from agent_memory.scheduler.reuse import Found, Reuse
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
+from agent_memory.scheduler.taking import Taking
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.scheduler.waiting import Places, Waiting
 from agent_memory.tiers.hot import Heir, HotTier
@@ -93,8 +94,9 @@ class Loop:
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, ahead,
             is_storable=layout.is_storable,
         )  # fmt: skip
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
-        self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
+        taking = Taking(self.running, self._leaving)
+        self._prefill = Prefill(self.running, self._leaving, taking, prefill_tokens, observer, is_full=layout.is_full)
+        self._decode = Decode(self.running, taking, observer, Drafting(runner.tokenizer) if looks_up else None)
         self._starting = Starting(
             runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
             observer, ahead, max_batch=max_batch, target_gap_s=target_gap_s,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.row import Row
+
+T = TypeVar("T")
 
 
 class Running:
@@ -16,8 +19,8 @@ class Running:
     - A row is in ``prefilling`` (the oldest first) or in ``decoding`` (by number), never in both.
     - It has reserved bytes exactly as long as it is in one of them.
     - A prefilling row owns its KV; the KV of a decoding row is the batch's, and ``row.kv`` is None.
-    - Of each row: ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt`` until a decode step has fed its last prompt
-      id; from then on ``fed == n_prompt``.
+    - Of each row: ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt`` until its last prompt id was fed; from then
+      on ``fed == n_prompt``.
     """
 
     def __init__(self, open_batch: Callable[[], Batch], admission: Admission, counters: Counters) -> None:
@@ -64,9 +67,18 @@ class Running:
 
     def join(self, row: Row) -> None:
         """Hand a prefilled row and its KV to the batch. If that raises, both stay where they were."""
+        self._hand(row, self.batch.insert)
+
+    def begin(self, row: Row) -> int:
+        """Feed all that is left of a row's prompt, hand it to the batch, and return its first token; or as ``join``."""
+        token = self._hand(row, self.batch.first)
+        self.count_fed(row, row.n_prompt)
+        return token
+
+    def _hand(self, row: Row, enter: Callable[..., T]) -> T:
         request = row.request
         assert row.kv is not None
-        self.batch.insert(
+        made = enter(
             row.number,
             row.kv,
             row.prompt.ids,
@@ -78,6 +90,7 @@ class Running:
         self.decoding[row.number] = row  # first: a row in both lists would still end, one in neither would not
         self.prefilling.remove(row)
         row.kv = None
+        return made
 
     def take_kv(self, rows: list[Row]) -> list[KV]:
         """Take the KV of rows that end, out of the batch if they decode. The caller removes the rows at once."""
