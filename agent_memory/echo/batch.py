@@ -33,8 +33,8 @@ Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
 class Calls:
     """Counts of what an EchoRunner has computed."""
 
-    prefill_ids: int = 0  #: ids fed by prefill()
-    insert_ids: int = 0  #: ids fed by insert(), one each, and by first()
+    prefill_ids: int = 0  #: ids fed by prefill() and first()
+    insert_ids: int = 0  #: ids fed by insert(): one each
     generated_ids: int = 0  #: sampled ids fed back
     prefills: int = 0
     inserts: int = 0
@@ -145,6 +145,9 @@ class EchoBatch:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens: of {len(ids)} ids none is left to feed")
         made = _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), constraint, len(ids), group)
         self._add(row, made)
+        calls = self._runner.calls
+        calls.prefills += 1
+        calls.prefill_ids += len(ids) - kv.n_tokens
         self._begin(made)
         made.is_ahead = True
         self._wait()
@@ -165,6 +168,7 @@ class EchoBatch:
         out = []
         for number, row in rows.items():
             if not row.is_fed:
+                self._runner.calls.insert_ids += 1
                 self._begin(row)
                 row.is_ahead = not joins_others
                 if row.is_ahead:
@@ -266,10 +270,8 @@ class EchoBatch:
 
     def _begin(self, row: _Row) -> None:
         """Feed the prompt ids that are left and draw the first token."""
-        calls, left = self._runner.calls, row.history[row.kv.n_tokens :]
-        calls.inserts += 1
-        calls.insert_ids += len(left)
-        row.kv.feed(left)
+        self._runner.calls.inserts += 1
+        row.kv.feed(row.history[row.kv.n_tokens :])
         row.plan = self._plan(row.kv, row.constraint is not None)
         row.is_fed = True
         self._draw(row)

@@ -43,6 +43,7 @@ class Decode:
                 self._drop(rows, error)
                 continue
             for row in rows:
+                row.has_stepped = True
                 if row.fed < row.n_prompt:
                     self._running.count_fed(row, row.n_prompt)
             self._observer.decoded([row.request for row in rows], began)

@@ -203,10 +203,12 @@ class Loop:
         if self.waiting and self._starting.step(self._busy_owners()) and self._can_gather():
             return
         running, pacer = self.running, self._pacer
-        if running.prefilling and (not running.decoding or pacer.is_prefill_due):
+        if has_fed := bool(running.prefilling and (not running.decoding or pacer.is_prefill_due)):
             self._prefill_step()
-        is_prefill = running.prefilling and pacer.is_prefill_due
-        if running.decoding and not is_prefill and not self._gathering.wait_s(running):
+        may_step = not (running.prefilling and pacer.is_prefill_due) and not self._gathering.wait_s(running)
+        if has_fed and not any(row.has_stepped for row in running):
+            may_step = False  # first the messages: requests that were made meanwhile share the first step
+        if running.decoding and may_step:
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))

@@ -67,6 +67,7 @@ class Row:
     ids: np.ndarray[Any, Any] = field(repr=False)  #: the prompt's, u32
     kv: KV | None = field(init=False, repr=False)  #: None once the batch owns it
     fed: int = 0
+    has_stepped: bool = False  #: True once it has taken part in a decode step
     n_grid: int = field(init=False)  #: as in ``Lineage``
     output: list[int] = field(factory=list)
     draft: Draft = field(init=False, repr=False)
