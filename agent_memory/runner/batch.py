@@ -16,7 +16,6 @@ from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
-from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
@@ -27,7 +26,8 @@ from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.mlxcache.ragged import RaggedKVCache
 from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 from agent_memory.runner import measuring
-from agent_memory.runner.sampling import Drawn, Processors, Sampler, greedy, make_sampler, n_right_of
+from agent_memory.runner.batchrow import BatchRow
+from agent_memory.runner.sampling import Drawn, Processors, greedy, make_sampler, n_right_of
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -44,37 +44,6 @@ class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
             return made
         self._next_logprobs = [mx.zeros(1) for _ in self.uids]
         return [], []
-
-
-@define
-class _Row:
-    """One row. It waits to join a lane as long as it has ``caches``."""
-
-    number: int
-    group: int
-    caches: list[Any]
-    n_kv: int  #: tokens in the caches when the row was inserted
-    ids: list[int]  #: the ids so far that logits processors read, the pending one left out; empty where none reads them
-    pending: int  #: its last prompt id, or its first token
-    sampler: Sampler
-    processors: Processors
-    marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
-    is_begun: bool = False  #: True if it joins with its first token
-    n_skip: int = 1  #: ids that the lane returns although the caller has them: the prompt's last id, or a first token
-
-    def first(self, ids: Sequence[int], logits: mx.array) -> mx.array:
-        """Return what it samples after its prompt ``ids``, of (1, vocab) logits; lazy."""
-        context = mx.array(list(ids if self.processors.reads_ids else ids[-1:]), mx.uint32)
-        for process in self.processors.chain:
-            logits = process(context, logits)
-        sampled: mx.array = self.sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        return sampled
-
-    def sampled(self, ids: list[int], logits: mx.array) -> mx.array:
-        """Return what it samples after each of ``ids``, as far as its constraint looks ahead; lazy."""
-        own = self.processors.several(ids[0], ids[1:], logits[: len(ids)])
-        logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
-        return self.sampler.several(logprobs) if isinstance(self.sampler, Drawn) else greedy(logprobs)
 
 
 class MLXBatch:
@@ -101,8 +70,8 @@ class MLXBatch:
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model, stream=stream)
         self._beside = beside if beside is not None else self._generator.stream
-        self._waiting: dict[int, _Row] = {}
-        self._rows: dict[int, _Row] = {}
+        self._waiting: dict[int, BatchRow] = {}
+        self._rows: dict[int, BatchRow] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
         self._references = measuring.References()
@@ -185,11 +154,11 @@ class MLXBatch:
 
     def _row(
         self, row: int, kv: MLXKV, ids: Sequence[int], group: int, processors: Processors, sampling: Sampling
-    ) -> _Row:
+    ) -> BatchRow:
         known, sampler = list(ids[:-1]) if processors.reads_ids else [], make_sampler(sampling)
-        return _Row(row, group, kv.caches, kv.n_tokens, known, ids[-1], sampler, processors, kv.marks)
+        return BatchRow(row, group, kv.caches, kv.n_tokens, known, ids[-1], sampler, processors, kv.marks)
 
-    def _queue(self, row: _Row) -> None:
+    def _queue(self, row: BatchRow) -> None:
         self._waiting[row.number] = self._rows[row.number] = row
 
     def step(self, group: int) -> list[tuple[int, int]]:
@@ -329,7 +298,7 @@ class MLXBatch:
         self._references.drop()
         self._generator.close()
 
-    def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
+    def _join(self, lanes: list[GenerationBatch], rows: list[BatchRow]) -> list[tuple[int, int]]:
         """Move rows into lanes; return the tokens of those whose lane was empty, as soon as they are computed."""
         out: list[tuple[int, int]] = []
         lane = lanes[0] if lanes else None
@@ -351,7 +320,7 @@ class MLXBatch:
                 out.extend((row.number, token) for row, token in zip(coming, tokens, strict=True))
         return out
 
-    def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
+    def _lane(self, kind: type[GenerationBatch], rows: list[BatchRow]) -> GenerationBatch:
         parts = [row.caches for row in rows]
         join = joining.Join(self._beside)
         caches = parts[0] if len(rows) == 1 else [join.layer(layer) for layer in zip(*parts, strict=True)]
@@ -371,7 +340,7 @@ class MLXBatch:
             row.caches = []  # the lane owns them now
         return lane
 
-    def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
+    def _enter(self, lane: GenerationBatch, rows: list[BatchRow]) -> None:
         """Join rows to a decoding lane, layer by layer, so that at most one layer is in memory twice."""
         mx.eval(lane._next_tokens)  # the step under way reads buffers that are written in place
         layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
@@ -438,12 +407,12 @@ class MLXBatch:
     def _mark(self, marks: dict[int, list[Any]], caches: list[Any], n_tokens: int, row: int | None = None) -> None:
         kinds.mark(marks, self._layout, caches, n_tokens, self._chunk_tokens, row)
 
-    def _find(self, row: _Row) -> tuple[GenerationBatch, int]:
+    def _find(self, row: BatchRow) -> tuple[GenerationBatch, int]:
         lane = next(lane for lane in self._lanes[row.group] if row.number in lane.uids)
         return lane, lane.uids.index(row.number)
 
 
-def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
+def _n_tokens(row: BatchRow, lane: GenerationBatch, index: int) -> int:
     return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
 
 

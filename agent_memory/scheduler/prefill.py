@@ -73,7 +73,8 @@ class Prefill:
 
     def _begin(self, row: Row) -> None:
         start, began = row.fed, time.perf_counter()
-        token = self._running.begin(row)
+        token = self._running.join(row)
+        assert token is not None
         self._observer.prefilled(row.request, start, row.fed, began)
         self._taking.take([(row.number, token)])
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 from agent_memory.protocols import KV, Batch
 from agent_memory.scheduler.admission import Admission, Place
 from agent_memory.scheduler.counters import Counters
 from agent_memory.scheduler.row import Row
-
-T = TypeVar("T")
 
 
 class Running:
@@ -65,20 +62,15 @@ class Running:
         row.advance(stop)
         row.request.feed.move("prefill", (row.fed, row.n_prompt))
 
-    def join(self, row: Row) -> None:
-        """Hand a prefilled row and its KV to the batch. If that raises, both stay where they were."""
-        self._hand(row, self.batch.insert)
+    def join(self, row: Row) -> int | None:
+        """Hand a row and its KV to the batch; if that raises, both stay where they were.
 
-    def begin(self, row: Row) -> int:
-        """Feed all that is left of a row's prompt, hand it to the batch, and return its first token; or as ``join``."""
-        token = self._hand(row, self.batch.first)
-        self.count_fed(row, row.n_prompt)
-        return token
-
-    def _hand(self, row: Row, enter: Callable[..., T]) -> T:
+        Where more than the last id of its prompt is left, it is fed now, and the first token is returned.
+        """
         request = row.request
         assert row.kv is not None
-        made = enter(
+        enter: Callable[..., int | None] = self.batch.insert if row.is_ready else self.batch.first
+        token = enter(
             row.number,
             row.kv,
             row.prompt.ids,
@@ -90,7 +82,9 @@ class Running:
         self.decoding[row.number] = row  # first: a row in both lists would still end, one in neither would not
         self.prefilling.remove(row)
         row.kv = None
-        return made
+        if token is not None:
+            self.count_fed(row, row.n_prompt)
+        return token
 
     def take_kv(self, rows: list[Row]) -> list[KV]:
         """Take the KV of rows that end, out of the batch if they decode. The caller removes the rows at once."""
