@@ -38,6 +38,8 @@ _CLEAR_STEPS = 512
 class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
     """Rows about to join a lane (a batch that decodes), or to be one; as they are made, they take no step."""
 
+    _next_logprobs: list[mx.array]
+
     def _step(self) -> tuple[list[int], list[mx.array]]:
         if self._next_logprobs:
             made: tuple[list[int], list[mx.array]] = super()._step()
