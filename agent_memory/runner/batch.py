@@ -11,7 +11,7 @@ benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -97,17 +97,19 @@ class MLXBatch:
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
-        self._feed(_own(kv), ids, lambda logits: ())
+        self._feed(_own(kv), ids)
 
-    def _feed(self, mine: MLXKV, ids: Sequence[int], wanted: Callable[[mx.array], Any]) -> Any:
-        """Feed ``ids`` to one row, and return what is ``wanted`` of their (1, n, vocab) logits, evaluated."""
+    def _feed(self, mine: MLXKV, ids: Sequence[int], row: BatchRow | None = None, prompt: Sequence[int] = ()) -> Any:
+        """Feed ``ids`` to one row; return what ``row`` samples after its ``prompt``, which they end, evaluated."""
+        found: Any = None  # no closure: the frame of one would keep the row where a processor raises
         is_computed = False
         with mx.stream(self._generator.stream):
             try:
                 logits = self._model(mx.array([list(ids)]), cache=mine.caches)
                 is_computed = True
-                found = wanted(logits)
-                mx.eval([c.state for c in mine.caches], found)
+                if row is not None:
+                    found = row.first(prompt, logits[:, -1])
+                mx.eval([c.state for c in mine.caches], [] if found is None else found)
             except BaseException:  # also Ctrl-C, between two layers: the row is what it was
                 # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
                 mine.unwind(is_sound=not is_computed)
@@ -148,7 +150,7 @@ class MLXBatch:
         """Feed the ids that ``kv`` lacks and sample in one pass; then queue the row for the group's next step."""
         mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
         made = self._row(row, mine, ids, group, processors, sampling)
-        sampled = self._feed(mine, ids[mine.n_tokens :], lambda logits: made.first(ids, logits[:, -1]))
+        sampled = self._feed(mine, ids[mine.n_tokens :], made, ids)
         made.pending, made.is_begun, made.n_kv = int(sampled.item()), True, mine.n_tokens
         made.ids = list(ids) if processors.reads_ids else []
         self._queue(made)
