@@ -267,11 +267,29 @@ class Batch(Protocol):
         ``constraint`` has the last word on this row's logits, after ``logits_processors``.
         """
 
+    def first(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> int:
+        """Feed the ids that ``kv`` lacks and return the first token, all in one pass; the row joins as by ``insert``.
+
+        The group's next step feeds that token and gives the second. Every id's logits may be computed: for few ids.
+        Raises what the model raised; ``kv`` is then as after ``prefill``, and the row has not joined.
+        """
+
     def step(self, group: int) -> list[tuple[int, int]]:
         """One decode step of a group: (row, token) each, in order.
 
-        A row that joins rows that decode gives its first token one step later. Every token given out is covered by its
-        row's KV, but for the first token of rows that joined an empty group. Raises what the model raised.
+        A row that joins rows that decode gives its next token one step later. Every token given out is covered by its
+        row's KV, but for a first token that ``first`` gave or that rows got in an empty group. Raises what the model
+        raised.
         """
 
     def can_verify(self, group: int) -> bool:

@@ -17,7 +17,7 @@ WIDE = {
     "store.catalog.Catalog": (24, "the set of segments in memory, the attached model and the disk behind it"),
     "store.store.Store": (38, "logs for requests/ and KV for tiers/: one method for each thing asked of a disk"),
     "scheduler.request.Request": (20, "what was asked, read field by field where a row runs"),
-    "scheduler.row.Row": (14, "a running request: each phase reads and moves its own part of it"),
+    "scheduler.row.Row": (15, "a running request: each phase reads and moves its own part of it"),
     "scheduler.engine.Engine": (30, "the only way to the engine thread: one method for each thing asked of it"),
     "requests.asking.Asking": (24, "what a Memory and its agents are asked, and the machines that answer"),
     "requests.registry.Agents": (16, "logs by name, and the changes of them that the engine thread makes"),

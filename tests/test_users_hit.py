@@ -288,7 +288,7 @@ def test_handles_come_as_they_end() -> None:
 
 def test_a_cancelled_handle_and_a_failed_one_come_too() -> None:
     with Memory(EchoRunner(delay_s=0.01), ":memory:") as memory:
-        handles = [memory.stream("count to a hundred", max_tokens=100), memory.stream("late", timeout_s=0.001)]
+        handles = [memory.stream("count to a hundred " * 9, max_tokens=100), memory.stream("late", timeout_s=0.001)]
         threading.Timer(0.05, handles[0].cancel).start()
         found = {one: one.state for one in as_completed(handles)}
         assert [found[one] for one in handles] == ["cancelled", "failed"]

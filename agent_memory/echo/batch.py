@@ -33,7 +33,7 @@ Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
 class Calls:
     """Counts of what an EchoRunner has computed."""
 
-    prefill_ids: int = 0  #: ids fed by prefill()
+    prefill_ids: int = 0  #: ids fed by prefill() and first()
     insert_ids: int = 0  #: ids fed by insert(): one each
     generated_ids: int = 0  #: sampled ids fed back
     prefills: int = 0
@@ -131,12 +131,38 @@ class EchoBatch:
         constraint: Constraint | None = None,
     ) -> None:
         """Insert the row; the group's next step feeds its last id."""
-        if row in self._rows:
-            raise ValueError(f"row {row} is decoding already")
         if not ids or kv.n_tokens != len(ids) - 1:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
-        processors = tuple(logits_processors)
-        self._rows[row] = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
+        self._add(row, _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), constraint, len(ids), group))
+
+    def first(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> int:
+        """Feed the ids that ``kv`` lacks, and draw the first token; the row joins the group's next step."""
+        if kv.n_tokens >= len(ids):
+            raise ValueError(f"the KV covers {kv.n_tokens} tokens: of {len(ids)} ids none is left to feed")
+        made = _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), constraint, len(ids), group)
+        self._add(row, made)
+        calls = self._runner.calls
+        calls.prefills += 1
+        calls.prefill_ids += len(ids) - kv.n_tokens
+        self._begin(made)
+        made.is_ahead = True
+        self._wait()
+        return made.next
+
+    def _add(self, number: int, row: _Row) -> None:
+        if number in self._rows:
+            raise ValueError(f"row {number} is decoding already")
+        self._rows[number] = row
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Feed each row's pending token, draw the next, and return the fed ones."""
@@ -148,6 +174,7 @@ class EchoBatch:
         out = []
         for number, row in rows.items():
             if not row.is_fed:
+                self._runner.calls.insert_ids += 1
                 self._begin(row)
                 row.is_ahead = not joins_others
                 if row.is_ahead:
@@ -248,11 +275,9 @@ class EchoBatch:
         return said if said and said[-1] in tokenizer.eos_ids else [*said, tokenizer.end_id]
 
     def _begin(self, row: _Row) -> None:
-        """Feed the last prompt id and draw the first token."""
-        calls = self._runner.calls
-        calls.inserts += 1
-        calls.insert_ids += 1
-        row.kv.feed(row.history[-1:])
+        """Feed the prompt ids that are left and draw the first token."""
+        self._runner.calls.inserts += 1
+        row.kv.feed(row.history[row.kv.n_tokens :])
         row.plan = self._plan(row.kv, row.constraint is not None)
         row.is_fed = True
         self._draw(row)

@@ -2,7 +2,8 @@
 
 mlx-lm itself copies a row's KV several times on its way from prompt to batch, and returns its first token one step
 late. Here a row is prefilled alone and joins a batch with its last prompt id still to be fed: rows that join together
-share even their first step. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
+share even their first step. Where few ids are left, one pass feeds them and samples, and the row joins with its first
+token. Buffers are handed over, not copied: a single row decodes on its own caches, a second row
 turns them into batch caches with spare capacity, where others join and leave without moving them (figures:
 benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step``, ``._next_tokens``,
 ``._next_logprobs``, ``.prompt_cache``, ``.tokens``, ``.uids``; tests/runner/test_batch.py is their contract.
@@ -15,7 +16,6 @@ from concurrent.futures import Executor
 from typing import Any
 
 import mlx.core as mx
-from attrs import define
 from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
@@ -26,7 +26,8 @@ from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.mlxcache.ragged import RaggedKVCache
 from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
 from agent_memory.runner import measuring
-from agent_memory.runner.sampling import Drawn, Processors, Sampler, greedy, make_sampler, n_right_of
+from agent_memory.runner.batchrow import BatchRow
+from agent_memory.runner.sampling import Drawn, Processors, greedy, make_sampler, n_right_of
 from agent_memory.types import Sampling
 
 _NO_LIMIT = 2**31 - 1
@@ -35,33 +36,16 @@ _CLEAR_STEPS = 512
 
 
 class _Joining(GenerationBatch):  # type: ignore[misc]  # mlx-lm is untyped
-    """Rows about to join a lane (a batch that decodes); unlike a GenerationBatch, they take no step of their own."""
+    """Rows about to join a lane (a batch that decodes), or to be one; as they are made, they take no step."""
+
+    _next_logprobs: list[mx.array]
 
     def _step(self) -> tuple[list[int], list[mx.array]]:
+        if self._next_logprobs:
+            made: tuple[list[int], list[mx.array]] = super()._step()
+            return made
         self._next_logprobs = [mx.zeros(1) for _ in self.uids]
         return [], []
-
-
-@define
-class _Row:
-    """One row. It waits to join a lane as long as it has ``caches``."""
-
-    number: int
-    group: int
-    caches: list[Any]
-    n_kv: int  #: tokens in the caches when the row was inserted
-    ids: list[int]  #: the ids so far that logits processors read, the pending one left out; empty where none reads them
-    pending: int  #: its last prompt id
-    sampler: Sampler
-    processors: Processors
-    marks: dict[int, list[Any]]  #: snapshots by number of tokens, as in MLXKV
-    n_skip: int = 1  #: ids that the lane returns although the caller has them: the prompt's last id, or a first token
-
-    def sampled(self, ids: list[int], logits: mx.array) -> mx.array:
-        """Return what it samples after each of ``ids``, as far as its constraint looks ahead; lazy."""
-        own = self.processors.several(ids[0], ids[1:], logits[: len(ids)])
-        logprobs = own - mx.logsumexp(own, axis=-1, keepdims=True)
-        return self.sampler.several(logprobs) if isinstance(self.sampler, Drawn) else greedy(logprobs)
 
 
 class MLXBatch:
@@ -88,8 +72,8 @@ class MLXBatch:
         # Only for its stream and, on Metal, the wired limit while it lives; rows never pass through its queue.
         self._generator = BatchGenerator(model, stream=stream)
         self._beside = beside if beside is not None else self._generator.stream
-        self._waiting: dict[int, _Row] = {}
-        self._rows: dict[int, _Row] = {}
+        self._waiting: dict[int, BatchRow] = {}
+        self._rows: dict[int, BatchRow] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
         self._references = measuring.References()
@@ -121,12 +105,19 @@ class MLXBatch:
 
     def prefill(self, kv: KV, ids: Sequence[int]) -> None:
         """Feed ``ids`` to one row; logits are never computed (mlx is lazy)."""
-        mine, is_computed = _own(kv), False
+        self._feed(_own(kv), ids)
+
+    def _feed(self, mine: MLXKV, ids: Sequence[int], row: BatchRow | None = None, prompt: Sequence[int] = ()) -> Any:
+        """Feed ``ids`` to one row; return what ``row`` samples after its ``prompt``, which they end, evaluated."""
+        found: Any = None  # no closure: the frame of one would keep the row where a processor raises
+        is_computed = False
         with mx.stream(self._generator.stream):
             try:
-                self._model(mx.array([list(ids)]), cache=mine.caches)
+                logits = self._model(mx.array([list(ids)]), cache=mine.caches)
                 is_computed = True
-                mx.eval([c.state for c in mine.caches])
+                if row is not None:
+                    found = row.first(prompt, logits[:, -1])
+                mx.eval([c.state for c in mine.caches], [] if found is None else found)
             except BaseException:  # also Ctrl-C, between two layers: the row is what it was
                 # mlx is lazy: before ``eval`` no row has been touched; in it, a device may have left any.
                 mine.unwind(is_sound=not is_computed)
@@ -137,6 +128,7 @@ class MLXBatch:
             self._mark(mine.marks, mine.caches, mine.n_tokens)
         if self._clears:
             mx.clear_cache()
+        return found
 
     def insert(
         self,
@@ -150,12 +142,36 @@ class MLXBatch:
         constraint: Constraint | None = None,
     ) -> None:
         """Queue the row for the group's next step."""
+        self._queue(self._row(row, _own(kv), ids, group, Processors(sampling, logits_processors, constraint), sampling))
+
+    def first(
+        self,
+        row: int,
+        kv: KV,
+        ids: Sequence[int],
+        *,
+        group: int,
+        sampling: Sampling,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> int:
+        """Feed the ids that ``kv`` lacks and sample in one pass; then queue the row for the group's next step."""
         mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
-        known = list(ids[:-1]) if processors.reads_ids else []
-        self._waiting[row] = _Row(
-            row, group, mine.caches, mine.n_tokens, known, ids[-1], make_sampler(sampling), processors, mine.marks
-        )
-        self._rows[row] = self._waiting[row]
+        made = self._row(row, mine, ids, group, processors, sampling)
+        sampled = self._feed(mine, ids[mine.n_tokens :], made, ids)
+        made.pending, made.is_begun, made.n_kv = int(sampled.item()), True, mine.n_tokens
+        made.ids = list(ids) if processors.reads_ids else []
+        self._queue(made)
+        return made.pending
+
+    def _row(
+        self, row: int, kv: MLXKV, ids: Sequence[int], group: int, processors: Processors, sampling: Sampling
+    ) -> BatchRow:
+        known, sampler = list(ids[:-1]) if processors.reads_ids else [], make_sampler(sampling)
+        return BatchRow(row, group, kv.caches, kv.n_tokens, known, ids[-1], sampler, processors, kv.marks)
+
+    def _queue(self, row: BatchRow) -> None:
+        self._waiting[row.number] = self._rows[row.number] = row
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Join the waiting rows, then one decode step of every row."""
@@ -294,8 +310,8 @@ class MLXBatch:
         self._references.drop()
         self._generator.close()
 
-    def _join(self, lanes: list[GenerationBatch], rows: list[_Row]) -> list[tuple[int, int]]:
-        """Move rows into lanes; return the first tokens of those whose lane was empty, as soon as they are computed."""
+    def _join(self, lanes: list[GenerationBatch], rows: list[BatchRow]) -> list[tuple[int, int]]:
+        """Move rows into lanes; return the tokens of those whose lane was empty, as soon as they are computed."""
         out: list[tuple[int, int]] = []
         lane = lanes[0] if lanes else None
         while rows:
@@ -306,6 +322,9 @@ class MLXBatch:
                 del self._waiting[row.number]
             if can_batch and lane is not None:
                 self._enter(lane, coming)
+            elif any(row.is_begun for row in coming):
+                lanes.append(self._lane(_Joining, coming))
+                out.extend(self._advance(lanes[-1]))
             else:
                 lanes.append(self._lane(GenerationBatch, coming))
                 self._mark_lane(lanes[-1])
@@ -313,7 +332,7 @@ class MLXBatch:
                 out.extend((row.number, token) for row, token in zip(coming, tokens, strict=True))
         return out
 
-    def _lane(self, kind: type[GenerationBatch], rows: list[_Row]) -> GenerationBatch:
+    def _lane(self, kind: type[GenerationBatch], rows: list[BatchRow]) -> GenerationBatch:
         parts = [row.caches for row in rows]
         join = joining.Join(self._beside)
         caches = parts[0] if len(rows) == 1 else [join.layer(layer) for layer in zip(*parts, strict=True)]
@@ -333,7 +352,7 @@ class MLXBatch:
             row.caches = []  # the lane owns them now
         return lane
 
-    def _enter(self, lane: GenerationBatch, rows: list[_Row]) -> None:
+    def _enter(self, lane: GenerationBatch, rows: list[BatchRow]) -> None:
         """Join rows to a decoding lane, layer by layer, so that at most one layer is in memory twice."""
         mx.eval(lane._next_tokens)  # the step under way reads buffers that are written in place
         layers = [list(layer) for layer in zip(lane.prompt_cache, *(row.caches for row in rows), strict=True)]
@@ -400,12 +419,12 @@ class MLXBatch:
     def _mark(self, marks: dict[int, list[Any]], caches: list[Any], n_tokens: int, row: int | None = None) -> None:
         kinds.mark(marks, self._layout, caches, n_tokens, self._chunk_tokens, row)
 
-    def _find(self, row: _Row) -> tuple[GenerationBatch, int]:
+    def _find(self, row: BatchRow) -> tuple[GenerationBatch, int]:
         lane = next(lane for lane in self._lanes[row.group] if row.number in lane.uids)
         return lane, lane.uids.index(row.number)
 
 
-def _n_tokens(row: _Row, lane: GenerationBatch, index: int) -> int:
+def _n_tokens(row: BatchRow, lane: GenerationBatch, index: int) -> int:
     return int(row.n_kv + len(lane.tokens[index]) - len(row.ids))
 
 

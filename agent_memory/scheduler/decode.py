@@ -7,10 +7,10 @@ import time
 
 from agent_memory.scheduler.drafting import Drafting
 from agent_memory.scheduler.faults import stripped
-from agent_memory.scheduler.leaving import Leaving
 from agent_memory.scheduler.observer import Observer
 from agent_memory.scheduler.row import Row
 from agent_memory.scheduler.running import Running
+from agent_memory.scheduler.taking import Taking
 
 log = logging.getLogger("agent_memory.engine")
 
@@ -20,13 +20,10 @@ class Decode:
 
     - A group whose step raises ends with that error, and no other group. Its rows share the arrays that the step was
       changing, so none of their KV is kept.
-    - A row whose logits processor, constraint or text raises ends alone; what came before that step is kept.
     """
 
-    def __init__(
-        self, running: Running, leaving: Leaving, observer: Observer, drafting: Drafting | None = None
-    ) -> None:
-        self._running, self._leaving, self._observer, self._drafting = running, leaving, observer, drafting
+    def __init__(self, running: Running, taking: Taking, observer: Observer, drafting: Drafting | None = None) -> None:
+        self._running, self._taking, self._observer, self._drafting = running, taking, observer, drafting
 
     def step(self) -> float:
         """Run one decode step of every group; return its seconds."""
@@ -46,33 +43,14 @@ class Decode:
                 self._drop(rows, error)
                 continue
             for row in rows:
+                row.has_stepped = True
                 if row.fed < row.n_prompt:
                     self._running.count_fed(row, row.n_prompt)
             self._observer.decoded([row.request for row in rows], began)
-            self._take(tokens)
+            self._taking.take(tokens)
         return time.perf_counter() - started
 
     def _drop(self, rows: list[Row], error: Exception) -> None:
         for row in rows:
             row.request.feed.fail(stripped(error))
             self._running.remove(row)
-
-    def _take(self, tokens: list[tuple[int, int]]) -> None:
-        failed: list[Row] = []
-        finished: list[Row] = []
-        for number, token in tokens:
-            row = self._running.decoding[number]
-            if row.finish is not None or row in failed:
-                continue  # a verified draft goes on behind the end of the text
-            try:
-                if raised := self._running.batch.error(number):
-                    raise raised
-                row.accept(token)
-                finished += [row] if row.finish is not None else []
-            except Exception as error:  # noqa: BLE001 - a user's callable, or text that cannot be parsed: one row ends
-                row.request.feed.fail(stripped(error))
-                failed.append(row)
-        if failed:
-            self._leaving.retire(failed, have_failed=True)
-        if finished:
-            self._leaving.finish(finished)

@@ -36,7 +36,7 @@ class Gathering:
         """Return the seconds that the first step of ``rows`` may still wait; 0 where it may not."""
         started = []
         for row in rows:
-            if not row.is_ready or row.fed == row.n_prompt or row.request.is_cancelled:
+            if not row.is_ready or row.has_stepped or row.request.is_cancelled:
                 return 0.0  # there is a prompt to compute, a row decodes already, or one must end
             started.append(row.started)
         if not started or not self._may_come(row.request for row in rows):

@@ -33,6 +33,7 @@ from agent_memory.scheduler.reuse import Found, Reuse
 from agent_memory.scheduler.running import Running
 from agent_memory.scheduler.saving import Saver
 from agent_memory.scheduler.starting import Starting
+from agent_memory.scheduler.taking import Taking
 from agent_memory.scheduler.unkept import Unkept
 from agent_memory.scheduler.waiting import Places, Waiting
 from agent_memory.tiers.hot import Heir, HotTier
@@ -94,8 +95,9 @@ class Loop:
             self.running, self.replies, self.hot, self.saver, self.evictor, self.unkept, ahead,
             is_storable=layout.is_storable,
         )  # fmt: skip
-        self._prefill = Prefill(self.running, self._leaving, prefill_tokens, observer, is_full=layout.is_full)
-        self._decode = Decode(self.running, self._leaving, observer, Drafting(runner.tokenizer) if looks_up else None)
+        taking = Taking(self.running, self._leaving)
+        self._prefill = Prefill(self.running, self._leaving, taking, prefill_tokens, observer, is_full=layout.is_full)
+        self._decode = Decode(self.running, taking, observer, Drafting(runner.tokenizer) if looks_up else None)
         company = Company(
             self.running, self.waiting, reuse, admission, self.evictor, gathering, max_batch=max_batch,
             is_on=layout.is_full and tiers.exchange is None,
@@ -207,10 +209,12 @@ class Loop:
         if self.waiting and self._starting.step(self._busy_owners()) and self._can_gather():
             return
         running, pacer = self.running, self._pacer
-        if running.prefilling and (not running.decoding or pacer.is_prefill_due):
+        if has_fed := bool(running.prefilling and (not running.decoding or pacer.is_prefill_due)):
             self._prefill_step()
-        is_prefill = running.prefilling and pacer.is_prefill_due
-        if running.decoding and not is_prefill and not self._gathering.wait_s(running):
+        may_step = not (running.prefilling and pacer.is_prefill_due) and not self._gathering.wait_s(running)
+        if has_fed and not any(row.has_stepped for row in running):
+            may_step = False  # first the messages: requests that were made meanwhile share the first step
+        if running.decoding and may_step:
             pacer.decoded(self._decode.step())
         if self.saver.busy:
             self.saver.step(hurry=bool(running))

@@ -21,6 +21,9 @@ from agent_memory.toolcall import ToolParser
 from agent_memory.types import Delta, Exactness, Finish, Text, Tier, Usage
 
 PREFILL, DECODE = 1, 2  #: provenance of an id's KV
+#: So many prompt ids at most are fed in the pass that gives the first token. It computes the logits of each: of many,
+#: they cost more than the pass that is saved (on a CPU some 100 ids of the starter model), and much memory.
+_MOST_BEGUN = 64
 
 
 @define(eq=False, kw_only=True)
@@ -41,8 +44,8 @@ class Base:
 class Row:
     """A running request. Engine thread only.
 
-    - ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt``, until a decode step has fed the last prompt id; from then
-      on ``fed == n_prompt``. ``fed`` never decreases.
+    - ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt``, until the last prompt id was fed; from then on
+      ``fed == n_prompt``. ``fed`` never decreases.
     - Cached tokens are ``base.n_tokens``, computed ones ``fed - base.n_tokens``: ``n_prompt`` together in every reply.
     - While it prefills, ``kv.n_tokens == fed``; then the batch owns the KV, and ``kv`` is None.
     """
@@ -52,7 +55,7 @@ class Row:
     #   [0, base.n_tokens)                    restored, copied or moved           cached
     #   [base.n_tokens, min(fed, n_prefill))  this row's prefill steps            computed
     #   [min(fed, n_prefill), n_prefill)      nobody's yet
-    #   [n_prefill, n_prompt)                 its first decode step               computed; empty where max_tokens is 0
+    #   [n_prefill, n_prompt)                 the pass that gives its first token computed; empty where max_tokens is 0
     #   [n_prompt, n_prompt + len(output))    later decode steps                  output; the newest may not be fed yet
 
     number: int
@@ -65,6 +68,7 @@ class Row:
     ids: np.ndarray[Any, Any] = field(repr=False)  #: the prompt's, u32
     kv: KV | None = field(init=False, repr=False)  #: None once the batch owns it
     fed: int = 0
+    has_stepped: bool = False  #: True once it has taken part in a decode step
     n_grid: int = field(init=False)  #: as in ``Lineage``
     output: list[int] = field(factory=list)
     draft: Draft = field(init=False, repr=False)
@@ -113,22 +117,26 @@ class Row:
     @property
     def is_ready(self) -> bool:
         """True if nothing is left to prefill."""
-        return self.fed == self.n_prefill
+        return self.fed >= self.n_prefill
 
     @property
     def n_prefill(self) -> int:
-        """Ids to be fed before the first token is sampled; the last prompt id is a step of its own."""
+        """Ids that prefill steps may feed: the last prompt id belongs to the pass that gives the first token."""
         return self.n_prompt - (1 if self.max_tokens else 0)
 
     def next_step(self, chunk_tokens: int, *, is_full: bool) -> int:
         """Return where the next prefill step ends: at a multiple of ``chunk_tokens`` from the prompt's start.
 
         ``is_full``: every layer can be truncated at any token. A rest of at most ``chunk_tokens`` is one step then,
-        wherever it begins: a few ids across a multiple are not worth two forward passes.
+        wherever it begins: a few ids across a multiple are not worth two forward passes. Nor is the last id of a short
+        rest: where the step ends at ``n_prompt``, it gives the first token too. All of it follows from the ids left.
         """
+        stop = (self.fed // chunk_tokens + 1) * chunk_tokens
         if is_full and self.n_prefill - self.fed <= chunk_tokens:
-            return self.n_prefill
-        return min((self.fed // chunk_tokens + 1) * chunk_tokens, self.n_prefill)
+            stop = self.fed + chunk_tokens
+        if self.max_tokens and 1 < self.n_prompt - self.fed <= _MOST_BEGUN and stop >= self.n_prompt:
+            return self.n_prompt
+        return min(stop, self.n_prefill)
 
     def advance(self, stop: int) -> None:
         """Record that the prompt ids ``[fed, stop)`` were fed."""

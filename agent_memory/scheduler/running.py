@@ -16,8 +16,8 @@ class Running:
     - A row is in ``prefilling`` (the oldest first) or in ``decoding`` (by number), never in both.
     - It has reserved bytes exactly as long as it is in one of them.
     - A prefilling row owns its KV; the KV of a decoding row is the batch's, and ``row.kv`` is None.
-    - Of each row: ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt`` until a decode step has fed its last prompt
-      id; from then on ``fed == n_prompt``.
+    - Of each row: ``0 <= base.n_tokens <= fed <= n_prefill <= n_prompt`` until its last prompt id was fed; from then
+      on ``fed == n_prompt``.
     """
 
     def __init__(self, open_batch: Callable[[], Batch], admission: Admission, counters: Counters) -> None:
@@ -62,11 +62,15 @@ class Running:
         row.advance(stop)
         row.request.feed.move("prefill", (row.fed, row.n_prompt))
 
-    def join(self, row: Row) -> None:
-        """Hand a prefilled row and its KV to the batch. If that raises, both stay where they were."""
+    def join(self, row: Row) -> int | None:
+        """Hand a row and its KV to the batch; if that raises, both stay where they were.
+
+        Where more than the last id of its prompt is left, it is fed now, and the first token is returned.
+        """
         request = row.request
         assert row.kv is not None
-        self.batch.insert(
+        enter: Callable[..., int | None] = self.batch.insert if row.is_ready else self.batch.first
+        token = enter(
             row.number,
             row.kv,
             row.prompt.ids,
@@ -78,6 +82,9 @@ class Running:
         self.decoding[row.number] = row  # first: a row in both lists would still end, one in neither would not
         self.prefilling.remove(row)
         row.kv = None
+        if token is not None:
+            self.count_fed(row, row.n_prompt)
+        return token
 
     def take_kv(self, rows: list[Row]) -> list[KV]:
         """Take the KV of rows that end, out of the batch if they decode. The caller removes the rows at once."""

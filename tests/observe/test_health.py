@@ -102,7 +102,7 @@ def test_health_does_not_wait_for_a_step_that_never_ends() -> None:
             return batch
 
     with Memory(Stuck(), ":memory:") as memory:
-        handle = memory.stream("hello")
+        handle = memory.stream("hello " * 100)
         wait_for(lambda: handle.state == "prefill")
         found: list[Health] = []
         asking = threading.Thread(target=lambda: found.append(memory.health()))

@@ -59,9 +59,8 @@ def test_the_engine_s_track_shows_every_prefill_and_decode_step_with_its_request
     decodes = [step for step in slices(trace, "decode") if step["tid"] == 1]
     assert len(decodes) == runner.calls.steps
     for reply in replies:
-        assert sum(reply.id in step["args"]["requests"] for step in decodes) in range(
-            reply.usage.output_tokens, reply.usage.output_tokens + 2
-        )
+        n_steps = sum(reply.id in step["args"]["requests"] for step in decodes)
+        assert 0 <= n_steps - (reply.usage.output_tokens - 1) <= 2, "a prefill step gave the first token"
     rows = [event["args"]["decoding"] for event in trace.events if event["ph"] == "C"]
     assert max(rows) == 2
     assert tracks(trace)[1] == "engine"

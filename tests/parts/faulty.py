@@ -67,7 +67,8 @@ class Faults:
 class Faulty:
     """A Batch or a KV before which ``Faults`` stand; everything else is the real one's.
 
-    Every decode step of such a batch is a ``step``: none is passed by in a verified draft.
+    Every decode step of such a batch is a ``step``: none is passed by in a verified draft. A pass that feeds the last
+    ids and gives the first token is a ``prefill`` and an ``insert``.
     """
 
     def __init__(self, real: Any, faults: Faults) -> None:
@@ -81,7 +82,8 @@ class Faulty:
             return lambda group: False
 
         def call(*args: Any, **named: Any) -> Any:
-            self._faults.reached(name)
+            for reached in ("prefill", "insert") if name == "first" else (name,):
+                self._faults.reached(reached)
             given = [a._real if isinstance(a, Faulty) else a for a in args]
             result = value(*given, **named)
             return [self._kv(one) for one in result] if isinstance(result, list) else self._kv(result)

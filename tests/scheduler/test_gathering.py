@@ -12,6 +12,7 @@ from agent_memory import CancelledError, Config, EchoRunner, Generation, Memory,
 from tests.parts.waiting import PATIENCE_S, outcome, together, wait_for, within
 
 N_TOKENS = 6
+N_STEPS = N_TOKENS - 1  #: that one agent takes: the pass over its new ids gives its first token
 NAMES = [f"agent {n}" for n in range(8)]
 ENDLESS_S = 80 * PATIENCE_S  #: whoever waits for a share of it waits longer than any test
 
@@ -39,7 +40,7 @@ def test_hot_agents_asked_in_a_loop_share_every_step(patient: tuple[Memory, Echo
     memory, runner = patient
     handles = [_ask(memory, name) for name in NAMES]
     assert {handle.result(PATIENCE_S).usage.output_tokens for handle in handles} == {N_TOKENS}
-    assert runner.calls.steps == N_TOKENS, "as many as one agent takes"
+    assert runner.calls.steps == N_STEPS, "as many as one agent takes"
 
 
 def test_so_do_those_of_as_completed_and_of_tasks_that_each_read_their_own(
@@ -47,7 +48,7 @@ def test_so_do_those_of_as_completed_and_of_tasks_that_each_read_their_own(
 ) -> None:
     memory, runner = patient
     assert len(list(as_completed([_ask(memory, name) for name in NAMES]))) == len(NAMES)
-    assert runner.calls.steps == N_TOKENS
+    assert runner.calls.steps == N_STEPS
 
     async def read(name: str) -> int:
         return len([delta async for delta in _ask(memory, name)])
@@ -56,7 +57,7 @@ def test_so_do_those_of_as_completed_and_of_tasks_that_each_read_their_own(
         return await asyncio.wait_for(asyncio.gather(*map(read, NAMES)), PATIENCE_S)
 
     assert within(lambda: asyncio.run(main())) == [N_TOKENS] * len(NAMES)
-    assert runner.calls.steps == 2 * N_TOKENS
+    assert runner.calls.steps == 2 * N_STEPS
 
 
 def test_a_request_that_somebody_waits_for_begins_at_once(patient: tuple[Memory, EchoRunner]) -> None:
@@ -71,7 +72,7 @@ def test_one_that_nobody_reads_begins_after_a_part_of_the_gap_between_tokens() -
     for memory, runner in _memory(target_gap_s=0.05):
         handle = _ask(memory, NAMES[0])
         wait_for(lambda: handle.state == "done")  # noqa: B023 - called here
-        assert runner.calls.steps == N_TOKENS
+        assert runner.calls.steps == N_STEPS
 
 
 def test_rows_that_decode_never_wait_for_others(patient: tuple[Memory, EchoRunner]) -> None:
@@ -82,7 +83,7 @@ def test_rows_that_decode_never_wait_for_others(patient: tuple[Memory, EchoRunne
     unread = [_ask(memory, name) for name in NAMES[1:]]
     wait_for(lambda: all(one.state == "done" for one in unread))
     deltas.close()  # type: ignore[attr-defined]
-    assert runner.calls.steps > N_TOKENS
+    assert runner.calls.steps > N_STEPS
 
 
 def test_cancelled_and_closed_requests_end_though_nobody_reads(patient: tuple[Memory, EchoRunner]) -> None:
@@ -110,7 +111,7 @@ def test_a_first_step_waits_for_a_request_that_is_being_made_and_no_longer(
 
     monkeypatch.setattr(runner.tokenizer, "encode", slow)
     replies: list[object] = []
-    for texts, steps in ((("slowly", "at once"), 2), (("slowly" * 10_000, "at once"), 4)):
+    for texts, before, after in ((("slowly", "at once"), 0, 1), (("slowly" * 10_000, "at once"), 1, 3)):
         made.clear()  # the second time the slow one is too long, and raises
         threads = []
         for text in texts:
@@ -119,11 +120,11 @@ def test_a_first_step_waits_for_a_request_that_is_being_made_and_no_longer(
             ask.start()
             wait_for(memory._asking.gate.is_passed)
         wait_for(lambda: memory.stats().running == 1)
-        assert runner.calls.steps == steps - 2
+        assert runner.calls.steps == before
         made.set()
         for ask in threads:
             ask.join(PATIENCE_S)
-        assert runner.calls.steps == steps
+        assert runner.calls.steps == after
     assert sorted(type(one).__name__ for one in replies) == ["PromptTooLongError", "Reply", "Reply", "Reply"]
 
 

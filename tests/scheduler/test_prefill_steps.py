@@ -12,7 +12,7 @@ STEP = 64
 
 
 def noted(runner: Any, sizes: list[int]) -> Any:
-    """The runner, whose batches note how many ids each of their prefill steps feeds."""
+    """The runner, whose batches note how many ids each step of a prompt feeds."""
     opened = runner.open_batch
 
     def open_batch(*told: Any) -> Any:
@@ -23,7 +23,13 @@ def noted(runner: Any, sizes: list[int]) -> Any:
             sizes.append(len(ids))
             prefill(kv, ids)
 
-        batch.prefill = feed
+        first = batch.first
+
+        def begin(row: int, kv: Any, ids: Any, **how: Any) -> int:
+            sizes.append(len(ids) - kv.n_tokens)
+            return int(first(row, kv, ids, **how))
+
+        batch.prefill, batch.first = feed, begin
         return batch
 
     runner.open_batch = open_batch
