@@ -38,7 +38,8 @@ class Company:
       would wait for them (``Gathering``);
     - together are restored requests that start from stored KV alone, have only a few ids left to compute, and would
       each have reserved as many bytes by themselves;
-    - what was restored for a request that then does not start is dropped at the end of the tick (``clear``).
+    - what was restored for a request that then does not start is dropped at the end of the tick (``clear``);
+    - at most ``most`` are restored at once: 1 is to do without company.
     """
 
     def __init__(
@@ -49,13 +50,11 @@ class Company:
         admission: Admission,
         evictor: Evictor,
         gathering: Gathering,
-        *,
-        max_batch: int,
-        is_on: bool,
+        most: int,
     ) -> None:
         self._running, self._waiting, self._reuse = running, waiting, reuse
         self._admission, self._evictor, self._gathering = admission, evictor, gathering
-        self._max_batch, self._is_on = max_batch, is_on and max_batch > 1 and hasattr(running.batch, "restore_together")
+        self._most, self._is_on = most, most > 1 and hasattr(running.batch, "restore_together")
         self._plans: dict[Request, Plan] = {}  # those whose KV was restored
 
     @property
@@ -80,7 +79,7 @@ class Company:
             return
         found, n_bytes = {request: (plan, place)}, place.n_bytes
         for other in self._waiting.in_order(time.perf_counter()):
-            if other is request or other.owner in busy - {None} or len(found) == self._max_batch:
+            if other is request or other.owner in busy - {None} or len(found) == self._most:
                 continue
             peeked = self._peek(other)
             if peeked is None or not self._fit([*found.values(), peeked]):

@@ -98,17 +98,14 @@ class Loop:
         taking = Taking(self.running, self._leaving)
         self._prefill = Prefill(self.running, self._leaving, taking, prefill_tokens, observer, is_full=layout.is_full)
         self._decode = Decode(self.running, taking, observer, Drafting(runner.tokenizer) if looks_up else None)
-        company = Company(
-            self.running, self.waiting, reuse, admission, self.evictor, gathering, max_batch=max_batch,
-            is_on=layout.is_full and tiers.exchange is None,
-        )  # fmt: skip
+        most = max_batch if layout.is_full and tiers.exchange is None else 1  # restored together
+        company = Company(self.running, self.waiting, reuse, admission, self.evictor, gathering, most)
         ahead.is_held = lambda: company.may_come
         self._starting = Starting(
             runner, tiers, admission, self.running, self.waiting, reuse, self.evictor, self.saver, self._prefill,
             observer, ahead, company, max_batch=max_batch, target_gap_s=target_gap_s,
         )  # fmt: skip
-        self._pacer = Pacer(target_gap_s)
-        self._idle, self._gathering = idle, gathering
+        self._pacer, self._idle, self._gathering = Pacer(target_gap_s), idle, gathering
         self._at_idle: list[Callable[[], None]] = []
 
     @property

@@ -397,5 +397,4 @@ class Warm:
 
 
 def _side_bytes(rows: list[Bytes], state: Bytes | None) -> int:
-    arrays = [*rows, *([state] if state is not None else [])]
-    return sum(array.nbytes + ARRAY_BYTES for array in arrays)
+    return sum(array.nbytes + ARRAY_BYTES for array in (*rows, *(() if state is None else (state,))))
