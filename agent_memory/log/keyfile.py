@@ -184,6 +184,8 @@ def _settle_anew(root: Path, files: Files) -> None:
     names = {entry.name for entry in entries(root)}
     waiting = [name for name in names if name.endswith(ANEW_END) and is_database(name.removesuffix(ANEW_END))]
     is_done = NEXT_KEY_FILE in names
+    if (begun := f"{NEXT_KEY_FILE}.tmp") in names:  # killed as it was written: nothing refers to it
+        files.unlink(root / begun)
     for name in waiting:
         _remove_sides(root / (name.removesuffix(ANEW_END) if is_done else name), files)
         if is_done:
