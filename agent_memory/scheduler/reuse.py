@@ -274,8 +274,10 @@ class Reuse:
     def restore_together(self, batch: Batch, plans: Sequence[Plan]) -> None:
         """Restore what plans found in the store into shared buffers. What is damaged, they restore by themselves."""
         began = time.perf_counter()
-        sources = [self._tiers.source(plan.stored, plan.stored.n_tokens) for plan in plans]
+        sources: list[MeteredSource] = []
         try:
+            for plan in plans:
+                sources.append(self._tiers.source(plan.stored, plan.stored.n_tokens))
             kvs = batch.restore_together(sources)  # type: ignore[attr-defined]  # asked for by ``Company``
             for plan, source, kv in zip(plans, sources, kvs, strict=True):
                 if source.check():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from agent_memory.tiers.tiers import Tiers
 from tests.parts.waiting import PATIENCE_S, within
 
 NAMES = [f"agent {n}" for n in range(4)]
@@ -79,3 +81,23 @@ def test_a_request_that_is_cancelled_meanwhile_and_a_full_budget_leave_the_other
         handles[0].cancel()
         assert len({handle.result(PATIENCE_S).text for handle in handles[1:]}) == 1
     assert runner.calls.together == 3
+
+
+def test_files_that_cannot_be_opened_together_are_opened_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, opened = EchoRunner("word " * 40), list[Any]()
+    really = Tiers.source
+
+    def source(tiers: Tiers, match: Any, n_tokens: int) -> Any:
+        opened.append(None)
+        if len(opened) == 2:
+            raise OSError(errno.EMFILE, "too many open files")
+        return really(tiers, match, n_tokens)
+
+    with _memory(runner, tmp_path) as memory:
+        monkeypatch.setattr(Tiers, "source", source)
+        replies = _said(memory, NAMES)
+    assert "4 restores failed together" in caplog.text
+    assert (runner.calls.together, runner.calls.restores, len(opened)) == (0, 4, 6)
+    assert {(reply.usage.tier, reply.usage.exactness) for reply in replies} == {("cold", "exact")}
