@@ -260,35 +260,21 @@ class Batch(Protocol):
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
         constraint: Constraint | None = None,
-    ) -> None:
-        """Let a row join ``group`` at its next step, which feeds the last id of ``ids``; all the others are in ``kv``.
+    ) -> int | None:
+        """Let a row join ``group``, with the ids that ``kv`` lacks; return its first token if that is known now.
 
-        The row then owns ``kv``. Rows of one group are padded to its longest and share every forward pass.
-        ``constraint`` has the last word on this row's logits, after ``logits_processors``.
-        """
-
-    def first(
-        self,
-        row: int,
-        kv: KV,
-        ids: Sequence[int],
-        *,
-        group: int,
-        sampling: Sampling,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        constraint: Constraint | None = None,
-    ) -> int:
-        """Feed the ids that ``kv`` lacks and return the first token, all in one pass; the row joins as by ``insert``.
-
-        The group's next step feeds that token and gives the second. Every id's logits may be computed: for few ids.
-        Raises what the model raised; ``kv`` is then as after ``prefill``, and the row has not joined.
+        Of the last id alone, None: the group's next step feeds it. More are fed here, in one pass that gives the first
+        token, which the next step feeds. Every id's logits may be computed then, so it is for few ids. The row owns
+        ``kv`` from then on; rows of one group are padded to its longest and share every forward pass. ``constraint``
+        has the last word on this row's logits, after ``logits_processors``. Raises what the model raised; ``kv`` is
+        then as after ``prefill``, and the row has not joined.
         """
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """One decode step of a group: (row, token) each, in order.
 
         A row that joins rows that decode gives its next token one step later. Every token given out is covered by its
-        row's KV, but for a first token that ``first`` gave or that rows got in an empty group. Raises what the model
+        row's KV, but for a first token that ``insert`` gave or that rows got in an empty group. Raises what the model
         raised.
         """
 

@@ -33,8 +33,8 @@ Replier = Callable[[str, tuple[int, ...]], str | Sequence[int]]
 class Calls:
     """Counts of what an EchoRunner has computed."""
 
-    prefill_ids: int = 0  #: ids fed by prefill() and first()
-    insert_ids: int = 0  #: ids fed by insert(): one each
+    prefill_ids: int = 0  #: ids fed by prefill(), and by insert() where it feeds several
+    insert_ids: int = 0  #: last ids, fed by the first step of their row
     generated_ids: int = 0  #: sampled ids fed back
     prefills: int = 0
     inserts: int = 0
@@ -129,40 +129,24 @@ class EchoBatch:
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
         constraint: Constraint | None = None,
-    ) -> None:
-        """Insert the row; the group's next step feeds its last id."""
-        if not ids or kv.n_tokens != len(ids) - 1:
-            raise ValueError(f"the KV covers {kv.n_tokens} tokens; {len(ids)} ids need one of {len(ids) - 1}")
-        self._add(row, _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), constraint, len(ids), group))
-
-    def first(
-        self,
-        row: int,
-        kv: KV,
-        ids: Sequence[int],
-        *,
-        group: int,
-        sampling: Sampling,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        constraint: Constraint | None = None,
-    ) -> int:
-        """Feed the ids that ``kv`` lacks, and draw the first token; the row joins the group's next step."""
-        if kv.n_tokens >= len(ids):
+    ) -> int | None:
+        """Insert the row. Its last id is fed by the group's next step; if there are more, all are fed now."""
+        n_left = len(ids) - kv.n_tokens
+        if n_left < 1:
             raise ValueError(f"the KV covers {kv.n_tokens} tokens: of {len(ids)} ids none is left to feed")
-        made = _Row(_echo(kv), (), list(ids), sampling, tuple(logits_processors), constraint, len(ids), group)
-        self._add(row, made)
-        calls = self._runner.calls
-        calls.prefills += 1
-        calls.prefill_ids += len(ids) - kv.n_tokens
+        if row in self._rows:
+            raise ValueError(f"row {row} is decoding already")
+        processors = tuple(logits_processors)
+        made = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
+        self._rows[row] = made
+        if n_left == 1:
+            return None
+        self._runner.calls.prefills += 1
+        self._runner.calls.prefill_ids += n_left
         self._begin(made)
         made.is_ahead = True
         self._wait()
         return made.next
-
-    def _add(self, number: int, row: _Row) -> None:
-        if number in self._rows:
-            raise ValueError(f"row {number} is decoding already")
-        self._rows[number] = row
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Feed each row's pending token, draw the next, and return the fed ones."""

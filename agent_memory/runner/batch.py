@@ -140,38 +140,17 @@ class MLXBatch:
         sampling: Sampling,
         logits_processors: Sequence[LogitsProcessor] = (),
         constraint: Constraint | None = None,
-    ) -> None:
-        """Queue the row for the group's next step."""
-        self._queue(self._row(row, _own(kv), ids, group, Processors(sampling, logits_processors, constraint), sampling))
-
-    def first(
-        self,
-        row: int,
-        kv: KV,
-        ids: Sequence[int],
-        *,
-        group: int,
-        sampling: Sampling,
-        logits_processors: Sequence[LogitsProcessor] = (),
-        constraint: Constraint | None = None,
-    ) -> int:
-        """Feed the ids that ``kv`` lacks and sample in one pass; then queue the row for the group's next step."""
+    ) -> int | None:
+        """Queue the row for the group's next step; if more than its last id is left, feed all and sample first."""
         mine, processors = _own(kv), Processors(sampling, logits_processors, constraint)
-        made = self._row(row, mine, ids, group, processors, sampling)
-        sampled = self._feed(mine, ids[mine.n_tokens :], made, ids)
-        made.pending, made.is_begun, made.n_kv = int(sampled.item()), True, mine.n_tokens
-        made.ids = list(ids) if processors.reads_ids else []
-        self._queue(made)
-        return made.pending
-
-    def _row(
-        self, row: int, kv: MLXKV, ids: Sequence[int], group: int, processors: Processors, sampling: Sampling
-    ) -> BatchRow:
         known, sampler = list(ids[:-1]) if processors.reads_ids else [], make_sampler(sampling)
-        return BatchRow(row, group, kv.caches, kv.n_tokens, known, ids[-1], sampler, processors, kv.marks)
-
-    def _queue(self, row: BatchRow) -> None:
-        self._waiting[row.number] = self._rows[row.number] = row
+        made = BatchRow(row, group, mine.caches, mine.n_tokens, known, ids[-1], sampler, processors, mine.marks)
+        if len(left := ids[mine.n_tokens :]) > 1:
+            sampled = self._feed(mine, left, made, ids)
+            made.pending, made.is_begun, made.n_kv = int(sampled.item()), True, mine.n_tokens
+            made.ids = list(ids) if processors.reads_ids else []
+        self._waiting[row] = self._rows[row] = made
+        return made.pending if made.is_begun else None
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Join the waiting rows, then one decode step of every row."""

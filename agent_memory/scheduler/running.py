@@ -69,8 +69,7 @@ class Running:
         """
         request = row.request
         assert row.kv is not None
-        enter: Callable[..., int | None] = self.batch.insert if row.is_ready else self.batch.first
-        token = enter(
+        token = self.batch.insert(
             row.number,
             row.kv,
             row.prompt.ids,

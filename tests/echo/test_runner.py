@@ -245,7 +245,14 @@ def test_wrong_arguments_are_refused() -> None:
         EchoRunner().tokenizer.encode("\ud800")
     batch = EchoRunner().open_batch()
     with pytest.raises(ValueError, match="covers 0 tokens"):
-        batch.insert(0, batch.empty(), [1, 2], group=0, sampling=Sampling())
+        batch.insert(0, batch.empty(), [], group=0, sampling=Sampling())
+    kv = batch.empty()
+    batch.prefill(kv, [1, 2])
+    with pytest.raises(ValueError, match="covers 2 tokens: of 2 ids none is left"):
+        batch.insert(0, kv, [1, 2], group=0, sampling=Sampling())
+    batch.insert(0, kv, [1, 2, 3], group=0, sampling=Sampling())
+    with pytest.raises(ValueError, match="decoding already"):
+        batch.insert(0, batch.empty(), [1], group=0, sampling=Sampling())
 
 
 def test_tools_are_shown_with_and_without_a_system_message() -> None:

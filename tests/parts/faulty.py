@@ -82,8 +82,9 @@ class Faulty:
             return lambda group: False
 
         def call(*args: Any, **named: Any) -> Any:
-            for reached in ("prefill", "insert") if name == "first" else (name,):
-                self._faults.reached(reached)
+            if name == "insert" and len(args[2]) - args[1].n_tokens > 1:
+                self._faults.reached("prefill")
+            self._faults.reached(name)
             given = [a._real if isinstance(a, Faulty) else a for a in args]
             result = value(*given, **named)
             return [self._kv(one) for one in result] if isinstance(result, list) else self._kv(result)

@@ -1,4 +1,4 @@
-"""``Batch.first`` on tiny random models: one pass for the last ids and the first token changes neither text nor KV."""
+"""``Batch.insert`` of several ids on tiny random models: one pass for all of them changes neither text nor KV."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _run(batch: Any, ids: list[int], n_fed: int, *, row: int = 0, n_out: int = N
     """Tokens of one row that starts with KV of ``n_fed`` ids; where that is all but the last one, by ``insert``."""
     kv, out = _prefilled(batch, ids[:n_fed]), []
     if n_fed < len(ids) - 1:
-        out.append(batch.first(row, kv, ids, group=0, **options))
+        out.append(batch.insert(row, kv, ids, group=0, **options))
     else:
         batch.insert(row, kv, ids, group=0, **options)
     while len(out) < n_out:
@@ -120,7 +120,7 @@ def test_rows_begun_alone_join_rows_that_decode_and_rows_that_are_yet_to_begin(n
         if row in (1, 3):
             batch.insert(row, kvs[row], ids, group=0, sampling=GREEDY)
         else:
-            out[row].append(batch.first(row, kvs[row], ids, group=0, sampling=GREEDY))
+            out[row].append(batch.insert(row, kvs[row], ids, group=0, sampling=GREEDY))
         if row in (1, 2, 3):  # 0 and 1 begin together, the others find rows that decode
             for number, token in batch.step(0):
                 out[number].append(token)
@@ -158,7 +158,7 @@ def test_what_a_processor_raises_at_the_first_token_is_told_and_ends_no_batch() 
         raise LookupError("no")
 
     batch, ids = _batch("llama"), _ids(30)
-    batch.first(0, _prefilled(batch, ids[:20]), ids, group=0, sampling=GREEDY, logits_processors=[refuse])
+    batch.insert(0, _prefilled(batch, ids[:20]), ids, group=0, sampling=GREEDY, logits_processors=[refuse])
     assert isinstance(batch.error(0), LookupError)
     [kv] = batch.remove([0])
     assert kv.n_tokens == 30, "a row that waits to join can be taken out"
@@ -167,7 +167,7 @@ def test_what_a_processor_raises_at_the_first_token_is_told_and_ends_no_batch() 
 def test_a_first_token_that_ends_the_reply_costs_no_step() -> None:
     batch, ids = _batch("llama"), _ids(30)
     kv = _prefilled(batch, ids[:20])
-    batch.first(0, kv, ids, group=0, sampling=GREEDY)
+    batch.insert(0, kv, ids, group=0, sampling=GREEDY)
     assert not batch.can_verify(0)
     assert batch.copy(0, 30).n_tokens == 30
     [out] = batch.remove([0])
@@ -186,8 +186,9 @@ def test_a_pass_that_raises_leaves_the_kv_as_it_was(name: str) -> None:
 
     batch._model = broken
     with pytest.raises(RuntimeError, match="no memory"):
-        batch.first(0, kv, ids, group=0, sampling=GREEDY)
+        batch.insert(0, kv, ids, group=0, sampling=GREEDY)
     assert kv.n_tokens == 32
     assert batch.nbytes == 0, "the row has not joined"
     batch._model = model
-    assert batch.first(0, kv, ids, group=0, sampling=GREEDY) == _run(_batch(name), ids, 41, sampling=GREEDY, n_out=1)[0]
+    [token] = _run(_batch(name), ids, 41, sampling=GREEDY, n_out=1)
+    assert batch.insert(0, kv, ids, group=0, sampling=GREEDY) == token

@@ -23,13 +23,14 @@ def noted(runner: Any, sizes: list[int]) -> Any:
             sizes.append(len(ids))
             prefill(kv, ids)
 
-        first = batch.first
+        insert = batch.insert
 
-        def begin(row: int, kv: Any, ids: Any, **how: Any) -> int:
-            sizes.append(len(ids) - kv.n_tokens)
-            return int(first(row, kv, ids, **how))
+        def begin(row: int, kv: Any, ids: Any, **how: Any) -> int | None:
+            sizes.extend([n_left] if (n_left := len(ids) - kv.n_tokens) > 1 else [])
+            token: int | None = insert(row, kv, ids, **how)
+            return token
 
-        batch.prefill, batch.first = feed, begin
+        batch.prefill, batch.insert = feed, begin
         return batch
 
     runner.open_batch = open_batch
