@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,15 @@ class Tries:
 
 def attack(folder: Path, n: int, seed: int) -> Tries:
     raw, rng = exported(folder), random.Random(seed)
-    tries = Tries(folder)
+    return attacked(Tries(folder), raw, n, lambda number: broken(raw, rng) if number % 2 else forged(raw, rng))
+
+
+def attacked(tries: Tries, raw: bytes, n: int, change: Callable[[int], bytes]) -> Tries:
+    """Give ``n`` changed files; those of odd numbers are damaged, and must not be taken."""
     tracemalloc.start()
     try:
         for number in range(n):
-            changed = broken(raw, rng) if number % 2 else forged(raw, rng)
+            changed = change(number)
             if changed == raw:
                 continue
             found = tries.give(changed)

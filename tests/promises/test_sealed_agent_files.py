@@ -26,7 +26,7 @@ from agent_memory.carry.sealed_file import SealedSink
 from agent_memory.log.files import KV_FOLDER, Files
 from agent_memory.requests.moving import seal_of
 from tests.parts.agentfile import broken, forged
-from tests.promises.test_hostile_files import HOSTILE, Tries, contents, exported, opened
+from tests.promises.test_hostile_files import HOSTILE, Tries, attacked, contents, exported, opened
 
 KEY, OTHER = b"k" * 32, b"another key of a host"
 
@@ -92,24 +92,13 @@ def test_a_key_for_a_plain_file_is_refused(tmp_path: Path) -> None:
 
 def attack(folder: Path, n: int, seed: int) -> Tries:
     """Damage sealed files, and seal forged ones under the right key."""
-    rng = random.Random(seed)
-    raw = exported(folder, KEY)
+    raw, rng = exported(folder, KEY), random.Random(seed)
     plain = plain_of(folder / "a.agent")
-    tries = Tries(folder, KEY)
-    tracemalloc.start()
-    try:
-        for number in range(n):
-            changed = broken(raw, rng) if number % 2 else sealed_of(forged(plain, rng), folder / "forged")
-            if changed == raw:
-                continue
-            found = tries.give(changed)
-            assert found != "taken" or not number % 2, f"a damaged file was taken, number {number}"
-    finally:
-        tracemalloc.stop()
-    assert tries.memory.agent("b").say("again").usage.miss is None
-    assert tries.memory.verify().ok
-    tries.memory.close()
-    return tries
+
+    def change(number: int) -> bytes:
+        return broken(raw, rng) if number % 2 else sealed_of(forged(plain, rng), folder / "forged")
+
+    return attacked(Tries(folder, KEY), raw, n, change)
 
 
 def test_damaged_and_forged_sealed_files_end_with_typed_errors_in_bounded_memory(tmp_path: Path) -> None:
