@@ -84,7 +84,9 @@ def measured(
         rates = _ask(asked, n_threads)
         if isinstance(rates, str):
             failed.append(f"{n_threads} BLAS threads were not measured: {rates}")
-        elif rates.n_threads == n_threads:  # else the BLAS has a limit of its own
+        elif rates.n_threads != n_threads:
+            failed.append(f"{n_threads} BLAS threads were not measured: the BLAS has {rates.n_threads} at most")
+        else:
             found.append(rates)
     return found, failed
 

@@ -88,6 +88,14 @@ def test_threads_that_could_not_be_measured_are_told(monkeypatch: pytest.MonkeyP
             assert any(reason in note for note in memory.tune(n_tokens=64).notes)
 
 
+def test_threads_that_the_blas_does_not_have_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "n_cores", lambda: 4)
+    monkeypatch.setattr(threads, "_ask", lambda asked, n: ThreadRates(min(n, 2), 50.0 * min(n, 2), 30.0))
+    with Memory(Elsewhere(**{**OPENBLAS, "blas_threads": 2}), ":memory:") as memory:
+        found = memory.tune(n_tokens=64)
+    assert {f"{n} BLAS threads were not measured: the BLAS has 2 at most" for n in (3, 4)} <= set(found.notes)
+
+
 @pytest.mark.parametrize(
     ("n_cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 3, 4, 6]), (32, [1, 2, 3, 4, 8, 16, 32])]
 )
