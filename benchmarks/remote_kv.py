@@ -4,8 +4,9 @@
 
 KV has the starter model's shape (46,080 bytes a token). In each round the same tokens are restored from the store's
 files and out of each bucket, once into memory that the process had in use before, and once into fresh memory (Linux
-with glibc). ``share`` is the local restore's time as a share of the bucket's: the median of the rounds' ratios.
-Processor time is the process' own, without an S3 server's.
+with glibc). ``share`` is the local restore's time as a share of the bucket's: the median of the rounds' ratios, once
+for a store that is not encrypted and once for one that is, as the bucket's objects are. Processor time is the process'
+own, without an S3 server's.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ from agent_memory.exchange.stored import Stored
 from agent_memory.mlxcache.filling import fill
 from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.remote.objects import write_object
+from agent_memory.sealing.keys import Keys
+from agent_memory.store.reading import Match
 from agent_memory.store.store import Store
 from benchmarks.common import median, write_json
 from benchmarks.remote import KEY, moto
 from benchmarks.store import IDENTITY, STARTER, opened, save
 
 CHUNK = 256
+LOCAL = {"local": None, "local, sealed": Keys(bytes(32))}
 TERMS = Terms(identity=IDENTITY, layout=STARTER, codec="exact", needs=None, chunk_tokens=CHUNK)
 
 
@@ -94,15 +98,15 @@ def measured(work: Callable[[], Any], *, is_fresh: bool) -> tuple[float, float, 
 
 @contextlib.contextmanager
 def ways(
-    folder: Path, urls: dict[str, str], store: Store, ids: np.ndarray[Any, Any]
+    urls: dict[str, str], stores: dict[str, Store], ids: np.ndarray[Any, Any]
 ) -> Iterator[dict[str, Callable[[], Any]]]:
     """Each way to the KV of the ids."""
     helper = ThreadPoolExecutor(1)
     helper.submit(int).result()
-    n, match, found = len(ids), store.match(ids), {}
+    found: dict[str, Callable[[], Any]] = {}
 
-    def cold() -> Any:
-        with contextlib.closing(store.source(match, n)) as source:
+    def locally(store: Store, match: Match) -> Any:
+        with contextlib.closing(store.source(match, len(ids))) as source:
             caches = fill(STARTER, source, [KVCache() for _ in range(30)], helper)
             assert source.check()
         return caches
@@ -112,7 +116,8 @@ def ways(
             STARTER, FetchedSource(STARTER, fetched(fetcher, ids), None), [KVCache() for _ in range(30)], helper
         )
 
-    found["cold"] = cold
+    for way, store in stores.items():
+        found[way] = lambda store=store, match=store.match(ids): locally(store, match)  # type: ignore[misc]
     with contextlib.ExitStack() as stack:
         for way, url in urls.items():
             remote = open_remote(Config(remote=url, remote_key=KEY))
@@ -140,13 +145,17 @@ def main() -> None:
         if options.moto:
             urls["S3 on loopback"] = stack.enter_context(moto())
         ids = np.random.default_rng(0).integers(0, 49_000, options.tokens).astype(np.uint32)
-        store = stack.enter_context(contextlib.closing(opened(folder / "store", STARTER)))
-        save(store, STARTER, ids)
-        store.flush()
-        works = stack.enter_context(ways(folder, urls, store, ids))
+        stores = {
+            way: stack.enter_context(contextlib.closing(opened(folder / way, STARTER, key=key)))
+            for way, key in LOCAL.items()
+        }
+        for store in stores.values():
+            save(store, STARTER, ids)
+            store.flush()
+        works = stack.enter_context(ways(urls, stores, ids))
         print(
             f"{'memory':<8} {'way':<16} {'ms':>7} {'processor, ms':>14} {'first touches':>14} "
-            f"{'share':>6} {'of processor':>13}"
+            f"{'share':>6} {'of processor':>13} {'of sealed':>10} {'of processor':>13}"
         )
         for memory in ("used", "fresh"):
             times: dict[str, list[tuple[float, float, int]]] = {way: [] for way in works}
@@ -156,14 +165,17 @@ def main() -> None:
                     times[way] += [took] if number else []  # the first round connects
             for way, found in times.items():
                 wall, cpu, faults = (median([one[i] for one in found]) for i in range(3))
-                share, by_cpu = (
-                    median([cold[i] / one[i] for cold, one in zip(times["cold"], found, strict=True)]) for i in (0, 1)
+                share, by_cpu, of_sealed, sealed_by_cpu = (
+                    median([local[i] / one[i] for local, one in zip(times[base], found, strict=True)])
+                    for base in LOCAL
+                    for i in (0, 1)
                 )
                 row = {"ms": 1e3 * wall, "processor_ms": 1e3 * cpu, "first_touches": faults, "share": share}
-                rows.append({"memory": memory, "way": way, **row, "processor_share": by_cpu})
+                row |= {"processor_share": by_cpu, "share_of_sealed": of_sealed, "processor_of_sealed": sealed_by_cpu}
+                rows.append({"memory": memory, "way": way, **row})
                 print(
                     f"{memory:<8} {way:<16} {1e3 * wall:>7,.0f} {1e3 * cpu:>14,.0f} {faults:>14,.0f} "
-                    f"{share:>6.2f} {by_cpu:>13.2f}",
+                    f"{share:>6.2f} {by_cpu:>13.2f} {of_sealed:>10.2f} {sealed_by_cpu:>13.2f}",
                     flush=True,
                 )
     write_json(options.json, rows=rows, rounds=options.rounds, tokens=options.tokens)
