@@ -117,7 +117,8 @@ def ways(
         )
 
     for way, store in stores.items():
-        found[way] = lambda store=store, match=store.match(ids): locally(store, match)  # type: ignore[misc]
+        match = store.match(ids)
+        found[way] = lambda store=store, match=match: locally(store, match)  # type: ignore[misc]
     with contextlib.ExitStack() as stack:
         for way, url in urls.items():
             remote = open_remote(Config(remote=url, remote_key=KEY))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_memory.errors import ReadOnlyError, StoreError
-from agent_memory.log.files import Files, held_bytes
+from agent_memory.log.files import REPAIRING, Files, held_bytes
 from agent_memory.log.schema import (
     WRITE_VERSION,
     connect,
@@ -128,6 +128,11 @@ class Database:
         except ValueError:
             return 0
 
+    def count_from(self, commits: int) -> None:
+        """Count on from the transactions of the manifest that this one replaces, as far as they were acknowledged."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('commits', ?)", (str(commits),))
+
     def meta(self, key: str) -> str | None:
         """Return a fact about the store itself."""
         with self._lock:
@@ -187,6 +192,10 @@ def view_database(path: Path, keys: Keys | None = None) -> Database:
     Where the folder takes no file, SQLite reads it as immutable. Raises StoreError, IncompatibleStoreError, and
     ReadOnlyError where that would miss what is in the WAL.
     """
+    if (path.parent / REPAIRING).exists():
+        raise StoreError(
+            f"{path} is being repaired, or was when its process died: open it with Memory, which repairs it"
+        )
     errors: list[sqlite3.Error] = []
     for options in ("mode=ro", "mode=ro&immutable=1"):
         if errors and held_bytes(wal := path.with_name(f"{path.name}-wal")):

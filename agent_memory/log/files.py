@@ -17,6 +17,7 @@ from attrs import frozen
 
 MANIFEST = "manifest.sqlite3"
 SEALED_MANIFEST = "sealed.sqlite3"  #: of an encrypted store, where ``MANIFEST`` says only that it is one
+REPAIRING = f"{MANIFEST}.repairing"  #: a damaged manifest while a new one is made of it; its WAL's name is as usual
 LOCK = "lock"
 KV_FOLDER = "kv"
 RECALL = "recall.sqlite3"  #: context memory and episodes: ``recall/`` writes it
@@ -91,6 +92,11 @@ class Files:
 def manifest_path(root: Path) -> Path:
     """Return where a folder's manifest is: in an encrypted store not where releases that know no key look for it."""
     return root / (SEALED_MANIFEST if (root / KEY_FILE).exists() else MANIFEST)
+
+
+def holds_store(root: Path) -> bool:
+    """True if a folder holds a store, also one whose manifest was being repaired when its process died."""
+    return (root / MANIFEST).is_file() or (root / REPAIRING).is_file()
 
 
 @frozen

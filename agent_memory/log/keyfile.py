@@ -29,6 +29,7 @@ from agent_memory.log.files import (
     KV_FOLDER,
     MANIFEST,
     RECALL,
+    REPAIRING,
     SEALED_MANIFEST,
     Files,
     entries,
@@ -211,7 +212,7 @@ def is_database(name: str) -> bool:
 
 def is_used(root: Path) -> bool:
     """True if a folder holds a store, or what is left of one."""
-    databases = [root / name for name in (MANIFEST, SEALED_MANIFEST, RECALL)]
+    databases = [root / name for name in (MANIFEST, REPAIRING, SEALED_MANIFEST, RECALL)]
     return any(one.exists() and one.stat().st_size for one in databases) or any(
         entry.is_dir() and entries(Path(entry.path)) for entry in entries(root / KV_FOLDER)
     )

@@ -13,7 +13,7 @@ from agent_memory.config import Codec
 from agent_memory.errors import ReadOnlyError, StoreError
 from agent_memory.kvcache.layout import Layout
 from agent_memory.log.database import view_database
-from agent_memory.log.files import MANIFEST, Files, manifest_path
+from agent_memory.log.files import MANIFEST, Files, holds_store, manifest_path
 from agent_memory.log.keyfile import read_keys
 from agent_memory.log.place import Place
 from agent_memory.log.refusals import store_errors
@@ -66,7 +66,7 @@ class SharedStore(Store):
     is_read_only = True
 
     def __init__(self, path: Path, *, chunk_tokens: int, key: Keys | None = None) -> None:
-        if not (path / MANIFEST).is_file():
+        if not holds_store(path):
             raise StoreError(f"{path} holds no store: no file {MANIFEST} is in it, and read_only=True makes none")
         self._attached: tuple[str, Layout, str] | None = None
         super().__init__(path, disk_bytes=0, chunk_tokens=chunk_tokens, key=key)

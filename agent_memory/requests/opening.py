@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from agent_memory.config import Config, as_path
 from agent_memory.errors import ConfigError, StoreError, UnsupportedParameterError, repr_of
-from agent_memory.log.files import MANIFEST
+from agent_memory.log.files import MANIFEST, holds_store
 from agent_memory.progress import bar
 from agent_memory.reader.view import StoreView
 from agent_memory.sealing.keys import Secret, keys_of
@@ -169,7 +169,7 @@ def open_store(path: str | PathLike[str] | None = None, *, salt: str = "", key: 
     folder = store_path(path)
     if folder is None:
         raise StoreError("':memory:' is no folder: there is nothing on disk to look at")
-    if not (folder / MANIFEST).is_file():
+    if not holds_store(folder):
         else_do = "Give the folder that Memory was given"
         if path is None:
             else_do = (

@@ -23,7 +23,15 @@ from agent_memory.errors import ConfigError, StoreError
 from agent_memory.kvfile.segments import OpenSegment, rewrite_under
 from agent_memory.log.damage import READ_ERRORS, DamageError, reason_of
 from agent_memory.log.database import manifest_key, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, SEALED_MANIFEST, Files, entries, manifest_path
+from agent_memory.log.files import (
+    KV_FOLDER,
+    MANIFEST,
+    SEALED_MANIFEST,
+    Files,
+    entries,
+    holds_store,
+    manifest_path,
+)
 from agent_memory.log.keyfile import (
     ANEW_END,
     NEXT_KEY_FILE,
@@ -106,7 +114,7 @@ def change_key(
     where the disk refused after the commit.
     """
     files = files or Files()
-    if not (path / MANIFEST).is_file():
+    if not holds_store(path):
         raise StoreError(f"{path} holds no store: no file {MANIFEST} is in it")
     if old is None and new is None:
         raise ConfigError("rekey needs a key: the one that the store has, or the one that it is to have")
@@ -117,6 +125,7 @@ def change_key(
         else:
             _ensure_no_copies(path)
             _reopened(path, old, files)  # finishes what a killed process left, and folds the WAL
+            _ensure_no_copies(path)  # a repair may have left one
             _write_anew(path, old, new, files, report)
             _reopened(path, new, files)  # removes the files that nothing names now
 

@@ -12,7 +12,7 @@ from attrs import field, frozen
 from agent_memory.config import Config
 from agent_memory.errors import StoreError
 from agent_memory.log.database import view_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Size, manifest_path
+from agent_memory.log.files import KV_FOLDER, MANIFEST, Size, holds_store, manifest_path
 from agent_memory.log.keyfile import read_keys
 from agent_memory.log.logs import Logs
 from agent_memory.prefix.names import is_kv_name
@@ -63,7 +63,7 @@ def collect(
     store. A dry run takes no lock and changes nothing. Raises StoreLockedError while a process has the store open,
     StoreError where there is none, WrongKeyError.
     """
-    if path is None or not (path / MANIFEST).is_file():
+    if path is None or not holds_store(path):
         raise StoreError(f"{path or ':memory:'} holds no store: no file {MANIFEST} is in it")
     stored, before = _read(path, salt, key), _folder_bytes(path)
     budget = before if to_bytes is None else to_bytes

@@ -33,7 +33,7 @@ _OURS = (LOCK, KEY_FILE, *(f"{name}{end}" for name in _MANIFESTS for end in ("",
 _MAX_DEFAULT_BYTES = 32 << 30
 _NEXT = r"\.(sealed|plain)(-wal|-shm|-journal)?"  #: written by ``rekey``
 _MANIFEST_NAME = re.compile(
-    rf"({'|'.join(map(re.escape, _MANIFESTS))})(-wal|-shm|-journal|\.damaged-[0-9]+(-wal)?|{_NEXT})?"
+    rf"({'|'.join(map(re.escape, _MANIFESTS))})(-wal|-shm|-journal|\.(damaged-[0-9]+|repairing)(-wal)?|{_NEXT})?"
 )
 _RECALL_NAME = re.compile(rf"{re.escape(RECALL)}(-wal|-shm|-journal|\.v[0-9]+\.backup({_NEXT})?|{_NEXT})?")
 

@@ -1,7 +1,7 @@
 """Opening a manifest that may be damaged or lost; if it is, a new one is made from everything that can be verified.
 
 - A closed manifest has its checksum in the lock file. One that was not closed is examined by SQLite, and row by row.
-- A damaged manifest is set aside, never changed.
+- A damaged manifest is set aside, never changed. A repair that was cut short is undone, and begins anew.
 - The new one gets the logs whose checksums hold, and the list of segments from their files' verified headers and ids.
 """
 
@@ -23,7 +23,7 @@ from agent_memory.kvfile.format import FORMAT, RESUME_FORMAT, SHARED_FORMAT
 from agent_memory.kvfile.segments import body_of
 from agent_memory.log.damage import READ_ERRORS, is_damage
 from agent_memory.log.database import Database, manifest_key, open_database
-from agent_memory.log.files import KV_FOLDER, MANIFEST, Files, manifest_path, refuse_dangling
+from agent_memory.log.files import KV_FOLDER, MANIFEST, REPAIRING, Files, manifest_path, refuse_dangling
 from agent_memory.log.lock import manifest_sum
 from agent_memory.log.logs import Logs
 from agent_memory.log.place import is_passing
@@ -83,24 +83,25 @@ def open_manifest(
     path = manifest_path(root)
     refuse_dangling(root / KV_FOLDER)
     refuse_linked(root / KV_FOLDER)
+    _put_back(root, files)
     if not path.exists() or not path.stat().st_size:
         if not list_files(root / KV_FOLDER) and not closed:
             return open_database(path, files, keys), None
-        return _repair(root, files, keys, "is missing", report)
+        return _repair(root, files, keys, commits, "is missing", report)
     if path.with_name(f"{path.name}-wal").exists():
         closed = None  # another program wrote to it since
     try:
         check_versions(path, manifest_key(keys))
         if closed is not None and manifest_sum(path) != closed:
-            return _repair(root, files, keys, "is damaged (its checksum is wrong)", report)
+            return _repair(root, files, keys, commits, "is damaged (its checksum is wrong)", report)
         database = open_database(path, files, keys)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
-        return _repair(root, files, keys, f"is damaged ({error})", report)
+        return _repair(root, files, keys, commits, f"is damaged ({error})", report)
     if closed is None and (found := _examine(database, commits, report)) is not None:
         database.close()
-        return _repair(root, files, keys, f"is damaged ({found})", report)
+        return _repair(root, files, keys, commits, f"is damaged ({found})", report)
     return database, None
 
 
@@ -117,58 +118,97 @@ def _examine(database: Database, commits: int, report: Progress) -> str | None:
         return str(error)
 
 
-def _repair(root: Path, files: Files, keys: Keys | None, what: str, report: Progress) -> tuple[Database, Repair]:
+def _repair(
+    root: Path, files: Files, keys: Keys | None, commits: int, what: str, report: Progress
+) -> tuple[Database, Repair]:
     # first: if the disk cannot be read now, or has no room for the copy that is read, nothing is changed
     found, n_files = read_files(root / KV_FOLDER, keys, report)
     path = manifest_path(root)
     rows = readable_rows(path, keys, SALVAGED) if path.exists() else None
-    aside = _free_name(root) if path.exists() else None
     try:
-        if aside is not None:
-            _set_aside(root, aside, files)
+        _set_aside(root, files)
         database = open_database(path, files, keys)
         try:
+            database.count_from(commits)
             logs = salvage(rows, database, SALVAGED) if rows is not None else Salvaged()
             Manifest(database).commit(add=found)
+            aside = _keep(root, files)
         except BaseException:  # also Ctrl-C: nobody else closes it
             database.close()
             raise
     except BaseException:  # the next opening is to find the damaged one, not one without logs
-        _put_back(root, aside, files)
+        _put_back(root, files)
         raise
     repair = Repair(what, aside, logs, len(found), n_files)
     log.warning("store: %s", repair)
     return database, repair
 
 
-def _free_name(root: Path) -> str:
-    """Return the name under which a damaged manifest is kept."""
-    number = 1
-    while (root / f"{MANIFEST}.damaged-{number}").exists():
-        number += 1
-    return f"{MANIFEST}.damaged-{number}"
+# A process may die between any two calls below. What is there then, and what ``_put_back`` does:
+#
+#   manifest  its WAL   .repairing  its WAL
+#   damaged   damaged   no          no        nothing
+#   no        damaged   damaged     no        puts the manifest back: its WAL has not been moved
+#   new, no   new, no   damaged     damaged   removes the new one, and puts both back, the WAL first
+#   new       new, no   damaged     no        the same: it had no WAL
+#   new       new       no          damaged   the repair is complete: gives the WAL its name
 
 
-def _set_aside(root: Path, aside: str, files: Files) -> None:
-    """Rename the manifest and its WAL."""
+def _set_aside(root: Path, files: Files) -> None:
+    """Move the manifest and its WAL out of the way; an empty file stands for one that is missing."""
     path = manifest_path(root)
-    wal = path.with_name(f"{path.name}-wal")
-    if wal.exists():
-        files.rename(wal, root / f"{aside}-wal")
+    wal = _wal(path)
     files.unlink(path.with_name(f"{path.name}-shm"))
-    files.rename(path, root / aside)
+    if wal.exists() and not wal.stat().st_size:  # made by whoever read the manifest last
+        files.unlink(wal)
+    if path.exists():
+        files.rename(path, root / REPAIRING)
+    else:
+        os.close(files.create(root / REPAIRING))
+    if wal.exists():
+        files.rename(wal, _wal(root / REPAIRING))
     files.sync_folder(root)
 
 
-def _put_back(root: Path, aside: str | None, files: Files) -> None:
-    """Undo ``_set_aside``, as far as it came, and remove the new manifest."""
-    path = manifest_path(root)
-    if aside is None or (root / aside).exists():
-        for end in ("", "-wal", "-shm"):
-            files.unlink(path.with_name(f"{path.name}{end}"))
-    for end in ("-wal", "") if aside is not None else ():
-        if (kept := root / f"{aside}{end}").exists():
-            files.rename(kept, path.with_name(f"{path.name}{end}"))
+def _put_back(root: Path, files: Files) -> None:
+    """Undo a repair that did not end, as far as it came. Raises OSError."""
+    path, kept = manifest_path(root), root / REPAIRING
+    if kept.exists():
+        if path.exists() or _wal(kept).exists():
+            for end in ("-wal", "-shm", ""):
+                files.remove(path.with_name(f"{path.name}{end}"))
+        if _wal(kept).exists():
+            files.rename(_wal(kept), _wal(path))
+        files.rename(kept, path)
+        files.sync_folder(root)
+    elif _wal(kept).exists():
+        files.rename(_wal(kept), _wal(root / f"{MANIFEST}.damaged-{_free_number(root) - 1}"))
+
+
+def _keep(root: Path, files: Files) -> str | None:
+    """Give what was set aside its name; None if it is empty, and removed. With that the repair is complete."""
+    kept = root / REPAIRING
+    if not kept.stat().st_size and not _wal(kept).exists():
+        files.remove(kept)
+        return None
+    name = f"{MANIFEST}.damaged-{_free_number(root)}"
+    files.rename(kept, root / name)
+    if _wal(kept).exists():
+        files.rename(_wal(kept), _wal(root / name))
+    files.sync_folder(root)
+    return name
+
+
+def _free_number(root: Path) -> int:
+    """Return the number under which the next damaged manifest is kept."""
+    number = 1
+    while (root / f"{MANIFEST}.damaged-{number}").exists():
+        number += 1
+    return number
+
+
+def _wal(database: Path) -> Path:
+    return database.with_name(f"{database.name}-wal")
 
 
 def read_files(folder: Path, keys: Keys | None, report: Progress = silent) -> tuple[list[Segment], int]:

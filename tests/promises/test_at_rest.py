@@ -445,6 +445,23 @@ def test_rekey_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     assert _opens(tmp_path, None)
 
 
+def test_encrypting_a_store_leaves_no_damaged_manifest_in_the_clear(tmp_path: Path) -> None:
+    """The first opening of a rekey repairs it: what that sets aside is in the clear too."""
+    store = tmp_path / "store"
+    with opened(store, None) as memory:
+        memory.agent("a").say("hello")
+    raw = bytearray((store / MANIFEST).read_bytes())
+    raw[-1000] ^= 1
+    (store / MANIFEST).write_bytes(raw)
+    with pytest.raises(StoreError, match=r"damaged-1 .* move it out"):
+        rekey(store, None, KEY)
+    assert (store / f"{MANIFEST}.damaged-1").read_bytes() == raw
+    assert _opens(store, None)
+    (store / f"{MANIFEST}.damaged-1").unlink()
+    rekey(store, None, KEY)
+    assert _opens(store, KEY)
+
+
 @pytest.mark.parametrize(("old", "new"), CHANGES[1:], ids=["none to key", "key to none"])
 @pytest.mark.parametrize("call", ["create", "write", "rename"])
 def test_a_full_disk_ends_a_rekey_and_costs_no_kv(
