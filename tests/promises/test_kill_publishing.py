@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent_memory import Config, EchoRunner, Memory, UnknownAgentError
+from agent_memory import Agent, Config, EchoRunner, Memory, UnknownAgentError
 from tests.parts.killing import killed
 
 pytestmark = pytest.mark.slow
@@ -76,3 +80,73 @@ def test_kills_of_hosts_that_take_turns_lose_nothing(tmp_path: Path) -> None:
     assert n_acknowledged
     with Memory(EchoRunner(), tmp_path / "other", config=Config(remote=url, remote_key=b"k" * 32)) as other:
         assert other.fetch_agent("alice").info.n_turns >= n_acknowledged
+
+
+TAKER = """
+import os
+import sys
+from agent_memory import Config, EchoRunner, Memory
+from agent_memory.log.files import Files
+folder, url, at = sys.argv[1:]
+n_commits, real = -1, Files.commit
+def commit(self, db):
+    global n_commits
+    n_commits += n_commits >= 0
+    if n_commits > int(at):
+        os._exit(9)
+    real(self, db)
+Files.commit = commit
+with Memory(EchoRunner(), folder, config=Config(remote=url, remote_key=b"k" * 32)) as memory:
+    n_commits = 0
+    memory.fetch_agent("alice")
+    print("fetched", flush=True)
+"""
+
+
+@pytest.mark.parametrize("has_some", [False, True], ids=["new here", "older here"])
+def test_a_host_that_dies_before_any_commit_of_a_taking_takes_turns_and_versions_the_next_time(
+    tmp_path: Path, has_some: bool
+) -> None:
+    def opened(folder: Path, share: Path) -> Memory:
+        return Memory(EchoRunner(), folder, config=Config(remote=f"file://{share}", remote_key=b"k" * 32))
+
+    def past(agent: Agent) -> list[Any]:
+        told = [(v.label, v.reason, v.n_turns, [m.content for m in agent.at(v).messages]) for v in agent.history()]
+        return [*sorted(told, key=repr), [m.content for m in agent.messages]]
+
+    share, before = tmp_path / "share", tmp_path / "before"
+    with opened(tmp_path / "a", share) as memory:
+        alice = memory.agent("alice", system="Answer.")
+        alice.say("one")
+        memory.publish(alice)
+        if has_some:
+            with opened(before, share) as other:
+                assert other.fetch_agent("alice").info.n_turns == 1
+            alice = memory.fetch_agent("alice")
+        alice.checkpoint("one said")
+        alice.say("two")
+        alice.rewind()
+        alice.say("other")
+        memory.publish(alice)
+        wanted = past(alice)
+    before.mkdir(exist_ok=True)
+    at = 0
+    while True:
+        left = tmp_path / f"left {at}"
+        shutil.copytree(before, left / "b")
+        shutil.copytree(share, left / "share")
+        done = subprocess.run(
+            [sys.executable, "-c", TAKER, str(left / "b"), f"file://{left / 'share'}", str(at)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        with opened(left / "b", left / "share") as memory:
+            assert past(memory.fetch_agent("alice")) == wanted
+            assert memory.verify().ok
+        if done.returncode == 0:
+            break
+        assert done.returncode == 9
+        at += 1
+    assert done.stdout == "fetched\n"
+    assert at >= 3
