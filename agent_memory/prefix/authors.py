@@ -14,7 +14,7 @@ Numbers live as long as the process has a model open. Nothing of them is written
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,31 @@ def packed(authors: Origins) -> Authors:
     return tuple((int(authors[a]), b - a) for a, b in zip(starts, [*starts[1:], len(authors)], strict=True))
 
 
+def runs(of: Authors, take: int) -> Sequence[tuple[int, int]]:
+    """Return the authors of a piece's first tokens, in order, each with how many."""
+    if isinstance(of, int):
+        return ((of, take),)
+    found: list[tuple[int, int]] = []
+    for author, n in of:
+        n = min(n, take)
+        found.append((author, n))
+        take -= n
+    return found
+
+
+def repeated(found: Iterable[tuple[int, int]]) -> Origins:
+    """Return numbers, each as often as it says; neighbours that are equal cost one."""
+    numbers: list[int] = []
+    lengths: list[int] = []
+    for number, n in found:
+        if numbers and numbers[-1] == number:
+            lengths[-1] += n
+        else:
+            numbers.append(number)
+            lengths.append(n)
+    return np.repeat(np.array(numbers, np.uint32), np.array(lengths, np.int64))
+
+
 def unpacked(pieces: Iterable[tuple[Authors, int]]) -> Origins:
     """Return the author of each token of some pieces, each with how many tokens are taken of it."""
-    authors: list[int] = []
-    lengths: list[int] = []
-    for of, take in pieces:
-        for author, n in ((of, take),) if isinstance(of, int) else of:
-            n = min(n, take)
-            authors.append(author)
-            lengths.append(n)
-            take -= n
-    return np.repeat(np.array(authors, np.uint32), np.array(lengths, np.int64))
+    return repeated(run for of, take in pieces for run in runs(of, take))

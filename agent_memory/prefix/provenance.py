@@ -15,7 +15,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from agent_memory.config import Codec
-from agent_memory.prefix.authors import Origins, authors_in, origins, unpacked
+from agent_memory.prefix.authors import Origins, authors_in, origin, repeated, runs, unpacked
 from agent_memory.prefix.index import Index, n_tokens
 from agent_memory.prefix.pieces import Ids, Piece, Segment
 from agent_memory.types import Exactness, weakest
@@ -81,8 +81,14 @@ def made_of(piece: Piece) -> int:
 
 def made_of_all(taken: Sequence[tuple[Piece, int]]) -> Origins:
     """Return the provenance of each token taken of some pieces."""
-    flags = np.repeat(np.array([made_of(piece) for piece, _ in taken], np.uint32), [take for _, take in taken])
-    return origins(unpacked((piece.authors, take) for piece, take in taken), flags)
+    found: list[tuple[int, int]] = []
+    for piece, take in taken:
+        of, flags = piece.authors, made_of(piece)
+        if isinstance(of, int):
+            found.append((origin(of, flags), take))
+        else:
+            found += [(origin(author, flags), n) for author, n in runs(of, take)]
+    return repeated(found)
 
 
 @frozen

@@ -76,8 +76,9 @@ def find(catalog: Catalog, ids: Ids) -> Match:
             stopped = catalog.losses.reason(index, plan[-1][0].id if plan else parent, following)
             stopped = stopped or catalog.losses.reason(index, parent, None)
             stopped = "no snapshot" if found.is_cut else stopped
-    promises: list[Exactness] = [p.segment.exactness for p, _ in plan]
-    if any(p.segment.host != model.host for p, _ in plan):
+    segments = {id(p.segment): p.segment for p, _ in plan}.values()
+    promises: list[Exactness] = [segment.exactness for segment in segments]
+    if any(segment.host != model.host for segment in segments):
         promises.append("moved")
     return Match(n_tokens, tuple(plan), made_of_all(plan), weakest(*promises), stopped, ids[:n_tokens], found.rows_from)
 
