@@ -1,4 +1,4 @@
-"""A log without forgotten cards: the one change of turns that have been written. Pure."""
+"""A log without forgotten cards: the one change of turns, and of results for them, that have been written. Pure."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def without_cards(
     return first, tuple(out)
 
 
+def without_texts(
+    answered: Sequence[tuple[str, str]], texts: Collection[str], *, is_behind: bool
+) -> tuple[tuple[str, str], ...]:
+    """Return results that wait for those of other calls, marked as a turn's are.
+
+    ``is_behind``: they follow a turn that shows what was forgotten. Else they are as they were, unless one shows it.
+    """
+    if not (is_behind or any(_holds(text, texts) for _, text in answered)):
+        return tuple(answered)
+    phrases = _phrases(texts)
+    return tuple((id, _marked(text, phrases)) for id, text in answered)
+
+
 def shows_cards(turns: Sequence[Turn]) -> bool:
     """True if a turn shows any card."""
     return any(_cards(turn) for turn in turns)
@@ -56,9 +69,11 @@ def bodies(turns: Iterable[Turn], is_forgotten: Callable[[Card], bool]) -> set[s
 def _shows(turn: Turn, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> bool:
     if any(map(is_forgotten, _cards(turn))):
         return True
-    texts = [text for text in texts if _says_enough(text)]
-    results = [message.content for message in turn.messages if message.role == "tool"]
-    return any(text in result for result in results for text in texts)
+    return any(_holds(message.content, texts) for message in turn.messages if message.role == "tool")
+
+
+def _holds(result: str, texts: Collection[str]) -> bool:
+    return any(text in result for text in texts if _says_enough(text))
 
 
 def _cards(turn: Turn) -> list[Card]:
@@ -96,9 +111,7 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            for phrase in phrases:
-                value = value.replace(phrase, MARK)
-            return value
+            return _marked(value, phrases)
         if isinstance(value, Mapping):
             return {key: clean(one) for key, one in value.items()}
         return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -111,3 +124,9 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
         call.arguments for call in calls
     ] == [call.arguments for call in message.tool_calls]
     return message if is_same else attrs.evolve(changed, source="")
+
+
+def _marked(text: str, phrases: Sequence[str]) -> str:
+    for phrase in phrases:
+        text = text.replace(phrase, MARK)
+    return text

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent_memory import Config, ContextMemory, EchoRunner, Memory, Recall
-from tests.parts.scripted import scripted
+from agent_memory import Config, ContextMemory, EchoRunner, Memory, Pause, Recall, ToolResult
+from tests.parts.scripted import call, scripted
 
 SECRET = "The heron vault opens with the word bramblewick."
 WORD = "bramblewick"
@@ -206,3 +206,36 @@ def test_a_deleted_agent_leaves_no_word_in_forks_that_it_had_not(opened: Callabl
     assert memory.delete("ann")
     assert files_with_the_word(memory) == []
     assert fork.say("Still there?").usage.cached_tokens > 0
+
+
+def _waiting(memory: Memory) -> Any:
+    """Run two tools of one reply: ``recall`` has its result, the other one waits for somebody."""
+
+    def ask_the_keeper() -> str:
+        raise Pause("the keeper sleeps")
+
+    return memory.run_tools("ann", "How does the heron vault open?", [*memory.context.tools(), ask_the_keeper])
+
+
+def test_a_result_that_waits_for_those_of_other_calls_is_marked_too(opened: Callable[..., Memory]) -> None:
+    """It stands beside the log until the last one is there: in the agent's facts, and in those of its versions."""
+    calls = call("recall", {"query": "heron vault"}) + call("ask_the_keeper", {})
+    memory = opened(calls, "It opens with a word.", "Yes.")
+    memory.context.remember(SECRET)
+    reply = _waiting(memory)
+    agent = memory.agent("ann")
+    agent.checkpoint("here")
+    assert list(reply.paused.values()) == ["the keeper sleeps"]
+    assert files_with_the_word(memory), "it was there"
+    assert memory.context.forget(WORD) == 1
+    assert files_with_the_word(memory) == []
+    memory.close()
+    again = opened("It opens with a word.", "Yes.")
+    assert files_with_the_word(again) == []
+    [left] = reply.paused
+    agent = again.agent("ann")
+    agent.give(ToolResult(left, "It is closed."))
+    first, second = [m.content for m in agent.messages if m.role == "tool"]
+    assert "[forgotten]" in first
+    assert second == "It is closed."
+    assert files_with_the_word(again) == []
