@@ -60,7 +60,7 @@ from agent_memory.log.versions import Span, State
 from agent_memory.reader.shared import ensure_writable
 from agent_memory.remote.failures import ObjectDamagedError
 from agent_memory.requests.evicting import flush
-from agent_memory.requests.registry import Agents
+from agent_memory.requests.registry import Agents, check_name
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -120,9 +120,7 @@ class Publishing:
         Raises AgentMovedError, RemoteError, ConfigError without a remote.
         """
         self._ensure("publish an agent")
-        if agent.is_temporary:
-            raise UnsupportedParameterError(f"agent {repr_of(agent.name)} is temporary: publish a fork of it")
-        self._agents.ensure_own(agent, "publish it")
+        self._ensure_lasting(agent, "publish", "publish a fork of it")
         with self._locks[agent.name]:
             self._ensure_conditions()
             if agent.facts.holder is None:
@@ -136,13 +134,17 @@ class Publishing:
     def fetch(self, name: str) -> Log:
         """Take an agent over from the host that published it, and return its log; every published turn is in it.
 
-        Raises UnknownAgentError if none of that name was published, RemoteError, ConfigError without a remote.
+        Raises UnknownAgentError if none of that name was published, RemoteError, ConfigError without a remote or for a
+        bad name, UnsupportedParameterError where an agent of that name cannot take the turns.
         """
         self._ensure("take an agent over")
+        check_name(name)
         with self._locks[name]:
             self._ensure_conditions()
             replay = Replay()
             here = self._agents.find(name, identity=self._agents.identity)
+            if here is not None:
+                self._ensure_lasting(here, "take over", f"memory.delete({name!r}) first")
             for _ in range(_TRIES):
                 self._read_on(name, replay)
                 if replay.last is None:
@@ -398,6 +400,12 @@ class Publishing:
         if not self._found.is_writing:
             raise ConfigError(f"cannot {doing}: Config.remote_write is False")
         ensure_writable(self._store, doing)
+
+    def _ensure_lasting(self, agent: Log, doing: str, instead: str) -> None:
+        """Raise UnsupportedParameterError for a temporary agent, and for the log of a group."""
+        if agent.is_temporary:
+            raise UnsupportedParameterError(f"agent {repr_of(agent.name)} is temporary: {instead}")
+        self._agents.ensure_own(agent, f"{doing} it")
 
     def _ensure_conditions(self) -> None:
         if self._conditions is None:

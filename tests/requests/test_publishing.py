@@ -20,6 +20,7 @@ from agent_memory import (
     RemoteError,
     Tool,
     UnknownAgentError,
+    UnsupportedParameterError,
 )
 from agent_memory.carry.published import Replay, read_part
 from agent_memory.remote.bucket import Bucket
@@ -301,3 +302,26 @@ def test_a_bucket_that_overwrites_is_refused(hosts: Hosts, monkeypatch: pytest.M
     a.agent("alice").say("one")
     with pytest.raises(RemoteError, match="If-None-Match"):
         a.publish("alice")
+
+
+def test_a_published_agent_takes_neither_a_temporary_agents_place_nor_a_groups(hosts: Hosts) -> None:
+    """Refused before the taking: the host that has it goes on."""
+    a, b = hosts.open("a"), hosts.open("b")
+    for name in ("alice", "team/"):
+        a.agent(name).say("one")
+        a.publish(name)
+    b.agent("bob").say("here")
+    b.agent("bob").fork("alice", temporary=True)
+    group = b.group("team", ["bob"])
+    group.say("Welcome.")
+    with pytest.raises(UnsupportedParameterError, match="temporary"):
+        b.fetch_agent("alice")
+    with pytest.raises(UnsupportedParameterError, match="log of group"):
+        b.fetch_agent("team/")
+    assert [str(one) for one in group.transcript] == ["host: Welcome."]
+    for name in ("alice", "team/"):
+        a.agent(name).say("two")
+        assert a.publish(name) == 2
+    for bad in ("", "\ud800", 5):
+        with pytest.raises(ConfigError, match="an agent's name"):
+            b.fetch_agent(bad)  # type: ignore[arg-type]
