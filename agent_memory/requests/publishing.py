@@ -20,11 +20,12 @@ from attrs import frozen
 from agent_memory.carry.carrier import Carrier
 from agent_memory.carry.exporting import told_of
 from agent_memory.carry.published import (
-    MAX_TURNS,
+    MAX_PART_BYTES,
     Kind,
     Part,
     Replay,
     Stored,
+    divided,
     n_same,
     read_part,
     states,
@@ -55,6 +56,7 @@ from agent_memory.errors import (
 from agent_memory.exchange.opening import Remote
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
+from agent_memory.log.soundness import BAD_JSON
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import Span, State
 from agent_memory.reader.shared import ensure_writable
@@ -181,8 +183,7 @@ class Publishing:
             return keep
         if not is_same:  # the last part names them: those before it have not all of their turns
             after = self._put_versions(agent.name, known, pasts, ours)
-        for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
-            stop = min(stop, len(turns))
+        for stop in divided(turns, keep):
             if stop == len(turns) and not is_same:
                 known = attrs.evolve(known, versions=after.versions, digests=after.digests)
             known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
@@ -269,6 +270,8 @@ class Publishing:
         remote, object_name = self._remote, self._remote.names.log(name, number)
         [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
         # by its size, so that a folder that hangs holds nobody longer than such a part may take
+        if size is not None and size > MAX_PART_BYTES:
+            raise _damaged(name, number, ValueError(f"it has {size:,} bytes; at most {MAX_PART_BYTES:,} are read"))
         body = None if size is None else remote.bucket.get(object_name, max_bytes=size)
         if body is None:
             raise RemoteError(f"part {number} of the published log of agent {repr_of(name)} is gone")
@@ -333,7 +336,13 @@ class Publishing:
     def _put(self, part: Part, turns: Sequence[Turn]) -> str | None:
         """Create a part; return its digest, None if another one has that number."""
         remote = self._remote
-        body = write_part(part, turns, remote.names, remote.keys)
+        try:
+            body = write_part(part, turns, remote.names, remote.keys)
+        except ValueError as error:
+            raise RemoteError(
+                f"agent {repr_of(part.agent)} cannot be published: {error}. Move it by agent.export and "
+                "memory.import_agent"
+            ) from error
         is_ours = remote.bucket.put_new(remote.names.log(part.agent, part.number), body)
         stored = read_part(part.agent, part.number, body, remote.names, remote.keys) if is_ours else None
         if stored is None and (there := self._read(part.agent, part.number)).part.id == part.id:
@@ -349,7 +358,7 @@ class Publishing:
         raw = RawVersions() if known.versions is None else self._read_versions(name, known.versions)
         try:
             return arrived(replay, raw, self._terms())
-        except ValueError as error:
+        except BAD_JSON as error:
             raise _damaged(name, replay.number, error) from error
 
     def _store_here(self, name: str, here: Log | None, found: Arrived, holder: str) -> Log:
