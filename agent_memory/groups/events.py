@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 from attrs import field, frozen
-from attrs.validators import deep_iterable, ge, in_, instance_of, optional
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, optional
 
 from agent_memory.types import Message
 
@@ -18,8 +18,9 @@ Kind = Literal["group", "phase", "say", "turn", "whisper", "vote", "ballot", "ta
 SPOKEN: tuple[Kind, ...] = ("say", "turn", "whisper", "tally")
 
 _HEAD, _ASKED = "group event ", "group turn "  #: what the stored form of an event and of a mark begins with
-_TEXT = optional(instance_of(str))
-_COUNT = [instance_of(int), ge(0)]
+_TEXT: Any = optional(instance_of(str))
+_TEXTS: Any = optional(deep_iterable(instance_of(str)))
+_COUNT: Any = and_(instance_of(int), ge(0))
 
 
 @frozen(kw_only=True)
@@ -30,7 +31,7 @@ class Event:
     speaker: str | None = field(default=None, validator=_TEXT)  #: a member, or any other name; None: the host
     text: str = ""
     #: the members that hear it; None: all
-    to: tuple[str, ...] | None = field(default=None, validator=optional(deep_iterable(instance_of(str))))
+    to: tuple[str, ...] | None = field(default=None, validator=_TEXTS)
     phase: int | None = field(default=None, validator=optional(_COUNT))  #: number of the phase that it happened in
     #: number of the round, where members speak in rounds
     round: int | None = field(default=None, validator=optional(_COUNT))
@@ -40,7 +41,7 @@ class Event:
     number: int | None = field(default=None, validator=optional(_COUNT))
     is_extra: bool = False  #: of a turn: out of the order
     #: JSON: members and phases of a group; options of a vote
-    more: Mapping[str, Any] = field(factory=dict, validator=instance_of(Mapping))
+    more: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
 
     def message(self) -> Message:
         """The event as a message of the group's log."""

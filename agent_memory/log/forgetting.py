@@ -32,7 +32,7 @@ def without_cards(
     n_ids = 0
     for turn in turns[:first]:
         n_ids = min(n_ids, turn.keep) + len(turn.ids)
-    phrases = _phrases(texts)
+    phrases = phrases_of(texts)
     out = []
     for turn in turns[first:]:
         n_ids = min(n_ids, turn.keep)
@@ -51,8 +51,8 @@ def without_texts(
     """
     if not (is_behind or any(_holds(text, texts) for _, text in answered)):
         return tuple(answered)
-    phrases = _phrases(texts)
-    return tuple((id, _marked(text, phrases)) for id, text in answered)
+    phrases = phrases_of(texts)
+    return tuple((id, marked(text, phrases)) for id, text in answered)
 
 
 def shows_cards(turns: Sequence[Turn]) -> bool:
@@ -87,8 +87,8 @@ def _without(message: Message, is_forgotten: Callable[[Card], bool]) -> Message:
     return attrs.evolve(message, recalled=cards)
 
 
-def _phrases(texts: Iterable[str]) -> list[str]:
-    """The texts and their sentences, without what ends them; long ones first, for they hold the others."""
+def phrases_of(texts: Iterable[str]) -> list[str]:
+    """Return texts and their sentences, without what ends them; long ones first, for they hold the others."""
     found = {part for text in texts for part in _parts(text.strip())}
     return sorted(found, key=lambda part: (-len(part), part))
 
@@ -111,7 +111,7 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            return _marked(value, phrases)
+            return marked(value, phrases)
         if isinstance(value, Mapping):
             return {key: clean(one) for key, one in value.items()}
         return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -126,7 +126,8 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
     return message if is_same else attrs.evolve(changed, source="")
 
 
-def _marked(text: str, phrases: Sequence[str]) -> str:
+def marked(text: str, phrases: Sequence[str]) -> str:
+    """Return a text with a mark in place of each phrase."""
     for phrase in phrases:
         text = text.replace(phrase, MARK)
     return text
