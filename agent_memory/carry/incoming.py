@@ -304,8 +304,8 @@ class _Reading:
     def _resume(self, body: Body, facts: Mapping[str, Any]) -> None:
         if self._is_foreign(facts.get("piece")):
             return
-        layout = self._open.layout
         rows, place = self._piece(facts.get("piece"))
+        layout = self._open.layout
         n_rows, has_state, piece = facts.get("n_rows"), facts.get("has_state"), rows.pieces[place]
         codec = named(str(facts.get("codec")))
         if type(n_rows) is not int or not 0 <= n_rows <= self._pieces[piece] or not isinstance(has_state, bool):

@@ -23,15 +23,17 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.carry.exporting import facts_of
-from agent_memory.log.soundness import is_count, is_time
+from agent_memory.log.soundness import BAD_JSON, is_count, is_time
 from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import to_json
 from agent_memory.remote.failures import ObjectDamagedError
 from agent_memory.remote.names import ObjectNames, RemoteKeys
-from agent_memory.remote.objects import read_object, write_object
+from agent_memory.remote.objects import MAX_HEADER_BYTES, read_object, write_object
 
 Kind = Literal["turns", "taken"]
 MAX_TURNS = 256  #: of one part
+FULL_BYTES = 32 << 20  #: a part that has so many takes no further turn
+MAX_PART_BYTES = 512 << 20  #: a larger one is not read
 MARKS = ("created_s", "n_messages_kept", "finish", "n_messages")  #: facts of a turn that its digest is made of
 _LONG = 512  #: characters of a host's name, a token, a digest
 
@@ -102,13 +104,27 @@ def n_same(ours: Sequence[str], theirs: Sequence[str]) -> int:
     return same
 
 
+def divided(turns: Sequence[Turn], keep: int) -> list[int]:
+    """Return where each part ends that the turns behind the first ``keep`` are published in; one at least."""
+    stops: list[int] = []
+    start, n_bytes = keep, 0
+    for number, turn in enumerate(turns[keep:], keep):
+        if number > start and (number - start == MAX_TURNS or n_bytes >= FULL_BYTES):
+            stops.append(number)
+            start, n_bytes = number, 0
+        n_bytes += 4 * len(turn.ids) + sum(len(one.content) + len(one.source) for one in turn.messages)
+    return [*stops, len(turns)]
+
+
 def write_part(part: Part, turns: Sequence[Turn], names: ObjectNames, keys: RemoteKeys) -> bytes:
-    """Return a part's bytes, sealed under its name."""
+    """Return a part's bytes, sealed under its name. Raises ValueError for one that nobody would read."""
     facts = tuple({**facts_of(turn), "n_messages": len(turn.messages)} for turn in turns)
     header = attrs.asdict(attrs.evolve(part, turns=facts))
     bodies: list[bytes] = []
     for turn in turns:
         bodies += [to_json(turn.messages).encode(), turn.ids.astype("<u4").tobytes()]
+    if (n_bytes := sum(map(len, bodies))) > MAX_PART_BYTES - MAX_HEADER_BYTES:
+        raise ValueError(f"{len(turns)} turns take {n_bytes:,} bytes")
     return write_object(names.log(part.agent, part.number), keys, header, bodies)
 
 
@@ -125,7 +141,7 @@ def read_part(agent: str, number: int, body: bytes | memoryview, names: ObjectNa
             RawTurn(facts, bytes(next(parts)).decode("ascii"), np.frombuffer(next(parts), "<u4").astype(np.uint32))
             for facts in part.turns
         )
-    except (ValueError, TypeError) as error:
+    except BAD_JSON as error:
         if isinstance(error, ObjectDamagedError):
             raise
         raise ObjectDamagedError(f"object {name}: part {number} of an agent's log: {error}") from error

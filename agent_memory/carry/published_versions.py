@@ -22,6 +22,7 @@ from agent_memory.carry.exporting import facts_of, unbound
 from agent_memory.carry.published import MARKS, RawTurn, Replay, chained, states
 from agent_memory.log.carried import Intake, Terms
 from agent_memory.log.facts import Facts
+from agent_memory.log.soundness import BAD_JSON
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import Kept, Span, State, Version
 from agent_memory.prompt.messages import to_json
@@ -167,7 +168,7 @@ def read_versions(agent: str, id: str, body: bytes | memoryview, names: ObjectNa
             before = str(one["before"])
             turns[chained([tuple(one.get(mark) for mark in MARKS)], [before] if before else [])[-1]] = (before, raw)
         return RawVersions(tuple(_with_system(one, systems) for one in told), turns)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except BAD_JSON as error:
         if isinstance(error, ObjectDamagedError):
             raise
         raise ObjectDamagedError(f"object {name}: the versions of an agent: {error}") from error

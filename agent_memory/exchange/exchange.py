@@ -121,7 +121,9 @@ class Exchange:
         if is_open and not self.remote.breaker.is_due():
             return None
         patience_s = 0.0 if is_open else PATIENCE_S  # no request waits to find out whether a dead remote is back
-        fetch = Fetch(ids[: stop * size].copy(), start, n_have, token_s, self._clock, patience_s=patience_s)
+        fetch = Fetch(
+            ids[: stop * size].copy(), start, n_have, token_s, self._clock, patience_s=patience_s, most_bytes=most_bytes
+        )
         self._start(fetch, terms, first, last)
         return fetch
 

@@ -48,8 +48,10 @@ class Fetch:
         clock: Callable[[], float],
         *,
         patience_s: float = PATIENCE_S,
+        most_bytes: int = 0,
     ) -> None:
         self.ids, self.start, self.n_have, self.token_s = ids, start, n_have, token_s
+        self.most_bytes = most_bytes  #: what may be held in memory for it
         self.began = time.perf_counter()
         self.is_missing = False  #: True if the bucket has nothing of use
         self.lacks_first = False  #: True if not even the first chunk is there: then no text that begins so has any

@@ -25,6 +25,7 @@ from agent_memory.exchange.fetch import Fetch, Terms
 from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
+from agent_memory.kvcache.coding import coded, token_bytes
 from agent_memory.prefix.authors import Origins, unpacked
 from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.remote.bodies import Body
@@ -39,6 +40,7 @@ _T = TypeVar("_T")
 
 _TRANSFERS = 8  #: at once
 _SLACK_BYTES = 1 << 20  #: an object may be so much larger than its rows: header and seals
+_ID_BYTES = 4
 
 
 @frozen(kw_only=True)
@@ -58,6 +60,7 @@ class Fetcher:
     """Runs fetches on threads of its own, started by the first. Any thread.
 
     - A chunk that is missing ends the lineage. ``is_missing`` remembers that for some seconds.
+    - An object that is larger than what was asked for can be is damaged: none of its bytes is read.
     - Each object is verified, and compared with the ids, before anyone sees it. A damaged one ends the fetch before it.
     - A call that fails opens the breaker, and ends the fetch likewise.
     - In memory at once: what is decrypted, and of each of ``_TRANSFERS`` transfers the part that is read (of a folder)
@@ -118,6 +121,8 @@ class Fetcher:
             return None
         self._remote.rates.answered(time.perf_counter() - began)
         self._figures.count("asked")
+        row_bytes, resume_bytes = _most_bytes(fetch, terms)
+        sizes = self._believed([*rows, *resumes], sizes, [row_bytes] * len(rows) + [resume_bytes] * len(resumes))
         there = _leading(rows, sizes)
         resume: tuple[str, int] | None = None
         if terms.needs is not None:
@@ -135,6 +140,18 @@ class Fetcher:
             return None
         fetch.expect(self._remote.rates.fetch_s(plan.n_bytes))
         return plan
+
+    def _believed(self, names: Sequence[str], sizes: Sequence[int | None], most: Sequence[int]) -> list[int | None]:
+        """Return the sizes, None for an object of more than ``_SLACK_BYTES`` above its limit; warn of the first."""
+        found: list[int | None] = []
+        is_told = False
+        for name, n_bytes, limit in zip(names, sizes, most, strict=True):
+            is_wrong = n_bytes is not None and n_bytes > limit + _SLACK_BYTES
+            found.append(None if is_wrong else n_bytes)
+            if is_wrong and not is_told:
+                is_told = True
+                self._damaged(name, ObjectDamagedError(f"it has {n_bytes:,} bytes, of which at most {limit:,} are KV"))
+        return found
 
     def _asked(self, call: Callable[[], _T]) -> _T | None:
         """Return what the bucket answers; None if the breaker is open. Raises BucketError, counted."""
@@ -248,6 +265,20 @@ class Fetcher:
     def _damaged(self, name: str, error: ObjectDamagedError) -> None:
         self._figures.count("damaged")
         log.warning("remote: object %s is not used, and its KV is computed: %s", name[:20], error)
+
+
+def _most_bytes(fetch: Fetch, terms: Terms) -> tuple[int, int]:
+    """Return the most bytes of a chunk's rows, and of what other layers need at one's end, without header and seals.
+
+    The second is the request's own budget where that is more: states of a class that is not known grow as they like.
+    """
+    layout, needs, n = terms.layout, terms.needs, len(fetch.ids)
+    rows = (token_bytes(layout, terms.codec) + _ID_BYTES) * terms.chunk_tokens
+    if needs is None:
+        return rows, 0
+    encoded = sum(coded(spec, terms.codec).token_bytes for spec in layout.windows)
+    windows = needs.window * max(layout.window_token_bytes, encoded)
+    return rows, max(fetch.most_bytes, windows + 2 * layout.state_bytes_at(n, n))
 
 
 def _leading(names: Sequence[str], sizes: Sequence[int | None]) -> list[tuple[str, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from agent_memory.agent import Agent, ensure_of
 from agent_memory.errors import ConfigError, UnknownAgentError, repr_of
@@ -47,7 +49,9 @@ class Groups:
             assert log is not None
             if held is None or held[0] is not log or any(seat.log.is_deleted for seat in held[1]):
                 of_phases = tuple(map(Phase.of_row, spec.more["phases"]))
-                seats = [Seat.open(self._asking, name, member) for member in spec.more["members"]]
+                seats = [
+                    Seat.open(self._asking, name, spec.more.get("id", ""), member) for member in spec.more["members"]
+                ]
                 group = Group(self._asking, name, log, seats, spec.more["topology"], of_phases)
                 self._open[name] = held = (log, seats, group)
             return held[2]
@@ -78,7 +82,8 @@ class Groups:
         if log.messages:
             raise ConfigError(f"agent {repr_of(log.name)} exists and is no group; delete it, or take another name")
         rows = [phase.to_row() for phase in phases]
-        spec = Event(kind="group", more={"members": list(members), "topology": topology, "phases": rows})
+        more = {"members": list(members), "topology": topology, "phases": rows, "id": secrets.token_hex(8)}
+        spec = Event(kind="group", more=more)
         asking.versions.add(log, lambda: [spec.message()], asking.ensure_open().digest)
         return spec
 
@@ -86,7 +91,19 @@ class Groups:
 def _spec_of(log: Log) -> Event | None:
     """What a group's log says of the group; None where it is none's."""
     first = Event.of(log.messages[0]) if log.messages else None
-    return first if first is not None and first.kind == "group" else None
+    return first if first is not None and first.kind == "group" and _is_sound(first.more) else None
+
+
+def _is_sound(more: Mapping[str, Any]) -> bool:
+    """True if a group could have been made so."""
+    members, topology, phases = (more.get(what) for what in ("members", "topology", "phases"))
+    if not isinstance(members, list) or not members or not all(isinstance(one, str) and one for one in members):
+        return False
+    try:
+        checked_phases([Phase.of_row(row) for row in phases or ()], members)
+    except (ConfigError, TypeError, ValueError):
+        return False
+    return topology in TOPOLOGIES and isinstance(phases, list) and isinstance(more.get("id", ""), str)
 
 
 def group_of(log: Log) -> str | None:

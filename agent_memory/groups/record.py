@@ -86,9 +86,15 @@ class Record:
         if read and (len(messages) < len(read) or messages[len(read) - 1] is not read[-1]):
             read, events = (), ()  # the log is another one than before: it was taken back
         if len(read) < len(messages):
-            events = (*events, *filter(None, map(Event.of, messages[len(read) :])))
+            found = filter(None, map(Event.of, messages[len(read) :]))
+            events = (*events, *filter(self._is_own, found))
         self._parsed = messages, events
         return events
+
+    def _is_own(self, event: Event) -> bool:
+        """True if an event is of this group's phases and members; a log that came in a file may tell of others."""
+        is_in_phase = event.phase is None or event.phase < len(self._phases)
+        return is_in_phase and (event.kind not in ("turn", "ballot") or event.speaker in self.members)
 
 
 def phase_of(events: Sequence[Event]) -> int | None:

@@ -34,11 +34,11 @@ class Asked:
 class Seat:
     """One member's agent in one group: a fork of the member, whose log is what the member knows. Any thread."""
 
-    def __init__(self, group: str, member: str, log: Log) -> None:
-        self.group, self.member, self.log = group, member, log
+    def __init__(self, group: str, id: str, member: str, log: Log) -> None:
+        self.group, self.id, self.member, self.log = group, id, member, log
 
     @classmethod
-    def open(cls, asking: Asking, group: str, member: str) -> Seat:
+    def open(cls, asking: Asking, group: str, id: str, member: str) -> Seat:
         """The seat, made where there is none yet. Raises UnknownAgentError where it would be and there is no member."""
         name = seat_name(group, member)
         log = asking.agents.find(name, identity=asking.identity)
@@ -47,7 +47,7 @@ class Seat:
             if own is None:
                 raise UnknownAgentError(member)
             log = asking.versions.fork(own, name)
-        return cls(group, member, log)
+        return cls(group, id, member, log)
 
     def ensure_exists(self) -> None:
         """Raise AgentDeletedError once the agent of the seat was deleted; it says how the member sits down again."""
@@ -73,7 +73,7 @@ class Seat:
                 reply = message
             if message.role != "user":
                 continue
-            mark = Mark.of(message, self.group)
+            mark = Mark.of(message, self.group, self.id)
             if mark is not None:
                 if mark.number <= number:
                     break

@@ -103,7 +103,7 @@ class Speaking:
         newest = seat.newest()
         heard, own = (newest.mark.heard, newest.mark.number) if newest else (0, 0)
         numbers = [event.number or 0 for event in events if event.is_of(seat.member)]
-        mark = attrs.evolve(mark, number=max(own, *numbers, 0) + 1, heard=max(mark.heard, heard))
+        mark = attrs.evolve(mark, id=seat.id, number=max(own, *numbers, 0) + 1, heard=max(mark.heard, heard))
         members, tokenizer = tuple(self._seats), self._asking.ensure_open()
         text = heard_text(events, seat.member, members, heard, mark.heard, own, tokenizer)
         parts = [introduction(seat.member, members) if newest is None else "", text, asks]

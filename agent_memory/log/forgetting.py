@@ -1,4 +1,4 @@
-"""A log without forgotten cards: the one change of turns that have been written. Pure."""
+"""A log without forgotten cards: the one change of turns, and of results for them, that have been written. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def without_cards(
     n_ids = 0
     for turn in turns[:first]:
         n_ids = min(n_ids, turn.keep) + len(turn.ids)
-    phrases = _phrases(texts)
+    phrases = phrases_of(texts)
     out = []
     for turn in turns[first:]:
         n_ids = min(n_ids, turn.keep)
@@ -40,6 +40,19 @@ def without_cards(
         n_kv = min(turn.n_kv, n_ids)
         out.append(attrs.evolve(turn, messages=messages, keep=n_ids, ids=turn.ids[:0], n_kv=n_kv, n_reply=None))
     return first, tuple(out)
+
+
+def without_texts(
+    answered: Sequence[tuple[str, str]], texts: Collection[str], *, is_behind: bool
+) -> tuple[tuple[str, str], ...]:
+    """Return results that wait for those of other calls, marked as a turn's are.
+
+    ``is_behind``: they follow a turn that shows what was forgotten. Else they are as they were, unless one shows it.
+    """
+    if not (is_behind or any(_holds(text, texts) for _, text in answered)):
+        return tuple(answered)
+    phrases = phrases_of(texts)
+    return tuple((id, marked(text, phrases)) for id, text in answered)
 
 
 def shows_cards(turns: Sequence[Turn]) -> bool:
@@ -56,9 +69,11 @@ def bodies(turns: Iterable[Turn], is_forgotten: Callable[[Card], bool]) -> set[s
 def _shows(turn: Turn, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> bool:
     if any(map(is_forgotten, _cards(turn))):
         return True
-    texts = [text for text in texts if _says_enough(text)]
-    results = [message.content for message in turn.messages if message.role == "tool"]
-    return any(text in result for result in results for text in texts)
+    return any(_holds(message.content, texts) for message in turn.messages if message.role == "tool")
+
+
+def _holds(result: str, texts: Collection[str]) -> bool:
+    return any(text in result for text in texts if _says_enough(text))
 
 
 def _cards(turn: Turn) -> list[Card]:
@@ -72,8 +87,8 @@ def _without(message: Message, is_forgotten: Callable[[Card], bool]) -> Message:
     return attrs.evolve(message, recalled=cards)
 
 
-def _phrases(texts: Iterable[str]) -> list[str]:
-    """The texts and their sentences, without what ends them; long ones first, for they hold the others."""
+def phrases_of(texts: Iterable[str]) -> list[str]:
+    """Return texts and their sentences, without what ends them; long ones first, for they hold the others."""
     found = {part for text in texts for part in _parts(text.strip())}
     return sorted(found, key=lambda part: (-len(part), part))
 
@@ -96,9 +111,7 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            for phrase in phrases:
-                value = value.replace(phrase, MARK)
-            return value
+            return marked(value, phrases)
         if isinstance(value, Mapping):
             return {key: clean(one) for key, one in value.items()}
         return [clean(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -111,3 +124,10 @@ def _without_phrases(message: Message, phrases: Sequence[str]) -> Message:
         call.arguments for call in calls
     ] == [call.arguments for call in message.tool_calls]
     return message if is_same else attrs.evolve(changed, source="")
+
+
+def marked(text: str, phrases: Sequence[str]) -> str:
+    """Return a text with a mark in place of each phrase."""
+    for phrase in phrases:
+        text = text.replace(phrase, MARK)
+    return text

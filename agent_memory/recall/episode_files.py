@@ -54,7 +54,7 @@ def _records(file: Path) -> Iterator[EpisodeRecord]:
         for number, line in enumerate(lines, 1):
             try:
                 yield _record(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise UnsupportedParameterError(f"{file} line {number} is no episode: {repr_of(error)}") from error
 
 

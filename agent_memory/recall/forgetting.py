@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from agent_memory.errors import ItemNotFoundError, UnsupportedParameterError
 from agent_memory.recall import audit
+from agent_memory.recall.episode_marking import mark_forgotten
 from agent_memory.recall.indexing import indexed_body, is_in_typed_view, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import supersede
@@ -79,7 +80,11 @@ def items_of_texts(db: Rows, scope: Scope, texts: Iterable[int]) -> set[int]:
 
 
 def delete_texts(db: Rows, scope: Scope, texts: Collection[int], now: float, action: str) -> None:
-    """Delete ``texts`` with their items, words, vectors, links and cards; mend chains of facts. In a transaction."""
+    """Delete ``texts`` with their items, words, vectors, links and cards; mend chains of facts. In a transaction.
+
+    Steps of episodes that show one of their items are marked.
+    """
+    mark_forgotten(db, scope, sorted(texts))
     slots: set[str] = set()
     for text in sorted(texts):
         slots |= _delete_one(db, scope, text)

@@ -7,20 +7,25 @@ in it. Texts are filed anew on the way in, so that rules of a later version appl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.config import is_text
+from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
 from agent_memory.recall.extraction import KINDS
 from agent_memory.recall.filing import file_texts, file_typed, prepare
+from agent_memory.recall.learning import RELATIONS
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import assert_again, supersede
 from agent_memory.recall.storage import Rows
 from agent_memory.recall.told import Told
 from agent_memory.recall.typed import Typed
+from agent_memory.recall.types import TEXT_KINDS
 
 FORMAT = "agent-memory recall 1"
 _IN_PLACE = "ORDER BY found_by IS NOT NULL, item"  #: an item's place in its text: what rules found stands first
+_TIMES = (-6.22e10, 2.54e11)  #: Unix times of a calendar's years 1 to 9999
+_MANY = 1 << 53
 _LEARNT = ("net_useful", "useful_s", "n_used", "used_s", "pinned_s")
 
 
@@ -72,7 +77,9 @@ def read(db: Rows, scope: Scope, texts: Iterable[str], clean: Callable[[str], st
                 text, is_new = _file(db, scope, row, clean, now)
                 numbered.append(text)
                 new.extend([text] if is_new else [])
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+            if isinstance(error, AgentMemoryError):
+                raise
             raise UnsupportedParameterError(
                 f"line {number + 1} is no line of an export ({repr_of(error)}). Nothing was imported"
             ) from None
@@ -107,14 +114,39 @@ def _names(db: Rows, scope: Scope) -> dict[int, list[int]]:
 def _parsed(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedParameterError(f"line {number + 1} is no JSON: {error}. Nothing was imported") from None
     if not isinstance(row, dict):
         raise UnsupportedParameterError(f"line {number + 1} is no object. Nothing was imported")
     return row
 
 
+def _ensure_sound(row: Mapping[str, Any]) -> None:
+    """Raise ValueError for values that no export has: some of them would be stored, and raise with the next recall."""
+    for name in ("kind", "role", "body", "speaker", "source"):
+        if not (is_text(row[name]) or (row[name] is None and name in ("speaker", "source"))):
+            raise ValueError(f"{name} is no text: {repr_of(row[name])}")
+    if row["kind"] not in TEXT_KINDS:
+        raise ValueError(f"kind is {repr_of(row['kind'])}")
+    if not all(_is_number(row[name], *_TIMES) for name in ("at", "last_at", "created_s")):
+        raise ValueError("its times are none")
+    if type(row["count"]) is not int or not 0 < row["count"] < _MANY:
+        raise ValueError(f"count is {repr_of(row['count'])}")
+    for place, values in row.get("learnt", {}).items():
+        are_numbers = len(values) == len(_LEARNT) and all(
+            _is_number(value, -_MANY, _MANY) or (value is None and name == "pinned_s")
+            for name, value in zip(_LEARNT, values, strict=True)
+        )
+        if not (place.isdecimal() and are_numbers):
+            raise ValueError(f"what was learnt is {repr_of(values)}")
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least < value < most
+
+
 def _file(db: Rows, scope: Scope, row: dict[str, Any], clean: Callable[[str], str], now: float) -> tuple[int, bool]:
+    _ensure_sound(row)
     speaker, source = (clean(row[name]) if row[name] is not None else None for name in ("speaker", "source"))
     told = Told(
         kind=row["kind"], body=clean(row["body"]), role=row["role"], speaker=speaker, source=source, at=float(row["at"])
@@ -140,8 +172,12 @@ def _file(db: Rows, scope: Scope, row: dict[str, Any], clean: Callable[[str], st
 
 
 def _link(db: Rows, scope: Scope, row: dict[str, Any], numbered: list[int]) -> None:
+    if row["link"] not in (*RELATIONS, "merged_into"):
+        raise ValueError(f"link is {repr_of(row['link'])}")
     ends = []
     for number, place in (row["item"], row["other"]):
+        if type(number) is not int or type(place) is not int or number < 0 or not 0 <= place < _MANY:
+            raise ValueError(f"an item is {repr_of([number, place])}")
         sql = f"SELECT item FROM items WHERE text = ? {_IN_PLACE} LIMIT 1 OFFSET ?"
         found = db.execute(sql, (numbered[number], place)).fetchone()
         if found is None:

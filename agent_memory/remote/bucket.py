@@ -165,6 +165,7 @@ class Bucket:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=5)
+        self._store.close()
 
     async def _sizes(self, names: Sequence[str]) -> list[int | None]:
         gate = asyncio.Semaphore(MAX_AT_ONCE)

@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +23,9 @@ from agent_memory.errors import INSTALL, MissingExtraError
 from agent_memory.remote.bodies import Body, FileBody, Held
 
 _T = TypeVar("_T")
+
+_LOOKS = 16  #: look-ups in a folder at once
+_MOVES = 32  #: objects that are read and stored there at once
 
 #: No hard links on that file system: nothing there creates a name only where it is free.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -46,6 +50,9 @@ class Place(Protocol):
     async def create(self, name: str, body: bytes) -> bool:
         """Store an object under a free name. Return False, and change nothing, if the name is taken."""
 
+    def close(self) -> None:
+        """End threads of its own; calls that run are not waited for. Idempotent."""
+
 
 class Folder:
     """Objects as files. Permissions follow the process' umask: whoever shares the folder has to read them.
@@ -53,20 +60,29 @@ class Folder:
     A file is written beside its place, fsynced, linked to its name (which fails if the name is taken), and the folder
     is fsynced. Without hard links an existing name is looked for first: two writers at one moment both store, and
     `Bucket.probe` says so.
+
+    Look-ups have threads of their own: behind transfers that take seconds they would be late, and the folder taken for
+    dead.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self.has_links = True  #: False as soon as the file system refused one
+        self._looks: Executor = ThreadPoolExecutor(_LOOKS, "agent_memory look")
+        self._moves: Executor = ThreadPoolExecutor(_MOVES, "agent_memory move")
 
     async def size(self, name: str) -> int | None:
-        return await asyncio.to_thread(self._size, name)
+        return await _on(self._looks, self._size, name)
 
     async def read(self, name: str, max_bytes: int, take: Callable[[Body], _T]) -> _T | None:
-        return await asyncio.to_thread(self._read, name, max_bytes, take)
+        return await _on(self._moves, self._read, name, max_bytes, take)
 
     async def create(self, name: str, body: bytes) -> bool:
-        return await asyncio.to_thread(self._create, name, body)
+        return await _on(self._moves, self._create, name, body)
+
+    def close(self) -> None:
+        self._looks.shutdown(wait=False, cancel_futures=True)
+        self._moves.shutdown(wait=False, cancel_futures=True)
 
     def _size(self, name: str) -> int | None:
         try:
@@ -123,6 +139,10 @@ class Folder:
             return False
         beside.rename(target)
         return True
+
+
+async def _on(threads: Executor, work: Callable[..., _T], *given: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *given)
 
 
 class ObjectStore:
@@ -184,3 +204,6 @@ class ObjectStore:
         except self._taken:
             return False
         return True
+
+    def close(self) -> None:
+        """Nothing is its own."""

@@ -20,11 +20,12 @@ from attrs import frozen
 from agent_memory.carry.carrier import Carrier
 from agent_memory.carry.exporting import told_of
 from agent_memory.carry.published import (
-    MAX_TURNS,
+    MAX_PART_BYTES,
     Kind,
     Part,
     Replay,
     Stored,
+    divided,
     n_same,
     read_part,
     states,
@@ -55,12 +56,13 @@ from agent_memory.errors import (
 from agent_memory.exchange.opening import Remote
 from agent_memory.log.carried import Terms
 from agent_memory.log.log import Log
+from agent_memory.log.soundness import BAD_JSON
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import Span, State
 from agent_memory.reader.shared import ensure_writable
 from agent_memory.remote.failures import ObjectDamagedError
 from agent_memory.requests.evicting import flush
-from agent_memory.requests.registry import Agents
+from agent_memory.requests.registry import Agents, check_name
 from agent_memory.requests.versions import Versions
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -120,9 +122,7 @@ class Publishing:
         Raises AgentMovedError, RemoteError, ConfigError without a remote.
         """
         self._ensure("publish an agent")
-        if agent.is_temporary:
-            raise UnsupportedParameterError(f"agent {repr_of(agent.name)} is temporary: publish a fork of it")
-        self._agents.ensure_own(agent, "publish it")
+        self._ensure_lasting(agent, "publish", "publish a fork of it")
         with self._locks[agent.name]:
             self._ensure_conditions()
             if agent.facts.holder is None:
@@ -136,13 +136,17 @@ class Publishing:
     def fetch(self, name: str) -> Log:
         """Take an agent over from the host that published it, and return its log; every published turn is in it.
 
-        Raises UnknownAgentError if none of that name was published, RemoteError, ConfigError without a remote.
+        Raises UnknownAgentError if none of that name was published, RemoteError, ConfigError without a remote or for a
+        bad name, UnsupportedParameterError where an agent of that name cannot take the turns.
         """
         self._ensure("take an agent over")
+        check_name(name)
         with self._locks[name]:
             self._ensure_conditions()
             replay = Replay()
             here = self._agents.find(name, identity=self._agents.identity)
+            if here is not None:
+                self._ensure_lasting(here, "take over", f"memory.delete({name!r}) first")
             for _ in range(_TRIES):
                 self._read_on(name, replay)
                 if replay.last is None:
@@ -179,8 +183,7 @@ class Publishing:
             return keep
         if not is_same:  # the last part names them: those before it have not all of their turns
             after = self._put_versions(agent.name, known, pasts, ours)
-        for stop in range(min(keep + MAX_TURNS, len(turns)), len(turns) + MAX_TURNS, MAX_TURNS):
-            stop = min(stop, len(turns))
+        for stop in divided(turns, keep):
             if stop == len(turns) and not is_same:
                 known = attrs.evolve(known, versions=after.versions, digests=after.digests)
             known = self._append(agent, known, turns[keep:stop], keep, ours[:stop])
@@ -267,6 +270,8 @@ class Publishing:
         remote, object_name = self._remote, self._remote.names.log(name, number)
         [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
         # by its size, so that a folder that hangs holds nobody longer than such a part may take
+        if size is not None and size > MAX_PART_BYTES:
+            raise _damaged(name, number, ValueError(f"it has {size:,} bytes; at most {MAX_PART_BYTES:,} are read"))
         body = None if size is None else remote.bucket.get(object_name, max_bytes=size)
         if body is None:
             raise RemoteError(f"part {number} of the published log of agent {repr_of(name)} is gone")
@@ -331,7 +336,13 @@ class Publishing:
     def _put(self, part: Part, turns: Sequence[Turn]) -> str | None:
         """Create a part; return its digest, None if another one has that number."""
         remote = self._remote
-        body = write_part(part, turns, remote.names, remote.keys)
+        try:
+            body = write_part(part, turns, remote.names, remote.keys)
+        except ValueError as error:
+            raise RemoteError(
+                f"agent {repr_of(part.agent)} cannot be published: {error}. Move it by agent.export and "
+                "memory.import_agent"
+            ) from error
         is_ours = remote.bucket.put_new(remote.names.log(part.agent, part.number), body)
         stored = read_part(part.agent, part.number, body, remote.names, remote.keys) if is_ours else None
         if stored is None and (there := self._read(part.agent, part.number)).part.id == part.id:
@@ -347,7 +358,7 @@ class Publishing:
         raw = RawVersions() if known.versions is None else self._read_versions(name, known.versions)
         try:
             return arrived(replay, raw, self._terms())
-        except ValueError as error:
+        except BAD_JSON as error:
             raise _damaged(name, replay.number, error) from error
 
     def _store_here(self, name: str, here: Log | None, found: Arrived, holder: str) -> Log:
@@ -398,6 +409,12 @@ class Publishing:
         if not self._found.is_writing:
             raise ConfigError(f"cannot {doing}: Config.remote_write is False")
         ensure_writable(self._store, doing)
+
+    def _ensure_lasting(self, agent: Log, doing: str, instead: str) -> None:
+        """Raise UnsupportedParameterError for a temporary agent, and for the log of a group."""
+        if agent.is_temporary:
+            raise UnsupportedParameterError(f"agent {repr_of(agent.name)} is temporary: {instead}")
+        self._agents.ensure_own(agent, f"{doing} it")
 
     def _ensure_conditions(self) -> None:
         if self._conditions is None:

@@ -12,9 +12,9 @@ from attrs import frozen
 from agent_memory.config import is_text
 from agent_memory.errors import ConfigError, RequestError, UnsupportedParameterError, repr_of
 from agent_memory.log.facts import Facts
-from agent_memory.log.forgetting import bodies, shows_cards, without_cards
+from agent_memory.log.forgetting import bodies, shows_cards, without_cards, without_texts
 from agent_memory.log.log import Log
-from agent_memory.log.versions import AgentRecord, State
+from agent_memory.log.versions import AgentRecord, Change, State
 from agent_memory.prompt import messages as shapes
 from agent_memory.prompt.results import paired
 from agent_memory.reader.shared import ensure_writable
@@ -101,7 +101,7 @@ class Agents:
 
         ``identity``: the open model's. ``tokenizer``: the digest of its tokenizer.
         """
-        _check_name(name)
+        check_name(name)
         system = spec.system
         with self._lock:
             log = self._find(name, identity)
@@ -194,7 +194,7 @@ class Agents:
 
     def find_or_blank(self, name: str, *, identity: str) -> Log:
         """Return the log of an agent, or a blank log until ``keep`` stores it. Raises ConfigError for a bad name."""
-        _check_name(name)
+        check_name(name)
         now = time.time()
         blank = AgentRecord(NOT_STORED, name, None, to_json(()), (), now, now)
         return self.find(name, identity=identity) or Log(blank)
@@ -222,7 +222,7 @@ class Agents:
 
     def ensure_free(self, name: str) -> None:
         """Raise ConfigError if an agent has that name, or if it is no valid name."""
-        _check_name(name)
+        check_name(name)
         with self._lock:
             if self._names is None:
                 self._names = {info.name for info in self._store.list_agents(self.salt)}
@@ -335,11 +335,13 @@ class Agents:
                 kept if state is None else attrs.evolve(kept, state=state)
                 for kept, state in zip(log.kept, before, strict=True)
             )
+            changed = tuple(one for one, state in zip(log.kept, before, strict=True) if state is not None)
             if now is not None:
                 forgotten = max(log.n_kv, log.facts.forgotten or 0) or None
                 log.restore(attrs.evolve(now, facts=attrs.evolve(now.facts, forgotten=forgotten)))
-                if not log.is_temporary:
-                    self._store.describe(log.agent_id, (log.first_system, log.facts.to_json()))
+            if not log.is_temporary:
+                system, facts = log.first_system, log.facts.to_json()
+                self._store.change(Change(agent_id=log.agent_id, system=system, facts=facts, kept=changed))
 
     def delete(self, log: Log) -> bool:
         """Delete an idle agent in all tiers; False if it was deleted before."""
@@ -382,10 +384,15 @@ class Agents:
 
 def _without_cards(state: State, is_forgotten: Callable[[Card], bool], texts: Collection[str]) -> State | None:
     """Return a state without forgotten cards and texts; None if it shows none."""
-    found = without_cards(state.turns, is_forgotten, texts)
-    return None if found is None else attrs.evolve(state, turns=(*state.turns[: found[0]], *found[1]))
+    found, facts = without_cards(state.turns, is_forgotten, texts), state.facts
+    answered = without_texts(facts.answered, texts, is_behind=found is not None)
+    if found is None and answered == facts.answered:
+        return None
+    first, turns = found or (len(state.turns), ())
+    return attrs.evolve(state, turns=(*state.turns[:first], *turns), facts=attrs.evolve(facts, answered=answered))
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
+    """Raise ConfigError for what no agent can be called."""
     if not is_text(name) or not name:
         raise ConfigError(f"an agent's name must be a non-empty str of valid Unicode, got {repr_of(name)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -307,6 +308,39 @@ def test_neither_names_nor_bodies_tell_of_prompts_ids_or_the_model(bucket: Path)
         path for path in objects(bucket) for one in secrets if one in path.read_bytes() or one in str(path).encode()
     ]
     assert [path for path in found if b"echo" not in str(path).encode()] == []
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_an_object_larger_than_what_it_is_asked_for_is_not_read(
+    place: int, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store hands over an object whole: who may write to a bucket, and has no key, could fill a host's memory."""
+    real_sizes, real_read = Bucket.sizes, Bucket.read
+    asked, most = list[str](), list[int]()
+
+    def sizes(self: Bucket, names: list[str], **limits: Any) -> Any:
+        asked.extend(names)
+        return real_sizes(self, names, **limits)
+
+    def read(self: Bucket, name: str, take: Any, *, max_bytes: int) -> Any:
+        most.append(max_bytes)
+        return real_read(self, name, take, max_bytes=max_bytes)
+
+    monkeypatch.setattr(Bucket, "sizes", sizes)
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as b:
+        _says(b)
+    there = [name for name in asked if "/kv/" in name and (bucket / name).exists()]
+    os.truncate(bucket / there[place], 64 << 30)  # a sparse file
+    monkeypatch.setattr(Bucket, "read", read)
+    caplog.set_level(logging.WARNING, "agent_memory.remote")
+    with Memory(EchoRunner(), ":memory:", config=config(bucket)) as c:
+        reply = _says(c)
+        counts = c.stats().remote
+    assert reply.text == "What is a wave?"
+    assert reply.usage.cached_tokens == place * CHUNK
+    assert counts["damaged"] == 1
+    assert "it has 68,719,476,736 bytes" in caplog.text
+    assert max(most, default=0) < 4 << 20
 
 
 @given(data=st.data())

@@ -718,3 +718,20 @@ def test_the_error_of_a_deleted_seat_names_the_member_and_the_group_seats_it_aga
     memory.delete("g/bob")
     with pytest.raises(UnknownAgentError, match="'bob'"):
         memory.group("g")
+
+
+def test_a_group_made_again_knows_nothing_of_its_namesake(memory: Memory) -> None:
+    """Not even from a member that was in it: what that one said and heard there is its own past."""
+    group = memory.group("team", ["ann", "bob"])
+    group.say("The vault is open.")
+    group.round()
+    group.member("ann").fork("dot")
+    group.delete()
+    again = memory.group("team", ["dot", "bob"])
+    assert again.transcript == ()
+    again.say("The vault is shut.")
+    assert set(again.round()) == {"dot", "bob"}
+    assert [one.speaker for one in again.transcript] == [None, "dot", "bob"]
+    heard = again.member("dot").messages[-2].content
+    assert "The vault is shut." in heard
+    assert "You are dot" in heard

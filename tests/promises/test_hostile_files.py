@@ -409,3 +409,65 @@ def test_a_view_refuses_no_less(tmp_path: Path) -> None:
     with open_store(tmp_path / "from") as view, pytest.raises(AgentMemoryError):
         view.export("a", tmp_path / "no folder" / "a.agent")
     assert os.listdir(tmp_path) != []
+
+
+def _turn_of(raw: bytes, source: str, *, is_first: bool = False) -> bytes:
+    """An agent whose user messages say that a group has asked them, or that they are a group's events."""
+    found = parts(raw)
+    for piece in found:
+        if piece.kind == "agent" and is_first:
+            piece.body = json.dumps({**json.loads(piece.body), "system": None}).encode()
+        if piece.kind == "turn":
+            at = len(piece.body) - 4 * piece.facts["n_ids"]
+            told = json.loads(piece.body[:at])
+            for message in told:
+                message |= {"source": source} if message["role"] == "user" else {}
+            piece.facts |= {"n_messages_kept": piece.facts["n_messages_kept"] - 1} if is_first else {}
+            piece.body = json.dumps(told).encode() + piece.body[at:]
+    return sealed(found)
+
+
+@pytest.mark.parametrize(
+    "told", ["{", "[]", '{"group":"team","heard":"x","number":7}', '{"group":"team","heard":9999,"number":7,"z":1}']
+)
+def test_no_file_speaks_for_a_member_of_a_group(told: str, tmp_path: Path) -> None:
+    (tmp_path / "b.agent").write_bytes(_turn_of(exported(tmp_path), f"group turn {told}"))
+    with opened(tmp_path / "store") as memory:
+        memory.import_agent(tmp_path / "b.agent")
+        memory.agent("b")
+        group = memory.group("team", ["a", "b"])
+        group.say("Welcome.")
+        assert set(group.round(max_tokens=2)) == {"a", "b"}
+        assert [one.speaker for one in group.transcript] == [None, "a", "b"]
+        assert "Welcome." in group.member("a").messages[-2].content
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "{",
+        "[]",
+        '{"kind":"group"}',
+        '{"kind":"rule","zz":1}',
+        '{"kind":"group","more":{"members":[1],"topology":"round","phases":[]}}',
+        '{"kind":"group","more":{"members":["b"],"topology":"round","phases":[[1]]}}',
+    ],
+)
+def test_no_file_is_taken_for_a_groups_log_that_cannot_be_read(told: str, tmp_path: Path) -> None:
+    raw = _turn_of(exported(tmp_path), f"group event {told}", is_first=True)
+    (tmp_path / "b.agent").write_bytes(raw)
+    with opened(tmp_path / "store") as memory:
+        agent = memory.import_agent(tmp_path / "b.agent", name="team/")
+        memory.agent("b")
+        agent.say("hello", max_tokens=2)
+        with pytest.raises(ConfigError, match="is no group"):
+            memory.group("team", ["b"])
+
+
+def test_a_store_in_memory_refuses_what_a_store_on_disk_does(tmp_path: Path) -> None:
+    """It takes no KV in, and names of pieces that are not there are wrong all the same."""
+    resume = Piece({"part": "resume", "piece": [99, 0], "n_rows": 1, "has_state": False, "codec": "exact"}, b"x")
+    found = [piece for piece in parts(exported(tmp_path)) if piece.kind in ("agent", "branch", "turn", "model")]
+    (tmp_path / "b.agent").write_bytes(sealed([*found, resume]))
+    with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(AgentFileError, match="not there"):
+        memory.import_agent(tmp_path / "b.agent")

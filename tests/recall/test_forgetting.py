@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent_memory import Config, ContextMemory, EchoRunner, Memory, Recall
-from tests.parts.scripted import scripted
+from agent_memory import (
+    Config,
+    ContextMemory,
+    EchoRunner,
+    EpisodicMemory,
+    Memory,
+    Outcome,
+    Pause,
+    Recall,
+    ToolResult,
+)
+from tests.parts.scripted import call, scripted
+from tests.parts.stores import Stores
 
 SECRET = "The heron vault opens with the word bramblewick."
 WORD = "bramblewick"
@@ -206,3 +217,95 @@ def test_a_deleted_agent_leaves_no_word_in_forks_that_it_had_not(opened: Callabl
     assert memory.delete("ann")
     assert files_with_the_word(memory) == []
     assert fork.say("Still there?").usage.cached_tokens > 0
+
+
+def _waiting(memory: Memory) -> Any:
+    """Run two tools of one reply: ``recall`` has its result, the other one waits for somebody."""
+
+    def ask_the_keeper() -> str:
+        raise Pause("the keeper sleeps")
+
+    return memory.run_tools("ann", "How does the heron vault open?", [*memory.context.tools(), ask_the_keeper])
+
+
+def test_a_result_that_waits_for_those_of_other_calls_is_marked_too(opened: Callable[..., Memory]) -> None:
+    """It stands beside the log until the last one is there: in the agent's facts, and in those of its versions."""
+    calls = call("recall", {"query": "heron vault"}) + call("ask_the_keeper", {})
+    memory = opened(calls, "It opens with a word.", "Yes.")
+    memory.context.remember(SECRET)
+    reply = _waiting(memory)
+    agent = memory.agent("ann")
+    agent.checkpoint("here")
+    assert list(reply.paused.values()) == ["the keeper sleeps"]
+    assert files_with_the_word(memory), "it was there"
+    assert memory.context.forget(WORD) == 1
+    assert files_with_the_word(memory) == []
+    memory.close()
+    again = opened("It opens with a word.", "Yes.")
+    assert files_with_the_word(again) == []
+    [left] = reply.paused
+    agent = again.agent("ann")
+    agent.give(ToolResult(left, "It is closed."))
+    first, second = [m.content for m in agent.messages if m.role == "tool"]
+    assert "[forgotten]" in first
+    assert second == "It is closed."
+    assert files_with_the_word(again) == []
+
+
+def test_steps_of_episodes_that_showed_a_forgotten_text_are_marked_too(opened: Callable[..., Memory]) -> None:
+    """``run_tools(episode=)`` records what ``recall`` gave, and what was done with it."""
+
+    def turn_the_lock(word: str) -> str:
+        return f"turned by {word}"
+
+    sentence = "the heron vault opens with the word bramblewick"
+    calls = (
+        call("recall", {"query": "heron vault"}),
+        call("turn_the_lock", {"word": f"I read: {sentence.capitalize()}."}),
+    )
+    memory = opened(*calls, "It is open.", "Yes.")
+    memory.context.remember(SECRET)
+    memory.context.remember("The lamps are lit at dusk by the keeper.")
+    for name in ("before", "during"):
+        with memory.episodes.start(f"open the vault {name}") as episode:
+            if name == "during":
+                tools = [*memory.context.tools(), turn_the_lock]
+                memory.run_tools("ann", "How does the heron vault open?", tools, episode=episode)
+            else:
+                episode.step("look", observation="The heron vault stands by the pond.")
+            episode.complete(True)
+    assert files_with_the_word(memory), "it was there"
+    assert memory.context.forget(WORD) == 1
+    assert files_with_the_word(memory) == []
+    recalled, turned = episode.record.steps
+    assert "[forgotten]" in recalled.observation
+    assert turned.parameters == {"word": "I read: [forgotten]."}
+    assert turned.observation == "turned by I read: [forgotten]."
+    [before] = [one for one in memory.episodes.newest() if one.task == "open the vault before"]
+    assert [step.observation for step in before.steps] == ["The heron vault stands by the pond."]
+
+
+def test_forgetting_marks_the_steps_of_episodes_of_its_own_workspace(store: Stores) -> None:
+    where = store("memory")
+    with ContextMemory(where) as context, EpisodicMemory(where) as episodes:
+        context.remember(SECRET)
+        context.remember("The lamps are lit at dusk by the keeper.")
+        recall, _ = context.tools()
+        with episodes.start("open the vault") as episode:
+            episode.step("recall", observation=recall("the heron vault"), parameters={"query": "the heron vault"})
+            episode.step("read", observation=f"It said: {SECRET}", parameters={"lines": [f'"{SECRET}"', 3]})
+            episode.complete(Outcome(success=True, result=f"Opened. {SECRET}"))
+        with episodes.workspace("other").start("open it") as other:
+            other.step("recall", observation=recall("the heron vault"))
+            other.complete(True)
+        others = other.record
+        assert context.forget(WORD) == 1
+        first, second = episode.record.steps
+        assert "[forgotten]" in first.observation
+        assert second.observation == "It said: [forgotten]."
+        assert second.parameters == {"lines": ['"[forgotten]."', 3]}
+        assert episode.record.outcome is not None
+        assert episode.record.outcome.result == "Opened. [forgotten]."
+        assert other.record == others, "workspaces never meet"
+        assert episodes.workspace("other").forget() == 1
+    assert WORD.encode() not in store.bytes()

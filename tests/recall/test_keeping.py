@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -171,6 +172,31 @@ def test_a_file_that_is_no_export_imports_nothing(memory: ContextMemory, line: s
     with pytest.raises(UnsupportedParameterError, match="no export"):
         memory.import_jsonl([good])
     assert memory.stats().n_texts == 0
+
+
+def test_a_changed_export_is_refused_by_a_typed_error_or_can_be_used(memory: ContextMemory) -> None:
+    """Values that nobody writes were taken in, and raised with the next recall, or raised what nobody expects."""
+    memory.remember("The heron vault opens with a word. We decided to use Postgres.", source="s")
+    memory.remember("A heron stood by the pond at noon. We decided to feed it.", source="t")
+    first, *_, last = memory.recall("heron")
+    memory.pin(first.item.id)
+    memory.link(first.item.id, last.item.id, "related")
+    file = io.StringIO()
+    memory.export_jsonl(file)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    odd = [None, -1, 1 << 63, float("inf"), "a", "\ud800", [[0]], {"x": [1] * 5}, {"0": ["a"] * 5}]
+    for number, row in enumerate(lines):
+        for key, value in ((key, value) for key in row for value in odd):
+            changed = [*lines[:number], {**row, key: value}, *lines[number + 1 :]]
+            with ContextMemory(":memory:") as other:
+                with contextlib.suppress(UnsupportedParameterError):
+                    other.import_jsonl(map(json.dumps, changed))
+                assert other.check().ok
+                other.recall("heron Postgres")
+                other.export_jsonl(io.StringIO())
+    deep = '{"kind":' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(UnsupportedParameterError, match="line 2"):
+        memory.import_jsonl([json.dumps(lines[0]), deep])
 
 
 def test_secrets_in_an_import_are_replaced_too(memory: ContextMemory) -> None:

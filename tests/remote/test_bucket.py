@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from agent_memory.errors import ClosedError, ConfigError, RemoteError
+from agent_memory.remote.bodies import Body
 from agent_memory.remote.bucket import Bucket, Limits, address_of
 from agent_memory.remote.failures import BucketError
 
@@ -175,3 +177,25 @@ def test_a_wrong_url_is_refused_without_showing_secrets(url: str, why: str) -> N
 def test_an_option_that_obstore_does_not_know_is_a_setting_that_is_wrong() -> None:
     with pytest.raises(ConfigError):
         Bucket("s3://bucket/x", options={"no_such_option": "1"})
+
+
+def test_lookups_do_not_wait_for_transfers(folder: Bucket) -> None:
+    """A slow share is not a dead one: its look-ups have 0.25 s, and reads of large objects may take seconds."""
+    folder.put_new("v1/a", b"one")
+    go, n_reads = threading.Event(), 40
+    begun = threading.Semaphore(0)
+
+    def take(body: Body) -> int:
+        begun.release()
+        assert go.wait(60)
+        return body.n_bytes
+
+    with ThreadPoolExecutor(n_reads) as threads:
+        reads = [threads.submit(folder.read, "v1/a", take) for _ in range(n_reads)]
+        try:
+            assert begun.acquire(timeout=60)
+            assert folder.sizes(["v1/a", "v1/b"], timeout_s=10) == [3, None]
+        finally:
+            go.set()
+        assert {one.result() for one in reads} == {3}
+    folder.close()

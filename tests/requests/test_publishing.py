@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -20,11 +24,14 @@ from agent_memory import (
     RemoteError,
     Tool,
     UnknownAgentError,
+    UnsupportedParameterError,
 )
-from agent_memory.carry.published import Replay, read_part
+from agent_memory.carry.published import Part, Replay, read_part
 from agent_memory.remote.bucket import Bucket
 from agent_memory.remote.failures import ObjectDamagedError
 from agent_memory.remote.names import ObjectNames, remote_keys
+from agent_memory.remote.objects import read_object, write_object
+from tests.parts.agentfile import ODD
 
 KEY = b"k" * 32
 SYSTEM = "Answer with what you heard. " * 8
@@ -35,6 +42,7 @@ class Hosts:
 
     def __init__(self, stack: ExitStack, tmp_path: Path) -> None:
         self._stack, self._tmp_path, self.url = stack, tmp_path, f"file://{tmp_path}/share"
+        self.share = tmp_path / "share"
 
     def open(self, name: str, *, path: str | None = None, **settings: object) -> Memory:
         config = Config(**{"remote": self.url, "remote_key": KEY, **settings})  # type: ignore[arg-type]
@@ -301,3 +309,93 @@ def test_a_bucket_that_overwrites_is_refused(hosts: Hosts, monkeypatch: pytest.M
     a.agent("alice").say("one")
     with pytest.raises(RemoteError, match="If-None-Match"):
         a.publish("alice")
+
+
+def test_a_published_agent_takes_neither_a_temporary_agents_place_nor_a_groups(hosts: Hosts) -> None:
+    """Refused before the taking: the host that has it goes on."""
+    a, b = hosts.open("a"), hosts.open("b")
+    for name in ("alice", "team/"):
+        a.agent(name).say("one")
+        a.publish(name)
+    b.agent("bob").say("here")
+    b.agent("bob").fork("alice", temporary=True)
+    group = b.group("team", ["bob"])
+    group.say("Welcome.")
+    with pytest.raises(UnsupportedParameterError, match="temporary"):
+        b.fetch_agent("alice")
+    with pytest.raises(UnsupportedParameterError, match="log of group"):
+        b.fetch_agent("team/")
+    assert [str(one) for one in group.transcript] == ["host: Welcome."]
+    for name in ("alice", "team/"):
+        a.agent(name).say("two")
+        assert a.publish(name) == 2
+    for bad in ("", "\ud800", 5):
+        with pytest.raises(ConfigError, match="an agent's name"):
+            b.fetch_agent(bad)  # type: ignore[arg-type]
+
+
+DROPPED = object()
+PLACES = [
+    *[(one.name,) for one in attrs.fields(Part)],
+    *[("told", key) for key in ("name", "system", "tools", "facts", "created_s", "used_s", "versions")],
+    *[("turns", 0, key) for key in ("keep", "n_messages_kept", "tokenizer", "finish", "created_s", "n_kv", "n_reply")],
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_a_forged_part_is_refused_by_a_typed_error(place: tuple[Any, ...], hosts: Hosts) -> None:
+    """Without a key anybody who can write to the bucket can write parts that pass."""
+    a, b = hosts.open("a", remote_key=b""), hosts.open("b", remote_key=b"")
+    a.agent("alice", system=SYSTEM).say("one")
+    a.publish("alice")
+    keys = remote_keys(b"")
+    name = ObjectNames(keys).log("alice", 1)
+    path = hosts.share / name
+    found = read_object(name, keys, path.read_bytes())
+    bodies = found.parts()
+    for odd in (DROPPED, *ODD, {"versions": {}}, '{"answered":[1]}', '{"answered":[["a","b"]],"date":"x"}', "[" * 5000):
+        header = json.loads(json.dumps(found.header))
+        within = header
+        for key in place[:-1]:
+            within = within[key]
+        within[place[-1]] = odd
+        if odd is DROPPED:
+            del within[place[-1]]
+        with contextlib.suppress(ValueError):  # NaN is no JSON
+            path.write_bytes(write_object(name, keys, header, bodies))
+        with contextlib.suppress(RemoteError, UnknownAgentError):
+            b.fetch_agent("alice").say("two")
+        b.delete("alice")
+        for later in sorted(path.parent.glob("0*"))[1:]:
+            later.unlink()
+
+
+def test_a_part_larger_than_any_that_is_written_is_not_read(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write to the bucket, and has no key, could fill the memory of whoever takes the agent over."""
+    a, b = hosts.open("a"), hosts.open("b")
+    a.agent("alice", system=SYSTEM).say("one")
+    a.publish("alice")
+    [part] = (hosts.share / "v1/log").rglob("0*")
+    os.truncate(part, 64 << 30)  # a sparse file
+    monkeypatch.setattr(Bucket, "get", lambda *given, **limits: pytest.fail("it is read"))
+    with pytest.raises(RemoteError, match="68,719,476,736 bytes"):
+        b.fetch_agent("alice")
+
+
+def test_long_turns_are_published_in_parts_of_bounded_size(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_memory.carry.published.FULL_BYTES", 3_000)
+    a, b = hosts.open("a"), hosts.open("b")
+    alice = a.agent("alice")
+    for number in range(9):
+        alice.say(f"{number} " * 300, max_tokens=2)
+    assert a.publish(alice) == 9
+    assert hosts.n_parts() == 9
+    assert b.fetch_agent("alice").messages == alice.messages
+
+
+def test_what_no_part_can_hold_is_said(hosts: Hosts) -> None:
+    a = hosts.open("a")
+    alice = a.agent("alice", system="x" * (5 << 20))
+    with pytest.raises(RemoteError, match=r"cannot be published: .* Move it by agent\.export"):
+        a.publish(alice)
+    assert hosts.n_parts() == 0
