@@ -23,6 +23,7 @@ import numpy as np
 from attrs import field, frozen
 
 from agent_memory.carry.exporting import facts_of
+from agent_memory.errors import RemoteError, repr_of
 from agent_memory.log.soundness import BAD_JSON, is_count, is_time
 from agent_memory.log.turns import Turn
 from agent_memory.prompt.messages import to_json
@@ -117,15 +118,20 @@ def divided(turns: Sequence[Turn], keep: int) -> list[int]:
 
 
 def write_part(part: Part, turns: Sequence[Turn], names: ObjectNames, keys: RemoteKeys) -> bytes:
-    """Return a part's bytes, sealed under its name. Raises ValueError for one that nobody would read."""
+    """Return a part's bytes, sealed under its name. Raises RemoteError for one that nobody would read."""
     facts = tuple({**facts_of(turn), "n_messages": len(turn.messages)} for turn in turns)
     header = attrs.asdict(attrs.evolve(part, turns=facts))
     bodies: list[bytes] = []
     for turn in turns:
         bodies += [to_json(turn.messages).encode(), turn.ids.astype("<u4").tobytes()]
-    if (n_bytes := sum(map(len, bodies))) > MAX_PART_BYTES - MAX_HEADER_BYTES:
-        raise ValueError(f"{len(turns)} turns take {n_bytes:,} bytes")
-    return write_object(names.log(part.agent, part.number), keys, header, bodies)
+    try:
+        if (n_bytes := sum(map(len, bodies))) > MAX_PART_BYTES - MAX_HEADER_BYTES:
+            raise ValueError(f"{len(turns)} turns take {n_bytes:,} bytes")
+        return write_object(names.log(part.agent, part.number), keys, header, bodies)
+    except ValueError as error:
+        raise RemoteError(
+            f"agent {repr_of(part.agent)} cannot be published: {error}. Move it by agent.export and memory.import_agent"
+        ) from error
 
 
 def read_part(agent: str, number: int, body: bytes | memoryview, names: ObjectNames, keys: RemoteKeys) -> Stored:

@@ -270,9 +270,7 @@ class Publishing:
         remote, object_name = self._remote, self._remote.names.log(name, number)
         [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
         # by its size, so that a folder that hangs holds nobody longer than such a part may take
-        if size is not None and size > MAX_PART_BYTES:
-            raise _damaged(name, number, ValueError(f"it has {size:,} bytes; at most {MAX_PART_BYTES:,} are read"))
-        body = None if size is None else remote.bucket.get(object_name, max_bytes=size)
+        body = None if size is None else remote.bucket.get(object_name, max_bytes=min(size, MAX_PART_BYTES))
         if body is None:
             raise RemoteError(f"part {number} of the published log of agent {repr_of(name)} is gone")
         try:
@@ -283,9 +281,7 @@ class Publishing:
     def _read_versions(self, name: str, reference: Reference) -> RawVersions:
         remote, object_name = self._remote, self._remote.names.versions(name, reference.id)
         [size] = remote.bucket.sizes([object_name], timeout_s=_LOOK_S)
-        body = None
-        if size is not None and size <= MAX_OBJECT_BYTES:
-            body = remote.bucket.get(object_name, max_bytes=size)
+        body = None if size is None else remote.bucket.get(object_name, max_bytes=min(size, MAX_OBJECT_BYTES))
         if body is None:
             raise RemoteError(f"the versions of the published agent {repr_of(name)} are gone")
         try:
@@ -336,13 +332,7 @@ class Publishing:
     def _put(self, part: Part, turns: Sequence[Turn]) -> str | None:
         """Create a part; return its digest, None if another one has that number."""
         remote = self._remote
-        try:
-            body = write_part(part, turns, remote.names, remote.keys)
-        except ValueError as error:
-            raise RemoteError(
-                f"agent {repr_of(part.agent)} cannot be published: {error}. Move it by agent.export and "
-                "memory.import_agent"
-            ) from error
+        body = write_part(part, turns, remote.names, remote.keys)
         is_ours = remote.bucket.put_new(remote.names.log(part.agent, part.number), body)
         stored = read_part(part.agent, part.number, body, remote.names, remote.keys) if is_ours else None
         if stored is None and (there := self._read(part.agent, part.number)).part.id == part.id:
