@@ -67,6 +67,11 @@ class Company:
         is_due = self._is_on and request.max_tokens > 0 and request not in self._plans and _is_stored(plan)
         return _Others(self) if is_due and self.may_come else None
 
+    def has_restored(self, request: Request) -> bool:
+        """True if KV was restored for a request in this tick, and it has not started."""
+        plan = self._plans.get(request)
+        return plan is not None and plan.restored is not None
+
     def take(self, request: Request, plan: Plan) -> None:
         """Give a plan the KV that was restored for its request, if it was."""
         other = self._plans.pop(request, None)

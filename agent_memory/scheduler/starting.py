@@ -66,7 +66,8 @@ class Starting:
 
     A request starts when
     - no other request of its agent runs or is being replied to;
-    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already;
+    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already, but
+      where its KV has been restored together with theirs;
     - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
     - no row is about to have computed a long part of its prompt;
     - no more of its KV is on its way from the bucket that hosts share, or that took too long;
@@ -110,7 +111,7 @@ class Starting:
                 continue
             start: Start
             try:
-                start = self._start(request, busy) if self._has_row(now) else "no row"
+                start = self._start(request, busy) if self._has_row(request, now) else "no row"
                 if start in ("no row", "no bytes") and n_ahead < _PREFETCHED:
                     n_ahead += 1
                     self._prefetch(request)
@@ -127,10 +128,10 @@ class Starting:
         self.lacks_bytes = lacks_bytes
         return has_started
 
-    def _has_row(self, now: float) -> bool:
-        """True if another row may start in this tick, which began at ``now``."""
+    def _has_row(self, request: Request, now: float) -> bool:
+        """True if a request may start in this tick, which began at ``now``."""
         is_late = self._running.decoding and time.perf_counter() - now > self._target_gap_s / 2
-        return not is_late and len(self._running) < self._max_batch
+        return len(self._running) < self._max_batch and (not is_late or self._company.has_restored(request))
 
     def _start(self, request: Request, busy: set[str | None]) -> Start:
         """Start a request, or say what it waits for. Raises the reason why it cannot ever start."""

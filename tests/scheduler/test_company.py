@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_memory import Config, EchoRunner, Memory
+from agent_memory.echo.batch import EchoBatch, EchoKV
+from agent_memory.protocols import Source
 from agent_memory.tiers.tiers import Tiers
 from tests.parts.waiting import PATIENCE_S, within
 
@@ -81,6 +85,26 @@ def test_a_request_that_is_cancelled_meanwhile_and_a_full_budget_leave_the_other
         handles[0].cancel()
         assert len({handle.result(PATIENCE_S).text for handle in handles[1:]}) == 1
     assert runner.calls.together == 3
+
+
+def test_a_restore_that_took_long_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gap_s, really = 0.4, EchoBatch.restore_together
+
+    def slowly(batch: EchoBatch, sources: Sequence[Source]) -> list[EchoKV]:
+        time.sleep(gap_s)
+        return really(batch, sources)
+
+    monkeypatch.setattr(EchoBatch, "restore_together", slowly)
+    runner = EchoRunner("word " * 40)
+    prompts = [[{"role": "user", "content": f"Request {n}. " + "You wait. " * 30}] for n in range(4)]
+    with Memory(runner, tmp_path, config=Config(target_gap_s=gap_s, chunk_tokens=64)) as memory:
+        asked = [memory.generate(prompt, max_tokens=1) for prompt in prompts]
+        memory.evict()
+        memory.flush()
+        again = within(lambda: memory.batch(prompts, max_tokens=5))
+    assert [reply.usage.computed_tokens for reply in again] == [1] * 4, "the first one decodes at once"
+    assert {reply.usage.prompt_tokens for reply in again} == {reply.usage.prompt_tokens for reply in asked}
+    assert runner.calls.together == runner.calls.restores == 4
 
 
 def test_files_that_cannot_be_opened_together_are_opened_one_by_one(
