@@ -15,11 +15,11 @@ import numpy as np
 from attrs import define, field, frozen
 
 from agent_memory.carry.agent_file import MAX_JSON_BYTES, AgentFileReader, Body, Part
-from agent_memory.carry.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.config import Codec
 from agent_memory.errors import AgentFileError
 from agent_memory.kvcache.coding import coded, named, token_bytes
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.log.carried import MAX_VERSIONS, Intake, Terms
 from agent_memory.log.facts import Facts
 from agent_memory.log.soundness import BAD_JSON, is_count

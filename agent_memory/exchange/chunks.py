@@ -18,6 +18,8 @@ from attrs import evolve, field, frozen
 from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
+from agent_memory.kvfile.state_shapes import check_packed
+from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.authors import Origins, of_tag, origins, unpacked
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prefix.pieces import Ids
@@ -243,6 +245,11 @@ def read_resume(found: RemoteObject, stop: int, codec: Codec, layout: Layout, ne
     if found.n_parts != len(specs) + needs.state:
         raise ObjectDamagedError(f"{found.n_parts} parts for {len(specs)} tensors")
     parts = found.parts()
+    if needs.state:
+        try:
+            check_packed(parts[-1], layout.snapshots)
+        except BAD_JSON as error:
+            raise ObjectDamagedError(str(error)) from error
     rows = zip(parts, specs, strict=False)  # the state is behind them
     return Resume(
         start=start,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -18,11 +20,13 @@ from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, RequestTimeoutError
 from agent_memory.exchange.adopting import adopt
+from agent_memory.exchange.chunks import Resume
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch
 from agent_memory.exchange.fetcher import _TRANSFERS
 from agent_memory.remote.bucket import Bucket
 from agent_memory.remote.failures import BucketError
 from tests.parts.hosts import CHUNK, SYSTEM, breaks, config, exchange, objects, published
+from tests.parts.tinyrunner import endless
 
 
 @pytest.fixture
@@ -481,6 +485,51 @@ def test_a_server_that_overwrites_is_noticed_at_opening(
     assert doctor.remote_conditions.startswith("ignored")
     assert any("ignores conditions" in one for one in doctor.advice)
     assert any("has no key" in one for one in doctor.advice)
+
+
+def _other_layers(tree: list[Any]) -> None:
+    tree.pop()
+
+
+def _other_shape(tree: list[Any]) -> None:
+    found: Any = tree[0]
+    while "a" not in found:
+        [[found, *_]] = found.values()
+    dtype, shape, start = found["a"]
+    found["a"] = [dtype, [*shape[:-1], shape[-1] // 2], start]
+
+
+def _other_tree(tree: list[Any]) -> None:
+    tree[0] = {"v": 0}
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("forge", [_other_layers, _other_shape, _other_tree, None])
+def test_a_forged_state_without_a_key_is_a_miss(
+    forge: Callable[[list[Any]], None] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "bucket", remote_key=b"", chunk_tokens=16, prefill_tokens=16)
+    brief, really = "You are a tutor who answers with what was asked, at length. " * 2, Resume.parts
+
+    def parts(resume: Resume) -> list[memoryview]:
+        *rows, state = really(resume)
+        start = 8 + int.from_bytes(state[:8], "little")
+        text = bytes(state[8:start])
+        if forge is not None:
+            tree = json.loads(text)
+            forge(tree)
+            text = json.dumps(tree).encode()
+        return [*rows, memoryview((len(text) + (forge is None) * 1_000_000).to_bytes(8, "little") + text + state[start:])]
+
+    with Memory(endless("qwen3_next"), tmp_path / "a", config=settings) as a:
+        with monkeypatch.context() as patch:
+            patch.setattr(Resume, "parts", parts)
+            said = a.generate(brief, raw=True, max_tokens=2).text
+            published(a)
+    with Memory(endless("qwen3_next"), tmp_path / "b", config=settings) as b:
+        reply = b.generate(brief, raw=True, max_tokens=2)
+        assert b.stats().remote["damaged"] == 1
+    assert (reply.usage.tier, reply.text) == ("none", said)
 
 
 def test_hosts_that_publish_one_chunk_at_once_leave_one_object(tmp_path: Path) -> None:

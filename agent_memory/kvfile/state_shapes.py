@@ -22,6 +22,14 @@ _SIZES = {
 }  # fmt: skip
 
 
+def check_packed(state: bytes | memoryview, snapshots: tuple[str, ...]) -> None:
+    """``check_state`` of a state in memory, whole."""
+    n_text = int.from_bytes(state[:8], "little")
+    if n_text > min(MAX_TEXT_BYTES, len(state) - 8):
+        raise ValueError("a state is shorter than it tells")
+    check_state(bytes(state[8 : 8 + n_text]), len(state) - 8 - n_text, snapshots)
+
+
 def check_state(text: bytes, n_bytes: int, snapshots: tuple[str, ...]) -> None:
     """Raise ValueError if a state is none of a model's. ``text``: its JSON; ``n_bytes``: of the arrays behind it."""
     told = strangers_json(text)
