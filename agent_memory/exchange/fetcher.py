@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 from attrs import frozen
 
@@ -36,6 +36,7 @@ from agent_memory.types import Exactness, weakest
 
 log = logging.getLogger("agent_memory.remote")
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _TRANSFERS = 8  #: at once
@@ -71,15 +72,20 @@ class Fetcher:
         self._remote, self._stored, self._figures, self._clock = remote, stored, figures, clock
         self._looks = ThreadPoolExecutor(4, thread_name_prefix="agent_memory-fetch")
         self._gets = ThreadPoolExecutor(_TRANSFERS, thread_name_prefix="agent_memory-transfer")
+        self._is_closed = False
 
     def start(
         self, fetch: Fetch, terms: Terms, catalog: Catalog | None, ended: Callable[[Fetched | None], None]
     ) -> None:
         """Run a fetch; ``ended`` is called on its thread with what came of it."""
-        self._looks.submit(self._run, fetch, terms, catalog, ended)
+        try:
+            self._submit(self._looks, self._run, fetch, terms, catalog, ended)
+        except ClosedError:
+            ended(None)
 
     def close(self) -> None:
         """End the threads; transfers that run end by their time limits. Idempotent."""
+        self._is_closed = True
         self._looks.shutdown(wait=False, cancel_futures=True)
         self._gets.shutdown(wait=False, cancel_futures=True)
 
@@ -96,8 +102,8 @@ class Fetcher:
             plan = self._look(fetch, terms)
             if plan is not None and not fetch.is_late:
                 found = self._transfer(fetch, terms, catalog, plan)
-        except ClosedError:
-            pass
+        except (ClosedError, CancelledError):
+            log.debug("remote: a fetch was cut off: the store is closed")
         except Exception:  # thread boundary: whatever went wrong, the requests that wait go on
             log.exception("remote: a fetch failed")
             self._figures.count("failed")
@@ -169,12 +175,12 @@ class Fetcher:
             for n in range(plan.start, plan.start + len(plan.rows))
         ]
         coming = [
-            self._gets.submit(self._chunk, fetch, name, n_bytes, one, terms)
+            self._submit(self._gets, self._chunk, fetch, name, n_bytes, one, terms)
             for (name, n_bytes), one in zip(plan.rows, asked, strict=True)
         ]
         resuming = None
         if plan.resume is not None:
-            resuming = self._gets.submit(self._resume, fetch, *plan.resume, asked[-1].stop, terms)
+            resuming = self._submit(self._gets, self._resume, fetch, *plan.resume, asked[-1].stop, terms)
         chunks = list(self._arrived(fetch, coming))
         resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
         if chunks:
@@ -198,6 +204,15 @@ class Fetcher:
             resume=resume,
             before=before,
         )
+
+    def _submit(self, pool: ThreadPoolExecutor, call: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> Future[_T]:
+        """Run a call on one of a pool's threads. Raises ClosedError after ``close``."""
+        try:
+            return pool.submit(call, *args, **named)
+        except RuntimeError:
+            if not self._is_closed:
+                raise
+            raise ClosedError from None
 
     def _arrived(self, fetch: Fetch, coming: Sequence[Future[_T | None]]) -> Iterator[_T]:
         """Yield what came, in order, up to the first that did not come or is not genuine, or to the fetch's limit."""

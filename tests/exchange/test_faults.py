@@ -137,6 +137,36 @@ def test_a_fetch_that_is_late_after_the_question_starts_no_transfer(
     assert (counts["late"], counts["fetched_chunks"]) == (1, 0)
 
 
+@pytest.mark.parametrize("method", ["sizes", "read"])
+def test_a_fetch_that_closing_cuts_off_is_no_fault(
+    method: str, bucket: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, release, real = threading.Event(), threading.Event(), getattr(Bucket, method)
+
+    def late(self: Bucket, *arguments: Any, **named: Any) -> Any:
+        begun.set()
+        release.wait(60)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr("agent_memory.exchange.fetcher._TRANSFERS", 1)
+    with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+        assert exchange(b).settle(30)
+        breaks(monkeypatch, method, late)
+        handle = b.stream(_asks("What is a wave?"))
+        try:
+            assert begun.wait(60)
+            fetcher = exchange(b)._fetcher
+            assert fetcher is not None
+            fetcher.close()
+        finally:
+            release.set()
+        assert handle.result(60).usage.prompt_tokens
+        fetcher.join()
+        assert b.stats().remote["failed"] == 0
+        assert b.generate("Another text. " * 40).usage.tier == "none", "nothing is asked any more"
+    assert [one.message for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
 def test_a_transfer_that_was_queued_until_nobody_waits_is_not_started(
     bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
