@@ -111,7 +111,7 @@ class Exchange:
             if same is not None and same.is_coming:
                 return same
             until = max(self._missing.get(chunk, 0.0) for chunk in (first, last))
-            if self._clock() < until:
+            if self._clock() < until or any(one.is_hanging for one in self._asked.values()):
                 return None
         expected_s = self.remote.rates.fetch_s((stop - start) * per_chunk)
         if token_s and expected_s is not None and expected_s > n_gained * token_s:

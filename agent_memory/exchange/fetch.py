@@ -15,7 +15,8 @@ from agent_memory.prefix.pieces import Ids
 from agent_memory.prefix.resume import Needs
 
 _TOKEN_S = 1e-3  #: to compute a token, as long as that is not measured
-PATIENCE_S = 0.25  #: the longest that a request waits for a bucket that does not answer
+#: The longest that a request waits for a bucket that does not answer: with the engine's own sleep below 0.25 s.
+PATIENCE_S = 0.23
 
 
 @frozen(kw_only=True)
@@ -53,6 +54,7 @@ class Fetch:
         self.ids, self.start, self.n_have, self.token_s = ids, start, n_have, token_s
         self.most_bytes = most_bytes  #: what may be held in memory for it
         self.began = time.perf_counter()
+        self.is_answered = False  #: True once the bucket has said what is there
         self.is_missing = False  #: True if the bucket has nothing of use
         self.lacks_first = False  #: True if not even the first chunk is there: then no text that begins so has any
         self._clock, self._lock = clock, threading.Lock()
@@ -69,6 +71,11 @@ class Fetch:
     def is_late(self) -> bool:
         """True once no request waits for it any more."""
         return self._clock() >= self._limit
+
+    @property
+    def is_hanging(self) -> bool:
+        """True while a bucket lets requests wait in vain: nothing else should be asked of it."""
+        return self.is_late and not (self.is_answered or self._is_over)
 
     def expect(self, seconds: float | None) -> None:
         """Grant a transfer half as long again as it should take; None: not measured, so as long as computing would."""

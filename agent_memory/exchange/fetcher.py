@@ -125,6 +125,7 @@ class Fetcher:
             return None
         if sizes is None:
             return None
+        fetch.is_answered = True
         self._remote.rates.answered(time.perf_counter() - began)
         self._figures.count("asked")
         row_bytes, resume_bytes = _most_bytes(fetch, terms)

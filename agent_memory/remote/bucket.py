@@ -41,8 +41,8 @@ _T = TypeVar("_T")
 class Limits:
     """Time limits in seconds. A look-up's holds for a whole round; a transfer's grows with its bytes."""
 
-    lookup_s: float = 0.25
-    connect_s: float = 0.25
+    lookup_s: float = 0.22  #: less than a request waits for it: the next request finds it failed
+    connect_s: float = 0.22
     stall_s: float = 2.0  #: within a transfer, without a byte
     transfer_s: float = 5.0  #: before any byte is counted
     bytes_per_s: float = 2e6  #: the slowest transfer that is waited for

@@ -88,6 +88,22 @@ def test_no_request_waits_longer_than_its_patience_for_a_bucket_that_hangs(
         release.set()
 
 
+def test_only_the_first_request_waits_for_a_bucket_that_hangs(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 0.01)
+    asked = breaks(monkeypatch, "sizes", lambda self, names, **named: release.wait(60) and [None] * len(names))
+    try:
+        with Memory(EchoRunner(), bucket.parent / "b", config=config(bucket, remote_write=False)) as b:
+            assert _says(b).usage.tier == "none"
+            monkeypatch.setattr("agent_memory.exchange.exchange.PATIENCE_S", 60.0)
+            other = b.stream("Another text that nobody has published. " * 8, max_tokens=2)
+            assert other.result(20).usage.tier == "none"
+            assert len(asked) == 1
+            release.set()
+    finally:
+        release.set()
+
+
 def test_chunks_that_come_too_late_are_stored_and_counted(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release, real = threading.Event(), Bucket.read
 
