@@ -45,6 +45,11 @@ class EchoRunner:
         unstorable: bool = False,
         weights_bytes: int = 1 << 30,
     ) -> None:
+        sizes = {"layers": layers, "heads": heads, "dim": dim, "context_tokens": context_tokens,
+                 "prefill_tokens": prefill_tokens}  # fmt: skip
+        for name, value in sizes.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be an int, got {value!r:.80}")
         if dtype not in ("U8", "U16", "U32"):
             raise ConfigError(f"its rows are numbers of a hash chain: dtype must be U8, U16 or U32, not {dtype!r}")
         row_bytes = dim * ITEM_BYTES[dtype]

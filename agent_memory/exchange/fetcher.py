@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from attrs import frozen
 
@@ -36,7 +37,6 @@ from agent_memory.types import Exactness, weakest
 
 log = logging.getLogger("agent_memory.remote")
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _TRANSFERS = 8  #: at once
@@ -79,7 +79,7 @@ class Fetcher:
     ) -> None:
         """Run a fetch; ``ended`` is called on its thread with what came of it."""
         try:
-            self._submit(self._looks, self._run, fetch, terms, catalog, ended)
+            self._submit(self._looks, partial(self._run, fetch, terms, catalog, ended))
         except ClosedError:
             ended(None)
 
@@ -176,12 +176,12 @@ class Fetcher:
             for n in range(plan.start, plan.start + len(plan.rows))
         ]
         coming = [
-            self._submit(self._gets, self._chunk, fetch, name, n_bytes, one, terms)
+            self._submit(self._gets, partial(self._chunk, fetch, name, n_bytes, one, terms))
             for (name, n_bytes), one in zip(plan.rows, asked, strict=True)
         ]
         resuming = None
         if plan.resume is not None:
-            resuming = self._submit(self._gets, self._resume, fetch, *plan.resume, asked[-1].stop, terms)
+            resuming = self._submit(self._gets, partial(self._resume, fetch, *plan.resume, asked[-1].stop, terms))
         chunks = list(self._arrived(fetch, coming))
         resume = None if resuming is None else next(self._arrived(fetch, [resuming]), None)
         if chunks:
@@ -206,10 +206,10 @@ class Fetcher:
             before=before,
         )
 
-    def _submit(self, pool: ThreadPoolExecutor, call: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> Future[_T]:
+    def _submit(self, pool: ThreadPoolExecutor, call: Callable[[], _T]) -> Future[_T]:
         """Run a call on one of a pool's threads. Raises ClosedError after ``close``."""
         try:
-            return pool.submit(call, *args, **named)
+            return pool.submit(call)
         except RuntimeError:
             if not self._is_closed:
                 raise

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from agent_memory.errors import INSTALL, ClosedError, MissingExtraError
+from agent_memory.errors import INSTALL, ClosedError, MissingExtraError, UnsupportedParameterError
 from agent_memory.observe.meters import BOUNDS, Tap
 from agent_memory.observe.metrics import CATALOGUE, PREFIX, Figures, Metric
 
@@ -28,6 +28,10 @@ class Source(Protocol):
 
 def bridge(source: Source, meter_provider: Any, top_agents: int, *, hash_names: bool) -> None:
     """Create an instrument for every metric of the catalogue; see ``Memory.to_opentelemetry``."""
+    if meter_provider is not None and not callable(getattr(meter_provider, "get_meter", None)):
+        raise UnsupportedParameterError(
+            f"meter_provider must be one of OpenTelemetry's or None, got {type(meter_provider).__name__}"
+        )
     meter = metrics.get_meter(PREFIX, meter_provider=meter_provider)
     reader = _Reader(source, top_agents, hash_names)
     for metric in CATALOGUE:

@@ -9,6 +9,7 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
 from agent_memory.recall.around import Ids
+from agent_memory.recall.given import checked_kinds, checked_text
 from agent_memory.recall.ranking import Question, Scored, chosen, likely, relevance_of, scored
 from agent_memory.recall.rows import ItemRow, rows_of, span_text, span_texts, stale_items
 from agent_memory.recall.scope import Scope
@@ -37,13 +38,11 @@ def question_of(
     now: float,
 ) -> Question:
     """Return what was asked, checked. Raises UnsupportedParameterError."""
-    if not isinstance(query, str):
-        raise UnsupportedParameterError(f"query must be a text, got {type(query).__name__}")
+    checked_text(query, "query")
     if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
         raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {repr_of(k)}")
-    if unknown := sorted(set(kinds) - {*TEXT_KINDS, *TYPED_KINDS}):
-        known = ", ".join((*TEXT_KINDS, *TYPED_KINDS))
-        raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {known}")
+    if source is not None:
+        checked_text(source, "source")
     return Question(
         text=query,
         weights=weights,
@@ -51,7 +50,7 @@ def question_of(
         k=k,
         about_replies=asks_about_replies(query),
         about_course=asks_for_course(query),
-        kinds=frozenset(kinds),
+        kinds=checked_kinds(kinds, (*TEXT_KINDS, *TYPED_KINDS)),
         since=since,
         as_of=as_of,
         source=source,

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 
 from agent_memory.errors import UnsupportedParameterError
 from agent_memory.recall import audit
+from agent_memory.recall.given import checked_id
 from agent_memory.recall.rows import ItemRow, rows_where, span_text
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows
@@ -72,7 +73,7 @@ def apply(db: Rows, scope: Scope, now: float) -> Plan:
 def undo(db: Rows, scope: Scope, plan: int, now: float) -> None:
     """Take a plan's merges back, where they still stand; once. Inside a write transaction."""
     sql = "SELECT changes, undone_s FROM plans WHERE plan = ? AND workspace = ?"
-    row = db.execute(sql, (plan, scope.workspace)).fetchone()
+    row = db.execute(sql, (checked_id(plan, "plan_id"), scope.workspace)).fetchone()
     if row is None:
         raise UnsupportedParameterError(f"plan {plan} is none of this workspace; consolidate() returns a plan's id")
     if row[1] is not None:

@@ -13,7 +13,7 @@ from typing import IO, Literal
 
 import attrs
 
-from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.errors import ConfigError, UnsupportedParameterError, repr_of
 from agent_memory.prompt.escaping import without_marks_of
 from agent_memory.protocols import Tokenizer
 from agent_memory.recall import audit, consolidation, extraction, figures, forgetting, learning, places, tools, transfer
@@ -21,6 +21,7 @@ from agent_memory.recall.asking import ask, question_of, vector_of
 from agent_memory.recall.cards import card, counter_of
 from agent_memory.recall.dates import seconds_of
 from agent_memory.recall.filing import Prepared, file_texts, prepare
+from agent_memory.recall.given import checked_number, checked_text
 from agent_memory.recall.indexing import ensure_index
 from agent_memory.recall.learning import count_use
 from agent_memory.recall.listening import Listener, OnForget
@@ -79,6 +80,8 @@ class ContextMemory:
         on_remember: Callable[[], None] | None = None,
     ) -> None:
         checked_name(workspace)
+        if not callable(clock):
+            raise ConfigError(f"clock must be a function, got {repr_of(clock)}")
         storage, self._owns = open_storage(path)
         self._salt, self._clock = salt, clock
         self._on_remember = on_remember or (lambda: None)
@@ -116,7 +119,7 @@ class ContextMemory:
 
     def cleaned(self, text: str) -> str:
         """Return a text as ``remember`` would store it."""
-        return self._clean(text, Counter())
+        return self._clean(checked_text(text, "text"), Counter())
 
     def remember(
         self, content: object, *, kind: str | None = None, source: str | None = None, at: float | datetime | None = None
@@ -300,9 +303,9 @@ class ContextMemory:
         ``retain_days``: forget older texts, as ``forget`` does, pinned ones excepted. ``extract`` False leaves out the
         extractor, of which one step takes as long as it takes. ``is_done`` False: call again.
         """
-        retain_s = None if retain_days is None else retain_days * 86_400.0
+        retain_s = None if retain_days is None else checked_number(retain_days, "retain_days", 0) * 86_400.0
         extractor = self._extractor if extract else None
-        now, max_s = self._clock(), max_ms / 1e3
+        now, max_s = self._clock(), checked_number(max_ms, "max_ms", 0) / 1e3
         return Maintenance(self._listener, self._embedder, extractor, now, retain_s, max_s).run()
 
     def catch_up(self) -> None:
@@ -351,11 +354,8 @@ class ContextMemory:
 
     def export_jsonl(self, file: IO[str]) -> int:
         """Write the workspace's texts, and what was learnt of them, as lines of JSON; return the number of lines."""
-        n = 0
         with self._database.read() as db:
-            for n, line in enumerate(transfer.lines(db, self._scope), start=1):  # noqa: B007
-                file.write(f"{line}\n")
-        return n
+            return transfer.write(db, self._scope, file)
 
     def import_jsonl(self, file: Iterable[str]) -> int:
         """Remember the texts of an export, redacted; return how many were new. All or nothing.

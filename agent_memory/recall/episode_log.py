@@ -10,6 +10,7 @@ from attrs import frozen
 from agent_memory.errors import ItemNotFoundError
 from agent_memory.recall import episode_rows as rows
 from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, ScoreFunction, TaskContext
+from agent_memory.recall.given import checked_id
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Storage
@@ -90,11 +91,11 @@ class EpisodeLog:
     def reopen(self, id: int) -> int:
         """Open an episode for a new handle; return its run."""
         with self.database.write() as db:
-            return rows.reopen(db, self.scope, id, self.clock())
+            return rows.reopen(db, self.scope, checked_id(id), self.clock())
 
     def record(self, id: int) -> EpisodeRecord:
         """Return one episode. Raises ItemNotFoundError."""
-        found = self.records([id])
+        found = self.records([checked_id(id)])
         if not found:
             raise ItemNotFoundError(id, "episode")
         return found[0]

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from attrs import field, frozen
-from attrs.validators import ge, instance_of, le, optional
+from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.recall.given import a_flag, a_number, a_text
 from agent_memory.views.page import Note, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, short
 
@@ -26,11 +27,11 @@ def _as_tags(given: object) -> tuple[str, ...]:
 
 @frozen(kw_only=True)
 class TaskContext:
-    """The setting of a task. Every field may be left empty."""
+    """The setting of a task. Every field may be left empty. Raises UnsupportedParameterError."""
 
-    language: str = field(default="", validator=instance_of(str))
-    framework: str = field(default="", validator=instance_of(str))
-    domain: str = field(default="", validator=instance_of(str))
+    language: str = field(default="", validator=a_text)
+    framework: str = field(default="", validator=a_text)
+    domain: str = field(default="", validator=a_text)
     tags: tuple[str, ...] = field(default=(), converter=_as_tags)
 
     @property
@@ -43,13 +44,13 @@ class TaskContext:
 
 @frozen(kw_only=True)
 class Outcome:
-    """How a task ended."""
+    """How a task ended. Raises UnsupportedParameterError."""
 
-    success: bool = field(validator=instance_of(bool))
-    result: str = ""  #: what came of it
-    error: str = ""  #: why it failed
-    duration_ms: float | None = field(default=None, validator=optional(ge(0)))  #: None: from the clock
-    quality: float | None = field(default=None, validator=optional([ge(0), le(1)]))  #: None: from the steps
+    success: bool = field(validator=a_flag)
+    result: str = field(default="", validator=a_text)  #: what came of it
+    error: str = field(default="", validator=a_text)  #: why it failed
+    duration_ms: float | None = field(default=None, validator=optional(a_number(0)))  #: None: from the clock
+    quality: float | None = field(default=None, validator=optional(a_number(0, 1)))  #: None: from the steps
 
 
 @frozen(kw_only=True)

@@ -31,6 +31,7 @@ from agent_memory.recall.episode_types import (
     ScoreFunction,
     TaskContext,
 )
+from agent_memory.recall.given import checked_ids, checked_kinds, checked_number, checked_text
 from agent_memory.recall.learned import Learned, as_pattern
 from agent_memory.recall.opening import open_storage, opened
 from agent_memory.recall.protocols import Redactor
@@ -78,8 +79,10 @@ class EpisodicMemory:
             raise ConfigError(f"redact must have a method redact(text), be 'rules' or None; got {redact!r:.80}")
         if not callable(score):
             raise ConfigError(f"score must be a function of an EpisodeRecord, got {score!r:.80}")
-        if not abandon_after_s > 0:
+        if not isinstance(abandon_after_s, int | float) or not abandon_after_s > 0:
             raise ConfigError(f"abandon_after_s must be above 0, got {repr_of(abandon_after_s)}")
+        if not callable(clock):
+            raise ConfigError(f"clock must be a function, got {repr_of(clock)}")
         storage, self._owns = open_storage(path)
         self._salt, self._abandon_after_s = salt, abandon_after_s
         with opened(storage, owns=self._owns, salt=salt, workspace=workspace, now=clock()) as (db, scope):
@@ -150,7 +153,7 @@ class EpisodicMemory:
 
         No byte of them is left in the file, and no pattern knows them any more. Costs a rewrite of the file.
         """
-        wanted = None if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        wanted = None if ids is None else checked_ids(ids, "ids")
         with self._database.write() as db:
             every = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"))
             n = rows.delete(db, self._log.scope, every if wanted is None else wanted)
@@ -176,12 +179,12 @@ class EpisodicMemory:
 
     def patterns(self, *, kinds: Collection[str] = (), min_effectiveness: float = MIN_EFFECTIVENESS) -> list[Pattern]:
         """Return patterns of some kinds (of all), most effective first; those below ``min_effectiveness`` hidden."""
-        if unknown := sorted(set(kinds) - set(PATTERN_KINDS)):
-            raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {', '.join(PATTERN_KINDS)}")
+        wanted = checked_kinds(kinds, PATTERN_KINDS)
+        least = checked_number(min_effectiveness, "min_effectiveness")
         learned, now = self._learn(), self._log.clock()
         said = self._verdicts()
-        found = [as_pattern(draft, said, now) for draft in learned.drafts if not kinds or draft.kind in kinds]
-        shown = [pattern for pattern in found if pattern.effectiveness.value >= min_effectiveness]
+        found = [as_pattern(draft, said, now) for draft in learned.drafts if not wanted or draft.kind in wanted]
+        shown = [pattern for pattern in found if pattern.effectiveness.value >= least]
         return sorted(shown, key=lambda pattern: (-pattern.effectiveness.value, -len(pattern.episodes), pattern.id))
 
     def recommend(
@@ -198,7 +201,8 @@ class EpisodicMemory:
         At a task's start the patterns that fit it, then tools to begin with. ``after``: the tools used so far: which
         tool comes next. ``error``: what was just observed: what put such errors right, before anything else.
         """
-        if after is not None and (isinstance(after, str) or not all(isinstance(tool, str) for tool in after)):
+        is_list = isinstance(after, Sequence) and not isinstance(after, str)
+        if after is not None and not (is_list and all(isinstance(tool, str) for tool in after)):
             raise UnsupportedParameterError(f"after must be a list of tools' names, got {repr_of(after)}")
         if not isinstance(error, str):
             raise UnsupportedParameterError(f"error must be a text, got {type(error).__name__}")
@@ -208,6 +212,7 @@ class EpisodicMemory:
 
     def verdict(self, pattern: str, *, success: bool) -> None:
         """Say whether a pattern served; its effectiveness counts it. ``pattern``: its id. Raises ItemNotFoundError."""
+        checked_text(pattern, "pattern")
         if all(pattern not in (draft.id, *draft.merged) for draft in self._learn().drafts):
             raise ItemNotFoundError(pattern, "pattern")
         with self._database.write() as db:
@@ -318,12 +323,7 @@ def as_context(given: object) -> TaskContext:
         raise UnsupportedParameterError(f"context must be a TaskContext or a mapping, got {type(given).__name__}")
     if unknown := sorted(set(given) - set(known)):
         raise UnsupportedParameterError(f"context has {repr_of(unknown[0])}; known: {', '.join(known)}")
-    try:
-        return TaskContext(**given)
-    except TypeError as error:
-        raise UnsupportedParameterError(
-            f"context: language, framework and domain must be texts: {repr_of(given)}"
-        ) from error
+    return TaskContext(**given)
 
 
 def _checked_task(task: object) -> str:

@@ -16,6 +16,7 @@ from attrs import frozen
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import audit
 from agent_memory.recall.filing import file_typed
+from agent_memory.recall.given import checked_text
 from agent_memory.recall.passages import sentences
 from agent_memory.recall.protocols import Extracted
 from agent_memory.recall.scope import Scope
@@ -70,6 +71,10 @@ def file_found(
     Nothing is written for a text that was forgotten meanwhile, or a piece that was read meanwhile. Raises
     UnsupportedParameterError for a span or a kind that the text cannot have, before anything is written.
     """
+    _ensure_is_piece(unread)
+    checked_text(found_by, "by")
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        raise UnsupportedParameterError(f"found must be a list of Extracted, got {type(found).__name__}")
     typed = [_checked(one, unread) for one in found]
     sql = "SELECT 1 FROM unread WHERE text = ? AND workspace = ? AND start = ?"
     if db.execute(sql, (unread.text, scope.workspace, unread.start)).fetchone() is None:
@@ -83,6 +88,7 @@ def file_found(
 
 def note_failure(db: Rows, scope: Scope, unread: Unread, now: float) -> None:
     """Count that a piece could not be read; pass over it after ``TRIES``. Inside a write transaction."""
+    _ensure_is_piece(unread)
     sql = "UPDATE unread SET n_failed = n_failed + 1 WHERE text = ? AND workspace = ? AND start = ? RETURNING n_failed"
     row = db.execute(sql, (unread.text, scope.workspace, unread.start)).fetchone()
     if row is not None and row[0] >= TRIES:
@@ -114,8 +120,15 @@ def _sentences_from(body: str, start: int) -> Iterator[tuple[int, int]]:
     yield from sentences(body, start, min(len(body), start + 2 * PIECE_CHARS))
 
 
+def _ensure_is_piece(unread: object) -> None:
+    if not isinstance(unread, Unread):
+        raise UnsupportedParameterError(f"unread must be what unread() returned, got {type(unread).__name__}")
+
+
 def _checked(one: Extracted, unread: Unread) -> Typed:
     size = unread.stop - unread.start
+    if not isinstance(one, Extracted):
+        raise UnsupportedParameterError(f"an extractor gave a {type(one).__name__} in place of an Extracted")
     if one.kind not in KINDS or not 0 <= one.start < one.stop <= size:
         raise UnsupportedParameterError(
             f"an extractor gave {repr_of(one)} for a piece of {size} characters; known kinds: {', '.join(KINDS)}"

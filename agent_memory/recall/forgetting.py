@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from agent_memory.errors import ItemNotFoundError, UnsupportedParameterError
 from agent_memory.recall import audit
 from agent_memory.recall.episode_marking import mark_forgotten
+from agent_memory.recall.given import checked_ids, checked_text
 from agent_memory.recall.indexing import indexed_body, is_in_typed_view, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import supersede
@@ -21,6 +22,8 @@ def chosen_texts(
     db: Rows, scope: Scope, what: int | str | Collection[int], source: str | None, everything: bool
 ) -> set[int]:
     """Return the texts that a caller means. Raises ItemNotFoundError and UnsupportedParameterError."""
+    if source is not None:
+        checked_text(source, "source")
     if everything:
         return all_texts(db, scope)
     if isinstance(what, str):
@@ -28,8 +31,7 @@ def chosen_texts(
             raise UnsupportedParameterError("forget was given an empty phrase; everything=True forgets all")
         texts = texts_with(db, scope, what)
     else:
-        ids = [what] if isinstance(what, int) else list(what)
-        texts = texts_of_items(db, scope, ids)
+        texts = texts_of_items(db, scope, checked_ids(what, "what"))
     return texts | (texts_of_source(db, scope, source) if source is not None else set())
 
 

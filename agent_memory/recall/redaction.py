@@ -46,6 +46,8 @@ class RuleRedactor:
 
     @_keywords.default
     def _ranked_keywords(self) -> tuple[tuple[str, int, bool], ...]:
+        if not isinstance(self.rules, Sequence) or not all(isinstance(one, Rule) for one in self.rules):
+            raise ConfigError(f"rules must be a list of Rule, got {type(self.rules).__name__}")
         return tuple((word, rank, rule.folds_case) for rank, rule in enumerate(self.rules) for word in rule.keywords)
 
     def redact(self, text: str) -> Redacted:

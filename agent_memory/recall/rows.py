@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from agent_memory.errors import ItemNotFoundError
+from agent_memory.recall.given import checked_id
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import Item
@@ -90,6 +91,7 @@ def rows_of(db: Rows, scope: Scope, items: Sequence[int]) -> dict[int, ItemRow]:
 
 def row_of(db: Rows, scope: Scope, item: int) -> ItemRow:
     """Return one row. Raises ItemNotFoundError where this workspace has no such item."""
+    item = checked_id(item)
     row = db.execute(f"{_FROM} WHERE +i.workspace = ? AND i.item = ?", (scope.workspace, item)).fetchone()
     if row is None:
         raise ItemNotFoundError(item)

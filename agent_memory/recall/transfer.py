@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 from agent_memory.config import is_text
 from agent_memory.errors import AgentMemoryError, UnsupportedParameterError, repr_of
@@ -55,11 +55,23 @@ def lines(db: Rows, scope: Scope) -> Iterator[str]:
         yield json.dumps({"link": "merged_into", "item": names[item], "other": names[other]})
 
 
+def write(db: Rows, scope: Scope, file: IO[str]) -> int:
+    """Write ``lines`` to an open file; return how many. Raises UnsupportedParameterError for a path."""
+    if not callable(getattr(file, "write", None)):
+        raise UnsupportedParameterError(f"file must be a text file that is open, got {type(file).__name__}")
+    n = 0
+    for n, line in enumerate(lines(db, scope), start=1):  # noqa: B007
+        file.write(f"{line}\n")
+    return n
+
+
 def read(db: Rows, scope: Scope, texts: Iterable[str], clean: Callable[[str], str], now: float) -> list[int]:
     """File the texts of exported ``lines``; return those that were new. Inside a write transaction.
 
     ``clean``: redacts; what was exported is clean, what was written into the file since may not be.
     """
+    if not isinstance(texts, Iterable):
+        raise UnsupportedParameterError(f"file must be an open file or lines of text, got {type(texts).__name__}")
     numbered: list[int] = []  # the text of each line
     new: list[int] = []
     for number, line in enumerate(texts):
@@ -114,7 +126,7 @@ def _names(db: Rows, scope: Scope) -> dict[int, list[int]]:
 def _parsed(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UnsupportedParameterError(f"line {number + 1} is no JSON: {error}. Nothing was imported") from None
     if not isinstance(row, dict):
         raise UnsupportedParameterError(f"line {number + 1} is no object. Nothing was imported")

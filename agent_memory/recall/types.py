@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from attrs import field, frozen
-from attrs.validators import ge
 
 from agent_memory.errors import repr_of
+from agent_memory.recall.given import a_number
 from agent_memory.types import Message
 from agent_memory.views.page import Note, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, count, short, size
@@ -76,15 +76,17 @@ class Weights:
     Every signal but ``relevance`` and ``similarity`` is a share of these two: nothing is recalled for its age alone.
     """
 
-    relevance: float = field(default=1.0, validator=ge(0))  #: words of the question in the passage and around it
-    similarity: float = field(default=1.5, validator=ge(0))  #: vectors, where there is an embedder
-    speaker: float = field(default=0.4, validator=ge(0))  #: subtracted from what an assistant said
-    standing: float = field(default=1.0, validator=ge(0))  #: added to standing instructions and preferences
-    recency: float = field(default=0.1, validator=ge(0))  #: halves every 30 days
-    usage: float = field(default=0.05, validator=ge(0))  #: how often working sets used it, saturating
-    failure: float = field(default=0.1, validator=ge(0))  #: errors and failed tests
-    salience: float = field(default=0.3, validator=ge(0))  #: what feedback says
-    spread: float = field(default=0.15, validator=ge(0))  #: questions about a whole course: passages near a better one
+    relevance: float = field(default=1.0, validator=a_number(0))  #: words of the question in the passage and around it
+    similarity: float = field(default=1.5, validator=a_number(0))  #: vectors, where there is an embedder
+    speaker: float = field(default=0.4, validator=a_number(0))  #: subtracted from what an assistant said
+    standing: float = field(default=1.0, validator=a_number(0))  #: added to standing instructions and preferences
+    recency: float = field(default=0.1, validator=a_number(0))  #: halves every 30 days
+    usage: float = field(default=0.05, validator=a_number(0))  #: how often working sets used it, saturating
+    failure: float = field(default=0.1, validator=a_number(0))  #: errors and failed tests
+    salience: float = field(default=0.3, validator=a_number(0))  #: what feedback says
+    spread: float = field(
+        default=0.15, validator=a_number(0)
+    )  #: questions about a whole course: passages near a better one
 
 
 @frozen(kw_only=True)

@@ -21,6 +21,8 @@ _NEEDED = {
 
 def validated(found: Sequence[Draft], gold: Iterable[Pattern | Mapping[str, Any]]) -> PRF:
     """Return how well ``found`` matches ``gold``: a largest one-to-one matching of pairs at least 0.85 alike."""
+    if isinstance(gold, str | Mapping) or not isinstance(gold, Iterable):
+        raise UnsupportedParameterError(f"gold must be a list of patterns, got {type(gold).__name__}")
     wanted = [_as_draft(one) for one in gold]
     kinds = {draft.kind for draft in wanted}
     compared = [draft for draft in found if draft.kind in kinds]
@@ -43,6 +45,8 @@ def validated(found: Sequence[Draft], gold: Iterable[Pattern | Mapping[str, Any]
 def _as_draft(gold: Pattern | Mapping[str, Any]) -> Draft:
     if isinstance(gold, Pattern):
         gold = {"kind": gold.kind, **{name: getattr(gold, name) for name in _NEEDED[gold.kind]}}
+    if not isinstance(gold, Mapping):
+        raise UnsupportedParameterError(f"a gold pattern must be a Pattern or a mapping, got {type(gold).__name__}")
     kind = gold.get("kind")
     if kind not in PATTERN_KINDS:
         raise UnsupportedParameterError(

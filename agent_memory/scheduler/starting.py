@@ -66,8 +66,8 @@ class Starting:
 
     A request starts when
     - no other request of its agent runs or is being replied to;
-    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already, but
-      where its KV has been restored together with theirs;
+    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already;
+      one whose KV has been restored together with theirs starts nevertheless;
     - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
     - no row is about to have computed a long part of its prompt;
     - no more of its KV is on its way from the bucket that hosts share, or that took too long;

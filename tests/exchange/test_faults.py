@@ -565,13 +565,15 @@ def test_a_forged_state_without_a_key_is_a_miss(
             tree = json.loads(text)
             forge(tree)
             text = json.dumps(tree).encode()
-        return [*rows, memoryview((len(text) + (forge is None) * 1_000_000).to_bytes(8, "little") + text + state[start:])]
+        return [
+            *rows,
+            memoryview((len(text) + (forge is None) * 1_000_000).to_bytes(8, "little") + text + state[start:]),
+        ]
 
-    with Memory(endless("qwen3_next"), tmp_path / "a", config=settings) as a:
-        with monkeypatch.context() as patch:
-            patch.setattr(Resume, "parts", parts)
-            said = a.generate(brief, raw=True, max_tokens=2).text
-            published(a)
+    with Memory(endless("qwen3_next"), tmp_path / "a", config=settings) as a, monkeypatch.context() as patch:
+        patch.setattr(Resume, "parts", parts)
+        said = a.generate(brief, raw=True, max_tokens=2).text
+        published(a)
     with Memory(endless("qwen3_next"), tmp_path / "b", config=settings) as b:
         reply = b.generate(brief, raw=True, max_tokens=2)
         assert b.stats().remote["damaged"] == 1

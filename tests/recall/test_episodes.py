@@ -360,7 +360,7 @@ def test_wrong_arguments_are_refused_by_name(store: Stores) -> None:
         for call, said in (
             (lambda: memory.start(""), "task must be"),
             (lambda: memory.start("a", context={"speed": 1}), "context has 'speed'"),
-            (lambda: memory.start("a", context={"language": 1}), "must be texts"),
+            (lambda: memory.start("a", context={"language": 1}), "language must be a text"),
             (lambda: memory.start("a", context={"tags": "abc"}), "tags must be a list"),
             (lambda: memory.start("a", context=3), "context must be a TaskContext or a mapping"),
             (lambda: memory.recall("a", k=0), "k must be"),

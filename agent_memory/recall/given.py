@@ -1,0 +1,78 @@
+"""What callers give to context and episodes, checked before any work. Each raises UnsupportedParameterError. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from agent_memory.errors import UnsupportedParameterError, repr_of
+
+_MOST_ID = 2**63 - 1  #: what a database can hold
+
+
+def checked_text(value: object, name: str) -> str:
+    """Return a text, which may be empty."""
+    if not isinstance(value, str):
+        raise UnsupportedParameterError(f"{name} must be a text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UnsupportedParameterError(f"{name} must be valid Unicode: {error}") from None
+    return value
+
+
+def checked_id(value: object, name: str = "id") -> int:
+    """Return the id of an item or an episode."""
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MOST_ID:
+        raise UnsupportedParameterError(f"{name} must be an int of at most {_MOST_ID}, got {repr_of(value)}")
+    return value
+
+
+def checked_ids(value: object, name: str) -> list[int]:
+    """Return ids: of one, or of several."""
+    if isinstance(value, int):
+        return [checked_id(value, name)]
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UnsupportedParameterError(f"{name} must be an id or several, got {repr_of(value)}")
+    return [checked_id(one, f"an id in {name}") for one in value]
+
+
+def checked_number(value: object, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return a number that is no NaN, between two bounds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:  # type: ignore[operator]  # a number by now
+        bounds = (
+            "" if least == -math.inf else f" of {least:g} or more" if most == math.inf else f" of {least:g} to {most:g}"
+        )
+        raise UnsupportedParameterError(f"{name} must be a number{bounds}, got {repr_of(value)}")
+    return value  # type: ignore[return-value]  # as above
+
+
+def checked_kinds(value: object, known: Collection[str]) -> frozenset[str]:
+    """Return kinds, each of them known."""
+    if isinstance(value, str) or not isinstance(value, Collection) or not all(isinstance(one, str) for one in value):
+        raise UnsupportedParameterError(f"kinds must be a list of texts, got {repr_of(value)}")
+    if unknown := sorted(set(value) - set(known)):
+        raise UnsupportedParameterError(f"kinds has {repr_of(unknown[0])}; known: {', '.join(known)}")
+    return frozenset(value)
+
+
+def a_text(_: Any, attribute: Any, value: Any) -> None:
+    """Validate a field that is a text."""
+    checked_text(value, attribute.name)
+
+
+def a_flag(_: Any, attribute: Any, value: Any) -> None:
+    """Validate a field that is a bool."""
+    if not isinstance(value, bool):
+        raise UnsupportedParameterError(f"{attribute.name} must be True or False, got {repr_of(value)}")
+
+
+def a_number(least: float, most: float = math.inf) -> Callable[[Any, Any, Any], None]:
+    """Return a validator of fields that are numbers between two bounds."""
+
+    def check(_: Any, attribute: Any, value: Any) -> None:
+        checked_number(value, attribute.name, least, most)
+
+    return check
