@@ -36,6 +36,8 @@ class Publisher:
       lineages fork. Tails are not published.
     - What is there is not sent. What others put there meanwhile stays.
     - A failure ends the lineage's turn; what is missing is sent with its next commit.
+    - A lineage that follows chunks which are not committed yet, as those that a fetch adopts, comes again with the next
+      commit of any.
     - Nobody waits for it but ``close``, for ``close_s`` at most.
     """
 
@@ -55,6 +57,8 @@ class Publisher:
         self._puts = Breaker(f"{remote.bucket.place} (publishing)")  # who may not write may go on reading
         self._changed = threading.Condition()
         self._heads: OrderedDict[bytes, None] = OrderedDict()
+        self._cut: OrderedDict[bytes, None] = OrderedDict()  # heads that follow what is not committed yet
+        self._n_offers = 0
         self._is_busy = self._is_opening = self._is_closing = False
         self._thread: threading.Thread | None = None
         self._present: OrderedDict[str, None] = OrderedDict()
@@ -65,8 +69,11 @@ class Publisher:
         with self._changed:
             if self._is_closing:
                 return
-            self._heads[head] = None
-            self._heads.move_to_end(head)
+            self._n_offers += 1
+            for one in (*self._cut, head):
+                self._heads[one] = None
+                self._heads.move_to_end(one)
+            self._cut.clear()
             while len(self._heads) > _MOST_HEADS:
                 self._heads.popitem(last=False)
                 log.info("remote: %d lineages wait; the oldest is published after its next commit", _MOST_HEADS)
@@ -96,16 +103,17 @@ class Publisher:
     def wait(self, timeout_s: float) -> bool:
         """Return once the bucket was asked for the first time and nothing is queued, True, or after a time, False."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._heads or self._is_busy or self._is_opening), timeout_s)
+            return self._changed.wait_for(
+                lambda: not (self._heads or self._cut or self._is_busy or self._is_opening), timeout_s
+            )
 
     def close(self) -> None:
         """Publish what is queued, for ``close_s`` at most, and end the thread. Idempotent."""
         with self._changed:
             thread = self._thread
-            is_needed = bool(self._heads) or self._is_busy
-        if thread is not None and is_needed and not self._is_closing and not self._remote.breaker.figures().is_open:
-            self.wait(self.close_s)
-        with self._changed:
+            is_needed = thread is not None and not self._is_closing and not self._remote.breaker.figures().is_open
+            if is_needed:
+                self._changed.wait_for(lambda: not (self._heads or self._is_busy), self.close_s)
             self._is_closing = True
             n_left = len(self._heads)
             self._heads.clear()
@@ -167,7 +175,11 @@ class Publisher:
         catalog = self._catalog()
         if catalog is None:
             return
-        pieces = self._stored.chain(catalog, head)
+        with self._changed:
+            n_offers = self._n_offers
+        pieces, is_whole = self._stored.chain(catalog, head)
+        if not is_whole:
+            self._put_off(head, n_offers)
         model = catalog.model
         if model is None or not pieces:
             return
@@ -199,6 +211,14 @@ class Publisher:
                         return
         except GoneError as error:
             log.debug("remote: a lineage is published in part: %s", error)
+
+    def _put_off(self, head: bytes, n_offers: int) -> None:
+        """Let a lineage come again with the next commit; now, if there was one since ``n_offers``."""
+        with self._changed:
+            later = self._cut if n_offers == self._n_offers else self._heads
+            later[head] = None
+            while len(later) > _MOST_HEADS:
+                later.popitem(last=False)
 
     def _missing(self, names: Sequence[str]) -> set[str]:
         """Return the names that are not there; none if the bucket does not say."""

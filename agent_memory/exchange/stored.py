@@ -61,24 +61,29 @@ class Stored:
         self._tags: dict[bytes, _Tag] = {}
         self._lock = threading.Lock()
 
-    def chain(self, catalog: Catalog, head: bytes) -> list[Piece]:
-        """Return the full chunks of a lineage from its first token on, as far as they may be published."""
+    def chain(self, catalog: Catalog, head: bytes) -> tuple[list[Piece], bool]:
+        """Return the full chunks of a lineage from its first token on, as far as they may be published.
+
+        Also False if they end before one that is not committed yet.
+        """
         with catalog.lock:
             model = catalog.model
             if model is None or head not in model.index.pieces:
-                return []
+                return [], True
             pieces = list(reversed(list(model.index.ancestors(model.index.pieces[head]))))
         found: list[Piece] = []
         for piece in pieces:
             segment = piece.segment
             is_full = piece.n_tokens == model.index.chunk_tokens and piece.start == len(found) * piece.n_tokens
             is_lossy = segment.exactness == "quantized"
+            if is_full and not segment.is_ready:
+                return found, False
             if not is_full or not segment.is_readable or segment.codec != model.codec:
                 break
             if is_lossy and segment.codec == "exact":
                 break  # under the exact name it would pose as exact
             found.append(piece)
-        return found
+        return found, True
 
     def tag(self, catalog: Catalog, pieces: Sequence[Piece]) -> str:
         """Return the tag of the last of a lineage's first chunks. Reads those whose tags are not known.

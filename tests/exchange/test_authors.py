@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from agent_memory.exchange.chunks import Asked, Chunk, promises, read_chunk, tag
 from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.remote.names import ObjectNames, remote_keys
 from agent_memory.remote.objects import read_object, write_object
+from agent_memory.store.save import Save
 from agent_memory.types import EXACTNESS
 from tests.parts.hosts import CHUNK, KEY, SYSTEM, config, exchange, published
 
@@ -93,6 +96,43 @@ def test_a_chunk_that_another_host_computed_on_other_bits_breaks_the_run(tmp_pat
 def a_part(text: str, n_chunks: int, n_tokens: int) -> str:
     """Return the start of a text that has somewhat more than so many chunks."""
     return text[: int(len(text) * (n_chunks + 0.8) * CHUNK / n_tokens)]
+
+
+def test_what_follows_chunks_that_are_not_adopted_yet_is_published_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, entered, release = tmp_path / "bucket", threading.Event(), threading.Event()
+    long = SYSTEM + "Be kind, and brief, and clear. " * 12
+
+    class Late(Save):
+        def finish(self) -> None:
+            entered.set()
+            release.wait(60)
+            super().finish()
+
+    with Memory(EchoRunner(), tmp_path / "a", config=config(bucket)) as a:
+        a.prefill(SYSTEM)
+        published(a)
+    with Memory(EchoRunner(), tmp_path / "b", config=config(bucket)) as b:
+        monkeypatch.setattr("agent_memory.exchange.adopting.Save", Late)
+        offered, catalog, publisher = threading.Event(), exchange(b)._catalog(), exchange(b)._publisher
+        assert catalog is not None
+
+        def stored(head: bytes) -> None:
+            publisher.offer(head)
+            offered.set()
+
+        catalog.disk.on_stored = stored
+        try:
+            assert b.prefill(long).tier == "remote"
+            assert entered.wait(60)
+            assert offered.wait(60), "its own chunks are committed"
+            assert not publisher.wait(0.5)
+            assert b.stats().remote["published_chunks"] == 0
+        finally:
+            release.set()
+        exchange(b)._fetcher.join()  # type: ignore[union-attr]
+        assert published(b) > 2
 
 
 def test_a_host_that_began_a_chain_gets_it_back_no_better_than_moved(tmp_path: Path) -> None:
