@@ -66,8 +66,8 @@ class Starting:
 
     A request starts when
     - no other request of its agent runs or is being replied to;
-    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already, but
-      where its KV has been restored together with theirs;
+    - fewer than ``max_batch`` rows run, and starting others has not taken ``target_gap_s / 2`` of this tick already,
+      but where its KV has been restored together with theirs;
     - the bytes that it may need at worst fit beside the running rows; idle lineages are evicted for it;
     - no row is about to have computed a long part of its prompt;
     - no more of its KV is on its way from the bucket that hosts share, or that took too long;
@@ -196,6 +196,7 @@ class Starting:
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
         """Return a row with the KV of the plan, taken or restored."""
+        parser = request.asker.parser(prompt.ids)  # first: what it raises costs nobody the KV that is taken next
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
@@ -206,6 +207,7 @@ class Starting:
             request=request,
             prompt=prompt,
             ids=request.ids(prompt),
+            parser=parser,
             base=base,
             tokenizer=self._runner.tokenizer,
             max_tokens=max_tokens,
