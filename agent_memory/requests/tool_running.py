@@ -55,27 +55,49 @@ class Runs:
     _failures: Counter[str] = field(factory=Counter, init=False)
 
     def run(self, calls: Sequence[ToolCall]) -> Iterator[Ran]:
-        """Run calls and yield how each ended, in their order. Raises what is no Exception (SystemExit, Ctrl-C)."""
-        if self.is_concurrent:
-            for wait in [self._start(call) for call in calls]:
-                yield self._noted(wait())
-        else:
-            for call in calls:
-                yield self._noted(self._start(call)())
+        """Run calls and yield how each ended, in their order.
 
-    def _start(self, call: ToolCall) -> Callable[[], Ran]:
-        """Start a call; the function that is returned waits for its end."""
+        Raises what is no Exception (SystemExit, Ctrl-C), after the other concurrent calls that have ended.
+        """
+        if not self.is_concurrent:
+            for call in calls:
+                yield self._noted(self._start(call).wait())
+            return
+        started = list[_Started]()
+        try:
+            started.extend(self._start(call) for call in calls)
+            while started:
+                yield self._noted(started.pop(0).wait())
+        except GeneratorExit:
+            raise
+        except BaseException:
+            yield from self._rest(started)
+            raise
+
+    def _rest(self, started: Sequence[_Started]) -> list[Ran]:
+        """How those calls ended that have ended, whatever struck; one that raised no Exception is left out."""
+        found: list[Ran] = []
+        for one in started:
+            if one.has_ended:
+                with contextlib.suppress(BaseException):  # what struck first is raised
+                    found.append(self._noted(one.wait()))
+        return found
+
+    def _start(self, call: ToolCall) -> _Started:
+        """Start a call."""
         tool, function = self.tools[call.name]
         if self._failures[call.name] >= _MOST_FAILURES:
             said = f"{call.name} is not run again in this turn: it failed {_MOST_FAILURES} times in a row"
-            return lambda: Ran(call, ToolResult(call.id, said, is_error=True))
+            return _Started(lambda: Ran(call, ToolResult(call.id, said, is_error=True)))
         if (misfit := _misfit(call, tool)) is not None:
-            return lambda: Ran(call, ToolResult(call.id, misfit, is_error=True))
+            return _Started(lambda: Ran(call, ToolResult(call.id, misfit, is_error=True)))
         started = time.perf_counter()
         if self.timeout_s is None and not self.is_concurrent:
-            return lambda: self._ended(call, lambda: _here(lambda: _called(function, call)), started)
+            return _Started(lambda: self._ended(call, lambda: _here(lambda: _called(function, call)), started))
         thread = _OnThread(lambda: _called(function, call))
-        return lambda: self._ended(call, lambda: thread.result(started, self.timeout_s), started, thread)
+        return _Started(
+            lambda: self._ended(call, lambda: thread.result(started, self.timeout_s), started, thread), thread
+        )
 
     def _ended(self, call: ToolCall, result: Callable[[], str], started: float, thread: _OnThread | None = None) -> Ran:
         """The end of a call that ``result`` waits for."""
@@ -111,12 +133,26 @@ class _TakesTooLong(Exception):
     pass
 
 
+@frozen(eq=False)
+class _Started:
+    """A call that was started: ``wait`` returns how it ended."""
+
+    wait: Callable[[], Ran]
+    thread: _OnThread | None = None  #: None: nothing runs before ``wait`` is called
+
+    @property
+    def has_ended(self) -> bool:
+        """True if ``wait`` returns at once."""
+        return self.thread is None or self.thread.ended is not None
+
+
 class _OnThread:
     """A call on a daemon thread of its own, with the caller's context variables."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self._answer: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
         self._cancel: Callable[[], object] = lambda: None
+        self._is_given_up = False
         self.ended: float | None = None  #: perf_counter time
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(self._serve, work), name="agent_memory-tool", daemon=True).start()
@@ -127,6 +163,7 @@ class _OnThread:
         try:
             text, error = self._answer.get(timeout=left if left is None else min(left, threading.TIMEOUT_MAX / 2))
         except Empty:
+            self._is_given_up = True  # first: a coroutine that has not begun looks at it once it can be cancelled
             self._cancel()
             raise _TakesTooLong from None
         if error is not None:
@@ -156,6 +193,8 @@ class _OnThread:
                 loop.call_soon_threadsafe(task.cancel)
 
         self._cancel = cancel
+        if self._is_given_up:
+            task.cancel()
         return await task
 
 

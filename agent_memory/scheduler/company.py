@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from attrs import frozen
 
 from agent_memory.scheduler.admission import Admission, Place
@@ -75,7 +76,10 @@ class Company:
     def take(self, request: Request, plan: Plan) -> None:
         """Give a plan the KV that was restored for its request, if it was."""
         other = self._plans.pop(request, None)
-        if other is not None and _is_stored(plan) and other.stored.n_tokens == plan.stored.n_tokens:
+        n_tokens = plan.stored.n_tokens
+        if other is None or not _is_stored(plan) or other.stored.n_tokens != n_tokens:
+            return
+        if np.array_equal(other.wanted[:n_tokens], plan.wanted[:n_tokens]):
             plan.stored, plan.restored, plan.restored_s = other.stored, other.restored, other.restored_s
 
     def restore(self, request: Request, plan: Plan, place: Place, busy: set[str | None]) -> None:

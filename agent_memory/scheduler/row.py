@@ -66,6 +66,7 @@ class Row:
     max_tokens: int
     group: int
     ids: np.ndarray[Any, Any] = field(repr=False)  #: the prompt's, u32
+    parser: ToolParser = field(repr=False)
     kv: KV | None = field(init=False, repr=False)  #: None once the batch owns it
     fed: int = 0
     has_stepped: bool = False  #: True once it has taken part in a decode step
@@ -79,11 +80,9 @@ class Row:
     prefilled: float = 0.0  #: when its prefill began
     first_token: float = 0.0
     stream: TextStream = field(init=False)
-    parser: ToolParser = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.stream = TextStream(self.tokenizer, self.request.stop, marks=self.request.shows_marks)
-        self.parser = self.request.asker.parser(self.prompt.ids)
         self.draft = Draft(self.ids)
         self.fed, self.n_grid = self.base.n_tokens, self.base.n_grid
         self.kv, self.base.kv = self.base.kv, None

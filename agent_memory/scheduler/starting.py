@@ -106,6 +106,7 @@ class Starting:
     def step(self, busy: set[str | None]) -> bool:
         """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
+        self._company.clear()  # what was left if the last step was struck
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue
@@ -196,6 +197,7 @@ class Starting:
 
     def _row(self, request: Request, prompt: Prompt, plan: Plan, place: Place, max_tokens: int) -> Row:
         """Return a row with the KV of the plan, taken or restored."""
+        parser = request.asker.parser(prompt.ids)  # first: what it raises costs nobody the KV that is taken next
         started = time.perf_counter()
         base = self._reuse.take(self._running.batch, plan, prompt)
         now = time.perf_counter()
@@ -206,6 +208,7 @@ class Starting:
             request=request,
             prompt=prompt,
             ids=request.ids(prompt),
+            parser=parser,
             base=base,
             tokenizer=self._runner.tokenizer,
             max_tokens=max_tokens,

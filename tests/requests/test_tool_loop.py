@@ -311,6 +311,55 @@ def test_a_paused_call_without_a_result_is_run_again_and_may_pause_again(opened:
     assert told(memory) == ["paid 7", "paid 9"]
 
 
+def test_what_ran_beside_a_call_that_ends_the_program_is_not_run_again(opened: Callable[..., Memory]) -> None:
+    has_paid, ends, paid = threading.Event(), [True], list[int]()
+
+    def quit_(n: int) -> str:
+        """Quit."""
+        has_paid.wait(30)
+        time.sleep(0.05)  # its thread ends
+        if ends.pop() if ends else False:
+            raise SystemExit(3)
+        return "stayed"
+
+    def pay_once(amount: int) -> str:
+        """Pay."""
+        paid.append(amount)
+        has_paid.set()
+        return f"paid {amount}"
+
+    memory = opened(call("quit_", n=1) + call("pay_once", amount=2), "Done.")
+    with pytest.raises(SystemExit):
+        memory.run_tools("ann", "go", [quit_, pay_once], concurrent=True)
+    assert memory.run_tools("ann", None, [quit_, pay_once], concurrent=True).text == "Done."
+    assert paid == [2]
+    assert told(memory) == ["stayed", "paid 2"]
+
+
+def test_a_coroutine_that_comes_after_the_time_limit_is_cancelled(opened: Callable[..., Memory]) -> None:
+    ended, ran = threading.Event(), list[str]()
+
+    async def effect() -> str:
+        try:
+            await asyncio.sleep(0)
+            ran.append("it ran")
+            return "late"
+        finally:
+            ended.set()
+
+    def slow(n: int) -> Any:
+        """Take long, then return a coroutine."""
+        time.sleep(0.3)
+        return effect()
+
+    memory = opened(call("slow", n=1), "It is late.")
+    assert memory.run_tools("ann", "go", [slow], tool_timeout_s=0.05).text == "It is late."
+    for thread in threading.enumerate():
+        if thread.name == "agent_memory-tool":
+            thread.join(30)
+    assert ran == []
+
+
 @pytest.mark.parametrize("how", [{}, {"concurrent": True}, {"tool_timeout_s": 60}])
 def test_a_turn_that_ends_in_the_middle_of_its_calls_runs_none_of_them_twice(
     opened: Callable[..., Memory], how: dict[str, Any]

@@ -24,6 +24,7 @@ from agent_memory import (
     Reply,
     RequestTimeoutError,
 )
+from agent_memory.requests.calling import Calling
 from tests.laws.test_laws_kinds import spoken
 from tests.parts import tiny
 from tests.parts.faulty import Fault, Faults, with_faults
@@ -276,3 +277,19 @@ def test_what_a_request_that_is_cancelled_while_it_decodes_has_computed_is_store
     with Memory(EchoRunner(), tmp_path, config=CONFIG) as memory:
         reply: Reply = memory.generate(PROMPT)
     assert (reply.text, reply.usage.computed_tokens, reply.usage.tier) == (PROMPT, 1, "cold")
+
+
+def test_a_reader_of_replies_that_cannot_be_made_costs_no_kv(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no reader")
+
+    with Memory(EchoRunner(), ":memory:", config=CONFIG) as memory:
+        alice = memory.agent("alice")
+        first = alice.say(PROMPT, max_tokens=4).usage
+        with monkeypatch.context() as patched:
+            patched.setattr(Calling, "parser", refuse)
+            with pytest.raises(RuntimeError, match="no reader"):
+                alice.say("And now?", max_tokens=4)
+        usage = alice.say("And now?", max_tokens=4).usage
+    assert usage.tier == "hot"
+    assert usage.cached_tokens >= first.prompt_tokens
