@@ -261,7 +261,10 @@ class EchoBatch:
         """Feed the prompt ids that are left and draw the first token."""
         self._runner.calls.inserts += 1
         row.kv.feed(row.history[row.kv.n_tokens :])
-        row.plan = self._plan(row.kv, row.constraint is not None)
+        try:
+            row.plan = self._plan(row.kv, row.constraint is not None)
+        except Exception as error:  # noqa: BLE001 - a caller's function: its row ends with it, and no other
+            row.error = error
         row.is_fed = True
         self._draw(row)
 

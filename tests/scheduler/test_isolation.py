@@ -43,6 +43,30 @@ def test_a_row_that_is_ready_when_it_starts_and_cannot_join_is_gone(tmp_path: Pa
         assert memory.stats().requests == 2, "the failed one never ran on"
 
 
+@pytest.mark.parametrize("is_again", [False, True])
+def test_a_function_that_says_no_reply_ends_its_own_request(is_again: bool, tmp_path: Path) -> None:
+    def reply(asked: str, prompt: tuple[int, ...]) -> str:
+        if "stop" in asked and fails:
+            raise Fault("in the reply")
+        return "quiet " * 20
+
+    fails = list[bool]()
+    settings = Config(chunk_tokens=16, prefill_tokens=16)
+    with Memory(EchoRunner(reply, delay_s=0.002), tmp_path, config=settings) as memory:
+        if is_again:  # its last id alone is left to feed
+            memory.generate("stop here", max_tokens=2)
+        fails.append(True)
+        beside = memory.agent("beside").stream("go on")
+        reading = iter(beside)
+        assert next(reading)
+        failing = memory.stream("stop here")
+        with pytest.raises(Fault, match="in the reply"):
+            failing.result(timeout_s=60)
+        assert list(reading)
+        assert beside.result(timeout_s=60).text == "quiet " * 20
+        assert memory.agent("beside").say("go on").text == "quiet " * 20
+
+
 def test_text_that_cannot_be_parsed_ends_its_own_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feed = ToolParser.feed
 
