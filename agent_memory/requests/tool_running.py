@@ -70,7 +70,7 @@ class Runs:
                 yield self._noted(started.pop(0).wait())
         except GeneratorExit:
             raise
-        except BaseException:
+        except BaseException:  # also Ctrl-C: the caller keeps what has ended, and runs it never again
             yield from self._rest(started)
             raise
 
