@@ -275,7 +275,8 @@ def test_the_starter_answers_through_its_template_and_round_trips_text() -> None
     assert generate(model, tokenizer, ids, max_tokens=8).startswith("The capital of France is Paris.")
     assert tokenizer.eos_token_ids == {2}
     alphabet = byte_alphabet()
-    lacking = {b for b in range(256) if alphabet[b] not in tokenizer.vocab}  # its vocabulary has not every byte
+    vocab = tokenizer.vocab  # made anew at each access
+    lacking = {b for b in range(256) if alphabet[b] not in vocab}  # its vocabulary has not every byte
 
     def known(text: str) -> bool:
         return lacking.isdisjoint(text.encode())
