@@ -136,10 +136,12 @@ class Loop:
     @property
     def sleep_s(self) -> float | None:
         """Seconds after which there may be work that no message announces; None: there will be none."""
+        gather_s = self._gathering.wait_s(self.running)
+        if not gather_s and self._is_needed:
+            return 0.0  # the wait for company ended since ``has_work`` was asked
         idle_s = _FETCH_SLEEP_S if self.waiting else self._idle.sleep_s
-        gather_s = self._gathering.wait_s(self.running) or None
         saver_s = _DISK_SLEEP_S if self.saver.busy else self.evictor.sleep_s
-        sleeps = saver_s, self.replies.sleep_s, idle_s, gather_s
+        sleeps = saver_s, self.replies.sleep_s, idle_s, gather_s or None
         return min((sleep for sleep in sleeps if sleep is not None), default=None)
 
     @property

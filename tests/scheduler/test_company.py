@@ -21,8 +21,8 @@ GAP_S = 40 * PATIENCE_S  #: whoever waits for a share of it waits longer than an
 
 
 def _memory(runner: Any, path: Any, sizes: tuple[int, ...] = (30, 31, 29, 30), **settings: Any) -> Memory:
-    """A Memory whose agents have all their KV on disk."""
-    memory = Memory(runner, path, config=Config(target_gap_s=GAP_S, chunk_tokens=64, **settings))
+    """A Memory whose agents have all their KV on disk, and none of it restored ahead of need."""
+    memory = Memory(runner, path, config=Config(target_gap_s=GAP_S, chunk_tokens=64, foresight="off", **settings))
     for name, size in zip(NAMES, sizes, strict=True):
         memory.agent(name, system=f"{name} waits. " + "You wait. " * size).say("Hello.", max_tokens=2)
     memory.evict()
@@ -97,7 +97,7 @@ def test_a_restore_that_took_long_is_made_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(EchoBatch, "restore_together", slowly)
     runner = EchoRunner("word " * 40)
     prompts = [[{"role": "user", "content": f"Request {n}. " + "You wait. " * 30}] for n in range(4)]
-    with Memory(runner, tmp_path, config=Config(target_gap_s=gap_s, chunk_tokens=64)) as memory:
+    with Memory(runner, tmp_path, config=Config(target_gap_s=gap_s, chunk_tokens=64, foresight="off")) as memory:
         asked = [memory.generate(prompt, max_tokens=1) for prompt in prompts]
         memory.evict()
         memory.flush()

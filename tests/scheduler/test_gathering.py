@@ -134,3 +134,15 @@ def _tried(memory: Memory, text: str) -> object:
         return memory.generate(text, max_tokens=2)
     except Exception as error:  # noqa: BLE001 - looked at by the test
         return error
+
+
+def test_a_wait_that_ends_between_two_looks_at_the_clock_is_over(
+    patient: tuple[Memory, EchoRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, _ = patient
+    handle = _ask(memory, NAMES[0])
+    wait_for(lambda: memory._engine.pulse.n_running == 1)
+    gathering, left = memory._engine.gathering, [1.0, 0.0]  # as the engine asks whether it has work, and how long not
+    monkeypatch.setattr(gathering, "wait_s", lambda rows: left.pop(0) if len(left) > 1 else left[0])
+    memory._engine.wake()
+    wait_for(lambda: handle.state == "done")
