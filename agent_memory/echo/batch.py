@@ -138,14 +138,15 @@ class EchoBatch:
             raise ValueError(f"row {row} is decoding already")
         processors = tuple(logits_processors)
         made = _Row(_echo(kv), (), list(ids), sampling, processors, constraint, len(ids), group)
-        if n_left > 1:
-            self._runner.calls.prefills += 1
-            self._runner.calls.prefill_ids += n_left
-            self._begin(made)  # before the row is there: what a caller's function raises leaves none behind
-            made.is_ahead = True
-            self._wait()
         self._rows[row] = made
-        return made.next if n_left > 1 else None
+        if n_left == 1:
+            return None
+        self._runner.calls.prefills += 1
+        self._runner.calls.prefill_ids += n_left
+        self._begin(made)
+        made.is_ahead = True
+        self._wait()
+        return made.next
 
     def step(self, group: int) -> list[tuple[int, int]]:
         """Feed each row's pending token, draw the next, and return the fed ones."""

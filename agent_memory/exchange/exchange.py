@@ -52,6 +52,7 @@ class Exchange:
         self._asked: dict[bytes, Fetch] = {}  # first chunk -> the fetch that is on its way
         self._missing: dict[bytes, float] = {}  # chunk -> until when it is not asked for
         self._held: weakref.WeakSet[Fetched] = weakref.WeakSet()
+        self._n_spared = 0  # questions that were not asked while another one hung
         self._is_closed = False
         self.wake: Callable[[], None] = _nothing  #: called on another thread when a fetch has ended
         self._adopting = threading.Lock()  # held from the entry of what is adopted until its writes are queued
@@ -111,7 +112,10 @@ class Exchange:
             if same is not None and same.is_coming:
                 return same
             until = max(self._missing.get(chunk, 0.0) for chunk in (first, last))
-            if self._clock() < until or any(one.is_hanging for one in self._asked.values()):
+            if self._clock() < until:
+                return None
+            if any(one.is_hanging for one in self._asked.values()):
+                self._n_spared += 1
                 return None
         expected_s = self.remote.rates.fetch_s((stop - start) * per_chunk)
         if token_s and expected_s is not None and expected_s > n_gained * token_s:
@@ -204,7 +208,7 @@ class Exchange:
             **self._figures.counts(),
             "fetches_chosen": link.n_fetched,
             "computing_chosen": link.n_computed,
-            "skipped": outages.n_skipped,
+            "skipped": outages.n_skipped + self._n_spared,
             "outages": outages.n_outages,
         }
         return events, self._figures.bytes()

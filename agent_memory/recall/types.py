@@ -84,9 +84,8 @@ class Weights:
     usage: float = field(default=0.05, validator=a_number(0))  #: how often working sets used it, saturating
     failure: float = field(default=0.1, validator=a_number(0))  #: errors and failed tests
     salience: float = field(default=0.3, validator=a_number(0))  #: what feedback says
-    spread: float = field(
-        default=0.15, validator=a_number(0)
-    )  #: questions about a whole course: passages near a better one
+    #: questions about a whole course: passages near a better one
+    spread: float = field(default=0.15, validator=a_number(0))
 
 
 @frozen(kw_only=True)

@@ -99,6 +99,7 @@ def test_only_the_first_request_waits_for_a_bucket_that_hangs(bucket: Path, monk
             other = b.stream("Another text that nobody has published. " * 8, max_tokens=2)
             assert other.result(20).usage.tier == "none"
             assert len(asked) == 1
+            assert b.stats().remote["skipped"] == 1
             release.set()
     finally:
         release.set()
