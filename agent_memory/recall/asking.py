@@ -9,7 +9,7 @@ import numpy as np
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import search
 from agent_memory.recall.around import Ids
-from agent_memory.recall.given import checked_kinds, checked_text
+from agent_memory.recall.given import checked_kinds, checked_text, checked_unicode
 from agent_memory.recall.ranking import Question, Scored, chosen, likely, relevance_of, scored
 from agent_memory.recall.rows import ItemRow, rows_of, span_text, span_texts, stale_items
 from agent_memory.recall.scope import Scope
@@ -42,7 +42,7 @@ def question_of(
     if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_HITS:
         raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_HITS}, got {repr_of(k)}")
     if source is not None:
-        checked_text(source, "source")
+        checked_unicode(source, "source")
     return Question(
         text=query,
         weights=weights,

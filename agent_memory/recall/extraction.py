@@ -16,7 +16,7 @@ from attrs import frozen
 from agent_memory.errors import UnsupportedParameterError, repr_of
 from agent_memory.recall import audit
 from agent_memory.recall.filing import file_typed
-from agent_memory.recall.given import checked_text
+from agent_memory.recall.given import checked_unicode
 from agent_memory.recall.passages import sentences
 from agent_memory.recall.protocols import Extracted
 from agent_memory.recall.scope import Scope
@@ -72,7 +72,7 @@ def file_found(
     UnsupportedParameterError for a span or a kind that the text cannot have, before anything is written.
     """
     _ensure_is_piece(unread)
-    checked_text(found_by, "by")
+    checked_unicode(found_by, "by")
     if isinstance(found, str) or not isinstance(found, Sequence):
         raise UnsupportedParameterError(f"found must be a list of Extracted, got {type(found).__name__}")
     typed = [_checked(one, unread) for one in found]

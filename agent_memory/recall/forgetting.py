@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from agent_memory.errors import ItemNotFoundError, UnsupportedParameterError
 from agent_memory.recall import audit
 from agent_memory.recall.episode_marking import mark_forgotten
-from agent_memory.recall.given import checked_ids, checked_text
+from agent_memory.recall.given import checked_ids, checked_unicode
 from agent_memory.recall.indexing import indexed_body, is_in_typed_view, item_words
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.slots import supersede
@@ -23,7 +23,7 @@ def chosen_texts(
 ) -> set[int]:
     """Return the texts that a caller means. Raises ItemNotFoundError and UnsupportedParameterError."""
     if source is not None:
-        checked_text(source, "source")
+        checked_unicode(source, "source")
     if everything:
         return all_texts(db, scope)
     if isinstance(what, str):

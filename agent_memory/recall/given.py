@@ -12,14 +12,20 @@ _MOST_ID = 2**63 - 1  #: what a database can hold
 
 
 def checked_text(value: object, name: str) -> str:
-    """Return a text, which may be empty."""
+    """Return a text, which may be empty. It may have lone surrogates: what is stored of it has them escaped."""
     if not isinstance(value, str):
         raise UnsupportedParameterError(f"{name} must be a text, got {type(value).__name__}")
+    return value
+
+
+def checked_unicode(value: object, name: str) -> str:
+    """Return a text that the database is asked for as it is: valid Unicode."""
+    text = checked_text(value, name)
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise UnsupportedParameterError(f"{name} must be valid Unicode: {error}") from None
-    return value
+    return text
 
 
 def checked_id(value: object, name: str = "id") -> int:

@@ -134,7 +134,6 @@ def test_what_a_piece_cannot_have_is_refused(context: ContextMemory) -> None:
         lambda: Outcome(success=True, duration_ms="long"),  # type: ignore[arg-type]
         lambda: Outcome(success=True, result=3),  # type: ignore[arg-type]
         lambda: TaskContext(language=3),  # type: ignore[arg-type]
-        lambda: TaskContext(domain="\ud800"),
         lambda: Weights(recency=-1),
         lambda: Weights(usage=float("nan")),
         lambda: Weights(spread=[1]),  # type: ignore[arg-type]
@@ -169,3 +168,12 @@ def test_an_export_goes_to_an_open_file_and_a_meter_provider_is_one(context: Con
     assert context.export_jsonl(io.StringIO()) == 2
     with Memory(EchoRunner(), ":memory:") as memory, pytest.raises(UnsupportedParameterError, match="meter_provider"):
         memory.to_opentelemetry(3)
+
+
+def test_a_lone_surrogate_costs_no_outcome_and_no_answer(context: ContextMemory, episodes: EpisodicMemory) -> None:
+    with episodes.start("read it", context={"domain": "a\ud800"}) as episode:
+        episode.complete(Outcome(success=False, error="no file \ud800"))
+    found = episodes.get(episode.id)
+    assert found.outcome is not None
+    assert (found.outcome.error, found.context.domain) == ("no file \\ud800", "a\\ud800")
+    assert [hit.item.text for hit in context.recall("lamp \ud800")] == ["The lamp is lit at dusk."]
