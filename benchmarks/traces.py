@@ -38,7 +38,7 @@ from agent_memory.prefix.foresight import Foresight
 DATA = Path("../shared/data")
 TOOLS = {"read": (0.1, 0.4), "search": (0.4, 0.5), "build": (1.5, 0.4)}  #: median seconds of a pause, sigma of its log
 REST = (2.0, 1.0)  #: the same of an agent that has done its task
-GROWTH = 30  #: tokens that a turn adds, about
+GROWTH = 40  #: tokens that a turn adds, about
 STEP_S, REPLY_TOKENS = 0.002, 12  #: a reply takes so many steps of so long: a small model's, scaled down
 Trace = list[str]
 

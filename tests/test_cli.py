@@ -267,6 +267,14 @@ def test_gc_says_what_would_go_and_then_evicts_that_and_no_pinned_agent(
     assert run("verify", "-s", full_store).exit_code == 0
 
 
+def test_gc_counts_no_segment_as_freed_whose_file_was_gone_before(full_store: str) -> None:
+    for segment in Path(full_store, "kv").rglob("*.safetensors"):
+        segment.unlink()
+    done = json.loads(run("gc", "-s", full_store, "--json").stdout)
+    assert done["n_segments"] == 0
+    assert done["agents"] == {}
+
+
 def test_gc_refuses_two_targets_nonsense_and_a_folder_without_a_store(full_store: str, tmp_path: Path) -> None:
     assert run("gc", "--free", "1GB", "--to", "1GB", "-s", full_store).exit_code == 2
     assert run("gc", "--free", "much", "-s", full_store).exit_code == 2

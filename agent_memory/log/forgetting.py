@@ -73,7 +73,7 @@ def _shows(turn: Turn, is_forgotten: Callable[[Card], bool], texts: Collection[s
 
 
 def _holds(result: str, texts: Collection[str]) -> bool:
-    return any(text in result for text in texts if _says_enough(text))
+    return any(text in result for text in texts if says_enough(text))
 
 
 def _cards(turn: Turn) -> list[Card]:
@@ -96,11 +96,11 @@ def phrases_of(texts: Iterable[str]) -> list[str]:
 def _parts(text: str) -> Iterator[str]:
     for part in (text, *_SENTENCE_END.split(text)):
         bare = part.strip().rstrip(".!?")
-        if _says_enough(bare):
+        if says_enough(bare):
             yield bare
 
 
-def _says_enough(text: str) -> bool:
+def says_enough(text: str) -> bool:
     """True if a text is not anybody's: "Yes." in a reply is no copy of a forgotten "Yes."."""
     return len(text.split()) >= _FEWEST_WORDS or len(text) >= _FEWEST_CHARS
 

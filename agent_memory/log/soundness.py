@@ -21,6 +21,7 @@ MANY = 1 << 53  #: numbers of rows, bytes and tokens stay below
 BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, AgentMemoryError)
 
 _MAX_VALUES = 100_000  #: values in one JSON text of a stranger: a short text may become large objects
+_BYTES_A_VALUE = 4  #: of a text with more values than that, at least: a long history has them too, of 7 or more each
 _MAX_DEPTH = 100
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
@@ -31,11 +32,12 @@ def strangers_json(raw: bytes) -> Any:
     Raises ValueError. O(text), in memory of a few times the text.
     """
     n_open = raw.count(b"{") + raw.count(b"[")
-    if n_open > _MAX_DEPTH or n_open + raw.count(b",") > _MAX_VALUES:
+    most = max(_MAX_VALUES, len(raw) // _BYTES_A_VALUE)
+    if n_open > _MAX_DEPTH or n_open + raw.count(b",") > most:
         depth = 0
         for n_values, found in enumerate(re.finditer(rb"[\[{,\]}]", _STRING.sub(b"", raw))):
             depth += 1 if found[0] in b"[{" else -1 if found[0] in b"]}" else 0
-            if n_values > _MAX_VALUES or depth > _MAX_DEPTH:
+            if n_values > most or depth > _MAX_DEPTH:
                 raise ValueError("it has too many values, or values too deep within one another")
     try:
         return json.loads(raw.decode("ascii"))

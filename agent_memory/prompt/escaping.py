@@ -28,6 +28,11 @@ def escaped(text: str) -> str:
     return _MARK.sub(lambda match: match[0] + _BREAK, text).replace("\n", "\n  ")
 
 
+def unbroken(text: str) -> str:
+    """Return an escaped text with its marks whole again, to compare it: which are broken depends on the tokenizer."""
+    return text.replace(_BREAK, "")
+
+
 def without_marks_of(tokenizer: object, style: Callable[[T], str]) -> Callable[[T], str]:
     """Return ``style``, with every bracket broken in texts in which ``tokenizer`` still sees a special token."""
     special = getattr(tokenizer, "special_ids", None)

@@ -7,14 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent_memory.log.forgetting import marked, phrases_of
+from agent_memory.log.forgetting import marked, phrases_of, says_enough
 from agent_memory.prompt.escaping import escaped
 from agent_memory.recall.episode_rows import note_change
+from agent_memory.recall.episode_texts import partition_at_cut
 from agent_memory.recall.rows import rows_of, span_texts
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows
 
-_CARD = re.compile(r"^- \(", re.MULTILINE)  #: how a card begins; its further lines are indented (``recall.cards``)
+_REST = r".*(?:\n  .*)*"  #: of a card: to the end of its line, and further lines, which are indented (``recall.cards``)
+_CARD = re.compile(rf"^- \({_REST}", re.MULTILINE)
 _AT_ONCE = 500  #: texts
 
 
@@ -32,7 +34,7 @@ def mark_forgotten(db: Rows, scope: Scope, texts: Sequence[int]) -> None:
     wanted = _said(db, scope, texts) if steps else set()
     shown: dict[int, tuple[int, set[str]]] = {}  # episode -> its first step that shows one, and all that it shows
     for episode, number, observation in steps:
-        if found := wanted & set(_bodies(str(observation))):
+        if found := _shown(str(observation), wanted):
             first, known = shown.get(int(episode), (int(number), set()))
             shown[int(episode)] = min(first, int(number)), known | found
     for episode, (first, told) in shown.items():
@@ -58,7 +60,23 @@ def _said(db: Rows, scope: Scope, texts: Sequence[int]) -> set[str]:
 
 def _bodies(observation: str) -> list[str]:
     """Return the texts of the cards in an observation, without dash and head."""
-    return [card.partition(") ")[2].strip() for card in _CARD.split(observation)[1:]]
+    return [card.partition(") ")[2].strip() for card in _CARD.findall(observation)]
+
+
+def _shown(observation: str, wanted: set[str]) -> set[str]:
+    """Return the texts of ``wanted`` that an observation has cards of; of one that its cut goes through, the halves
+    that are left too."""
+    before, cut, behind = partition_at_cut(observation)
+    found = wanted & {*_bodies(before), *_bodies(behind)}
+    if not cut:
+        return found
+    last = _bodies(before)[-1:]
+    first = re.match(_REST, behind)
+    halves = [half for half in (*last, first[0].strip() if first else "") if says_enough(half)]
+    for half in halves:
+        whole = {text for text in wanted if text.startswith(half) or text.endswith(half)}
+        found |= {half, *whole} if whole else set()
+    return found
 
 
 def _mark(db: Rows, scope: Scope, episode: int, first: int, phrases: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from agent_memory.errors import repr_of
 
 MOST_BYTES = 100_000  #: of one text of a step, UTF-8
+_CUT = re.compile(r"\n\[[\d,]+ characters cut\]\n")
 
 
 def parameters_json(parameters: Mapping[str, Any] | None, clean: Callable[[str], str]) -> str:
@@ -44,3 +46,10 @@ def shortened(text: str) -> tuple[str, int]:
     half = MOST_BYTES // 8 - 20
     cut = len(text) - 2 * half
     return f"{text[:half]}\n[{cut:,} characters cut]\n{text[-half:]}", cut
+
+
+def partition_at_cut(text: str) -> tuple[str, str, str]:
+    """Return what stands before the cut of a ``shortened`` text, the line that tells of it, and what stands behind;
+    as ``str.partition``, the last two empty where nothing was cut."""
+    found = _CUT.search(text)
+    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence, Set
 from attrs import field, frozen
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
+from agent_memory.prompt.escaping import unbroken
 from agent_memory.types import Card, Message, Recall
 
 _PLACEHOLDER = "[REDACTED:"  #: a text that contains it was redacted, so it differs from the message it was taken from
@@ -37,8 +38,7 @@ class Candidates:
 
         An answer that stands word for word in one of the messages is skipped: the model reads it there.
         """
-        shown = [card for message in messages for card in message.recalled]
-        ids = {(card.workspace, card.id) for card in shown}
+        shown = [unbroken(card.text) for message in messages for card in message.recalled]
         said = "\n".join(message.content for message in messages)
         added: list[Card] = []
         n_answers, left = 0, self.budget_tokens
@@ -50,10 +50,11 @@ class Candidates:
             if one.text in said or (one.is_own and _PLACEHOLDER in one.text):
                 continue
             n_answers += 1
-            body = one.card.text.partition(") ")[2].strip()
-            is_shown = (one.card.workspace, one.card.id) in ids or any(body in card.text for card in (*shown, *added))
-            if not is_shown and one.n_tokens <= left:
+            # Not by ids: in a log that was imported they may be those of another store's items.
+            body = unbroken(one.card.text).partition(") ")[2].strip()
+            if not any(body in text for text in shown) and one.n_tokens <= left:
                 added.append(one.card)
+                shown.append(unbroken(one.card.text))
                 left -= one.n_tokens
         return tuple(added)
 

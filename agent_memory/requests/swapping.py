@@ -62,6 +62,7 @@ class Models:
 
     def _swap(self, new: _Model) -> None:
         """Engine thread, while no request waits or runs."""
+        self._asking.ensure_open()  # no model is loaded for a Memory that was closed while this waited
         old, self._model = self._model, new
         try:
             self._engine.swap(new.runner, new.recorded, lambda: self._attach(self._model))

@@ -20,7 +20,7 @@ _DOUBLING = 0.3
 #: BLAS thread, load) 4, 8, 16, 32 and 64 ids cost 1.2, 1.5, 2.1, 2.9 and 5.4 steps, .06 to .08 an id. On GPUs a small
 #: number of ids costs next to nothing.
 _EACH = 0.07
-#: Tokens a second must be expected to grow by so much.
+#: A verified step must be expected to take the place of so many single ones of the time that it takes itself.
 _LEAST_GAIN = 1.1
 #: Verified steps after which the gain is judged, and ids for which verifying then pauses; twice as many each time.
 _JUDGED, _PAUSE, _LONGEST_PAUSE = 16, 256, 8192
@@ -85,8 +85,8 @@ class Drafting:
             width = min(width, longest)
             if width < 2:
                 break
-            n_tokens = 1.0 + sum(sum(one[: width - 1]) for one in chances) / len(rows)
-            gain = n_tokens * cost(len(rows)) / cost(len(rows) * width)
+            n_steps = 1 + saved([sum(one[: width - 1]) for one in chances])
+            gain = n_steps * cost(len(rows)) / cost(len(rows) * width)
             if gain > best_gain:
                 best, best_gain = width, gain
         return best
@@ -97,18 +97,29 @@ class Drafting:
         given = {number: is_given for number, (_, is_given) in batch.ahead(group).items()}
         began = time.perf_counter()
         tokens = batch.verify(group, {row.number: row.draft.ids for row in rows})
-        seconds, n_right = time.perf_counter() - began, 0
+        seconds, right = time.perf_counter() - began, list[int]()
         for row in rows:
             own = sum(number == row.number for number, _ in tokens) - (not given[row.number])
             row.draft.verified(own)
-            n_right += own
-        self._brake.verified(len(rows), seconds, 1 + n_right / len(rows))
+            right.append(own)
+        self._brake.verified(len(rows), seconds, 1 + saved(right))
         return tokens
 
 
 def cost(n_ids: int) -> float:
     """Return the expected cost of a step with ``n_ids`` ids, in steps of a single id."""
     return 1 + max(_DOUBLING * math.log2(n_ids), _EACH * (n_ids - 1))
+
+
+def saved(n_right: Sequence[float]) -> float:
+    """Return how many later steps of a batch are saved by ids of its rows that are right.
+
+    A step is saved where every row needs it no more. What one row gains alone makes steps no fewer, but those after
+    its end shorter, for it is not in them: four replies took longer where only one of them repeated itself.
+    """
+    n_rows, least = len(n_right), min(n_right)
+    shorter = 1 - cost(n_rows - 1) / cost(n_rows) if n_rows > 1 else 0.0
+    return least + shorter * (sum(n_right) - n_rows * least)
 
 
 class Brake:
@@ -139,7 +150,7 @@ class Brake:
         self._is_steady = True
 
     def verified(self, n_rows: int, seconds: float, n_steps: float) -> None:
-        """Record a verified step that took the place of ``n_steps`` single ones, the mean of its rows."""
+        """Record a verified step that took the place of ``n_steps`` single ones."""
         self._is_steady = False
         if (step_s := self._step_s.get(n_rows)) is None:
             return

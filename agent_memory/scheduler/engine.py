@@ -351,9 +351,10 @@ class Engine:
         while not self._ends_well(self._serve):
             pass
         closed = ClosedError("the Memory was closed before this request finished")
-        loop = self._loop  # the last one: no swap follows
-        for step in (self._mail.drain, lambda: loop.end_all(closed), loop.saver.finish_all, loop.close):
-            self._ends_well(step)
+        self._ends_well(self._mail.drain)
+        self._ends_well(lambda: self._loop.end_all(closed))  # with the last request's end a swap may begin that waited
+        self._ends_well(lambda: self._loop.saver.finish_all())
+        self._ends_well(lambda: self._loop.close())
         self._mail.fail(closed)
         self._observer.closed()
         self._resident.close()

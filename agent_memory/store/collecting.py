@@ -76,7 +76,8 @@ def collect(
         after = before - stored.unnamed_bytes - sum(stored.sizes[number] for number in gone)
     else:
         Store(path, disk_bytes=budget, chunk_tokens=Config().chunk_tokens, key=key).close()
-        gone = {s.number for s in stored.rows if not (path / KV_FOLDER / s.file).exists()}
+        held = (s for s in stored.rows if stored.sizes[s.number])  # what was missing before frees nothing
+        gone = {s.number for s in held if not (path / KV_FOLDER / s.file).exists()}
         after = _folder_bytes(path)
     lost = {name: sum(stored.sizes[number] for number in used & gone) for name, used in stored.users.items()}
     agents = dict(sorted(((name, n) for name, n in lost.items() if n), key=lambda one: -one[1]))

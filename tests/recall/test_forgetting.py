@@ -309,3 +309,26 @@ def test_forgetting_marks_the_steps_of_episodes_of_its_own_workspace(store: Stor
         assert other.record == others, "workspaces never meet"
         assert episodes.workspace("other").forget() == 1
     assert WORD.encode() not in store.bytes()
+
+
+def test_a_card_that_the_cut_of_a_long_observation_goes_through_is_marked_on_both_sides(store: Stores) -> None:
+    """What is left of it in front of the cut, and behind it, is no whole card any more."""
+    where = store("memory")
+    wide = "\U0001d11e"  # four bytes
+    told = f"The heron vault opens with bramblewick, it says here {wide * 240} and behind it grows bramblewick too."
+    with ContextMemory(where) as context, EpisodicMemory(where) as episodes:
+        context.remember(told)
+        recall, _ = context.tools()
+        shown = recall("the heron vault")
+        assert told in shown
+        with episodes.start("open the vault") as episode:
+            # Of more than 100,000 bytes the first and the last 12,480 characters are kept.
+            episode.step("recall", observation=wide * 12_400 + "\n" + shown + wide * 12_400)
+            episode.complete(True)
+        [kept] = [step.observation for step in episode.record.steps]
+        assert "opens with bramblewick" in kept, "the half before the cut"
+        assert "grows bramblewick too" in kept, "the half behind it"
+        assert told not in kept
+        assert context.forget(WORD) == 1
+        assert "grows" not in episode.record.steps[0].observation
+    assert WORD.encode() not in store.bytes()

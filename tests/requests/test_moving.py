@@ -23,6 +23,7 @@ from agent_memory import (
     Message,
     OutOfSpaceError,
     ReadOnlyError,
+    Recall,
     UnknownAgentError,
     UnsupportedParameterError,
     open_store,
@@ -31,6 +32,7 @@ from agent_memory.carry.agent_file import AgentFileReader
 from agent_memory.carry.incoming import Model
 from agent_memory.errors import StoreError
 from agent_memory.log.files import KV_FOLDER
+from agent_memory.log.soundness import strangers_json
 from tests.parts.scripted import scripted
 
 SYSTEM = "Answer with what you heard. " * 8
@@ -255,6 +257,36 @@ def test_what_is_recalled_stays_in_the_store_that_it_is_of(tmp_path: Path) -> No
         assert [message.recalled for message in moved.messages] == shown
         assert any(shown)
         assert moved._log.facts.recall is None
+
+
+def test_a_card_of_another_store_hides_none_of_this_one(tmp_path: Path) -> None:
+    """Both stores call their first item 1."""
+    recall, folders = Recall(remember=False), (tmp_path / "from", tmp_path / "to")
+    with Memory(scripted("At dusk.", "I see."), folders[0]) as memory:
+        memory.context.remember("The lamps of the quay are lit at dusk.")
+        assert memory.agent("ann", recall=recall).say("When are the lamps lit?").recalled
+        memory.agent("ann").export(tmp_path / "ann.agent")
+    with Memory(scripted("On Fridays.", "On Fridays."), folders[1]) as memory:
+        memory.context.remember("The ferry to the island sails on Fridays.")
+        memory.import_agent(tmp_path / "ann.agent")
+        agent = memory.agent("ann", recall=recall)
+        [card] = agent.say("When does the ferry sail?").recalled
+        assert "on Fridays" in card.text
+        assert not agent.say("When does the ferry sail, please?").recalled, "it is shown once"
+
+
+def test_a_turn_of_many_messages_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on values is one for short texts: a long turn has as many as its text has room for."""
+    monkeypatch.setattr("agent_memory.log.soundness._MAX_VALUES", 1_000)
+    history = [Message(role, "ok") for role in ("user",) * 800]
+    with Memory(EchoRunner(), tmp_path / "from") as memory:
+        memory.generate([*history, Message("user", "go on")], agent="ann", max_tokens=2)
+        memory.agent("ann").export(tmp_path / "ann.agent")
+    with Memory(EchoRunner(), tmp_path / "to") as memory:
+        memory.import_agent(tmp_path / "ann.agent")
+        assert len(memory.agent("ann").messages) == 802
+    with pytest.raises(ValueError, match="too many values"):
+        strangers_json(b"[" + b"1," * 1_000 + b"1]")
 
 
 def test_a_view_exports_what_was_committed_and_only_that(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from agent_memory import (
     CancelledError,
+    ClosedError,
     Config,
     ConfigError,
     EchoRunner,
@@ -256,3 +257,25 @@ def _bits(memory: Memory) -> list[bytes]:
     processors: list[Callable[..., Any]] = [watch]
     memory.generate(BRIEF, max_tokens=4, logits_processors=processors)
     return seen[:4]
+
+
+def test_a_swap_that_waits_when_the_memory_closes_loads_no_model(tmp_path: Path) -> None:
+    found: list[BaseException] = []
+
+    def swap() -> None:
+        try:
+            memory.swap_model(Broken(AssertionError("it was loaded")))
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            found.append(error)
+
+    memory = Memory(_slow("a"), tmp_path, config=SMALL)
+    handle = memory.stream("on and on " * 20, agent="ann", max_tokens=4_000)
+    wait_for(lambda: handle.state == "decode")
+    swapping = threading.Thread(target=swap, daemon=True)
+    swapping.start()
+    wait_for(lambda: memory._asking.gate._is_closed)
+    memory.close()
+    swapping.join(30)
+    assert not swapping.is_alive()
+    [error] = found
+    assert isinstance(error, ClosedError), repr(error)

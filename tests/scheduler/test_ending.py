@@ -57,7 +57,7 @@ class Held:
         return handle
 
     def _decoding(self, name: str) -> Generation:
-        handle = self.memory.stream(LONG, agent=name, max_tokens=400)
+        handle = self.memory.stream(LONG, agent=name, max_tokens=160)
         wait_for(lambda: handle.state == "decode")
         return handle
 
