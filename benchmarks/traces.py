@@ -38,7 +38,7 @@ from agent_memory.prefix.foresight import Foresight
 DATA = Path("../shared/data")
 TOOLS = {"read": (0.1, 0.4), "search": (0.4, 0.5), "build": (1.5, 0.4)}  #: median seconds of a pause, sigma of its log
 REST = (2.0, 1.0)  #: the same of an agent that has done its task
-GROWTH = 40  #: tokens that a turn adds, about
+GROWTH = 43  #: tokens that a turn adds, at most
 STEP_S, REPLY_TOKENS = 0.002, 12  #: a reply takes so many steps of so long: a small model's, scaled down
 Trace = list[str]
 
@@ -196,7 +196,7 @@ def replay_pauses(foresight: str, n_agents: int, room: int, n_turns: int, n_toke
             for name in names:
                 memory.agent(name, system=f"{name}: " + "w " * n_tokens, tools=tools).say("begin")
             n_begun = max(memory.agent(name).n_tokens for name in names)
-        most = n_begun + GROWTH * 2 * n_turns // n_agents
+        most = n_begun + GROWTH * _most_turns(n_turns, n_agents)
         size = (most // 256 + 2) * 256 * runner.layout.token_bytes
         runner.delay_s = STEP_S / 4
         hot_bytes = room * size + size + 256 * runner.layout.token_bytes
@@ -205,6 +205,11 @@ def replay_pauses(foresight: str, n_agents: int, room: int, n_turns: int, n_toke
             assert max(memory.agent(name).n_tokens for name in names) <= most
             stats = memory.stats()
     return {**_judged(turns, room), "restored": stats.restored_bytes, "ahead": stats.ahead_bytes}
+
+
+def _most_turns(n_turns: int, n_agents: int) -> int:
+    """Turns after which an agent is done: half as many again as the mean, so that a bound of its KV is known."""
+    return 3 * n_turns // (2 * n_agents)
 
 
 def _turns(
@@ -216,6 +221,7 @@ def _turns(
     due = [(2 * rng.random(), name, 0) for name in names]
     heapq.heapify(due)
     calls: dict[str, Any] = {}
+    left = dict.fromkeys(names, _most_turns(n_turns, len(names)))
     for _ in range(n_turns):
         at, name, n_left = heapq.heappop(due)
         time.sleep(max(0.0, at - (time.perf_counter() - began)))
@@ -231,7 +237,9 @@ def _turns(
             median, sigma = TOOLS[asked["tool"]]
         else:
             median, sigma = REST
-        heapq.heappush(due, (end + median * math.exp(rng.gauss(0, sigma)), name, n_left))
+        left[name] -= 1
+        if left[name]:
+            heapq.heappush(due, (end + median * math.exp(rng.gauss(0, sigma)), name, n_left))
         yield start, end, name, paused, bool(answer.tool_calls), answer.usage.tier == "hot"
 
 
