@@ -234,7 +234,8 @@ class Batch(Protocol):
 
     It may have ``restoring(source)`` too, an iterator that does what ``restore`` does in small steps: it yields None
     after each, and last the KV. Without it nothing is restored while rows run. And ``restore_together(sources)``, which
-    returns a KV for each source: of rows that are about to join one batch, and so need not be copied there.
+    returns a KV for each source: of rows that are about to join one batch, and so need not be copied there. A row that
+    then does not is given to ``separate(kv)``, which moves it to memory of its own; what it leaves there is spare.
     """
 
     def empty(self) -> KV:

@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 import xxhash
+from attrs import define, field
 
 from agent_memory.log.blobs import blob_text, text_blob
 from agent_memory.log.facts import Facts
@@ -31,6 +32,7 @@ _BRANCH = ("branch", "base", "n_base", "xxh3")
 _VERSION = (
     "agent", "number", "branch", "n_turns", "created_s", "label", "reason", "system", "facts", "holder", "xxh3",
 )  # fmt: skip
+_LEAST = -(1 << 63)  #: no number is below: a row before a branch's first turn is damage
 _DEEP = 10_000  #: branches that leave one another in a row; more are a cycle
 
 #: Branches that something refers to.
@@ -81,40 +83,79 @@ def spans_of(db: sqlite3.Connection, branch: int, n_turns: int | None = None) ->
     return (Span(branch, 0), *reversed(found)), False
 
 
-def read_turns(db: sqlite3.Connection, branch: int, n_turns: int | None = None) -> tuple[State, str | None]:
-    """Return a branch's turns, or the first ``n_turns``, up to the first damaged one, and what was damaged.
+class Reading:
+    """The turns of one agent's branches, each read and checked once: its versions share most of them.
 
-    The state has neither a system prompt nor facts.
+    Within one reading of the database.
     """
-    spans, is_whole = spans_of(db, branch, n_turns)
-    turns: list[Turn] = []
-    damage = None if is_whole else "where its turns are"
-    for span, following in zip(spans, (*spans[1:], None), strict=True):
-        stop = following.start if following is not None else n_turns
-        damage = damage or _read_span(db, span, stop, turns)
-        if damage is not None:
-            break
-    if damage is None and n_turns is not None and len(turns) != n_turns:
-        damage = f"turn {len(turns)}"
-    return State(turns=tuple(turns), spans=spans, system=None, facts=Facts()), damage
 
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._read: dict[int, _Read] = {}
 
-def _read_span(db: sqlite3.Connection, span: Span, stop: int | None, turns: list[Turn]) -> str | None:
-    """Add the turns of one branch; the first damaged one."""
-    rows = db.execute(
-        "SELECT agent, number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, n_reply, xxh3 "
-        "FROM turns WHERE agent = ? AND (? IS NULL OR number < ? OR typeof(number) != 'integer') ORDER BY number",
-        (span.branch, stop, stop),
-    )
-    for row in rows:
-        try:
-            turn = checked_turn(*row)
-            if row[1] != len(turns):
-                raise ValueError("it does not follow the turn before it")
-            turns.append(attrs.evolve(turn, messages=from_json(row[2])))
-        except BAD_JSON:
+    def turns(self, branch: int, n_turns: int | None = None) -> tuple[State, str | None]:
+        """Return a branch's turns, or the first ``n_turns``, up to the first damaged one, and what was damaged.
+
+        The state has neither a system prompt nor facts.
+        """
+        spans, is_whole = spans_of(self._db, branch, n_turns)
+        turns: list[Turn] = []
+        damage = None if is_whole else "where its turns are"
+        for span, following in zip(spans, (*spans[1:], None), strict=True):
+            damage = damage or self._add(span, following.start if following is not None else n_turns, turns)
+            if damage is not None:
+                break
+        if damage is None and n_turns is not None and len(turns) != n_turns:
+            damage = f"turn {len(turns)}"
+        return State(turns=tuple(turns), spans=spans, system=None, facts=Facts()), damage
+
+    def _add(self, span: Span, stop: int | None, turns: list[Turn]) -> str | None:
+        """Add the turns of one branch up to number ``stop``; return the first damaged one."""
+        if len(turns) != span.start:
             return f"turn {len(turns)}"
-    return f"turn {len(turns)}" if stop is not None and len(turns) < stop else None
+        read = self._read.setdefault(span.branch, _Read(span.start))
+        if not read.is_over and (stop is None or read.stop < stop):
+            read.go_on(self._db, span.branch, stop)
+        found = read.turns if stop is None else read.turns[: max(0, stop - span.start)]
+        turns += found
+        is_short = read.is_damaged if stop is None else len(turns) < stop
+        return f"turn {len(turns)}" if is_short or read.is_strange else None
+
+
+@define(eq=False)
+class _Read:
+    """What was read of one branch: turns from number ``start`` on."""
+
+    start: int
+    turns: list[Turn] = field(factory=list)
+    is_over: bool = False  #: True once nothing can follow: its end, or a damaged turn
+    is_damaged: bool = False
+    is_strange: bool = False  #: True if it has a row whose number is none
+
+    @property
+    def stop(self) -> int:
+        """The number after the last turn that was read."""
+        return self.start + len(self.turns)
+
+    def go_on(self, db: sqlite3.Connection, branch: int, stop: int | None) -> None:
+        """Read further turns, up to number ``stop``."""
+        rows = db.execute(
+            "SELECT agent, number, messages, keep, ids, tokenizer, finish, created_s, n_messages_kept, n_kv, n_reply, "
+            "xxh3 FROM turns WHERE agent = ? AND ((number >= ? AND (? IS NULL OR number < ?)) "
+            "OR typeof(number) != 'integer') ORDER BY number",
+            (branch, self.stop if self.turns else _LEAST, stop, stop),
+        )
+        for row in rows:
+            try:
+                turn = checked_turn(*row)
+                if row[1] != self.stop:
+                    raise ValueError("it does not follow the turn before it")
+                self.turns.append(attrs.evolve(turn, messages=from_json(row[2])))
+            except BAD_JSON:
+                self.is_over = self.is_damaged = True
+                self.is_strange = type(row[1]) is not int
+                return
+        self.is_over = stop is None
 
 
 def put_branch(db: sqlite3.Connection, branch: int, base: Span | None, turns: Sequence[tuple[Turn, str]]) -> None:
@@ -146,14 +187,14 @@ def put_version(db: sqlite3.Connection, agent_id: int, kept: Kept) -> None:
     db.execute(f"INSERT OR REPLACE INTO versions VALUES ({','.join('?' * len(_VERSION))})", (*row, version_sum(row)))
 
 
-def read_versions(db: sqlite3.Connection, agent_id: int) -> tuple[tuple[Kept, ...], str | None]:
+def read_versions(db: sqlite3.Connection, agent_id: int, reading: Reading) -> tuple[tuple[Kept, ...], str | None]:
     """Return an agent's versions, the oldest first, without damaged ones, and what was damaged of them."""
     found: list[Kept] = []
     damage = None
     rows = db.execute(f"SELECT {', '.join(_VERSION)} FROM versions WHERE agent = ? ORDER BY number", (agent_id,))
     for values in rows.fetchall():
         row = dict(zip(_VERSION, values, strict=True))
-        state, lost = (None, "it") if not is_whole_version(row) else read_turns(db, row["branch"], row["n_turns"])
+        state, lost = (None, "it") if not is_whole_version(row) else reading.turns(row["branch"], row["n_turns"])
         if state is None or lost is not None:
             damage = f"version {row['number']}"
             continue

@@ -16,11 +16,11 @@ from agent_memory.errors import StoreError
 from agent_memory.log.blobs import agent_sum, blob_text, salt_digest, text_blob
 from agent_memory.log.branches import (
     REFERRED,
+    Reading,
     collect,
     drop_versions,
     put_branch,
     put_version,
-    read_turns,
     read_versions,
 )
 from agent_memory.log.database import Database
@@ -73,8 +73,9 @@ class Logs:
             agent, is_whole = read_agent(row)
             if agent is None:
                 return None
-            state, damage = read_turns(db, _live(agent))
-            kept, lost = read_versions(db, agent["agent"]) if self._has_versions else ((), None)
+            reading = Reading(db)
+            state, damage = reading.turns(_live(agent))
+            kept, lost = read_versions(db, agent["agent"], reading) if self._has_versions else ((), None)
         damage = (damage or lost) if is_whole else "the agent's own record"
         record = AgentRecord(
             agent["agent"],
@@ -216,7 +217,8 @@ class Logs:
                 f"SELECT a.agent, b.branch FROM agents a JOIN branches b ON b.branch = {LIVE} "
                 "WHERE NOT EXISTS (SELECT 1 FROM lineages l WHERE l.agent = a.agent)"
             ).fetchall()
-            found = {agent: read_turns(db, branch)[0].turns for agent, branch in rows}
+            reading = Reading(db)
+            found = {agent: reading.turns(branch)[0].turns for agent, branch in rows}
         return {agent: ids_of(turns)[: turns[-1].n_kv] for agent, turns in found.items() if turns}
 
     def n_agents(self) -> int:
@@ -231,8 +233,9 @@ class Logs:
             total = int(db.execute("SELECT count(*) FROM turns").fetchone()[0])
             for row in db.execute(f"SELECT {self._agents.columns} FROM agents a").fetchall():
                 agent, is_whole = read_agent(row)
-                _, damage = read_turns(db, row[0] if agent is None else _live(agent))
-                _, lost = read_versions(db, row[0]) if self._has_versions else ((), None)
+                reading = Reading(db)
+                _, damage = reading.turns(row[0] if agent is None else _live(agent))
+                _, lost = read_versions(db, row[0], reading) if self._has_versions else ((), None)
                 damage = (damage or lost) if is_whole else "its own record"
                 if damage is not None:
                     who = repr(blob_text(agent["name"])) if agent is not None else f"number {row[0]}"

@@ -86,6 +86,10 @@ class Kept:
     state: State = field(repr=False)
     holder: int = 0
 
+    def on_branch(self, number: int) -> Kept:
+        """The same version, its turns in a branch that holds them all."""
+        return attrs.evolve(self, state=attrs.evolve(self.state, spans=(Span(number, 0),)))
+
 
 @frozen
 class AgentRecord:
@@ -172,6 +176,41 @@ def squashed(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
         kept.append(attrs.evolve(turn, messages=messages[n_messages:], n_messages_kept=n_messages, keep=keep, ids=own))
         ends.append((len(messages), ids))
     return tuple(kept)
+
+
+@frozen
+class Rewritten:
+    """A log without what lists replaced: its turns, and the versions whose turns are among them; spans as before."""
+
+    turns: tuple[Turn, ...]
+    moved: tuple[Kept, ...]
+
+
+def without_replaced(now: State, kept: Sequence[Kept]) -> Rewritten | None:
+    """Return a log without what lists replaced in it and none of its versions ``kept`` has; None: as it is.
+
+    Where versions have some of it, what none has stays until it is half of the turns: rewritten now and then, the log
+    of a caller that replaces its list each turn does not grow.
+    """
+    own = [one for one in kept if one.state.is_same(now.first(one.version.n_turns))]
+    needed = [one.version.n_turns for one in own if one.version.reason == "replaced"]
+    n_before = min(needed, default=len(now.turns))
+    if needed and 2 * n_before < len(now.turns):
+        return None
+    first = squashed(now.turns[:n_before], now.system)
+    n_gone = n_before - len(first)
+    if not n_gone or (needed and 2 * n_gone < len(now.turns)):
+        return None
+    turns = (*first, *now.turns[n_before:])
+    moved = [_among(one, turns, n_gone) for one in own if one.version.n_turns >= n_before]
+    return Rewritten(turns, tuple(moved))
+
+
+def _among(kept: Kept, turns: tuple[Turn, ...], n_gone: int) -> Kept:
+    """Return a version with the same conversation in other turns."""
+    n_turns = kept.version.n_turns - n_gone
+    version, state = attrs.evolve(kept.version, n_turns=n_turns), attrs.evolve(kept.state, turns=turns[:n_turns])
+    return attrs.evolve(kept, version=version, state=state)
 
 
 def ids_of(turns: Sequence[Turn]) -> np.ndarray[Any, Any]:

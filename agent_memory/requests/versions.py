@@ -18,7 +18,7 @@ from agent_memory.errors import ClosedError, StaleVersionError, UnsupportedParam
 from agent_memory.log.facts import Facts
 from agent_memory.log.log import Log
 from agent_memory.log.turns import Turn
-from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, hidden_name, squashed
+from agent_memory.log.versions import Change, Kept, Reason, Span, State, Version, hidden_name, without_replaced
 from agent_memory.requests.registry import Agents
 from agent_memory.scheduler.engine import Engine
 from agent_memory.store.store import Store
@@ -35,7 +35,7 @@ class Versions:
     - The state before a rewind, a replacing list, a compaction or a failed transaction is kept as a version. So is a
       checkpoint.
     - An agent keeps its newest ``n_kept`` versions. Checkpoints are not counted, and stay until ``prune``.
-    - What lists replaced leaves the log with the last version of such a kind.
+    - What lists replaced leaves the log once no version has it, at the latest when it is more than what stays.
     """
 
     def __init__(self, agents: Agents, store: Store, engine: Engine, n_kept: int | None) -> None:
@@ -349,8 +349,12 @@ class Versions:
         """Return the version with a number or a label, or one from ``history``. Raises UnsupportedParameterError."""
         number = which.number if isinstance(which, Version) else which
         if isinstance(number, int | str) and not isinstance(number, bool):
+            made_s = (
+                which.created_s if isinstance(which, Version) else None
+            )  # tells one agent's versions from another's
             for kept in reversed(log.kept):
-                if which in (kept.version, kept.version.number, kept.version.label):
+                one = kept.version
+                if number in (one.number, one.label) and made_s in (None, one.created_s):
                     return kept
         labels = [kept.version.label for kept in log.kept if kept.version.label is not None]
         raise UnsupportedParameterError(
@@ -407,15 +411,15 @@ class Versions:
             self._store.release(log.agent_id, log.ids[: log.n_kv])
 
     def _let_go(self, log: Log) -> None:
-        """Rewrite a log without what lists replaced in it, in a new branch, once no version is left that has that."""
-        if any(kept.version.reason == "replaced" for kept in log.kept):
-            return
-        turns = squashed(log.turns, log.first_system)
-        if len(turns) == len(log.turns):
+        """Rewrite a log, in a new branch, without what lists replaced in it, as far as its versions allow."""
+        found = without_replaced(log.state, log.kept)
+        if found is None:
             return
         number = self._new_number(log)
-        log.restore(attrs.evolve(log.state, turns=turns, spans=(Span(number, 0),)))
-        self._store_change(log, branch=number, turns=turns)
+        moved = {kept.version.number: kept.on_branch(number) for kept in found.moved}
+        log.kept = tuple(moved.get(kept.version.number, kept) for kept in log.kept)
+        log.restore(attrs.evolve(log.state, turns=found.turns, spans=(Span(number, 0),)))
+        self._store_change(log, branch=number, turns=found.turns, kept=tuple(moved.values()), held=())
         if not log.is_temporary:
             self._store.release(log.agent_id, log.ids[: log.n_kv])
 
@@ -425,7 +429,8 @@ def _is_stored(log: Log) -> bool:
     if log.viewed is None:
         return not log.is_temporary
     agent, number = log.viewed
-    return not agent.is_temporary and any(kept.version.number == number for kept in agent.kept)
+    found = (kept.state for kept in agent.kept if kept.version.number == number)
+    return not agent.is_temporary and any(state.is_same(log.state) for state in found)
 
 
 def _ensure_unchanged(log: Log, version: int) -> None:

@@ -11,6 +11,7 @@ benchmarks/handover.py). Private names of mlx-lm in use: ``GenerationBatch._step
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -21,7 +22,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from agent_memory.config import Codec
 from agent_memory.kvcache.layout import Layout
-from agent_memory.mlxcache import filling, joining, kinds
+from agent_memory.mlxcache import filling, joining, kinds, together
 from agent_memory.mlxcache.kinds import MLXKV
 from agent_memory.mlxcache.ragged import RaggedKVCache
 from agent_memory.protocols import KV, Constraint, Divergence, LogitsProcessor, Source
@@ -76,6 +77,7 @@ class MLXBatch:
         self._rows: dict[int, BatchRow] = {}
         #: by group: one lane, or one lane for each row where mlx-lm cannot batch the model's caches
         self._lanes: dict[int, list[GenerationBatch]] = {}
+        self._shared = weakref.WeakSet[together.Buffers]()  # of rows that were restored together
         self._references = measuring.References()
         self._steps = 0
 
@@ -93,7 +95,13 @@ class MLXBatch:
             return [self.restore(source) for source in sources]
         empties = [self._caches() for _ in sources]
         rows = filling.fill_together(self._layout, sources, empties, self._helper)
+        self._shared.update(together.shared(rows[0]))
         return [MLXKV(row, self._layout, source.n_tokens) for row, source in zip(rows, sources, strict=True)]
+
+    def separate(self, kv: KV) -> None:
+        """Give a row that was restored together with others, and is not to join them, buffers of its own."""
+        with mx.stream(self._generator.stream):
+            together.separate(kinds.leaves(_own(kv).caches))
 
     def restoring(self, source: Source) -> Iterator[MLXKV | None]:
         """``restore``, a tensor at a time."""
@@ -264,22 +272,30 @@ class MLXBatch:
     @property
     def spare_nbytes(self) -> int:
         """Bytes of ``nbytes`` that ``tidy`` would free."""
-        return sum(joining.spare_nbytes(lane.prompt_cache) for lanes in self._lanes.values() for lane in lanes)
+        spare = sum(joining.spare_nbytes(lane.prompt_cache) for lanes in self._lanes.values() for lane in lanes)
+        return spare + self._left_nbytes
+
+    @property
+    def _left_nbytes(self) -> int:
+        """Bytes of rows that were restored together with others and are gone, where those are still there."""
+        return sum(buffers.left_nbytes for buffers in self._shared)
 
     def tidy(self) -> None:
-        """Copy the rows of each lane that has spare bytes, layer by layer."""
+        """Copy the rows of each lane that has spare bytes, layer by layer; so those restored with others that left."""
         with mx.stream(self._generator.stream):
+            for buffers in [one for one in self._shared if one.left_nbytes]:
+                together.separate(list(buffers.rows))
             for lane in [one for lanes in self._lanes.values() for one in lanes]:
                 if joining.spare_nbytes(lane.prompt_cache):
                     self._move(lane)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all lanes, of the rows that wait to join one, and of the snapshots of all rows."""
+        """Bytes of all lanes, of the rows that wait to join one, of the snapshots of all rows, and what is nobody's."""
         caches = [c for lanes in self._lanes.values() for lane in lanes for c in lane.prompt_cache]
         caches += [c for row in self._waiting.values() for c in row.caches]
         marks = sum(kinds.marks_nbytes(row.marks) for row in self._rows.values())
-        return sum(int(c.nbytes) for c in caches) + marks
+        return sum(int(c.nbytes) for c in caches) + marks + self._left_nbytes
 
     def close(self) -> None:
         """Drop all rows; gives the wired limit back on Metal."""

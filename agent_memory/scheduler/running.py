@@ -91,7 +91,12 @@ class Running:
         if decoding:
             for row, kv in zip(decoding, self.batch.remove([row.number for row in decoding]), strict=True):
                 row.kv = kv
-        return [row.kv for row in rows if row.kv is not None]
+        found = [row.kv for row in rows if row.kv is not None]
+        separate = getattr(self._batch, "separate", None)
+        if separate is not None:
+            for kv in found:
+                separate(kv)  # idle KV is evicted by its bytes: none of them may be another row's
+        return found
 
     def remove(self, row: Row) -> None:
         """Remove a row from all lists, free its bytes, and clear its KV."""

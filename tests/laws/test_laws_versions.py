@@ -83,6 +83,24 @@ class Twin:
             kept.append(state)
         return kept
 
+    def let_go(self, own: set[int], replaced: set[int]) -> None:
+        """Drop what lists replaced before the oldest version that has it, where that is half of the turns or more.
+
+        ``own``: versions in the agent's own past; ``replaced``: those that a list left behind.
+        """
+        needed = [len(self.versions[number]) - 1 for number in own & replaced]
+        n_turns = len(self.states) - 1
+        n_before = min(needed, default=n_turns)
+        first = Twin(self.states[: n_before + 1]).squashed()
+        n_gone = n_before + 1 - len(first)
+        if needed and 2 * min(n_before, n_gone) < n_turns:
+            return
+        self.states = first + self.states[n_before + 1 :]
+        for number in own:
+            states = self.versions[number]
+            if len(states) - 1 >= n_before:
+                self.versions[number] = first + states[n_before + 1 :]
+
     def compacted(self, keep_turns: int) -> list[Said]:
         """The states after ``compact``: the newest turns alone, from one that a user began."""
         kept = self.squashed()
@@ -256,7 +274,9 @@ class Versions(RuleBasedStateMachine):
     def said(self, agent: Agent) -> Said:
         return tuple((m.role, m.content) for m in agent.messages)
 
-    def check(self, name: str, *, left: list[Said] | None = None, is_labelled: bool = False) -> None:
+    def check(
+        self, name: str, *, left: list[Said] | None = None, is_labelled: bool = False, is_pruned: bool = False
+    ) -> None:
         """Compare an agent with its twin. ``left``: the states that a new version must have.
 
         ``is_labelled``: a checkpoint may have taken the place of another.
@@ -264,15 +284,17 @@ class Versions(RuleBasedStateMachine):
         twin, agent = self.twins[name], self.memory.agent(name)
         versions = agent.history()
         alive = {version.number for version in versions}
-        if twin.alive - alive and not is_labelled and all(version.reason != "replaced" for version in versions):
-            twin.states = twin.squashed()  # the last version of what lists replaced has made room for another
+        for number in alive - twin.versions.keys():
+            assert left is not None, number
+            twin.versions[number] = list(left)
+        if is_pruned or (twin.alive - alive and not is_labelled):
+            log, state = agent._log, agent._log.state
+            own = {one.version.number for one in log.kept if one.state.is_same(state.first(one.version.n_turns))}
+            twin.let_go(own, {version.number for version in versions if version.reason == "replaced"})
         twin.alive = alive
         assert self.said(agent) == twin.now
         assert agent.info.n_turns == len(twin.states) - 1
         for version in versions:
-            if version.number not in twin.versions:
-                assert left is not None, version
-                twin.versions[version.number] = list(left)
             assert self.said(agent.at(version)) == twin.versions[version.number][-1]
             assert version.n_turns == len(twin.versions[version.number]) - 1
         assert len([v for v in versions if v.reason != "checkpoint"]) <= 3
@@ -485,11 +507,9 @@ class Versions(RuleBasedStateMachine):
 
     @rule(who=draws, keep=st.integers(0, 1))
     def prune(self, who: int, keep: int) -> None:
-        name, twin, agent = self.one(who)
+        name, _, agent = self.one(who)
         agent.prune(keep, checkpoints=bool(who % 2))
-        if not any(version.reason == "replaced" for version in agent.history()):
-            twin.states = twin.squashed()
-        self.check(name)
+        self.check(name, is_pruned=True)
 
     # tiers and processes
 

@@ -102,19 +102,40 @@ def test_rows_restored_together_join_where_they_are(name: str, sizes: tuple[int,
     assert [_bytes(kv) for kv in together] == [_bytes(kv) for kv in apart]
 
 
-def test_a_row_whose_neighbour_has_left_moves_out_and_frees_the_bytes() -> None:
+@pytest.mark.parametrize("way", ["prefill", "tidy"])
+def test_a_row_whose_neighbour_has_left_moves_out_and_frees_the_bytes(way: str) -> None:
     batch = _batch()
     sources = [_stored(batch, 30, seed) for seed in (1, 2)]
     one, other = batch.restore_together(sources)
     apart = batch.restore(sources[0])
     assert one.nbytes == other.nbytes == apart.nbytes
+    assert batch.nbytes == batch.spare_nbytes == 0
     del other
     gc.collect()
-    assert one.nbytes == 2 * apart.nbytes, "the buffers of both are in memory"
+    assert one.nbytes == apart.nbytes
+    assert batch.nbytes == batch.spare_nbytes == apart.nbytes, "the buffers of both are in memory"
+    if way == "tidy":
+        batch.tidy()
     for kv in (one, apart):
         batch.prefill(kv, _ids(4))
+    assert batch.nbytes == batch.spare_nbytes == 0
     assert one.nbytes == apart.nbytes
     assert _bytes(one) == _bytes(apart)
+
+
+def test_a_row_that_does_not_join_the_others_is_separated_and_each_byte_is_counted() -> None:
+    batch = _batch()
+    sources = [_stored(batch, n, n) for n in (30, 31, 32)]
+    rows = batch.restore_together(sources)
+    wanted, n_bytes = [_bytes(kv) for kv in rows], rows[0].nbytes
+    batch.separate(rows[1])
+    assert [kv.nbytes for kv in rows] == [n_bytes] * 3
+    assert batch.spare_nbytes == n_bytes, "the room that it had"
+    assert not _places(rows[1].caches) & _places(rows[0].caches)
+    batch.separate(rows[1])
+    batch.tidy()
+    assert batch.nbytes == batch.spare_nbytes == 0
+    assert [_bytes(kv) for kv in rows] == wanted
 
 
 def test_rows_that_outgrow_their_buffers_go_on_alone() -> None:

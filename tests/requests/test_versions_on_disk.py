@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from agent_memory import Agent, Config, EchoRunner, Memory, UnsupportedParameterError, open_store
+from agent_memory.log import branches
 from agent_memory.log.files import MANIFEST
+from agent_memory.log.turn_rows import checked_turn
 from tests.parts.scripted import scripted
 
 SYSTEM = "Answer with what you heard. " * 8
@@ -240,6 +242,74 @@ def test_what_a_list_replaced_leaves_the_log_with_the_last_version_of_it(keep: i
     with opened(tmp_path) as memory:
         assert said(memory.agent("a")) == ["one", "instead"]
         assert memory.agent("a").say("and now").text == "and now"
+        assert memory.verify().ok
+
+
+def sliding(memory: Memory, n_turns: int, n_kept: int = 5) -> list[list[str]]:
+    """Ask with the newest messages alone, so that each list replaces the agent's history; what was said each time."""
+    history: list[dict[str, str]] = []
+    seen = []
+    for number in range(n_turns):
+        history = [*history[1 - n_kept :], {"role": "user", "content": f"question {number}"}]
+        reply = memory.generate(history, agent="a", max_tokens=20)
+        history.append({"role": "assistant", "content": reply.text})
+        seen.append(said(memory.agent("a")))
+    return seen
+
+
+def test_the_log_of_a_caller_that_replaces_its_list_each_turn_does_not_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds what its versions have and as much again; each version is what the agent was, also once read again."""
+    config = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=4)
+    read: list[int] = []
+    monkeypatch.setattr(branches, "checked_turn", lambda *row: read.append(1) or checked_turn(*row))
+    with Memory(EchoRunner(layers=1, heads=1, dim=8), tmp_path, config=config) as memory:
+        seen = sliding(memory, 60)
+        agent = memory.agent("a")
+        before = [said(agent.at(version)) for version in agent.history()]
+        assert before == seen[-5:-1]
+        numbers = [(version.number, version.n_turns) for version in agent.history()]
+        memory.flush()
+        assert (
+            agent.info.n_turns <= n_rows(tmp_path, "turns") <= 2 * 3 * 6
+        )  # of a list's three turns, of versions and the agent
+    for name in ("a", "b"):
+        with Memory(EchoRunner(layers=1, heads=1, dim=8), tmp_path, config=config) as memory:
+            read.clear()
+            agent = memory.agent(name)
+            assert len(read) <= n_rows(tmp_path, "turns"), "a turn was read twice"
+            assert said(agent) == seen[-1]
+            history = memory.agent("a").history()
+            assert [said(memory.agent("a").at(version)) for version in history] == before
+            assert [(version.number, version.n_turns) for version in history] == numbers
+            assert memory.verify().ok
+            if name == "a":
+                agent.at(history[0]).fork("old")
+                assert said(memory.agent("old")) == before[0]
+                agent.fork("b")
+
+
+def test_what_is_held_of_a_version_is_good_after_its_log_was_written_anew(tmp_path: Path) -> None:
+    config = Config(chunk_tokens=16, prefill_tokens=16, keep_versions=12)
+    with Memory(EchoRunner(layers=1, heads=1, dim=8), tmp_path, config=config) as memory:
+        seen = sliding(memory, 24)
+        agent = memory.agent("a")
+        held = agent.history()[-1]
+        view, n_before = agent.at(held), held.n_turns
+        fork = agent.fork("fork", at=held)
+        sliding(memory, 8)
+        [now] = [version for version in agent.history() if version.number == held.number]
+        assert now.n_turns < n_before, "the log was not written anew"
+        assert said(view) == said(fork) == seen[-2]
+        assert said(view.fork("of the view")) == seen[-2]
+        assert said(agent.at(held)) == seen[-2]
+        agent.rewind(to=held)
+        assert said(agent) == seen[-2]
+    with opened(tmp_path) as memory:
+        for name in ("a", "fork", "of the view"):
+            assert said(memory.agent(name)) == seen[-2]
+            assert memory.agent(name).say("and now").text == "and now"
         assert memory.verify().ok
 
 

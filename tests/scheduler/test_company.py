@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from agent_memory import Config, EchoRunner, Memory
 from agent_memory.echo.batch import EchoBatch, EchoKV
 from agent_memory.protocols import Source
 from agent_memory.tiers.tiers import Tiers
-from tests.parts.waiting import PATIENCE_S, within
+from tests.parts.faulty import with_faults
+from tests.parts.tinyrunner import endless
+from tests.parts.waiting import PATIENCE_S, outcome, wait_for, within
 
 NAMES = [f"agent {n}" for n in range(4)]
 GAP_S = 40 * PATIENCE_S  #: whoever waits for a share of it waits longer than any test
@@ -125,3 +128,32 @@ def test_files_that_cannot_be_opened_together_are_opened_one_by_one(
     assert "4 restores failed together" in caplog.text
     assert (runner.calls.together, runner.calls.restores, len(opened)) == (0, 4, 6)
     assert {(reply.usage.tier, reply.usage.exactness) for reply in replies} == {("cold", "exact")}
+
+
+@pytest.mark.mlx
+def test_what_rows_leave_that_were_restored_together_and_never_joined_takes_its_own_bytes_alone(tmp_path: Path) -> None:
+    """Law 6: an idle lineage is evicted by its bytes, and with it they are free, whoever was restored beside it."""
+    runner = endless("llama")
+    faults = with_faults(runner)
+    with _memory(runner, tmp_path) as memory:
+        handles: list[Any] = []
+
+        def ask() -> None:
+            wait_for(lambda: "prefill" in faults._gates)
+            handles.extend(memory.stream("Go on.", agent=name, max_tokens=5) for name in NAMES)
+            outcome(handles[0])  # somebody waits, so nobody else is waited for
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        with faults.hold("prefill"):
+            for handle in handles:
+                handle.cancel()
+        asking.join(PATIENCE_S)
+        assert [type(outcome(handle)).__name__ for handle in handles] == ["CancelledError"] * 4
+        assert faults.calls["restore_together"] == 1
+        left = [memory.stats().hot_bytes]
+        for name in NAMES:
+            memory.evict(name)
+            left.append(memory.stats().hot_bytes)
+        assert left == [n * left[-2] for n in (4, 3, 2, 1, 0)]
+        assert left[-2] > 0
