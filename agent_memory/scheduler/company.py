@@ -39,6 +39,8 @@ class Company:
       would wait for them (``Gathering``);
     - together are restored requests that start from stored KV alone, have only a few ids left to compute, and would
       each have reserved as many bytes by themselves;
+    - in one tick that wait is over for all requests or for none (``begin``): those that were looked at first would else
+      be restored with the others, and not start;
     - what was restored for a request that then does not start is dropped at the end of the tick (``clear``);
     - at most ``most`` are restored at once: 1 is to do without company.
     """
@@ -57,11 +59,14 @@ class Company:
         self._admission, self._evictor, self._gathering = admission, evictor, gathering
         self._most, self._is_on = most, most > 1 and hasattr(running.batch, "restore_together")
         self._plans: dict[Request, Plan] = {}  # those whose KV was restored
+        self._is_early: bool | None = None  # in a tick: True if the wait was not over when it began
 
     @property
     def may_come(self) -> bool:
         """True while nothing runs, and requests may come that could be restored with those that wait."""
-        return not self._running and self._gathering.restore_wait_s(self._waiting) > 0
+        if self._running:
+            return False
+        return self._gathering.restore_wait_s(self._waiting) > 0 if self._is_early is None else self._is_early
 
     def others(self, request: Request, plan: Plan) -> _Others | None:
         """Return what a request should wait for before its KV is restored; None: nothing."""
@@ -100,9 +105,15 @@ class Company:
             self._plans = {one: plan for one, (plan, _) in found.items()}
             self._reuse.restore_together(self._running.batch, list(self._plans.values()))
 
+    def begin(self) -> None:
+        """Begin a tick's starts; what was left if the last ones were struck is dropped."""
+        self.clear()
+        self._is_early = self._gathering.restore_wait_s(self._waiting) > 0
+
     def clear(self) -> None:
-        """Drop what was restored for requests that have not started."""
+        """End a tick's starts: drop what was restored for requests that have not started."""
         self._plans.clear()
+        self._is_early = None
 
     def _peek(self, request: Request) -> tuple[Plan, Place] | None:
         """Return the plan and the place that a waiting request would start with; None if it would not start now."""

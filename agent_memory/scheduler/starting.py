@@ -106,7 +106,7 @@ class Starting:
     def step(self, busy: set[str | None]) -> bool:
         """Start requests; True if any was started. ``busy``: agents whose next request must wait."""
         now, n_ahead, has_started, lacks_bytes = time.perf_counter(), 0, False, False
-        self._company.clear()  # what was left if the last step was struck
+        self._company.begin()
         for request in self._waiting.in_order(now):
             if request.owner is not None and request.owner in busy:
                 continue

@@ -14,6 +14,8 @@ import pytest
 from agent_memory import Config, EchoRunner, Memory
 from agent_memory.echo.batch import EchoBatch, EchoKV
 from agent_memory.protocols import Source
+from agent_memory.scheduler.gathering import Gathering
+from agent_memory.scheduler.waiting import Waiting
 from agent_memory.tiers.tiers import Tiers
 from tests.parts.faulty import with_faults
 from tests.parts.tinyrunner import endless
@@ -107,6 +109,25 @@ def test_a_restore_that_took_long_is_made_once(tmp_path: Path, monkeypatch: pyte
         again = within(lambda: memory.batch(prompts, max_tokens=5))
     assert [reply.usage.computed_tokens for reply in again] == [1] * 4, "the first one decodes at once"
     assert {reply.usage.prompt_tokens for reply in again} == {reply.usage.prompt_tokens for reply in asked}
+    assert runner.calls.together == runner.calls.restores == 4
+
+
+def test_a_wait_that_ends_while_requests_are_looked_at_is_over_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those that were looked at first were restored with the others, not started, and restored again."""
+    n_looks = 0
+
+    def restore_wait_s(gathering: Gathering, waiting: Waiting) -> float:
+        nonlocal n_looks
+        n_looks += len(waiting) == len(NAMES)
+        return 0.0 if n_looks > 3 else 1.0
+
+    runner = EchoRunner("word " * 40)
+    with _memory(runner, tmp_path) as memory:
+        monkeypatch.setattr(Gathering, "restore_wait_s", restore_wait_s)
+        replies = within(lambda: memory.batch(["Go on."] * 4, agent=NAMES, max_tokens=5))
+    assert {reply.usage.tier for reply in replies} == {"cold"}
     assert runner.calls.together == runner.calls.restores == 4
 
 
