@@ -91,7 +91,7 @@ def ballot_of(text: str, options: Sequence[str], *, is_ranked: bool) -> tuple[st
     """The choices that a ballot's JSON names, best first, each once; () where it names none."""
     try:
         vote = json.loads(text)["vote"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # a voter without a grammar writes what it likes
         return ()
     named = vote if isinstance(vote, list) and is_ranked else [vote]
     return tuple(dict.fromkeys(one for one in named if isinstance(one, str) and one in options))

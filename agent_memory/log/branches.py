@@ -84,7 +84,7 @@ def spans_of(db: sqlite3.Connection, branch: int, n_turns: int | None = None) ->
 
 
 class Reading:
-    """The turns of one agent's branches, each read and checked once: its versions share most of them.
+    """The turns of some branches, each read and checked once: an agent's versions share most of theirs.
 
     Within one reading of the database.
     """

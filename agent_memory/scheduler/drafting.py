@@ -20,7 +20,7 @@ _DOUBLING = 0.3
 #: BLAS thread, load) 4, 8, 16, 32 and 64 ids cost 1.2, 1.5, 2.1, 2.9 and 5.4 steps, .06 to .08 an id. On GPUs a small
 #: number of ids costs next to nothing.
 _EACH = 0.07
-#: A verified step must be expected to take the place of so many single ones of the time that it takes itself.
+#: Least expected gain of a verified step: the time of the single steps that it saves, over its own.
 _LEAST_GAIN = 1.1
 #: Verified steps after which the gain is judged, and ids for which verifying then pauses; twice as many each time.
 _JUDGED, _PAUSE, _LONGEST_PAUSE = 16, 256, 8192
@@ -29,8 +29,8 @@ _JUDGED, _PAUSE, _LONGEST_PAUSE = 16, 256, 8192
 class Drafting:
     """Chooses between a single step and a verified one. Engine thread only.
 
-    - A step is verified where the expected number of tokens of all its rows, by the shares of right ids so far,
-      outweighs its cost. Each row goes on as far as its own draft is right; one without a draft, by one id.
+    - A step is verified where the single steps that it is expected to save (``saved``), by the shares of right ids so
+      far, outweigh its cost. Each row goes on as far as its own draft is right; one without a draft, by one id.
     - Rows with ``exact=True``, with logits processors or a repetition penalty take single steps.
     - The width depends on the ids alone; what the steps took in fact is a brake: where verifying has cost more time
       than it saved, it pauses, and is tried again later.
@@ -114,8 +114,8 @@ def cost(n_ids: int) -> float:
 def saved(n_right: Sequence[float]) -> float:
     """Return how many later steps of a batch are saved by ids of its rows that are right.
 
-    A step is saved where every row needs it no more. What one row gains alone makes steps no fewer, but those after
-    its end shorter, for it is not in them: four replies took longer where only one of them repeated itself.
+    What every row gains makes the steps fewer. A row that gains alone only ends before the others: the steps after its
+    end are as many, and cheaper by its share of them.
     """
     n_rows, least = len(n_right), min(n_right)
     shorter = 1 - cost(n_rows - 1) / cost(n_rows) if n_rows > 1 else 0.0

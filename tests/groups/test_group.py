@@ -30,6 +30,7 @@ from agent_memory import (
     UnsupportedParameterError,
     Utterance,
 )
+from agent_memory.groups.voting import ballot_of
 from agent_memory.requests.options import Settings
 from tests.parts.templated import says, templated
 from tests.parts.templates import NATIVE
@@ -735,3 +736,8 @@ def test_a_group_made_again_knows_nothing_of_its_namesake(memory: Memory) -> Non
     heard = again.member("dot").messages[-2].content
     assert "The vault is shut." in heard
     assert "You are dot" in heard
+
+
+@pytest.mark.parametrize("text", ['{"vote": ' + "[" * 100_000, "no JSON", "[]", '{"vote": {}}'])
+def test_a_ballot_that_no_grammar_held_names_nothing_and_raises_nothing(text: str) -> None:
+    assert ballot_of(text, ("tea", "milk"), is_ranked=False) == ()
