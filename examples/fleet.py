@@ -26,9 +26,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,12 @@ class Worker:
         except AgentMovedError:  # the router took this worker for dead; it is right by now
             self._here.discard(name)
             raise
-        return self.replies(name)[number], is_new
+        return self._answers(name)[number], is_new
 
     def replies(self, name: str) -> list[str]:
-        """Return what an agent has answered so far."""
-        return [message.content for message in self._memory.agent(name).messages if message.role == "assistant"]
+        """Return what an agent has answered so far, wherever its turns ran."""
+        self._open(name)
+        return self._answers(name)
 
     def ask(self, prompt: str) -> tuple[str, int]:
         """Answer a prompt without an agent; return the reply, and how many tokens were not computed."""
@@ -92,6 +93,9 @@ class Worker:
     def close(self) -> None:
         """Save and end."""
         self._memory.close()
+
+    def _answers(self, name: str) -> list[str]:
+        return [message.content for message in self._memory.agent(name).messages if message.role == "assistant"]
 
     def _open(self, name: str) -> None:
         with self._lock:
@@ -123,11 +127,23 @@ class Fleet:
 
     def say(self, name: str, number: int, text: str) -> tuple[str, bool]:
         """Take a turn; return its reply once it is published, whatever happens to workers meanwhile."""
+        return self._called(lambda: self.home_of(name), "say", name, number, text)
+
+    def replies(self, name: str) -> list[str]:
+        """Return what an agent has answered, as its home knows it: a home that never ran a turn of it fetches it."""
+        return self._called(lambda: self.home_of(name), "replies", name)
+
+    def ask(self, prompt: str) -> tuple[str, int]:
+        """Answer a prompt without an agent, where prompts that begin alike have been."""
+        return self._called(lambda: self._place(prompt[:PREFIX]), "ask", prompt)
+
+    def _called(self, place: Callable[[], str], method: str, *given: Any) -> Any:
+        """Call a worker until one answers: dead ones are replaced, and an agent that moved is taken over."""
         while True:
-            worker = self.home_of(name)
+            worker = place()
             self._count(worker, 1)
             try:
-                return ray.get(self.workers[worker].say.remote(name, number, text))
+                return ray.get(getattr(self.workers[worker], method).remote(*given))
             except AgentMovedError:
                 continue  # the worker has let go of the agent, and takes it over again
             except (RayActorError, KeyError):
@@ -143,14 +159,6 @@ class Fleet:
     def _count(self, worker: str, n: int) -> None:
         with self._lock:
             self._running[worker] += n
-
-    def ask(self, prompt: str) -> tuple[str, int]:
-        """Answer a prompt without an agent, where prompts that begin alike have been."""
-        return ray.get(self.workers[self._place(prompt[:PREFIX])].ask.remote(prompt))
-
-    def replies(self, name: str) -> list[str]:
-        """Return what an agent has answered, as its home knows it."""
-        return ray.get(self.workers[self.home_of(name)].replies.remote(name))
 
     def home_of(self, name: str) -> str:
         """Return an agent's worker: where it is, else where its name leads among those that live."""
@@ -180,8 +188,10 @@ class Fleet:
         self.workers[name] = made
 
     def close(self) -> None:
-        """Close every worker."""
-        ray.get([worker.close.remote() for worker in self.workers.values()])
+        """Close every worker; one that is dead has nothing to save that was not published."""
+        for closed in [worker.close.remote() for worker in self.workers.values()]:
+            with suppress(RayActorError):
+                ray.get(closed)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -41,3 +42,17 @@ def test_a_fleet_that_loses_workers_loses_no_acknowledged_turn(tmp_path: Path) -
     assert "1 worker: 80 turns" in done.stdout
     assert "2 workers, 3 killed in mid-turn: 80 turns" in done.stdout
     assert "acknowledged turns lost: 0; agents that differ from one process: 0" in done.stdout
+
+
+def test_an_agent_whose_worker_died_after_its_last_turn_is_read_elsewhere(tmp_path: Path) -> None:
+    found = importlib.util.spec_from_file_location("fleet", ROOT / "examples" / "fleet.py")
+    assert found is not None
+    assert found.loader is not None
+    fleet = importlib.util.module_from_spec(found)
+    found.loader.exec_module(fleet)
+    remote, key = f"file://{tmp_path}/bucket", bytes(32)
+    first, second = (fleet.Worker(None, True, str(tmp_path / name), remote, key) for name in ("first", "second"))
+    said, _ = first.say("agent01", 0, "Hello.")
+    assert second.replies("agent01") == [said]
+    first.close()
+    second.close()
