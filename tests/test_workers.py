@@ -1,4 +1,4 @@
-"""How the tests run: the default run in two workers, whatever was chosen in one process."""
+"""How the tests run: the default run in three workers, whatever was chosen in one process."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def asked(
     return config.option
 
 
-def test_the_default_run_has_two_workers_and_keeps_the_tests_of_a_file_together(
+def test_the_default_run_has_three_workers_and_keeps_the_tests_of_a_file_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     option = asked(monkeypatch)
-    assert (option.numprocesses, option.dist, option.loadscopereorder) == (2, "loadfile", False)
+    assert (option.numprocesses, option.dist, option.loadscopereorder) == (3, "loadfile", False)
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
-import anthropic.types
-import openai.types.chat
 import pytest
-from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jiter import from_json
-from openai.lib.streaming.chat import ChatCompletionStreamState
 from pydantic import TypeAdapter
 
 from agent_memory import CancelledError, EchoRunner, Memory, Message, ToolResultError, UnsupportedParameterError
@@ -22,7 +19,15 @@ from agent_memory.dialects.plain import begun_object
 from tests.parts.opening import opening
 from tests.parts.waiting import within
 
-EVENTS: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
+
+@cache
+def event_type() -> TypeAdapter[Any]:
+    """The SDK's own events. Its import takes seconds, and every process of a run collects this file."""
+    from anthropic.types import RawMessageStreamEvent
+
+    return TypeAdapter(RawMessageStreamEvent)
+
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -83,17 +88,20 @@ def check_anthropic_order(events: list[Any]) -> None:
 
 @pytest.mark.parametrize("said", SAYINGS)
 def test_anthropic_events_are_valid_and_add_up_to_the_message_19(saying: Any, said: str) -> None:
+    from anthropic.lib.streaming._messages import accumulate_event
+    from anthropic.types import Message as TheirMessage
+
     memory = saying(said)
     stream = memory.messages.create(**anthropic_request(stream=True))
     snapshot, buffers = None, {}  # type: ignore[var-annotated]
     for event in stream:
-        valid = EVENTS.validate_python(event.to_dict(), strict=True)
+        valid = event_type().validate_python(event.to_dict(), strict=True)
         snapshot = accumulate_event(event=valid, current_snapshot=snapshot, json_bufs=buffers)
     check_anthropic_order(list(stream))
     whole = stream.whole().to_dict()
-    assert anthropic.types.Message.model_validate(whole, strict=True)
+    assert TheirMessage.model_validate(whole, strict=True)
     assert snapshot is not None
-    validated = anthropic.types.Message.model_validate(whole)
+    validated = TheirMessage.model_validate(whole)
     assert snapshot.to_dict(exclude_none=True) == validated.to_dict(exclude_none=True)
     alone = memory.messages.create(**anthropic_request()).to_dict()
     for message in (alone, whole):
@@ -106,19 +114,22 @@ def test_anthropic_events_are_valid_and_add_up_to_the_message_19(saying: Any, sa
 
 @pytest.mark.parametrize("said", SAYINGS)
 def test_openai_chunks_are_valid_and_add_up_to_the_completion_20(saying: Any, said: str) -> None:
+    from openai.lib.streaming.chat import ChatCompletionStreamState
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
     memory = saying(said)
     stream = memory.chat.completions.create(**openai_request(stream=True, stream_options={"include_usage": True}))
     state: Any = ChatCompletionStreamState()
     chunks = [event.to_dict() for event in stream]
     for chunk in chunks:
-        state.handle_chunk(openai.types.chat.ChatCompletionChunk.model_validate(chunk, strict=True))
+        state.handle_chunk(ChatCompletionChunk.model_validate(chunk, strict=True))
     assert [chunk["choices"] for chunk in chunks[-1:]] == [[]]
     finishes = [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]]
     assert finishes[:-1] == [None] * (len(finishes) - 1)
     starts = [c for chunk in chunks[:-1] for c in chunk["choices"][0]["delta"].get("tool_calls", ()) if "id" in c]
     assert [call["index"] for call in starts] == list(range(len(starts)))
     whole = stream.whole().to_dict()
-    assert openai.types.chat.ChatCompletion.model_validate(whole, strict=True)
+    assert ChatCompletion.model_validate(whole, strict=True)
     added_up = state.current_completion_snapshot.to_dict()
     mine, theirs = whole["choices"][0], added_up["choices"][0]
     assert mine["finish_reason"] == finishes[-1] == theirs["finish_reason"]
@@ -414,7 +425,7 @@ TWICE = '<tool_call>{"name": "get_weather", "arguments": {}, "arguments": {"loca
 def test_a_malformed_call_is_text_in_anthropics_message_10(free: None, saying: Any, broken: str) -> None:
     memory = saying(f"So.\n{broken}\nBye.", f"{broken}{NATIVE}", "fine")
     stream = memory.messages.stream(**anthropic_request())
-    events = [EVENTS.validate_python(event.to_dict(), strict=True) for event in stream]
+    events = [event_type().validate_python(event.to_dict(), strict=True) for event in stream]
     check_anthropic_order(events)
     starts = [event.content_block.type for event in events if event.type == "content_block_start"]
     assert starts == ["text", "tool_use", "text"]
@@ -432,9 +443,11 @@ def test_a_malformed_call_is_text_in_anthropics_message_10(free: None, saying: A
 
 @pytest.mark.parametrize("broken", [BROKEN, TWICE])
 def test_a_malformed_call_is_text_in_openais_completion_10(free: None, saying: Any, broken: str) -> None:
+    from openai.types.chat import ChatCompletionChunk
+
     memory = saying(f"So.\n{broken}", f"{broken}{NATIVE}", "fine")
     stream = memory.chat.completions.create(**openai_request(stream=True))
-    chunks = [openai.types.chat.ChatCompletionChunk.model_validate(c.to_dict(), strict=True) for c in stream]
+    chunks = [ChatCompletionChunk.model_validate(c.to_dict(), strict=True) for c in stream]
     begun = [call.index for chunk in chunks for call in chunk.choices[0].delta.tool_calls or () if call.id]
     said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert (begun, said, chunks[-1].choices[0].finish_reason) == ([0], f"So.\n{broken}", "stop")

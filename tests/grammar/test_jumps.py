@@ -53,9 +53,22 @@ def _both(kind: str, prompts: list[str], **options: Any) -> tuple[list[Reply], l
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("prompts", [["one"], ["one", "two", "three"]], ids=["alone", "three rows"])
-@pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("kind", ["echo", pytest.param("llama", marks=pytest.mark.mlx)])
+ALONE, ROWS = ["one"], ["one", "two", "three"]
+#: On a model one row drawn greedily and three seeded ones; the other two pairs run with ``slow``.
+WAYS = [(Sampling(), ALONE), (DRAWN, ROWS), (Sampling(), ROWS), (DRAWN, ALONE)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampling", "prompts"),
+    [
+        *(pytest.param("echo", *one, id=f"echo {n}") for n, one in enumerate(WAYS)),
+        *(pytest.param("llama", *one, id=f"llama {n}", marks=pytest.mark.mlx) for n, one in enumerate(WAYS[:2])),
+        *(
+            pytest.param("llama", *one, id=f"llama {n}", marks=[pytest.mark.mlx, pytest.mark.slow])
+            for n, one in enumerate(WAYS[2:], 2)
+        ),
+    ],
+)
 def test_twenty_fields_are_written_as_in_single_steps_in_half_of_the_steps(
     kind: str, sampling: Sampling, prompts: list[str]
 ) -> None:

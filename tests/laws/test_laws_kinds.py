@@ -48,7 +48,7 @@ def text(seed: int, n_tokens: int) -> str:
     return "".join(random.Random(seed).choices(string.ascii_letters, k=n_tokens))
 
 
-@pytest.mark.parametrize("name", [*tiny.SHAPES, *(pytest.param(n, marks=pytest.mark.slow) for n in tiny.MORE)])
+@pytest.mark.parametrize("name", SOME)
 def test_restored_at_every_chunk_boundary_and_at_the_tail_equals_never_stopped(name: str, tmp_path: Path) -> None:
     lengths = [*range(CHUNK, 7 * CHUNK + 1, CHUNK), 1, 31, 33, 100]
     with opened(name, ":memory:") as live, opened(name, tmp_path) as stored, warm(name) as held:

@@ -17,6 +17,9 @@ from tests.parts import tiny
 
 pytestmark = pytest.mark.mlx
 
+#: One of each class of cache in the default run; models that combine the same classes otherwise in the slow one.
+_DEFAULT = ("llama", "gemma3_text", "qwen3_next", "falcon_h1", "llama4")
+SHAPES = [n if n in _DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]
 CHUNK = 16  #: the tiny models' windows and chunks are of 32
 
 
@@ -88,7 +91,17 @@ def _assert_equal_from_here(model: Any, one: Any, other: Any) -> None:
 PLAIN = ["llama", "llama_windows", "gemma3_text", "falcon_h1"]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((n, "float32") for n in tiny.SHAPES), *((n, "bfloat16") for n in PLAIN)])
+OTHERS = [n for n in tiny.SHAPES if n not in _DEFAULT]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((n, "float32") for n in _DEFAULT),
+        *(pytest.param(n, "float32", marks=pytest.mark.slow) for n in OTHERS),
+        *((n, "bfloat16") for n in PLAIN),
+    ],
+)
 def test_a_restored_kv_gives_bit_equal_logits(name: str, dtype: str) -> None:
     model, batch = _setup(name, dtype)
     for n in (1, 15, 31, 32, 33, 48, 100, 256, 300):
@@ -96,7 +109,7 @@ def test_a_restored_kv_gives_bit_equal_logits(name: str, dtype: str) -> None:
         _assert_equal_from_here(model, batch.restore(HostSource(live, n)), live)
 
 
-@pytest.mark.parametrize("name", tiny.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_kv_restored_a_tensor_at_a_time_gives_bit_equal_logits(name: str) -> None:
     model, batch = _setup(name)
     for n in (31, 48):
@@ -130,7 +143,7 @@ def test_an_error_in_a_restore_holds_none_of_its_arrays(has_helper: bool) -> Non
         assert mx.get_active_memory() == floor
 
 
-@pytest.mark.parametrize("name", tiny.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_kv_read_out_while_it_decodes_is_restored_with_bit_equal_logits(name: str) -> None:
     model, batch = _setup(name)
     for n in (20, 60):
@@ -142,7 +155,7 @@ def test_a_kv_read_out_while_it_decodes_is_restored_with_bit_equal_logits(name: 
             _assert_equal_from_here(model, batch.restore(HostSource(live, live.n_tokens)), twin)
 
 
-@pytest.mark.parametrize("name", tiny.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_a_kv_cut_at_a_chunk_boundary_is_as_if_it_had_stopped_there(name: str) -> None:
     model, batch = _setup(name)
     ids = _ids(90)

@@ -20,7 +20,7 @@ SYSTEM = (
 AGENTS = {
     "ann": SYSTEM + " You are Ann.",
     "bob": SYSTEM + " You are Bob.",
-    "cid": "You write very short poems about the sea. " * 20,
+    "cid": "You write very short poems about the sea. " * 22,
 }
 TURNS = [
     "What do you do at dusk?",

@@ -1,4 +1,4 @@
-"""The default run in two worker processes (pytest-xdist), one core each; every other run stays in one process."""
+"""The default run in three worker processes (pytest-xdist), one core each; every other run stays in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from agent_memory.runner.blas import PACKAGE, memory_regions, speed_up
 
-N_WORKERS = 2
+N_WORKERS = 3  #: on two cores too: many tests wait, for a process or a fault, and compute nothing
 #: Two processes that compute on every core stand in each other's way: a worker computes on its own core alone.
 ONE_CORE = {"OPENBLAS_NUM_THREADS": "1"}
 

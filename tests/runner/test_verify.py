@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,10 @@ def _begin(batch: Any, prompts: Sequence[list[int]], sampling: Sampling, **optio
         batch.insert(number, kv, ids, group=0, sampling=sampling, **options)
 
 
-def _stepped(name: str, prompts: Sequence[list[int]], sampling: Sampling) -> tuple[list[list[int]], list[Any]]:
+@cache
+def _stepped(name: str, sizes: tuple[int, ...], sampling: Sampling) -> tuple[list[list[int]], list[Any]]:
+    """What the same rows say one token a step, and their KV: of a few prompts, which many examples share."""
+    prompts = [_ids(n) for n in sizes]
     batch = _batch(name)
     _begin(batch, prompts, sampling)
     out: list[list[int]] = [[] for _ in prompts]
@@ -61,7 +65,7 @@ def _rows(kv: Any, n_tokens: int) -> list[Any]:
 def _check(name: str, sizes: list[int], sampling: Sampling, plan: Sequence[tuple[int, int]]) -> int:
     """Verify drafts that are right up to some place; the number of ids that needed no step of their own."""
     prompts = [_ids(n) for n in sizes]
-    wanted, kvs = _stepped(name, prompts, sampling)
+    wanted, kvs = _stepped(name, tuple(sizes), sampling)
     batch = _batch(name)
     _begin(batch, prompts, sampling)
     out: list[list[int]] = [[] for _ in prompts]

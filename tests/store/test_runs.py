@@ -230,7 +230,7 @@ def live(layout: Layout, steps: list) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(steps=st.lists(_STEPS, min_size=6, max_size=14))
 def test_what_is_no_single_runs_bits_is_never_told_exact(kind: str, steps: list) -> None:
     live(LAYOUTS[kind], steps)
