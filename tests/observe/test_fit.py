@@ -35,7 +35,7 @@ def talk(memory: Memory, n_agents: int, n_words: int) -> int:
     return n_tokens
 
 
-@pytest.mark.parametrize("n_words", [30, 140])
+@pytest.mark.parametrize("n_words", [140, pytest.param(30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["echo", *SOME])
 def test_the_bytes_of_a_flush_are_as_predicted_within_two_percent(
     name: str, n_words: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -152,7 +152,7 @@ def _was_answered(*handles: Generation) -> None:
         assert isinstance(outcome(handle), Reply), f"{handle}: {outcome(handle)!r}"
 
 
-@pytest.mark.parametrize("after", [0, 1, 7])
+@pytest.mark.parametrize("after", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 7))])
 def test_a_raising_processor_fails_its_own_request_alone(scene: Scene, after: int) -> None:
     calls = []
 
@@ -212,8 +212,14 @@ def test_a_step_that_fails_while_another_prefills_leaves_that_one_alone(scene: S
     scene.check()
 
 
-@pytest.mark.parametrize("call", ["prefill", "insert"])
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [
+        ("prefill", 1),
+        ("insert", 0),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("prefill", 0), ("insert", 1))),
+    ],
+)
 def test_a_failing_prefill_fails_its_own_request_alone(scene: Scene, call: str, after: int) -> None:
     beside = scene.decoding("ann", "bob")
     error = scene.faults.fail(call, after=after if call == "prefill" else 0)
