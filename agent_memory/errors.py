@@ -276,6 +276,15 @@ class ItemNotFoundError(StoreError, LookupError):
         return type(self), (self.item, self.noun)
 
 
-_SHOWN = reprlib.Repr()
+class _Shown(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        """An int may have more digits than Python turns into text."""
+        try:
+            return super().repr_int(value, level)
+        except ValueError:
+            return f"an int of {value.bit_length():,} bits"
+
+
+_SHOWN = _Shown()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 1000
 _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = _SHOWN.maxfrozenset = 30

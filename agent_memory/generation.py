@@ -187,7 +187,7 @@ class Generation:
             raise
         if not ended:
             raise RequestTimeoutError(
-                f"no reply within {timeout_s} s; the request is still running, state {repr_of(self.state)}"
+                f"no reply within {repr_of(timeout_s)} s; the request is still running, state {repr_of(self.state)}"
             )
         return self._outcome()
 
@@ -371,4 +371,4 @@ def _limit(timeout_s: float | None) -> float | None:
         return None
     if not isinstance(timeout_s, (int, float)) or timeout_s != timeout_s:
         raise UnsupportedParameterError(f"timeout_s must be a number of seconds or None, got {repr_of(timeout_s)}")
-    return timeout_s if timeout_s < threading.TIMEOUT_MAX / 2 else None
+    return max(timeout_s, 0.0) if timeout_s < threading.TIMEOUT_MAX / 2 else None

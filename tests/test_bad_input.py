@@ -32,6 +32,7 @@ from agent_memory.errors import (
     ToolResultError,
     UnknownAgentError,
     UnsupportedParameterError,
+    repr_of,
 )
 from agent_memory.requests.options import Settings
 
@@ -174,6 +175,18 @@ BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "template without end": {"template": (lambda d: d.update(d=d) or d)({})},
     "raw without text": {"raw": True, "prompt": [{"role": "user", "content": "hi"}]},
 }
+
+
+class Mute:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "value", [10**5_000, [-(10**5_000)], {1: (10**400,)}, Mute(), [Mute()], "x" * 10_000], ids=type
+)
+def test_any_value_is_shown_in_few_characters(value: object) -> None:
+    assert 0 < len(repr_of(value)) <= 1_100
 
 
 @pytest.mark.parametrize("settings", BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())

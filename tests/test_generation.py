@@ -180,6 +180,8 @@ def test_timeout_s_fails_the_request_and_result_of_timeout_s_leaves_it_running(m
     handle = memory.stream("still coming", agent="a")
     with pytest.raises(RequestTimeoutError):
         handle.result(timeout_s=0.001)
+    with pytest.raises(TimeoutError, match="no reply within -1"):
+        handle.result(timeout_s=-(10**400))
     assert handle.result(PATIENCE_S).text == "still coming"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from attrs import frozen
@@ -105,7 +105,7 @@ def choose(
 
 
 def _budget(kl: object) -> float:
-    if isinstance(kl, bool) or not isinstance(kl, (int, float)) or not 0 < kl < math.inf:
+    if isinstance(kl, bool) or not isinstance(kl, (int, float)) or not 0 < kl <= sys.float_info.max:
         raise UnsupportedParameterError(f"kl must be a finite number above 0, in nats a token: got {repr_of(kl)}")
     return float(kl)
 

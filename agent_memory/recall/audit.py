@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 
+from agent_memory.recall.dates import seconds_of
+from agent_memory.recall.given import checked_count
 from agent_memory.recall.scope import Scope
 from agent_memory.recall.storage import Rows
 from agent_memory.recall.types import AuditRow
@@ -19,10 +22,11 @@ def note(db: Rows, scope: Scope, at: float, action: str, item: int | None, detai
     db.execute(sql, (scope.workspace, at, action, item, shown))
 
 
-def rows(db: Rows, scope: Scope, since: float | None, limit: int) -> list[AuditRow]:
-    """Return the newest rows of a workspace, newest first."""
+def rows(db: Rows, scope: Scope, since: float | datetime | None, limit: int) -> list[AuditRow]:
+    """Return the newest rows of a workspace, newest first. Raises UnsupportedParameterError."""
+    at = -1e300 if since is None else seconds_of(since)
     sql = "SELECT at, action, item, detail FROM audit WHERE workspace = ? AND at >= ? ORDER BY row DESC LIMIT ?"
-    found = db.execute(sql, (scope.workspace, -1e300 if since is None else since, limit))
+    found = db.execute(sql, (scope.workspace, at, checked_count(limit, "limit")))
     return [AuditRow(at=at, action=action, item=item, detail=json.loads(detail)) for at, action, item, detail in found]
 
 

@@ -305,7 +305,7 @@ class ContextMemory:
         """
         retain_s = None if retain_days is None else checked_number(retain_days, "retain_days", 0) * 86_400.0
         extractor = self._extractor if extract else None
-        now, max_s = self._clock(), checked_number(max_ms, "max_ms", 0) / 1e3
+        now, max_s = self._clock(), checked_number(max_ms, "max_ms", 0, float("inf")) / 1e3
         return Maintenance(self._listener, self._embedder, extractor, now, retain_s, max_s).run()
 
     def catch_up(self) -> None:
@@ -335,7 +335,7 @@ class ContextMemory:
     def audit(self, *, since: float | datetime | None = None, limit: int = 100) -> list[AuditRow]:
         """Return the newest changes, newest first. Rows hold ids and counts, no text; the newest 100,000 are kept."""
         with self._database.read() as db:
-            return audit.rows(db, self._scope, None if since is None else seconds_of(since), limit)
+            return audit.rows(db, self._scope, since, limit)
 
     def stats(self, *, since: float | datetime | None = None, by: str | None = None) -> ContextStats:
         """Return the workspace's figures. ``by``: texts grouped by "day", "kind" or "workspace"."""

@@ -13,6 +13,7 @@ from agent_memory.recall.episode_log import Cleaner, EpisodeLog
 from agent_memory.recall.episode_rows import Event
 from agent_memory.recall.episode_texts import parameters_json, shortened
 from agent_memory.recall.episode_types import EpisodeRecord, Insight, Outcome, Recommendation, Score
+from agent_memory.recall.given import MOST_INT, checked_number
 from agent_memory.recall.scoring import reflection
 
 LONGEST_OBSERVATION = 16 * 2**20  #: characters
@@ -156,9 +157,8 @@ def _check_step(
         n = f"{len(observation):,}"
         raise UnsupportedParameterError(f"observation must have at most {LONGEST_OBSERVATION:,} characters, got {n}")
     for name, value in (("latency_ms", latency_ms), ("tokens", tokens)):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (is_number and 0 <= value < float("inf")):  # type: ignore[operator]
-            raise UnsupportedParameterError(f"{name} must be a number of at least 0, got {repr_of(value)}")
+        if value is not None:
+            checked_number(value, name, 0, MOST_INT)
 
 
 def _check_text(name: str, text: object, *, may_be_empty: bool = True) -> None:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.recall.given import a_flag, a_number, a_text
+from agent_memory.recall.given import MOST_INT, a_flag, a_number, a_text
 from agent_memory.views.page import Note, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, short
 
@@ -49,7 +49,7 @@ class Outcome:
     success: bool = field(validator=a_flag)
     result: str = field(default="", validator=a_text)  #: what came of it
     error: str = field(default="", validator=a_text)  #: why it failed
-    duration_ms: float | None = field(default=None, validator=optional(a_number(0)))  #: None: from the clock
+    duration_ms: float | None = field(default=None, validator=optional(a_number(0, MOST_INT)))  #: None: from the clock
     quality: float | None = field(default=None, validator=optional(a_number(0, 1)))  #: None: from the steps
 
 

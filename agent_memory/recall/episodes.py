@@ -31,7 +31,7 @@ from agent_memory.recall.episode_types import (
     ScoreFunction,
     TaskContext,
 )
-from agent_memory.recall.given import checked_ids, checked_kinds, checked_number, checked_text
+from agent_memory.recall.given import checked_count, checked_ids, checked_kinds, checked_number, checked_text
 from agent_memory.recall.learned import Learned, as_pattern
 from agent_memory.recall.opening import open_storage, opened
 from agent_memory.recall.protocols import Redactor
@@ -137,7 +137,9 @@ class EpisodicMemory:
     def newest(self, n: int = 20) -> list[EpisodeRecord]:
         """Return the ``n`` episodes that began last, whatever their state, newest first."""
         with self._database.read() as db:
-            ids = rows.ids_of(db, self._log.scope, ("open", "completed", "abandoned"), _checked_k(n))
+            ids = rows.ids_of(
+                db, self._log.scope, ("open", "completed", "abandoned"), checked_count(n, "n", MOST_RESULTS)
+            )
             return rows.records(db, self._log.scope, ids)[::-1]
 
     def get(self, id: int) -> EpisodeRecord:
@@ -173,7 +175,9 @@ class EpisodicMemory:
     ) -> list[EpisodeHit]:
         """Return the ``k`` episodes most like ``task``, best first: by words, context, age, and worth."""
         now = self._log.clock()
-        hits = self._learn().hits(_checked_task(task), as_context(context or {}), now, _checked_k(k))
+        hits = self._learn().hits(
+            _checked_task(task), as_context(context or {}), now, checked_count(k, "k", MOST_RESULTS)
+        )
         whole = {record.id: record for record in self._log.records([hit.episode.id for hit in hits])}
         return [attrs.evolve(hit, episode=whole[hit.episode.id]) for hit in hits if hit.episode.id in whole]
 
@@ -208,7 +212,7 @@ class EpisodicMemory:
             raise UnsupportedParameterError(f"error must be a text, got {type(error).__name__}")
         told, learned = as_context(context or {}), self._learn()
         found = advice(learned, self._verdicts(), _checked_task(task), told, self._log.clock(), after, error)
-        return list(islice(found, _checked_k(k)))
+        return list(islice(found, checked_count(k, "k", MOST_RESULTS)))
 
     def verdict(self, pattern: str, *, success: bool) -> None:
         """Say whether a pattern served; its effectiveness counts it. ``pattern``: its id. Raises ItemNotFoundError."""
@@ -268,7 +272,7 @@ class EpisodicMemory:
 
     def clusters(self, *, n: int = 8, seed: int = 0) -> list[tuple[int, ...]]:
         """Return at most ``n`` groups of similar episodes, as ids: by task, context and tools, over the newest 300."""
-        return self._learn().clusters(_checked_k(n), seed)
+        return self._learn().clusters(checked_count(n, "n", MOST_RESULTS), seed)
 
     def check(self) -> CheckReport:
         """Return what is damaged: the file, by SQLite's own checks, and rows that contradict one another."""
@@ -332,9 +336,3 @@ def _checked_task(task: object) -> str:
     if len(task) > LONGEST_TASK:
         raise UnsupportedParameterError(f"task must have at most {LONGEST_TASK:,} characters, got {len(task):,}")
     return task
-
-
-def _checked_k(k: object) -> int:
-    if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= MOST_RESULTS:
-        raise UnsupportedParameterError(f"k must be an int of 1 to {MOST_RESULTS:,}, got {repr_of(k)}")
-    return k

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
 
-_MOST_ID = 2**63 - 1  #: what a database can hold
+MOST_INT = 2**63 - 1  #: what a database can hold
+_MOST = sys.float_info.max  #: an int above it is no float
 
 
 def checked_text(value: object, name: str) -> str:
@@ -30,8 +31,8 @@ def checked_unicode(value: object, name: str) -> str:
 
 def checked_id(value: object, name: str = "id") -> int:
     """Return the id of an item or an episode."""
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _MOST_ID:
-        raise UnsupportedParameterError(f"{name} must be an int of at most {_MOST_ID}, got {repr_of(value)}")
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_INT:
+        raise UnsupportedParameterError(f"{name} must be an int of at most {MOST_INT}, got {repr_of(value)}")
     return value
 
 
@@ -44,15 +45,22 @@ def checked_ids(value: object, name: str) -> list[int]:
     return [checked_id(one, f"an id in {name}") for one in value]
 
 
-def checked_number(value: object, name: str, least: float = -math.inf, most: float = math.inf) -> float:
-    """Return a number that is no NaN, between two bounds."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:  # type: ignore[operator]  # a number by now
+def checked_number(value: object, name: str, least: float = -_MOST, most: float = _MOST) -> float:
+    """Return a number between two bounds that a float can hold: finite, unless ``most`` is infinite."""
+    is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _MOST)
+    if not is_number or isinstance(value, bool) or not least <= value <= most:  # type: ignore[operator]  # a number
         bounds = (
-            "" if least == -math.inf else f" of {least:g} or more" if most == math.inf else f" of {least:g} to {most:g}"
+            "" if least == -_MOST else f" of {least:g} or more" if most >= MOST_INT else f" of {least:g} to {most:g}"
         )
         raise UnsupportedParameterError(f"{name} must be a number{bounds}, got {repr_of(value)}")
     return value  # type: ignore[return-value]  # as above
+
+
+def checked_count(value: object, name: str, most: int = MOST_INT) -> int:
+    """Return how many of something, at least one."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise UnsupportedParameterError(f"{name} must be an int of 1 to {most:,}, got {repr_of(value)}")
+    return value
 
 
 def checked_kinds(value: object, known: Collection[str]) -> frozenset[str]:
@@ -75,7 +83,7 @@ def a_flag(_: Any, attribute: Any, value: Any) -> None:
         raise UnsupportedParameterError(f"{attribute.name} must be True or False, got {repr_of(value)}")
 
 
-def a_number(least: float, most: float = math.inf) -> Callable[[Any, Any, Any], None]:
+def a_number(least: float, most: float = _MOST) -> Callable[[Any, Any, Any], None]:
     """Return a validator of fields that are numbers between two bounds."""
 
     def check(_: Any, attribute: Any, value: Any) -> None:

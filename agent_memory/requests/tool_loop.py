@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ def _check_rounds(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _check_time(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if value is not None and not (is_number and value > 0):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value <= sys.float_info.max):
         raise UnsupportedParameterError(
             f"{attribute.name} must be a positive number of seconds or None, got {repr_of(value)}"
         )

@@ -168,7 +168,9 @@ def test_an_agent_goes_to_another_store_in_a_mixed_codec(tmp_path: Path) -> None
 
 
 @pytest.mark.mlx
-@pytest.mark.parametrize("kl", [0, -1, float("nan"), float("inf"), "0.002", None, True])
+@pytest.mark.parametrize(
+    "kl", [0, -1, float("nan"), float("inf"), pytest.param(10**400, id="huge"), "0.002", None, True]
+)
 def test_a_budget_that_is_none_is_refused(kl: Any) -> None:
     with opened("llama", ":memory:", "exact") as memory:
         with pytest.raises(UnsupportedParameterError, match="kl must be"):

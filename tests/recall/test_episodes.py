@@ -337,7 +337,7 @@ WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
     ({"tool": "a", "action": None}, "action must be a text"),
     ({"tool": "a", "ok": 1}, "ok must be True or False"),
     ({"tool": "a", "observation": b"x"}, "observation must be a text"),
-    ({"tool": "a", "latency_ms": -1}, "latency_ms must be a number of at least 0"),
+    ({"tool": "a", "latency_ms": -1}, "latency_ms must be a number of 0 or more, got -1"),
     ({"tool": "a", "tokens": True}, "tokens must be a number"),
     ({"tool": "a", "parameters": [1]}, "parameters must be a mapping"),
     ({"tool": "a" * 30_000}, "at most 25,000 characters"),

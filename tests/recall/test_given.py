@@ -13,6 +13,7 @@ from agent_memory import (
     ConfigError,
     ContextMemory,
     EchoRunner,
+    Episode,
     EpisodicMemory,
     Memory,
     Outcome,
@@ -24,6 +25,7 @@ from agent_memory import (
 from agent_memory.recall.protocols import Extracted
 
 NOTHING: list[Any] = [None, 0, -1, True, 2**70, 1.5, float("nan"), float("inf"), b"x", object(), len, 1j, Ellipsis]
+NOTHING += [10**400, -(10**400), 1e300, float("-inf")]  # a float cannot hold the first two, nor a database the third
 TEXTS: list[Any] = ["", "x", "\ud800", "a" * 300]
 LISTS: list[Any] = [[], [1], [None], [[]], {}, {"kind": 1}, (1, 2), {3}, range(3), iter("ab"), [{}]]
 NONSENSE = [*NOTHING, *TEXTS, *LISTS]
@@ -77,6 +79,11 @@ def test_context_refuses_it_or_can_use_it(context: ContextMemory, wrong: Any) ->
         context.undo,
         lambda given: context.maintain(retain_days=given) if not isinstance(given, int) else None,
         lambda given: context.maintain(max_ms=given) if given != float("inf") else None,
+        lambda given: context.maintain(retain_days=given) if given == 10**400 else None,
+        lambda given: context.audit(limit=given),
+        lambda given: context.audit(since=given),
+        lambda given: context.stats(since=given),
+        lambda given: context.recall("lamp", weights=Weights(relevance=given, recency=given, failure=given)),
         lambda given: context.keep_found(given, [], "me"),
         lambda given: context.keep_found(given, None, "me"),
         lambda given: context.export_jsonl(given),
@@ -87,6 +94,15 @@ def test_context_refuses_it_or_can_use_it(context: ContextMemory, wrong: Any) ->
     ]
     _refused(calls, wrong)
     assert [hit.item.text for hit in context.recall("lamp")] == ["The lamp is lit at dusk."]
+
+
+def _told(episodes: EpisodicMemory, tell: Callable[[Episode], Any]) -> None:
+    """Say something of an episode, of which nothing is left."""
+    episode = episodes.start("look about")
+    try:
+        tell(episode)
+    finally:
+        episodes.forget(episode.id)
 
 
 @pytest.mark.parametrize("wrong", NONSENSE, ids=IDS)
@@ -106,6 +122,10 @@ def test_episodes_refuse_it_or_can_use_it(episodes: EpisodicMemory, wrong: Any) 
         lambda given: episodes.recall("lamp", context=given),
         lambda given: episodes.verdict(given, success=True),
         episodes.validate,
+        lambda given: episodes.clusters(n=given),
+        lambda given: _told(episodes, lambda episode: episode.step("look", "once", ok=True, latency_ms=given)),
+        lambda given: _told(episodes, lambda episode: episode.step("look", "once", ok=True, tokens=given)),
+        lambda given: _told(episodes, lambda episode: episode.complete(Outcome(success=True, duration_ms=given))),
     ]
     if not isinstance(wrong, bool) and 1 not in (wrong if isinstance(wrong, list | tuple | range) else ()):
         _refused(calls, wrong)
@@ -136,6 +156,8 @@ def test_what_a_piece_cannot_have_is_refused(context: ContextMemory) -> None:
         lambda: TaskContext(language=3),  # type: ignore[arg-type]
         lambda: Weights(recency=-1),
         lambda: Weights(usage=float("nan")),
+        lambda: Weights(usage=float("inf")),
+        lambda: Weights(usage=10**400),
         lambda: Weights(spread=[1]),  # type: ignore[arg-type]
     ],
 )

@@ -165,7 +165,14 @@ def test_a_call_within_its_time_gives_its_result(opened: Callable[..., Memory]) 
 
 
 @pytest.mark.parametrize(
-    "bad", [{"tool_timeout_s": 0}, {"tool_timeout_s": "1"}, {"tool_timeout_s": True}, {"concurrent": 1}]
+    "bad",
+    [
+        {"tool_timeout_s": 0},
+        {"tool_timeout_s": 10**400},
+        {"tool_timeout_s": "1"},
+        {"tool_timeout_s": True},
+        {"concurrent": 1},
+    ],
 )
 def test_wrong_limits_are_refused_before_any_work(opened: Callable[..., Memory], bad: dict[str, Any]) -> None:
     memory = opened()
