@@ -276,15 +276,15 @@ class ItemNotFoundError(StoreError, LookupError):
         return type(self), (self.item, self.noun)
 
 
-class _Shown(reprlib.Repr):
-    def repr_int(self, value: int, level: int) -> str:
-        """An int may have more digits than Python turns into text."""
-        try:
-            return super().repr_int(value, level)
-        except ValueError:
-            return f"an int of {value.bit_length():,} bits"
+def _int_shown(value: int, level: int) -> str:
+    """An int may have more digits than Python turns into text."""
+    try:
+        return reprlib.Repr.repr_int(_SHOWN, value, level)
+    except ValueError:
+        return f"an int of {value.bit_length():,} bits"
 
 
-_SHOWN = _Shown()
+_SHOWN = reprlib.Repr()
+setattr(_SHOWN, "repr_int", _int_shown)  # noqa: B010 - a method of one instance, which type checkers do not know
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 1000
 _SHOWN.maxlist = _SHOWN.maxtuple = _SHOWN.maxdict = _SHOWN.maxset = _SHOWN.maxfrozenset = 30

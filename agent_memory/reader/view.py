@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
-from agent_memory.config import as_path
-from agent_memory.errors import StoreError, UnknownAgentError
+from agent_memory.config import as_path, is_text
+from agent_memory.errors import ConfigError, StoreError, UnknownAgentError, UnsupportedParameterError, repr_of
 from agent_memory.log.database import view_database
 from agent_memory.log.files import KV_FOLDER, manifest_path
 from agent_memory.log.keyfile import read_keys
@@ -91,6 +91,8 @@ class StoreView:
 
     def uses(self, n_tokens: Mapping[str, int]) -> dict[str, Use]:
         """Return the tokens and bytes on disk of each agent's log. ``n_tokens``: name -> tokens of the log."""
+        if not isinstance(n_tokens, Mapping) or not all(isinstance(n, int) for n in n_tokens.values()):
+            raise UnsupportedParameterError(f"n_tokens must be a mapping of names to ints, got {repr_of(n_tokens)}")
         with self._reading():
             lines, heads, names = Lines(self._manifest.segments()), self._manifest.heads(), self._logs.names(self._salt)
         uses = lines.uses(head for head in heads if head[0] in names)
@@ -185,6 +187,8 @@ class StoreView:
         return Manifest(self._database)
 
     def _record(self, name: str) -> tuple[AgentRecord, str | None]:
+        if not is_text(name):
+            raise ConfigError(f"an agent's name must be a str of valid Unicode, got {repr_of(name)}")
         with self._reading():
             found = self._logs.load_agent(self._salt, name)
             if found is None:

@@ -57,7 +57,10 @@ def _at(year: int, month: int, day: int) -> float | None:
 def seconds_of(at: float | datetime) -> float:
     """Return a caller's time as seconds since the epoch. Raises UnsupportedParameterError."""
     if isinstance(at, datetime):
-        return at.timestamp()
+        try:
+            return at.timestamp()
+        except (ValueError, OverflowError, OSError) as error:  # the calendar's first and last days, without a zone
+            raise UnsupportedParameterError(f"a time cannot be told in seconds: {at!r} ({error})") from None
     if isinstance(at, (int, float)) and not isinstance(at, bool) and -6e10 < at < 2e11:
         return float(at)
     raise UnsupportedParameterError(f"a time must be a datetime or seconds since the epoch, got {repr_of(at)}")

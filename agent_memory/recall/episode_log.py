@@ -9,7 +9,7 @@ from attrs import frozen
 
 from agent_memory.errors import ItemNotFoundError
 from agent_memory.recall import episode_rows as rows
-from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, ScoreFunction, TaskContext
+from agent_memory.recall.episode_types import EpisodeRecord, Outcome, Score, ScoreFunction, TaskContext, checked_score
 from agent_memory.recall.given import checked_id
 from agent_memory.recall.protocols import Redactor
 from agent_memory.recall.scope import Scope
@@ -77,7 +77,7 @@ class EpisodeLog:
         outcome = attrs.evolve(outcome, result=clean(outcome.result), error=clean(outcome.error))
         now = self.clock()
         record = attrs.evolve(self.record(id), state="completed", ended_s=now, outcome=outcome)
-        score = self.score(record)
+        score = checked_score(self.score(record))
         with self.database.write() as db:
             rows.end_episode(db, self.scope, id, run, outcome, clean.n, now)
             rows.set_score(db, self.scope, id, score)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 from attrs.validators import optional
 
 from agent_memory.errors import UnsupportedParameterError, repr_of
-from agent_memory.recall.given import MOST_INT, a_flag, a_number, a_text
+from agent_memory.recall.given import MOST_INT, a_flag, a_number, a_text, checked_number
 from agent_memory.views.page import Note, Page, Plain, Shown, Table
 from agent_memory.views.units import ago, short
 
@@ -91,6 +91,15 @@ class Score:
     outcome: float
     efficiency: float
     quality: float
+
+
+def checked_score(value: object) -> Score:
+    """Return what a score function gave: a Score of finite numbers."""
+    if not isinstance(value, Score):
+        raise UnsupportedParameterError(f"a score function must return a Score, got {repr_of(value)}")
+    for one in fields(Score):
+        checked_number(getattr(value, one.name), f"a score's {one.name}")
+    return value
 
 
 @frozen(kw_only=True)

@@ -146,7 +146,9 @@ def _ensure_sound(row: Mapping[str, Any]) -> None:
         raise ValueError(f"count is {repr_of(row['count'])}")
     for place, values in row.get("learnt", {}).items():
         are_numbers = len(values) == len(_LEARNT) and all(
-            _is_number(value, -_MANY, _MANY) or (value is None and name == "pinned_s")
+            type(value) is int and 0 <= value < _MANY
+            if name == "n_used"
+            else _is_number(value, -_MANY, _MANY) or (value is None and name == "pinned_s")
             for name, value in zip(_LEARNT, values, strict=True)
         )
         if not (place.isdecimal() and are_numbers):

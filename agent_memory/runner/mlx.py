@@ -81,7 +81,7 @@ class MLXRunner:
         """
         located = resolve.locate(model)
         folder = None if adapter is None else as_path(adapter, "adapter")
-        if folder is not None and not (folder / "adapter_config.json").is_file():
+        if folder is not None and not os.path.isfile(folder / "adapter_config.json"):  # False for any path
             raise ConfigError(f"no adapter_config.json in {str(folder)!r}; adapter= takes an mlx-lm adapter folder")
         runner = cls.__new__(cls)
         runner._located, runner._adapter, runner._config = located, folder, config

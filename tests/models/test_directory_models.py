@@ -46,6 +46,8 @@ def test_an_agent_goes_on_under_another_adapter_from_its_log(tmp_path: Path) -> 
 def test_a_folder_that_is_no_adapter_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter_config\.json"):
         Memory(directory(tmp_path / "base"), tmp_path / "store", adapter=tmp_path)
+    with pytest.raises(ConfigError, match="no adapter_config"):
+        Memory(directory(tmp_path / "other"), tmp_path / "store", adapter="x" * 5_000)  # no system has such a path
     assert not (tmp_path / "store").exists()
 
 

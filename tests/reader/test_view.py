@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from agent_memory import (
     Memory,
     StoreError,
     UnknownAgentError,
+    UnsupportedParameterError,
     open_store,
 )
 
@@ -112,6 +114,17 @@ def test_what_is_no_store_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "manifest.sqlite3").write_bytes(b"no database" * 1000)
     with pytest.raises(StoreError, match="cannot read"):
         open_store(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"ann", ["ann"], "\ud800"], ids=ascii)
+def test_what_is_no_name_is_refused(store: Path, name: Any) -> None:
+    with open_store(store) as view:
+        with pytest.raises(ConfigError, match="an agent's name"):
+            view.show(name)
+        with pytest.raises(ConfigError, match="an agent's name"):
+            view.export(name, store.parent / "ann.agent")
+        with pytest.raises(UnsupportedParameterError, match="n_tokens"):
+            view.uses(name)
 
 
 def test_a_store_of_a_newer_release_is_refused(store: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import functools
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +440,70 @@ def test_a_damaged_line_is_named_and_nothing_of_its_file_is_added(tmp_path: Path
             with pytest.raises(UnsupportedParameterError, match="line 2 is no episode"):
                 other.import_jsonl(tmp_path / "bad.jsonl")
         assert other.stats().n_completed == 0
+
+
+def _places(told: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in JSON that holds a value."""
+    for key, value in told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ():
+        yield (*at, key)
+        yield from _places(value, (*at, key))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [None, "", -1, 2**63, 10**400, 1e300, float("nan"), float("inf"), True, "\ud800", [], {}, [None]],
+    ids=lambda odd: "huge" if odd == 10**400 else ascii(odd),
+)
+def test_a_line_with_a_value_that_no_export_has_is_refused_or_can_be_read(odd: Any, tmp_path: Path) -> None:
+    out, line = tmp_path / "out.jsonl", tmp_path / "line.jsonl"
+    with EpisodicMemory() as memory, EpisodicMemory() as other:
+        with memory.start("light the lamp", context=TaskContext(language="en", tags=("a",))) as episode:
+            episode.step("match", "strike", ok=False, observation="error: wet", latency_ms=3.0, tokens=4)
+            episode.decide("it is wet", "dry it")
+            episode.checkpoint()
+            episode.step("match", "strike again", ok=True, parameters={"force": 2})
+            episode.complete(Outcome(success=True, quality=0.5, duration_ms=10.0, result="lit"))
+        memory.export_jsonl(out)
+        told = json.loads(out.read_text())
+        for *way, last in _places(told):
+            changed = copy.deepcopy(told)
+            functools.reduce(lambda inner, key: inner[key], way, changed)[last] = odd
+            line.write_text(json.dumps(changed))
+            with contextlib.suppress(UnsupportedParameterError):
+                other.import_jsonl(line)
+        assert other.check().ok
+        for record in other.newest(1_000):
+            assert other.reflection(record.id)
+        other.recall("lamp")
+        other.patterns()
+        other.clusters()
+        other.recommend("light the lamp", after=["match"], error="error: wet")
+        with EpisodicMemory() as third:
+            assert third.import_jsonl(_exported(other, tmp_path)) == other.stats().n_completed
+
+
+def _exported(memory: EpisodicMemory, folder: Path) -> Path:
+    memory.export_jsonl(folder / "again.jsonl")
+    return folder / "again.jsonl"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(b"\xff\xfe\xfa\n")
+    with EpisodicMemory() as memory, pytest.raises(UnsupportedParameterError, match="line 1 is no episode"):
+        memory.import_jsonl(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("given", [3, None, float("nan"), 10**400], ids=["3", "None", "nan", "huge"])
+def test_a_score_function_that_gives_no_score_ends_no_episode(given: Any) -> None:
+    def scored(record: EpisodeRecord) -> Score:
+        is_number = given is not None and given != 3
+        return Score(total=given, outcome=1.0, efficiency=1.0, quality=1.0) if is_number else given
+
+    with EpisodicMemory(score=scored) as memory:
+        episode = memory.start("light the lamp")
+        with pytest.raises(UnsupportedParameterError, match="score"):
+            episode.complete(True)
+        assert [record.state for record in memory.newest()] == ["open"]
 
 
 def test_clusters_part_episodes_by_what_they_were_about(store: Stores) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from agent_memory import (
 from agent_memory.recall.protocols import Extracted
 
 NOTHING: list[Any] = [None, 0, -1, True, 2**70, 1.5, float("nan"), float("inf"), b"x", object(), len, 1j, Ellipsis]
+NOTHING += [datetime.min, datetime.max]  # without a zone: of no clock in some zones
 NOTHING += [10**400, -(10**400), 1e300, float("-inf")]  # a float cannot hold the first two, nor a database the third
 TEXTS: list[Any] = ["", "x", "\ud800", "a" * 300]
 LISTS: list[Any] = [[], [1], [None], [[]], {}, {"kind": 1}, (1, 2), {3}, range(3), iter("ab"), [{}]]
@@ -82,6 +84,7 @@ def test_context_refuses_it_or_can_use_it(context: ContextMemory, wrong: Any) ->
         lambda given: context.maintain(retain_days=given) if given == 10**400 else None,
         lambda given: context.audit(limit=given),
         lambda given: context.audit(since=given),
+        lambda given: context.recall("lamp", since=given),
         lambda given: context.stats(since=given),
         lambda given: context.recall("lamp", weights=Weights(relevance=given, recency=given, failure=given)),
         lambda given: context.keep_found(given, [], "me"),

@@ -185,6 +185,7 @@ def test_a_changed_export_is_refused_by_a_typed_error_or_can_be_used(memory: Con
     memory.export_jsonl(file)
     lines = [json.loads(line) for line in file.getvalue().splitlines()]
     odd = [None, -1, 1 << 63, float("inf"), "a", "\ud800", [[0]], {"x": [1] * 5}, {"0": ["a"] * 5}]
+    odd.append({"0": [0.0, 0.0, -1, 0.0, None]})  # used less than never
     for number, row in enumerate(lines):
         for key, value in ((key, value) for key in row for value in odd):
             changed = [*lines[:number], {**row, key: value}, *lines[number + 1 :]]
