@@ -33,6 +33,7 @@ FORMAT = 1
 Kind = Literal["rows", "resume"]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 ROOT_TAG = ""  #: the tag before the first chunk
+_LONG = 1024  #: characters of a text in a header, at most
 
 
 def tag_of(parent: str, tensors: Iterable[bytes | memoryview | Bytes]) -> str:
@@ -285,8 +286,9 @@ def _exactness(header: Mapping[str, Any]) -> Exactness:
 
 
 def _text(header: Mapping[str, Any], name: str) -> str:
+    """Return one of a header's names, tags and marks: a line that files and messages can hold."""
     value = header.get(name)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONG or not value.isprintable():
         raise ObjectDamagedError(f"its header has no {name}")
     return value
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from agent_memory import Config, EchoRunner, Memory, RequestTimeoutError
 from agent_memory.exchange.adopting import adopt
-from agent_memory.exchange.chunks import Resume
+from agent_memory.exchange.chunks import Chunk, Resume
 from agent_memory.exchange.fetch import PATIENCE_S, Fetch
 from agent_memory.exchange.fetcher import _TRANSFERS
 from agent_memory.remote.bucket import Bucket
@@ -579,6 +579,27 @@ def test_a_forged_state_without_a_key_is_a_miss(
         reply = b.generate(brief, raw=True, max_tokens=2)
         assert b.stats().remote["damaged"] == 1
     assert (reply.usage.tier, reply.text) == ("none", said)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\nb", "x" * 5_000, 3, None], ids=lambda text: ascii(text)[:8])
+@pytest.mark.parametrize("name", ["host", "tag", "parent_tag"])
+def test_a_forged_text_is_damage_and_stops_no_save(
+    name: str, text: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was stored with the rows: no KV could be saved after it, or the bucket was left alone."""
+    settings, really = config(tmp_path / "bucket", remote_key=b""), Chunk.header
+    with Memory(EchoRunner(), tmp_path / "a", config=settings) as a, monkeypatch.context() as patch:
+        patch.setattr(Chunk, "header", lambda chunk: {**really(chunk), name: text})
+        said = a.generate(SYSTEM, raw=True, max_tokens=2).text
+        published(a)
+    with Memory(EchoRunner(), tmp_path / "b", config=settings) as b:
+        reply = b.generate(SYSTEM, raw=True, max_tokens=2)
+        b.flush()
+        counts = b.stats().remote
+    assert (reply.text, reply.usage.tier) == (said, "none")
+    assert counts["damaged"] >= 1
+    assert (counts["failed"], counts["outages"]) == (0, 0)
+    assert not [record for record in caplog.records if "could not be saved" in record.message]
 
 
 def test_hosts_that_publish_one_chunk_at_once_leave_one_object(tmp_path: Path) -> None:
