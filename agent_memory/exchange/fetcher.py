@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from agent_memory.errors import ClosedError
+from agent_memory.errors import ClosedError, repr_of
 from agent_memory.exchange.chunks import (
     ROOT_TAG,
     Asked,
@@ -27,6 +27,7 @@ from agent_memory.exchange.figures import Figures
 from agent_memory.exchange.opening import Remote
 from agent_memory.exchange.stored import GoneError, Stored
 from agent_memory.kvcache.coding import coded, token_bytes
+from agent_memory.log.soundness import BAD_JSON
 from agent_memory.prefix.authors import Origins, unpacked
 from agent_memory.prefix.chunks import chunk_chain, root_id
 from agent_memory.remote.bodies import Body
@@ -270,7 +271,12 @@ class Fetcher:
         bucket, keys = self._remote.bucket, self._remote.keys
 
         def take(body: Body) -> _T:
-            return read(open_object(name, keys, body))
+            try:
+                return read(open_object(name, keys, body))
+            except ObjectDamagedError:
+                raise
+            except BAD_JSON as error:  # a header may say anything: the bucket did not fail
+                raise ObjectDamagedError(f"object {name}: {repr_of(error)}") from error
 
         try:
             return self._asked(lambda: bucket.read(name, take, max_bytes=n_bytes + _SLACK_BYTES))
