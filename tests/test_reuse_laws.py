@@ -117,5 +117,6 @@ def test_what_is_cached_is_what_the_log_and_the_prompt_share(name: str, acts: li
                 assert usage.cached_tokens == shared or not turns
             if name in STABLE and act in ("say", "list"):
                 assert prompt[: len(before)].tolist() == before.tolist()
-            assert (usage.miss is not None) == (usage.cached_tokens < n_kv)
+            # a list that ends earlier than its conversation, and reuses all that it has, is no miss
+            assert (usage.miss is not None) == (usage.cached_tokens < min(n_kv, len(prompt) - 1))
             assert bool(usage.miss_detail) == (usage.miss is not None)
