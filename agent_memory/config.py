@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -101,8 +100,8 @@ def _kind(*kinds: type) -> _Validator:
 
 
 def _seconds(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, float) or not 0 < value <= threading.TIMEOUT_MAX:  # a thread waits for so long
-        raise _refuse(attribute.name, f"a number above 0 and at most {threading.TIMEOUT_MAX:.3g}", value)
+    if not isinstance(value, float) or not 0 < value < math.inf:
+        raise _refuse(attribute.name, "a finite number above 0", value)
 
 
 def _seconds_or_none(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:

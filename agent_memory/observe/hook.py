@@ -52,7 +52,7 @@ class Hook:
         if thread is None or thread is threading.current_thread():
             return
         self._replies.put(None)
-        thread.join(self._close_s)
+        thread.join(min(self._close_s, threading.TIMEOUT_MAX))
         if thread.is_alive():
             n_left = max(0, self._replies.qsize() - 1)
             self.n_failed += n_left

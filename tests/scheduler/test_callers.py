@@ -176,14 +176,18 @@ def test_a_wait_that_is_no_time_is_refused_and_the_request_runs_on(memory: Memor
     assert handle.result(PATIENCE_S).text == "hello"
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("seconds", [1e10, 1e300])
 def test_a_memory_whose_times_are_centuries_serves(seconds: float) -> None:
+    told: list[str] = []
     config = Config(
-        hot_ttl_s=seconds, warm_ttl_s=seconds, callable_timeout_s=seconds, target_gap_s=seconds, warm_bytes=1 << 20
-    )
+        hot_ttl_s=seconds, warm_ttl_s=seconds, callable_timeout_s=seconds, target_gap_s=seconds, warm_bytes=1 << 20,
+        on_reply=lambda reply: told.append(reply.text),
+    )  # fmt: skip
     with Memory(EchoRunner(), ":memory:", config=config) as memory:
         for text in ("one", "two"):
             reply = within(lambda text=text: memory.agent("ann").say(text, logits_processors=[lambda ids, x: x]))  # type: ignore[misc]
             assert reply.text == text
             memory.agent("ann").say("to warm")
             memory.evict(to="warm")
+    assert told == ["one", "to warm", "two", "to warm"]
