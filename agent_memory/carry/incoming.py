@@ -22,7 +22,7 @@ from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.state_shapes import MAX_TEXT_BYTES, check_state
 from agent_memory.log.carried import MAX_VERSIONS, Intake, Terms
 from agent_memory.log.facts import Facts
-from agent_memory.log.soundness import BAD_JSON, is_count
+from agent_memory.log.soundness import BAD_JSON, is_count, is_line
 from agent_memory.log.turns import Turn
 from agent_memory.log.versions import Version
 from agent_memory.prefix.chunks import piece_id, root_id
@@ -33,7 +33,6 @@ from agent_memory.types import EXACTNESS, Exactness, weakest
 
 _ORDER = {"agent": 0, "branch": 1, "turn": 1, "version": 2, "model": 3, "rows": 4, "resume": 5, "head": 6}
 _MAX_PARTS = 1 << 16  #: of each kind but turns
-_LONG = 1024  #: characters of a host's description
 _MADE = get_args(Made)
 
 
@@ -358,6 +357,6 @@ def _check_state(body: Body, at: int, n_bytes: int, snapshots: tuple[str, ...]) 
 
 def _provenance(facts: Mapping[str, Any]) -> tuple[Codec, Exactness, str]:
     exactness, host = facts.get("exactness"), facts.get("host")
-    if exactness not in EXACTNESS or not isinstance(host, str) or len(host) > _LONG or not host.isprintable():
+    if exactness not in EXACTNESS or not is_line(host):
         raise ValueError("rows do not say where they come from")
     return named(str(facts.get("codec"))), exactness, host

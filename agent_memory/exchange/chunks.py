@@ -19,7 +19,7 @@ from agent_memory.config import Codec
 from agent_memory.kvcache.coding import coded, named
 from agent_memory.kvcache.layout import Layout
 from agent_memory.kvfile.state_shapes import check_packed
-from agent_memory.log.soundness import BAD_JSON
+from agent_memory.log.soundness import BAD_JSON, is_line
 from agent_memory.prefix.authors import Origins, of_tag, origins, unpacked
 from agent_memory.prefix.chunks import common_prefix
 from agent_memory.prefix.pieces import Ids
@@ -33,7 +33,6 @@ FORMAT = 1
 Kind = Literal["rows", "resume"]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 ROOT_TAG = ""  #: the tag before the first chunk
-_LONG = 1024  #: characters of a text in a header, at most
 
 
 def tag_of(parent: str, tensors: Iterable[bytes | memoryview | Bytes]) -> str:
@@ -288,7 +287,7 @@ def _exactness(header: Mapping[str, Any]) -> Exactness:
 def _text(header: Mapping[str, Any], name: str) -> str:
     """Return one of a header's names, tags and marks: a line that files and messages can hold."""
     value = header.get(name)
-    if not isinstance(value, str) or len(value) > _LONG or not value.isprintable():
+    if not is_line(value):
         raise ObjectDamagedError(f"its header has no {name}")
     return value
 

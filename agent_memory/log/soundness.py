@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from agent_memory.errors import AgentMemoryError
 from agent_memory.tools import from_json as tools_from_json
@@ -23,6 +23,7 @@ BAD_JSON = (ValueError, TypeError, KeyError, AttributeError, IndexError, Recursi
 _MAX_VALUES = 100_000  #: values in one JSON text of a stranger: a short text may become large objects
 _BYTES_A_VALUE = 4  #: of a text with more values than that, at least: a long history has them too, of 7 or more each
 _MAX_DEPTH = 100
+_LONGEST_LINE = 1024  #: characters
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
@@ -105,3 +106,8 @@ def is_count(value: Any) -> bool:
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def is_line(value: object) -> TypeGuard[str]:
+    """True for a text of a stranger that is one short line: what files, tables and messages can hold."""
+    return isinstance(value, str) and len(value) <= _LONGEST_LINE and value.isprintable()

@@ -14,9 +14,7 @@ from tests.parts import tiny
 pytestmark = pytest.mark.mlx
 
 GREEDY = Sampling()
-#: One of each class of cache in the default run; models that combine the same classes otherwise in the slow one.
-_DEFAULT = ("llama", "gemma3_text", "qwen3_next", "falcon_h1", "llama4")
-SHAPES = [n if n in _DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]
+SHAPES = [n if n in tiny.ONE_OF_EACH else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]
 LENGTHS = (5, 60, 33, 100)  #: below, above, at and far above the tiny models' windows and chunks of 32
 
 

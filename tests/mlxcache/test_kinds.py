@@ -17,9 +17,7 @@ from tests.parts import tiny
 
 pytestmark = pytest.mark.mlx
 
-#: One of each class of cache in the default run; models that combine the same classes otherwise in the slow one.
-_DEFAULT = ("llama", "gemma3_text", "qwen3_next", "falcon_h1", "llama4")
-SHAPES = [n if n in _DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]
+SHAPES = [n if n in tiny.ONE_OF_EACH else pytest.param(n, marks=pytest.mark.slow) for n in tiny.SHAPES]
 CHUNK = 16  #: the tiny models' windows and chunks are of 32
 
 
@@ -91,13 +89,13 @@ def _assert_equal_from_here(model: Any, one: Any, other: Any) -> None:
 PLAIN = ["llama", "llama_windows", "gemma3_text", "falcon_h1"]
 
 
-OTHERS = [n for n in tiny.SHAPES if n not in _DEFAULT]
+OTHERS = [n for n in tiny.SHAPES if n not in tiny.ONE_OF_EACH]
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        *((n, "float32") for n in _DEFAULT),
+        *((n, "float32") for n in tiny.ONE_OF_EACH),
         *(pytest.param(n, "float32", marks=pytest.mark.slow) for n in OTHERS),
         *((n, "bfloat16") for n in PLAIN),
     ],

@@ -52,6 +52,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+#: One of each class of cache, for the default run; the others combine the same classes, for slow tests.
+ONE_OF_EACH = ("llama", "gemma3_text", "qwen3_next", "falcon_h1", "llama4")
+
 #: More ways to combine them, for slow tests: recurrent layers beside windows, and alone; a ``CacheList`` of
 #: attention; layers that read another layer's window.
 MORE: dict[str, dict[str, Any]] = {
