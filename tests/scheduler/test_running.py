@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentMemoryError, CancelledError, Config, EchoRunner, Generation, Memory, Reply, RequestError
+from agent_memory import (
+    AgentMemoryError,
+    CancelledError,
+    Config,
+    EchoRunner,
+    Generation,
+    Memory,
+    OutOfBudgetError,
+    Reply,
+)
 from agent_memory.scheduler.loop import Loop
 from tests.parts.faulty import Fault, with_faults
 from tests.parts.waiting import outcome, wait_for
@@ -70,7 +79,7 @@ def test_invariants_hold_after_every_tick_of_random_operations(
             while len(running) > 8:
                 ended.append(outcome(running.pop(0)))
         ended += map(outcome, running)
-        assert all(isinstance(one, Reply | CancelledError | Fault | RequestError) for one in ended), ended
+        assert all(isinstance(one, Reply | CancelledError | Fault | OutOfBudgetError) for one in ended), ended
         assert sum(isinstance(one, Reply) for one in ended) > len(ended) / 5
         assert memory._engine.call(lambda: len(memory._engine._loop.running)) == 0
         assert memory._engine.call(lambda: memory._engine._loop.running._admission.reserved_bytes) == 0
